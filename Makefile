@@ -1,0 +1,66 @@
+# Every target works on a machine that has Python 3.11 to 3.13 and make; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PROTOS := $(shell find proto -name '*.proto' | sort)
+GEN_PACKAGE := megaphone_api
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY) ## Make .venv with the locked versions of everything.
+
+$(READY): pyproject.toml requirements.lock
+	@echo "Setting up $(VENV) (about a minute the first time)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: try make PYTHON=python3.11 setup")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.PHONY: run
+run: $(READY) ## Start the broker: HTTP on port 3000, gRPC on port 3001.
+	@exec $(BIN)/megaphone serve
+
+.PHONY: test
+test: $(READY) ## Run every test. More pytest options: make test ARGS="-k read -x"
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: check
+check: $(READY) proto-check ## Check format, lint, types, imports and the schema.
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: fix
+fix: $(READY) ## Format, and mend what the linter can mend.
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format --quiet .
+
+.PHONY: proto
+proto: $(READY) ## Generate gen/ from proto/.
+	@$(BIN)/python proto/generate.py gen
+	@echo "gen/$(GEN_PACKAGE) is up to date with proto/"
+
+.PHONY: proto-check
+proto-check: $(READY) ## Check that gen/ is what proto/ generates, and lint the schema.
+	@$(BIN)/python proto/generate.py --check gen
+	@$(BIN)/python proto/generate.py --image $(VENV)/schema.binpb
+	@$(BIN)/buf lint $(VENV)/schema.binpb --config buf.yaml --exclude-path google
+
+.PHONY: bench
+bench: $(READY) ## Measure the broker against bare handlers (about a minute).
+	$(BIN)/python -m bench $(ARGS)
+
+.PHONY: lock
+lock: $(READY) ## Take the newest versions that pyproject.toml allows into requirements.lock.
+	@$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet --disable-pip-version-check uv
+	.tools/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		--group dev pyproject.toml -o requirements.lock

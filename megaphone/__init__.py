@@ -1,0 +1,3 @@
+"""Megaphone: push events to browsers, phones and services through one broker."""
+
+__version__ = "0.11.0"

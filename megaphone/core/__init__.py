@@ -1,0 +1,1 @@
+"""The rules of channels, agents and addresses, apart from every transport and every store."""

@@ -1,0 +1,125 @@
+"""Addresses: what back ends and clients hold instead of a password.
+
+A channel has two. The *consumer address* reads: `{agent}.{50 random characters}.{features}`. The
+*producer address* writes: `{agent}.{sealed id}`, where the seal is AES-256-GCM under the agent's
+key, so that nobody can derive one address from the other. Proxies route by the agent, which is
+everything before the first dot. Inside, a channel goes by its *channel id*, the MD5 of the random
+characters. All of it is fixed by the wire contract with existing clients.
+"""
+
+import hashlib
+import re
+import secrets
+import string
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from dataclasses import dataclass, field
+from typing import Self
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from megaphone.errors import BadRequest
+
+ALPHANUMERICS = string.ascii_letters + string.digits
+SECRET_LENGTH = 50
+FEATURES = "1"
+"""The features of a channel of ours as a bit set in hex; bit 0 is chunked streaming."""
+
+KEY_BYTES = 32
+NONCE_BYTES = 12
+
+_CONSUMER = re.compile(
+    r"(?P<agent>[A-Za-z0-9_-]+)\.(?P<secret>[A-Za-z0-9]{50})\.(?P<features>0|[1-9a-f][0-9a-f]*)"
+)
+_PRODUCER = re.compile(
+    r"(?P<agent>[A-Za-z0-9_-]+)\.(?P<sealed>[A-Za-z0-9_-]{58}[AEIMQUYcgkosw048])"
+)
+# 44 bytes are 352 bits and 59 characters carry 354: the last one has two idle bits, which must be
+# zero, so that an address has one spelling.
+
+MALFORMED = "not an address: expected a producer or consumer address as POST /create returns it"
+CANNOT_WRITE = "a consumer address cannot write: use the channel's producer address"
+CANNOT_READ = "a producer address cannot read: use the channel's consumer address"
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerAddress:
+    """A well-formed consumer address. Whether its channel lives is for the store to say."""
+
+    agent: str
+    secret: str = field(repr=False)
+    features: str = FEATURES
+
+    @classmethod
+    def mint(cls, agent: str) -> Self:
+        secret = "".join(secrets.choice(ALPHANUMERICS) for _ in range(SECRET_LENGTH))
+        return cls(agent, secret)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises: BadRequest, when `text` does not have the form of a consumer address."""
+        if found := _CONSUMER.fullmatch(text):
+            return cls(found["agent"], found["secret"], found["features"])
+        raise BadRequest(CANNOT_READ if is_producer_shaped(text) else MALFORMED)
+
+    @property
+    def channel_id(self) -> bytes:
+        return hashlib.md5(self.secret.encode(), usedforsecurity=False).digest()
+
+    def __str__(self) -> str:
+        return f"{self.agent}.{self.secret}.{self.features}"
+
+
+@dataclass(frozen=True, slots=True)
+class SealedAddress:
+    """A well-formed producer address that has not been opened: only its agent can be read."""
+
+    agent: str
+    sealed: str = field(repr=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises: BadRequest, when `text` does not have the form of a producer address."""
+        if found := _PRODUCER.fullmatch(text):
+            return cls(found["agent"], found["sealed"])
+        raise BadRequest(CANNOT_WRITE if is_consumer_shaped(text) else MALFORMED)
+
+
+def is_consumer_shaped(text: str) -> bool:
+    return _CONSUMER.fullmatch(text) is not None
+
+
+def is_producer_shaped(text: str) -> bool:
+    return _PRODUCER.fullmatch(text) is not None
+
+
+class AddressKey:
+    """An agent's key: makes producer addresses from channel ids, and opens them."""
+
+    __slots__ = ("_cipher", "secret")
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != KEY_BYTES:
+            raise BadRequest(f"an address key has {KEY_BYTES} bytes, not {len(secret)}")
+        self.secret = secret
+        self._cipher = AESGCM(secret)
+
+    @classmethod
+    def random(cls) -> Self:
+        return cls(secrets.token_bytes(KEY_BYTES))
+
+    def seal(self, channel_id: bytes) -> str:
+        nonce = secrets.token_bytes(NONCE_BYTES)
+        sealed = nonce + self._cipher.encrypt(nonce, channel_id, None)
+        return urlsafe_b64encode(sealed).decode().rstrip("=")
+
+    def open(self, sealed: str) -> bytes:
+        """Return the channel id that was sealed.
+
+        Raises: BadRequest, when it was not sealed with this key, or was changed since.
+        """
+        raw = urlsafe_b64decode(sealed + "=")
+        try:
+            return self._cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], None)
+        except InvalidTag as error:
+            raise BadRequest(MALFORMED) from error

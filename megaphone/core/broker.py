@@ -1,0 +1,312 @@
+"""The use cases of the broker, one method each: all that the faces call.
+
+Both faces translate to these methods and back, so that a channel behaves the same however it is
+reached. Arguments are what clients sent, unchecked; every rule is applied here or below.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from megaphone.core.addresses import (
+    CANNOT_WRITE,
+    ConsumerAddress,
+    SealedAddress,
+    is_consumer_shaped,
+)
+from megaphone.core.agents import Agents
+from megaphone.core.content import checked_body, checked_id, checked_stream_id, new_event_id
+from megaphone.core.ports import Observer, Store
+from megaphone.core.reader import Reader
+from megaphone.errors import (
+    BadRequest,
+    ChannelNotFound,
+    MegaphoneError,
+    PayloadTooLarge,
+    PermissionDenied,
+    ShuttingDown,
+    WriteTimeout,
+)
+from megaphone.model import (
+    SKIPPED,
+    BatchFailure,
+    Event,
+    Message,
+    NewChannel,
+    ReadOptions,
+    ReadProtocol,
+)
+from megaphone.settings import Settings
+
+DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
+MAX_WINDOW = 100_000
+
+
+class Broker:
+    """The channels of one node.
+
+    Every method raises ShuttingDown, where it would start something, once `begin_shutdown` was
+    called.
+    """
+
+    def __init__(
+        self, *, store: Store, agents: Agents, settings: Settings, observer: Observer
+    ) -> None:
+        self._store = store
+        self._agents = agents
+        self._settings = settings
+        self._observer = observer
+        self._poll_duration_s = settings.poll_duration_millis / 1000
+        self._readers: set[Reader] = set()
+        self._shutting_down = False
+
+    # -- Channels
+
+    async def create(self, protocols: Sequence[str] = ()) -> NewChannel:
+        """Make a channel under any agent that takes new ones.
+
+        Raises: BadRequest, when `protocols` are named and none is supported; NoAgentAvailable;
+            LimitExceeded; ShuttingDown.
+        """
+        self._refuse_if_shutting_down()
+        chosen = negotiate(protocols)
+        agent = self._agents.pick_for_new_channel(loop_time())
+        consumer = ConsumerAddress.mint(agent.name)
+        channel_id = consumer.channel_id
+        await self._store.create(channel_id, str(consumer))
+        self._observer.channel_created()
+        return NewChannel(
+            agent=agent.name,
+            producer_address=f"{agent.name}.{agent.key.seal(channel_id)}",
+            consumer_address=str(consumer),
+            protocols=chosen,
+        )
+
+    async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
+        """Tell for each address, of a producer or a consumer, whether its channel lives."""
+        return {address: await self._is_alive(address) for address in addresses}
+
+    async def _is_alive(self, address: str) -> bool:
+        try:
+            if is_consumer_shaped(address):
+                channel_id = self._consumer(address).channel_id
+            else:
+                channel_id = self._open_producer_address(address)
+        except MegaphoneError:
+            return False
+        return await self._store.exists(channel_id)
+
+    # -- Writing
+
+    async def write(
+        self, address: str, stream_id: str, body: bytes, request_id: str | None = None
+    ) -> str:
+        """Write one event; when this returns it is in the buffer of its channel.
+
+        Waits for room, first come first served, for at most the write timeout. Atomic with respect
+        to cancellation: the event is in the buffer or it is not.
+
+        Returns: the event's id; that of an earlier event when `request_id` repeats the one it was
+            written with within 60 s.
+        Raises: BadRequest; PermissionDenied, for a consumer address; ChannelNotFound;
+            PayloadTooLarge; WriteTimeout; ShuttingDown.
+        """
+        self._refuse_if_shutting_down()
+        if request_id is not None:
+            checked_id("request id", request_id)
+        event = self._new_event(stream_id, body)
+        try:
+            return await self._store.append(self._writable_channel(address), event, request_id)
+        except ChannelNotFound:
+            self._observer.events_unroutable(1)
+            raise
+
+    async def write_batch(
+        self,
+        addresses: Sequence[str],
+        messages: Sequence[Message],
+        request_id: str | None = None,
+    ) -> list[BatchFailure]:
+        """Write the same messages to many channels.
+
+        Channels are written concurrently, the messages of one channel in order. One message has
+        the same event id in all channels. After the first timeout on a channel the rest of its
+        messages are skipped.
+
+        Returns: what was not taken, in the order of the addresses.
+        Raises: BadRequest, PayloadTooLarge, ShuttingDown: then nothing was written.
+        """
+        self._refuse_if_shutting_down()
+        count, allowed = len(addresses) * len(messages), self._settings.max_batch_events
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"the batch writes {count} events ({len(addresses)} channels with "
+                f"{len(messages)} messages each); at most {allowed} are allowed"
+            )
+        if request_id is not None:
+            checked_id("request id", request_id)
+        events = [self._new_batch_event(index, message) for index, message in enumerate(messages)]
+        async with asyncio.TaskGroup() as group:
+            writes = [
+                group.create_task(self._write_all(address, events, request_id))
+                for address in addresses
+            ]
+        return [failure for write in writes for failure in write.result()]
+
+    def _new_batch_event(self, index: int, message: Message) -> Event:
+        try:
+            return self._new_event(message.stream_id, message.body)
+        except MegaphoneError as error:
+            raise type(error)(f"message {index}: {error}") from None
+
+    async def _write_all(
+        self, address: str, events: Sequence[Event], request_id: str | None
+    ) -> list[BatchFailure]:
+        taken = 0
+        try:
+            channel_id = self._writable_channel(address)
+            for taken, event in enumerate(events):
+                key = None if request_id is None else f"{request_id}/{taken}"
+                await self._store.append(channel_id, event, key)
+        except WriteTimeout as error:
+            rest = [SKIPPED] * (len(events) - taken - 1)
+            return failures_from(address, taken, [error.code, *rest])
+        except MegaphoneError as error:
+            rest = [error.code] * (len(events) - taken)
+            if isinstance(error, ChannelNotFound):
+                self._observer.events_unroutable(len(rest))
+            return failures_from(address, taken, rest)
+        return []
+
+    def _new_event(self, stream_id: str, body: bytes) -> Event:
+        return Event(
+            id=new_event_id(),
+            stream_id=checked_stream_id(stream_id),
+            timestamp_us=time.time_ns() // 1000,
+            body=checked_body(body, self._settings.max_body_bytes),
+        )
+
+    # -- Reading
+
+    async def open_reader(
+        self, address: str, options: ReadOptions | None = None, *, within_s: float | None = None
+    ) -> Reader:
+        """Become the one reader of a channel, for the poll duration or for `within_s`, if less.
+
+        The reader must be entered at once (`async with`), or the channel stays busy.
+
+        Raises: BadRequest; ChannelNotFound; ReaderBusy; ShuttingDown.
+        """
+        self._refuse_if_shutting_down()
+        consumer = self._consumer(address)
+        checked = checked_options(options or ReadOptions())
+        lease = await self._store.lease(consumer.channel_id, address, checked)
+        window_s = (
+            self._poll_duration_s if within_s is None else min(within_s, self._poll_duration_s)
+        )
+        reader = Reader(
+            lease,
+            until=loop_time() + window_s,
+            observer=self._observer,
+            on_exit=self._readers.discard,
+        )
+        self._readers.add(reader)
+        return reader
+
+    async def acknowledge(self, address: str, event_id: str) -> int:
+        """Count an event and all before it on its channel as delivered.
+
+        May be repeated, and needs no open read.
+
+        Returns: how many were not yet; 0 also for an event that is not known, or not any more.
+        Raises: BadRequest; ChannelNotFound.
+        """
+        consumer = self._consumer(address)
+        checked_id("event id", event_id)
+        return await self._store.acknowledge(consumer.channel_id, address, event_id)
+
+    # -- What operators do
+
+    async def dispose(self, address: str) -> None:
+        """End a channel now.
+
+        Raises: BadRequest; ChannelNotFound.
+        """
+        await self._store.remove(self._consumer(address).channel_id)
+
+    async def list_channels(self, skip: int, limit: int) -> Sequence[str]:
+        """Return the consumer addresses of channels, oldest first."""
+        return await self._store.addresses(skip, limit)
+
+    # -- The end
+
+    @property
+    def is_shutting_down(self) -> bool:
+        return self._shutting_down
+
+    async def begin_shutdown(self) -> None:
+        """Refuse all that is new, writers that wait for room too, and end every read cleanly."""
+        self._shutting_down = True
+        await self._store.refuse_writers()
+        for reader in self._readers:
+            reader.end()
+
+    def _refuse_if_shutting_down(self) -> None:
+        if self._shutting_down:
+            raise ShuttingDown
+
+    # -- Addresses
+
+    def _consumer(self, address: str) -> ConsumerAddress:
+        consumer = ConsumerAddress.parse(address)
+        if self._agents.get(consumer.agent) is None:
+            raise not_on_this_node(consumer.agent)
+        return consumer
+
+    def _writable_channel(self, address: str) -> bytes:
+        if is_consumer_shaped(address):
+            if not self._settings.legacy_channel_id_writes:
+                raise PermissionDenied(CANNOT_WRITE)
+            return self._consumer(address).channel_id
+        return self._open_producer_address(address)
+
+    def _open_producer_address(self, address: str) -> bytes:
+        sealed = SealedAddress.parse(address)
+        agent = self._agents.get(sealed.agent)
+        if agent is None:
+            raise not_on_this_node(sealed.agent)
+        return agent.key.open(sealed.sealed)
+
+
+def failures_from(address: str, first: int, reasons: Sequence[str]) -> list[BatchFailure]:
+    return [BatchFailure(address, first + i, reason) for i, reason in enumerate(reasons)]
+
+
+def loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def not_on_this_node(agent: str) -> ChannelNotFound:
+    return ChannelNotFound(f"no such channel: agent {agent} is not on this node")
+
+
+def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:
+    """Return those of the named protocols that are supported, in the order of preference.
+
+    Raises: BadRequest, when some are named and none is supported.
+    """
+    if not protocols:
+        return (DEFAULT_PROTOCOL,)
+    supported = [ReadProtocol[name] for name in protocols if name in ReadProtocol.__members__]
+    if not supported:
+        names = ", ".join(ReadProtocol.__members__)
+        raise BadRequest(f"none of the named protocols is supported; supported are {names}")
+    return tuple(supported)
+
+
+def checked_options(options: ReadOptions) -> ReadOptions:
+    if options.after_event_id is not None:
+        checked_id("event id", options.after_event_id)
+    if not 1 <= options.window <= MAX_WINDOW:
+        raise BadRequest(f"the window must be 1 to {MAX_WINDOW} events, not {options.window}")
+    return options

@@ -1,0 +1,375 @@
+"""A channel: an ordered, bounded list of events with one reader at a time and a deadline.
+
+This is a state machine without an event loop. Nothing here waits, and time is an argument (seconds
+on any clock that does not go back), so that every rule can be tested without one. Whoever waits
+leaves a callback: a writer that found the channel full has its `Waiter` settled, a reader that
+found nothing is woken.
+
+Reading is a *lease*, not a pop: what was sent stays known until it is safely out of reach. The
+log is one list in the order of writing, cut by two positions:
+
+    ┌───── done ─────┬── in flight ──┬──── unsent ────┐
+    │ kept for       │ sent by the   │ what the next  │
+    │ replay         │ current lease │ take returns   │
+    0               done            sent             len
+
+An entry *holds a place*, and so counts against the capacity, from the moment it is taken. A plain
+reader frees the place when it takes the entry; an acknowledging one when it acknowledges it. At
+most `capacity` sent entries that hold no place are kept for replay; older ones are forgotten.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from megaphone.errors import ReaderBusy
+from megaphone.model import ChannelLimits, Event, ReadOptions
+
+IDEMPOTENCY_KEYS = 10_000
+"""Request ids that a channel remembers at most; the oldest are forgotten first."""
+
+
+class Waiter:
+    """Writers of one event that wait for room. Several only if they repeat one request id."""
+
+    __slots__ = ("_callbacks", "event", "reported", "request_id", "taken")
+
+    def __init__(self, event: Event, request_id: str | None) -> None:
+        self.event = event
+        self.request_id = request_id
+        self.taken: bool | None = None
+        """None while waiting; True once the event is in the channel; False if the channel went."""
+        self.reported = False
+        """For the use of whoever counts events: whether this one was counted."""
+        self._callbacks: list[Callable[[], None]] = []
+
+    def join(self, settled: Callable[[], None]) -> None:
+        """Have `settled` called once `taken` is known."""
+        self._callbacks.append(settled)
+
+    def leave(self, settled: Callable[[], None]) -> bool:
+        """Stop waiting. Returns: whether nobody waits any more."""
+        self._callbacks.remove(settled)
+        return not self._callbacks
+
+    def settle(self, taken: bool) -> None:
+        self.taken = taken
+        for settled in self._callbacks:
+            settled()
+
+
+class Entry:
+    """An event in the log of one channel."""
+
+    __slots__ = ("event", "holds_place", "sent_at")
+
+    def __init__(self, event: Event) -> None:
+        self.event = event
+        self.holds_place = True
+        self.sent_at: float | None = None
+        """When it was last handed to a reader."""
+
+
+class Lease:
+    """The right to read a channel, until it is released or lost."""
+
+    __slots__ = ("_channel", "acknowledging", "is_open", "recovered", "resent", "wake", "window")
+
+    def __init__(self, channel: "Channel", options: ReadOptions, wake: Callable[[], None]) -> None:
+        self._channel = channel
+        self.acknowledging = options.acknowledge
+        self.window = options.window
+        self.wake = wake
+        """Called when `take` may have something new to say. May be called too often."""
+        self.is_open = True
+        """False once released, or once the channel went."""
+        self.recovered: bool | None = None
+        """Whether the event to resume after was still known; None when none was named."""
+        self.resent = 0
+        """How many of the events taken so far had been sent before."""
+
+    def take(self, limit: int, now: float) -> list[Event]:
+        """Return up to `limit` events in order, none if none is ready or the lease is not open.
+
+        They are in flight from now on. An acknowledging lease has at most its window in flight.
+        """
+        return self._channel._take(self, limit, now) if self.is_open else []
+
+    def release(self, *, clean: bool, now: float) -> None:
+        """End the read. Repeating it changes nothing.
+
+        What an acknowledging lease had in flight is read again first, in order. What a plain lease
+        had sent within the redelivery window is too, unless the read ended clean.
+        """
+        if self.is_open:
+            self._channel._release(self, clean=clean, now=now)
+
+
+RequestIds = OrderedDict[str, tuple[str | Waiter, float]]
+"""By request id: the event taken for it, or the waiter, and when it was offered. Oldest first."""
+
+
+class Channel:
+    """See the module. All methods take effect at once and wholly, or raise and change nothing."""
+
+    __slots__ = (
+        "_done",
+        "_forgotten_id",
+        "_held",
+        "_lease",
+        "_limits",
+        "_log",
+        "_request_ids",
+        "_sent",
+        "_waiters",
+        "created_at",
+        "deadline",
+    )
+
+    def __init__(self, limits: ChannelLimits, now: float) -> None:
+        self.created_at = now
+        self.deadline: float | None = now + limits.ttl_s
+        """When the channel dies; None while it is read."""
+        self._limits = limits
+        self._log: list[Entry] = []
+        self._done = 0
+        self._sent = 0
+        self._held = 0
+        """How many entries hold a place."""
+        self._forgotten_id: str | None = None
+        """The last event that fell out of the log: who resumes after it misses nothing."""
+        self._lease: Lease | None = None
+        # Most channels never need these two; they are made when they do, since memory counts.
+        self._waiters: OrderedDict[Waiter, None] | None = None
+        self._request_ids: RequestIds | None = None
+
+    # -- Writing
+
+    def offer(self, event: Event, *, now: float, request_id: str | None = None) -> str | Waiter:
+        """Take an event, or queue it behind those that wait already if there is no room.
+
+        A `request_id` seen within the idempotency window is answered as it was the first time, and
+        the new event is dropped: with the id of the event that was taken, or with the waiter that
+        waits for it.
+
+        Returns: the id under which the event is in the channel, or the waiter to join.
+        """
+        if request_id is not None and (earlier := self._recall(request_id, now)) is not None:
+            return earlier
+        answer: str | Waiter
+        if self._held < self._limits.capacity and not self._waiters:
+            self._append(event)
+            answer = event.id
+        else:
+            answer = self._queue(Waiter(event, request_id))
+        if request_id is not None:
+            self._remember(request_id, answer, now)
+        return answer
+
+    def withdraw(self, waiter: Waiter, settled: Callable[[], None]) -> None:
+        """Leave a waiter that is not settled; with its last writer it leaves no trace."""
+        if waiter.taken is None and waiter.leave(settled):
+            assert self._waiters is not None
+            del self._waiters[waiter]
+            if waiter.request_id is not None and self._request_ids is not None:
+                self._request_ids.pop(waiter.request_id, None)
+
+    @property
+    def waiting_writers(self) -> int:
+        return len(self._waiters) if self._waiters else 0
+
+    # -- Reading
+
+    def lease(self, options: ReadOptions, wake: Callable[[], None], now: float) -> Lease:
+        """Start to read. The channel cannot die until the lease is released.
+
+        With `after_event_id` the read starts after that event, which counts as acknowledged with
+        all before it; if the event is not known any more it starts at the oldest one kept.
+
+        Raises: ReaderBusy, when another lease is open.
+        """
+        if self._lease is not None:
+            raise ReaderBusy
+        lease = Lease(self, options, wake)
+        if options.after_event_id is not None:
+            lease.recovered = self._rewind_to(options.after_event_id)
+        self._lease = lease
+        self.deadline = None
+        return lease
+
+    def acknowledge(self, event_id: str) -> int:
+        """Count an event that was sent, and all before it, as delivered.
+
+        Returns: how many that were not yet; 0 for an event that is not known (any more).
+        """
+        position = self._find(event_id)
+        if position is None or self._log[position].sent_at is None:
+            return 0
+        newly = max(0, position + 1 - self._done)
+        self._finish(position + 1)
+        self._wake_reader()
+        return newly
+
+    @property
+    def is_read(self) -> bool:
+        return self._lease is not None
+
+    @property
+    def unsent(self) -> int:
+        """How many events the next reader would get now."""
+        return len(self._log) - self._sent
+
+    # -- The end
+
+    def is_expired(self, now: float) -> bool:
+        return self.deadline is not None and now >= self.deadline
+
+    def close(self) -> int:
+        """End the channel: its reader is woken, its writers are refused.
+
+        Returns: how many events were lost, that is, taken and not delivered as their reader wanted.
+        """
+        lost = len(self._log) - self._sent
+        if (lease := self._lease) is not None:
+            if lease.acknowledging:
+                lost += self._sent - self._done
+            self._lease = None
+            lease.is_open = False
+            lease.wake()
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            waiter.settle(taken=False)
+        self._log = []
+        self._done = self._sent = self._held = 0
+        return lost
+
+    # -- Inside: writers
+
+    def _append(self, event: Event) -> None:
+        self._log.append(Entry(event))
+        self._held += 1
+        self._wake_reader()
+
+    def _queue(self, waiter: Waiter) -> Waiter:
+        if self._waiters is None:
+            self._waiters = OrderedDict()
+        self._waiters[waiter] = None
+        return waiter
+
+    def _admit_waiters(self) -> None:
+        while self._waiters and self._held < self._limits.capacity:
+            waiter, _ = self._waiters.popitem(last=False)
+            self._append(waiter.event)
+            waiter.settle(taken=True)
+        if not self._waiters:
+            self._waiters = None
+
+    def _recall(self, request_id: str, now: float) -> str | Waiter | None:
+        if not self._request_ids:
+            return None
+        self._forget_request_ids(self._request_ids, now - self._limits.idempotency_window_s)
+        answer, _ = self._request_ids.get(request_id, (None, now))
+        if isinstance(answer, Waiter) and answer.taken:
+            return answer.event.id
+        return answer
+
+    @staticmethod
+    def _forget_request_ids(known: RequestIds, before: float) -> None:
+        """Forget those offered before a time, up to the first whose event still waits for room."""
+        while known:
+            request_id, (answer, offered_at) = next(iter(known.items()))
+            if offered_at >= before or (isinstance(answer, Waiter) and answer.taken is None):
+                break
+            del known[request_id]
+
+    def _remember(self, request_id: str, answer: str | Waiter, now: float) -> None:
+        if self._request_ids is None:
+            self._request_ids = OrderedDict()
+        self._request_ids[request_id] = (answer, now)
+        if len(self._request_ids) > IDEMPOTENCY_KEYS:
+            self._request_ids.popitem(last=False)
+
+    # -- Inside: readers
+
+    def _take(self, lease: Lease, limit: int, now: float) -> list[Event]:
+        first = self._sent
+        if first == len(self._log):
+            return []
+        if lease.acknowledging:
+            limit = min(limit, lease.window - (first - self._done))
+        entries = self._log[first : first + max(0, limit)]
+        for entry in entries:
+            if entry.sent_at is not None:
+                lease.resent += 1
+            entry.sent_at = now
+        self._sent = first + len(entries)
+        if not lease.acknowledging:
+            self._free(entries)
+        return [entry.event for entry in entries]
+
+    def _release(self, lease: Lease, *, clean: bool, now: float) -> None:
+        if lease.acknowledging:
+            self._sent = self._done
+        elif clean:
+            self._done = self._sent
+        else:
+            self._sent = self._done = self._first_sent_since(now - self._limits.redelivery_window_s)
+        lease.is_open = False
+        self._lease = None
+        self.deadline = now + self._limits.ttl_s
+
+    def _first_sent_since(self, time: float) -> int:
+        """Where in flight the entries begin that were sent after `time`; all were sent in order."""
+        for position in range(self._done, self._sent):
+            sent_at = self._log[position].sent_at
+            if sent_at is not None and sent_at > time:
+                return position
+        return self._sent
+
+    def _rewind_to(self, event_id: str) -> bool:
+        """Have the next take start after an event. Returns: whether the event was known."""
+        position = self._find(event_id)
+        known = position is not None or event_id == self._forgotten_id
+        start = 0 if position is None else position + 1
+        self._sent = self._done = start
+        self._free(self._log[:start])
+        return known
+
+    def _finish(self, done: int) -> None:
+        """Count all entries before `done` as delivered: they are sent again only if asked for."""
+        if done > self._done:
+            finished = self._log[self._done : done]
+            self._done = done
+            self._sent = max(self._sent, done)
+            self._free(finished)
+
+    def _free(self, entries: list[Entry]) -> None:
+        """Take their places from entries, for writers that wait, and forget what is too old."""
+        for entry in entries:
+            if entry.holds_place:
+                entry.holds_place = False
+                self._held -= 1
+        self._forget()
+        self._admit_waiters()
+
+    def _forget(self) -> None:
+        """Keep no more than `capacity` entries for replay."""
+        holding_none = self._done if self._holds_in_flight() else self._sent
+        excess = holding_none - self._limits.capacity
+        if excess > 0:
+            self._forgotten_id = self._log[excess - 1].event.id
+            del self._log[:excess]
+            self._done = max(0, self._done - excess)
+            self._sent -= excess
+
+    def _holds_in_flight(self) -> bool:
+        return self._lease is not None and self._lease.acknowledging
+
+    def _find(self, event_id: str) -> int | None:
+        for position, entry in enumerate(self._log):
+            if entry.event.id == event_id:
+                return position
+        return None
+
+    def _wake_reader(self) -> None:
+        if self._lease is not None:
+            self._lease.wake()

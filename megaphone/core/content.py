@@ -1,0 +1,109 @@
+"""What an event may be made of: the rules for bodies, stream ids, event ids and request ids."""
+
+import random
+import re
+from collections.abc import Iterable
+
+import msgspec
+
+from megaphone.core.addresses import ALPHANUMERICS
+from megaphone.errors import BadRequest, PayloadTooLarge
+
+EVENT_ID_LENGTH = 23
+MAX_STREAM_ID_BYTES = 1_024
+MAX_ID_LENGTH = 200
+"""Of event ids and request ids that clients send."""
+MAX_DEPTH = 127
+"""Arrays and objects in each other. With the event around it that makes the 128 that serde_json
+reads, the parser of existing clients: one deeper event would end their reads for good."""
+
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
+_json = msgspec.json.Decoder()
+
+
+def new_event_id() -> str:
+    """Make an event id: unique for all practical purposes, but no secret, so from a fast source."""
+    return "".join(random.choices(ALPHANUMERICS, k=EVENT_ID_LENGTH))
+
+
+def checked_body(body: bytes, max_bytes: int) -> bytes:
+    """Return a body as it travels: byte for byte as written, but for line breaks between tokens.
+
+    Valid JSON has raw line breaks only between tokens, where a space means the same; and events
+    are lines on the wire.
+
+    Raises: PayloadTooLarge; BadRequest, when it is not strictly JSON (RFC 8259) in valid UTF-8,
+        holds a number that is beyond every reader, or is nested more than `MAX_DEPTH` deep.
+    """
+    if len(body) > max_bytes:
+        raise PayloadTooLarge(f"the body has {len(body)} bytes; at most {max_bytes} are allowed")
+    try:
+        value = _json.decode(body)
+    except RecursionError:
+        raise too_deep() from None
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not valid UTF-8") from None
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"the body is not JSON: {explain(error)}") from None
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
+        raise too_deep()
+    if b"\n" in body or b"\r" in body:
+        return body.translate(_LINE_BREAKS_TO_SPACES)
+    return body
+
+
+def explain(error: msgspec.MsgspecError) -> str:
+    """Say what a decoder found wrong, as the second half of a sentence."""
+    text = str(error).removeprefix("JSON is malformed: ")
+    return text[:1].lower() + text[1:]
+
+
+def too_deep() -> BadRequest:
+    return BadRequest(f"the body is nested too deep: at most {MAX_DEPTH} levels are allowed")
+
+
+def depth(value: object) -> int:
+    """How many arrays and objects are in each other at the deepest point."""
+    levels = 0
+    level = list(containers([value]))
+    while level:
+        levels += 1
+        level = [inner for outer in level for inner in containers(members(outer))]
+    return levels
+
+
+def containers(values: Iterable[object]) -> Iterable[dict[str, object] | list[object]]:
+    return (value for value in values if isinstance(value, dict | list))
+
+
+def members(container: dict[str, object] | list[object]) -> Iterable[object]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def checked_stream_id(stream_id: str) -> str:
+    """Return a stream id: the name of a stream within its channel.
+
+    Raises: BadRequest, when it is empty, longer than 1,024 bytes of UTF-8 or holds a control
+        character.
+    """
+    if not stream_id:
+        raise BadRequest("the stream id is empty: name a stream")
+    size = len(stream_id.encode())
+    if size > MAX_STREAM_ID_BYTES:
+        raise BadRequest(
+            f"the stream id has {size} bytes; at most {MAX_STREAM_ID_BYTES} are allowed"
+        )
+    if _CONTROL_CHARACTER.search(stream_id):
+        raise BadRequest("the stream id holds a control character; none is allowed")
+    return stream_id
+
+
+def checked_id(what: str, text: str) -> str:
+    """Return an event id or request id that a client sent; `what` names it in the error.
+
+    Raises: BadRequest, when it is empty, longer than 200 characters or not visible ASCII.
+    """
+    if not 1 <= len(text) <= MAX_ID_LENGTH or not text.isascii() or not text.isprintable():
+        raise BadRequest(f"the {what} must be 1 to {MAX_ID_LENGTH} visible ASCII characters")
+    return text

@@ -1,0 +1,108 @@
+"""What the core needs of the world: the contracts that stores and observers fulfil.
+
+Nothing here may assume that a channel lives in this process: a store may be across a network.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from megaphone.model import Event, ReadOptions
+
+
+class ChannelLease(Protocol):
+    """An open read of one channel. See `megaphone.core.channel.Lease` for the rules."""
+
+    @property
+    def recovered(self) -> bool | None:
+        """Whether the event to resume after was still known; None when none was named."""
+
+    async def take(self, limit: int, until: float) -> list[Event]:
+        """Return up to `limit` events as soon as there is one, in order.
+
+        Returns none once the loop's clock has reached `until`, after `interrupt`, and when the
+        channel has gone. Atomic with respect to cancellation: if it is cancelled, none was taken.
+        """
+
+    def interrupt(self) -> None:
+        """Make every `take` from now on, and the one that waits, return none."""
+
+    def release(self, *, clean: bool) -> None:
+        """End the read, now, without waiting for anything. Repeating it changes nothing."""
+
+
+class Store(Protocol):
+    """Channels by their id: where events live between writer and reader.
+
+    A call may be cancelled at any point; it then has taken effect wholly or not at all.
+    """
+
+    async def create(self, channel_id: bytes, consumer_address: str) -> None:
+        """Add an empty channel.
+
+        Raises: LimitExceeded, when the store holds as many as it may.
+        """
+
+    async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
+        """Add an event at the end, waiting for room, first come first served.
+
+        When this returns the event is in the channel's buffer; when it raises it is not.
+
+        Returns: the id under which the event is stored: that of an earlier event if `request_id`
+            repeats the one it was written with.
+        Raises: ChannelNotFound; WriteTimeout; ShuttingDown.
+        """
+
+    async def lease(
+        self, channel_id: bytes, consumer_address: str, options: ReadOptions
+    ) -> ChannelLease:
+        """Start to read a channel.
+
+        Raises: ChannelNotFound, also when `consumer_address` is not exactly that of the channel;
+            ReaderBusy.
+        """
+
+    async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
+        """Count an event and all before it as delivered.
+
+        Returns: how many were not yet.
+        Raises: ChannelNotFound.
+        """
+
+    async def exists(self, channel_id: bytes) -> bool:
+        """Tell whether the channel lives."""
+
+    async def remove(self, channel_id: bytes) -> None:
+        """End a channel now; its reader and its writers are told.
+
+        Raises: ChannelNotFound.
+        """
+
+    async def addresses(self, skip: int, limit: int) -> Sequence[str]:
+        """Return the consumer addresses of channels, oldest first."""
+
+    async def refuse_writers(self) -> None:
+        """From now on answer writers that wait, or would, with ShuttingDown."""
+
+    async def aclose(self) -> None:
+        """Let go of everything. Nothing else may be called after it."""
+
+
+class Observer(Protocol):
+    """Is told what happens to channels and events, at once and once. Must not raise or wait."""
+
+    def channel_created(self) -> None: ...
+
+    def channel_removed(self, consumer_address: str, age_s: float, lost: int) -> None:
+        """A channel expired or was disposed of, with `lost` events that nobody had read."""
+
+    def events_written(self, count: int) -> None: ...
+
+    def events_read(self, count: int, redelivered: int) -> None:
+        """`count` events were handed to a reader; `redelivered` of them not for the first time."""
+
+    def events_unroutable(self, count: int) -> None:
+        """Events were written to a channel that does not exist."""
+
+    def read_started(self) -> None: ...
+
+    def read_ended(self) -> None: ...

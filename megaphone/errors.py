@@ -1,0 +1,99 @@
+"""Every error a user of the broker can meet, each with its stable code.
+
+A code is what clients act on; it never changes. How codes travel over HTTP and gRPC is said in one
+place, `megaphone.wire.errors`. Texts are for people: they say what was wrong and what is allowed,
+and never contain an address or a key, since those are secrets.
+
+    MegaphoneError
+     ├── BadRequest            the request itself is wrong; repeating it cannot help
+     ├── PermissionDenied      understood, and not allowed
+     ├── ChannelNotFound       no such channel, or no longer
+     ├── ReaderBusy            the channel has a reader already
+     ├── PayloadTooLarge       more bytes, or more events, than the broker takes at once
+     ├── LimitExceeded         the broker is full; try again after a while
+     ├── WriteTimeout          the channel stayed full; the event was not taken
+     └── Unavailable           this node cannot serve the request now; another may
+          ├── NoAgentAvailable
+          ├── ShuttingDown
+          └── StoreUnavailable
+"""
+
+from typing import ClassVar
+
+
+class MegaphoneError(Exception):
+    """An error that is told to the user as it is.
+
+    Anything else that is raised is a bug, and reaches users as `INTERNAL_SERVER_ERROR` only.
+    """
+
+    code: ClassVar[str]
+    retry_after_s: ClassVar[float | None] = None
+    """Seconds after which the same request may succeed; None where there is no saying."""
+
+
+class BadRequest(MegaphoneError):
+    code = "BAD_REQUEST"
+
+
+class PermissionDenied(MegaphoneError):
+    code = "PERMISSION_DENIED"
+
+
+class ChannelNotFound(MegaphoneError):
+    code = "NOT_FOUND"
+
+    def __init__(self, message: str = "no such channel: it has expired, or never was here") -> None:
+        super().__init__(message)
+
+
+class ReaderBusy(MegaphoneError):
+    code = "BUSY"
+
+    def __init__(self, message: str = "the channel is being read: one reader at a time") -> None:
+        super().__init__(message)
+
+
+class PayloadTooLarge(MegaphoneError):
+    code = "PAYLOAD_TOO_LARGE"
+
+
+class LimitExceeded(MegaphoneError):
+    code = "LIMIT_EXCEEDED"
+    retry_after_s = 10.0
+
+
+class WriteTimeout(MegaphoneError):
+    code = "TIMEOUT"
+    retry_after_s = 1.0
+
+    def __init__(self, message: str = "the channel stayed full: the event was not taken") -> None:
+        super().__init__(message)
+
+
+class Unavailable(MegaphoneError):
+    """This node cannot serve the request now. Not raised itself."""
+
+
+class NoAgentAvailable(Unavailable):
+    code = "NO_AGENT"
+    retry_after_s = 1.0
+
+    def __init__(self, message: str = "no agent of this node takes new channels yet") -> None:
+        super().__init__(message)
+
+
+class ShuttingDown(Unavailable):
+    code = "SHUTTING_DOWN"
+    retry_after_s = 1.0
+
+    def __init__(self, message: str = "this node is shutting down") -> None:
+        super().__init__(message)
+
+
+class StoreUnavailable(Unavailable):
+    code = "STORE_UNAVAILABLE"
+    retry_after_s = 1.0
+
+    def __init__(self, message: str = "the store of channels does not answer") -> None:
+        super().__init__(message)

@@ -1,0 +1,94 @@
+"""The values that all parts of the broker share. Plain data: no I/O, no rules."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+SKIPPED = "SKIPPED"
+"""Why an event of a batch was not written: an earlier one of its channel timed out."""
+
+
+class AgentMode(Enum):
+    """What a virtual agent does on this node."""
+
+    MASTER = "MASTER"
+    """Takes new channels, once it is warm."""
+    REPLICA = "REPLICA"
+    """Is fed by another node; takes no new channels."""
+
+
+class ReadProtocol(Enum):
+    """The ways of reading a channel, by the names that `/create` negotiates."""
+
+    HTTP_STREAM_NDJSON_V1 = "HTTP_STREAM_NDJSON_V1"
+    GRPC_STREAM_V1 = "GRPC_STREAM_V1"
+
+
+@dataclass(slots=True, eq=False)
+class Event:
+    """One event. Not changed after it is made, and shared by all channels it is written to."""
+
+    id: str
+    """23 random letters and digits; a repeated delivery repeats it."""
+    stream_id: str
+    timestamp_us: int
+    """When the broker took it: microseconds since the epoch, UTC."""
+    body: bytes = field(repr=False)
+    """One JSON value in UTF-8, as it was written, without line breaks."""
+    rendered: bytes | None = field(default=None, repr=False)
+    """What a face made of the event, kept so that all its readers share the same bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An event that is yet to be written: without channel, id and time."""
+
+    stream_id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NewChannel:
+    """What the creator of a channel is told."""
+
+    agent: str
+    producer_address: str = field(repr=False)
+    consumer_address: str = field(repr=False)
+    protocols: tuple[ReadProtocol, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFailure:
+    """One event of a batch that one channel did not take."""
+
+    channel: str = field(repr=False)
+    """The address, as it was given."""
+    index: int
+    """Which of the batch's messages."""
+    reason: str
+    """An error code, or SKIPPED."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a reader wants to read. The default is the plain reader that old clients are."""
+
+    after_event_id: str | None = None
+    """Resume after this event; it and all before it count as acknowledged."""
+    acknowledge: bool = False
+    """Keep each event in the buffer until it is acknowledged."""
+    window: int = 100
+    """With `acknowledge`: how many events may be in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelLimits:
+    """What bounds a channel. The same for all channels of a store."""
+
+    capacity: int = 100
+    """Events that wait for a reader or its acknowledgement, and as many again kept for replay."""
+    ttl_s: float = 60.0
+    """How long a channel lives after its last read has ended, or after it was made."""
+    redelivery_window_s: float = 10.0
+    """How old an event sent to a plain reader may be to be sent again after a broken read."""
+    idempotency_window_s: float = 60.0
+    """How long a request id is remembered."""
