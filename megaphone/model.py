@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+DEFAULT_WINDOW = 100
+"""Events that an acknowledging reader has in flight at most, unless it asks for another number."""
+
 SKIPPED = "SKIPPED"
 """Why an event of a batch was not written: an earlier one of its channel timed out."""
 
@@ -43,7 +46,17 @@ class Message:
     """An event that is yet to be written: without channel, id and time."""
 
     stream_id: str
-    body: bytes
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """An event that is yet to be written to one channel."""
+
+    address: str = field(repr=False)
+    stream_id: str
+    body: bytes = field(repr=False)
+    request_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +89,7 @@ class ReadOptions:
     """Resume after this event; it and all before it count as acknowledged."""
     acknowledge: bool = False
     """Keep each event in the buffer until it is acknowledged."""
-    window: int = 100
+    window: int = DEFAULT_WINDOW
     """With `acknowledge`: how many events may be in flight."""
 
 

@@ -1,7 +1,8 @@
 """The settings of a node: names, defaults, units and what is allowed. No I/O.
 
 Every default lives here and nowhere else. `megaphone.config` reads them from a file and the
-environment, and checks them against the constraints written here.
+environment, and checks them against the constraints written here; the description of a constraint
+is what a wrong value is answered with.
 """
 
 from collections.abc import Mapping
@@ -12,14 +13,36 @@ from msgspec import Meta
 
 from megaphone.model import AgentMode, ChannelLimits
 
-AGENT_NAME_PATTERN = r"^[A-Za-z0-9_-]+$"
-ENDPOINT_PATTERN = r"^(\[[0-9A-Fa-f:.%]+\]|[^\[\]:/\s]+):[0-9]{1,5}$"
+PORT = r"(6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|\d{1,4})"
 
-AgentName = Annotated[str, Meta(pattern=AGENT_NAME_PATTERN, max_length=100)]
-Endpoint = Annotated[str, Meta(pattern=ENDPOINT_PATTERN)]
-Milliseconds = Annotated[int, Meta(ge=1, le=86_400_000)]
-Seconds = Annotated[float, Meta(ge=0.001, le=86_400)]
-SecondsOrZero = Annotated[float, Meta(ge=0, le=86_400)]
+
+def whole(least: int, most: int) -> Meta:
+    return Meta(ge=least, le=most, description=f"a whole number from {least} to {most}")
+
+
+def seconds(least: float, most: float) -> Meta:
+    return Meta(ge=least, le=most, description=f"a number of seconds from {least:g} to {most:g}")
+
+
+DAY_S = 86_400
+
+AgentName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_-]{1,100}$",
+        description="1 to 100 letters, digits, underscores and hyphens",
+    ),
+]
+Endpoint = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):{PORT}$",
+        description="host:port, such as 0.0.0.0:3000 or [::]:3000",
+    ),
+]
+Milliseconds = Annotated[int, whole(1, DAY_S * 1000)]
+Seconds = Annotated[float, seconds(0.001, DAY_S)]
+SecondsOrZero = Annotated[float, seconds(0, DAY_S)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +53,9 @@ class Settings:
     """Where HTTP is served, as host:port; port 0 takes a free one."""
     grpc_address: Endpoint = "0.0.0.0:3001"
     """Where gRPC is served, as host:port; port 0 takes a free one."""
-    agents: Mapping[AgentName, AgentMode] = field(default_factory=dict)
-    """The virtual agents of this node (key `agent` in files): a name, or name = mode."""
+    agent: Mapping[AgentName, AgentMode] = field(default_factory=dict)
+    """The virtual agents of this node and their modes. A file or a variable may also give just a
+    name, for one MASTER. Without any there is one, named after the host and warm at once."""
     agent_warmup_secs: SecondsOrZero = 60.0
     """How long a new agent waits before it takes channels, so that proxies learn of it."""
 
@@ -44,13 +68,13 @@ class Settings:
     write_timeout_millis: Milliseconds = 10_000
     """How long a write to a full channel waits for room."""
 
-    buffer_capacity: Annotated[int, Meta(ge=1, le=100_000)] = 100
+    buffer_capacity: Annotated[int, whole(1, 100_000)] = 100
     """Events that a channel holds for its reader."""
-    max_channels: Annotated[int, Meta(ge=1, le=100_000_000)] = 100_000
+    max_channels: Annotated[int, whole(1, 100_000_000)] = 100_000
     """Channels that this node holds at once."""
-    max_body_bytes: Annotated[int, Meta(ge=1, le=1_073_741_824)] = 1_048_576
+    max_body_bytes: Annotated[int, whole(1, 1_073_741_824)] = 1_048_576
     """The largest request body, and so the largest event."""
-    max_batch_events: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
+    max_batch_events: Annotated[int, whole(1, 10_000_000)] = 10_000
     """The most events one batch may write: its channels times its messages."""
 
     legacy_channel_id_writes: bool = False

@@ -35,6 +35,7 @@ from megaphone.model import (
     NewChannel,
     ReadOptions,
     ReadProtocol,
+    Write,
 )
 from megaphone.settings import Settings
 
@@ -120,6 +121,33 @@ class Broker:
         except ChannelNotFound:
             self._observer.events_unroutable(1)
             raise
+
+    async def write_each(self, writes: Sequence[Write]) -> list[str | MegaphoneError]:
+        """Write each event to a channel of its own, as `write` would.
+
+        Channels are written concurrently, the events of one channel in order.
+
+        Returns: for each event its id, or why it was not taken.
+        """
+        results: list[str | MegaphoneError] = [ShuttingDown()] * len(writes)
+
+        async def write_in_order(indexes: Sequence[int]) -> None:
+            for index in indexes:
+                one = writes[index]
+                try:
+                    results[index] = await self.write(
+                        one.address, one.stream_id, one.body, one.request_id
+                    )
+                except MegaphoneError as error:
+                    results[index] = error
+
+        by_address: dict[str, list[int]] = {}
+        for index, one in enumerate(writes):
+            by_address.setdefault(one.address, []).append(index)
+        async with asyncio.TaskGroup() as group:
+            for indexes in by_address.values():
+                group.create_task(write_in_order(indexes))
+        return results
 
     async def write_batch(
         self,

@@ -21,7 +21,7 @@ class Reader:
     too), so that what a broken read had sent is sent again to the next reader.
     """
 
-    __slots__ = ("_lease", "_observer", "_on_exit", "_until")
+    __slots__ = ("_lease", "_observer", "_on_exit", "until")
 
     def __init__(
         self,
@@ -32,7 +32,8 @@ class Reader:
         on_exit: Callable[["Reader"], None],
     ) -> None:
         self._lease = lease
-        self._until = until
+        self.until = until
+        """The loop time at which the read window is over."""
         self._observer = observer
         self._on_exit = on_exit
 
@@ -63,6 +64,6 @@ class Reader:
         return self
 
     async def __anext__(self) -> list[Event]:
-        if events := await self._lease.take(BATCH_EVENTS, self._until):
+        if events := await self._lease.take(BATCH_EVENTS, self.until):
             return events
         raise StopAsyncIteration

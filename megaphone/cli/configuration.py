@@ -1,0 +1,66 @@
+"""`megaphone config`: say whether the configuration is in order, and what it amounts to."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from megaphone.config import DEFAULT, Config, ConfigError, load_here
+from megaphone.settings import Settings
+
+config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
+
+WRONG_CONFIGURATION = 2
+"""The exit code of a configuration that cannot be taken."""
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Read this file, not the one that is here."),
+]
+
+
+def load_or_exit(file: Path | None) -> Config:
+    """Read the configuration, or exit with one line that says what is wrong with it."""
+    try:
+        return load_here(file)
+    except ConfigError as error:
+        typer.echo(f"megaphone: {error}", err=True)
+        raise typer.Exit(WRONG_CONFIGURATION) from None
+
+
+@config_app.command()
+def check(config: ConfigOption = None) -> None:
+    """Say whether the broker would start with the configuration that it finds here."""
+    counts = Counter(load_or_exit(config).sources.values())
+    defaults = counts.pop(DEFAULT, 0)
+    found = [f"{count} from {source}" for source, count in counts.items()]
+    typer.echo(f"The configuration is in order: {', '.join([*found, f'{defaults} defaults'])}.")
+
+
+@config_app.command()
+def show(config: ConfigOption = None) -> None:
+    """Print every setting and where it comes from, in the form of a megaphone.toml."""
+    loaded = load_or_exit(config)
+    tables = []
+    for setting in fields(Settings):
+        value = getattr(loaded.settings, setting.name)
+        if isinstance(value, Mapping):
+            tables.append(setting.name)
+            continue
+        typer.echo(line(setting.name, toml(value), loaded.sources[setting.name]))
+    for name in tables:
+        typer.echo(f"\n[{name}.virtual]  # {loaded.sources[name]}")
+        for key, mode in getattr(loaded.settings, name).items():
+            typer.echo(f"{key} = {toml(mode.value)}")
+
+
+def line(key: str, value: str, source: str) -> str:
+    return f"{f'{key} = {value}':<44}# {source}"
+
+
+def toml(value: Any) -> str:
+    return json.dumps(value)

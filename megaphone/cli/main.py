@@ -1,0 +1,58 @@
+"""`megaphone`: serve, and look after the configuration."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from megaphone import __version__
+from megaphone.cli.configuration import config_app, load_or_exit
+
+app = typer.Typer(
+    name="megaphone",
+    help="Push events to browsers, phones and services over HTTP streaming and gRPC.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.add_typer(config_app, name="config")
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Read this file, not the one that is here."),
+]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"megaphone {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=show_version, help="Print the version."),
+    ] = False,
+) -> None:
+    """Options that need no command."""
+
+
+@app.command()
+def serve(config: ConfigOption = None) -> None:
+    """Start the broker; Ctrl-C or SIGTERM stops it in order.
+
+    Nothing has to be set: HTTP is on port 3000, gRPC on port 3001. `megaphone config show` lists
+    what can be.
+    """
+    settings = load_or_exit(config).settings
+    # These take a while to import, and no other command needs them.
+    from megaphone.cli.serving import serve_until_stopped
+
+    serve_until_stopped(settings)
+
+
+def main() -> NoReturn:
+    sys.exit(app())

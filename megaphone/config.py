@@ -1,0 +1,217 @@
+"""Reads the settings: defaults, then one file, then the environment. Nothing else does.
+
+The file is `megaphone.toml`, `.yaml` or `.json` in the working directory. Variables are named
+`megaphone_KEY`, or the same in upper case, with dots for what is nested, such as
+`megaphone_agent.virtual.node1=MASTER`. Whatever is wrong ends in a `ConfigError`, which says in one
+line where it stands, what it is, and what is allowed.
+"""
+
+import json
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+import yaml
+
+from megaphone.model import AgentMode
+from megaphone.settings import Settings
+
+PREFIX = "megaphone_"
+FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
+DEFAULT = "default"
+AGENT = "agent"
+WARMUP = "agent_warmup_secs"
+
+TYPES = get_type_hints(Settings, include_extras=True)
+KEYS = [setting.name for setting in fields(Settings)]
+PARSERS: Mapping[str, Callable[[str], Any]] = {
+    ".toml": tomllib.loads,
+    ".yaml": yaml.safe_load,
+    ".yml": yaml.safe_load,
+    ".json": json.loads,
+}
+
+
+class ConfigError(Exception):
+    """A setting that cannot be taken. One line, for the operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings of this node, and where each comes from."""
+
+    settings: Settings
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """By key: the name of a file or of a variable, or `default`."""
+
+
+@dataclass(slots=True)
+class Value:
+    """What one source says about one key, as it stands there."""
+
+    raw: Any
+    source: str
+
+
+def load(directory: Path, environment: Mapping[str, str], file: Path | None = None) -> Config:
+    """Read `file`, or the one in `directory` if there is one, and then the environment.
+
+    Raises: ConfigError.
+    """
+    values: dict[str, Value] = {}
+    chosen = file or find_file(directory)
+    if chosen is not None:
+        values |= read_file(chosen)
+    for key, value in read_environment(environment).items():
+        below = values.get(key)
+        values[key] = Value(merged(below.raw if below else None, value.raw), value.source)
+    return build(values)
+
+
+def load_here(file: Path | None = None) -> Config:
+    """Read the configuration of this process. Raises: ConfigError."""
+    return load(Path.cwd(), os.environ, file)
+
+
+# -- Sources
+
+
+def find_file(directory: Path) -> Path | None:
+    found = [directory / name for name in FILE_NAMES if (directory / name).is_file()]
+    if len(found) > 1:
+        names = " and ".join(file.name for file in found)
+        raise ConfigError(f"{names} are both here: keep one of them")
+    return found[0] if found else None
+
+
+def read_file(file: Path) -> dict[str, Value]:
+    parse = PARSERS.get(file.suffix)
+    if parse is None:
+        raise ConfigError(f"{file.name}: the name must end in one of {', '.join(PARSERS)}")
+    try:
+        content = parse(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file.name}: cannot be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(f"{file.name}: is not {file.suffix[1:].upper()}: {why}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file.name}: must hold keys with values at its top")
+    for key in content:
+        check_known(str(key), file.name)
+    return {key: Value(raw, file.name) for key, raw in content.items()}
+
+
+def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
+    """Return what variables with our prefix say.
+
+    In upper case, variables with other names are passed over: Kubernetes makes such for a service
+    that is called megaphone.
+    """
+    values: dict[str, Value] = {}
+    for name, text in environment.items():
+        if not name.lower().startswith(PREFIX):
+            continue
+        key, *path = name[len(PREFIX) :].split(".")
+        if key.lower() not in KEYS and name.startswith(PREFIX.upper()):
+            continue
+        key = key.lower()
+        check_known(key, f"variable {name}")
+        earlier = values.get(key)
+        raw = merged(earlier.raw if earlier else None, nested(path, text))
+        values[key] = Value(raw, f"variable {name}")
+    return values
+
+
+def check_known(key: str, source: str) -> None:
+    if key not in KEYS:
+        close = get_close_matches(key, KEYS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(KEYS)}"
+        raise ConfigError(f"{source}: {key} is not a known key; {hint}")
+
+
+def nested(path: list[str], value: Any) -> Any:
+    for name in reversed(path):
+        value = {name: value}
+    return value
+
+
+def merged(below: Any, above: Any) -> Any:
+    """Lay one source over another: tables are joined, all else is replaced."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {key: merged(below.get(key), value) for key, value in above.items()}
+    return above
+
+
+# -- Values
+
+
+def build(values: Mapping[str, Value]) -> Config:
+    checked = {key: convert(key, value) for key, value in values.items()}
+    sources = {key: values[key].source if key in values else DEFAULT for key in KEYS}
+    if not checked.get(AGENT):
+        checked[AGENT] = {host_agent(): AgentMode.MASTER}
+        checked.setdefault(WARMUP, 0.0)
+    return Config(Settings(**checked), sources)
+
+
+def convert(key: str, value: Value) -> Any:
+    raw = agents_table(value) if key == AGENT else value.raw
+    try:
+        return msgspec.convert(raw, TYPES[key], strict=False)
+    except msgspec.ValidationError as error:
+        raise refused(key, value, allowed(TYPES[key]) or str(error)) from None
+
+
+def refused(key: str, value: Value, what_is_allowed: str) -> ConfigError:
+    return ConfigError(
+        f"{value.source}: {key} = {json.dumps(value.raw, default=str)} is not allowed;"
+        f" allowed is {what_is_allowed}"
+    )
+
+
+def allowed(kind: Any) -> str | None:
+    """Say which values a type allows."""
+    if kind is bool:
+        return "true or false"
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    for note in getattr(kind, "__metadata__", ()):
+        if isinstance(note, msgspec.Meta) and note.description:
+            return note.description
+    return None
+
+
+def agents_table(value: Value) -> dict[str, str]:
+    """Bring the forms of the key `agent` to one: a table of names and modes."""
+    names, modes = allowed(get_args(TYPES[AGENT])[0]), " or ".join(AgentMode.__members__)
+    match value.raw:
+        case str(name):
+            table = {name: AgentMode.MASTER.value}
+        case {"virtual": dict(table), **others} if not others:
+            pass
+        case _:
+            raise refused(AGENT, value, 'a name, or a table such as agent.virtual.node1 = "MASTER"')
+    for name, mode in table.items():
+        try:
+            msgspec.convert(name, get_args(TYPES[AGENT])[0])
+        except msgspec.ValidationError:
+            raise refused(AGENT, Value(name, value.source), f"as a name {names}") from None
+        if mode not in AgentMode.__members__:
+            raise refused(f"agent.virtual.{name}", Value(mode, value.source), modes)
+    return table
+
+
+def host_agent() -> str:
+    """Return the name of the host as the name of an agent."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname()).strip("-")
+    return name[:100] or "megaphone"

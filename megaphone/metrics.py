@@ -1,0 +1,103 @@
+"""What the broker counts, as Prometheus text.
+
+Counts are plain integers: everything happens on one event loop, so there is nothing to lock. The
+names are those of the broker before this one, so that its dashboards go on working. They lack the
+`_total` that prometheus-client would add, so our own are rendered here, and only those of
+the process and the interpreter by that library.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+DURATION_BUCKETS_S = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
+
+
+class Metrics:
+    """Fulfils `core.ports.Observer`."""
+
+    def __init__(self) -> None:
+        self.channels_created = 0
+        self.channels_disposed = 0
+        self.messages_received = 0
+        self.messages_read = 0
+        self.messages_redelivered = 0
+        self.messages_unroutable = 0
+        self.messages_lost = 0
+        self.reads_open = 0
+        self._durations = [0] * (len(DURATION_BUCKETS_S) + 1)
+        self._durations_sum_s = 0.0
+        self._process = CollectorRegistry()
+        self._process.register(PROCESS_COLLECTOR)
+        self._process.register(GC_COLLECTOR)
+
+    # -- What happens
+
+    def channel_created(self) -> None:
+        self.channels_created += 1
+
+    def channel_removed(self, consumer_address: str, age_s: float, lost: int) -> None:
+        self.channels_disposed += 1
+        self.messages_lost += lost
+        self._durations[bisect_left(DURATION_BUCKETS_S, age_s)] += 1
+        self._durations_sum_s += age_s
+
+    def events_written(self, count: int) -> None:
+        self.messages_received += count
+
+    def events_read(self, count: int, redelivered: int) -> None:
+        self.messages_read += count - redelivered
+        self.messages_redelivered += redelivered
+
+    def events_unroutable(self, count: int) -> None:
+        self.messages_unroutable += count
+
+    def read_started(self) -> None:
+        self.reads_open += 1
+
+    def read_ended(self) -> None:
+        self.reads_open -= 1
+
+    # -- What is told
+
+    def render(self) -> bytes:
+        """Return all metrics as Prometheus text, format 0.0.4."""
+        lines = [*self._counters(), *self._gauges(), *self._duration_histogram()]
+        return "\n".join([*lines, ""]).encode() + generate_latest(self._process)
+
+    def _counters(self) -> Iterator[str]:
+        for name, value, meaning in (
+            ("channel_created", self.channels_created, "Channels made."),
+            ("channel_disposed", self.channels_disposed, "Channels expired or disposed of."),
+            ("messages_received", self.messages_received, "Events taken from writers."),
+            ("messages_read", self.messages_read, "Events handed to readers, each counted once."),
+            ("messages_redelivered", self.messages_redelivered, "Events handed to readers again."),
+            ("messages_unroutable", self.messages_unroutable, "Events for unknown channels."),
+            ("messages_lost", self.messages_lost, "Events that went unread with their channel."),
+        ):
+            yield from family(name, "counter", meaning)
+            yield f"megaphone_{name} {value}"
+
+    def _gauges(self) -> Iterator[str]:
+        for name, value, meaning in (
+            ("channels", self.channels_created - self.channels_disposed, "Channels alive."),
+            ("reads_open", self.reads_open, "Reads open."),
+        ):
+            yield from family(name, "gauge", meaning)
+            yield f"megaphone_{name} {value}"
+
+    def _duration_histogram(self) -> Iterator[str]:
+        yield from family("channel_duration", "histogram", "How long channels lived, in seconds.")
+        cumulated = list(accumulate(self._durations))
+        for bound, count in zip((*DURATION_BUCKETS_S, "+Inf"), cumulated, strict=True):
+            yield f'megaphone_channel_duration_bucket{{le="{bound}"}} {count}'
+        yield f"megaphone_channel_duration_sum {self._durations_sum_s}"
+        yield f"megaphone_channel_duration_count {cumulated[-1]}"
+
+
+def family(name: str, kind: str, meaning: str) -> Iterator[str]:
+    yield f"# HELP megaphone_{name} {meaning}"
+    yield f"# TYPE megaphone_{name} {kind}"

@@ -1,0 +1,64 @@
+"""How errors become HTTP answers: in one middleware, for answers that have not begun.
+
+What fails once a stream has begun can have no status any more: it is logged, and the connection is
+cut so that the client sees that something is missing.
+"""
+
+import logging
+import math
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from megaphone.errors import MegaphoneError
+from megaphone.rest.answers import json_answer
+from megaphone.wire import errors, json
+
+log = logging.getLogger(__name__)
+
+CODES_OF_HTTP = {413: "PAYLOAD_TOO_LARGE", 404: "NOT_FOUND"}
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except MegaphoneError as error:
+        return answer_of(error)
+    except web.HTTPException as error:
+        return answer_of_http(request, error)
+    except ConnectionError:
+        raise
+    except Exception:
+        log.exception("%s failed", request.match_info.route.resource)
+        if request.writer.output_size > 0:
+            raise ConnectionResetError from None
+        body = json.error(
+            errors.INTERNAL_CODE, errors.INTERNAL_MESSAGE, errors.INTERNAL_HTTP_STATUS
+        )
+        return json_answer(body, errors.INTERNAL_HTTP_STATUS)
+
+
+def answer_of(error: MegaphoneError) -> web.Response:
+    status = errors.row_of(error).http_status
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return json_answer(json.error(error.code, str(error), status), status, headers)
+
+
+def answer_of_http(request: web.Request, error: web.HTTPException) -> web.Response:
+    """Answer what aiohttp itself refused, in our form."""
+    match error:
+        case web.HTTPRequestEntityTooLarge():
+            message = f"the body is too large: at most {request.client_max_size} bytes are allowed"
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{request.method} is not allowed here; allowed is {allowed}"
+        case web.HTTPNotFound():
+            message = "no such route"
+        case _:
+            message = error.reason
+    code = CODES_OF_HTTP.get(error.status, "BAD_REQUEST")
+    headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+    return json_answer(json.error(code, message, error.status), error.status, headers)

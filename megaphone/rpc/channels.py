@@ -1,0 +1,70 @@
+"""`megaphone.v1.ChannelService`: each call a translation to the broker and back."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from megaphone.core.broker import Broker
+from megaphone.rpc.reads import read_window_s, stream_events
+from megaphone.wire import protobuf as wire
+from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.channels_pb2_grpc import ChannelServiceServicer
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ChannelServicer(ChannelServiceServicer):
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def CreateChannel(
+        self, request: pb.CreateChannelRequest, context: Context
+    ) -> pb.CreateChannelResponse:
+        return wire.created(await self._broker.create(request.protocols))
+
+    async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
+        event_id = await self._broker.write(
+            request.producer_address,
+            request.stream_id,
+            request.body,
+            wire.optional(request.request_id),
+        )
+        return wire.written(event_id)
+
+    async def WriteBatch(
+        self, request: pb.WriteBatchRequest, context: Context
+    ) -> pb.WriteBatchResponse:
+        failures = await self._broker.write_batch(
+            request.channels, wire.batch_messages(request), wire.optional(request.request_id)
+        )
+        return wire.batch_written(failures)
+
+    async def Publish(
+        self, requests: AsyncIterator[pb.PublishRequest], context: Context
+    ) -> AsyncIterator[pb.PublishResponse]:
+        async for request in requests:
+            writes = [wire.write_of(event) for event in request.events]
+            yield wire.published(await self._broker.write_each(writes))
+
+    # A coroutine that writes, not a generator: a generator whose client has gone is left hanging
+    # at its `yield`, and with it the lease of the channel.
+    async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # type: ignore[override]
+        reader = await self._broker.open_reader(
+            request.consumer_address,
+            wire.read_options(request),
+            within_s=read_window_s(context.time_remaining()),
+        )
+        async with reader:
+            await stream_events(context, reader)
+
+    async def Acknowledge(
+        self, request: pb.AcknowledgeRequest, context: Context
+    ) -> pb.AcknowledgeResponse:
+        count = await self._broker.acknowledge(request.consumer_address, request.event_id)
+        return wire.acknowledged(count)
+
+    async def ChannelsExist(
+        self, request: pb.ChannelsExistRequest, context: Context
+    ) -> pb.ChannelsExistResponse:
+        return wire.existing(await self._broker.exists(request.channels))

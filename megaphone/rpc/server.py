@@ -1,0 +1,78 @@
+"""Runs the gRPC face: one port, its limits, health and reflection, and its orderly end."""
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+from grpc_reflection.v1alpha import reflection
+
+from megaphone.rpc.channels import ChannelServicer
+from megaphone.rpc.errors import ErrorInterceptor
+from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.channels_pb2_grpc import add_ChannelServiceServicer_to_server
+
+STOP_TIMEOUT_S = 1.0
+"""How long calls that are under way are waited for at the end."""
+FRAMING_BYTES = 16_384
+"""What a message may hold besides its largest body: addresses, ids, field numbers."""
+
+CHANNEL_SERVICE = pb.DESCRIPTOR.services_by_name["ChannelService"].full_name
+HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+EVERYTHING = ""
+"""The name under which `grpc.health.v1` answers for the server as a whole."""
+
+
+class GrpcServer:
+    """Serves ChannelService, health and reflection from `start` to `stop`."""
+
+    def __init__(
+        self,
+        servicer: ChannelServicer,
+        *,
+        host: str,
+        port: int,
+        max_body_bytes: int,
+        with_reflection: bool,
+    ) -> None:
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.port = port
+        """The port that is listened on; once started, also when any free one was asked for."""
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor()],
+            options=[
+                # With the default, a second broker would take the same port without a word.
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", max_body_bytes + FRAMING_BYTES),
+                ("grpc.max_send_message_length", -1),
+                # A peer that vanished without a word is noticed after 15 s.
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", 5_000),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+            ],
+        )
+        self._health = health.HealthServicer()
+        add_ChannelServiceServicer_to_server(servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if with_reflection:
+            names = (CHANNEL_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self) -> None:
+        """Begin to listen, and to report SERVING.
+
+        Raises: OSError, when the address cannot be had.
+        """
+        try:
+            self.port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._address} for gRPC") from error
+        await self._server.start()
+        for service in (EVERYTHING, CHANNEL_SERVICE):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    async def report_shutdown(self) -> None:
+        """Report NOT_SERVING from now on, so that callers go elsewhere."""
+        await self._health.enter_graceful_shutdown()
+
+    async def stop(self) -> None:
+        """Stop listening, and end the calls that are left."""
+        await self._server.stop(STOP_TIMEOUT_S)

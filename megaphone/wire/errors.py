@@ -1,0 +1,51 @@
+"""The one table of errors: how each is told over HTTP and over gRPC.
+
+Both faces and the client read it. A class is rebuilt from its code, never from a text.
+"""
+
+from dataclasses import dataclass
+
+from megaphone import errors
+from megaphone.errors import MegaphoneError
+
+DOMAIN = "megaphone"
+"""The domain of `google.rpc.ErrorInfo`."""
+INTERNAL_CODE = "INTERNAL_SERVER_ERROR"
+INTERNAL_MESSAGE = "something went wrong inside the broker; its log says what"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    error: type[MegaphoneError]
+    http_status: int
+    grpc_status: str
+    """The name of a member of `grpc.StatusCode`."""
+
+
+TABLE = (
+    Row(errors.BadRequest, 400, "INVALID_ARGUMENT"),
+    Row(errors.PermissionDenied, 403, "PERMISSION_DENIED"),
+    Row(errors.ChannelNotFound, 404, "NOT_FOUND"),
+    Row(errors.ReaderBusy, 409, "ABORTED"),
+    Row(errors.PayloadTooLarge, 413, "RESOURCE_EXHAUSTED"),
+    Row(errors.LimitExceeded, 429, "RESOURCE_EXHAUSTED"),
+    Row(errors.WriteTimeout, 503, "UNAVAILABLE"),
+    Row(errors.NoAgentAvailable, 503, "UNAVAILABLE"),
+    Row(errors.ShuttingDown, 503, "UNAVAILABLE"),
+    Row(errors.StoreUnavailable, 503, "UNAVAILABLE"),
+)
+
+INTERNAL_HTTP_STATUS = 500
+INTERNAL_GRPC_STATUS = "INTERNAL"
+
+_BY_CODE = {row.error.code: row for row in TABLE}
+
+
+def row_of(error: MegaphoneError) -> Row:
+    return _BY_CODE[error.code]
+
+
+def error_from(code: str, message: str) -> MegaphoneError | None:
+    """Rebuild the error that a broker told by its code; None when it is not one of these."""
+    row = _BY_CODE.get(code)
+    return None if row is None else row.error(message)

@@ -1,0 +1,158 @@
+"""The JSON of the HTTP face: requests to the model, and the model to answers and event lines.
+
+Names and shapes are fixed by the wire contract with existing clients. Unknown members of requests
+are ignored, as they always were.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from megaphone.core.content import explain
+from megaphone.errors import BadRequest
+from megaphone.model import BatchFailure, Event, Message, NewChannel
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+encode = msgspec.json.Encoder().encode
+
+
+class CreateRequest(msgspec.Struct):
+    protocols: list[str] = []
+
+
+class BatchMessage(msgspec.Struct, rename="camel"):
+    stream_id: str
+    body: msgspec.Raw
+
+
+class BatchRequest(msgspec.Struct, rename="camel"):
+    messages: list[BatchMessage]
+    channels: list[str] | None = None
+    channel_ids: list[str] | None = None
+
+
+class ExistsRequest(msgspec.Struct, rename="camel"):
+    channels: list[str] | None = None
+    channel_ids: list[str] | None = None
+
+
+class AckRequest(msgspec.Struct):
+    eid: Annotated[str, msgspec.Meta(min_length=1)]
+
+
+T = TypeVar("T")
+
+
+def parse(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not valid UTF-8") from None
+    except RecursionError:
+        raise BadRequest("the body is nested too deep") from None
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the body does not fit: {explain(error)}") from None
+    except msgspec.DecodeError as error:
+        raise BadRequest(f"the body is not JSON: {explain(error)}") from None
+
+
+def parse_create(body: bytes) -> list[str]:
+    """Return the protocols that a request to create a channel names."""
+    return parse(body, CreateRequest).protocols
+
+
+def parse_batch(body: bytes) -> tuple[list[str], list[Message]]:
+    """Return the addresses and the messages of a batch."""
+    request = parse(body, BatchRequest)
+    messages = [Message(message.stream_id, bytes(message.body)) for message in request.messages]
+    return named_channels(request), messages
+
+
+def parse_exists(body: bytes) -> list[str]:
+    """Return the addresses that a request asks about."""
+    return named_channels(parse(body, ExistsRequest))
+
+
+def parse_ack(body: bytes) -> str:
+    """Return the id of the event that a request acknowledges."""
+    return parse(body, AckRequest).eid
+
+
+def named_channels(request: BatchRequest | ExistsRequest) -> list[str]:
+    named = request.channel_ids if request.channels is None else request.channels
+    if named is None:
+        raise BadRequest("the body does not fit: it lacks `channels`, a list of addresses")
+    return named
+
+
+def created(channel: NewChannel) -> bytes:
+    return encode(
+        {
+            "channelId": channel.consumer_address,
+            "producerAddress": channel.producer_address,
+            "consumerAddress": channel.consumer_address,
+            "agentName": channel.agent,
+            "protocols": [protocol.value for protocol in channel.protocols],
+        }
+    )
+
+
+def written(event_id: str) -> bytes:
+    return b'{"status":"OK","eid":"%b"}' % event_id.encode()
+
+
+def batch_written(failures: Iterable[BatchFailure]) -> bytes:
+    return encode(
+        {
+            "failures": [
+                {"channel": failure.channel, "index": failure.index, "reason": failure.reason}
+                for failure in failures
+            ]
+        }
+    )
+
+
+def existing(channels: Mapping[str, bool]) -> bytes:
+    return encode({"channels": channels})
+
+
+def acknowledged(count: int) -> bytes:
+    return encode({"status": "OK", "acknowledged": count})
+
+
+def error(code: str, message: str, status: int) -> bytes:
+    """Render an error: what existing clients read, and beside it the members of RFC 9457."""
+    return encode(
+        {
+            "code": code,
+            "message": message,
+            "type": "about:blank",
+            "title": HTTPStatus(status).phrase,
+            "status": status,
+            "detail": message,
+        }
+    )
+
+
+def timestamp(microseconds: int) -> str:
+    """Render a time as RFC 3339 in UTC, to the microsecond."""
+    return (EPOCH + timedelta(microseconds=microseconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def event_line(event: Event) -> bytes:
+    """Render an event as one line, once: all readers share the bytes."""
+    if event.rendered is None:
+        event.rendered = b'{"sid":%b,"eid":"%b","ts":"%b","body":%b}\n' % (
+            encode(event.stream_id),
+            event.id.encode(),
+            timestamp(event.timestamp_us).encode(),
+            event.body,
+        )
+    return event.rendered
+
+
+def event_lines(events: Sequence[Event]) -> bytes:
+    return b"".join([event_line(event) for event in events])

@@ -1,0 +1,115 @@
+"""The protobuf of the gRPC face: messages to the model, and the model to messages."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from megaphone.errors import MegaphoneError
+from megaphone.model import (
+    DEFAULT_WINDOW,
+    BatchFailure,
+    Event,
+    Message,
+    NewChannel,
+    ReadOptions,
+    Write,
+)
+from megaphone.wire.errors import DOMAIN
+from megaphone_api.v1 import channels_pb2 as pb
+
+MICROSECONDS_PER_S = 1_000_000
+
+
+def optional(text: str) -> str | None:
+    """An unset text is an empty one in proto3."""
+    return text or None
+
+
+def batch_messages(request: pb.WriteBatchRequest) -> list[Message]:
+    return [Message(message.stream_id, message.body) for message in request.messages]
+
+
+def write_of(request: pb.WriteRequest) -> Write:
+    return Write(
+        address=request.producer_address,
+        stream_id=request.stream_id,
+        body=request.body,
+        request_id=optional(request.request_id),
+    )
+
+
+def published(results: Iterable[str | MegaphoneError]) -> pb.PublishResponse:
+    return pb.PublishResponse(results=[publish_result(result) for result in results])
+
+
+def publish_result(result: str | MegaphoneError) -> pb.PublishResponse.Result:
+    if isinstance(result, MegaphoneError):
+        return pb.PublishResponse.Result(reason=result.code, message=str(result))
+    return pb.PublishResponse.Result(event_id=result)
+
+
+def read_options(request: pb.ReadRequest) -> ReadOptions:
+    return ReadOptions(
+        after_event_id=optional(request.after_event_id),
+        acknowledge=request.acknowledge,
+        window=request.window or DEFAULT_WINDOW,
+    )
+
+
+def created(channel: NewChannel) -> pb.CreateChannelResponse:
+    return pb.CreateChannelResponse(
+        producer_address=channel.producer_address,
+        consumer_address=channel.consumer_address,
+        protocols=[protocol.value for protocol in channel.protocols],
+    )
+
+
+def written(event_id: str) -> pb.WriteResponse:
+    return pb.WriteResponse(event_id=event_id)
+
+
+def batch_written(failures: Iterable[BatchFailure]) -> pb.WriteBatchResponse:
+    return pb.WriteBatchResponse(
+        failures=[
+            pb.WriteBatchResponse.Failure(
+                channel=failure.channel, index=failure.index, reason=failure.reason
+            )
+            for failure in failures
+        ]
+    )
+
+
+def existing(channels: Mapping[str, bool]) -> pb.ChannelsExistResponse:
+    return pb.ChannelsExistResponse(channels=channels)
+
+
+def acknowledged(count: int) -> pb.AcknowledgeResponse:
+    return pb.AcknowledgeResponse(acknowledged=count)
+
+
+def events(batch: Sequence[Event]) -> pb.ReadResponse:
+    return pb.ReadResponse(events=[event(one) for one in batch])
+
+
+def event(one: Event) -> pb.Event:
+    seconds, microseconds = divmod(one.timestamp_us, MICROSECONDS_PER_S)
+    return pb.Event(
+        event_id=one.id,
+        stream_id=one.stream_id,
+        timestamp=Timestamp(seconds=seconds, nanos=microseconds * 1000),
+        body=one.body,
+    )
+
+
+def error_status(grpc_code: int, code: str, message: str, retry_after_s: float | None) -> bytes:
+    """Render a `google.rpc.Status` for the trailing metadata `grpc-status-details-bin`."""
+    status = Status(code=grpc_code, message=message)
+    status.details.add().Pack(ErrorInfo(reason=code, domain=DOMAIN))
+    if retry_after_s is not None:
+        delay = Duration()
+        delay.FromNanoseconds(int(retry_after_s * 1_000_000_000))
+        status.details.add().Pack(RetryInfo(retry_delay=delay))
+    return bytes(status.SerializeToString())

@@ -1,0 +1,1169 @@
+"""Each rule of the channel state machine by example.
+
+Events go by single letters, so that `"abc"` stands for three events in the order of writing.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from megaphone.core.channel import IDEMPOTENCY_KEYS, Channel, Lease, Waiter
+from megaphone.errors import ReaderBusy
+from megaphone.model import ChannelLimits, Event, ReadOptions
+
+PLAIN = ReadOptions()
+ACKNOWLEDGING = ReadOptions(acknowledge=True)
+EITHER_WAY = pytest.mark.parametrize("clean", [True, False], ids=["clean", "broken"])
+EVERY_KIND = pytest.mark.parametrize("options", [PLAIN, ACKNOWLEDGING], ids=["plain", "ack"])
+
+
+def make(
+    capacity: int = 3,
+    *,
+    ttl_s: float = 60.0,
+    redelivery_window_s: float = 10.0,
+    idempotency_window_s: float = 60.0,
+) -> Channel:
+    limits = ChannelLimits(capacity, ttl_s, redelivery_window_s, idempotency_window_s)
+    return Channel(limits, now=0.0)
+
+
+def holding(letters: str, capacity: int = 3) -> Channel:
+    channel = make(capacity)
+    write(channel, letters)
+    return channel
+
+
+def event(name: str) -> Event:
+    return Event(id=name, stream_id="s", timestamp_us=0, body=b"{}")
+
+
+def write(channel: Channel, letters: str, now: float = 0.0) -> None:
+    for letter in letters:
+        assert channel.offer(event(letter), now=now) == letter
+
+
+def write_and_wait(channel: Channel, name: str, request_id: str | None = None) -> Waiter:
+    waiter = channel.offer(event(name), now=0.0, request_id=request_id)
+    assert isinstance(waiter, Waiter)
+    return waiter
+
+
+def ignore() -> None:
+    """Nobody waits."""
+
+
+def resuming(event_id: str, *, acknowledge: bool = False) -> ReadOptions:
+    return ReadOptions(after_event_id=event_id, acknowledge=acknowledge)
+
+
+def windowed(window: int) -> ReadOptions:
+    return ReadOptions(acknowledge=True, window=window)
+
+
+def read(
+    channel: Channel,
+    options: ReadOptions = PLAIN,
+    now: float = 0.0,
+    wake: Callable[[], None] = ignore,
+) -> Lease:
+    return channel.lease(options, wake, now)
+
+
+def take(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
+    return "".join(event.id for event in lease.take(limit, now))
+
+
+def read_once(
+    channel: Channel,
+    options: ReadOptions = PLAIN,
+    *,
+    clean: bool = True,
+    limit: int = 100,
+    now: float = 0.0,
+) -> str:
+    lease = read(channel, options, now)
+    letters = take(lease, limit, now)
+    lease.release(clean=clean, now=now)
+    return letters
+
+
+def room(channel: Channel) -> int:
+    """How many more events the channel takes. Fills it."""
+    count = 0
+    while isinstance(channel.offer(event(f"filler{count}"), now=0.0), str):
+        count += 1
+    return count
+
+
+# Order and capacity
+
+
+def test_offer_returns_the_id_of_the_event_it_took() -> None:
+    assert make().offer(event("a"), now=0.0) == "a"
+
+
+def test_events_are_read_in_the_order_of_writing() -> None:
+    assert read_once(holding("cab")) == "cab"
+
+
+def test_take_hands_over_the_event_as_it_was_written() -> None:
+    channel, written = make(), event("a")
+    channel.offer(written, now=0.0)
+    (taken,) = read(channel).take(1, 0.0)
+    assert taken is written
+
+
+def test_take_returns_at_most_its_limit_and_goes_on_where_it_stopped() -> None:
+    lease = read(holding("abc"))
+    assert [take(lease, 2), take(lease, 2), take(lease, 2)] == ["ab", "c", ""]
+
+
+def test_events_written_during_a_read_belong_to_it() -> None:
+    channel = holding("a")
+    lease = read(channel)
+    assert take(lease) == "a"
+    write(channel, "b")
+    assert take(lease) == "b"
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 100])
+def test_as_many_events_fit_as_the_capacity_says(capacity: int) -> None:
+    assert room(make(capacity)) == capacity
+
+
+def test_an_event_that_waits_is_not_read() -> None:
+    channel = holding("abc")
+    lease = read(channel, ACKNOWLEDGING)
+    waiter = write_and_wait(channel, "d")
+    assert take(lease) == "abc"
+    assert waiter.taken is None
+
+
+def test_unsent_counts_what_the_next_reader_gets() -> None:
+    channel = holding("abc")
+    assert channel.unsent == 3
+    read_once(channel, limit=2)
+    assert channel.unsent == 1
+
+
+# Writers that wait
+
+
+def test_waiters_are_served_first_come_first_served() -> None:
+    channel = holding("abc")
+    settled: list[str] = []
+    waiters = [write_and_wait(channel, name) for name in "def"]
+    for waiter in waiters:
+        waiter.join(partial(settled.append, waiter.event.id))
+    lease = read(channel)
+    order = [(take(lease, 1), "".join(settled)) for _ in range(3)]
+    assert order == [("a", "d"), ("b", "de"), ("c", "def")]
+    assert [waiter.taken for waiter in waiters] == [True] * 3
+    assert take(lease) == "def"
+
+
+def test_a_take_that_frees_several_places_lets_in_as_many_waiters() -> None:
+    channel = holding("abc")
+    waiters = [write_and_wait(channel, name) for name in "def"]
+    lease = read(channel)
+    assert take(lease, 2) == "ab"
+    assert [waiter.taken for waiter in waiters] == [True, True, None]
+    assert channel.waiting_writers == 1
+
+
+def test_an_acknowledgement_lets_waiters_in() -> None:
+    channel = holding("abc")
+    waiters = [write_and_wait(channel, name) for name in "de"]
+    lease = read(channel, ACKNOWLEDGING)
+    assert take(lease) == "abc"
+    assert channel.waiting_writers == 2
+    channel.acknowledge("a")
+    assert [waiter.taken for waiter in waiters] == [True, None]
+    assert take(lease) == "d"
+
+
+def test_a_newcomer_does_not_overtake_a_waiter() -> None:
+    channel = holding("abc")
+    write_and_wait(channel, "d")
+    lease = read(channel)
+    take(lease, 1)
+    newcomer = write_and_wait(channel, "e")
+    assert newcomer.taken is None
+    take(lease, 1)
+    assert take(lease) == "cde"
+
+
+def test_a_waiter_knows_that_it_was_taken_when_it_is_called() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d")
+    seen: list[bool | None] = []
+    waiter.join(lambda: seen.append(waiter.taken))
+    lease = read(channel)
+    take(lease, 1)
+    take(lease)
+    assert seen == [True]
+
+
+def test_a_withdrawn_waiter_leaves_nothing_behind() -> None:
+    channel = holding("abc")
+    settled: list[str] = []
+    withdrawn, next_in_line = write_and_wait(channel, "d"), write_and_wait(channel, "e")
+    leave = partial(settled.append, "d")
+    withdrawn.join(leave)
+    channel.withdraw(withdrawn, leave)
+    assert channel.waiting_writers == 1
+    lease = read(channel)
+    assert take(lease, 1) == "a"
+    assert (withdrawn.taken, next_in_line.taken) == (None, True)
+    assert take(lease) == "bce"
+    assert settled == []
+
+
+def test_withdrawal_makes_no_room_and_takes_none() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d")
+    waiter.join(ignore)
+    channel.withdraw(waiter, ignore)
+    assert channel.waiting_writers == 0
+    write_and_wait(channel, "e")
+    assert read_once(channel) == "abc"
+
+
+def test_a_waiter_of_two_writers_stays_when_one_leaves() -> None:
+    channel = holding("abc")
+    settled: list[str] = []
+    first, second = partial(settled.append, "first"), partial(settled.append, "second")
+    waiter = write_and_wait(channel, "d", "r")
+    assert write_and_wait(channel, "e", "r") is waiter
+    waiter.join(first)
+    waiter.join(second)
+    channel.withdraw(waiter, first)
+    lease = read(channel)
+    take(lease)
+    assert (settled, waiter.taken, take(lease)) == (["second"], True, "d")
+
+
+def test_a_waiter_of_two_writers_is_gone_when_both_left() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d", "r")
+    first, second = partial(ignore), partial(ignore)
+    waiter.join(first)
+    waiter.join(second)
+    channel.withdraw(waiter, first)
+    assert channel.waiting_writers == 1
+    channel.withdraw(waiter, second)
+    assert channel.waiting_writers == 0
+    lease = read(channel)
+    assert take(lease) + take(lease) == "abc"
+
+
+def test_both_writers_of_one_waiter_are_told() -> None:
+    channel = holding("abc")
+    settled: list[str] = []
+    waiter = write_and_wait(channel, "d", "r")
+    waiter.join(partial(settled.append, "first"))
+    write_and_wait(channel, "e", "r").join(partial(settled.append, "second"))
+    take(read(channel))
+    assert settled == ["first", "second"]
+
+
+# One reader at a time
+
+
+@EVERY_KIND
+def test_second_reader_is_refused(options: ReadOptions) -> None:
+    channel = make()
+    read(channel, options)
+    with pytest.raises(ReaderBusy):
+        read(channel, options)
+
+
+@EVERY_KIND
+@EITHER_WAY
+def test_a_reader_may_come_when_the_last_one_has_ended(options: ReadOptions, clean: bool) -> None:
+    channel = holding("ab")
+    read(channel, options).release(clean=clean, now=0.0)
+    assert not channel.is_read
+    assert read_once(channel) == "ab"
+
+
+def test_a_refused_reader_changes_nothing() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d")
+    first = read(channel, ACKNOWLEDGING)
+    assert take(first, 1) == "a"
+    with pytest.raises(ReaderBusy):
+        read(channel, resuming("b"))
+    assert waiter.taken is None
+    assert (first.is_open, channel.deadline) == (True, None)
+    assert take(first) == "bc"
+
+
+def test_is_read_says_whether_there_is_a_reader() -> None:
+    channel = make()
+    assert not channel.is_read
+    lease = read(channel)
+    assert channel.is_read
+    lease.release(clean=True, now=0.0)
+    assert not channel.is_read
+
+
+@EITHER_WAY
+def test_a_released_lease_takes_nothing(clean: bool) -> None:
+    channel = holding("abc")
+    lease = read(channel)
+    take(lease, 1)
+    lease.release(clean=clean, now=0.0)
+    assert not lease.is_open
+    assert take(lease) == ""
+
+
+def test_releasing_again_changes_nothing() -> None:
+    channel = holding("ab")
+    lease = read(channel)
+    take(lease)
+    lease.release(clean=True, now=1.0)
+    lease.release(clean=False, now=5.0)
+    assert (channel.deadline, channel.unsent) == (61.0, 0)
+
+
+def test_releasing_an_old_lease_again_leaves_the_present_one_alone() -> None:
+    channel = holding("ab")
+    old = read(channel)
+    old.release(clean=True, now=0.0)
+    present = read(channel)
+    take(present, 1)
+    old.release(clean=False, now=1.0)
+    assert (channel.is_read, present.is_open, channel.deadline) == (True, True, None)
+    assert take(old) == ""
+    assert take(present) == "b"
+
+
+# Waking the reader
+
+
+@EVERY_KIND
+def test_a_reader_is_woken_by_an_event(options: ReadOptions) -> None:
+    channel, woken = make(), list[str]()
+    lease = read(channel, options, wake=lambda: woken.append("up"))
+    assert take(lease) == ""
+    woken.clear()
+    write(channel, "a")
+    assert woken
+
+
+def test_a_reader_is_woken_by_a_waiter_that_gets_in() -> None:
+    channel, woken = holding("abc"), list[str]()
+    write_and_wait(channel, "d")
+    lease = read(channel, ACKNOWLEDGING, wake=lambda: woken.append("up"))
+    take(lease)
+    woken.clear()
+    channel.acknowledge("a")
+    assert woken
+    assert take(lease) == "d"
+
+
+def test_a_reader_is_woken_when_its_window_opens() -> None:
+    channel, woken = holding("ab"), list[str]()
+    lease = read(channel, windowed(1), wake=lambda: woken.append("up"))
+    assert (take(lease), take(lease)) == ("a", "")
+    woken.clear()
+    channel.acknowledge("a")
+    assert woken
+    assert take(lease) == "b"
+
+
+# Plain readers
+
+
+def test_a_plain_reader_frees_places_by_taking() -> None:
+    channel = holding("abc")
+    lease = read(channel)
+    take(lease, 2)
+    assert room(channel) == 2
+
+
+def test_what_a_plain_reader_had_is_done_after_a_clean_end() -> None:
+    channel = holding("abc")
+    assert read_once(channel, limit=2) == "ab"
+    assert read_once(channel) == "c"
+
+
+def test_what_a_broken_plain_reader_had_comes_again_before_anything_newer() -> None:
+    channel = holding("abc")
+    assert read_once(channel, limit=2, clean=False) == "ab"
+    write(channel, "d")
+    assert read_once(channel) == "abcd"
+
+
+def test_what_a_broken_plain_reader_had_holds_no_place() -> None:
+    channel = holding("abc")
+    read_once(channel, clean=False)
+    write(channel, "def")
+    write_and_wait(channel, "g")
+    lease = read(channel)
+    assert take(lease, 3) == "abc"
+    assert channel.waiting_writers == 1
+    assert take(lease, 1) == "d"
+    assert channel.waiting_writers == 0
+
+
+def test_events_come_again_until_a_read_ends_clean() -> None:
+    channel = holding("ab")
+    assert [read_once(channel, clean=clean) for clean in (False, False, True, True)] == [
+        "ab",
+        "ab",
+        "ab",
+        "",
+    ]
+
+
+def test_a_broken_read_gives_back_what_it_had_and_not_what_earlier_reads_had() -> None:
+    channel = holding("abc")
+    assert read_once(channel, limit=1) == "a"
+    assert read_once(channel, limit=1, clean=False) == "b"
+    assert read_once(channel) == "bc"
+
+
+def test_an_event_is_sent_again_if_it_was_sent_less_than_the_window_ago() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "abc")
+    lease = read(channel)
+    for letter, now in ("a", 0.0), ("b", 0.5), ("c", 5.0):
+        assert take(lease, 1, now) == letter
+    lease.release(clean=False, now=10.0)
+    assert read_once(channel, now=10.0) == "bc"
+
+
+def test_the_redelivery_window_counts_from_sending_not_from_writing() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "a", now=0.0)
+    lease = read(channel, now=50.0)
+    take(lease, now=50.0)
+    lease.release(clean=False, now=59.0)
+    assert read_once(channel, now=59.0) == "a"
+
+
+def test_the_redelivery_window_counts_from_the_last_sending() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "a")
+    assert read_once(channel, clean=False, now=0.0) == "a"
+    lease = read(channel, now=8.0)
+    take(lease, now=8.0)
+    lease.release(clean=False, now=17.0)
+    assert read_once(channel, now=17.0) == "a"
+
+
+def test_what_a_broken_read_gave_back_stays_until_it_is_read() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "ab")
+    read_once(channel, clean=False, now=0.0)
+    assert read_once(channel, now=59.0) == "ab"
+
+
+def test_what_a_broken_read_gave_back_and_the_next_did_not_take_stays() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "abc")
+    read_once(channel, clean=False, now=0.0)
+    lease = read(channel, now=1.0)
+    assert take(lease, 1, now=1.0) == "a"
+    lease.release(clean=False, now=30.0)
+    assert read_once(channel, now=30.0) == "bc"
+
+
+def test_a_redelivery_window_of_zero_turns_it_off() -> None:
+    channel = make(redelivery_window_s=0.0)
+    write(channel, "abc")
+    assert read_once(channel, limit=2, clean=False) == "ab"
+    assert read_once(channel) == "c"
+
+
+def test_a_broken_read_gives_back_no_more_than_the_capacity() -> None:
+    channel = holding("abc")
+    lease = read(channel)
+    assert take(lease) == "abc"
+    write(channel, "de")
+    assert take(lease) == "de"
+    lease.release(clean=False, now=0.0)
+    assert read_once(channel) == "cde"
+
+
+# Acknowledging readers
+
+
+def test_an_acknowledging_reader_frees_places_by_acknowledging() -> None:
+    channel = holding("abc")
+    lease = read(channel, ACKNOWLEDGING)
+    assert take(lease) == "abc"
+    assert room(channel) == 0
+    channel.acknowledge("b")
+    assert channel.waiting_writers == 0
+    assert room(channel) == 1  # the other place went to the event that `room` left waiting
+
+
+def test_an_acknowledgement_counts_for_all_events_before_it() -> None:
+    channel = holding("abc")
+    take(read(channel, ACKNOWLEDGING))
+    assert channel.acknowledge("b") == 2
+    assert channel.acknowledge("c") == 1
+
+
+def test_acknowledging_again_or_what_lies_before_returns_zero() -> None:
+    channel = holding("abc")
+    take(read(channel, ACKNOWLEDGING))
+    channel.acknowledge("b")
+    assert [channel.acknowledge(name) for name in "ab"] == [0, 0]
+
+
+@EITHER_WAY
+def test_what_was_not_acknowledged_is_read_again_first(clean: bool) -> None:
+    channel = holding("abc")
+    lease = read(channel, ACKNOWLEDGING)
+    assert take(lease, 2) == "ab"
+    channel.acknowledge("a")
+    lease.release(clean=clean, now=1000.0)
+    write(channel, "d", now=1000.0)
+    assert read_once(channel, ACKNOWLEDGING, now=1000.0) == "bcd"
+
+
+def test_what_is_read_again_holds_its_place_all_the_time() -> None:
+    channel = holding("abc")
+    read_once(channel, ACKNOWLEDGING)
+    write_and_wait(channel, "d")
+    take(read(channel, ACKNOWLEDGING))
+    assert channel.waiting_writers == 1
+
+
+def test_at_most_a_window_of_events_is_in_flight() -> None:
+    channel = holding("abcde", capacity=5)
+    lease = read(channel, windowed(2))
+    assert [take(lease), take(lease)] == ["ab", ""]
+    channel.acknowledge("a")
+    assert [take(lease), take(lease)] == ["c", ""]
+    channel.acknowledge("c")
+    assert take(lease, 1) + take(lease, 5) == "de"
+
+
+def test_a_window_wider_than_the_capacity_does_not_widen_it() -> None:
+    channel = holding("abc")
+    lease = read(channel, windowed(1_000))
+    assert take(lease, 1_000) == "abc"
+    write_and_wait(channel, "d")
+    assert take(lease) == ""
+
+
+def test_the_window_counts_what_is_read_again() -> None:
+    channel = holding("abc")
+    read_once(channel, clean=False)
+    write(channel, "de")
+    lease = read(channel, windowed(2))
+    assert [take(lease), take(lease)] == ["ab", ""]
+
+
+def test_an_unknown_event_cannot_be_acknowledged() -> None:
+    channel = holding("abc")
+    take(read(channel, ACKNOWLEDGING), 2)
+    assert channel.acknowledge("z") == 0
+    assert channel.acknowledge("b") == 2
+
+
+def test_an_event_that_was_never_sent_cannot_be_acknowledged() -> None:
+    channel = holding("abc")
+    lease = read(channel, windowed(2))
+    assert take(lease) == "ab"
+    assert channel.acknowledge("c") == 0
+    assert room(channel) == 0
+    assert channel.acknowledge("b") == 2
+    assert take(lease, 1) == "c"
+
+
+def test_an_event_that_waits_cannot_be_acknowledged() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d")
+    take(read(channel, ACKNOWLEDGING))
+    assert channel.acknowledge("d") == 0
+    assert waiter.taken is None
+
+
+@EITHER_WAY
+def test_an_event_can_be_acknowledged_after_its_read_ended(clean: bool) -> None:
+    channel = holding("abc")
+    read_once(channel, ACKNOWLEDGING, limit=2, clean=clean)
+    assert channel.acknowledge("b") == 2
+    assert room(channel) == 2
+    assert read_once(channel, limit=1) == "c"
+
+
+def test_an_event_of_an_earlier_read_can_be_acknowledged_during_the_next() -> None:
+    channel = holding("abcd", capacity=4)
+    read_once(channel, ACKNOWLEDGING, limit=3)
+    lease = read(channel, ACKNOWLEDGING)
+    assert take(lease, 1) == "a"
+    assert channel.acknowledge("c") == 3
+    assert take(lease) == "d"
+
+
+def test_a_late_acknowledgement_lets_a_waiter_in() -> None:
+    channel = holding("abc")
+    read_once(channel, ACKNOWLEDGING)
+    waiter = write_and_wait(channel, "d")
+    assert channel.acknowledge("a") == 1
+    assert waiter.taken is True
+
+
+def test_an_event_of_a_plain_read_can_be_acknowledged() -> None:
+    channel = holding("abc")
+    lease = read(channel)
+    take(lease)
+    assert channel.acknowledge("b") == 2
+    lease.release(clean=False, now=0.0)
+    assert read_once(channel) == "c"
+
+
+def test_an_event_of_a_broken_plain_read_can_be_acknowledged_after_it() -> None:
+    channel = holding("abc")
+    read_once(channel, clean=False)
+    assert channel.acknowledge("b") == 2
+    assert read_once(channel) == "c"
+
+
+def test_an_event_of_a_clean_plain_read_is_delivered_already() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    assert channel.acknowledge("c") == 0
+
+
+# Resuming readers
+
+
+def test_recovered_is_none_without_a_cursor() -> None:
+    assert read(holding("a")).recovered is None
+
+
+def test_a_resuming_reader_gets_everything_after_the_event() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    write(channel, "de")
+    lease = read(channel, resuming("b"))
+    assert lease.recovered is True
+    assert take(lease) == "cde"
+
+
+def test_resuming_after_the_last_event_gets_nothing_old() -> None:
+    channel = holding("abc")
+    read_once(channel, clean=False)
+    lease = read(channel, resuming("c"))
+    assert (lease.recovered, take(lease)) == (True, "")
+    write(channel, "d")
+    assert take(lease) == "d"
+
+
+def test_resuming_after_an_unknown_event_starts_at_the_oldest_kept() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    write(channel, "d")
+    lease = read(channel, resuming("z"))
+    assert lease.recovered is False
+    assert take(lease) == "abcd"
+
+
+def test_resuming_after_an_unknown_event_frees_no_place() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d")
+    read(channel, resuming("z"))
+    assert waiter.taken is None
+
+
+def test_resuming_in_an_empty_channel_is_not_recovered() -> None:
+    channel = make()
+    lease = read(channel, resuming("z"))
+    assert (lease.recovered, take(lease)) == (False, "")
+
+
+def test_a_cursor_frees_the_places_of_its_event_and_all_before() -> None:
+    channel = holding("abc")
+    waiters = [write_and_wait(channel, name) for name in "def"]
+    read_once(channel, windowed(3))
+    assert channel.waiting_writers == 3
+    lease = read(channel, resuming("b", acknowledge=True))
+    assert [waiter.taken for waiter in waiters] == [True, True, None]
+    assert take(lease) == "cde"
+
+
+def test_a_cursor_acknowledges() -> None:
+    channel = holding("abc")
+    read_once(channel, ACKNOWLEDGING)
+    read(channel, resuming("b")).release(clean=False, now=0.0)
+    assert channel.acknowledge("b") == 0
+    assert read_once(channel, ACKNOWLEDGING) == "c"
+
+
+def test_a_cursor_in_the_unsent_events_skips_them() -> None:
+    channel = holding("abc")
+    lease = read(channel, resuming("b"))
+    assert (lease.recovered, take(lease)) == (True, "c")
+
+
+def test_a_cursor_that_still_waits_for_room_is_not_known() -> None:
+    channel = holding("abc")
+    write_and_wait(channel, "d")
+    lease = read(channel, resuming("d"))
+    assert (lease.recovered, take(lease)) == (False, "abc")
+
+
+def test_a_resuming_acknowledging_reader_gets_again_what_it_does_not_acknowledge() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    options = resuming("a", acknowledge=True)
+    assert read_once(channel, options) == "bc"
+    assert channel.acknowledge("b") == 1
+    assert read_once(channel, ACKNOWLEDGING) == "c"
+
+
+def test_a_cursor_moves_the_next_plain_read_too() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    assert read_once(channel, resuming("a"), clean=False) == "bc"
+    assert read_once(channel) == "bc"
+
+
+# What is kept for replay
+
+
+def test_the_last_capacity_sent_events_are_kept() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    write(channel, "de")
+    read_once(channel)
+    lease = read(channel, resuming("c"))
+    assert (lease.recovered, take(lease)) == (True, "de")
+    lease.release(clean=True, now=0.0)
+    lease = read(channel, resuming("z"))
+    assert (lease.recovered, take(lease)) == (False, "cde")
+
+
+def test_nothing_is_missing_after_the_last_event_that_fell_out() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    write(channel, "de")
+    read_once(channel)
+    lease = read(channel, resuming("b"))
+    assert (lease.recovered, take(lease)) == (True, "cde")
+
+
+def test_an_event_older_than_the_last_that_fell_out_is_not_known() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    write(channel, "de")
+    read_once(channel)
+    lease = read(channel, resuming("a"))
+    assert (lease.recovered, take(lease)) == (False, "cde")
+
+
+def test_a_forgotten_event_cannot_be_acknowledged() -> None:
+    channel = holding("abc")
+    lease = read(channel)
+    take(lease)
+    write(channel, "d")
+    take(lease)
+    assert channel.acknowledge("a") == 0
+    assert channel.acknowledge("b") == 1
+
+
+def test_acknowledged_events_are_kept_for_replay_as_well() -> None:
+    channel = holding("abc")
+    read_once(channel, ACKNOWLEDGING)
+    channel.acknowledge("c")
+    write(channel, "de")
+    assert read_once(channel, resuming("a")) == "bcde"
+
+
+def test_acknowledged_events_fall_out_by_count_as_well() -> None:
+    channel = holding("abc")
+    lease = read(channel, ACKNOWLEDGING)
+    for letters in "abc", "def":
+        assert take(lease) == letters
+        channel.acknowledge(letters[-1])
+        if letters == "abc":
+            write(channel, "def")
+    lease.release(clean=True, now=0.0)
+    lease = read(channel, resuming("b"))
+    assert (lease.recovered, take(lease)) == (False, "def")
+
+
+def test_events_that_hold_a_place_do_not_fall_out() -> None:
+    channel = holding("ab", capacity=2)
+    read_once(channel)
+    write(channel, "cd")
+    lease = read(channel, ACKNOWLEDGING)
+    assert take(lease) == "cd"
+    lease.release(clean=True, now=0.0)
+    lease = read(channel, resuming("a"))
+    assert (lease.recovered, take(lease)) == (True, "bcd")
+
+
+def test_kept_events_do_not_age() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "abc", now=0.0)
+    lease = read(channel, now=0.0)
+    take(lease, now=0.0)
+    lease.release(clean=True, now=100_000.0)
+    assert read_once(channel, resuming("a"), now=100_000.0) == "bc"
+
+
+def test_events_outside_the_redelivery_window_are_kept_for_replay() -> None:
+    channel = make(redelivery_window_s=0.0)
+    write(channel, "abc")
+    read_once(channel, clean=False)
+    assert read_once(channel, resuming("a")) == "bc"
+
+
+def test_a_channel_of_one_keeps_one_event_and_knows_the_one_before() -> None:
+    channel = make(capacity=1)
+    lease = read(channel)
+    for letter in "abc":
+        write(channel, letter)
+        assert take(lease) == letter
+    lease.release(clean=True, now=0.0)
+    answers = []
+    for cursor in "abc":
+        lease = read(channel, resuming(cursor))
+        answers.append((lease.recovered, take(lease)))
+        lease.release(clean=True, now=0.0)
+    assert answers == [(False, "c"), (True, "c"), (True, "")]
+
+
+# Readers of different kinds one after the other
+
+
+def test_a_plain_reader_after_an_acknowledging_one_frees_the_places() -> None:
+    channel = holding("abc")
+    read_once(channel, ACKNOWLEDGING, limit=2)
+    lease = read(channel)
+    assert take(lease) == "abc"
+    assert room(channel) == 3
+
+
+def test_an_acknowledging_reader_after_a_broken_plain_one_keeps_what_it_gave_back() -> None:
+    channel = holding("abc")
+    read_once(channel, limit=2, clean=False)
+    write(channel, "de")
+    for _ in range(2):
+        assert read_once(channel, ACKNOWLEDGING) == "abcde"
+    assert channel.acknowledge("d") == 4
+    assert read_once(channel) == "e"
+
+
+def test_a_plain_reader_counts_only_its_own_events_as_done() -> None:
+    channel = holding("abcd", capacity=4)
+    read_once(channel, ACKNOWLEDGING, limit=3)
+    assert read_once(channel, limit=2) == "ab"
+    assert read_once(channel, ACKNOWLEDGING) == "cd"
+
+
+def test_no_kind_of_reader_breaks_the_order() -> None:
+    channel = holding("abc")
+    assert read_once(channel, ACKNOWLEDGING, limit=2) == "ab"
+    assert read_once(channel, limit=1, clean=False) == "a"
+    write(channel, "d")
+    assert read_once(channel, resuming("a"), limit=2, clean=False) == "bc"
+    assert read_once(channel, windowed(1)) == "b"
+    channel.acknowledge("b")
+    write(channel, "e")
+    assert read_once(channel) == "cde"
+
+
+# Counting what is sent again
+
+
+def test_resent_counts_events_that_had_been_sent_before() -> None:
+    channel = holding("abc")
+    read_once(channel, limit=2, clean=False)
+    lease = read(channel)
+    assert lease.resent == 0
+    take(lease, 1)
+    assert lease.resent == 1
+    take(lease)
+    assert lease.resent == 2
+
+
+def test_resent_is_zero_for_a_first_delivery() -> None:
+    lease = read(holding("abc"), ACKNOWLEDGING)
+    take(lease)
+    assert lease.resent == 0
+
+
+def test_resent_counts_what_was_not_acknowledged() -> None:
+    channel = holding("abc")
+    read_once(channel, ACKNOWLEDGING)
+    channel.acknowledge("a")
+    write(channel, "d")
+    lease = read(channel, ACKNOWLEDGING)
+    take(lease)
+    assert lease.resent == 2
+
+
+def test_resent_counts_replayed_events() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    write(channel, "d")
+    lease = read(channel, resuming("a"))
+    take(lease)
+    assert lease.resent == 2
+
+
+# Deadlines
+
+
+def test_a_channel_dies_its_ttl_after_creation() -> None:
+    channel = make(ttl_s=60.0)
+    assert [channel.is_expired(now) for now in (0.0, 59.999, 60.0, 61.0)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+@EVERY_KIND
+@EITHER_WAY
+def test_a_channel_dies_its_ttl_after_the_end_of_its_last_read(
+    options: ReadOptions, clean: bool
+) -> None:
+    channel = holding("abc")
+    read_once(channel, options, clean=clean, now=10.0)
+    read_once(channel, options, clean=clean, now=20.0)
+    assert not channel.is_expired(79.999)
+    assert channel.is_expired(80.0)
+
+
+@EVERY_KIND
+def test_a_channel_does_not_die_while_it_is_read(options: ReadOptions) -> None:
+    channel = make()
+    lease = read(channel, options, now=59.0)
+    assert channel.deadline is None
+    assert not channel.is_expired(1e9)
+    lease.release(clean=True, now=1000.0)
+    assert channel.deadline == 1060.0
+
+
+def test_writing_and_acknowledging_do_not_move_the_deadline() -> None:
+    channel = make()
+    write(channel, "ab", now=1.0)
+    read_once(channel, ACKNOWLEDGING, now=2.0)
+    write(channel, "c", now=30.0)
+    channel.acknowledge("b")
+    assert channel.deadline == 62.0
+
+
+# Request ids
+
+
+def repeat(channel: Channel, name: str, request_id: str = "r", now: float = 0.0) -> str | Waiter:
+    return channel.offer(event(name), now=now, request_id=request_id)
+
+
+def test_a_repeated_request_id_stores_once_and_answers_alike() -> None:
+    channel = make()
+    assert [repeat(channel, name) for name in "abc"] == ["a", "a", "a"]
+    assert read_once(channel) == "a"
+
+
+def test_different_request_ids_store_different_events() -> None:
+    channel = make()
+    assert [repeat(channel, "a", "r1"), repeat(channel, "b", "r2")] == ["a", "b"]
+    assert read_once(channel) == "ab"
+
+
+def test_events_without_request_id_are_all_stored() -> None:
+    channel = make()
+    assert [channel.offer(event("a"), now=0.0, request_id=None) for _ in "12"] == ["a", "a"]
+    assert channel.unsent == 2
+
+
+def test_a_request_id_is_remembered_for_its_window_and_no_longer() -> None:
+    channel = make(idempotency_window_s=60.0)
+    assert repeat(channel, "a", now=0.0) == "a"
+    assert repeat(channel, "b", now=59.999) == "a"
+    assert repeat(channel, "c", now=60.001) == "c"
+    assert repeat(channel, "d", now=61.0) == "c"
+
+
+def test_repeating_does_not_prolong_the_memory() -> None:
+    channel = make(idempotency_window_s=60.0)
+    repeat(channel, "a", now=0.0)
+    assert repeat(channel, "b", now=40.0) == "a"
+    assert repeat(channel, "c", now=70.0) == "c"
+
+
+def test_each_request_id_has_a_window_of_its_own() -> None:
+    channel = make(idempotency_window_s=60.0)
+    repeat(channel, "a", "r1", now=0.0)
+    repeat(channel, "b", "r2", now=30.0)
+    assert repeat(channel, "x", "r2", now=70.0) == "b"
+    assert repeat(channel, "c", "r1", now=70.0) == "c"
+
+
+def test_a_request_id_outlives_the_reading_and_forgetting_of_its_event() -> None:
+    channel = make(capacity=1)
+    repeat(channel, "a")
+    for letter in "bcd":
+        read_once(channel)
+        write(channel, letter)
+    assert repeat(channel, "e") == "a"
+    assert read_once(channel) == "d"
+
+
+def test_a_repeated_request_id_is_answered_in_a_full_channel_too() -> None:
+    channel = make(capacity=1)
+    assert repeat(channel, "a") == "a"
+    assert repeat(channel, "b") == "a"
+    assert channel.waiting_writers == 0
+
+
+def test_a_repeat_joins_the_waiter_and_later_gets_its_id() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d", "r")
+    assert repeat(channel, "e") is waiter
+    assert channel.waiting_writers == 1
+    lease = read(channel)
+    take(lease)
+    assert repeat(channel, "f") == "d"
+    assert take(lease) == "d"
+
+
+def test_a_request_id_is_known_as_long_as_its_event_waits() -> None:
+    channel = make(capacity=1, idempotency_window_s=1.0)
+    write(channel, "a")
+    waiter = write_and_wait(channel, "b", "r")
+    assert repeat(channel, "c", now=100.0) is waiter
+
+
+def test_the_oldest_waiter_keeps_no_other_request_id_alive() -> None:
+    channel = make(capacity=2, idempotency_window_s=1.0)
+    assert repeat(channel, "a", "early") == "a"
+    write(channel, "b")
+    waiting = write_and_wait(channel, "c", "waiting")
+    assert repeat(channel, "d", "waiting", now=5.0) is waiting
+    assert isinstance(repeat(channel, "e", "early", now=5.0), Waiter)
+    assert channel.waiting_writers == 2
+
+
+def test_a_withdrawn_request_id_is_forgotten() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d", "r")
+    waiter.join(ignore)
+    channel.withdraw(waiter, ignore)
+    lease = read(channel)
+    take(lease)
+    assert repeat(channel, "e") == "e"
+    assert take(lease) == "e"
+
+
+def test_a_request_id_is_kept_while_one_of_its_writers_waits() -> None:
+    channel = holding("abc")
+    waiter = write_and_wait(channel, "d", "r")
+    first, second = partial(ignore), partial(ignore)
+    waiter.join(first)
+    waiter.join(second)
+    channel.withdraw(waiter, first)
+    assert repeat(channel, "e") is waiter
+
+
+def test_a_bounded_number_of_request_ids_is_remembered_oldest_forgotten_first() -> None:
+    channel = make(capacity=IDEMPOTENCY_KEYS + 10)
+    for number in range(IDEMPOTENCY_KEYS + 1):
+        repeat(channel, f"e{number}", f"r{number}")
+    assert repeat(channel, "x", "r1") == "e1"
+    assert repeat(channel, "y", f"r{IDEMPOTENCY_KEYS}") == f"e{IDEMPOTENCY_KEYS}"
+    assert repeat(channel, "z", "r0") == "z"
+
+
+# Closing
+
+
+def test_close_returns_what_nobody_has_read() -> None:
+    assert holding("abc").close() == 3
+
+
+def test_close_of_an_empty_channel_loses_nothing() -> None:
+    assert make().close() == 0
+
+
+def test_what_a_plain_reader_was_sent_is_not_lost() -> None:
+    channel = holding("abc")
+    take(read(channel), 2)
+    assert channel.close() == 1
+
+
+def test_what_an_acknowledging_reader_did_not_acknowledge_is_lost() -> None:
+    channel = holding("abc")
+    take(read(channel, ACKNOWLEDGING), 2)
+    channel.acknowledge("a")
+    assert channel.close() == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "clean", "lost"),
+    [
+        (PLAIN, True, 1),
+        (PLAIN, False, 3),
+        (ACKNOWLEDGING, True, 3),
+        (ACKNOWLEDGING, False, 3),
+    ],
+)
+def test_what_the_next_reader_would_have_got_is_lost(
+    options: ReadOptions, clean: bool, lost: int
+) -> None:
+    channel = holding("abc")
+    read_once(channel, options, limit=2, clean=clean)
+    assert channel.unsent == lost
+    assert channel.close() == lost
+
+
+def test_what_counts_as_done_is_not_lost() -> None:
+    channel = make(redelivery_window_s=0.0)
+    write(channel, "abc")
+    read_once(channel, clean=False)
+    assert channel.close() == 0
+
+
+def test_what_a_resuming_reader_has_acknowledged_is_not_lost() -> None:
+    channel = holding("abc")
+    read(channel, resuming("b", acknowledge=True))
+    assert channel.close() == 1
+
+
+def test_close_refuses_the_waiters_and_does_not_count_them() -> None:
+    channel = holding("abc")
+    settled: list[str] = []
+    waiters = [write_and_wait(channel, name) for name in "de"]
+    for waiter in waiters:
+        waiter.join(partial(settled.append, waiter.event.id))
+    assert channel.close() == 3
+    assert [waiter.taken for waiter in waiters] == [False, False]
+    assert settled == ["d", "e"]
+    assert channel.waiting_writers == 0
+
+
+@EVERY_KIND
+def test_close_wakes_the_reader_and_ends_its_lease(options: ReadOptions) -> None:
+    channel, woken = holding("abc"), list[bool]()
+    lease = read(channel, options, wake=lambda: woken.append(lease.is_open))
+    take(lease, 1)
+    woken.clear()
+    channel.close()
+    assert woken[-1:] == [False]
+    assert (take(lease), lease.is_open) == ("", False)
+
+
+@EITHER_WAY
+def test_releasing_after_close_changes_nothing(clean: bool) -> None:
+    channel = holding("abc")
+    lease = read(channel)
+    take(lease)
+    channel.close()
+    lease.release(clean=clean, now=5.0)
+    assert (channel.is_read, channel.unsent, lease.is_open) == (False, 0, False)

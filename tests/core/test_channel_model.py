@@ -1,0 +1,360 @@
+"""Any sequence of calls leaves a Channel and a plain model of its specification in agreement.
+
+The model knows no positions: it keeps a state for each event, and searches. What must hold however
+the model works (order, no loss, first come first served) is checked from the history besides.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from functools import partial
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from megaphone.core.channel import Channel, Lease, Waiter
+from megaphone.errors import ReaderBusy
+from megaphone.model import ChannelLimits, Event, ReadOptions
+
+TTL_S = 60.0
+REQUEST_IDS_S = 7.25
+"""No sum of the time steps below: the specification leaves open what holds at that very moment."""
+STEPS_S = [0.0, 0.5, 1.0, 2.0, 5.0, 9.5, 10.0, 59.5, 60.0]
+
+
+class State(Enum):
+    READY = auto()
+    """To be handed to whoever reads next."""
+    SENT = auto()
+    """Handed to the reader that is there, and not acknowledged."""
+    DONE = auto()
+
+
+@dataclass
+class Record:
+    number: int
+    request_id: str | None
+    state: State = State.READY
+    has_place: bool = True
+    sent_at: float | None = None
+
+
+@dataclass
+class Writer:
+    """One that waits, or waited, for room."""
+
+    record: Record
+    waiter: Waiter
+    calls: list[int] = field(default_factory=list)
+    leave: Callable[[], None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leave = partial(self.calls.append, self.record.number)
+        self.waiter.join(self.leave)
+
+
+class Model:
+    """What design.md says of a channel, as plainly as possible."""
+
+    def __init__(self, capacity: int, redelivery_s: float) -> None:
+        self.capacity = capacity
+        self.redelivery_s = redelivery_s
+        self.kept: list[Record] = []
+        self.waiting: list[Record] = []
+        self.last_forgotten: int | None = None
+        self.request_ids: dict[str, tuple[Record, float]] = {}
+        self.reader: ReadOptions | None = None
+        self.dies_at: float | None = TTL_S
+
+    def in_state(self, state: State) -> list[Record]:
+        return [record for record in self.kept if record.state is state]
+
+    def placed(self) -> int:
+        return sum(record.has_place for record in self.kept)
+
+    def find(self, number: int) -> Record | None:
+        return next((record for record in self.kept if record.number == number), None)
+
+    def offer(self, number: int, request_id: str | None, now: float) -> Record:
+        """The record that answers: a new one, or that of the first with this request id."""
+        if request_id is not None and (known := self.request_ids.get(request_id)):
+            record, offered_at = known
+            if record in self.waiting or now - offered_at < REQUEST_IDS_S:
+                return record
+        record = Record(number, request_id)
+        if request_id is not None:
+            self.request_ids[request_id] = record, now
+        self.waiting.append(record)
+        self.let_in()
+        return record
+
+    def let_in(self) -> None:
+        while self.waiting and self.placed() < self.capacity:
+            self.kept.append(self.waiting.pop(0))
+
+    def withdraw(self, record: Record) -> None:
+        self.waiting.remove(record)
+        if record.request_id is not None:
+            del self.request_ids[record.request_id]
+
+    def free(self, records: list[Record]) -> None:
+        for record in records:
+            record.has_place = False
+        for record in [record for record in self.kept if not record.has_place][: -self.capacity]:
+            self.kept.remove(record)
+            self.last_forgotten = record.number
+        self.let_in()
+
+    def lease(self, options: ReadOptions, cursor: int | None) -> bool | None:
+        self.reader = options
+        self.dies_at = None
+        if cursor is None:
+            return None
+        at = self.find(cursor)
+        for record in self.kept:
+            passed = at is not None and record.number <= at.number
+            record.state = State.DONE if passed else State.READY
+        self.free(self.in_state(State.DONE))
+        return at is not None or cursor == self.last_forgotten
+
+    def take(self, limit: int, now: float) -> tuple[list[int], int]:
+        """The numbers taken, and how many of them had been sent before."""
+        if self.reader is None:
+            return [], 0
+        if self.reader.acknowledge:
+            limit = min(limit, self.reader.window - len(self.in_state(State.SENT)))
+        taken = self.in_state(State.READY)[:limit]
+        again = sum(record.sent_at is not None for record in taken)
+        for record in taken:
+            record.state, record.sent_at = State.SENT, now
+        if not self.reader.acknowledge:
+            self.free(taken)
+        return [record.number for record in taken], again
+
+    def acknowledge(self, number: int) -> int:
+        at = self.find(number)
+        if at is None or at.sent_at is None:
+            return 0
+        before = [
+            record
+            for record in self.kept
+            if record.number <= number and record.state is not State.DONE
+        ]
+        for record in before:
+            record.state = State.DONE
+        self.free(before)
+        return len(before)
+
+    def release(self, clean: bool, now: float) -> None:
+        assert self.reader is not None
+        for record in self.in_state(State.SENT):
+            assert record.sent_at is not None
+            recent = now - record.sent_at < self.redelivery_s
+            again = self.reader.acknowledge or (not clean and recent)
+            record.state = State.READY if again else State.DONE
+        self.reader = None
+        self.dies_at = now + TTL_S
+
+    def lost(self) -> int:
+        ready, sent = len(self.in_state(State.READY)), len(self.in_state(State.SENT))
+        return ready + (sent if self.reader and self.reader.acknowledge else 0)
+
+
+limits = st.integers(1, 7)
+options = st.builds(
+    ReadOptions, acknowledge=st.booleans(), window=st.sampled_from([1, 1, 2, 3, 4, 100])
+)
+
+
+class ChannelMachine(RuleBasedStateMachine):
+    channel: Channel
+    model: Model
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.written = 0
+        self.old_leases: list[Lease] = []
+
+    @initialize(capacity=st.integers(1, 5), redelivery_s=st.sampled_from([0.0, 2.0, 10.0]))
+    def start(self, capacity: int, redelivery_s: float) -> None:
+        bounds = ChannelLimits(capacity, TTL_S, redelivery_s, REQUEST_IDS_S)
+        self.channel = Channel(bounds, self.now)
+        self.model = Model(capacity, redelivery_s)
+        self.model.dies_at = self.now + TTL_S
+        self.open: Lease | None = None
+        self.woken = 0
+        self.writers: list[Writer] = []
+        self.settled: list[int] = []
+        self.taken_in: set[int] = set()
+        self.handed_out: set[int] = set()
+        self.passed_over: set[int] = set()
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def any_event(self, data: st.DataObject) -> int:
+        """Mostly one that is kept, else any that was ever offered, or one that never was."""
+        kept = [record.number for record in self.model.kept]
+        if kept and data.draw(st.integers(0, 3)):
+            return data.draw(st.sampled_from(kept))
+        return data.draw(st.integers(0, self.written + 1))
+
+    @rule(request_id=st.sampled_from([None, None, "r1", "r2"]))
+    def offer(self, request_id: str | None) -> None:
+        number, self.written = self.written, self.written + 1
+        new = Event(id=f"e{number}", stream_id="s", timestamp_us=0, body=b"{}")
+        answer = self.channel.offer(new, now=self.now, request_id=request_id)
+        record = self.model.offer(number, request_id, self.now)
+        if record not in self.model.waiting:
+            assert answer == f"e{record.number}"
+            self.taken_in.add(record.number)
+        else:
+            assert isinstance(answer, Waiter)
+            assert answer.event.id == f"e{record.number}"
+            assert all(
+                (writer.waiter is answer) == (writer.record is record) for writer in self.writers
+            )
+            self.writers.append(Writer(record, answer))
+
+    @precondition(lambda self: self.writers)
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        writer = self.writers.pop(data.draw(st.integers(0, len(self.writers) - 1)))
+        self.channel.withdraw(writer.waiter, writer.leave)
+        if all(other.record is not writer.record for other in self.writers):
+            self.model.withdraw(writer.record)
+        assert (writer.waiter.taken, writer.calls) == (None, [])
+
+    def start_reading(self, options: ReadOptions, cursor: int | None) -> None:
+        if self.model.reader is not None:
+            with pytest.raises(ReaderBusy):
+                self.channel.lease(options, self.wake, self.now)
+            return
+        if cursor is not None and (at := self.model.find(cursor)):
+            self.passed_over |= {r.number for r in self.model.kept if r.number <= at.number}
+        self.open = self.channel.lease(options, self.wake, self.now)
+        assert self.open.recovered is self.model.lease(options, cursor)
+        assert self.open.resent == 0
+
+    @rule(options=options)
+    def lease(self, options: ReadOptions) -> None:
+        self.start_reading(options, None)
+
+    @rule(options=options, data=st.data())
+    def resume(self, options: ReadOptions, data: st.DataObject) -> None:
+        cursor = self.any_event(data)
+        resuming = ReadOptions(f"e{cursor}", options.acknowledge, options.window)
+        self.start_reading(resuming, cursor)
+
+    def take_up_to(self, limit: int) -> list[int]:
+        assert self.open is not None
+        resent_before = self.open.resent
+        taken = [int(event.id[1:]) for event in self.open.take(limit, self.now)]
+        assert len(taken) <= limit
+        assert taken == sorted(set(taken))
+        expected, again = self.model.take(limit, self.now)
+        assert taken == expected
+        assert self.open.resent - resent_before == again
+        self.handed_out.update(taken)
+        return taken
+
+    @precondition(lambda self: self.open)
+    @rule(limit=limits)
+    def take(self, limit: int) -> None:
+        self.take_up_to(limit)
+
+    @rule(data=st.data())
+    def acknowledge(self, data: st.DataObject) -> None:
+        number = self.any_event(data)
+        assert self.channel.acknowledge(f"e{number}") == self.model.acknowledge(number)
+
+    @precondition(lambda self: self.open)
+    @rule(clean=st.booleans())
+    def release(self, clean: bool) -> None:
+        assert self.open is not None
+        self.open.release(clean=clean, now=self.now)
+        self.model.release(clean, self.now)
+        self.old_leases.append(self.open)
+        self.open = None
+
+    @precondition(lambda self: self.old_leases)
+    @rule(clean=st.booleans(), data=st.data())
+    def use_an_old_lease(self, clean: bool, data: st.DataObject) -> None:
+        old = data.draw(st.sampled_from(self.old_leases))
+        assert old.take(5, self.now) == []
+        old.release(clean=clean, now=self.now)
+
+    @rule(step_s=st.sampled_from(STEPS_S))
+    def wait(self, step_s: float) -> None:
+        self.now += step_s
+
+    @rule(capacity=st.integers(1, 5), redelivery_s=st.sampled_from([0.0, 2.0, 10.0]))
+    def close_and_start_again(self, capacity: int, redelivery_s: float) -> None:
+        self.woken = 0
+        assert self.channel.close() == self.model.lost()
+        for writer in self.writers:
+            assert (writer.waiter.taken, len(writer.calls)) == (False, 1)
+        if self.open:
+            assert self.woken
+            assert not self.open.is_open
+            self.old_leases.append(self.open)
+        self.start(capacity, redelivery_s)
+
+    @invariant()
+    def waiters_are_let_in_as_they_came(self) -> None:
+        let_in = [writer for writer in self.writers if writer.record not in self.model.waiting]
+        for writer in let_in:
+            assert (writer.waiter.taken, len(writer.calls)) == (True, 1)
+            self.writers.remove(writer)
+            self.settled.append(writer.record.number)
+            self.taken_in.add(writer.record.number)
+        for writer in self.writers:
+            assert (writer.waiter.taken, writer.calls) == (None, [])
+        assert self.settled == sorted(self.settled)
+
+    @invariant()
+    def waiters_are_as_many_as_the_model_has(self) -> None:
+        assert self.channel.waiting_writers == len(self.model.waiting)
+
+    @invariant()
+    def places_are_never_more_than_the_capacity(self) -> None:
+        assert self.model.placed() <= self.model.capacity
+        assert not self.model.waiting or self.model.placed() == self.model.capacity
+
+    @invariant()
+    def what_the_next_reader_gets_is_known(self) -> None:
+        assert self.channel.is_read is (self.open is not None)
+        if self.open is None:
+            assert self.channel.unsent == len(self.model.in_state(State.READY))
+
+    @invariant()
+    def it_dies_at_its_deadline_and_never_while_read(self) -> None:
+        dies_at = self.model.dies_at
+        assert self.channel.deadline == dies_at
+        assert self.channel.is_expired(self.now) is (dies_at is not None and self.now >= dies_at)
+        assert not (self.open and self.channel.is_expired(self.now + 1e9))
+
+    def teardown(self) -> None:
+        """Nothing was lost: what was taken in was handed out, or a cursor had gone past it."""
+        if self.open:
+            self.release(clean=True)
+        self.start_reading(ReadOptions(acknowledge=True), None)
+        while taken := self.take_up_to(3):
+            assert self.channel.acknowledge(f"e{taken[-1]}") == self.model.acknowledge(taken[-1])
+            self.waiters_are_let_in_as_they_came()
+        assert self.writers == []
+        assert self.channel.close() == 0
+        assert self.taken_in <= self.handed_out | self.passed_over
+        assert self.handed_out <= self.taken_in
+
+
+TestChannelMachine = ChannelMachine.TestCase
+TestChannelMachine.settings = settings(
+    max_examples=300,
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
