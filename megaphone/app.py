@@ -4,21 +4,24 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from megaphone import __version__
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.metrics import Metrics
+from megaphone.rest.management import ManagementApi
 from megaphone.rest.public import PublicApi
-from megaphone.rest.server import HttpServer
+from megaphone.rest.server import HttpServer, listen, listen_unix, unlink_unix
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.server import GrpcServer
 from megaphone.settings import Settings
 from megaphone.store.memory import MemoryStore
 
 log = logging.getLogger(__name__)
+
+MANAGEMENT_BODY_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +38,8 @@ class App:
 async def running(settings: Settings) -> AsyncIterator[App]:
     """Serve within this context; on leaving it, stop in order.
 
-    Order of the end: health and readiness say so, nothing new is begun and every read ends cleanly
-    after a whole event, then the servers close, then the store.
+    Stopping goes in the opposite order of starting: health says so, nothing new is begun and every
+    read ends cleanly after a whole event, then the servers close, then the store.
 
     Raises: OSError, when an address cannot be had.
     """
@@ -48,30 +51,35 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         observer=metrics,
     )
     broker = Broker(store=store, agents=agents_of(settings), settings=settings, observer=metrics)
-    http_host, http_port = split_endpoint(settings.address)
-    http = HttpServer(
-        PublicApi(broker, metrics),
-        host=http_host,
-        port=http_port,
-        max_body_bytes=settings.max_body_bytes,
-    )
-    grpc_host, grpc_port = split_endpoint(settings.grpc_address)
+    http = HttpServer(PublicApi(broker, metrics).routes(), max_body_bytes=settings.max_body_bytes)
     grpc = GrpcServer(
         ChannelServicer(broker),
-        host=grpc_host,
-        port=grpc_port,
         max_body_bytes=settings.max_body_bytes,
         with_reflection=settings.grpc_reflection,
     )
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(store.aclose)
+        if settings.mng_socket_path is not None:
+            await stack.enter_async_context(managed(broker, settings.mng_socket_path))
+        http_port = await http.start(listen(*split_endpoint(settings.address)))
+        stack.push_async_callback(http.stop)
+        grpc_port = await grpc.start(*split_endpoint(settings.grpc_address))
+        stack.push_async_callback(grpc.stop)
+        stack.push_async_callback(broker.begin_shutdown)
+        stack.push_async_callback(grpc.report_shutdown)
+        yield App(broker, metrics, http_port, grpc_port)
+
+
+@asynccontextmanager
+async def managed(broker: Broker, socket_path: str) -> AsyncIterator[None]:
+    """Serve the management API within this context."""
+    server = HttpServer(ManagementApi(broker).routes(), max_body_bytes=MANAGEMENT_BODY_BYTES)
+    await server.start(listen_unix(socket_path))
     try:
-        await http.start()
-        await grpc.start()
-        yield App(broker, metrics, http.port, grpc.port)
+        yield
     finally:
-        await grpc.report_shutdown()
-        await broker.begin_shutdown()
-        await asyncio.gather(http.stop(), grpc.stop())
-        await store.aclose()
+        await server.stop()
+        unlink_unix(socket_path)
 
 
 def agents_of(settings: Settings) -> Agents:
@@ -105,7 +113,12 @@ async def serve(settings: Settings, announce: Callable[[App], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
     async with running(settings) as app:
-        log.info("megaphone %s serves", __version__)
+        log.info(
+            "megaphone %s serves HTTP on port %d and gRPC on port %d",
+            __version__,
+            app.http_port,
+            app.grpc_port,
+        )
         announce(app)
         await stopped.wait()
     log.info("stopped")

@@ -10,12 +10,13 @@ import json
 import os
 import re
 import socket
+import tempfile
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -27,6 +28,7 @@ PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
 DEFAULT = "default"
 AGENT = "agent"
+SOCKET = "mng_socket_path"
 WARMUP = "agent_warmup_secs"
 
 TYPES = get_type_hints(Settings, include_extras=True)
@@ -72,7 +74,7 @@ def load(directory: Path, environment: Mapping[str, str], file: Path | None = No
     for key, value in read_environment(environment).items():
         below = values.get(key)
         values[key] = Value(merged(below.raw if below else None, value.raw), value.source)
-    return build(values)
+    return build(values, environment)
 
 
 def load_here(file: Path | None = None) -> Config:
@@ -155,12 +157,13 @@ def merged(below: Any, above: Any) -> Any:
 # -- Values
 
 
-def build(values: Mapping[str, Value]) -> Config:
+def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config:
     checked = {key: convert(key, value) for key, value in values.items()}
     sources = {key: values[key].source if key in values else DEFAULT for key in KEYS}
     if not checked.get(AGENT):
         checked[AGENT] = {host_agent(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
+    checked.setdefault(SOCKET, default_socket_path(environment))
     return Config(Settings(**checked), sources)
 
 
@@ -188,6 +191,8 @@ def allowed(kind: Any) -> str | None:
     for note in getattr(kind, "__metadata__", ()):
         if isinstance(note, msgspec.Meta) and note.description:
             return note.description
+    if get_origin(kind) is Union:  # a kind or None, which stands for "not set"
+        return allowed(get_args(kind)[0])
     return None
 
 
@@ -209,6 +214,15 @@ def agents_table(value: Value) -> dict[str, str]:
         if mode not in AgentMode.__members__:
             raise refused(f"agent.virtual.{name}", Value(mode, value.source), modes)
     return table
+
+
+def default_socket_path(environment: Mapping[str, str]) -> str:
+    """Return the first place for the management socket where this user may write."""
+    folders = ["/run", environment.get("XDG_RUNTIME_DIR", "")]
+    for folder in folders:
+        if folder and os.access(folder, os.W_OK | os.X_OK):
+            return str(Path(folder, "megaphone.sock"))
+    return str(Path(tempfile.gettempdir(), f"megaphone-{os.getuid()}.sock"))
 
 
 def host_agent() -> str:

@@ -28,6 +28,7 @@ class Metrics:
         self.messages_unroutable = 0
         self.messages_lost = 0
         self.reads_open = 0
+        self.writers_waiting = 0
         self._durations = [0] * (len(DURATION_BUCKETS_S) + 1)
         self._durations_sum_s = 0.0
         self._process = CollectorRegistry()
@@ -61,6 +62,12 @@ class Metrics:
     def read_ended(self) -> None:
         self.reads_open -= 1
 
+    def writer_waits(self) -> None:
+        self.writers_waiting += 1
+
+    def writer_waited(self) -> None:
+        self.writers_waiting -= 1
+
     # -- What is told
 
     def render(self) -> bytes:
@@ -85,6 +92,7 @@ class Metrics:
         for name, value, meaning in (
             ("channels", self.channels_created - self.channels_disposed, "Channels alive."),
             ("reads_open", self.reads_open, "Reads open."),
+            ("writers_waiting", self.writers_waiting, "Writers that wait for room."),
         ):
             yield from family(name, "gauge", meaning)
             yield f"megaphone_{name} {value}"

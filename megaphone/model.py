@@ -1,6 +1,7 @@
 """The values that all parts of the broker share. Plain data: no I/O, no rules."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 
 DEFAULT_WINDOW = 100
@@ -24,6 +25,19 @@ class ReadProtocol(Enum):
 
     HTTP_STREAM_NDJSON_V1 = "HTTP_STREAM_NDJSON_V1"
     GRPC_STREAM_V1 = "GRPC_STREAM_V1"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """What operators are told of an agent."""
+
+    name: str
+    mode: AgentMode
+    since: datetime
+    """When it took on its mode."""
+    warming_up: bool
+    channels: int
+    """How many channels of its are on this node."""
 
 
 @dataclass(slots=True, eq=False)

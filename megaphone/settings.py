@@ -53,6 +53,9 @@ class Settings:
     """Where HTTP is served, as host:port; port 0 takes a free one."""
     grpc_address: Endpoint = "0.0.0.0:3001"
     """Where gRPC is served, as host:port; port 0 takes a free one."""
+    mng_socket_path: Annotated[str, Meta(min_length=1, description="a path")] | None = None
+    """The Unix socket of the management API. Unless it is set: /run/megaphone.sock if this user may
+    write there, else one in the user's runtime directory or in that for temporary files."""
     agent: Mapping[AgentName, AgentMode] = field(default_factory=dict)
     """The virtual agents of this node and their modes. A file or a variable may also give just a
     name, for one MASTER. Without any there is one, named after the host and warm at once."""

@@ -5,13 +5,17 @@ proxies route, and its producer address is sealed with the agent's key.
 """
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from megaphone.core.addresses import AddressKey
-from megaphone.errors import NoAgentAvailable
+from megaphone.errors import BadRequest, NoAgentAvailable
 from megaphone.model import AgentMode
+
+MAX_NAME_LENGTH = 100
+AGENT_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME_LENGTH}}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +26,9 @@ class Agent:
     since: datetime
     warm_at: float
     """The loop time from which it takes new channels."""
+
+    def is_warming_up(self, now: float) -> bool:
+        return self.mode is AgentMode.MASTER and now < self.warm_at
 
     def takes_channels(self, now: float) -> bool:
         return self.mode is AgentMode.MASTER and now >= self.warm_at
@@ -35,7 +42,16 @@ class Agents:
         self._agents: dict[str, Agent] = {}
 
     def add(self, name: str, mode: AgentMode, now: float) -> Agent:
-        """Add an agent with a key of its own; a master takes channels once it is warm."""
+        """Add an agent with a key of its own; a master takes channels once it is warm.
+
+        Raises: BadRequest, when the name cannot be one or is taken.
+        """
+        if not AGENT_NAME.fullmatch(name):
+            raise BadRequest(
+                f"an agent's name must be 1 to {MAX_NAME_LENGTH} letters, digits, `_` and `-`"
+            )
+        if name in self._agents:
+            raise BadRequest(f"agent {name} is on this node already")
         agent = Agent(name, mode, AddressKey.random(), datetime.now(UTC), now + self._warmup_s)
         self._agents[name] = agent
         return agent

@@ -80,6 +80,9 @@ class Store(Protocol):
     async def addresses(self, skip: int, limit: int) -> Sequence[str]:
         """Return the consumer addresses of channels, oldest first."""
 
+    async def count(self, agent: str) -> int:
+        """Return how many channels of an agent there are."""
+
     async def refuse_writers(self) -> None:
         """From now on answer writers that wait, or would, with ShuttingDown."""
 
@@ -99,6 +102,12 @@ class Observer(Protocol):
 
     def events_read(self, count: int, redelivered: int) -> None:
         """`count` events were handed to a reader; `redelivered` of them not for the first time."""
+
+    def writer_waits(self) -> None:
+        """A writer found a channel full and waits for room."""
+
+    def writer_waited(self) -> None:
+        """A writer that waited has its answer, or has left."""
 
     def events_unroutable(self, count: int) -> None:
         """Events were written to a channel that does not exist."""

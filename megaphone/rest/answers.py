@@ -10,6 +10,7 @@ from aiohttp.abc import AbstractStreamWriter
 from megaphone.wire import json
 
 JSON = "application/json"
+OK = b'{"status":"OK"}'
 DRAIN_ABOVE_BYTES = 65_536
 
 

@@ -9,8 +9,6 @@ POST /channelsExists
 GET  /metrics   GET /livez   GET /readyz
 """
 
-from urllib.parse import unquote_to_bytes
-
 from aiohttp import web
 
 from megaphone.core.broker import Broker
@@ -18,11 +16,10 @@ from megaphone.errors import BadRequest, ShuttingDown
 from megaphone.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from megaphone.metrics import Metrics
 from megaphone.model import DEFAULT_WINDOW, ReadOptions
-from megaphone.rest.answers import JSON, WrittenAnswer, json_answer
+from megaphone.rest.answers import OK, WrittenAnswer, json_answer
+from megaphone.rest.requests import is_json, path_values, require_json, whole_number
 from megaphone.rest.stream import stream_events
 from megaphone.wire import json
-
-OK = b'{"status":"OK"}'
 
 
 class PublicApi:
@@ -97,38 +94,6 @@ class PublicApi:
         return json_answer(OK)
 
 
-def path_values(request: web.Request) -> list[str]:
-    """Return the variable parts of the path, percent-decoded once.
-
-    aiohttp's own decoding keeps `%80` as it is, so that two paths could mean the same text.
-
-    Raises: BadRequest, when they are not UTF-8.
-    """
-    return [decoded(part) for part in request.rel_url.raw_path.split("/")[2:]]
-
-
-def decoded(part: str) -> str:
-    if "%" not in part:
-        return part
-    try:
-        return unquote_to_bytes(part).decode()
-    except UnicodeDecodeError:
-        raise BadRequest("the path is not percent-encoded UTF-8") from None
-
-
-def is_json(request: web.Request) -> bool:
-    content_type = request.headers.get("Content-Type", "")
-    if content_type == JSON:
-        return True
-    kind = content_type.partition(";")[0].strip().lower()
-    return kind == JSON or (kind.startswith("application/") and kind.endswith("+json"))
-
-
-def require_json(request: web.Request) -> None:
-    if not is_json(request):
-        raise BadRequest(f"the Content-Type must be {JSON}")
-
-
 def read_options(request: web.Request) -> ReadOptions:
     """Return what the query and the headers of a read ask for."""
     query = request.query
@@ -141,11 +106,3 @@ def read_options(request: web.Request) -> ReadOptions:
         acknowledge=ack == "explicit",
         window=whole_number("window", query.get("window"), DEFAULT_WINDOW),
     )
-
-
-def whole_number(name: str, text: str | None, default: int) -> int:
-    if text is None:
-        return default
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise BadRequest(f"`{name}` must be a whole number")
-    return int(text)

@@ -1,11 +1,14 @@
-"""Runs the HTTP face: one listening socket, its limits, and its orderly end."""
+"""Runs the HTTP face: its listening sockets, their limits, and their orderly end."""
 
+import os
 import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from aiohttp import web
 
 from megaphone.rest.errors import answer_errors
-from megaphone.rest.public import PublicApi
 
 HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long a request's headers may take."""
@@ -18,12 +21,11 @@ BACKLOG = 1_024
 
 
 class HttpServer:
-    """Serves the public API from `start` to `stop`."""
+    """Serves some routes on a listening socket, from `start` to `stop`."""
 
-    def __init__(self, api: PublicApi, *, host: str, port: int, max_body_bytes: int) -> None:
-        self._host = host
+    def __init__(self, routes: Sequence[web.RouteDef], *, max_body_bytes: int) -> None:
         app = web.Application(middlewares=[answer_errors], client_max_size=max_body_bytes)
-        app.add_routes(api.routes())
+        app.add_routes(routes)
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -32,26 +34,65 @@ class HttpServer:
             keepalive_timeout=HEADER_TIMEOUT_S,
             shutdown_timeout=STOP_TIMEOUT_S,
         )
-        self.port = port
-        """The port that is listened on; once started, also when any free one was asked for."""
 
-    async def start(self) -> None:
-        """Begin to listen.
-
-        Raises: OSError, when the address cannot be had.
-        """
+    async def start(self, listening: socket.socket) -> int:
+        """Begin to serve on a socket, which `stop` closes. Returns: its port, if it has one."""
         await self._runner.setup()
-        listening = listening_socket(self._host, self.port)
-        self.port = listening.getsockname()[1]
         await web.SockSite(self._runner, listening, backlog=BACKLOG).start()
+        return 0 if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
 
     async def stop(self) -> None:
         """Stop listening and close all connections, idle ones at once."""
         await self._runner.cleanup()
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Raises: OSError, when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     return listening
+
+
+def listen_unix(path: str) -> socket.socket:
+    """Listen where only the owner of this process can connect.
+
+    A socket that a broker left behind that was killed is replaced.
+
+    Raises: OSError, when the path cannot be had, or a living broker has it.
+    """
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        if Path(path).is_socket() and not is_served(path):
+            Path(path).unlink()
+        # The mode must be right from the start: between bind and chmod anyone could connect.
+        earlier = os.umask(0o177)
+        try:
+            listening.bind(path)
+        finally:
+            os.umask(earlier)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise OSError(
+            error.errno,
+            f"the management socket {path}: {error.strerror}; set mng_socket_path to another path",
+        ) from None
+    return listening
+
+
+def unlink_unix(path: str) -> None:
+    with suppress(FileNotFoundError):
+        Path(path).unlink()
+
+
+def is_served(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

@@ -28,14 +28,9 @@ class GrpcServer:
         self,
         servicer: ChannelServicer,
         *,
-        host: str,
-        port: int,
         max_body_bytes: int,
         with_reflection: bool,
     ) -> None:
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.port = port
-        """The port that is listened on; once started, also when any free one was asked for."""
         self._server = grpc.aio.server(
             interceptors=[ErrorInterceptor()],
             options=[
@@ -56,18 +51,20 @@ class GrpcServer:
             names = (CHANNEL_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
-    async def start(self) -> None:
-        """Begin to listen, and to report SERVING.
+    async def start(self, host: str, port: int) -> int:
+        """Begin to listen, and to report SERVING. Returns: the port.
 
         Raises: OSError, when the address cannot be had.
         """
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            self.port = self._server.add_insecure_port(self._address)
+            port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._address} for gRPC") from error
+            raise OSError(f"cannot listen on {address} for gRPC: is it in use?") from error
         await self._server.start()
         for service in (EVERYTHING, CHANNEL_SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return port
 
     async def report_shutdown(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere."""

@@ -82,6 +82,10 @@ class MemoryStore:
     async def addresses(self, skip: int, limit: int) -> Sequence[str]:
         return [c.consumer_address for c in islice(self._channels.values(), skip, skip + limit)]
 
+    async def count(self, agent: str) -> int:
+        prefix = f"{agent}."
+        return sum(c.consumer_address.startswith(prefix) for c in self._channels.values())
+
     async def refuse_writers(self) -> None:
         self._refuses_writers = True
         for waiting in self._waiting:
@@ -121,12 +125,14 @@ class MemoryStore:
 
         waiter.join(on_settled)
         self._waiting.add(settled)
+        self._observer.writer_waits()
         try:
             if not self._refuses_writers:
                 await settled
         finally:
             timer.cancel()
             self._waiting.discard(settled)
+            self._observer.writer_waited()
             channel.withdraw(waiter, on_settled)
         if waiter.taken:
             return waiter.event.id

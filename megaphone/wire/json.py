@@ -13,7 +13,7 @@ import msgspec
 
 from megaphone.core.content import explain
 from megaphone.errors import BadRequest
-from megaphone.model import BatchFailure, Event, Message, NewChannel
+from megaphone.model import AgentInfo, BatchFailure, Event, Message, NewChannel
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder().encode
@@ -37,6 +37,10 @@ class BatchRequest(msgspec.Struct, rename="camel"):
 class ExistsRequest(msgspec.Struct, rename="camel"):
     channels: list[str] | None = None
     channel_ids: list[str] | None = None
+
+
+class AddAgentRequest(msgspec.Struct):
+    name: str
 
 
 class AckRequest(msgspec.Struct):
@@ -81,6 +85,11 @@ def parse_ack(body: bytes) -> str:
     return parse(body, AckRequest).eid
 
 
+def parse_add_agent(body: bytes) -> str:
+    """Return the name of the agent that a request adds."""
+    return parse(body, AddAgentRequest).name
+
+
 def named_channels(request: BatchRequest | ExistsRequest) -> list[str]:
     named = request.channel_ids if request.channels is None else request.channels
     if named is None:
@@ -121,6 +130,27 @@ def existing(channels: Mapping[str, bool]) -> bytes:
 
 def acknowledged(count: int) -> bytes:
     return encode({"status": "OK", "acknowledged": count})
+
+
+def agents(infos: Iterable[AgentInfo]) -> bytes:
+    return encode(
+        [
+            {
+                "name": info.name,
+                "since": info.since,
+                "warmingUp": info.warming_up,
+                "mode": info.mode.value,
+                "channelsCount": info.channels,
+            }
+            for info in infos
+        ]
+    )
+
+
+def channels(addresses: Iterable[str]) -> bytes:
+    return encode(
+        [{"address": address, "agentId": address.partition(".")[0]} for address in addresses]
+    )
 
 
 def error(code: str, message: str, status: int) -> bytes:

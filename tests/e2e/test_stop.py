@@ -1,0 +1,113 @@
+"""A broker that is stopped ends every open read after a whole event, and is gone soon."""
+
+import asyncio
+import json
+import signal
+import time
+from pathlib import Path
+
+import aiohttp
+import grpc
+import pytest
+
+from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+from tests.support.process import BrokerProcess, broker_process
+
+READS = 50
+GONE_WITHIN_S = 3.0
+
+
+async def open_http_read(
+    session: aiohttp.ClientSession, broker: BrokerProcess, opened: asyncio.Semaphore
+) -> bytes:
+    """Read until the end. Raises, when the end comes in the middle of a chunk."""
+    async with session.post(f"{broker.url}/create") as created:
+        addresses = await created.json()
+    write = f"{broker.url}/write/{addresses['producerAddress']}/s"
+    async with session.post(write, json={"n": 1}) as written:
+        assert written.status == 201
+    async with session.get(f"{broker.url}/read/{addresses['consumerAddress']}") as response:
+        first = await response.content.readline()
+        opened.release()
+        return first + await response.content.read()
+
+
+async def open_grpc_read(connection: grpc.aio.Channel, opened: asyncio.Semaphore) -> list[bytes]:
+    """Read until the end. Raises, when the status is not OK."""
+    stub = ChannelServiceStub(connection)
+    addresses = await stub.CreateChannel(pb.CreateChannelRequest())
+    await stub.Write(
+        pb.WriteRequest(producer_address=addresses.producer_address, stream_id="s", body=b"1")
+    )
+    bodies = []
+    async for response in stub.Read(pb.ReadRequest(consumer_address=addresses.consumer_address)):
+        bodies += [event.body for event in response.events]
+        opened.release()
+    return bodies
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+async def test_open_reads_end_cleanly_and_the_process_is_gone(
+    tmp_path: Path, signal_number: signal.Signals
+) -> None:
+    opened = asyncio.Semaphore(0)
+    with broker_process(tmp_path) as broker:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+            grpc.aio.insecure_channel(broker.grpc_target) as connection,
+            asyncio.TaskGroup() as group,
+        ):
+            over_http = [
+                group.create_task(open_http_read(session, broker, opened)) for _ in range(READS)
+            ]
+            over_grpc = [
+                group.create_task(open_grpc_read(connection, opened)) for _ in range(READS)
+            ]
+            async with asyncio.timeout(20):
+                for _ in range(2 * READS):
+                    await opened.acquire()
+            stopped_at = time.monotonic()
+            broker.process.send_signal(signal_number)
+            code = await asyncio.to_thread(broker.process.wait, 10)
+            took_s = time.monotonic() - stopped_at
+        assert code == 0
+        assert took_s < GONE_WITHIN_S
+        for task in over_http:
+            assert task.result().endswith(b"\n")
+            assert json.loads(task.result())["body"] == {"n": 1}
+        assert [task.result() for task in over_grpc] == [[b"1"]] * READS
+        assert not (tmp_path / "megaphone.sock").exists()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    with broker_process(tmp_path) as broker:
+        broker.process.send_signal(signal.SIGTERM)
+        broker.process.send_signal(signal.SIGTERM)
+        assert broker.process.wait(10) in (0, -signal.SIGTERM)
+
+
+async def test_a_writer_that_waits_is_told_and_its_event_was_not_taken(tmp_path: Path) -> None:
+    with broker_process(tmp_path, buffer_capacity=1) as broker:
+        async with aiohttp.ClientSession() as session:
+            async with session.post(f"{broker.url}/create") as created:
+                address = (await created.json())["producerAddress"]
+            url = f"{broker.url}/write/{address}/s"
+            async with session.post(url, json=1) as written:
+                assert written.status == 201
+            waiting = asyncio.create_task(session.post(url, json=2))
+            await metric_reaches(session, broker, "megaphone_writers_waiting", 1)
+            broker.process.send_signal(signal.SIGTERM)
+            async with await waiting as refused:
+                assert refused.status == 503
+                assert (await refused.json())["code"] == "SHUTTING_DOWN"
+
+
+async def metric_reaches(
+    session: aiohttp.ClientSession, broker: BrokerProcess, name: str, value: int
+) -> None:
+    async with asyncio.timeout(5):
+        while True:
+            async with session.get(f"{broker.url}/metrics") as response:
+                if f"\n{name} {value}\n" in await response.text():
+                    return

@@ -1,0 +1,56 @@
+"""The wheel, installed where nothing of the checkout can be seen, serves."""
+
+import subprocess
+import sys
+import urllib.request
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.support.process import broker_process
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel and install it. Returns: the folder of the commands."""
+    built = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built), cwd=ROOT)
+    [wheel] = built.glob("*.whl")
+    home = tmp_path_factory.mktemp("installed")
+    venv.create(home, with_pip=True)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+    constraints = built / "constraints.txt"
+    constraints.write_text("\n".join(locked_versions()))
+    run(*pip, "install", "--quiet", "-c", str(constraints), str(wheel), cwd=home)
+    return home / "bin"
+
+
+def locked_versions() -> list[str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    return [line.rstrip(" \\") for line in lines if "==" in line]
+
+
+def run(*command: str, cwd: Path) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.timeout(400)
+def test_the_installed_wheel_serves(installed: Path, tmp_path: Path) -> None:
+    with broker_process(tmp_path, command=str(installed / "megaphone")) as broker:
+        request = urllib.request.Request(f"{broker.url}/create", method="POST")
+        with urllib.request.urlopen(request) as response:
+            assert response.status == 200
+
+
+@pytest.mark.timeout(400)
+def test_the_wheel_brings_the_generated_code_and_its_types(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import megaphone_api.v1.channels_pb2_grpc as m, pathlib;"
+        "print((pathlib.Path(m.__file__).parents[1] / 'py.typed').exists())"
+    )
+    assert run(str(installed / "python"), "-c", code, cwd=tmp_path) == "True\n"

@@ -1,0 +1,72 @@
+"""A broker as a process of its own, as users run it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+MEGAPHONE = str(Path(sys.executable).with_name("megaphone"))
+SERVES = re.compile(r"serves HTTP on port (\d+) and gRPC on port (\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerProcess:
+    process: subprocess.Popen[str]
+    http_port: int
+    grpc_port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_target(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+
+@contextmanager
+def broker_process(
+    directory: Path, command: str = MEGAPHONE, **settings: object
+) -> Iterator[BrokerProcess]:
+    """Run `megaphone serve` in `directory` on free ports; killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [command, "serve"],
+        cwd=directory,
+        env=environment(directory, settings),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        http_port, grpc_port = wait_until_it_serves(process.stderr)
+        yield BrokerProcess(process, http_port, grpc_port)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def environment(directory: Path, settings: dict[str, object]) -> dict[str, str]:
+    """Return an environment in which nothing of the developer's own configuration is left."""
+    kept = {k: v for k, v in os.environ.items() if not k.lower().startswith("megaphone_")}
+    defaults: dict[str, object] = {
+        "address": "127.0.0.1:0",
+        "grpc_address": "127.0.0.1:0",
+        "mng_socket_path": directory / "megaphone.sock",
+    }
+    return kept | {f"megaphone_{key}": str(value) for key, value in (defaults | settings).items()}
+
+
+def wait_until_it_serves(log: IO[str]) -> tuple[int, int]:
+    lines = []
+    for line in log:
+        if found := SERVES.search(line):
+            return int(found[1]), int(found[2])
+        lines.append(line)
+    raise AssertionError(f"the broker did not start: {''.join(lines)}")

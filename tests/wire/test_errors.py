@@ -1,0 +1,43 @@
+"""The one table of errors covers every class, and a class survives the way to a client."""
+
+import grpc
+import pytest
+
+from megaphone.errors import MegaphoneError, Unavailable
+from megaphone.rest.errors import answer_of
+from megaphone.wire.errors import INTERNAL_GRPC_STATUS, TABLE, error_from, row_of
+
+
+def concrete(kind: type[MegaphoneError] = MegaphoneError) -> set[type[MegaphoneError]]:
+    below = {found for child in kind.__subclasses__() for found in {child, *concrete(child)}}
+    return below - {Unavailable}
+
+
+def test_every_class_has_a_row_and_every_row_a_code_of_its_own() -> None:
+    assert concrete() == {row.error for row in TABLE}
+    assert len({row.error.code for row in TABLE}) == len(TABLE)
+
+
+@pytest.mark.parametrize("kind", sorted(concrete(), key=lambda kind: kind.code))
+def test_a_class_is_rebuilt_from_its_code(kind: type[MegaphoneError]) -> None:
+    rebuilt = error_from(kind.code, "as told")
+    assert type(rebuilt) is kind
+    assert str(rebuilt) == "as told"
+
+
+def test_an_unknown_code_rebuilds_nothing() -> None:
+    assert error_from("INTERNAL_SERVER_ERROR", "x") is None
+
+
+def test_every_status_exists_in_both_protocols() -> None:
+    for row in TABLE:
+        assert grpc.StatusCode[row.grpc_status]
+        assert 400 <= row.http_status < 600
+    assert grpc.StatusCode[INTERNAL_GRPC_STATUS]
+
+
+@pytest.mark.parametrize("kind", sorted(concrete(), key=lambda kind: kind.code))
+def test_http_asks_to_come_back_exactly_where_that_helps(kind: type[MegaphoneError]) -> None:
+    answer = answer_of(kind("as told"))
+    assert answer.status == row_of(kind("as told")).http_status
+    assert ("Retry-After" in answer.headers) == (kind.retry_after_s is not None)
