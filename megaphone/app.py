@@ -51,7 +51,11 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         observer=metrics,
     )
     broker = Broker(store=store, agents=agents_of(settings), settings=settings, observer=metrics)
-    http = HttpServer(PublicApi(broker, metrics).routes(), max_body_bytes=settings.max_body_bytes)
+    http = HttpServer(
+        PublicApi(broker, metrics).routes(),
+        max_body_bytes=settings.max_body_bytes,
+        cors_origin=settings.cors_allow_origin,
+    )
     grpc = GrpcServer(
         ChannelServicer(broker),
         max_body_bytes=settings.max_body_bytes,

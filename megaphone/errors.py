@@ -9,6 +9,7 @@ and never contain an address or a key, since those are secrets.
      ├── PermissionDenied      understood, and not allowed
      ├── ChannelNotFound       no such channel, or no longer
      ├── ReaderBusy            the channel has a reader already
+     ├── TooSlow               the client sent or took too little for too long
      ├── PayloadTooLarge       more bytes, or more events, than the broker takes at once
      ├── LimitExceeded         the broker is full; try again after a while
      ├── WriteTimeout          the channel stayed full; the event was not taken
@@ -52,6 +53,10 @@ class ReaderBusy(MegaphoneError):
 
     def __init__(self, message: str = "the channel is being read: one reader at a time") -> None:
         super().__init__(message)
+
+
+class TooSlow(MegaphoneError):
+    code = "TOO_SLOW"
 
 
 class PayloadTooLarge(MegaphoneError):

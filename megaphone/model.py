@@ -24,6 +24,7 @@ class ReadProtocol(Enum):
     """The ways of reading a channel, by the names that `/create` negotiates."""
 
     HTTP_STREAM_NDJSON_V1 = "HTTP_STREAM_NDJSON_V1"
+    HTTP_STREAM_SSE_V1 = "HTTP_STREAM_SSE_V1"
     GRPC_STREAM_V1 = "GRPC_STREAM_V1"
 
 
@@ -105,6 +106,14 @@ class ReadOptions:
     """Keep each event in the buffer until it is acknowledged."""
     window: int = DEFAULT_WINDOW
     """With `acknowledge`: how many events may be in flight."""
+    take_over: bool = False
+    """End the read that is open, if there is one, as a broken one, and take its place."""
+    limit: int | None = None
+    """End after this many events."""
+    wait_s: float | None = None
+    """End after this long, if that is sooner than the poll duration; 0 takes what is ready."""
+    heartbeat_s: float | None = None
+    """Send a sign of life after this long without an event."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,13 @@ Endpoint = Annotated[
         description="host:port, such as 0.0.0.0:3000 or [::]:3000",
     ),
 ]
+Origin = Annotated[
+    str,
+    Meta(
+        pattern=r"^(\*|https?://[^\s/]+)$",
+        description="an origin such as https://example.com, or * for all",
+    ),
+]
 Milliseconds = Annotated[int, whole(1, DAY_S * 1000)]
 Seconds = Annotated[float, seconds(0.001, DAY_S)]
 SecondsOrZero = Annotated[float, seconds(0, DAY_S)]
@@ -80,6 +87,9 @@ class Settings:
     max_batch_events: Annotated[int, whole(1, 10_000_000)] = 10_000
     """The most events one batch may write: its channels times its messages."""
 
+    cors_allow_origin: Origin | None = None
+    """The origin whose pages may read and acknowledge from a browser, or `*` for all. Unless it is
+    set, only pages of the broker's own origin (or that of a proxy before it) can."""
     legacy_channel_id_writes: bool = False
     """Let consumer addresses write too, as the broker before 0.11 did."""
     grpc_reflection: bool = True

@@ -5,6 +5,7 @@ reached. Arguments are what clients sent, unchecked; every rule is applied here 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 
@@ -43,6 +44,9 @@ from megaphone.settings import Settings
 
 DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
 MAX_WINDOW = 100_000
+SHORTEST_WINDOW_S = 0.001
+"""Enough to take what is ready."""
+SHORTEST_HEARTBEAT_S = 0.1
 
 
 class Broker:
@@ -219,7 +223,7 @@ class Broker:
     # -- Reading
 
     async def open_reader(
-        self, address: str, options: ReadOptions | None = None, *, within_s: float | None = None
+        self, address: str, options: ReadOptions | None = None, *, within_s: float = math.inf
     ) -> Reader:
         """Become the one reader of a channel, for the poll duration or for `within_s`, if less.
 
@@ -229,19 +233,21 @@ class Broker:
         """
         self._refuse_if_shutting_down()
         consumer = self._consumer(address)
-        checked = checked_options(options or ReadOptions())
-        lease = await self._store.lease(consumer.channel_id, address, checked)
-        window_s = (
-            self._poll_duration_s if within_s is None else min(within_s, self._poll_duration_s)
-        )
+        options = checked_options(options or ReadOptions())
+        lease = await self._store.lease(consumer.channel_id, address, options)
         reader = Reader(
             lease,
-            until=loop_time() + window_s,
+            options,
+            until=loop_time() + self._window_s(options, within_s),
             observer=self._observer,
             on_exit=self._readers.discard,
         )
         self._readers.add(reader)
         return reader
+
+    def _window_s(self, options: ReadOptions, within_s: float) -> float:
+        wait_s = math.inf if options.wait_s is None else options.wait_s
+        return max(SHORTEST_WINDOW_S, min(self._poll_duration_s, wait_s, within_s))
 
     async def acknowledge(self, address: str, event_id: str) -> int:
         """Count an event and all before it on its channel as delivered.
@@ -360,4 +366,9 @@ def checked_options(options: ReadOptions) -> ReadOptions:
         checked_id("event id", options.after_event_id)
     if not 1 <= options.window <= MAX_WINDOW:
         raise BadRequest(f"the window must be 1 to {MAX_WINDOW} events, not {options.window}")
+    if options.limit is not None and options.limit < 1:
+        raise BadRequest("the limit must be at least 1 event")
+    if options.heartbeat_s is not None and options.heartbeat_s < SHORTEST_HEARTBEAT_S:
+        shortest_ms = round(SHORTEST_HEARTBEAT_S * 1000)
+        raise BadRequest(f"the heartbeat must be at least {shortest_ms} ms")
     return options

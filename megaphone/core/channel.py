@@ -81,7 +81,7 @@ class Lease:
         self.wake = wake
         """Called when `take` may have something new to say. May be called too often."""
         self.is_open = True
-        """False once released, or once the channel went."""
+        """False once released, once taken over, and once the channel went."""
         self.recovered: bool | None = None
         """Whether the event to resume after was still known; None when none was named."""
         self.resent = 0
@@ -184,11 +184,14 @@ class Channel:
 
         With `after_event_id` the read starts after that event, which counts as acknowledged with
         all before it; if the event is not known any more it starts at the oldest one kept.
+        With `take_over` an open lease is lost to this one, as if its read had broken just now.
 
-        Raises: ReaderBusy, when another lease is open.
+        Raises: ReaderBusy, when another lease is open and not to be taken over.
         """
         if self._lease is not None:
-            raise ReaderBusy
+            if not options.take_over:
+                raise ReaderBusy
+            self._lose_lease(self._lease, now)
         lease = Lease(self, options, wake)
         if options.after_event_id is not None:
             lease.recovered = self._rewind_to(options.after_event_id)
@@ -316,6 +319,10 @@ class Channel:
         lease.is_open = False
         self._lease = None
         self.deadline = now + self._limits.ttl_s
+
+    def _lose_lease(self, lease: Lease, now: float) -> None:
+        self._release(lease, clean=False, now=now)
+        lease.wake()
 
     def _first_sent_since(self, time: float) -> int:
         """Where in flight the entries begin that were sent after `time`; all were sent in order."""

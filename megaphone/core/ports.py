@@ -19,9 +19,13 @@ class ChannelLease(Protocol):
     async def take(self, limit: int, until: float) -> list[Event]:
         """Return up to `limit` events as soon as there is one, in order.
 
-        Returns none once the loop's clock has reached `until`, after `interrupt`, and when the
-        channel has gone. Atomic with respect to cancellation: if it is cancelled, none was taken.
+        Returns none once the loop's clock has reached `until`, and when the lease is over.
+        Atomic with respect to cancellation: if it is cancelled, none was taken.
         """
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no more events will come: interrupted, taken over, or the channel has gone."""
 
     def interrupt(self) -> None:
         """Make every `take` from now on, and the one that waits, return none."""
@@ -58,7 +62,7 @@ class Store(Protocol):
         """Start to read a channel.
 
         Raises: ChannelNotFound, also when `consumer_address` is not exactly that of the channel;
-            ReaderBusy.
+            ReaderBusy, when it is read and that read is not to be taken over.
         """
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:

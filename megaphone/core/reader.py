@@ -1,11 +1,13 @@
 """The one reader of a channel, as both faces use it."""
 
+import asyncio
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
 from megaphone.core.ports import ChannelLease, Observer
-from megaphone.model import Event
+from megaphone.model import Event, ReadOptions
 
 BATCH_EVENTS = 100
 """The most events handed over at once. A face sends a batch before it asks for the next, so this
@@ -15,23 +17,28 @@ also bounds what is in flight within the process."""
 class Reader:
     """An open read: an asynchronous context manager, and an iterator of batches within it.
 
-    Each batch is everything that is ready, at least one event, in order. The iteration ends when
-    the read window is over, when the channel goes, and on `end`. Leaving the context releases the
-    channel at once: as cleanly ended without an exception, as broken with any (cancellation
-    too), so that what a broken read had sent is sent again to the next reader.
+    Each batch is everything that is ready, in order; it is empty when the reader asked for
+    heartbeats and one is due. The iteration ends when the read window is over, when as many
+    events were sent as were asked for, when the channel goes or another reader takes over, and on
+    `end`. Leaving the context releases the channel at once: as cleanly ended without an
+    exception, as broken with any (cancellation too), so that what a broken read had sent is sent
+    again to the next reader.
     """
 
-    __slots__ = ("_lease", "_observer", "_on_exit", "until")
+    __slots__ = ("_heartbeat_s", "_lease", "_left", "_observer", "_on_exit", "until")
 
     def __init__(
         self,
         lease: ChannelLease,
+        options: ReadOptions,
         *,
         until: float,
         observer: Observer,
         on_exit: Callable[["Reader"], None],
     ) -> None:
         self._lease = lease
+        self._left = sys.maxsize if options.limit is None else options.limit
+        self._heartbeat_s = options.heartbeat_s
         self.until = until
         """The loop time at which the read window is over."""
         self._observer = observer
@@ -64,6 +71,22 @@ class Reader:
         return self
 
     async def __anext__(self) -> list[Event]:
-        if events := await self._lease.take(BATCH_EVENTS, self.until):
-            return events
+        if self._left > 0:
+            events = await self._lease.take(min(BATCH_EVENTS, self._left), self._next_stop())
+            self._left -= len(events)
+            if events or self._heartbeat_is_due():
+                return events
         raise StopAsyncIteration
+
+    def _next_stop(self) -> float:
+        if self._heartbeat_s is None:
+            return self.until
+        return min(self.until, asyncio.get_running_loop().time() + self._heartbeat_s)
+
+    def _heartbeat_is_due(self) -> bool:
+        """Whether a `take` without events ended for a heartbeat, and not with the read."""
+        return (
+            self._heartbeat_s is not None
+            and not self._lease.is_over
+            and asyncio.get_running_loop().time() < self.until
+        )

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from megaphone.core.broker import Broker
 from megaphone.rest.answers import OK, json_answer
-from megaphone.rest.requests import path_values, require_json, whole_number
+from megaphone.rest.requests import body_of, path_values, require_json, whole_number
 from megaphone.wire import json
 
 DEFAULT_LIMIT = 50
@@ -35,13 +35,16 @@ class ManagementApi:
 
     async def add_agent(self, request: web.Request) -> web.Response:
         require_json(request)
-        self._broker.add_agent(json.parse_add_agent(await request.read()))
+        self._broker.add_agent(json.parse_add_agent(await body_of(request)))
         return json_answer(OK, status=201)
 
     async def list_channels(self, request: web.Request) -> web.Response:
-        skip = whole_number("skip", request.query.get("skip"), 0)
-        limit = whole_number("limit", request.query.get("limit"), DEFAULT_LIMIT)
-        return json_answer(json.channels(await self._broker.list_channels(skip, limit)))
+        skip = whole_number(request.query, "skip") or 0
+        limit = whole_number(request.query, "limit")
+        addresses = await self._broker.list_channels(
+            skip, DEFAULT_LIMIT if limit is None else limit
+        )
+        return json_answer(json.channels(addresses))
 
     async def dispose_channel(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)

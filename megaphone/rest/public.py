@@ -9,17 +9,30 @@ POST /channelsExists
 GET  /metrics   GET /livez   GET /readyz
 """
 
+from dataclasses import replace
+
 from aiohttp import web
 
 from megaphone.core.broker import Broker
-from megaphone.errors import BadRequest, ShuttingDown
+from megaphone.errors import ShuttingDown
 from megaphone.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from megaphone.metrics import Metrics
 from megaphone.model import DEFAULT_WINDOW, ReadOptions
 from megaphone.rest.answers import OK, WrittenAnswer, json_answer
-from megaphone.rest.requests import is_json, path_values, require_json, whole_number
-from megaphone.rest.stream import stream_events
+from megaphone.rest.requests import (
+    body_of,
+    is_json,
+    one_of,
+    path_values,
+    require_json,
+    seconds_of_ms,
+    wants_sse,
+    whole_number,
+)
+from megaphone.rest.stream import NDJSON, SSE, stream_events
 from megaphone.wire import json
+
+SSE_HEARTBEAT_S = 10.0
 
 
 class PublicApi:
@@ -43,7 +56,7 @@ class PublicApi:
         ]
 
     async def create(self, request: web.Request) -> web.Response:
-        body = await request.read() if is_json(request) else b""
+        body = await body_of(request) if is_json(request) else b""
         channel = await self._broker.create(json.parse_create(body) if body else ())
         return json_answer(json.created(channel))
 
@@ -51,13 +64,13 @@ class PublicApi:
         address, stream_id = path_values(request)
         require_json(request)
         event_id = await self._broker.write(
-            address, stream_id, await request.read(), request.headers.get("Idempotency-Key")
+            address, stream_id, await body_of(request), request.headers.get("Idempotency-Key")
         )
         return WrittenAnswer(event_id)
 
     async def write_batch(self, request: web.Request) -> web.Response:
         require_json(request)
-        channels, messages = json.parse_batch(await request.read())
+        channels, messages = json.parse_batch(await body_of(request))
         failures = await self._broker.write_batch(
             channels, messages, request.headers.get("Idempotency-Key")
         )
@@ -65,19 +78,22 @@ class PublicApi:
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         (address,) = path_values(request)
-        async with await self._broker.open_reader(address, read_options(request)) as reader:
-            return await stream_events(request, reader)
+        framing, options = NDJSON, read_options(request)
+        if wants_sse(request):
+            framing, options = SSE, sse_options(request, options)
+        async with await self._broker.open_reader(address, options) as reader:
+            return await stream_events(request, reader, framing)
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)
         require_json(request)
-        event_id = json.parse_ack(await request.read())
+        event_id = json.parse_ack(await body_of(request))
         count = await self._broker.acknowledge(address, event_id)
         return json_answer(json.acknowledged(count))
 
     async def channels_exist(self, request: web.Request) -> web.Response:
         require_json(request)
-        channels = await self._broker.exists(json.parse_exists(await request.read()))
+        channels = await self._broker.exists(json.parse_exists(await body_of(request)))
         return json_answer(json.existing(channels))
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -97,12 +113,29 @@ class PublicApi:
 def read_options(request: web.Request) -> ReadOptions:
     """Return what the query and the headers of a read ask for."""
     query = request.query
-    after = query.get("after", request.headers.get("Last-Event-ID"))
-    ack = query.get("ack", "none")
-    if ack not in ("none", "explicit"):
-        raise BadRequest("`ack` must be `explicit` or `none`")
+    # The header comes first: an EventSource repeats the query of its first request forever, and
+    # tells by the header where it is.
+    last = request.headers.get("Last-Event-ID")
+    window = whole_number(query, "window")
     return ReadOptions(
-        after_event_id=after,
-        acknowledge=ack == "explicit",
-        window=whole_number("window", query.get("window"), DEFAULT_WINDOW),
+        after_event_id=query.get("after") if last is None else last,
+        acknowledge=one_of(query, "ack", {"none": False, "explicit": True}, default=False),
+        window=DEFAULT_WINDOW if window is None else window,
+        take_over=one_of(query, "takeover", {"false": False, "true": True}, default=False),
+        limit=whole_number(query, "limit"),
+        wait_s=seconds_of_ms(query, "wait_ms"),
+        heartbeat_s=seconds_of_ms(query, "heartbeat_ms"),
+    )
+
+
+def sse_options(request: web.Request, options: ReadOptions) -> ReadOptions:
+    """Fit a read to what an EventSource can do.
+
+    It calls again only after its former connection has ended, and gives up for good on any error:
+    so when it comes back, it takes over. And it is the browser that needs signs of life.
+    """
+    return replace(
+        options,
+        take_over=options.take_over or "Last-Event-ID" in request.headers,
+        heartbeat_s=options.heartbeat_s or SSE_HEARTBEAT_S,
     )

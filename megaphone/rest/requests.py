@@ -1,11 +1,19 @@
-"""What handlers read of a request besides its body."""
+"""What handlers read of a request."""
 
+import asyncio
+from collections.abc import Mapping
+from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import web
 
-from megaphone.errors import BadRequest
+from megaphone.errors import BadRequest, TooSlow
 from megaphone.rest.answers import JSON
+
+BODY_TIMEOUT_S = 30.0
+MAX_DIGITS = 9
+
+T = TypeVar("T")
 
 
 def path_values(request: web.Request) -> list[str]:
@@ -40,9 +48,43 @@ def require_json(request: web.Request) -> None:
         raise BadRequest(f"the Content-Type must be {JSON}")
 
 
-def whole_number(name: str, text: str | None, default: int) -> int:
+def wants_sse(request: web.Request) -> bool:
+    accepted = request.headers.get("Accept", "")
+    return "text/event-stream" in accepted and "application/x-ndjson" not in accepted
+
+
+async def body_of(request: web.Request) -> bytes:
+    """Return the body. Raises: TooSlow; aiohttp's own error when it is too large."""
+    if request.content.is_eof():
+        return await request.read()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise TooSlow(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+
+
+def whole_number(query: Mapping[str, str], name: str) -> int | None:
+    """Return a number from the query; None when it is not there. Raises: BadRequest."""
+    text = query.get(name)
     if text is None:
-        return default
-    if not text.isascii() or not text.isdecimal() or len(text) > 9:
-        raise BadRequest(f"`{name}` must be a whole number")
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise BadRequest(f"`{name}` must be a whole number of at most {MAX_DIGITS} digits")
     return int(text)
+
+
+def seconds_of_ms(query: Mapping[str, str], name: str) -> float | None:
+    """Return seconds for milliseconds in the query. Raises: BadRequest."""
+    milliseconds = whole_number(query, name)
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def one_of(query: Mapping[str, str], name: str, choices: Mapping[str, T], *, default: T) -> T:
+    """Return what a word in the query stands for. Raises: BadRequest, for another word."""
+    word = query.get(name)
+    if word is None:
+        return default
+    if word not in choices:
+        raise BadRequest(f"`{name}` must be {' or '.join(choices)}")
+    return choices[word]

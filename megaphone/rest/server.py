@@ -8,24 +8,30 @@ from pathlib import Path
 
 from aiohttp import web
 
+from megaphone.rest.cors import allow_origin
 from megaphone.rest.errors import answer_errors
 
 HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long a request's headers may take."""
 STOP_TIMEOUT_S = 1.0
 """How long requests that are under way are waited for at the end."""
-SEND_BUFFER_BYTES = 16_384
-"""The kernel's buffer of each connection, which it doubles. By default a reader that has stalled
-would swallow megabytes of events before anyone noticed."""
 BACKLOG = 1_024
 
 
 class HttpServer:
     """Serves some routes on a listening socket, from `start` to `stop`."""
 
-    def __init__(self, routes: Sequence[web.RouteDef], *, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        routes: Sequence[web.RouteDef],
+        *,
+        max_body_bytes: int,
+        cors_origin: str | None = None,
+    ) -> None:
         app = web.Application(middlewares=[answer_errors], client_max_size=max_body_bytes)
         app.add_routes(routes)
+        if cors_origin is not None:
+            allow_origin(app, cors_origin)
         self._runner = web.AppRunner(
             app,
             access_log=None,
@@ -49,9 +55,7 @@ class HttpServer:
 def listen(host: str, port: int) -> socket.socket:
     """Raises: OSError, when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-    return listening
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def listen_unix(path: str) -> socket.socket:

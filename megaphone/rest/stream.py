@@ -1,47 +1,73 @@
-"""A read over HTTP: one long chunked answer, one event per line.
+"""A read over HTTP: one long chunked answer, as lines of JSON or as server-sent events.
 
 Existing clients split what they receive at line breaks, chunk by chunk. So each write to the socket
-is one chunk of whole lines, and no line without an event is ever sent.
+is one chunk of whole lines, and no line without an event is sent unless it was asked for.
 """
 
 import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from aiohttp import web
 
 from megaphone.core.reader import Reader
-from megaphone.wire import json
+from megaphone.model import Event
+from megaphone.rest.peers import cut, watch_peer
+from megaphone.wire import json, sse
 
-NDJSON = "application/x-ndjson"
 RECOVERED_HEADER = "Megaphone-Recovered"
 STALL_GRACE_S = 5.0
 """How long after the end of its window a reader that takes nothing is waited for."""
 
 HEADERS = {
-    "Content-Type": NDJSON,
     "Cache-Control": "no-store",
-    "X-Accel-Buffering": "no",  # nginx would hold lines back otherwise
+    "X-Accel-Buffering": "no",  # nginx would hold events back otherwise
     "X-Content-Type-Options": "nosniff",
 }
 
 
-async def stream_events(request: web.Request, reader: Reader) -> web.StreamResponse:
+@dataclass(frozen=True, slots=True)
+class Framing:
+    """How events stand in the stream. Each of these ends with a line break."""
+
+    content_type: str
+    preamble: bytes
+    heartbeat: bytes
+    events: Callable[[Sequence[Event]], bytes]
+
+
+NDJSON = Framing("application/x-ndjson", b"", b"\n", json.event_lines)
+SSE = Framing("text/event-stream", sse.PREAMBLE, sse.HEARTBEAT, sse.events)
+
+
+async def stream_events(
+    request: web.Request, reader: Reader, framing: Framing
+) -> web.StreamResponse:
     """Send everything the reader gets, until it ends.
 
     Must run within the reader's context: whatever is raised here makes the read a broken one, so
     that what it had sent is sent again to the next reader.
+
+    Raises: ConnectionResetError, when the client has gone or takes nothing for too long.
     """
-    response = web.StreamResponse(headers=HEADERS)
+    response = web.StreamResponse(headers={"Content-Type": framing.content_type, **HEADERS})
     if reader.recovered is not None:
         response.headers[RECOVERED_HEADER] = str(reader.recovered).lower()
     if request.version >= (1, 1):
         response.enable_chunked_encoding()
-    else:
-        response.force_close()
-    keep_nothing_back(request)
+    response.force_close()  # what a client pipelines behind a read is not answered
+    watch_peer(request)
     await response.prepare(request)
-    async for events in reader:
-        await send(request, response, reader, json.event_lines(events))
-    await response.write_eof()
+    try:
+        if framing.preamble:
+            await send(request, response, reader, framing.preamble)
+        async for events in reader:
+            lines = framing.events(events) if events else framing.heartbeat
+            await send(request, response, reader, lines)
+        await response.write_eof()
+    except TimeoutError:
+        cut(request)
+        raise ConnectionResetError("the client has stalled") from None
     return response
 
 
@@ -50,27 +76,8 @@ async def send(
 ) -> None:
     """Write lines, and wait until the kernel has them all.
 
-    Raises: ConnectionResetError, when the client takes nothing for so long that the read should
-        have ended.
+    Raises: TimeoutError, when that takes until well after the read should have ended.
     """
-    try:
-        async with asyncio.timeout_at(reader.until + STALL_GRACE_S):
-            await response.write(lines)
-            await request.writer.drain()
-    except TimeoutError:
-        cut(request)
-        raise ConnectionResetError("the client has stalled") from None
-
-
-def keep_nothing_back(request: web.Request) -> None:
-    """Have `drain` wait until the kernel has everything.
-
-    With the default of 64 KiB in between, events would count as sent while they are still here.
-    """
-    if request.transport is not None:
-        request.transport.set_write_buffer_limits(high=0)
-
-
-def cut(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
+    async with asyncio.timeout_at(reader.until + STALL_GRACE_S):
+        await response.write(lines)
+        await request.writer.drain()

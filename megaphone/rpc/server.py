@@ -38,9 +38,10 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", max_body_bytes + FRAMING_BYTES),
                 ("grpc.max_send_message_length", -1),
-                # A peer that vanished without a word is noticed after 15 s.
-                ("grpc.keepalive_time_ms", 10_000),
-                ("grpc.keepalive_timeout_ms", 5_000),
+                # A client that vanished without a word is noticed after 4 s.
+                ("grpc.keepalive_time_ms", 2_000),
+                ("grpc.keepalive_timeout_ms", 2_000),
+                ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ],
         )

@@ -200,12 +200,14 @@ class MemoryLease:
     def recovered(self) -> bool | None:
         return self._lease.recovered
 
+    @property
+    def is_over(self) -> bool:
+        return self._interrupted or not self._lease.is_open
+
     async def take(self, limit: int, until: float) -> list[Event]:
-        while not self._interrupted and (now := self._loop.time()) < until:
+        while not self.is_over and (now := self._loop.time()) < until:
             if events := self._take_ready(limit, now):
                 return events
-            if not self._lease.is_open:
-                break
             await self._wait(until)
         return []
 

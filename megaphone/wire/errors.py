@@ -26,6 +26,7 @@ TABLE = (
     Row(errors.BadRequest, 400, "INVALID_ARGUMENT"),
     Row(errors.PermissionDenied, 403, "PERMISSION_DENIED"),
     Row(errors.ChannelNotFound, 404, "NOT_FOUND"),
+    Row(errors.TooSlow, 408, "ABORTED"),
     Row(errors.ReaderBusy, 409, "ABORTED"),
     Row(errors.PayloadTooLarge, 413, "RESOURCE_EXHAUSTED"),
     Row(errors.LimitExceeded, 429, "RESOURCE_EXHAUSTED"),

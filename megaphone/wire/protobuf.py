@@ -56,6 +56,10 @@ def read_options(request: pb.ReadRequest) -> ReadOptions:
         after_event_id=optional(request.after_event_id),
         acknowledge=request.acknowledge,
         window=request.window or DEFAULT_WINDOW,
+        take_over=request.take_over,
+        limit=request.limit or None,
+        wait_s=request.wait_ms / 1000 if request.HasField("wait_ms") else None,
+        heartbeat_s=request.heartbeat_ms / 1000 if request.heartbeat_ms else None,
     )
 
 

@@ -349,6 +349,10 @@ class ReadRequest(_message.Message):
     AFTER_EVENT_ID_FIELD_NUMBER: _builtins.int
     ACKNOWLEDGE_FIELD_NUMBER: _builtins.int
     WINDOW_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     consumer_address: _builtins.str
     after_event_id: _builtins.str
     """Optional: resume after this event, which acknowledges it and all before it."""
@@ -358,6 +362,18 @@ class ReadRequest(_message.Message):
     """
     window: _builtins.int
     """With `acknowledge`: how many events may be in flight; 0 means 100."""
+    take_over: _builtins.bool
+    """End the read that is open, if there is one, and take its place: for a client that knows that
+    its former read is dead. Nothing is lost by it.
+    """
+    limit: _builtins.int
+    """End after this many events; 0 means no limit. 1 makes the call a long poll."""
+    wait_ms: _builtins.int
+    """End after this many milliseconds, if that is sooner than the poll duration; 0 takes what is
+    ready.
+    """
+    heartbeat_ms: _builtins.int
+    """Send a response without events after this many milliseconds without one; 0 means never."""
     def __init__(
         self,
         *,
@@ -365,12 +381,18 @@ class ReadRequest(_message.Message):
         after_event_id: _builtins.str = ...,
         acknowledge: _builtins.bool = ...,
         window: _builtins.int = ...,
+        take_over: _builtins.bool = ...,
+        limit: _builtins.int = ...,
+        wait_ms: _builtins.int | None = ...,
+        heartbeat_ms: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "wait_ms", b"wait_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acknowledge", b"acknowledge", "after_event_id", b"after_event_id", "consumer_address", b"consumer_address", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "after_event_id", b"after_event_id", "consumer_address", b"consumer_address", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wait_ms: _TypeAlias = _typing.Literal["wait_ms"]  # noqa: Y015
+    _WhichOneofArgType__wait_ms: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_ms) -> _WhichOneofReturnType__wait_ms | None: ...
 
 Global___ReadRequest: _TypeAlias = ReadRequest  # noqa: Y015
 
@@ -381,7 +403,7 @@ class ReadResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
-        """At least one event, in the order of the channel."""
+        """In the order of the channel. None in a heartbeat, which is sent only on request."""
 
     def __init__(
         self,
