@@ -58,6 +58,10 @@ proto-check: $(READY) ## Check that gen/ is what proto/ generates, and lint the 
 bench: $(READY) ## Measure the broker against bare handlers (about a minute).
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: soak
+soak: $(READY) ## Run readers, writers and faults for ten minutes and look for leaks.
+	$(BIN)/python -m tests.soak $(ARGS)
+
 .PHONY: lock
 lock: $(READY) ## Take the newest versions that pyproject.toml allows into requirements.lock.
 	@$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet --disable-pip-version-check uv

@@ -51,15 +51,17 @@ def show(config: ConfigOption = None) -> None:
         if isinstance(value, Mapping):
             tables.append(setting.name)
             continue
-        typer.echo(line(setting.name, toml(value), loaded.sources[setting.name]))
+        typer.echo(line(setting.name, value, loaded.sources[setting.name]))
     for name in tables:
         typer.echo(f"\n[{name}.virtual]  # {loaded.sources[name]}")
         for key, mode in getattr(loaded.settings, name).items():
             typer.echo(f"{key} = {toml(mode.value)}")
 
 
-def line(key: str, value: str, source: str) -> str:
-    return f"{f'{key} = {value}':<44}# {source}"
+def line(key: str, value: Any, source: str) -> str:
+    if value is None:  # TOML has no word for it
+        return f"{f'# {key} is not set':<44}# {source}"
+    return f"{f'{key} = {toml(value)}':<44}# {source}"
 
 
 def toml(value: Any) -> str:

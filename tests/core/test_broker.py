@@ -1,0 +1,328 @@
+"""The broker's rules about time and order, with a store in memory, under virtual time."""
+
+import asyncio
+from functools import cached_property
+
+import pytest
+
+from megaphone.core.agents import Agents
+from megaphone.core.broker import Broker
+from megaphone.core.reader import Reader
+from megaphone.errors import (
+    BadRequest,
+    ChannelNotFound,
+    NoAgentAvailable,
+    PayloadTooLarge,
+    ReaderBusy,
+    ShuttingDown,
+    WriteTimeout,
+)
+from megaphone.metrics import Metrics
+from megaphone.model import AgentMode, Message, NewChannel, ReadOptions, Write
+from megaphone.settings import Settings
+from megaphone.store.memory import MemoryStore
+
+pytestmark = pytest.mark.looptime
+
+
+class Node:
+    """A broker with the default settings, or some of them changed.
+
+    It is made when it is first used: virtual time begins with the test, not with its fixtures.
+    """
+
+    def __init__(self, settings: Settings, mode: AgentMode = AgentMode.MASTER) -> None:
+        self.metrics = Metrics()
+        self._settings = settings
+        self._mode = mode
+
+    @cached_property
+    def broker(self) -> Broker:
+        settings = self._settings
+        store = MemoryStore(
+            limits=settings.channel_limits(),
+            max_channels=settings.max_channels,
+            write_timeout_s=settings.write_timeout_millis / 1000,
+            observer=self.metrics,
+        )
+        agents = Agents(settings.agent_warmup_secs)
+        agents.add("node", self._mode, now())
+        return Broker(store=store, agents=agents, settings=settings, observer=self.metrics)
+
+    async def write(self, channel: NewChannel, *numbers: int) -> None:
+        for number in numbers:
+            await self.broker.write(channel.producer_address, "s", str(number).encode())
+
+    async def open(self, channel: NewChannel, options: ReadOptions | None = None) -> Reader:
+        return await self.broker.open_reader(channel.consumer_address, options)
+
+    async def read(self, channel: NewChannel, options: ReadOptions | None = None) -> list[int]:
+        """Read to the clean end."""
+        async with await self.open(channel, options) as reader:
+            return [int(event.body) async for batch in reader for event in batch]
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+WARM = Settings(agent_warmup_secs=0)
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node(WARM)
+
+
+async def test_a_read_lasts_20_seconds(node: Node) -> None:
+    channel = await node.broker.create()
+    started = now()
+    assert await node.read(channel) == []
+    assert now() - started == pytest.approx(20)
+
+
+async def test_a_read_ends_at_its_time_in_the_middle_of_traffic(node: Node) -> None:
+    channel = await node.broker.create()
+
+    async def write_forever() -> None:
+        for number in range(10_000):
+            await node.write(channel, number)
+            await asyncio.sleep(0.01)
+
+    writer = asyncio.create_task(write_forever())
+    started = now()
+    first = await node.read(channel)
+    assert now() - started == pytest.approx(20, abs=0.02)
+    second = await node.read(channel)
+    writer.cancel()
+    assert first + second == list(range(len(first + second)))
+    assert len(first) == pytest.approx(2_000, abs=5)
+
+
+async def test_a_channel_dies_60_seconds_after_its_last_read_and_no_sooner(node: Node) -> None:
+    channel = await node.broker.create()
+    await asyncio.sleep(59)
+    await node.read(channel)
+    await asyncio.sleep(59.999)
+    assert await node.broker.exists([channel.consumer_address]) == {channel.consumer_address: True}
+    await asyncio.sleep(0.001)
+    assert await node.broker.exists([channel.consumer_address]) == {channel.consumer_address: False}
+    with pytest.raises(ChannelNotFound):
+        await node.open(channel)
+    with pytest.raises(ChannelNotFound):
+        await node.write(channel, 1)
+    assert node.metrics.messages_unroutable == 1
+    assert node.metrics.channels_disposed == 1
+
+
+async def test_100_events_fit_and_the_101st_waits_for_a_reader(node: Node) -> None:
+    channel = await node.broker.create()
+    started = now()
+    await node.write(channel, *range(100))
+    assert now() == started
+    waiting = asyncio.create_task(node.write(channel, 100))
+    await asyncio.sleep(9.9)
+    assert not waiting.done()
+    async with await node.open(channel) as reader:
+        assert len(await anext(reader)) == 100
+        await waiting
+        assert [int(event.body) for event in await anext(reader)] == [100]
+    assert node.metrics.messages_received == 101
+
+
+async def test_the_101st_event_is_refused_after_10_seconds(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, *range(100))
+    started = now()
+    with pytest.raises(WriteTimeout):
+        await node.write(channel, 100)
+    assert now() - started == pytest.approx(10)
+    assert await node.read(channel, ReadOptions(wait_s=0)) == list(range(100))
+    assert node.metrics.messages_received == 100
+
+
+async def test_a_batch_skips_what_follows_a_timeout_and_serves_other_channels(node: Node) -> None:
+    full, free = await node.broker.create(), await node.broker.create()
+    await node.write(full, *range(99))
+    messages = [Message("s", b"1"), Message("s", b"2"), Message("s", b"3")]
+    failures = await node.broker.write_batch(
+        [full.producer_address, free.producer_address, "nonsense"], messages
+    )
+    assert [(failure.channel, failure.index, failure.reason) for failure in failures] == [
+        (full.producer_address, 1, "TIMEOUT"),
+        (full.producer_address, 2, "SKIPPED"),
+        ("nonsense", 0, "BAD_REQUEST"),
+        ("nonsense", 1, "BAD_REQUEST"),
+        ("nonsense", 2, "BAD_REQUEST"),
+    ]
+    assert await node.read(free, ReadOptions(wait_s=0)) == [1, 2, 3]
+
+
+async def test_a_batch_with_a_wrong_message_writes_nothing_and_names_it(node: Node) -> None:
+    channel = await node.broker.create()
+    messages = [Message("s", b"1"), Message("s", b"{")]
+    with pytest.raises(BadRequest, match="message 1: the body is not JSON"):
+        await node.broker.write_batch([channel.producer_address], messages)
+    assert await node.read(channel, ReadOptions(wait_s=0)) == []
+
+
+async def test_a_batch_that_is_too_large_says_how_large_it_may_be(node: Node) -> None:
+    with pytest.raises(PayloadTooLarge, match=r"10001 events .* at most 10000"):
+        await node.broker.write_batch(["a"] * 10_001, [Message("s", b"1")])
+
+
+async def test_write_each_answers_each_and_keeps_the_order_of_a_channel(node: Node) -> None:
+    one, other = await node.broker.create(), await node.broker.create()
+    targets = [one, other, one, one]
+    writes = [
+        Write(channel.producer_address, "s", str(number).encode())
+        for number, channel in enumerate(targets)
+    ]
+    results = await node.broker.write_each([*writes, Write("nonsense", "s", b"1")])
+    assert [type(result) for result in results] == [str, str, str, str, BadRequest]
+    assert await node.read(one, ReadOptions(wait_s=0)) == [0, 2, 3]
+    assert await node.read(other, ReadOptions(wait_s=0)) == [1]
+
+
+async def test_a_read_with_a_limit_ends_after_as_many_events(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1, 2, 3)
+    started = now()
+    assert await node.read(channel, ReadOptions(limit=2)) == [1, 2]
+    assert await node.read(channel, ReadOptions(limit=1)) == [3]
+    assert now() == started
+
+
+async def test_wait_shortens_a_read_and_never_lengthens_it(node: Node) -> None:
+    channel = await node.broker.create()
+    started = now()
+    await node.read(channel, ReadOptions(wait_s=3))
+    assert now() - started == pytest.approx(3)
+    await node.read(channel, ReadOptions(wait_s=300))
+    assert now() - started == pytest.approx(23)
+
+
+async def test_heartbeats_come_only_while_nothing_else_does(node: Node) -> None:
+    channel = await node.broker.create()
+    started = now()
+    asyncio.get_running_loop().call_later(7, lambda: asyncio.ensure_future(node.write(channel, 1)))
+    async with await node.open(channel, ReadOptions(heartbeat_s=5)) as reader:
+        batches = [(round(now() - started, 3), len(batch)) async for batch in reader]
+    assert batches == [(5, 0), (7, 1), (12, 0), (17, 0)]
+    assert now() - started == pytest.approx(20)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ReadOptions(limit=0),
+        ReadOptions(heartbeat_s=0.01),
+        ReadOptions(window=0),
+        ReadOptions(window=1_000_000),
+        ReadOptions(after_event_id=""),
+        ReadOptions(after_event_id="x" * 201),
+    ],
+)
+async def test_what_cannot_be_asked_of_a_read_is_refused_before_it_begins(
+    node: Node, options: ReadOptions
+) -> None:
+    channel = await node.broker.create()
+    with pytest.raises(BadRequest):
+        await node.open(channel, options)
+    async with await node.open(channel):
+        pass
+
+
+async def test_a_read_that_is_taken_over_ends_and_what_it_had_comes_again(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1, 2)
+    async with await node.open(channel) as old:
+        await anext(old)
+        with pytest.raises(ReaderBusy):
+            await node.open(channel)
+        async with await node.open(channel, ReadOptions(take_over=True)) as new:
+            with pytest.raises(StopAsyncIteration):
+                await anext(old)
+            assert [int(event.body) for event in await anext(new)] == [1, 2]
+            assert node.metrics.messages_redelivered == 2
+    assert node.metrics.reads_open == 0
+
+
+async def test_leaving_a_read_that_was_taken_over_leaves_the_new_one_alone(node: Node) -> None:
+    channel = await node.broker.create()
+    async with await node.open(channel):
+        new = await node.open(channel, ReadOptions(take_over=True))
+    async with new:
+        with pytest.raises(ReaderBusy):
+            await node.open(channel)
+
+
+async def channel_being_read(node: Node) -> tuple[NewChannel, asyncio.Task[list[int]]]:
+    channel = await node.broker.create()
+    task = asyncio.create_task(node.read(channel))
+    await asyncio.sleep(0)
+    return channel, task
+
+
+async def test_a_shutdown_ends_reads_cleanly_and_refuses_what_is_new(node: Node) -> None:
+    channel, task = await channel_being_read(node)
+    full = await node.broker.create()
+    await node.write(full, *range(100))
+    writer = asyncio.create_task(node.write(full, 100))
+    await asyncio.sleep(1)
+    started = now()
+    await node.broker.begin_shutdown()
+    assert await task == []
+    with pytest.raises(ShuttingDown):
+        await writer
+    assert now() == started
+    for call in (node.broker.create(), node.write(channel, 1), node.open(channel)):
+        with pytest.raises(ShuttingDown):
+            await call
+
+
+async def test_disposing_of_a_channel_ends_its_read_and_counts_what_was_lost(
+    node: Node,
+) -> None:
+    channel, task = await channel_being_read(node)
+    unread = await node.broker.create()
+    await node.write(unread, 1, 2, 3)
+    await node.broker.dispose(channel.consumer_address)
+    assert await task == []
+    await node.broker.dispose(unread.consumer_address)
+    assert node.metrics.messages_lost == 3
+    with pytest.raises(ChannelNotFound):
+        await node.broker.dispose(unread.consumer_address)
+
+
+async def test_channels_are_listed_oldest_first_in_pages(node: Node) -> None:
+    made = [(await node.broker.create()).consumer_address for _ in range(5)]
+    assert list(await node.broker.list_channels(0, 50)) == made
+    assert list(await node.broker.list_channels(1, 2)) == made[1:3]
+    assert list(await node.broker.list_channels(9, 2)) == []
+
+
+async def test_an_agent_takes_channels_once_it_is_warm() -> None:
+    node = Node(Settings(agent_warmup_secs=60))
+    assert not node.broker.is_shutting_down
+    await asyncio.sleep(59.9)
+    with pytest.raises(NoAgentAvailable):
+        await node.broker.create()
+    [info] = await node.broker.list_agents()
+    assert info.warming_up
+    await asyncio.sleep(0.1)
+    await node.broker.create()
+    [info] = await node.broker.list_agents()
+    assert (info.warming_up, info.channels) == (False, 1)
+
+
+async def test_a_replica_takes_no_new_channels() -> None:
+    with pytest.raises(NoAgentAvailable, match="no MASTER"):
+        await Node(WARM, AgentMode.REPLICA).broker.create()
+
+
+async def test_an_address_of_another_node_is_answered_with_its_agent(node: Node) -> None:
+    channel = await node.broker.create()
+    elsewhere = channel.producer_address.replace("node.", "other-node.")
+    with pytest.raises(ChannelNotFound, match="agent other-node is not on this node"):
+        await node.broker.write(elsewhere, "s", b"1")
