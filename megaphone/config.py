@@ -27,6 +27,8 @@ from megaphone.settings import Settings
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
 DEFAULT = "default"
+VARIABLE = "variable "
+"""What the source of a value begins with that comes from the environment."""
 AGENT = "agent"
 SOCKET = "mng_socket_path"
 WARMUP = "agent_warmup_secs"
@@ -127,10 +129,10 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
         if key.lower() not in KEYS and name.startswith(PREFIX.upper()):
             continue
         key = key.lower()
-        check_known(key, f"variable {name}")
+        check_known(key, f"{VARIABLE}{name}")
         earlier = values.get(key)
         raw = merged(earlier.raw if earlier else None, nested(path, text))
-        values[key] = Value(raw, f"variable {name}")
+        values[key] = Value(raw, f"{VARIABLE}{name}")
     return values
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from megaphone.config import DEFAULT, Config, ConfigError, load_here
+from megaphone.config import DEFAULT, VARIABLE, Config, ConfigError, load_here
 from megaphone.settings import Settings
 
 config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
@@ -35,10 +35,9 @@ def load_or_exit(file: Path | None) -> Config:
 @config_app.command()
 def check(config: ConfigOption = None) -> None:
     """Say whether the broker would start with the configuration that it finds here."""
-    counts = Counter(load_or_exit(config).sources.values())
-    defaults = counts.pop(DEFAULT, 0)
-    found = [f"{count} from {source}" for source, count in counts.items()]
-    typer.echo(f"The configuration is in order: {', '.join([*found, f'{defaults} defaults'])}.")
+    counts = Counter(kind_of(source) for source in load_or_exit(config).sources.values())
+    found = [f"{count} from {kind}" for kind, count in counts.items()]
+    typer.echo(f"The configuration is in order; settings: {', '.join(found)}.")
 
 
 @config_app.command()
@@ -56,6 +55,12 @@ def show(config: ConfigOption = None) -> None:
         typer.echo(f"\n[{name}.virtual]  # {loaded.sources[name]}")
         for key, mode in getattr(loaded.settings, name).items():
             typer.echo(f"{key} = {toml(mode.value)}")
+
+
+def kind_of(source: str) -> str:
+    if source == DEFAULT:
+        return "defaults"
+    return "the environment" if source.startswith(VARIABLE) else source
 
 
 def line(key: str, value: Any, source: str) -> str:

@@ -1,0 +1,64 @@
+"""Metrics have the names that dashboards know, are well-formed, and count both faces alike."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from megaphone.app import App
+from megaphone.metrics import Metrics
+from megaphone.model import ReadOptions
+from tests.support.faces import GrpcFace, HttpFace
+
+CONTRACT = {
+    "megaphone_channel_created": "counter",
+    "megaphone_channel_disposed": "counter",
+    "megaphone_messages_received": "counter",
+    "megaphone_messages_read": "counter",
+    "megaphone_messages_unroutable": "counter",
+    "megaphone_messages_lost": "counter",
+    "megaphone_channel_duration": "histogram",
+}
+BUCKETS = [80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480]
+
+
+def families(metrics: Metrics) -> dict[str, str]:
+    text = metrics.render().decode()
+    return {family.name: family.type for family in text_string_to_metric_families(text)}
+
+
+def value(metrics: Metrics, name: str) -> float:
+    for line in metrics.render().decode().splitlines():
+        if line.startswith(f"{name} "):
+            return float(line.split()[1])
+    raise AssertionError(f"no {name}")
+
+
+def test_the_names_and_types_are_those_of_the_contract() -> None:
+    assert CONTRACT.items() <= families(Metrics()).items()
+
+
+def test_the_process_is_described_too() -> None:
+    assert "process_resident_memory_bytes" in families(Metrics())
+
+
+@pytest.mark.parametrize(("age_s", "bucket"), [(0, 80), (80, 80), (80.1, 160), (99_999, None)])
+def test_the_life_of_a_channel_falls_into_its_bucket(age_s: float, bucket: int | None) -> None:
+    metrics = Metrics()
+    metrics.channel_removed("x", age_s, 0)
+    text = metrics.render().decode()
+    for bound in BUCKETS:
+        inside = int(bucket is not None and bound >= bucket)
+        assert f'megaphone_channel_duration_bucket{{le="{bound}"}} {inside}\n' in text
+    assert 'megaphone_channel_duration_bucket{le="+Inf"} 1\n' in text
+    assert value(metrics, "megaphone_channel_duration_sum") == age_s
+
+
+async def test_both_faces_are_counted_alike(app: App, http: HttpFace, grpc: GrpcFace) -> None:
+    for face in (http, grpc):
+        channel = await face.create()
+        await face.write(channel.producer, "s", b"1")
+        async with face.read(channel.consumer, ReadOptions(limit=1)) as read:
+            assert [event.body async for event in read] == [b"1"]
+    assert value(app.metrics, "megaphone_channel_created") == 2
+    assert value(app.metrics, "megaphone_messages_received") == 2
+    assert value(app.metrics, "megaphone_messages_read") == 2
+    assert value(app.metrics, "megaphone_reads_open") == 0
