@@ -161,7 +161,7 @@ class Broker:
         messages: Sequence[Message],
         request_id: str | None = None,
     ) -> list[BatchFailure]:
-        """Write the same messages to many channels.
+        """Write the same messages to many channels, once to each that is named.
 
         Channels are written concurrently, the messages of one channel in order. One message has
         the same event id in all channels. After the first timeout on a channel the rest of its
@@ -171,6 +171,7 @@ class Broker:
         Raises: BadRequest, PayloadTooLarge, ShuttingDown: then nothing was written.
         """
         self._refuse_if_shutting_down()
+        addresses = list(dict.fromkeys(addresses))
         count, allowed = len(addresses) * len(messages), self._settings.max_batch_events
         if count > allowed:
             raise PayloadTooLarge(

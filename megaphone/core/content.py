@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterable
+from itertools import accumulate
 
 import msgspec
 
@@ -18,6 +18,10 @@ MAX_DEPTH = 127
 reads, the parser of existing clients: one deeper event would end their reads for good."""
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_ID = re.compile(rf"[!-~]{{1,{MAX_ID_LENGTH}}}")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_BRACKETS_TO_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 and -1
+_ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 _json = msgspec.json.Decoder()
 
@@ -39,14 +43,14 @@ def checked_body(body: bytes, max_bytes: int) -> bytes:
     if len(body) > max_bytes:
         raise PayloadTooLarge(f"the body has {len(body)} bytes; at most {max_bytes} are allowed")
     try:
-        value = _json.decode(body)
+        _json.decode(body)
     except RecursionError:
         raise too_deep() from None
     except UnicodeDecodeError:
         raise BadRequest("the body is not valid UTF-8") from None
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not JSON: {explain(error)}") from None
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and depth(body) > MAX_DEPTH:
         raise too_deep()
     if b"\n" in body or b"\r" in body:
         return body.translate(_LINE_BREAKS_TO_SPACES)
@@ -63,33 +67,27 @@ def too_deep() -> BadRequest:
     return BadRequest(f"the body is nested too deep: at most {MAX_DEPTH} levels are allowed")
 
 
-def depth(value: object) -> int:
-    """How many arrays and objects are in each other at the deepest point."""
-    levels = 0
-    level = list(containers([value]))
-    while level:
-        levels += 1
-        level = [inner for outer in level for inner in containers(members(outer))]
-    return levels
+def depth(body: bytes) -> int:
+    """How many arrays and objects are in each other at the deepest point of valid JSON.
 
-
-def containers(values: Iterable[object]) -> Iterable[dict[str, object] | list[object]]:
-    return (value for value in values if isinstance(value, dict | list))
-
-
-def members(container: dict[str, object] | list[object]) -> Iterable[object]:
-    return container.values() if isinstance(container, dict) else container
+    Counted in the text and not in the value, which has lost whatever a repeated key had first.
+    """
+    brackets = _STRING.sub(b"", body).translate(_BRACKETS_TO_STEPS, _ALL_BUT_BRACKETS)
+    return max(accumulate(memoryview(brackets).cast("b")), default=0)
 
 
 def checked_stream_id(stream_id: str) -> str:
     """Return a stream id: the name of a stream within its channel.
 
-    Raises: BadRequest, when it is empty, longer than 1,024 bytes of UTF-8 or holds a control
-        character.
+    Raises: BadRequest, when it is empty, longer than 1,024 bytes of UTF-8, no Unicode text, or
+        holds a control character.
     """
     if not stream_id:
         raise BadRequest("the stream id is empty: name a stream")
-    size = len(stream_id.encode())
+    try:
+        size = len(stream_id.encode())
+    except UnicodeEncodeError:
+        raise BadRequest("the stream id is not Unicode text") from None
     if size > MAX_STREAM_ID_BYTES:
         raise BadRequest(
             f"the stream id has {size} bytes; at most {MAX_STREAM_ID_BYTES} are allowed"
@@ -102,8 +100,11 @@ def checked_stream_id(stream_id: str) -> str:
 def checked_id(what: str, text: str) -> str:
     """Return an event id or request id that a client sent; `what` names it in the error.
 
-    Raises: BadRequest, when it is empty, longer than 200 characters or not visible ASCII.
+    Raises: BadRequest, when it is empty, longer than 200 characters, or not all of them are visible
+        ASCII.
     """
-    if not 1 <= len(text) <= MAX_ID_LENGTH or not text.isascii() or not text.isprintable():
-        raise BadRequest(f"the {what} must be 1 to {MAX_ID_LENGTH} visible ASCII characters")
+    if not _ID.fullmatch(text):
+        raise BadRequest(
+            f"the {what} must be 1 to {MAX_ID_LENGTH} visible ASCII characters, no spaces"
+        )
     return text

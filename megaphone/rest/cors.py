@@ -1,7 +1,7 @@
 """Lets pages of another origin read and acknowledge (the Fetch standard's CORS protocol).
 
-Off unless it is set: a proxy in front may add these headers itself, and twice is an error. Back ends,
-which create and write, are no pages.
+Off unless it is set: a proxy in front may add these headers itself, and twice is an error. Back
+ends, which create and write, are no pages.
 """
 
 from aiohttp import web
