@@ -12,7 +12,9 @@ import re
 import secrets
 import string
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Self
 
 from cryptography.exceptions import InvalidTag
@@ -27,19 +29,35 @@ FEATURES = "1"
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
+OPENED_REMEMBERED = 10_000
+
+_BYTES_TO_ALPHANUMERICS = bytes(ord(ALPHANUMERICS[byte % 62]) for byte in range(256))
+_UNEVEN_BYTES = bytes(range(248, 256))
 
 _CONSUMER = re.compile(
     r"(?P<agent>[A-Za-z0-9_-]+)\.(?P<secret>[A-Za-z0-9]{50})\.(?P<features>0|[1-9a-f][0-9a-f]*)"
 )
-_PRODUCER = re.compile(
-    r"(?P<agent>[A-Za-z0-9_-]+)\.(?P<sealed>[A-Za-z0-9_-]{58}[AEIMQUYcgkosw048])"
-)
+_SEALED_FORM = r"[A-Za-z0-9_-]{58}[AEIMQUYcgkosw048]"
+_SEALED = re.compile(_SEALED_FORM)
+_PRODUCER = re.compile(rf"(?P<agent>[A-Za-z0-9_-]+)\.(?P<sealed>{_SEALED_FORM})")
 # 44 bytes are 352 bits and 59 characters carry 354: the last one has two idle bits, which must be
 # zero, so that an address has one spelling.
 
 MALFORMED = "not an address: expected a producer or consumer address as POST /create returns it"
 CANNOT_WRITE = "a consumer address cannot write: use the channel's producer address"
 CANNOT_READ = "a producer address cannot read: use the channel's consumer address"
+
+
+def alphanumerics(length: int, random_bytes: Callable[[int], bytes]) -> str:
+    """Return random letters and digits, each as likely as any other.
+
+    A fraction of the cost of choosing them one by one. Bytes from 248 on are dropped, since 62
+    goes into 248 four times exactly; three bytes in a hundred.
+    """
+    text = b""
+    while len(text) < length:
+        text += random_bytes(2 * length).translate(_BYTES_TO_ALPHANUMERICS, _UNEVEN_BYTES)
+    return text[:length].decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +70,7 @@ class ConsumerAddress:
 
     @classmethod
     def mint(cls, agent: str) -> Self:
-        secret = "".join(secrets.choice(ALPHANUMERICS) for _ in range(SECRET_LENGTH))
-        return cls(agent, secret)
+        return cls(agent, alphanumerics(SECRET_LENGTH, secrets.token_bytes))
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -94,15 +111,23 @@ def is_producer_shaped(text: str) -> bool:
 
 
 class AddressKey:
-    """An agent's key: makes producer addresses from channel ids, and opens them."""
+    """An agent's key: makes producer addresses from channel ids, and opens them.
 
-    __slots__ = ("_cipher", "secret")
+    Remembers what it opened last, since most addresses are written to more than once.
+    """
+
+    __slots__ = ("_cipher", "open", "secret")
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != KEY_BYTES:
             raise BadRequest(f"an address key has {KEY_BYTES} bytes, not {len(secret)}")
         self.secret = secret
         self._cipher = AESGCM(secret)
+        self.open: Callable[[str], bytes] = lru_cache(OPENED_REMEMBERED)(self._open)
+        """Return the channel id that a producer address seals.
+
+        Raises: BadRequest, when it was not sealed with this key, or was changed since.
+        """
 
     @classmethod
     def random(cls) -> Self:
@@ -113,11 +138,9 @@ class AddressKey:
         sealed = nonce + self._cipher.encrypt(nonce, channel_id, None)
         return urlsafe_b64encode(sealed).decode().rstrip("=")
 
-    def open(self, sealed: str) -> bytes:
-        """Return the channel id that was sealed.
-
-        Raises: BadRequest, when it was not sealed with this key, or was changed since.
-        """
+    def _open(self, sealed: str) -> bytes:
+        if not _SEALED.fullmatch(sealed):
+            raise BadRequest(MALFORMED)
         raw = urlsafe_b64decode(sealed + "=")
         try:
             return self._cipher.decrypt(raw[:NONCE_BYTES], raw[NONCE_BYTES:], None)

@@ -329,11 +329,11 @@ class Broker:
         return self._open_producer_address(address)
 
     def _open_producer_address(self, address: str) -> bytes:
-        sealed = SealedAddress.parse(address)
-        agent = self._agents.get(sealed.agent)
+        name, _, sealed = address.partition(".")
+        agent = self._agents.get(name)
         if agent is None:
-            raise not_on_this_node(sealed.agent)
-        return agent.key.open(sealed.sealed)
+            raise not_on_this_node(SealedAddress.parse(address).agent)
+        return agent.key.open(sealed)
 
 
 def failures_from(address: str, first: int, reasons: Sequence[str]) -> list[BatchFailure]:

@@ -7,8 +7,10 @@ is one chunk of whole lines, and no line without an event is sent unless it was 
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from aiohttp import web
+from aiohttp.http import StreamWriter
 
 from megaphone.core.reader import Reader
 from megaphone.model import Event
@@ -60,10 +62,10 @@ async def stream_events(
     await response.prepare(request)
     try:
         if framing.preamble:
-            await send(request, response, reader, framing.preamble)
+            await send(request, reader, framing.preamble)
         async for events in reader:
             lines = framing.events(events) if events else framing.heartbeat
-            await send(request, response, reader, lines)
+            await send(request, reader, lines)
         await response.write_eof()
     except TimeoutError:
         cut(request)
@@ -71,13 +73,14 @@ async def stream_events(
     return response
 
 
-async def send(
-    request: web.Request, response: web.StreamResponse, reader: Reader, lines: bytes
-) -> None:
-    """Write lines, and wait until the kernel has them all.
+async def send(request: web.Request, reader: Reader, lines: bytes) -> None:
+    """Write lines as one chunk, and wait until the kernel has them all.
 
     Raises: TimeoutError, when that takes until well after the read should have ended.
     """
+    writer = cast("StreamWriter", request.writer)
+    await writer.write(lines, drain=False)
+    if request.transport is not None and request.transport.get_write_buffer_size() == 0:
+        return  # as nearly always, and a timer would cost more than the write
     async with asyncio.timeout_at(reader.until + STALL_GRACE_S):
-        await response.write(lines)
-        await request.writer.drain()
+        await writer.drain()

@@ -181,7 +181,7 @@ class StoredChannel(Channel):
 class MemoryLease:
     """Fulfils `core.ports.ChannelLease`."""
 
-    __slots__ = ("_interrupted", "_lease", "_loop", "_observer", "_waiting")
+    __slots__ = ("_interrupted", "_lease", "_loop", "_observer", "_timer", "_waiting")
 
     def __init__(
         self,
@@ -193,6 +193,7 @@ class MemoryLease:
         self._loop = loop
         self._observer = observer
         self._waiting: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._interrupted = False
         self._lease: Lease = channel.lease(options, self._wake, loop.time())
 
@@ -216,6 +217,8 @@ class MemoryLease:
         self._wake()
 
     def release(self, *, clean: bool) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._lease.release(clean=clean, now=self._loop.time())
 
     def _take_ready(self, limit: int, now: float) -> list[Event]:
@@ -226,13 +229,20 @@ class MemoryLease:
         return events
 
     async def _wait(self, until: float) -> None:
+        self._set_timer(until)
         self._waiting = self._loop.create_future()
-        timer = self._loop.call_at(until, self._wake)
         try:
             await self._waiting
         finally:
-            timer.cancel()
             self._waiting = None
+
+    def _set_timer(self, until: float) -> None:
+        """Be woken at a time. Most waits of a read end at the same one: its timer is kept."""
+        if self._timer is not None:
+            if self._timer.when() == until and not self._timer.cancelled():
+                return
+            self._timer.cancel()
+        self._timer = self._loop.call_at(until, self._wake)
 
     def _wake(self) -> None:
         if self._waiting is not None:

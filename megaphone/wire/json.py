@@ -169,7 +169,8 @@ def error(code: str, message: str, status: int) -> bytes:
 
 def timestamp(microseconds: int) -> str:
     """Render a time as RFC 3339 in UTC, to the microsecond."""
-    return (EPOCH + timedelta(microseconds=microseconds)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    text = (EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")
+    return text.replace("+00:00", "Z")
 
 
 def event_line(event: Event) -> bytes:

@@ -1,0 +1,190 @@
+"""What the broker is compared with: servers that do the least, on the same stack.
+
+`python -m bench.bare KIND` serves on a free port, prints it, and ends with its standard input.
+
+    write       an aiohttp route that reads a body and answers as a write is answered
+    http-relay  an aiohttp route that, for each batch, sends lines made beforehand to a read
+    grpc-relay  a grpc.aio stream that, for each batch, sends a message made beforehand to a read
+    sockets     an asyncio protocol that, for each request, writes one line to all open reads
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, cast
+
+import grpc
+from aiohttp import web
+
+from bench.events import EVENTS, LINES
+from bench.processes import HOST
+from megaphone.cli.serving import new_event_loop
+from megaphone.wire import json, protobuf
+from megaphone_api.v1 import channels_pb2 as pb
+
+BACKLOG = 1_024
+SERVICE = "megaphone.v1.ChannelService"
+
+keep: list[object] = []
+"""Servers that would stop if nothing held them."""
+
+
+# -- write
+
+WRITTEN = json.written(EVENTS[0].id)
+
+
+async def write(request: web.Request) -> web.Response:
+    await request.read()
+    return web.Response(status=201, content_type="application/json", body=WRITTEN)
+
+
+async def serve_write() -> int:
+    app = web.Application()
+    app.router.add_post("/write/{producer}/{stream}", write)
+    return await serve_http(app)
+
+
+async def serve_http(app: web.Application) -> int:
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, HOST, 0, backlog=BACKLOG).start()
+    return int(runner.addresses[0][1])
+
+
+# -- http-relay
+
+BATCH_WRITTEN = json.batch_written([])
+
+
+class HttpRelay:
+    """Reads by name, and what makes a batch arrive at one."""
+
+    def __init__(self) -> None:
+        self._reads: dict[str, web.StreamResponse] = {}
+
+    async def read(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        self._reads[request.match_info["name"]] = response
+        await asyncio.Event().wait()
+        return response
+
+    async def write_batch(self, request: web.Request) -> web.Response:
+        await request.read()
+        await self._reads[request.match_info["name"]].write(LINES)
+        return web.Response(status=201, content_type="application/json", body=BATCH_WRITTEN)
+
+
+async def serve_http_relay() -> int:
+    relay = HttpRelay()
+    app = web.Application()
+    app.router.add_post("/write-batch/{name}", relay.write_batch)
+    app.router.add_get("/read/{name}", relay.read)
+    return await serve_http(app)
+
+
+# -- grpc-relay
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class GrpcRelay:
+    """Reads by address, and what makes a batch arrive at one."""
+
+    def __init__(self) -> None:
+        self._reads: dict[str, Context] = {}
+
+    async def read(self, request: pb.ReadRequest, context: Context) -> None:
+        self._reads[request.consumer_address] = context
+        await context.send_initial_metadata(())
+        await asyncio.Event().wait()
+
+    async def publish(
+        self, requests: AsyncIterator[pb.PublishRequest], context: Context
+    ) -> AsyncIterator[pb.PublishResponse]:
+        message = protobuf.events(EVENTS)
+        answer = protobuf.published([event.id for event in EVENTS])
+        async for request in requests:
+            await self._reads[request.events[0].producer_address].write(message)
+            yield answer
+
+
+async def serve_grpc_relay() -> int:
+    relay = GrpcRelay()
+    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Read": grpc.unary_stream_rpc_method_handler(
+            relay.read, pb.ReadRequest.FromString, pb.ReadResponse.SerializeToString
+        ),
+        "Publish": grpc.stream_stream_rpc_method_handler(
+            relay.publish, pb.PublishRequest.FromString, pb.PublishResponse.SerializeToString
+        ),
+    }
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, methods)])
+    port = server.add_insecure_port(f"{HOST}:0")
+    await server.start()
+    keep.append(server)
+    return port
+
+
+# -- sockets
+
+READ_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+LINE = json.event_line(EVENTS[0])
+CHUNK = b"%x\r\n%b\r\n" % (len(LINE), LINE)
+ANSWER = b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%b" % (
+    len(BATCH_WRITTEN),
+    BATCH_WRITTEN,
+)
+
+
+class Socket(asyncio.Protocol):
+    """A GET opens a read; a POST without a body writes to all of them."""
+
+    def __init__(self, reads: list[asyncio.Transport]) -> None:
+        self._reads = reads
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if data.startswith(b"GET"):
+            self._reads.append(self._transport)
+            self._transport.write(READ_HEAD)
+            return
+        for read in self._reads:
+            read.write(CHUNK)
+        self._transport.write(ANSWER)
+
+
+async def serve_sockets() -> int:
+    reads: list[asyncio.Transport] = []
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Socket(reads), HOST, 0, backlog=BACKLOG
+    )
+    keep.append(server)
+    return int(server.sockets[0].getsockname()[1])
+
+
+# -- All of them
+
+KINDS: dict[str, Callable[[], Awaitable[int]]] = {
+    "write": serve_write,
+    "http-relay": serve_http_relay,
+    "grpc-relay": serve_grpc_relay,
+    "sockets": serve_sockets,
+}
+
+
+async def serve(kind: str) -> None:
+    print(await KINDS[kind](), flush=True)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(sys.stdin.fileno(), ended.set)
+    await ended.wait()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(serve(sys.argv[1]))

@@ -1,0 +1,256 @@
+"""The processes that are measured: each pinned to one core, each stopped by its id.
+
+The load goes to the other cores. Where a process may not choose its cores, or there is only one,
+nothing is pinned and the ratios still compare like with like.
+"""
+
+import asyncio
+import os
+import resource
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 15.0
+STOP_TIMEOUT_S = 5.0
+OPEN_FILES = 8_192
+LONG_POLL_MILLIS = 600_000
+"""Reads that are measured must not end in the middle of it."""
+
+
+class BenchError(Exception):
+    """A measurement that did not come about, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker that serves, as users start it."""
+
+    pid: int
+    http_port: int
+    grpc_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """A process that does the least; see `bench.bare`."""
+
+    pid: int
+    port: int
+
+
+# -- Cores
+
+
+def cores() -> tuple[set[int], set[int]] | None:
+    """Return the core of the servers and those of the load; None when there is no choice."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    first, *others = sorted(os.sched_getaffinity(0))
+    return ({first}, set(others)) if others else None
+
+
+@contextmanager
+def pinned(to: set[int] | None) -> Iterator[None]:
+    """Run this thread, and the processes it starts meanwhile, on some cores only."""
+    if to is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, to)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+# -- Starting and stopping
+
+
+@asynccontextmanager
+async def running(
+    command: Sequence[str],
+    *,
+    on_cores: set[int] | None = None,
+    stdin: int = DEVNULL,
+    stdout: int | IO[bytes] = DEVNULL,
+    stderr: int | IO[bytes] | None = None,
+    environment: Mapping[str, str] | None = None,
+    folder: str | None = None,
+) -> AsyncIterator[Process]:
+    """Run a command; whatever happens, its process has ended when this context is left."""
+    with pinned(on_cores):
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=folder
+        )
+    try:
+        yield process
+    finally:
+        await stop(process)
+
+
+async def stop(process: Process) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def output_of(command: Sequence[str], on_cores: set[int] | None = None) -> str:
+    """Run a command to its end and return what it prints. Raises: BenchError, when it fails."""
+    async with running(command, on_cores=on_cores, stdout=PIPE, stderr=PIPE) as process:
+        out, err = await process.communicate()
+    if process.returncode != 0:
+        raise BenchError(f"{Path(command[0]).name} failed: {last_line(err)}")
+    return out.decode()
+
+
+def opened(log: Path) -> IO[bytes]:
+    return log.open("wb")
+
+
+def last_line_of(log: Path) -> str:
+    return last_line(log.read_bytes())
+
+
+def last_line(text: bytes) -> str:
+    lines = text.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it said nothing"
+
+
+# -- The broker
+
+
+@asynccontextmanager
+async def broker(**settings: object) -> AsyncIterator[Broker]:
+    """Start `megaphone serve` with its defaults, but for what is given and for long reads."""
+    http_port, grpc_port = free_ports(2)
+    with tempfile.TemporaryDirectory(prefix="megaphone-bench-") as folder:
+        values = {
+            "address": f"{HOST}:{http_port}",
+            "grpc_address": f"{HOST}:{grpc_port}",
+            "mng_socket_path": str(Path(folder, "manage.sock")),
+            "poll_duration_millis": LONG_POLL_MILLIS,
+            **settings,
+        }
+        command = [str(Path(sys.executable).with_name("megaphone")), "serve"]
+        log = Path(folder, "log")
+        with opened(log) as sink:
+            async with running(
+                command,
+                on_cores=server_cores(),
+                stderr=sink,
+                environment=clean_environment() | environment_of(values),
+                folder=folder,
+            ) as process:
+                for port in (http_port, grpc_port):
+                    await answers(process, port, log)
+                yield Broker(process.pid, http_port, grpc_port)
+
+
+def clean_environment() -> dict[str, str]:
+    """Return our environment without settings of the broker and of grpc."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if not name.lower().startswith(("megaphone_", "grpc_"))
+    }
+
+
+def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
+    return {f"megaphone_{key}": str(value) for key, value in settings.items()}
+
+
+async def answers(process: Process, port: int, log: Path) -> None:
+    """Wait until somebody listens on a port. Raises: BenchError, when the process ends first."""
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not await listens(port):
+                if process.returncode is not None:
+                    raise BenchError(f"the broker did not start: {last_line_of(log)}")
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        raise BenchError(f"the broker did not start within {START_TIMEOUT_S:g} s") from None
+
+
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(HOST, port)
+    except ConnectionRefusedError:
+        return False
+    writer.close()
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on now."""
+    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+# -- What it is compared with
+
+
+@asynccontextmanager
+async def bare(kind: str) -> AsyncIterator[Bare]:
+    """Start one of the servers of `bench.bare`; it ends with its standard input, so with us."""
+    command = [sys.executable, "-m", "bench.bare", kind]
+    async with running(command, on_cores=server_cores(), stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdout is not None
+        async with asyncio.timeout(START_TIMEOUT_S):
+            line = await process.stdout.readline()
+        if not line.strip().isdigit():
+            raise BenchError(f"the bare server ({kind}) did not start")
+        yield Bare(process.pid, int(line))
+
+
+def server_cores() -> set[int] | None:
+    chosen = cores_at_start
+    return chosen[0] if chosen else None
+
+
+cores_at_start = cores()
+
+
+def go_to_load_cores() -> None:
+    """Keep this process, and the load that it starts, off the core of the servers."""
+    if cores_at_start:
+        os.sched_setaffinity(0, cores_at_start[1])
+
+
+def allow_open_files() -> None:
+    """Raise the limit on open files, for us and what we start, as far as we may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+# -- What a process uses
+
+
+def resident_bytes(pid: int) -> int:
+    """Return how much of a process is in memory. Raises: BenchError, where that is not told."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError as error:
+        raise BenchError(f"the memory of a process cannot be read: {error.strerror}") from error
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss:"))
