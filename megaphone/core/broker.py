@@ -44,8 +44,6 @@ from megaphone.settings import Settings
 
 DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
 MAX_WINDOW = 100_000
-SHORTEST_WINDOW_S = 0.001
-"""Enough to take what is ready."""
 SHORTEST_HEARTBEAT_S = 0.1
 
 
@@ -248,7 +246,7 @@ class Broker:
 
     def _window_s(self, options: ReadOptions, within_s: float) -> float:
         wait_s = math.inf if options.wait_s is None else options.wait_s
-        return max(SHORTEST_WINDOW_S, min(self._poll_duration_s, wait_s, within_s))
+        return min(self._poll_duration_s, wait_s, within_s)
 
     async def acknowledge(self, address: str, event_id: str) -> int:
         """Count an event and all before it on its channel as delivered.

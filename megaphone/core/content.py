@@ -1,5 +1,6 @@
 """What an event may be made of: the rules for bodies, stream ids, event ids and request ids."""
 
+import math
 import random
 import re
 from itertools import accumulate
@@ -22,6 +23,10 @@ _ID = re.compile(rf"[!-~]{{1,{MAX_ID_LENGTH}}}")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _BRACKETS_TO_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 and -1
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+LONG_INTEGER = b"0" * 309
+"""As long as the largest 64-bit float is when it is written out; its digits do not matter."""
+_DIGITS_TO_ZEROS = bytes(ord("0") if chr(byte).isdecimal() else ord(" ") for byte in range(256))
+_NUMBER = re.compile(rb"[0-9]++(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+")
 _LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 _json = msgspec.json.Decoder()
 
@@ -52,6 +57,8 @@ def checked_body(body: bytes, max_bytes: int) -> bytes:
         raise BadRequest(f"the body is not JSON: {explain(error)}") from None
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and depth(body) > MAX_DEPTH:
         raise too_deep()
+    if LONG_INTEGER in body.translate(_DIGITS_TO_ZEROS) and has_infinite_integer(body):
+        raise BadRequest("the body is not JSON: number out of range")
     if b"\n" in body or b"\r" in body:
         return body.translate(_LINE_BREAKS_TO_SPACES)
     return body
@@ -74,6 +81,15 @@ def depth(body: bytes) -> int:
     """
     brackets = _STRING.sub(b"", body).translate(_BRACKETS_TO_STEPS, _ALL_BUT_BRACKETS)
     return max(accumulate(memoryview(brackets).cast("b")), default=0)
+
+
+def has_infinite_integer(body: bytes) -> bool:
+    """Whether valid JSON holds an integer that is infinite to a reader with 64-bit floats.
+
+    Such readers refuse it as they refuse 1e999; our decoder refuses only the latter.
+    """
+    numbers = _NUMBER.finditer(_STRING.sub(b"", body))
+    return any(math.isinf(float(number[0])) for number in numbers if number[0].isdigit())
 
 
 def checked_stream_id(stream_id: str) -> str:

@@ -17,9 +17,9 @@ class ChannelLease(Protocol):
         """Whether the event to resume after was still known; None when none was named."""
 
     async def take(self, limit: int, until: float) -> list[Event]:
-        """Return up to `limit` events as soon as there is one, in order.
+        """Return up to `limit` events in order: at once what is ready, else the next to come.
 
-        Returns none once the loop's clock has reached `until`, and when the lease is over.
+        Returns none when the loop's clock reaches `until` without one, and when the lease is over.
         Atomic with respect to cancellation: if it is cancelled, none was taken.
         """
 

@@ -25,7 +25,7 @@ class Reader:
     again to the next reader.
     """
 
-    __slots__ = ("_heartbeat_s", "_lease", "_left", "_observer", "_on_exit", "until")
+    __slots__ = ("_heartbeat_s", "_is_first", "_lease", "_left", "_observer", "_on_exit", "until")
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class Reader:
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s
+        self._is_first = True
         self.until = until
         """The loop time at which the read window is over."""
         self._observer = observer
@@ -71,12 +72,17 @@ class Reader:
         return self
 
     async def __anext__(self) -> list[Event]:
-        if self._left > 0:
+        if self._left > 0 and self._is_in_time():
             events = await self._lease.take(min(BATCH_EVENTS, self._left), self._next_stop())
             self._left -= len(events)
             if events or self._heartbeat_is_due():
                 return events
         raise StopAsyncIteration
+
+    def _is_in_time(self) -> bool:
+        """Whether the window is open. However short it is, what is ready is taken once."""
+        first, self._is_first = self._is_first, False
+        return first or asyncio.get_running_loop().time() < self.until
 
     def _next_stop(self) -> float:
         if self._heartbeat_s is None:

@@ -24,19 +24,29 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     try:
         return await handler(request)
     except MegaphoneError as error:
-        return answer_of(error)
+        return last_if_unread(request, answer_of(error))
     except web.HTTPException as error:
-        return answer_of_http(request, error)
+        return last_if_unread(request, answer_of_http(request, error))
     except ConnectionError:
         raise
     except Exception:
         log.exception("%s failed", request.match_info.route.resource)
-        if request.writer.output_size > 0:
-            raise ConnectionResetError from None
-        body = json.error(
-            errors.INTERNAL_CODE, errors.INTERNAL_MESSAGE, errors.INTERNAL_HTTP_STATUS
-        )
-        return json_answer(body, errors.INTERNAL_HTTP_STATUS)
+        return internal_answer(request)
+
+
+def last_if_unread(request: web.Request, answer: web.Response) -> web.Response:
+    """Tell the client to call anew if its body was not read: what follows cannot be understood."""
+    if not request.content.is_eof():
+        answer.force_close()
+    return answer
+
+
+def internal_answer(request: web.BaseRequest) -> web.Response:
+    """Answer what is our fault. Raises: ConnectionResetError, when another answer has begun."""
+    if request.writer.output_size > 0:
+        raise ConnectionResetError
+    body = json.error(errors.INTERNAL_CODE, errors.INTERNAL_MESSAGE, errors.INTERNAL_HTTP_STATUS)
+    return json_answer(body, errors.INTERNAL_HTTP_STATUS)
 
 
 def answer_of(error: MegaphoneError) -> web.Response:

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from megaphone.core.broker import Broker
 from megaphone.rest.answers import OK, json_answer
-from megaphone.rest.requests import body_of, path_values, require_json, whole_number
+from megaphone.rest.requests import body_of, part, path_values, require_json, whole_number
 from megaphone.wire import json
 
 DEFAULT_LIMIT = 50
@@ -27,7 +27,7 @@ class ManagementApi:
             web.get("/vagent/list", self.list_agents),
             web.post("/vagent/add", self.add_agent),
             web.get("/channel/list", self.list_channels),
-            web.delete("/channel/{address}", self.dispose_channel),
+            web.delete(f"/channel/{part('address')}", self.dispose_channel),
         ]
 
     async def list_agents(self, request: web.Request) -> web.Response:

@@ -23,6 +23,7 @@ from megaphone.rest.requests import (
     body_of,
     is_json,
     one_of,
+    part,
     path_values,
     require_json,
     seconds_of_ms,
@@ -45,10 +46,10 @@ class PublicApi:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/create", self.create),
-            web.post("/write/{producer_address}/{stream_id}", self.write),
+            web.post(f"/write/{part('producer_address')}/{part('stream_id')}", self.write),
             web.post("/write-batch", self.write_batch),
-            web.get("/read/{consumer_address}", self.read, allow_head=False),
-            web.post("/ack/{consumer_address}", self.acknowledge),
+            web.get(f"/read/{part('consumer_address')}", self.read, allow_head=False),
+            web.post(f"/ack/{part('consumer_address')}", self.acknowledge),
             web.post("/channelsExists", self.channels_exist),
             web.get("/metrics", self.metrics),
             web.get("/livez", self.live),

@@ -16,6 +16,14 @@ MAX_DIGITS = 9
 T = TypeVar("T")
 
 
+def part(name: str) -> str:
+    """Return a variable part of a route: all there is up to the next slash.
+
+    aiohttp's own leaves out braces, so that a path with one would lead nowhere.
+    """
+    return f"{{{name}:[^/]+}}"
+
+
 def path_values(request: web.Request) -> list[str]:
     """Return the variable parts of the path, percent-decoded once.
 
@@ -54,14 +62,20 @@ def wants_sse(request: web.Request) -> bool:
 
 
 async def body_of(request: web.Request) -> bytes:
-    """Return the body. Raises: TooSlow; aiohttp's own error when it is too large."""
-    if request.content.is_eof():
-        return await request.read()
+    """Return the body.
+
+    Raises: TooSlow; BadRequest, when it cannot be decoded; aiohttp's own error, when it is too
+        large.
+    """
     try:
+        if request.content.is_eof():
+            return await request.read()
         async with asyncio.timeout(BODY_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
         raise TooSlow(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
+    except web.RequestPayloadError:
+        raise BadRequest("the body is not encoded as its headers say") from None
 
 
 def whole_number(query: Mapping[str, str], name: str) -> int | None:

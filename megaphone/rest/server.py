@@ -1,5 +1,7 @@
 """Runs the HTTP face: its listening sockets, their limits, and their orderly end."""
 
+import asyncio
+import logging
 import os
 import socket
 from collections.abc import Sequence
@@ -8,8 +10,12 @@ from pathlib import Path
 
 from aiohttp import web
 
+from megaphone.errors import BadRequest
 from megaphone.rest.cors import allow_origin
-from megaphone.rest.errors import answer_errors
+from megaphone.rest.errors import answer_errors, answer_of, internal_answer
+from megaphone.wire.errors import INTERNAL_HTTP_STATUS
+
+log = logging.getLogger(__name__)
 
 HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long a request's headers may take."""
@@ -34,22 +40,55 @@ class HttpServer:
             allow_origin(app, cors_origin)
         self._runner = web.AppRunner(
             app,
-            access_log=None,
             # Without this a handler whose client has left sleeps on, and takes and loses events.
             handler_cancellation=True,
-            keepalive_timeout=HEADER_TIMEOUT_S,
             shutdown_timeout=STOP_TIMEOUT_S,
         )
+        self._listener: asyncio.Server | None = None
 
     async def start(self, listening: socket.socket) -> int:
         """Begin to serve on a socket, which `stop` closes. Returns: its port, if it has one."""
         await self._runner.setup()
-        await web.SockSite(self._runner, listening, backlog=BACKLOG).start()
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(
+            lambda: Connection(self._runner.server, loop), sock=listening, backlog=BACKLOG
+        )
         return 0 if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
 
     async def stop(self) -> None:
         """Stop listening and close all connections, idle ones at once."""
+        if self._listener is not None:
+            self._listener.close()
         await self._runner.cleanup()
+
+
+class Connection(web.RequestHandler):
+    """Serves one connection."""
+
+    def __init__(self, server: web.Server | None, loop: asyncio.AbstractEventLoop) -> None:
+        assert server is not None
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # documented, and costs each request less
+            keepalive_timeout=HEADER_TIMEOUT_S,
+        )
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what is not HTTP. aiohttp would repeat it, with the address that is in it."""
+        if status >= INTERNAL_HTTP_STATUS:
+            log.error("a request failed", exc_info=exc)
+            answer = internal_answer(request)
+        else:
+            answer = answer_of(BadRequest("the request is not valid HTTP/1.1"))
+        answer.force_close()
+        return answer
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Never
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from megaphone.errors import MegaphoneError
+from megaphone.errors import BadRequest, MegaphoneError
 from megaphone.wire import errors
 from megaphone.wire.protobuf import error_status
 
@@ -34,9 +35,10 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             return None
         kind = KINDS[handler.request_streaming, handler.response_streaming]
         behaviour = getattr(handler, kind)
+        guard = guarded_stream if handler.request_streaming else guarded
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            guarded(handler_call_details.method, behaviour),
-            handler.request_deserializer,
+            guard(handler_call_details.method, behaviour),
+            lenient(handler.request_deserializer),
             handler.response_serializer,
         )
 
@@ -49,18 +51,64 @@ KINDS = {
 }
 
 
+def lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Return a deserializer that hands on what it cannot read, instead of raising.
+
+    What it raises would end the call before any handler of ours could say what was wrong.
+    """
+
+    def read(message: bytes) -> Any:
+        try:
+            return deserialize(message)
+        except DecodeError:
+            return UNREADABLE
+
+    return read
+
+
+UNREADABLE = object()
+
+
+def readable(request: Any) -> Any:
+    """Raises: BadRequest, for a request that could not be read."""
+    if request is UNREADABLE:
+        raise BadRequest("the request is not a message of the type that this call takes")
+    return request
+
+
+async def all_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield readable(request)
+
+
+def guarded_stream(method: str, behaviour: Handler) -> Handler:
+    """As `guarded`, for a handler of a stream of requests."""
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def generate(requests: Any, context: Context) -> AsyncIterator[Any]:
+            async for response in behaviour(all_readable(requests), context):
+                yield response
+
+        return guarded(method, generate)
+
+    async def call(requests: Any, context: Context) -> Any:
+        return await behaviour(all_readable(requests), context)
+
+    return guarded(method, call)
+
+
 def guarded(method: str, behaviour: Handler) -> Handler:
     """Wrap a handler, a coroutine function or a generator, so that it fails with our statuses."""
 
     async def call(request: Any, context: Context) -> Any:
         try:
-            return await behaviour(request, context)
+            return await behaviour(readable(request), context)
         except Exception as error:
             await tell(error, method, context)
 
     async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
-            async for response in behaviour(request, context):
+            async for response in behaviour(readable(request), context):
                 yield response
         except Exception as error:
             await tell(error, method, context)

@@ -206,9 +206,12 @@ class MemoryLease:
         return self._interrupted or not self._lease.is_open
 
     async def take(self, limit: int, until: float) -> list[Event]:
-        while not self.is_over and (now := self._loop.time()) < until:
+        while not self.is_over:
+            now = self._loop.time()
             if events := self._take_ready(limit, now):
                 return events
+            if now >= until:
+                break
             await self._wait(until)
         return []
 

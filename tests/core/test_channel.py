@@ -303,11 +303,12 @@ def test_a_refused_reader_changes_nothing() -> None:
 
 def test_is_read_says_whether_there_is_a_reader() -> None:
     channel = make()
-    assert not channel.is_read
+    answers = [channel.is_read]
     lease = read(channel)
-    assert channel.is_read
+    answers.append(channel.is_read)
     lease.release(clean=True, now=0.0)
-    assert not channel.is_read
+    answers.append(channel.is_read)
+    assert answers == [False, True, False]
 
 
 @EITHER_WAY
@@ -339,6 +340,73 @@ def test_releasing_an_old_lease_again_leaves_the_present_one_alone() -> None:
     assert (channel.is_read, present.is_open, channel.deadline) == (True, True, None)
     assert take(old) == ""
     assert take(present) == "b"
+
+
+# Taking over
+
+TAKE_OVER = ReadOptions(take_over=True)
+
+
+@EVERY_KIND
+def test_a_reader_may_take_over_from_another(options: ReadOptions) -> None:
+    channel, woken = holding("abc"), list[bool]()
+    old = read(channel, options, wake=lambda: woken.append(old.is_open))
+    assert take(old, 2) == "ab"
+    woken.clear()
+    new = read(channel, TAKE_OVER)
+    assert woken[-1:] == [False]
+    assert (old.is_open, take(old), new.is_open) == (False, "", True)
+    assert take(new) == "abc"
+
+
+@EITHER_WAY
+def test_a_reader_that_lost_its_place_changes_nothing_by_releasing(clean: bool) -> None:
+    channel = holding("abc")
+    old = read(channel)
+    take(old, 1)
+    new = read(channel, TAKE_OVER)
+    assert take(new, 2) == "ab"
+    old.release(clean=clean, now=5.0)
+    assert (channel.is_read, channel.deadline, new.is_open) == (True, None, True)
+    assert take(new) == "c"
+
+
+def test_what_the_former_reader_had_counts_as_sent_by_a_broken_read() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "abc")
+    old = read(channel, now=0.0)
+    assert take(old, 1, now=0.0) == "a"
+    assert take(old, 1, now=0.5) == "b"
+    assert take(read(channel, TAKE_OVER, now=10.0), now=10.0) == "bc"
+
+
+def test_a_resuming_reader_may_take_over() -> None:
+    channel = holding("abc")
+    take(read(channel))
+    new = read(channel, ReadOptions(after_event_id="b", take_over=True))
+    assert (new.recovered, take(new)) == (True, "c")
+
+
+def test_there_need_not_be_a_reader_to_take_over_from() -> None:
+    assert read_once(holding("abc"), TAKE_OVER) == "abc"
+
+
+def test_who_took_over_is_the_one_reader() -> None:
+    channel = make()
+    read(channel)
+    new = read(channel, TAKE_OVER)
+    with pytest.raises(ReaderBusy):
+        read(channel)
+    assert new.is_open
+
+
+def test_a_channel_does_not_die_when_its_reader_changes() -> None:
+    channel = make()
+    read(channel)
+    new = read(channel, TAKE_OVER, now=100.0)
+    assert not channel.is_expired(1e9)
+    new.release(clean=True, now=200.0)
+    assert channel.deadline == 260.0
 
 
 # Waking the reader
@@ -383,6 +451,10 @@ def test_a_plain_reader_frees_places_by_taking() -> None:
     lease = read(channel)
     take(lease, 2)
     assert room(channel) == 2
+
+
+def test_a_plain_reader_has_no_window() -> None:
+    assert read_once(holding("abc"), ReadOptions(window=1)) == "abc"
 
 
 def test_what_a_plain_reader_had_is_done_after_a_clean_end() -> None:
@@ -802,6 +874,17 @@ def test_events_that_hold_a_place_do_not_fall_out() -> None:
     lease.release(clean=True, now=0.0)
     lease = read(channel, resuming("a"))
     assert (lease.recovered, take(lease)) == (True, "bcd")
+
+
+def test_events_in_flight_do_not_push_kept_ones_out() -> None:
+    channel = holding("abc")
+    read_once(channel)
+    write(channel, "de")
+    lease = read(channel, ACKNOWLEDGING)
+    assert take(lease) == "de"
+    channel.acknowledge("d")
+    lease.release(clean=True, now=0.0)
+    assert read_once(channel, resuming("z")) == "bcde"
 
 
 def test_kept_events_do_not_age() -> None:

@@ -5,7 +5,7 @@ the model works (order, no loss, first come first served) is checked from the hi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 
@@ -32,7 +32,7 @@ class State(Enum):
     DONE = auto()
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     number: int
     request_id: str | None
@@ -41,18 +41,13 @@ class Record:
     sent_at: float | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Writer:
-    """One that waits, or waited, for room."""
+    """One that waits for room, or has just been told."""
 
     record: Record
     waiter: Waiter
-    calls: list[int] = field(default_factory=list)
-    leave: Callable[[], None] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.leave = partial(self.calls.append, self.record.number)
-        self.waiter.join(self.leave)
+    told: Callable[[], None]
 
 
 class Model:
@@ -66,7 +61,7 @@ class Model:
         self.last_forgotten: int | None = None
         self.request_ids: dict[str, tuple[Record, float]] = {}
         self.reader: ReadOptions | None = None
-        self.dies_at: float | None = TTL_S
+        self.dies_at: float | None = TTL_S  # the clock starts at 0
 
     def in_state(self, state: State) -> list[Record]:
         return [record for record in self.kept if record.state is state]
@@ -107,7 +102,9 @@ class Model:
             self.last_forgotten = record.number
         self.let_in()
 
-    def lease(self, options: ReadOptions, cursor: int | None) -> bool | None:
+    def lease(self, options: ReadOptions, cursor: int | None, now: float) -> bool | None:
+        if self.reader is not None:
+            self.release(clean=False, now=now)
         self.reader = options
         self.dies_at = None
         if cursor is None:
@@ -119,13 +116,17 @@ class Model:
         self.free(self.in_state(State.DONE))
         return at is not None or cursor == self.last_forgotten
 
-    def take(self, limit: int, now: float) -> tuple[list[int], int]:
-        """The numbers taken, and how many of them had been sent before."""
-        if self.reader is None:
-            return [], 0
+    def offered(self, limit: int) -> list[Record]:
+        """What a take would return."""
+        assert self.reader is not None
         if self.reader.acknowledge:
             limit = min(limit, self.reader.window - len(self.in_state(State.SENT)))
-        taken = self.in_state(State.READY)[:limit]
+        return self.in_state(State.READY)[:limit]
+
+    def take(self, limit: int, now: float) -> tuple[list[int], int]:
+        """The numbers taken, and how many of them had been sent before."""
+        assert self.reader is not None
+        taken = self.offered(limit)
         again = sum(record.sent_at is not None for record in taken)
         for record in taken:
             record.state, record.sent_at = State.SENT, now
@@ -164,7 +165,10 @@ class Model:
 
 limits = st.integers(1, 7)
 options = st.builds(
-    ReadOptions, acknowledge=st.booleans(), window=st.sampled_from([1, 1, 2, 3, 4, 100])
+    ReadOptions,
+    acknowledge=st.booleans(),
+    window=st.sampled_from([1, 1, 2, 3, 4, 100]),
+    take_over=st.sampled_from([False, False, False, True]),
 )
 
 
@@ -178,27 +182,32 @@ class ChannelMachine(RuleBasedStateMachine):
         self.written = 0
         self.old_leases: list[Lease] = []
 
-    @initialize(capacity=st.integers(1, 5), redelivery_s=st.sampled_from([0.0, 2.0, 10.0]))
-    def start(self, capacity: int, redelivery_s: float) -> None:
+    @initialize(
+        capacity=st.integers(1, 5),
+        redelivery_s=st.sampled_from([0.0, 2.0, 10.0]),
+        ending=st.sampled_from(["drain", "replay", "close"]),
+    )
+    def start(self, capacity: int, redelivery_s: float, ending: str) -> None:
         bounds = ChannelLimits(capacity, TTL_S, redelivery_s, REQUEST_IDS_S)
         self.channel = Channel(bounds, self.now)
         self.model = Model(capacity, redelivery_s)
-        self.model.dies_at = self.now + TTL_S
+        self.ending = ending
         self.open: Lease | None = None
-        self.woken = 0
+        self.woken = self.sleeps = False
         self.writers: list[Writer] = []
-        self.settled: list[int] = []
+        self.told: list[Waiter] = []
         self.taken_in: set[int] = set()
         self.handed_out: set[int] = set()
         self.passed_over: set[int] = set()
 
     def wake(self) -> None:
-        self.woken += 1
+        self.woken = True
 
     def any_event(self, data: st.DataObject) -> int:
         """Mostly one that is kept, else any that was ever offered, or one that never was."""
         kept = [record.number for record in self.model.kept]
-        if kept and data.draw(st.integers(0, 3)):
+        mostly = data.draw(st.integers(0, 3)) > 0
+        if kept and mostly:
             return data.draw(st.sampled_from(kept))
         return data.draw(st.integers(0, self.written + 1))
 
@@ -217,27 +226,36 @@ class ChannelMachine(RuleBasedStateMachine):
             assert all(
                 (writer.waiter is answer) == (writer.record is record) for writer in self.writers
             )
-            self.writers.append(Writer(record, answer))
+            writer = Writer(record, answer, partial(self.told.append, answer))
+            answer.join(writer.told)
+            self.writers.append(writer)
 
     @precondition(lambda self: self.writers)
     @rule(data=st.data())
     def withdraw(self, data: st.DataObject) -> None:
         writer = self.writers.pop(data.draw(st.integers(0, len(self.writers) - 1)))
-        self.channel.withdraw(writer.waiter, writer.leave)
+        self.channel.withdraw(writer.waiter, writer.told)
         if all(other.record is not writer.record for other in self.writers):
             self.model.withdraw(writer.record)
-        assert (writer.waiter.taken, writer.calls) == (None, [])
+        assert writer.waiter.taken is None
 
     def start_reading(self, options: ReadOptions, cursor: int | None) -> None:
-        if self.model.reader is not None:
+        old = self.open
+        if old and not options.take_over:
             with pytest.raises(ReaderBusy):
                 self.channel.lease(options, self.wake, self.now)
             return
+        self.woken = False
         if cursor is not None and (at := self.model.find(cursor)):
             self.passed_over |= {r.number for r in self.model.kept if r.number <= at.number}
         self.open = self.channel.lease(options, self.wake, self.now)
-        assert self.open.recovered is self.model.lease(options, cursor)
-        assert self.open.resent == 0
+        assert self.open.recovered is self.model.lease(options, cursor, self.now)
+        assert (self.open.is_open, self.open.resent) == (True, 0)
+        if old:
+            assert self.woken
+            assert not old.is_open
+            self.old_leases.append(old)
+        self.sleeps = False
 
     @rule(options=options)
     def lease(self, options: ReadOptions) -> None:
@@ -246,8 +264,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(options=options, data=st.data())
     def resume(self, options: ReadOptions, data: st.DataObject) -> None:
         cursor = self.any_event(data)
-        resuming = ReadOptions(f"e{cursor}", options.acknowledge, options.window)
-        self.start_reading(resuming, cursor)
+        self.start_reading(replace(options, after_event_id=f"e{cursor}"), cursor)
 
     def take_up_to(self, limit: int) -> list[int]:
         assert self.open is not None
@@ -259,6 +276,7 @@ class ChannelMachine(RuleBasedStateMachine):
         assert taken == expected
         assert self.open.resent - resent_before == again
         self.handed_out.update(taken)
+        self.sleeps, self.woken = not taken, False
         return taken
 
     @precondition(lambda self: self.open)
@@ -276,6 +294,7 @@ class ChannelMachine(RuleBasedStateMachine):
     def release(self, clean: bool) -> None:
         assert self.open is not None
         self.open.release(clean=clean, now=self.now)
+        assert not self.open.is_open
         self.model.release(clean, self.now)
         self.old_leases.append(self.open)
         self.open = None
@@ -291,33 +310,28 @@ class ChannelMachine(RuleBasedStateMachine):
     def wait(self, step_s: float) -> None:
         self.now += step_s
 
-    @rule(capacity=st.integers(1, 5), redelivery_s=st.sampled_from([0.0, 2.0, 10.0]))
-    def close_and_start_again(self, capacity: int, redelivery_s: float) -> None:
-        self.woken = 0
-        assert self.channel.close() == self.model.lost()
-        for writer in self.writers:
-            assert (writer.waiter.taken, len(writer.calls)) == (False, 1)
-        if self.open:
-            assert self.woken
-            assert not self.open.is_open
-            self.old_leases.append(self.open)
-        self.start(capacity, redelivery_s)
-
     @invariant()
     def waiters_are_let_in_as_they_came(self) -> None:
         let_in = [writer for writer in self.writers if writer.record not in self.model.waiting]
-        for writer in let_in:
-            assert (writer.waiter.taken, len(writer.calls)) == (True, 1)
-            self.writers.remove(writer)
-            self.settled.append(writer.record.number)
-            self.taken_in.add(writer.record.number)
-        for writer in self.writers:
-            assert (writer.waiter.taken, writer.calls) == (None, [])
-        assert self.settled == sorted(self.settled)
+        assert self.told == self.waiters_to_be_told(let_in)
+        assert all(waiter.taken is True for waiter in self.told)
+        self.told.clear()
+        self.taken_in.update(writer.record.number for writer in let_in)
+        self.writers = [writer for writer in self.writers if writer not in let_in]
+        assert all(writer.waiter.taken is None for writer in self.writers)
+
+    def waiters_to_be_told(self, writers: list[Writer]) -> list[Waiter]:
+        """One for each writer, in the order in which their events were offered."""
+        return [writer.waiter for writer in sorted(writers, key=lambda w: w.record.number)]
 
     @invariant()
     def waiters_are_as_many_as_the_model_has(self) -> None:
         assert self.channel.waiting_writers == len(self.model.waiting)
+
+    @invariant()
+    def a_reader_that_found_nothing_is_woken_when_there_is_something(self) -> None:
+        if self.open and self.sleeps and self.model.offered(1):
+            assert self.woken
 
     @invariant()
     def places_are_never_more_than_the_capacity(self) -> None:
@@ -338,10 +352,11 @@ class ChannelMachine(RuleBasedStateMachine):
         assert not (self.open and self.channel.is_expired(self.now + 1e9))
 
     def teardown(self) -> None:
-        """Nothing was lost: what was taken in was handed out, or a cursor had gone past it."""
-        if self.open:
-            self.release(clean=True)
-        self.start_reading(ReadOptions(acknowledge=True), None)
+        {"drain": self.drain, "replay": self.replay, "close": self.close}[self.ending]()
+
+    def drain(self) -> None:
+        """Nothing was lost: what was taken in is handed out, unless a cursor had gone past it."""
+        self.start_reading(ReadOptions(acknowledge=True, take_over=True), None)
         while taken := self.take_up_to(3):
             assert self.channel.acknowledge(f"e{taken[-1]}") == self.model.acknowledge(taken[-1])
             self.waiters_are_let_in_as_they_came()
@@ -350,10 +365,30 @@ class ChannelMachine(RuleBasedStateMachine):
         assert self.taken_in <= self.handed_out | self.passed_over
         assert self.handed_out <= self.taken_in
 
+    def replay(self) -> None:
+        """All that is kept is what the model keeps."""
+        nowhere = self.written + 1
+        options = ReadOptions(f"e{nowhere}", acknowledge=True, take_over=True)
+        self.start_reading(options, nowhere)
+        assert self.take_up_to(100) == [record.number for record in self.model.kept]
+
+    def close(self) -> None:
+        self.woken = False
+        assert self.channel.close() == self.model.lost()
+        assert self.told == self.waiters_to_be_told(self.writers)
+        assert all(waiter.taken is False for waiter in self.told)
+        if self.open:
+            assert self.woken
+            assert not self.open.is_open
+            assert self.open.take(5, self.now) == []
+            self.open.release(clean=False, now=self.now)
+        assert (self.channel.is_read, self.channel.unsent) == (False, 0)
+        assert self.channel.waiting_writers == 0
+
 
 TestChannelMachine = ChannelMachine.TestCase
 TestChannelMachine.settings = settings(
-    max_examples=300,
+    max_examples=800,
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -1,0 +1,69 @@
+"""Fixtures for tests that call a whole broker over real sockets.
+
+A test says what it wants otherwise with `@pytest.mark.settings(buffer_capacity=3)`. Its broker runs
+in this process as it does in production, with the same runners.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from megaphone.app import App, running
+from megaphone.settings import Settings
+from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
+from tests.support.settings import fast_settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "settings(**changes): settings of the test's broker")
+    # looptime asks for the event loop before each test; without this, asking would make one for
+    # tests that have none, and nobody would close it.
+    asyncio.set_event_loop(None)
+
+
+@pytest.fixture
+def settings(request: pytest.FixtureRequest) -> Settings:
+    changes: dict[str, Any] = {}
+    for marker in request.node.iter_markers("settings"):
+        changes = marker.kwargs | changes  # the nearest marker comes first, and wins
+    return fast_settings(**changes)
+
+
+@pytest.fixture
+async def app(settings: Settings) -> AsyncIterator[App]:
+    async with running(settings) as app:
+        yield app
+
+
+@pytest.fixture
+async def http(app: App) -> AsyncIterator[HttpFace]:
+    async with http_face(app) as face:
+        yield face
+
+
+@pytest.fixture
+async def grpc(app: App) -> AsyncIterator[GrpcFace]:
+    async with grpc_face(app) as face:
+        yield face
+
+
+@pytest.fixture(params=FACES)
+async def face(app: App, request: pytest.FixtureRequest) -> AsyncIterator[Face]:
+    """Each face in turn."""
+    async with FACES[request.param](app) as face:
+        yield face
+
+
+@pytest.fixture(params=[f"write-{name}" for name in FACES])
+async def writer(app: App, request: pytest.FixtureRequest) -> AsyncIterator[Face]:
+    """Each face in turn; with `reader` beside it, all pairs of faces."""
+    async with FACES[request.param.removeprefix("write-")](app) as face:
+        yield face
+
+
+@pytest.fixture(params=[f"read-{name}" for name in FACES])
+async def reader(app: App, request: pytest.FixtureRequest) -> AsyncIterator[Face]:
+    async with FACES[request.param.removeprefix("read-")](app) as face:
+        yield face

@@ -1,0 +1,135 @@
+"""A node's agents: which of them take new channels, and when."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from megaphone.core.agents import Agent, Agents
+from megaphone.errors import BadRequest, NoAgentAvailable
+from megaphone.model import AgentMode
+
+CHANNEL_ID = bytes(16)
+
+
+def one(mode: AgentMode, warmup_s: float = 60.0, now: float = 0.0) -> tuple[Agents, Agent]:
+    agents = Agents(warmup_s)
+    return agents, agents.add("a", mode, now)
+
+
+def names_picked(agents: Agents, now: float) -> set[str]:
+    """By 200 picks, so that one of two agents is missed once in 10**60 runs."""
+    return {agents.pick_for_new_channel(now).name for _ in range(200)}
+
+
+def test_an_added_agent_is_found_by_its_name() -> None:
+    agents, agent = one(AgentMode.MASTER)
+    assert agents.get("a") is agent
+    assert (agent.name, agent.mode) == ("a", AgentMode.MASTER)
+
+
+@pytest.mark.parametrize("name", ["a", "node1", "4d454741", "Node_1-b", "-", "x" * 100])
+def test_a_name_is_letters_digits_underscores_and_hyphens(name: str) -> None:
+    assert Agents(0.0).add(name, AgentMode.MASTER, 0.0).name == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a.b", "a b", "a\n", "é", "a/b", "\u0661", "\ud800", "x" * 101]
+)
+def test_a_name_that_cannot_start_an_address_is_refused(name: str) -> None:
+    agents = Agents(0.0)
+    with pytest.raises(BadRequest, match="1 to 100 letters"):
+        agents.add(name, AgentMode.MASTER, 0.0)
+    assert list(agents) == []
+
+
+def test_a_name_that_is_taken_is_refused_and_keeps_its_key() -> None:
+    agents, first = one(AgentMode.MASTER)
+    with pytest.raises(BadRequest, match="already"):
+        agents.add("a", AgentMode.REPLICA, 0.0)
+    assert list(agents) == [first]
+
+
+def test_an_unknown_name_is_none() -> None:
+    agents, _ = one(AgentMode.MASTER)
+    assert agents.get("A") is None
+
+
+def test_agents_are_listed_as_they_were_added() -> None:
+    agents = Agents(0.0)
+    added = [agents.add(name, AgentMode.MASTER, 0.0) for name in "bca"]
+    assert list(agents) == added
+
+
+def test_an_agent_knows_since_when_it_is_there() -> None:
+    _, agent = one(AgentMode.MASTER)
+    assert agent.since.tzinfo is UTC
+    assert datetime.now(UTC) - agent.since < timedelta(minutes=1)
+
+
+def test_each_agent_has_a_key_of_its_own() -> None:
+    agents = Agents(0.0)
+    first, second = (agents.add(name, AgentMode.MASTER, 0.0) for name in "ab")
+    sealed = first.key.seal(CHANNEL_ID)
+    assert first.key.open(sealed) == CHANNEL_ID
+    with pytest.raises(BadRequest):
+        second.key.open(sealed)
+
+
+def test_an_agent_does_not_show_its_key() -> None:
+    _, agent = one(AgentMode.MASTER)
+    assert repr(agent.key.secret) not in repr(agent)
+    assert agent.key.secret.hex() not in repr(agent)
+
+
+def test_a_master_takes_channels_once_it_is_warm_and_not_before() -> None:
+    agents, agent = one(AgentMode.MASTER, warmup_s=60.0, now=5.0)
+    assert not agent.takes_channels(64.999)
+    with pytest.raises(NoAgentAvailable):
+        agents.pick_for_new_channel(64.999)
+    assert agent.takes_channels(65.0)
+    assert agents.pick_for_new_channel(65.0) is agent
+
+
+def test_only_a_master_that_is_not_warm_yet_is_warming_up() -> None:
+    _, master = one(AgentMode.MASTER, warmup_s=60.0, now=5.0)
+    _, replica = one(AgentMode.REPLICA, warmup_s=60.0, now=5.0)
+    assert [master.is_warming_up(now) for now in (5.0, 64.999, 65.0)] == [True, True, False]
+    assert not replica.is_warming_up(5.0)
+
+
+def test_without_warm_up_a_master_takes_channels_at_once() -> None:
+    agents, agent = one(AgentMode.MASTER, warmup_s=0.0)
+    assert agents.pick_for_new_channel(0.0) is agent
+
+
+def test_a_replica_takes_no_channels() -> None:
+    agents, agent = one(AgentMode.REPLICA, warmup_s=0.0)
+    assert not agent.takes_channels(1e9)
+    with pytest.raises(NoAgentAvailable, match="no MASTER agent"):
+        agents.pick_for_new_channel(1e9)
+
+
+def test_without_agents_no_channel_can_be_made() -> None:
+    with pytest.raises(NoAgentAvailable, match="no MASTER agent"):
+        Agents(0.0).pick_for_new_channel(0.0)
+
+
+def test_the_refusal_says_how_long_the_next_agent_takes() -> None:
+    agents = Agents(60.0)
+    agents.add("replica", AgentMode.REPLICA, 0.0)
+    agents.add("late", AgentMode.MASTER, 30.0)
+    agents.add("early", AgentMode.MASTER, 10.0)
+    with pytest.raises(NoAgentAvailable, match="the next one is in 30 s"):
+        agents.pick_for_new_channel(40.0)
+
+
+def test_any_agent_that_takes_channels_is_picked_and_no_other() -> None:
+    agents = Agents(60.0)
+    for name, mode, now in (
+        ("a", AgentMode.MASTER, 0.0),
+        ("b", AgentMode.MASTER, 0.0),
+        ("cold", AgentMode.MASTER, 50.0),
+        ("replica", AgentMode.REPLICA, 0.0),
+    ):
+        agents.add(name, mode, now)
+    assert names_picked(agents, 60.0) == {"a", "b"}

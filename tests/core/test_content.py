@@ -1,0 +1,347 @@
+"""Bodies are strictly JSON and travel byte for byte; ids are bounded, visible text."""
+
+import json
+import re
+import string
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from megaphone.core import content
+from megaphone.core.content import checked_body, checked_id, checked_stream_id, new_event_id
+from megaphone.errors import BadRequest, PayloadTooLarge
+
+T = TypeVar("T", bytes, str)
+
+MAX_BYTES = 1_048_576
+
+
+def checked(body: bytes) -> bytes:
+    return checked_body(body, MAX_BYTES)
+
+
+def refusal(check: Callable[[T], T], value: T) -> str:
+    """What the check says against the value, if anything."""
+    try:
+        check(value)
+    except BadRequest as error:
+        return str(error)
+    return ""
+
+
+def strictly(body: bytes) -> object:
+    def refuse(constant: str) -> object:
+        raise ValueError(constant)
+
+    return json.loads(body, parse_constant=refuse)
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    # Lone surrogates are refused, so none are made.
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(string.printable), inner),
+)
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> bytes:
+    """JSON as somebody may write it, over several lines or on one."""
+    text = json.dumps(
+        draw(values),
+        indent=draw(st.sampled_from([None, 0, 1, "\t"])),
+        ensure_ascii=draw(st.booleans()),
+    )
+    newline = draw(st.sampled_from(["\n", "\r", "\r\n"]))
+    around = st.text(" \t\r\n", max_size=3)
+    return f"{draw(around)}{text}{draw(around)}".replace("\n", newline).encode()
+
+
+# Bodies: what travels
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"null",
+        b"true",
+        b"false",
+        b"0",
+        b"-0",
+        b'""',
+        b"{}",
+        b"[]",
+        b' {"a" : [ 1 ,2]}\t',
+        b"0.1000000000000000055511151231257827021181583404541015625",
+        b"123456789012345678901234567890",
+        b"18446744073709551616",
+        b"-9223372036854775809",
+        b"1.7976931348623157e308",
+        b"1E+2",
+        b"1e-999",
+        b"0e999",
+        b"0." + b"3" * 5_000,
+        b'{"b":1,"a":2}',
+        b'{"a":1,"a":2}',
+        b'{"":null}',
+        rb'"\u00e9\/\b\f\n\r\t\"\\ \u0000 \ud83d\ude00"',
+        '"é漢😀\u2028\u2029\x7f\x85"'.encode(),
+        '{"schlüssel":"ü"}'.encode(),
+    ],
+    ids=lambda body: body[:30].decode(),
+)
+def test_a_valid_body_travels_byte_for_byte(body: bytes) -> None:
+    assert checked(body) == body
+
+
+@pytest.mark.parametrize(
+    ("body", "travels"),
+    [
+        (b"[1,\n2]", b"[1, 2]"),
+        (b"{\r\n  \"a\":\r1\n}\n", b'{    "a": 1 } '),
+        (b"\n\n1\r", b"  1 "),
+        (b'[\n\t"a\\nb\\r"\n]', b'[ \t"a\\nb\\r" ]'),
+    ],
+)  # fmt: skip
+def test_line_breaks_between_tokens_become_spaces(body: bytes, travels: bytes) -> None:
+    assert checked(body) == travels
+
+
+@given(documents())
+@example(b'{"a": "\\n", \r\n "a": 2}')
+def test_a_body_keeps_its_meaning_its_length_and_all_but_line_breaks(body: bytes) -> None:
+    travels = checked(body)
+    assert json.loads(travels) == json.loads(body)
+    assert travels == body.replace(b"\n", b" ").replace(b"\r", b" ")
+
+
+@given(documents(), st.data())
+def test_whatever_is_accepted_is_strictly_json(document: bytes, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(document)))
+    inserted = data.draw(st.binary(max_size=2) | st.sampled_from([b"NaN", b"e999", b"\n", b","]))
+    removed = data.draw(st.integers(0, 2))
+    damaged = document[:position] + inserted + document[position + removed :]
+    try:
+        travels = checked(damaged)
+    except BadRequest:
+        return
+    assert travels == damaged.translate(bytes.maketrans(b"\r\n", b"  "))
+    assert strictly(travels) == strictly(damaged)
+
+
+@given(st.binary())
+def test_no_bytes_lead_to_another_error(body: bytes) -> None:
+    assert refusal(checked, body).isprintable()
+
+
+# Bodies: what is refused
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b" \n", id="white space only"),
+        pytest.param(b"1 2", id="two values"),
+        pytest.param(b"{}{}", id="two objects"),
+        pytest.param(b"1\x00", id="NUL behind"),
+        pytest.param(b"NaN", id="NaN"),
+        pytest.param(b"[NaN]", id="NaN inside"),
+        pytest.param(b"Infinity", id="Infinity"),
+        pytest.param(b"-Infinity", id="-Infinity"),
+        pytest.param(b"1e999", id="1e999"),
+        pytest.param(b"-1e999", id="-1e999"),
+        pytest.param(b'{"a":[1e400]}', id="1e400 inside"),
+        pytest.param(b"1.7976931348623159e308", id="just beyond a double"),
+        pytest.param(b"1" * 4_301, id="4,301 digits"),
+        pytest.param(b"-" + b"1" * 10_000, id="10,000 digits"),
+        pytest.param(b"[" + b"9" * 5_000 + b"]", id="5,000 digits inside"),
+        pytest.param(b"01", id="leading zero"),
+        pytest.param(b"-01", id="leading zero behind a sign"),
+        pytest.param(b"+1", id="plus sign"),
+        pytest.param(b".5", id="no integer part"),
+        pytest.param(b"1.", id="no fraction"),
+        pytest.param(b"1e", id="no exponent"),
+        pytest.param(b"0x10", id="hexadecimal"),
+        pytest.param(b"1_000", id="underscore"),
+        pytest.param(b"[1,]", id="trailing comma in an array"),
+        pytest.param(b'{"a":1,}', id="trailing comma in an object"),
+        pytest.param(b"[,1]", id="leading comma"),
+        pytest.param(b"[1 2]", id="no comma"),
+        pytest.param(b"[1", id="open array"),
+        pytest.param(b'{"a":', id="open object"),
+        pytest.param(b'"a', id="open string"),
+        pytest.param(b"[1}", id="mismatched brackets"),
+        pytest.param(b"{a:1}", id="bare key"),
+        pytest.param(b"{1:1}", id="number as key"),
+        pytest.param(b"'a'", id="single quotes"),
+        pytest.param(b"True", id="True"),
+        pytest.param(b"undefined", id="undefined"),
+        pytest.param(b"// no\n1", id="comment"),
+        pytest.param(b"\x0c1", id="form feed"),
+        pytest.param("\xa01".encode(), id="no-break space"),
+        pytest.param(b"\xef\xbb\xbf1", id="byte order mark"),
+        pytest.param('"a"'.encode("utf-16"), id="UTF-16"),
+        pytest.param(rb'"\x41"', id="unknown escape"),
+        pytest.param(rb'"\u12"', id="short escape"),
+        pytest.param(rb'"\ud800"', id="lone high surrogate"),
+        pytest.param(rb'"\udc00"', id="lone low surrogate"),
+        pytest.param(rb'"\ud800 \udc00"', id="surrogates apart"),
+        pytest.param(rb'"\ud800\ud800"', id="two high surrogates"),
+        pytest.param(rb'{"\udfff":1}', id="lone surrogate in a key"),
+        pytest.param(b'"\xff"', id="no UTF-8"),
+        pytest.param(b'"\xe2\x82"', id="cut UTF-8"),
+        pytest.param(b'"\xc0\xaf"', id="overlong UTF-8"),
+        pytest.param(b'"\xe0\x80\xaf"', id="overlong UTF-8 of three"),
+        pytest.param(b'"\xed\xa0\x80"', id="surrogate in UTF-8"),
+        pytest.param(b'"\xf4\x90\x80\x80"', id="beyond Unicode"),
+        pytest.param(b'{"\xff":1}', id="no UTF-8 in a key"),
+        *(
+            pytest.param(b'"a%cb"' % code, id=f"raw control character {code}")
+            for code in range(0x20)
+        ),
+        pytest.param(b'{"a\nb":1}', id="raw line break in a key"),
+    ],
+)
+def test_what_is_not_strictly_json_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        checked(body)
+
+
+def arrays(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+def objects(levels: int) -> bytes:
+    return b'{"a":' * levels + b"1" + b"}" * levels
+
+
+@pytest.mark.parametrize("nested", [arrays, objects])
+def test_127_levels_are_allowed_and_128_are_not(nested: Callable[[int], bytes]) -> None:
+    assert checked(nested(127)) == nested(127)
+    with pytest.raises(BadRequest, match="at most 127 levels"):
+        checked(nested(128))
+
+
+@pytest.mark.parametrize("levels", [129, 1_000, 5_000, 100_000])
+def test_any_depth_beyond_is_refused_alike(levels: int) -> None:
+    with pytest.raises(BadRequest, match="at most 127 levels"):
+        checked(arrays(levels))
+
+
+def test_mixed_levels_are_counted_together() -> None:
+    assert checked(b'{"a":' + arrays(126) + b"}")
+    with pytest.raises(BadRequest, match="levels"):
+        checked(b'[1,{"a":' + arrays(126) + b"}]")
+
+
+def test_the_deepest_branch_counts() -> None:
+    with pytest.raises(BadRequest, match="levels"):
+        checked(b'{"a":1,"b":[0,' + arrays(127) + b',[]],"c":[]}')
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'"' + b"[" * 1_000 + b'"', b"[" + b"[]," * 1_000 + b"{}]", b'{"' + b"{" * 1_000 + b'":1}'],
+    ids=["in a string", "side by side", "in a key"],
+)
+def test_brackets_that_are_not_nested_do_not_count(body: bytes) -> None:
+    assert checked(body) == body
+
+
+def test_the_depth_of_a_repeated_key_s_first_value_counts_too() -> None:
+    """It travels, and the parser of existing clients goes through it."""
+    with pytest.raises(BadRequest, match="levels"):
+        checked(b'{"a":' + arrays(127) + b',"a":1}')
+
+
+@pytest.mark.parametrize("filler", [rb"\"[", rb"\\", rb"]", rb"\u005b["])
+def test_depth_is_not_misled_by_what_strings_hold(filler: bytes) -> None:
+    text = b'"' + filler * 200 + b'"'
+    assert checked(b"[" * 126 + b"[]," + text + b"]" * 126)
+    with pytest.raises(BadRequest, match="levels"):
+        checked(b"[" + text + b"," + arrays(127) + b"," + text + b"]")
+
+
+def test_a_body_of_the_largest_size_is_taken_and_a_larger_one_is_not() -> None:
+    assert checked_body(b'"abc"', 5) == b'"abc"'
+    with pytest.raises(PayloadTooLarge, match="6 bytes; at most 5"):
+        checked_body(b'"abcd"', 5)
+
+
+def test_a_body_too_large_is_not_even_parsed() -> None:
+    with pytest.raises(PayloadTooLarge):
+        checked_body(b"no JSON", 5)
+
+
+def test_the_refusal_says_what_is_wrong_and_where() -> None:
+    with pytest.raises(BadRequest) as refused:
+        checked(b'{"a":01}')
+    assert str(refused.value) == "the body is not JSON: invalid number (byte 6)"
+
+
+def test_explain_makes_half_a_sentence() -> None:
+    assert content.explain(msgspec.DecodeError("JSON is malformed: Odd thing")) == "odd thing"
+    assert content.explain(msgspec.DecodeError("Expected `int`")) == "expected `int`"
+    assert content.explain(msgspec.DecodeError("")) == ""
+
+
+# Ids
+
+
+def test_an_event_id_is_23_letters_and_digits() -> None:
+    ids = {new_event_id() for _ in range(1_000)}
+    assert len(ids) == 1_000
+    assert all(re.fullmatch("[A-Za-z0-9]{23}", event_id) for event_id in ids)
+
+
+@pytest.mark.parametrize(
+    "stream_id",
+    ["a", "new message", "a/b?c#d%20", ".", "é漢😀", "\xa0", "x" * 1_024, "é" * 512, "😀" * 256],
+)
+def test_a_stream_id_is_returned_as_it_is(stream_id: str) -> None:
+    assert checked_stream_id(stream_id) == stream_id
+
+
+@pytest.mark.parametrize("stream_id", ["", "x" * 1_025, "é" * 512 + "x", "😀" * 257])
+def test_a_stream_id_is_neither_empty_nor_longer_than_1024_bytes(stream_id: str) -> None:
+    with pytest.raises(BadRequest, match="stream id"):
+        checked_stream_id(stream_id)
+
+
+@pytest.mark.parametrize("code", [*range(0x20), *range(0x7F, 0xA0)])
+def test_a_stream_id_holds_no_control_character(code: int) -> None:
+    with pytest.raises(BadRequest, match="control character"):
+        checked_stream_id(f"a{chr(code)}b")
+
+
+@given(st.text(st.characters()))
+@example("\ud800")
+def test_no_stream_id_leads_to_another_error(stream_id: str) -> None:
+    assert refusal(checked_stream_id, stream_id).isprintable()
+
+
+@pytest.mark.parametrize("text", ["a", "!", "~", "550e8400-e29b-41d4-a716-446655440000", "x" * 200])
+def test_an_id_is_returned_as_it_is(text: str) -> None:
+    assert checked_id("event id", text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x" * 201, "a\n", "\ta", "\x00", "\x7f", "é", "\u0661", "\ud800"]
+)
+def test_an_id_is_1_to_200_visible_ascii_characters(text: str) -> None:
+    with pytest.raises(BadRequest, match=r"^the event id must be 1 to 200 visible ASCII"):
+        checked_id("event id", text)
+
+
+@pytest.mark.parametrize("text", [" ", " a", "a b"])
+def test_a_space_in_an_id_is_not_visible(text: str) -> None:
+    with pytest.raises(BadRequest):
+        checked_id("request id", text)

@@ -1,0 +1,859 @@
+"""The store in memory: waiting, cancellation and time, on a virtual clock.
+
+A channel holds three events here, called by letters, where a test does not say otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+
+from megaphone.errors import (
+    ChannelNotFound,
+    LimitExceeded,
+    ReaderBusy,
+    ShuttingDown,
+    WriteTimeout,
+)
+from megaphone.model import ReadOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from tests.store.conftest import Bench
+
+PLAIN = ReadOptions()
+ACKNOWLEDGING = ReadOptions(acknowledge=True)
+EVERY_KIND = pytest.mark.parametrize("options", [PLAIN, ACKNOWLEDGING], ids=["plain", "ack"])
+EITHER_WAY = pytest.mark.parametrize("clean", [True, False], ids=["clean", "broken"])
+
+virtual_time = pytest.mark.looptime
+
+
+async def outcome(task: asyncio.Task[str]) -> str:
+    """What became of a write: the event's id, or the name of the error."""
+    await asyncio.wait([task])
+    if task.cancelled():
+        return "cancelled"
+    error = task.exception()
+    return type(error).__name__ if error else task.result()
+
+
+# Waiting for room
+
+
+@virtual_time
+async def test_100_events_fit_at_once(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(capacity=100)
+    await bench.fill([f"e{n}" for n in range(100)])
+    assert bench.now() == 0.0
+    assert bench.observer.waited == 0
+    assert await bench.read_once() == [f"e{n}" for n in range(100)]
+
+
+@virtual_time
+async def test_the_101st_event_waits_10_seconds_and_is_not_taken(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench(capacity=100)
+    await bench.fill([f"e{n}" for n in range(100)])
+    writing = await bench.start(bench.write("late"))
+    await bench.at(9.999)
+    assert not writing.done()
+    assert await outcome(writing) == "WriteTimeout"
+    assert bench.now() == 10.0
+    assert await bench.read_once() == [f"e{n}" for n in range(100)]
+    assert bench.observer.written == 100
+
+
+@EVERY_KIND
+@virtual_time
+async def test_the_101st_event_is_taken_at_the_moment_a_reader_makes_room(
+    make_bench: Callable[..., Bench], options: ReadOptions
+) -> None:
+    bench = make_bench(capacity=100)
+    await bench.fill([f"e{n}" for n in range(100)])
+    writing = await bench.start(bench.write("late"))
+    await bench.at(9.999)
+    lease = await bench.read(options)
+    assert await bench.take(lease, 1) == ["e0"]
+    if options.acknowledge:
+        await bench.acknowledge("e0")
+    assert await writing == "late"
+    assert bench.now() == 9.999
+    assert (await bench.take(lease))[-1] == "late"
+    assert bench.observer.written == 101
+
+
+@virtual_time
+async def test_a_write_after_a_timeout_is_a_new_one(bench: Bench) -> None:
+    await bench.fill("abc")
+    for event_id in "de":
+        with pytest.raises(WriteTimeout):
+            await bench.write(event_id)
+    assert bench.now() == 20.0
+    lease = await bench.read()
+    assert await bench.take(lease) == ["a", "b", "c"]
+    assert await bench.write("d") == "d"
+    assert await bench.take(lease) == ["d"]
+
+
+@virtual_time
+async def test_20_writers_get_in_first_come_first_served(bench: Bench) -> None:
+    await bench.fill("abc")
+    finished: list[str] = []
+
+    async def write(event_id: str) -> None:
+        finished.append(await bench.write(event_id))
+
+    names = [f"w{n}" for n in range(20)]
+    async with asyncio.TaskGroup() as writers:
+        for name in names:
+            writers.create_task(write(name))
+        await asyncio.sleep(0)
+        lease = await bench.read()
+        taken = [event_id for _ in range(23) for event_id in await bench.take(lease, 1)]
+    assert finished == names
+    assert taken == ["a", "b", "c", *names]
+
+
+@virtual_time
+async def test_a_newcomer_does_not_overtake_in_the_tick_in_which_room_is_made(
+    bench: Bench,
+) -> None:
+    await bench.fill("abc")
+    waiting = await bench.start(bench.write("d"))
+    lease = await bench.read()
+    await bench.take(lease, 1)
+    newcomer = await bench.start(bench.write("e"))
+    assert (await waiting, newcomer.done()) == ("d", False)
+    assert await bench.take(lease) == ["b", "c", "d"]
+    assert await newcomer == "e"
+
+
+@virtual_time
+async def test_room_made_at_the_very_end_of_the_wait_is_told_truly(bench: Bench) -> None:
+    await bench.fill("abc")
+    writing = await bench.start(bench.write("d"))
+    lease = await bench.read()
+    await bench.at(10.0)
+    assert await bench.take(lease) == ["a", "b", "c"]
+    told = await outcome(writing)
+    assert told in {"d", "WriteTimeout"}
+    assert await bench.take(lease, until=11.0) == (["d"] if told == "d" else [])
+
+
+@virtual_time
+async def test_the_observer_is_told_who_waits(bench: Bench) -> None:
+    await bench.fill("abc")
+    gets_in, leaves, times_out = [await bench.start(bench.write(name)) for name in "def"]
+    assert (bench.observer.waiting, bench.observer.waited) == (3, 0)
+    leaves.cancel()
+    await bench.take(await bench.read(), 1)
+    assert [await outcome(task) for task in (gets_in, leaves)] == ["d", "cancelled"]
+    assert (bench.observer.waiting, bench.observer.waited) == (1, 2)
+    await asyncio.wait([times_out])
+    assert (bench.observer.waiting, bench.observer.waited) == (0, 3)
+
+
+# Writers that are cancelled
+
+
+@virtual_time
+async def test_a_cancelled_writer_leaves_nothing_behind(bench: Bench) -> None:
+    await bench.fill("abc")
+    cancelled = await bench.start(bench.write("d"))
+    cancelled.cancel()
+    assert await outcome(cancelled) == "cancelled"
+    assert await bench.read_once() == ["a", "b", "c"]
+    assert bench.observer.written == 3
+
+
+@virtual_time
+async def test_the_next_in_line_gets_the_room_of_a_cancelled_writer(bench: Bench) -> None:
+    await bench.fill("abc")
+    cancelled, next_in_line = [await bench.start(bench.write(name)) for name in "de"]
+    cancelled.cancel()
+    lease = await bench.read()
+    await bench.at(5.0)
+    assert await bench.take(lease, 1) == ["a"]
+    assert await next_in_line == "e"
+    assert bench.now() == 5.0
+    assert await bench.take(lease) == ["b", "c", "e"]
+
+
+@virtual_time
+async def test_the_next_in_line_gets_the_room_also_if_both_happen_in_one_tick(
+    bench: Bench,
+) -> None:
+    await bench.fill("abc")
+    cancelled, next_in_line = [await bench.start(bench.write(name)) for name in "de"]
+    lease = await bench.read()
+    cancelled.cancel()
+    assert await bench.take(lease, 2) == ["a", "b"]
+    assert await next_in_line == "e"
+    await asyncio.wait([cancelled])
+    taken = await bench.take(lease)
+    assert taken in (["c", "e"], ["c", "d", "e"])
+    assert bench.observer.written == 3 + len(taken) - 1
+
+
+@virtual_time
+async def test_an_event_whose_writer_is_cancelled_as_it_gets_in_is_there_once(
+    bench: Bench,
+) -> None:
+    await bench.fill("abc")
+    writing = await bench.start(bench.write("d"))
+    lease = await bench.read()
+    assert await bench.take(lease, 1) == ["a"]
+    assert writing.cancel()
+    await asyncio.wait([writing])
+    assert await bench.take(lease) == ["b", "c", "d"]
+    assert await bench.take(lease, until=1.0) == []
+    assert bench.observer.written == 4
+    assert bench.observer.waiting == 0
+
+
+@virtual_time
+async def test_a_writer_may_give_up_by_a_timeout_of_its_own(bench: Bench) -> None:
+    await bench.fill("abc")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2.0):
+            await bench.write("d")
+    assert bench.now() == 2.0
+    assert await bench.read_once() == ["a", "b", "c"]
+
+
+# Request ids
+
+
+@virtual_time
+async def test_a_repeated_request_id_stores_once_and_answers_alike(bench: Bench) -> None:
+    await bench.create()
+    answers = [await bench.write(name, request_id="r") for name in "ab"]
+    assert answers == ["a", "a"]
+    assert await bench.read_once() == ["a"]
+    assert bench.observer.written == 1
+
+
+@virtual_time
+async def test_a_request_id_is_forgotten_after_a_minute(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    assert await bench.write("a", request_id="r") == "a"
+    await bench.at(59.999)
+    assert await bench.write("b", request_id="r") == "a"
+    await bench.at(60.001)
+    assert await bench.write("c", request_id="r") == "c"
+    assert await bench.take(lease) == ["a", "c"]
+
+
+@virtual_time
+async def test_two_writers_that_wait_with_one_request_id_store_once(bench: Bench) -> None:
+    await bench.fill("abc")
+    writers = [await bench.start(bench.write(name, request_id="r")) for name in "de"]
+    lease = await bench.read()
+    assert await bench.take(lease) == ["a", "b", "c"]
+    assert await asyncio.gather(*writers) == ["d", "d"]
+    assert await bench.take(lease) == ["d"]
+    assert await bench.take(lease, until=1.0) == []
+    assert (bench.observer.written, bench.observer.waiting) == (4, 0)
+
+
+@pytest.mark.parametrize("leaves", [0, 1], ids=["the first", "the second"])
+@virtual_time
+async def test_when_one_of_them_is_cancelled_the_other_gets_its_answer(
+    bench: Bench, leaves: int
+) -> None:
+    await bench.fill("abc")
+    writers = [await bench.start(bench.write(name, request_id="r")) for name in "de"]
+    writers.pop(leaves).cancel()
+    await bench.at(1.0)
+    lease = await bench.read()
+    assert await bench.take(lease) == ["a", "b", "c"]
+    assert await writers[0] == "d"
+    assert await bench.take(lease) == ["d"]
+    assert bench.observer.written == 4
+
+
+@virtual_time
+async def test_when_one_of_them_is_cancelled_as_it_gets_in_the_other_gets_its_answer(
+    bench: Bench,
+) -> None:
+    await bench.fill("abc")
+    first, second = [await bench.start(bench.write(name, request_id="r")) for name in "de"]
+    lease = await bench.read()
+    assert await bench.take(lease) == ["a", "b", "c"]
+    first.cancel()
+    assert await second == "d"
+    assert await bench.take(lease) == ["d"]
+    assert bench.observer.written == 4
+
+
+@virtual_time
+async def test_when_all_of_them_are_cancelled_the_request_id_is_free(bench: Bench) -> None:
+    await bench.fill("abc")
+    writers = [await bench.start(bench.write(name, request_id="r")) for name in "de"]
+    for writing in writers:
+        writing.cancel()
+    await asyncio.wait(writers)
+    assert await bench.read_once() == ["a", "b", "c"]
+    assert await bench.write("f", request_id="r") == "f"
+
+
+@virtual_time
+async def test_each_writer_waits_for_its_own_10_seconds(bench: Bench) -> None:
+    await bench.fill("abc")
+    first = await bench.start(bench.write("d", request_id="r"))
+    await bench.at(5.0)
+    second = await bench.start(bench.write("e", request_id="r"))
+    assert await outcome(first) == "WriteTimeout"
+    assert bench.now() == 10.0
+    await bench.at(14.999)
+    assert not second.done()
+    lease = await bench.read()
+    assert await bench.take(lease) == ["a", "b", "c"]
+    assert await second == "d"
+    assert await bench.take(lease) == ["d"]
+
+
+# Taking
+
+
+@virtual_time
+async def test_a_waiting_reader_gets_an_event_at_the_moment_it_is_written(bench: Bench) -> None:
+    await bench.create()
+    taking = await bench.start(bench.take(await bench.read()))
+    await bench.at(7.0)
+    await bench.write("a")
+    assert await taking == ["a"]
+    assert bench.now() == 7.0
+
+
+@virtual_time
+async def test_a_waiting_reader_gets_an_event_at_the_moment_its_window_opens(
+    bench: Bench,
+) -> None:
+    await bench.fill("ab")
+    lease = await bench.read(ReadOptions(acknowledge=True, window=1))
+    assert await bench.take(lease) == ["a"]
+    taking = await bench.start(bench.take(lease))
+    await bench.at(7.0)
+    assert not taking.done()
+    assert await bench.acknowledge("a") == 1
+    assert await taking == ["b"]
+    assert bench.now() == 7.0
+
+
+@virtual_time
+async def test_take_returns_none_at_its_end(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    await bench.at(3.0)
+    assert await bench.take(lease, until=20.0) == []
+    assert bench.now() == 20.0
+
+
+@pytest.mark.parametrize("until", [5.0, 4.0])
+@virtual_time
+async def test_take_does_not_wait_once_its_end_has_passed(bench: Bench, until: float) -> None:
+    await bench.fill("abc")
+    lease = await bench.read()
+    await bench.at(5.0)
+    assert await bench.take(lease, until=until) == ["a", "b", "c"]
+    assert await bench.take(lease, until=until) == []
+    assert bench.now() == 5.0
+
+
+@virtual_time
+async def test_interrupt_ends_the_take_that_waits(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    taking = await bench.start(bench.take(lease))
+    await bench.at(5.0)
+    lease.interrupt()
+    assert await taking == []
+    assert bench.now() == 5.0
+
+
+@virtual_time
+async def test_interrupt_ends_every_later_take_and_loses_nothing(bench: Bench) -> None:
+    await bench.fill("abc")
+    lease = await bench.read()
+    assert await bench.take(lease, 1) == ["a"]
+    lease.interrupt()
+    assert [await bench.take(lease), await bench.take(lease)] == [[], []]
+    assert bench.now() == 0.0
+    lease.release(clean=True)
+    assert await bench.read_once() == ["b", "c"]
+
+
+@virtual_time
+async def test_an_event_written_in_the_tick_of_an_interrupt_is_not_lost(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    taking = await bench.start(bench.take(lease))
+    await bench.write("a")
+    lease.interrupt()
+    taken = await taking
+    lease.release(clean=True)
+    assert taken + await bench.read_once() == ["a"]
+
+
+@virtual_time
+async def test_a_cancelled_take_loses_nothing(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    taking = await bench.start(bench.take(lease))
+    taking.cancel()
+    await asyncio.wait([taking])
+    await bench.write("a")
+    assert await bench.take(lease) == ["a"]
+
+
+@virtual_time
+async def test_a_take_that_is_cancelled_as_its_event_comes_loses_nothing(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    taking = await bench.start(bench.take(lease))
+    await bench.write("a")
+    assert taking.cancel()
+    await asyncio.wait([taking])
+    assert taking.cancelled()
+    assert await bench.take(lease) == ["a"]
+    assert (bench.observer.read, bench.observer.redelivered) == (1, 0)
+
+
+@virtual_time
+async def test_a_take_may_be_given_up_by_a_timeout_and_repeated(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2.0):
+            await bench.take(lease)
+    taking = await bench.start(bench.take(lease))
+    await bench.write("a")
+    assert await taking == ["a"]
+
+
+@virtual_time
+async def test_the_observer_is_told_what_is_read_and_what_of_it_again(bench: Bench) -> None:
+    await bench.fill("abc")
+    assert await bench.read_once(clean=False) == ["a", "b", "c"]
+    assert (bench.observer.read, bench.observer.redelivered) == (3, 0)
+    await bench.write("d")
+    assert await bench.read_once() == ["a", "b", "c", "d"]
+    assert (bench.observer.read, bench.observer.redelivered) == (7, 3)
+
+
+# One reader at a time
+
+
+@virtual_time
+async def test_second_reader_is_refused(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    with pytest.raises(ReaderBusy):
+        await bench.read()
+    lease.release(clean=True)
+    await bench.read()
+
+
+@virtual_time
+async def test_releasing_twice_leaves_the_next_reader_alone(bench: Bench) -> None:
+    await bench.create()
+    old = await bench.read()
+    old.release(clean=True)
+    present = await bench.read()
+    old.release(clean=False)
+    with pytest.raises(ReaderBusy):
+        await bench.read()
+    await bench.write("a")
+    assert await bench.take(present) == ["a"]
+
+
+@virtual_time
+async def test_a_reader_that_loses_its_place_is_told_at_once(bench: Bench) -> None:
+    await bench.fill("ab")
+    old = await bench.read()
+    assert await bench.take(old) == ["a", "b"]
+    taking = await bench.start(bench.take(old))
+    await bench.at(5.0)
+    new = await bench.read(ReadOptions(take_over=True))
+    assert await taking == []
+    assert bench.now() == 5.0
+    assert (old.is_over, new.is_over) == (True, False)
+    old.release(clean=True)
+    assert await bench.take(new) == ["a", "b"]
+    with pytest.raises(ReaderBusy):
+        await bench.read()
+
+
+@virtual_time
+async def test_an_event_that_comes_as_the_reader_changes_is_not_lost(bench: Bench) -> None:
+    await bench.create()
+    old = await bench.read()
+    taking = await bench.start(bench.take(old))
+    await bench.write("a")
+    new = await bench.read(ReadOptions(take_over=True))
+    assert await bench.take(new) == ["a"]
+    assert await taking == []
+
+
+@virtual_time
+async def test_a_lease_is_over_when_no_more_events_will_come(bench: Bench) -> None:
+    await bench.create("gone")
+    await bench.create("c")
+    removed, interrupted = await bench.read(channel="gone"), await bench.read()
+    assert await bench.take(removed, until=5.0) == []
+    assert [removed.is_over, interrupted.is_over] == [False, False]
+    await bench.remove("gone")
+    interrupted.interrupt()
+    assert [removed.is_over, interrupted.is_over] == [True, True]
+    interrupted.release(clean=True)
+    released = await bench.read()
+    released.release(clean=True)
+    assert released.is_over
+
+
+@virtual_time
+async def test_a_resuming_reader_learns_whether_its_event_was_known(bench: Bench) -> None:
+    await bench.fill("abc")
+    await bench.read_once()
+    answers = []
+    for event_id in None, "b", "z":
+        lease = await bench.read(ReadOptions(after_event_id=event_id))
+        answers.append((lease.recovered, await bench.take(lease, until=bench.now() + 1)))
+        lease.release(clean=True)
+    assert answers == [(None, []), (True, ["c"]), (False, ["a", "b", "c"])]
+
+
+# Finding channels
+
+
+@pytest.mark.parametrize("address", ["agent.C.1", "agent.c.0", "Agent.c.1", "agent.c.1 ", ""])
+@virtual_time
+async def test_an_address_that_is_not_exactly_the_channel_s_finds_nothing(
+    bench: Bench, address: str
+) -> None:
+    await bench.fill("abc")
+    with pytest.raises(ChannelNotFound):
+        await bench.store.lease(b"c", address, PLAIN)
+    await bench.read_once(ACKNOWLEDGING)
+    with pytest.raises(ChannelNotFound):
+        await bench.store.acknowledge(b"c", address, "c")
+    assert await bench.read_once() == ["a", "b", "c"]
+
+
+@virtual_time
+async def test_a_channel_that_never_was_is_not_found(bench: Bench) -> None:
+    assert not await bench.exists()
+    calls: list[Callable[[], Coroutine[None, None, object]]] = [
+        lambda: bench.write("a"),
+        bench.read,
+        lambda: bench.acknowledge("a"),
+        bench.remove,
+    ]
+    for call in calls:
+        with pytest.raises(ChannelNotFound):
+            await call()
+
+
+@virtual_time
+async def test_addresses_are_listed_oldest_first_page_by_page(bench: Bench) -> None:
+    for channel in "dacbe":
+        await bench.create(channel)
+    await bench.remove("c")
+    assert list(await bench.store.addresses(0, 100)) == [bench.address(c) for c in "dabe"]
+    assert list(await bench.store.addresses(1, 2)) == [bench.address(c) for c in "ab"]
+    assert list(await bench.store.addresses(4, 2)) == []
+    assert list(await bench.store.addresses(0, 0)) == []
+
+
+@virtual_time
+async def test_channels_are_counted_by_the_whole_name_of_their_agent(bench: Bench) -> None:
+    for number, agent in enumerate(["a", "ab", "a", "b"]):
+        await bench.store.create(bytes([number]), f"{agent}.secret{number}.1")
+    counts = [await bench.store.count(agent) for agent in ("a", "ab", "b", "c", "")]
+    assert counts == [2, 1, 1, 0, 0]
+    await bench.store.remove(b"\0")
+    assert await bench.store.count("a") == 1
+
+
+@virtual_time
+async def test_a_store_holds_no_more_channels_than_it_may(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench(max_channels=2)
+    await bench.create("a")
+    await bench.create("b")
+    with pytest.raises(LimitExceeded):
+        await bench.create("c")
+    assert not await bench.exists("c")
+    await bench.remove("a")
+    await bench.create("c")
+    assert await bench.exists("c")
+
+
+@virtual_time
+async def test_a_channel_that_expired_makes_room_for_another(
+    make_bench: Callable[..., Bench],
+) -> None:
+    bench = make_bench(max_channels=1)
+    await bench.create("a")
+    await bench.at(60.0)
+    await bench.create("b")
+    assert (await bench.exists("a"), await bench.exists("b")) == (False, True)
+
+
+# Expiry
+
+
+@virtual_time
+async def test_a_channel_that_is_never_read_dies_60_seconds_after_creation(bench: Bench) -> None:
+    await bench.at(1.0)
+    await bench.create()
+    await bench.at(60.999)
+    assert await bench.exists()
+    await bench.at(61.0)
+    assert not await bench.exists()
+    with pytest.raises(ChannelNotFound):
+        await bench.write("a")
+    with pytest.raises(ChannelNotFound):
+        await bench.read()
+
+
+@EVERY_KIND
+@EITHER_WAY
+@virtual_time
+async def test_a_channel_dies_60_seconds_after_the_end_of_its_last_read(
+    bench: Bench, options: ReadOptions, clean: bool
+) -> None:
+    await bench.create()
+    for start, end in (10.0, 30.0), (40.0, 55.0):
+        await bench.at(start)
+        lease = await bench.read(options)
+        await bench.at(end)
+        lease.release(clean=clean)
+    for later in 49.999, 59.999:
+        await bench.at(55.0 + later)
+        assert await bench.exists()
+    await bench.at(115.0)
+    assert not await bench.exists()
+    assert [removed.at for removed in bench.observer.removed] == [115.0]
+
+
+@EVERY_KIND
+@virtual_time
+async def test_a_channel_does_not_die_while_it_is_read(bench: Bench, options: ReadOptions) -> None:
+    await bench.create()
+    lease = await bench.read(options)
+    assert await bench.take(lease, until=1_000.0) == []
+    assert bench.now() == 1_000.0
+    assert await bench.write("a") == "a"
+    assert await bench.take(lease) == ["a"]
+    lease.release(clean=True)
+    await bench.at(1_059.999)
+    assert await bench.exists()
+    await bench.at(1_060.0)
+    assert not await bench.exists()
+
+
+@virtual_time
+async def test_writing_does_not_keep_a_channel_alive(bench: Bench) -> None:
+    await bench.create()
+    await bench.at(59.0)
+    await bench.write("a")
+    await bench.at(60.0)
+    assert not await bench.exists()
+
+
+@virtual_time
+async def test_channels_die_each_at_its_own_time(bench: Bench) -> None:
+    for time, channel in enumerate("abcd"):
+        await bench.at(float(time))
+        await bench.create(channel)
+    await bench.at(30.0)
+    (await bench.read(channel="b")).release(clean=True)
+    await bench.at(200.0)
+    assert [(removed.address, removed.at) for removed in bench.observer.removed] == [
+        (bench.address("a"), 60.0),
+        (bench.address("c"), 62.0),
+        (bench.address("d"), 63.0),
+        (bench.address("b"), 90.0),
+    ]
+
+
+@virtual_time
+async def test_the_observer_is_told_once_what_was_lost(bench: Bench) -> None:
+    await bench.fill("abc")
+    lease = await bench.read()
+    await bench.take(lease, 1)
+    await bench.at(5.0)
+    lease.release(clean=True)
+    await bench.at(500.0)
+    (removed,) = bench.observer.removed
+    assert (removed.address, removed.age_s, removed.lost) == (bench.address("c"), 65.0, 2)
+    assert removed.at == 65.0
+
+
+@virtual_time
+async def test_a_writer_that_waits_is_told_when_the_channel_expires(bench: Bench) -> None:
+    await bench.fill("abc")
+    await bench.at(55.0)
+    writing = await bench.start(bench.write("d"))
+    assert await outcome(writing) == "ChannelNotFound"
+    assert bench.now() == 60.0
+    assert [removed.lost for removed in bench.observer.removed] == [3]
+
+
+# Removal
+
+
+@virtual_time
+async def test_a_removed_channel_is_gone_at_once(bench: Bench) -> None:
+    await bench.fill("abc")
+    await bench.at(5.0)
+    await bench.remove()
+    assert not await bench.exists()
+    with pytest.raises(ChannelNotFound):
+        await bench.remove()
+    await bench.at(500.0)
+    (removed,) = bench.observer.removed
+    assert (removed.age_s, removed.lost, removed.at) == (5.0, 3, 5.0)
+
+
+@virtual_time
+async def test_writers_that_wait_are_told_when_the_channel_is_removed(bench: Bench) -> None:
+    await bench.fill("abc")
+    writers = [await bench.start(bench.write(name, request_id=name)) for name in "dde"]
+    await bench.at(5.0)
+    await bench.remove()
+    assert [await outcome(writing) for writing in writers] == ["ChannelNotFound"] * 3
+    assert bench.now() == 5.0
+    assert (bench.observer.written, bench.observer.waiting) == (3, 0)
+
+
+@EVERY_KIND
+@virtual_time
+async def test_the_reader_is_told_when_the_channel_is_removed(
+    bench: Bench, options: ReadOptions
+) -> None:
+    await bench.create()
+    lease = await bench.read(options)
+    taking = await bench.start(bench.take(lease))
+    await bench.at(5.0)
+    await bench.remove()
+    assert await taking == []
+    assert bench.now() == 5.0
+    assert await bench.take(lease) == []
+    lease.release(clean=True)
+    assert len(bench.observer.removed) == 1
+
+
+@EITHER_WAY
+@virtual_time
+async def test_a_reader_of_a_removed_channel_leaves_its_successor_alone(
+    bench: Bench, clean: bool
+) -> None:
+    await bench.create()
+    old = await bench.read()
+    await bench.remove()
+    await bench.at(5.0)
+    await bench.fill("a")
+    present = await bench.read()
+    old.release(clean=clean)
+    assert await bench.take(old) == []
+    assert await bench.take(present) == ["a"]
+    await bench.at(500.0)
+    assert await bench.exists()
+
+
+@virtual_time
+async def test_the_deadline_of_a_removed_channel_does_not_hit_its_successor(bench: Bench) -> None:
+    await bench.create()
+    await bench.remove()
+    await bench.at(30.0)
+    await bench.create()
+    await bench.at(89.999)
+    assert await bench.exists()
+    await bench.at(90.0)
+    assert not await bench.exists()
+
+
+# Shutting down
+
+
+@virtual_time
+async def test_writers_that_wait_are_refused_at_once_when_the_node_stops(bench: Bench) -> None:
+    await bench.fill("abc")
+    writers = [await bench.start(bench.write(name, request_id=name)) for name in "dde"]
+    await bench.at(5.0)
+    await bench.store.refuse_writers()
+    assert [await outcome(writing) for writing in writers] == ["ShuttingDown"] * 3
+    assert bench.now() == 5.0
+    assert await bench.read_once() == ["a", "b", "c"]
+    assert (bench.observer.written, bench.observer.waiting) == (3, 0)
+
+
+@virtual_time
+async def test_writers_that_would_wait_are_refused_then_and_others_are_not(bench: Bench) -> None:
+    await bench.fill("ab")
+    await bench.store.refuse_writers()
+    assert await bench.write("c") == "c"
+    with pytest.raises(ShuttingDown):
+        await bench.write("d")
+    assert bench.now() == 0.0
+    assert await bench.read_once() == ["a", "b", "c"]
+
+
+@virtual_time
+async def test_a_writer_that_got_in_as_the_node_stops_is_told_truly(bench: Bench) -> None:
+    await bench.fill("abc")
+    writing = await bench.start(bench.write("d"))
+    lease = await bench.read()
+    assert await bench.take(lease) == ["a", "b", "c"]
+    await bench.store.refuse_writers()
+    assert await writing == "d"
+    assert await bench.take(lease) == ["d"]
+
+
+# Many at once, in real time
+
+
+async def test_1000_channels_lose_and_disorder_nothing(make_bench: Callable[..., Bench]) -> None:
+    bench = make_bench(capacity=10)
+    channels = [f"c{n}" for n in range(1_000)]
+    received: dict[str, list[str]] = {channel: [] for channel in channels}
+    until = bench.now() + 60.0
+
+    async def write(channel: str, writer: str) -> None:
+        for number in range(50):
+            await bench.write(f"{writer}{number:02}", channel=channel)
+
+    async def read(channel: str, options: ReadOptions) -> None:
+        lease = await bench.read(options, channel)
+        while len(received[channel]) < 100:
+            event_ids = await bench.take(lease, 7, until)
+            assert event_ids
+            received[channel] += event_ids
+            if options.acknowledge:
+                assert await bench.acknowledge(event_ids[-1], channel) == len(event_ids)
+        lease.release(clean=True)
+
+    for channel in channels:
+        await bench.create(channel)
+    async with asyncio.TaskGroup() as tasks:
+        for number, channel in enumerate(channels):
+            tasks.create_task(read(channel, (PLAIN, ACKNOWLEDGING)[number % 2]))
+            for writer in "xy":
+                tasks.create_task(write(channel, writer))
+
+    for event_ids in received.values():
+        for writer in "xy":
+            own = [event_id for event_id in event_ids if event_id.startswith(writer)]
+            assert own == [f"{writer}{number:02}" for number in range(50)]
+    assert (bench.observer.written, bench.observer.read) == (100_000, 100_000)
+    assert (bench.observer.redelivered, bench.observer.waiting) == (0, 0)

@@ -1,0 +1,446 @@
+"""One way to call the broker through either face, so that a test can be run through both.
+
+The adapters use ordinary clients over real sockets. They also check, on every call, what no test
+should have to repeat: that answers have the documented form, and that an error's status and its
+hint to retry are those of the table in `megaphone.wire.errors`.
+"""
+
+import json
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Protocol, Self
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import grpc
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+from yarl import URL
+
+from megaphone.app import App
+from megaphone.errors import MegaphoneError
+from megaphone.model import DEFAULT_WINDOW, BatchFailure, Message, ReadOptions
+from megaphone.wire.errors import DOMAIN, error_from, row_of
+from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+
+if TYPE_CHECKING:
+    from megaphone_api.v1.channels_pb2_grpc import ChannelServiceAsyncStub
+
+PLAIN = ReadOptions()
+JSON = {"Content-Type": "application/json"}
+HEARTBEAT_LINE = b"\n"
+LINE = re.compile(
+    rb'\{"sid":("(?:[^"\\]|\\.)*"),"eid":"([A-Za-z0-9]{23})","ts":"([^"]+)","body":(.*)\}',
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """What the creator of a channel was told."""
+
+    producer: str
+    consumer: str
+    protocols: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEvent:
+    """An event as a reader got it; the body byte for byte as it was on the wire."""
+
+    event_id: str
+    stream_id: str
+    timestamp: datetime
+    body: bytes
+
+
+class OpenRead:
+    """An open read: iterates over events, and ends when the broker has ended it cleanly.
+
+    `next_batch` returns the events that came together, none for a heartbeat, or None at the end.
+    """
+
+    def __init__(
+        self, recovered: str | None, next_batch: Callable[[], Awaitable[list[ReadEvent] | None]]
+    ) -> None:
+        self.recovered = {"true": True, "false": False, None: None}[recovered]
+        self.heartbeats = 0
+        self._next_batch = next_batch
+        self._ready: deque[ReadEvent] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ReadEvent:
+        await self.begun()
+        if not self._ready:
+            raise StopAsyncIteration
+        return self._ready.popleft()
+
+    async def begun(self) -> None:
+        """Wait for the next event without taking it, or for the end."""
+        while not self._ready:
+            batch = await self._next_batch()
+            if batch is None:
+                break
+            self.heartbeats += not batch
+            self._ready.extend(batch)
+
+
+class Face(Protocol):
+    """A client of one face. Every method raises the error that the broker told, by its class."""
+
+    name: str
+
+    async def create(self, protocols: Sequence[str] = ()) -> Created: ...
+
+    async def write(
+        self, address: str, stream_id: str, body: bytes, request_id: str | None = None
+    ) -> str:
+        """Returns: the id of the event."""
+
+    async def write_batch(
+        self, addresses: Sequence[str], messages: Sequence[Message], request_id: str | None = None
+    ) -> list[BatchFailure]: ...
+
+    def read(
+        self, address: str, options: ReadOptions = PLAIN
+    ) -> AbstractAsyncContextManager[OpenRead]:
+        """Read within a context; leaving it before the read has ended cuts the connection.
+
+        A refusal may come out on entering the context or with the first event.
+        """
+
+    async def acknowledge(self, address: str, event_id: str) -> int: ...
+
+    async def exists(self, addresses: Sequence[str]) -> dict[str, bool]: ...
+
+
+async def take(read: OpenRead, count: int) -> list[ReadEvent]:
+    """Return the next events of a read; it must not end before."""
+    return [await anext(read) for _ in range(count)]
+
+
+async def read_all(face: Face, address: str, options: ReadOptions = PLAIN) -> list[ReadEvent]:
+    """Read until the broker ends the read."""
+    async with face.read(address, options) as read:
+        return [event async for event in read]
+
+
+async def read_some(
+    face: Face, address: str, count: int, options: ReadOptions = PLAIN
+) -> list[ReadEvent]:
+    """Read a number of events, then cut the connection."""
+    async with face.read(address, options) as read:
+        return await take(read, count)
+
+
+# -- HTTP
+
+
+@asynccontextmanager
+async def http_face(app: App) -> AsyncIterator["HttpFace"]:
+    async with aiohttp.ClientSession() as session:
+        yield HttpFace(session, app.http_port)
+
+
+class HttpFace:
+    name = "http"
+
+    def __init__(self, session: aiohttp.ClientSession, port: int) -> None:
+        self.session = session
+        self.port = port
+
+    def url(self, path: str) -> URL:
+        """Return the URL of a path that is percent-encoded already."""
+        return URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
+
+    async def create(self, protocols: Sequence[str] = ()) -> Created:
+        request = json.dumps({"protocols": list(protocols)}).encode()
+        answer = await self.post("/create", request, status=200)
+        assert answer["channelId"] == answer["consumerAddress"]
+        assert answer["agentName"] == answer["consumerAddress"].partition(".")[0]
+        return Created(
+            answer["producerAddress"], answer["consumerAddress"], list(answer["protocols"])
+        )
+
+    async def write(
+        self, address: str, stream_id: str, body: bytes, request_id: str | None = None
+    ) -> str:
+        path = f"/write/{segment(address)}/{segment(stream_id)}"
+        answer = await self.post(path, body, keyed(request_id), status=201)
+        assert answer["status"] == "OK"
+        return str(answer["eid"])
+
+    async def write_batch(
+        self, addresses: Sequence[str], messages: Sequence[Message], request_id: str | None = None
+    ) -> list[BatchFailure]:
+        answer = await self.post(
+            "/write-batch", batch_body(addresses, messages), keyed(request_id), status=201
+        )
+        return [BatchFailure(**failure) for failure in answer["failures"]]
+
+    @asynccontextmanager
+    async def read(self, address: str, options: ReadOptions = PLAIN) -> AsyncIterator[OpenRead]:
+        url = self.url(f"/read/{segment(address)}{query_of(options)}")
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with self.session.get(url, timeout=timeout) as response:
+            if response.status != 200:
+                raise await http_error(response)
+            assert response.headers["Content-Type"] == "application/x-ndjson"
+            try:
+                recovered = response.headers.get("Megaphone-Recovered")
+                yield OpenRead(recovered, lambda: next_lines(response))
+            finally:
+                response.close()
+
+    async def acknowledge(self, address: str, event_id: str) -> int:
+        request = json.dumps({"eid": event_id}).encode()
+        answer = await self.post(f"/ack/{segment(address)}", request, status=200)
+        assert answer["status"] == "OK"
+        return int(answer["acknowledged"])
+
+    async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
+        request = json.dumps({"channels": list(addresses)}).encode()
+        answer = await self.post("/channelsExists", request, status=200)
+        return dict(answer["channels"])
+
+    async def post(
+        self, path: str, body: bytes, headers: Mapping[str, str] = JSON, *, status: int
+    ) -> dict[str, Any]:
+        data = BytesIO(body)  # bytes beyond a megabyte are warned of
+        async with self.session.post(self.url(path), data=data, headers=headers) as response:
+            if response.status >= 400:
+                raise await http_error(response)
+            assert response.status == status
+            assert response.headers["Content-Type"].partition(";")[0] == "application/json"
+            answer: dict[str, Any] = json.loads(await response.read())
+            return answer
+
+
+def segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def keyed(request_id: str | None) -> dict[str, str]:
+    return JSON if request_id is None else JSON | {"Idempotency-Key": request_id}
+
+
+def batch_body(addresses: Sequence[str], messages: Sequence[Message]) -> bytes:
+    """Render a batch with its bodies as they are, be they JSON or not."""
+    rendered = [
+        b'{"streamId":%b,"body":%b}' % (json.dumps(message.stream_id).encode(), message.body)
+        for message in messages
+    ]
+    channels = json.dumps(list(addresses)).encode()
+    return b'{"channels":%b,"messages":[%b]}' % (channels, b",".join(rendered))
+
+
+def query_of(options: ReadOptions) -> str:
+    asked: dict[str, str] = {}
+    if options.after_event_id is not None:
+        asked["after"] = options.after_event_id
+    if options.acknowledge:
+        asked["ack"] = "explicit"
+    if options.window != DEFAULT_WINDOW:
+        asked["window"] = str(options.window)
+    if options.take_over:
+        asked["takeover"] = "true"
+    if options.limit is not None:
+        asked["limit"] = str(options.limit)
+    if options.wait_s is not None:
+        asked["wait_ms"] = str(milliseconds(options.wait_s))
+    if options.heartbeat_s is not None:
+        asked["heartbeat_ms"] = str(milliseconds(options.heartbeat_s))
+    return f"?{urlencode(asked)}" if asked else ""
+
+
+def milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+async def next_lines(response: aiohttp.ClientResponse) -> list[ReadEvent] | None:
+    """Return the events of the next chunk, which is whole lines."""
+    chunk = b""
+    async for data, is_whole in response.content.iter_chunks():
+        chunk += data
+        if is_whole and chunk:
+            break
+    if not chunk:
+        return None
+    if chunk == HEARTBEAT_LINE:
+        return []
+    assert chunk.endswith(b"\n"), "a line was split over two chunks"
+    return [event_of_line(line) for line in chunk[:-1].split(b"\n")]
+
+
+def event_of_line(line: bytes) -> ReadEvent:
+    parts = LINE.fullmatch(line)
+    assert parts is not None, f"not the line of an event: {line!r}"
+    stream_id, event_id, timestamp, body = parts.groups()
+    return ReadEvent(
+        event_id.decode(),
+        json.loads(stream_id),
+        datetime.fromisoformat(timestamp.decode()),
+        body,
+    )
+
+
+async def http_error(response: aiohttp.ClientResponse) -> MegaphoneError:
+    told = json.loads(await response.read())
+    error = error_from(told["code"], told["message"])
+    assert error is not None, f"not an error of ours: {told}"
+    assert response.status == told["status"] == row_of(error).http_status
+    assert told["detail"] == told["message"]
+    assert ("Retry-After" in response.headers) == (error.retry_after_s is not None)
+    return error
+
+
+# -- gRPC
+
+
+@asynccontextmanager
+async def grpc_face(app: App) -> AsyncIterator["GrpcFace"]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
+        yield GrpcFace(channel)
+
+
+class GrpcFace:
+    name = "grpc"
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.stub: ChannelServiceAsyncStub = ChannelServiceStub(channel)
+
+    async def create(self, protocols: Sequence[str] = ()) -> Created:
+        with telling_errors():
+            answer = await self.stub.CreateChannel(pb.CreateChannelRequest(protocols=protocols))
+        return Created(answer.producer_address, answer.consumer_address, list(answer.protocols))
+
+    async def write(
+        self, address: str, stream_id: str, body: bytes, request_id: str | None = None
+    ) -> str:
+        with telling_errors():
+            answer = await self.stub.Write(write_request(address, stream_id, body, request_id))
+        return answer.event_id
+
+    async def write_batch(
+        self, addresses: Sequence[str], messages: Sequence[Message], request_id: str | None = None
+    ) -> list[BatchFailure]:
+        request = pb.WriteBatchRequest(
+            channels=addresses,
+            messages=[
+                pb.WriteBatchRequest.Message(stream_id=message.stream_id, body=message.body)
+                for message in messages
+            ],
+            request_id=request_id or "",
+        )
+        with telling_errors():
+            answer = await self.stub.WriteBatch(request)
+        return [BatchFailure(one.channel, one.index, one.reason) for one in answer.failures]
+
+    @asynccontextmanager
+    async def read(self, address: str, options: ReadOptions = PLAIN) -> AsyncIterator[OpenRead]:
+        call = self.stub.Read(read_request(address, options))
+        try:
+            metadata = await call.initial_metadata()
+            recovered = metadata.get("megaphone-recovered")
+            yield OpenRead(
+                recovered if recovered is None else str(recovered), lambda: next_message(call)
+            )
+        finally:
+            call.cancel()
+
+    async def acknowledge(self, address: str, event_id: str) -> int:
+        request = pb.AcknowledgeRequest(consumer_address=address, event_id=event_id)
+        with telling_errors():
+            answer = await self.stub.Acknowledge(request)
+        return answer.acknowledged
+
+    async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
+        with telling_errors():
+            answer = await self.stub.ChannelsExist(pb.ChannelsExistRequest(channels=addresses))
+        return dict(answer.channels)
+
+    async def publish(self, *batches: Sequence[pb.WriteRequest]) -> list[pb.PublishResponse]:
+        """Send batches as one stream, each at once. Returns: the answers, one for each."""
+        call = self.stub.Publish(pb.PublishRequest(events=batch) for batch in batches)
+        try:
+            with telling_errors():
+                return [answer async for answer in call]
+        finally:
+            call.cancel()
+
+
+def write_request(
+    address: str, stream_id: str, body: bytes, request_id: str | None = None
+) -> pb.WriteRequest:
+    return pb.WriteRequest(
+        producer_address=address, stream_id=stream_id, body=body, request_id=request_id or ""
+    )
+
+
+def read_request(address: str, options: ReadOptions = PLAIN) -> pb.ReadRequest:
+    return pb.ReadRequest(
+        consumer_address=address,
+        after_event_id=options.after_event_id or "",
+        acknowledge=options.acknowledge,
+        window=options.window,
+        take_over=options.take_over,
+        limit=options.limit or 0,
+        wait_ms=None if options.wait_s is None else milliseconds(options.wait_s),
+        heartbeat_ms=milliseconds(options.heartbeat_s or 0),
+    )
+
+
+async def next_message(
+    call: "grpc.aio.UnaryStreamCall[pb.ReadRequest, pb.ReadResponse]",
+) -> list[ReadEvent] | None:
+    """Return the events of the next message."""
+    with telling_errors():
+        message = await call.read()
+    if not isinstance(message, pb.ReadResponse):
+        return None
+    return [event_of_message(event) for event in message.events]
+
+
+def event_of_message(event: pb.Event) -> ReadEvent:
+    return ReadEvent(
+        event.event_id, event.stream_id, event.timestamp.ToDatetime(tzinfo=UTC), event.body
+    )
+
+
+@contextmanager
+def telling_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.aio.AioRpcError as failed:
+        raise grpc_error(failed) from failed
+
+
+def grpc_error(failed: grpc.aio.AioRpcError) -> MegaphoneError:
+    trailers = dict(failed.trailing_metadata())
+    assert "grpc-status-details-bin" in trailers, f"an error without details: {failed}"
+    status = Status.FromString(trailers["grpc-status-details-bin"])
+    details = {detail.TypeName(): detail for detail in status.details}
+    info = ErrorInfo()
+    assert details[ErrorInfo.DESCRIPTOR.full_name].Unpack(info)
+    assert info.domain == DOMAIN
+    error = error_from(info.reason, status.message)
+    assert error is not None, f"not an error of ours: {failed}"
+    assert failed.code() is grpc.StatusCode[row_of(error).grpc_status]
+    assert (status.code, status.message) == (failed.code().value[0], failed.details())
+    assert (RetryInfo.DESCRIPTOR.full_name in details) == (error.retry_after_s is not None)
+    return error
+
+
+FACES: Mapping[str, Callable[[App], AbstractAsyncContextManager[Face]]] = {
+    "http": http_face,
+    "grpc": grpc_face,
+}

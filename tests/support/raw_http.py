@@ -1,0 +1,228 @@
+"""HTTP/1.1 by hand, over sockets of which nothing is read that was not asked for.
+
+An ordinary client reads ahead, and closes connections in its own way and time. Tests of what
+happens when a connection breaks must decide both.
+"""
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Self
+
+from megaphone.errors import MegaphoneError
+from megaphone.wire.errors import error_from
+
+JSON = {"Content-Type": "application/json"}
+RECEIVE_BYTES = 65_536
+END_OF_HEAD = b"\r\n\r\n"
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+
+class Broken(Exception):
+    """The connection ended before what was sent over it was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Where a broker serves."""
+
+    http_port: int
+    grpc_port: int
+    host: str = "127.0.0.1"
+
+    @property
+    def grpc_target(self) -> str:
+        return f"{self.host}:{self.grpc_port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The first lines of an answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    """By lower-case names."""
+
+
+class Connection:
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._loop = asyncio.get_running_loop()
+        self._received = bytearray()
+
+    @classmethod
+    async def open(cls, node: Node, *, receive_buffer: int | None = None) -> Self:
+        connecting = socket.socket()
+        try:
+            connecting.setblocking(False)
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if receive_buffer is not None:
+                connecting.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+            await asyncio.get_running_loop().sock_connect(connecting, (node.host, node.http_port))
+        except BaseException:
+            connecting.close()
+            raise
+        return cls(connecting)
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._loop.sock_sendall(self._socket, data)
+        except OSError as error:
+            raise Broken from error
+
+    async def receive(self, limit: int = RECEIVE_BYTES) -> bytes:
+        """Return what has come, at least one byte. Raises: Broken, when nothing more will."""
+        if self._received:
+            return self._take(min(limit, len(self._received)))
+        return await self._receive_from_socket(limit)
+
+    async def receive_until(self, end: bytes) -> bytes:
+        """Return what comes up to and with `end`."""
+        while (at := self._received.find(end)) < 0:
+            self._received += await self._receive_from_socket(RECEIVE_BYTES)
+        return self._take(at + len(end))
+
+    async def receive_exactly(self, size: int) -> bytes:
+        while len(self._received) < size:
+            self._received += await self._receive_from_socket(RECEIVE_BYTES)
+        return self._take(size)
+
+    async def _receive_from_socket(self, limit: int) -> bytes:
+        try:
+            data = await self._loop.sock_recv(self._socket, limit)
+        except OSError as error:
+            raise Broken from error
+        if not data:
+            raise Broken
+        return data
+
+    def _take(self, size: int) -> bytes:
+        data = bytes(self._received[:size])
+        del self._received[:size]
+        return data
+
+    # -- The ways in which it can end
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def half_close(self) -> None:
+        """Say that nothing more is sent, and go on listening."""
+        with suppress(OSError):  # the other end may have been first
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+        self._socket.close()
+
+
+def head_of(raw: bytes) -> Head:
+    status_line, *lines = raw.decode("latin-1").split("\r\n")
+    fields = (line.partition(":") for line in lines if line)
+    return Head(
+        int(status_line.split(" ")[1]),
+        {name.lower(): value.strip() for name, _, value in fields},
+    )
+
+
+def request_of(
+    method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", "Host: megaphone"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    if body:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+async def receive_head(connection: Connection) -> Head:
+    return head_of(await connection.receive_until(END_OF_HEAD))
+
+
+async def receive_answer(connection: Connection) -> dict[str, Any]:
+    """Return the JSON of an answer. Raises: Broken; MegaphoneError, the one that was told."""
+    head = await receive_head(connection)
+    return await receive_body(connection, head)
+
+
+async def receive_body(connection: Connection, head: Head) -> dict[str, Any]:
+    answer: dict[str, Any]
+    answer = json.loads(await connection.receive_exactly(int(head.headers["content-length"])))
+    if head.status >= 400:
+        raise told_error(answer)
+    return answer
+
+
+def told_error(answer: Mapping[str, Any]) -> MegaphoneError:
+    error = error_from(answer["code"], answer["message"])
+    assert error is not None, f"not an error of ours: {answer}"
+    return error
+
+
+async def post(connection: Connection, path: str, body: Any) -> dict[str, Any]:
+    """Send JSON and return the JSON of the answer."""
+    await connection.send(request_of("POST", path, json.dumps(body).encode(), JSON))
+    return await receive_answer(connection)
+
+
+async def post_once(node: Node, path: str, body: Any) -> dict[str, Any]:
+    """Do the same on a connection of its own."""
+    connection = await Connection.open(node)
+    try:
+        return await post(connection, path, body)
+    finally:
+        connection.close()
+
+
+class ChunkedBody:
+    """Decodes a chunked body as it comes, to the byte."""
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._left = 0
+        """How many bytes of the current chunk, with its line break, are yet to come."""
+        self.is_complete = False
+        self.chunk_ends: list[int] = []
+        """The last byte of each whole chunk."""
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the part of the body that is in `data`."""
+        self._pending += data
+        body = bytearray()
+        while self._pending and not self.is_complete and self._step(body):
+            pass
+        return bytes(body)
+
+    def _step(self, body: bytearray) -> bool:
+        """Take one more piece. Returns: whether there was enough for one."""
+        if self._left == 0:
+            return self._begin_chunk()
+        piece = self._pending[: max(0, self._left - 2)]
+        body += piece
+        if self._left > 2 and self._left - len(piece) == 2:
+            self.chunk_ends.append(piece[-1])
+        del self._pending[: len(piece)]
+        self._left -= len(piece)
+        if self._left > 2 or len(self._pending) < self._left:
+            return False
+        assert self._pending[:2] == b"\r\n", "a chunk is not as long as it says"
+        del self._pending[: self._left]
+        self._left = 0
+        return True
+
+    def _begin_chunk(self) -> bool:
+        size, found, _ = bytes(self._pending).partition(b"\r\n")
+        if not found:
+            return False
+        length = int(size, 16)
+        if length == 0:
+            # No trailers are sent, so the end is one empty line.
+            self.is_complete = self._pending.startswith(size + END_OF_HEAD)
+            return self.is_complete
+        del self._pending[: len(size) + 2]
+        self._left = length + 2
+        return True
