@@ -25,7 +25,16 @@ class Reader:
     again to the next reader.
     """
 
-    __slots__ = ("_heartbeat_s", "_is_first", "_lease", "_left", "_observer", "_on_exit", "until")
+    __slots__ = (
+        "_heartbeat_s",
+        "_is_first",
+        "_lease",
+        "_left",
+        "_observer",
+        "_on_exit",
+        "after_event_id",
+        "until",
+    )
 
     def __init__(
         self,
@@ -39,6 +48,8 @@ class Reader:
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s
+        self.after_event_id = options.after_event_id
+        """The event to resume after, if one was named."""
         self._is_first = True
         self.until = until
         """The loop time at which the read window is over."""

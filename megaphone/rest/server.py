@@ -81,7 +81,12 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what is not HTTP. aiohttp would repeat it, with the address that is in it."""
+        """Answer what is not HTTP. aiohttp would repeat it, with the address that is in it.
+
+        Raises: ConnectionError, when the client has gone: there is nobody to answer.
+        """
+        if isinstance(exc, ConnectionError):
+            raise exc
         if status >= INTERNAL_HTTP_STATUS:
             log.error("a request failed", exc_info=exc)
             answer = internal_answer(request)

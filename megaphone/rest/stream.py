@@ -33,13 +33,14 @@ class Framing:
     """How events stand in the stream. Each of these ends with a line break."""
 
     content_type: str
-    preamble: bytes
+    preamble: Callable[[str | None, bool | None], bytes]
+    """What comes first, by the event to resume after and whether it was still known."""
     heartbeat: bytes
     events: Callable[[Sequence[Event]], bytes]
 
 
-NDJSON = Framing("application/x-ndjson", b"", b"\n", json.event_lines)
-SSE = Framing("text/event-stream", sse.PREAMBLE, sse.HEARTBEAT, sse.events)
+NDJSON = Framing("application/x-ndjson", lambda *_: b"", b"\n", json.event_lines)
+SSE = Framing("text/event-stream", sse.preamble, sse.HEARTBEAT, sse.events)
 
 
 async def stream_events(
@@ -61,8 +62,8 @@ async def stream_events(
     watch_peer(request)
     await response.prepare(request)
     try:
-        if framing.preamble:
-            await send(request, reader, framing.preamble)
+        if preamble := framing.preamble(reader.after_event_id, reader.recovered):
+            await send(request, reader, preamble)
         async for events in reader:
             lines = framing.events(events) if events else framing.heartbeat
             await send(request, reader, lines)

@@ -10,8 +10,21 @@ from megaphone.model import Event
 from megaphone.wire.json import event_line
 
 RETRY_MS = 500
-PREAMBLE = b"retry: %d\n\n" % RETRY_MS
+START = "-"
+"""The id that stands for no event: that of a reader that has none yet."""
 HEARTBEAT = b":\n\n"
+GAP = b'event: gap\ndata: {"recovered":false}\n\n'
+"""What a page is told whose last event is not known any more: it cannot see headers."""
+
+
+def preamble(after_event_id: str | None, recovered: bool | None) -> bytes:
+    """Return what comes before the first event.
+
+    It gives the browser an id at once: so it has one to send when it comes back, even if its
+    connection broke before any event, and can be told from a second reader.
+    """
+    begin = f"retry: {RETRY_MS}\nid: {after_event_id or START}\n\n".encode()
+    return begin + GAP if recovered is False else begin
 
 
 def events(batch: Sequence[Event]) -> bytes:

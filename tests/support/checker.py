@@ -1,0 +1,367 @@
+"""Judges a run: what writers were answered against what a reader saw, as Jepsen's checkers do.
+
+The judge knows nothing of the broker but the promise in `docs/delivery.md`. It works on a history:
+when each write began and was answered, and what each read of the one reader delivered. The order of
+the channel is that in which events were first delivered; it must agree with all that is known of it
+from outside: a write that was answered before another began comes first, and so do the events of
+one writer.
+
+Of all that is uncertain (where a lost event stood, what was under way when a connection broke) the
+judge assumes what excuses the broker most. So whatever it does name is a fault.
+"""
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import pairwise
+
+
+class Kind(Enum):
+    """What a reader does to keep its place; decides what it is promised."""
+
+    PLAIN = "plain"
+    RESUMING = "resuming"
+    ACKNOWLEDGING = "acknowledging"
+
+
+class Outcome(Enum):
+    """What a writer knows of its event."""
+
+    TAKEN = "taken"
+    REFUSED = "refused"
+    UNKNOWN = "unknown"
+
+
+class Ending(Enum):
+    """How a read ended, as its reader saw it."""
+
+    CLEAN = "clean"
+    BROKEN = "broken"
+    BROKEN_AT_WINDOW_END = "broken at the end of its window"
+    """The node may have ended it cleanly, with events on the way that nobody received."""
+
+
+class Fault(Enum):
+    """What a history shows that was not promised."""
+
+    LOST = "lost, and nobody was told"
+    UNASKED = "delivered, but never taken from a writer"
+    STORED_TWICE = "one write under two ids"
+    OUT_OF_ORDER = "out of order"
+    SKIPPED = "passed over"
+    REPEATED = "delivered again, though it was settled"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """One write. Times are ticks of a clock that counts what happens in the run."""
+
+    writer: int
+    number: int
+    """Counts the writes of one writer, which does not begin one before the last is settled."""
+    outcome: Outcome
+    event_id: str | None
+    """None when no answer told it."""
+    began: int
+    ended: int | None
+    """When the answer came; None when none did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An event as a reader got it."""
+
+    event_id: str
+    writer: int
+    number: int
+
+
+@dataclass(slots=True)
+class Read:
+    """One read, in the order in which the reader made them."""
+
+    opened: int
+    """When it was asked for."""
+    cursor: str | None = None
+    recovered: bool | None = None
+    ending: Ending = Ending.BROKEN
+    events: list[Seen] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledgement:
+    event_id: str
+    began: int
+    answered: int | None
+    """When the answer came; None when none did."""
+
+
+@dataclass(slots=True)
+class History:
+    kind: Kind
+    capacity: int = 100
+    writes: list[Write] = field(default_factory=list)
+    reads: list[Read] = field(default_factory=list)
+    acknowledgements: list[Acknowledgement] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    fault: Fault
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fault.value}"
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What became of the events that were taken."""
+
+    taken: int = 0
+    once: int = 0
+    repeated: int = 0
+    """Delivered more than once, each counted once."""
+    lost_told: int = 0
+    """Lost before a read that said so: its cursor was not known any more."""
+    lost_beyond_ring: int = 0
+    """Lost to a plain read, behind at least a buffer's worth of later events: as promised."""
+    lost_at_window_end: int = 0
+    """Lost to a plain read whose reader left at about the moment at which the node ended it."""
+    anomalies: list[Anomaly] = field(default_factory=list)
+
+    def found(self, fault: Fault) -> int:
+        return sum(anomaly.fault is fault for anomaly in self.anomalies)
+
+    def blame(self, fault: Fault, what: str) -> None:
+        self.anomalies.append(Anomaly(fault, what))
+
+
+def judge(history: History) -> Verdict:
+    """Say what became of each event, and name everything that was not promised."""
+    return Judge(history).verdict()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the order a read may begin: from one position to another."""
+
+    earliest: int
+    latest: int
+
+
+class Judge:
+    def __init__(self, history: History) -> None:
+        self._history = history
+        self._verdict = Verdict()
+        self._by_number = {(write.writer, write.number): write for write in history.writes}
+        self._order: list[Seen] = []
+        """Events in the order of their first delivery."""
+        self._position: dict[str, int] = {}
+        """Where in that order each stands."""
+        self._first_read: list[int] = []
+        """Which read delivered it first."""
+        for number, read in enumerate(history.reads):
+            for seen in read.events:
+                self._note(seen, number)
+
+    def _note(self, seen: Seen, read_number: int) -> None:
+        if seen.event_id not in self._position:
+            self._position[seen.event_id] = len(self._order)
+            self._order.append(seen)
+            self._first_read.append(read_number)
+
+    def verdict(self) -> Verdict:
+        self._check_identities()
+        self._check_order_of_writes()
+        self._check_reads()
+        self._count()
+        return self._verdict
+
+    # -- Is each event that was seen one that was written?
+
+    def _check_identities(self) -> None:
+        ids: dict[tuple[int, int], str] = {}
+        for seen in self._order:
+            name = (seen.writer, seen.number)
+            write = self._by_number.get(name)
+            if write is None or write.outcome is Outcome.REFUSED:
+                self._verdict.blame(Fault.UNASKED, named(seen))
+            told = write.event_id if write is not None else None
+            if ids.setdefault(name, told or seen.event_id) != seen.event_id:
+                self._verdict.blame(Fault.STORED_TWICE, named(seen))
+
+    # -- Is the order of the channel that of the writes?
+
+    def _check_order_of_writes(self) -> None:
+        latest_begun = -1
+        last_number: dict[int, int] = {}
+        for seen, write in self._delivered_writes():
+            if write.ended is not None and write.ended < latest_begun:
+                self._verdict.blame(Fault.OUT_OF_ORDER, f"{named(seen)}, among all writers")
+            latest_begun = max(latest_begun, write.began)
+            if write.outcome is Outcome.TAKEN:
+                if last_number.get(write.writer, -1) > write.number:
+                    self._verdict.blame(Fault.OUT_OF_ORDER, f"{named(seen)}, of its writer")
+                last_number[write.writer] = write.number
+
+    def _delivered_writes(self) -> Iterator[tuple[Seen, Write]]:
+        for seen in self._order:
+            write = self._by_number.get((seen.writer, seen.number))
+            if write is not None:
+                yield seen, write
+
+    # -- Is each read a piece of that order, and does it begin where it may?
+
+    def _check_reads(self) -> None:
+        place = Place(0, 0)
+        for number, read in enumerate(self._history.reads):
+            positions = [self._position[seen.event_id] for seen in read.events]
+            self._check_inside(number, positions)
+            if positions:
+                self._check_beginning(number, positions[0], self._may_begin(read, place))
+            place = self._place_after(number, positions, place)
+
+    def _check_inside(self, number: int, positions: Sequence[int]) -> None:
+        for before, after in pairwise(positions):
+            if after <= before:
+                what = f"{named(self._order[after])}, within read {number}"
+                self._verdict.blame(Fault.OUT_OF_ORDER, what)
+            elif after > before + 1:
+                what = f"{named(self._order[before + 1])}, within read {number}"
+                self._verdict.blame(Fault.SKIPPED, what)
+
+    def _check_beginning(self, number: int, first: int, place: "Place") -> None:
+        if first < place.earliest:
+            what = f"{named(self._order[first])}, at the beginning of read {number}"
+            self._verdict.blame(Fault.REPEATED, what)
+        if first > place.latest:
+            what = f"{named(self._order[place.latest])}, at the beginning of read {number}"
+            self._verdict.blame(Fault.SKIPPED, what)
+
+    def _may_begin(self, read: Read, place: "Place") -> "Place":
+        if self._history.kind is Kind.ACKNOWLEDGING:
+            return self._after_acknowledged(read.opened)
+        if read.cursor is None:
+            return place
+        if read.recovered and read.cursor in self._position:
+            after = self._position[read.cursor] + 1
+            return Place(after, after)
+        return Place(0, len(self._order))
+
+    def _place_after(self, number: int, positions: Sequence[int], place: "Place") -> "Place":
+        """Return where the next plain read may begin after one."""
+        read = self._history.reads[number]
+        if read.ending is Ending.CLEAN:
+            return Place(positions[-1] + 1, positions[-1] + 1) if positions else place
+        known = self._known_after(number)
+        if not positions:
+            return Place(place.earliest, known)
+        # It may be that all it was sent is sent again, but no more than is kept.
+        return Place(max(positions[0], positions[-1] + 1 - self._history.capacity), known)
+
+    def _known_after(self, number: int) -> int:
+        """Return how many events had been delivered at the end of a read."""
+        return bisect_right(self._first_read, number)
+
+    def _after_acknowledged(self, time: int) -> "Place":
+        """Return where an acknowledging read may begin that is opened at some time."""
+        earliest = latest = 0
+        for one in self._history.acknowledgements:
+            after = self._position.get(one.event_id, -1) + 1
+            if one.began < time:
+                latest = max(latest, after)
+            if one.answered is not None and one.answered < time:
+                earliest = max(earliest, after)
+        return Place(earliest, latest)
+
+    # -- What became of each event?
+
+    def _count(self) -> None:
+        times = Counter(seen.event_id for read in self._history.reads for seen in read.events)
+        delivered = {(seen.writer, seen.number): times[seen.event_id] for seen in self._order}
+        for write in self._history.writes:
+            if write.outcome is not Outcome.TAKEN:
+                continue
+            self._verdict.taken += 1
+            match delivered.get((write.writer, write.number), 0):
+                case 0:
+                    self._count_lost(write)
+                case 1:
+                    self._verdict.once += 1
+                case _:
+                    self._verdict.repeated += 1
+
+    def _count_lost(self, write: Write) -> None:
+        before, after = self._reads_around(write)
+        reads = self._history.reads
+        if any(read.recovered is False for read in reads[before + 1 : after + 1]):
+            self._verdict.lost_told += 1
+            return
+        broken = [
+            number
+            for number in range(max(0, before), after)
+            if reads[number].ending is not Ending.CLEAN and self._is_plain(reads[number + 1])
+        ]
+        if any(self._could_follow(write, reads[n + 1]) >= self._history.capacity for n in broken):
+            self._verdict.lost_beyond_ring += 1
+        elif any(reads[n].ending is Ending.BROKEN_AT_WINDOW_END for n in broken):
+            self._verdict.lost_at_window_end += 1
+        else:
+            self._verdict.blame(Fault.LOST, f"{write.writer}/{write.number}")
+
+    def _is_plain(self, read: Read) -> bool:
+        return self._history.kind is not Kind.ACKNOWLEDGING and read.cursor is None
+
+    def _reads_around(self, lost: Write) -> tuple[int, int]:
+        """Return the reads with the last event that is known to stand before, and the first after.
+
+        -1, and the number of the last read, when there is none.
+        """
+        before = [n for n, write in self._placed() if precedes(write, lost)]
+        after = [n for n, write in self._placed() if precedes(lost, write)]
+        last = len(self._history.reads) - 1
+        return max(before, default=-1), min(after, default=last)
+
+    def _placed(self) -> Iterator[tuple[int, Write]]:
+        """Yield each write that was delivered with the read that delivered it first."""
+        for seen, read_number in zip(self._order, self._first_read, strict=True):
+            write = self._by_number.get((seen.writer, seen.number))
+            if write is not None:
+                yield read_number, write
+
+    def _could_follow(self, lost: Write, read: Read) -> int:
+        """Return how many events may have been sent after a lost one before a read was opened."""
+        return sum(
+            write.began < read.opened and write is not lost and not precedes(write, lost)
+            for write in self._history.writes
+            if write.outcome is not Outcome.REFUSED
+        )
+
+
+def precedes(one: Write, other: Write) -> bool:
+    """Tell whether one write is known to stand before another in the channel."""
+    if one.ended is not None and one.ended < other.began:
+        return True
+    both_taken = one.outcome is Outcome.TAKEN and other.outcome is Outcome.TAKEN
+    return both_taken and one.writer == other.writer and one.number < other.number
+
+
+def named(seen: Seen) -> str:
+    return f"{seen.writer}/{seen.number}"
+
+
+def summary(verdicts: Sequence[Verdict]) -> str:
+    """Say in one line what became of the events of some runs."""
+    parts = (
+        ("taken", sum(v.taken for v in verdicts)),
+        ("once", sum(v.once for v in verdicts)),
+        ("repeated", sum(v.repeated for v in verdicts)),
+        ("lost and told", sum(v.lost_told for v in verdicts)),
+        ("lost beyond the ring", sum(v.lost_beyond_ring for v in verdicts)),
+        ("lost at a window's end", sum(v.lost_at_window_end for v in verdicts)),
+        ("anomalies", sum(len(v.anomalies) for v in verdicts)),
+    )
+    return f"{len(verdicts)} runs: " + ", ".join(f"{count} {what}" for what, count in parts)
