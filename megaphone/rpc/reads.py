@@ -39,9 +39,10 @@ async def stream_events(
     await context.send_initial_metadata(
         () if recovered is None else ((RECOVERED_KEY, str(recovered).lower()),)
     )
-    async for events in reader:
-        try:
-            async with asyncio.timeout_at(reader.until + STALL_GRACE_S):
+    try:
+        # Only a client that takes nothing can make it last so long.
+        async with asyncio.timeout_at(reader.until + STALL_GRACE_S):
+            async for events in reader:
                 await context.write(wire.events(events))
-        except TimeoutError:
-            raise TooSlow("the client took no events for too long") from None
+    except TimeoutError:
+        raise TooSlow("the client took no events for too long") from None

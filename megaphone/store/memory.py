@@ -242,10 +242,14 @@ class MemoryLease:
     def _set_timer(self, until: float) -> None:
         """Be woken at a time. Most waits of a read end at the same one: its timer is kept."""
         if self._timer is not None:
-            if self._timer.when() == until and not self._timer.cancelled():
+            if self._timer.when() == until:
                 return
             self._timer.cancel()
-        self._timer = self._loop.call_at(until, self._wake)
+        self._timer = self._loop.call_at(until, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None  # it may be early by the grain of the clock, and then another is needed
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiting is not None:

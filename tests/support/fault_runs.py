@@ -106,7 +106,7 @@ class Scenario:
     def options_of(self, read_number: int) -> ReadOptions:
         """Return what a read asks for besides its place."""
         rng = self.rng(f"options-{read_number}")
-        # A limit ends a read cleanly, also if its reader has gone before it got that far; to a plain
+        # A limit ends a read cleanly, also if its reader is gone before it got that far: to a plain
         # one that would be a loss of which there is a test of its own.
         may_be_limited = self.kind is not Kind.PLAIN or read_number >= self.cuts
         return ReadOptions(

@@ -1,0 +1,68 @@
+"""More than a thousand seeded runs against a broker in this process: nothing is lost in silence.
+
+`FAULT_SEED=acknowledging-17 make test ARGS="-k one_seed -s"` runs one of them again.
+"""
+
+import os
+
+import pytest
+
+from megaphone.app import App
+from tests.support.checker import Kind
+from tests.support.fault_runs import Finished, Scenario, run_all
+from tests.support.raw_http import Node
+
+WINDOW_S = 0.3
+AT_ONCE = 8
+RUNS = 100
+
+pytestmark = [
+    pytest.mark.settings(poll_duration_millis=round(WINDOW_S * 1000)),
+    pytest.mark.timeout(180),
+]
+
+
+async def finish(app: App, kind: Kind, seeds: range) -> list[Finished]:
+    scenarios = [Scenario.draw(kind, seed, window_s=WINDOW_S) for seed in seeds]
+    finished = await run_all(Node(app.http_port, app.grpc_port), scenarios, at_once=AT_ONCE)
+    assert len(finished) == len(seeds)
+    wrong = [run.explanation() for run in finished if not run.is_as_promised]
+    assert not wrong, "\n".join(wrong[:3])
+    return finished
+
+
+@pytest.mark.parametrize("first", range(0, 500, RUNS))
+async def test_an_acknowledging_reader_loses_nothing(app: App, first: int) -> None:
+    finished = await finish(app, Kind.ACKNOWLEDGING, range(first, first + RUNS))
+    verdicts = [run.verdict for run in finished]
+    assert sum(verdict.taken for verdict in verdicts) > 60 * RUNS
+    assert all(verdict.once + verdict.repeated == verdict.taken for verdict in verdicts)
+
+
+@pytest.mark.parametrize("first", range(0, 500, RUNS))
+async def test_a_resuming_reader_loses_nothing_within_the_buffer_and_is_told_beyond(
+    app: App, first: int
+) -> None:
+    finished = await finish(app, Kind.RESUMING, range(first, first + RUNS))
+    for run in finished:
+        verdict = run.verdict
+        assert verdict.repeated == 0
+        assert verdict.once + verdict.lost_told == verdict.taken
+        # With no more events than are kept there is nothing to be told of.
+        assert run.scenario.events > run.history.capacity or verdict.lost_told == 0
+
+
+@pytest.mark.parametrize("first", range(0, 200, RUNS))
+async def test_a_plain_reader_loses_only_what_is_beyond_its_promise(app: App, first: int) -> None:
+    finished = await finish(app, Kind.PLAIN, range(first, first + RUNS))
+    for run in finished:
+        verdict = run.verdict
+        excused = verdict.lost_beyond_ring + verdict.lost_at_window_end
+        assert verdict.once + verdict.repeated + excused == verdict.taken
+        assert run.scenario.events > run.history.capacity or verdict.lost_beyond_ring == 0
+
+
+@pytest.mark.skipif("FAULT_SEED" not in os.environ, reason="repeats the run named by FAULT_SEED")
+async def test_one_seed(app: App) -> None:
+    kind, _, seed = os.environ["FAULT_SEED"].rpartition("-")
+    await finish(app, Kind(kind), range(int(seed), int(seed) + 1))

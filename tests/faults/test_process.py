@@ -1,0 +1,243 @@
+"""Seeded runs against a broker that is a process, with readers that are killed, and the two ways to
+vanish: a link that goes down, and a node that stops."""
+
+import asyncio
+import json
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.support import line_reader
+from tests.support.checker import Kind
+from tests.support.fault_runs import Scenario, run_all
+from tests.support.process import BrokerProcess, broker_process
+from tests.support.raw_http import Node
+
+WINDOW_S = 0.4
+SEEDS_OF_EACH_KIND = 15
+KILLED_RUNS = 5
+NUMBERS = 500
+LINE_READER = str(Path(line_reader.__file__))
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_seeded_runs_against_a_process_are_as_promised(kind: Kind, tmp_path: Path) -> None:
+    scenarios = [
+        Scenario.draw(kind, 10_000 + seed, window_s=WINDOW_S) for seed in range(SEEDS_OF_EACH_KIND)
+    ]
+    with broker_process(tmp_path, poll_duration_millis=round(WINDOW_S * 1000)) as broker:
+        node = Node(broker.http_port, broker.grpc_port)
+        finished = await run_all(node, scenarios, at_once=4)
+    assert len(finished) == SEEDS_OF_EACH_KIND
+    wrong = [run.explanation() for run in finished if not run.is_as_promised]
+    assert not wrong, "\n".join(wrong[:3])
+
+
+# -- Readers that are killed
+
+
+class Client:
+    """Creates, writes and acknowledges over HTTP."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def create(self) -> tuple[str, str]:
+        async with self._session.post("/create") as response:
+            addresses = await response.json()
+        return addresses["producerAddress"], addresses["consumerAddress"]
+
+    async def write(self, producer: str, body: object) -> int:
+        async with self._session.post(f"/write/{producer}/s", json=body) as response:
+            return response.status
+
+    async def acknowledge(self, consumer: str, event_id: str) -> None:
+        async with self._session.post(f"/ack/{consumer}", json={"eid": event_id}) as response:
+            assert response.status == 200
+
+
+@asynccontextmanager
+async def client_of(broker: BrokerProcess) -> AsyncIterator[Client]:
+    async with aiohttp.ClientSession(broker.url) as session:
+        yield Client(session)
+
+
+async def read_until_killed(
+    broker: BrokerProcess, path: str, lines_at_most: int
+) -> list[dict[str, object]]:
+    """Read by a process; kill it once it has printed so many lines. Returns: all it has printed."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-S", "-E", LINE_READER, str(broker.http_port), path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    printed = b""
+    while printed.count(b"\n") < lines_at_most and (line := await process.stdout.readline()):
+        printed += line
+    if process.returncode is None:
+        process.kill()
+    rest, _ = await process.communicate()
+    *lines, _cut_off = (printed + rest).split(b"\n")
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("seed", range(KILLED_RUNS))
+@pytest.mark.parametrize("acknowledges", [False, True], ids=["resuming", "acknowledging"])
+async def test_500_events_survive_the_killing_of_their_readers(
+    seed: int, acknowledges: bool, tmp_path: Path
+) -> None:
+    rng = random.Random(seed)
+    seen: list[int] = []
+    repeated = 0
+    last: str | None = None
+    with broker_process(tmp_path, poll_duration_millis=2_000) as broker:
+        async with client_of(broker) as client, asyncio.timeout(60):
+            producer, consumer = await client.create()
+
+            async def write_all() -> None:
+                for number in range(NUMBERS):
+                    assert await client.write(producer, number) == 201
+
+            writing = asyncio.create_task(write_all())
+            while not writing.done() or len(seen) < NUMBERS:
+                query = "ack=explicit" if acknowledges else f"after={last}" if last else "limit=1"
+                path = f"/read/{consumer}?{query}&takeover=true"
+                for event in await read_until_killed(broker, path, rng.randint(1, 60)):
+                    number = event["body"]
+                    assert isinstance(number, int)
+                    if number in seen:
+                        repeated += 1
+                        assert acknowledges, f"{number} came again to a reader that resumes"
+                    else:
+                        seen.append(number)
+                    last = str(event["eid"])
+                if acknowledges and last is not None:
+                    await client.acknowledge(consumer, last)
+            await writing
+    assert seen == list(range(NUMBERS))
+
+
+# -- Leases of the dead
+
+TRIES = 20
+FREE_WITHIN_S = 0.05
+VANISHED_WITHIN_S = 5.5
+
+
+async def time_until_free(client: Client, broker: BrokerProcess, consumer: str) -> float:
+    started = time.monotonic()
+    async with aiohttp.ClientSession(broker.url) as session:
+        while True:
+            async with session.get(f"/read/{consumer}?wait_ms=0") as response:
+                if response.status == 200:
+                    return time.monotonic() - started
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
+async def test_a_lease_is_free_at_once_after_fin_and_rst(tmp_path: Path, reset: bool) -> None:
+    took = []
+    with broker_process(tmp_path) as broker:
+        async with client_of(broker) as client, asyncio.timeout(60):
+            _, consumer = await client.create()
+            for _ in range(TRIES):
+                _, writer = reading = await asyncio.open_connection("127.0.0.1", broker.http_port)
+                writer.write(f"GET /read/{consumer} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                await reading[0].readuntil(b"\r\n\r\n")
+                writer.transport.abort() if reset else writer.close()
+                took.append(await time_until_free(client, broker, consumer))
+    assert statistics.median(took) < FREE_WITHIN_S
+    assert max(took) < 1
+
+
+# -- A link that goes down
+
+NAMESPACE = "megaphone-test"
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@contextmanager
+def namespace() -> Iterator[None]:
+    """Make a network namespace with a link to it: 10.213.7.1 here, 10.213.7.2 there."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs ip: apt-get install iproute2")
+    try:
+        ip("netns", "add", NAMESPACE)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"needs network namespaces: {error.stderr.decode().strip()}")
+    try:
+        ip("link", "add", "mp-here", "type", "veth", "peer", "name", "mp-there", "netns", NAMESPACE)
+        ip("addr", "add", "10.213.7.1/24", "dev", "mp-here")
+        ip("link", "set", "mp-here", "up")
+        for command in (
+            ["addr", "add", "10.213.7.2/24", "dev", "mp-there"],
+            ["link", "set", "mp-there", "up"],
+        ):
+            ip("-n", NAMESPACE, *command)
+        yield
+    finally:
+        # The link too: the namespace takes it along only after a while.
+        subprocess.run(["ip", "link", "del", "mp-here"], check=False, capture_output=True)
+        ip("netns", "del", NAMESPACE)
+
+
+HTTP_READ = """
+import http.client, sys
+connection = http.client.HTTPConnection("10.213.7.1", int(sys.argv[1]))
+connection.request("GET", "/read/" + sys.argv[3])
+response = connection.getresponse()
+print("open", flush=True)
+while response.readline(): pass
+"""
+GRPC_READ = """
+import grpc, sys
+from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+with grpc.insecure_channel("10.213.7.1:" + sys.argv[2]) as connection:
+    call = ChannelServiceStub(connection).Read(pb.ReadRequest(consumer_address=sys.argv[3]))
+    call.initial_metadata()
+    print("open", flush=True)
+    for response in call: pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "with_traffic"),
+    [(HTTP_READ, False), (HTTP_READ, True), (GRPC_READ, False), (GRPC_READ, True)],
+    ids=["http-idle", "http-traffic", "grpc-idle", "grpc-traffic"],
+)
+async def test_a_lease_is_free_soon_after_its_reader_has_vanished(
+    script: str, with_traffic: bool, tmp_path: Path
+) -> None:
+    with (
+        namespace(),
+        broker_process(tmp_path, address="0.0.0.0:0", grpc_address="0.0.0.0:0") as broker,
+    ):
+        async with client_of(broker) as client, asyncio.timeout(40):
+            producer, consumer = await client.create()
+            reader = await asyncio.create_subprocess_exec(
+                *("ip", "netns", "exec", NAMESPACE, sys.executable, "-c", script),
+                *(str(broker.http_port), str(broker.grpc_port), consumer),
+                stdout=subprocess.PIPE,
+            )
+            assert reader.stdout is not None
+            assert await reader.stdout.readline() == b"open\n"
+            ip("link", "set", "mp-here", "down")
+            if with_traffic:
+                assert await client.write(producer, "x" * 1000) == 201
+            assert await time_until_free(client, broker, consumer) < VANISHED_WITHIN_S
+            reader.kill()
+            await reader.communicate()
