@@ -116,6 +116,8 @@ async def serve(settings: Settings, announce: Callable[[App], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
+    if settings.webhooks:
+        log.warning("webhooks are not called by this version: %s", ", ".join(settings.webhooks))
     async with running(settings) as app:
         log.info(
             "megaphone %s serves HTTP on port %d and gRPC on port %d",

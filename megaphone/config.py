@@ -26,10 +26,17 @@ from megaphone.settings import Settings
 
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
+AGENT = "agent"
+FORMS = {
+    AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
+    "webhooks": 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
+}
+"""What is allowed for keys with more than one value."""
+SECRET = {"webhooks"}
+"""Keys whose values may hold secrets, and are not repeated."""
 DEFAULT = "default"
 VARIABLE = "variable "
 """What the source of a value begins with that comes from the environment."""
-AGENT = "agent"
 SOCKET = "mng_socket_path"
 WARMUP = "agent_warmup_secs"
 
@@ -174,13 +181,13 @@ def convert(key: str, value: Value) -> Any:
     try:
         return msgspec.convert(raw, TYPES[key], strict=False)
     except msgspec.ValidationError as error:
-        raise refused(key, value, allowed(TYPES[key]) or str(error)) from None
+        raise refused(key, value, allowed(TYPES[key]) or FORMS.get(key, str(error))) from None
 
 
 def refused(key: str, value: Value, what_is_allowed: str) -> ConfigError:
+    shown = "…" if key in SECRET else json.dumps(value.raw, default=str)
     return ConfigError(
-        f"{value.source}: {key} = {json.dumps(value.raw, default=str)} is not allowed;"
-        f" allowed is {what_is_allowed}"
+        f"{value.source}: {key} = {shown} is not allowed; allowed is {what_is_allowed}"
     )
 
 
@@ -207,7 +214,7 @@ def agents_table(value: Value) -> dict[str, str]:
         case {"virtual": dict(table), **others} if not others:
             pass
         case _:
-            raise refused(AGENT, value, 'a name, or a table such as agent.virtual.node1 = "MASTER"')
+            raise refused(AGENT, value, FORMS[AGENT])
     for name, mode in table.items():
         try:
             msgspec.convert(name, get_args(TYPES[AGENT])[0])

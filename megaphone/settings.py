@@ -53,6 +53,17 @@ SecondsOrZero = Annotated[float, seconds(0, DAY_S)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """Somebody to call when something happens."""
+
+    hook: Annotated[Literal["on-channel-deleted"], Meta(description="on-channel-deleted")]
+    endpoint: Annotated[
+        str, Meta(pattern=r"^https?://[^\s/]+", description="an http or https URL")
+    ] = field(repr=False)
+    """Its query or user part may be a secret, so it is not shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything an operator can set. Nothing is required."""
 
@@ -87,6 +98,8 @@ class Settings:
     max_batch_events: Annotated[int, whole(1, 10_000_000)] = 10_000
     """The most events one batch may write: its channels times its messages."""
 
+    webhooks: Mapping[str, Webhook] = field(default_factory=dict)
+    """Understood, since existing configurations have them, but not called by this version."""
     cors_allow_origin: Origin | None = None
     """The origin whose pages may read and acknowledge from a browser, or `*` for all. Unless it is
     set, only pages of the broker's own origin (or that of a proxy before it) can."""

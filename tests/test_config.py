@@ -134,6 +134,29 @@ def test_an_agent_of_another_form_is_refused(tmp_path: Path, agent: str) -> None
     assert "agent.virtual.node1" in error_of(tmp_path)
 
 
+def test_webhooks_of_existing_configurations_are_understood(tmp_path: Path) -> None:
+    hook = '{hook = "on-channel-deleted", endpoint = "http://localhost:1/?key=secret"}'
+    write(tmp_path, f"[webhooks]\nbilling = {hook}")
+    webhooks = load(tmp_path, {}).settings.webhooks
+    assert webhooks["billing"].endpoint == "http://localhost:1/?key=secret"
+    assert "secret" not in repr(webhooks)
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        '{hook = "on-channel-deleted"}',
+        '{hook = "on-anything", endpoint = "http://localhost:1/?key=secret"}',
+        '{hook = "on-channel-deleted", endpoint = "ftp://user:secret@localhost"}',
+    ],
+)
+def test_a_wrong_webhook_is_refused_without_its_secrets(tmp_path: Path, hook: str) -> None:
+    write(tmp_path, f"[webhooks]\nbilling = {hook}")
+    message = error_of(tmp_path)
+    assert message.startswith("megaphone.toml: webhooks = … is not allowed; allowed is tables")
+    assert "secret" not in message
+
+
 def test_an_unknown_key_is_answered_with_the_one_that_was_meant(tmp_path: Path) -> None:
     write(tmp_path, "bufer_capacity = 1")
     assert "did you mean buffer_capacity?" in error_of(tmp_path)

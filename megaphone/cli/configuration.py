@@ -3,7 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,17 +45,19 @@ def check(config: ConfigOption = None) -> None:
 def show(config: ConfigOption = None) -> None:
     """Print every setting and where it comes from, in the form of a megaphone.toml."""
     loaded = load_or_exit(config)
-    tables = []
     for setting in fields(Settings):
         value = getattr(loaded.settings, setting.name)
-        if isinstance(value, Mapping):
-            tables.append(setting.name)
-            continue
-        typer.echo(line(setting.name, value, loaded.sources[setting.name]))
-    for name in tables:
-        typer.echo(f"\n[{name}.virtual]  # {loaded.sources[name]}")
-        for key, mode in getattr(loaded.settings, name).items():
-            typer.echo(f"{key} = {toml(mode.value)}")
+        if not isinstance(value, Mapping):
+            typer.echo(line(setting.name, value, loaded.sources[setting.name]))
+    show_table("agent.virtual", loaded.settings.agent, loaded.sources["agent"])
+    for name, webhook in loaded.settings.webhooks.items():
+        show_table(f"webhooks.{name}", asdict(webhook), loaded.sources["webhooks"])
+
+
+def show_table(name: str, table: Mapping[str, Any], source: str) -> None:
+    typer.echo(f"\n[{name}]  # {source}")
+    for key, value in table.items():
+        typer.echo(f"{key} = {toml(value)}")
 
 
 def kind_of(source: str) -> str:
@@ -70,4 +73,4 @@ def line(key: str, value: Any, source: str) -> str:
 
 
 def toml(value: Any) -> str:
-    return json.dumps(value)
+    return json.dumps(value.value if isinstance(value, Enum) else value)

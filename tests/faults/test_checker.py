@@ -79,13 +79,16 @@ every_kind = pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.v
 
 @every_kind
 def test_events_delivered_once_and_in_order_are_as_promised(kind: Kind) -> None:
-    verdict = judge(history(kind, 4, read(0, 1), read(2, 3)))
+    settled = [acknowledged(1, began=50, answered=51)]
+    reads = read(0, 1), read(2, 3, at=60)
+    verdict = judge(history(kind, 4, *reads, acknowledgements=settled))
     assert (verdict.taken, verdict.once, verdict.anomalies) == (4, 4, [])
 
 
 @every_kind
 def test_an_event_that_never_comes_is_lost(kind: Kind) -> None:
-    verdict = judge(history(kind, 4, read(0, 1), read(3)))
+    settled = [acknowledged(1, began=50, answered=51)]
+    verdict = judge(history(kind, 4, read(0, 1), read(3, at=60), acknowledgements=settled))
     assert faults(verdict) == [Fault.LOST]
     assert [anomaly.what for anomaly in verdict.anomalies] == ["0/2"]
 
@@ -296,7 +299,7 @@ def test_a_loss_beyond_what_is_kept_is_allowed() -> None:
 
 
 def test_a_loss_with_too_few_events_behind_it_is_found() -> None:
-    verdict = judge(history(Kind.PLAIN, 5, broken(0, at=200), read(3, 4, at=210)))
+    verdict = judge(history(Kind.PLAIN, 4, broken(0, at=200), read(3, at=210)))
     assert verdict.lost_beyond_ring == 0
     assert faults(verdict) == [Fault.LOST, Fault.LOST]
 

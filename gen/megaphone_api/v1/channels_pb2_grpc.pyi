@@ -4,9 +4,10 @@ isort:skip_file
 The Megaphone API for services: create channels, write events to them, read them.
 
 The same channels, rules and errors are served over HTTP; each call names its HTTP route.
-Every error carries a google.rpc.ErrorInfo whose `reason` is a stable code (NOT_FOUND, BUSY,
-TIMEOUT, …) and whose `domain` is "megaphone"; an error that asks to be tried again later
-carries a google.rpc.RetryInfo too.
+Every error of the broker carries a google.rpc.ErrorInfo whose `reason` is a stable code
+(NOT_FOUND, BUSY, TIMEOUT, …) and whose `domain` is "megaphone"; an error that asks to be tried
+again later carries a google.rpc.RetryInfo too. What gRPC itself refuses, such as an unknown
+method or a message over the limit, carries neither.
 """
 
 from collections import abc as _abc
