@@ -320,11 +320,11 @@ class Broker:
         return consumer
 
     def _writable_channel(self, address: str) -> bytes:
-        if is_consumer_shaped(address):
-            if not self._settings.legacy_channel_id_writes:
-                raise PermissionDenied(CANNOT_WRITE)
-            return self._consumer(address).channel_id
-        return self._open_producer_address(address)
+        if address.count(".") == 1:  # as in every address of a producer, and in none of a consumer
+            return self._open_producer_address(address)
+        if is_consumer_shaped(address) and not self._settings.legacy_channel_id_writes:
+            raise PermissionDenied(CANNOT_WRITE)
+        return self._consumer(address).channel_id
 
     def _open_producer_address(self, address: str) -> bytes:
         name, _, sealed = address.partition(".")

@@ -2,7 +2,6 @@
 
 import time
 from email.utils import formatdate
-from http import HTTPStatus
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
@@ -31,7 +30,7 @@ class WrittenAnswer(web.StreamResponse):
     _date_of = 0
 
     def __init__(self, event_id: str) -> None:
-        super().__init__(status=HTTPStatus.CREATED)
+        # Without the base class's, which prepares headers and cookies that are not used here.
         self._written = json.written(event_id)
         self._keeps_alive = False
 

@@ -12,6 +12,7 @@ GET  /metrics   GET /livez   GET /readyz
 from dataclasses import replace
 
 from aiohttp import web
+from multidict import istr
 
 from megaphone.core.broker import Broker
 from megaphone.errors import ShuttingDown
@@ -34,6 +35,7 @@ from megaphone.rest.stream import NDJSON, SSE, stream_events
 from megaphone.wire import json, sse
 
 SSE_HEARTBEAT_S = 10.0
+IDEMPOTENCY_KEY = istr("Idempotency-Key")  # such a string is looked up without folding its case
 
 
 class PublicApi:
@@ -65,7 +67,7 @@ class PublicApi:
         address, stream_id = path_values(request)
         require_json(request)
         event_id = await self._broker.write(
-            address, stream_id, await body_of(request), request.headers.get("Idempotency-Key")
+            address, stream_id, await body_of(request), request.headers.get(IDEMPOTENCY_KEY)
         )
         return WrittenAnswer(event_id)
 
@@ -73,7 +75,7 @@ class PublicApi:
         require_json(request)
         channels, messages = json.parse_batch(await body_of(request))
         failures = await self._broker.write_batch(
-            channels, messages, request.headers.get("Idempotency-Key")
+            channels, messages, request.headers.get(IDEMPOTENCY_KEY)
         )
         return json_answer(json.batch_written(failures), status=201)
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from megaphone.errors import BadRequest, TooSlow
 from megaphone.rest.answers import JSON
@@ -44,7 +44,7 @@ def decoded(part: str) -> str:
 
 
 def is_json(request: web.Request) -> bool:
-    content_type = request.headers.get("Content-Type", "")
+    content_type = request.headers.get(hdrs.CONTENT_TYPE, "")
     if content_type == JSON:
         return True
     kind = content_type.partition(";")[0].strip().lower()

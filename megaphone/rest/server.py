@@ -12,7 +12,7 @@ from aiohttp import web
 
 from megaphone.errors import BadRequest
 from megaphone.rest.cors import allow_origin
-from megaphone.rest.errors import answer_errors, answer_of, internal_answer
+from megaphone.rest.errors import answer_of, answering, internal_answer, refuse_route
 from megaphone.wire.errors import INTERNAL_HTTP_STATUS
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,12 @@ class HttpServer:
         max_body_bytes: int,
         cors_origin: str | None = None,
     ) -> None:
-        app = web.Application(middlewares=[answer_errors], client_max_size=max_body_bytes)
-        app.add_routes(routes)
+        app = web.Application(client_max_size=max_body_bytes)
+        for route in routes:
+            app.router.add_route(route.method, route.path, answering(route.handler))
         if cors_origin is not None:
             allow_origin(app, cors_origin)
+        app.router.add_route("*", "/{anything:.*}", answering(refuse_route))
         self._runner = web.AppRunner(
             app,
             # Without this a handler whose client has left sleeps on, and takes and loses events.
