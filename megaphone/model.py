@@ -7,6 +7,9 @@ from enum import Enum
 DEFAULT_WINDOW = 100
 """Events that an acknowledging reader has in flight at most, unless it asks for another number."""
 
+START = "-"
+"""In place of an event's id: before the first event of a channel."""
+
 SKIPPED = "SKIPPED"
 """Why an event of a batch was not written: an earlier one of its channel timed out."""
 
@@ -101,7 +104,7 @@ class ReadOptions:
     """How a reader wants to read. The default is the plain reader that old clients are."""
 
     after_event_id: str | None = None
-    """Resume after this event; it and all before it count as acknowledged."""
+    """Resume after this event, or START; it and all before it count as acknowledged."""
     acknowledge: bool = False
     """Keep each event in the buffer until it is acknowledged."""
     window: int = DEFAULT_WINDOW

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 
 from megaphone.errors import ReaderBusy
-from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.model import START, ChannelLimits, Event, ReadOptions
 
 IDEMPOTENCY_KEYS = 10_000
 """Request ids that a channel remembers at most; the oldest are forgotten first."""
@@ -72,7 +72,16 @@ class Entry:
 class Lease:
     """The right to read a channel, until it is released or lost."""
 
-    __slots__ = ("_channel", "acknowledging", "is_open", "recovered", "resent", "wake", "window")
+    __slots__ = (
+        "_channel",
+        "acknowledging",
+        "is_open",
+        "position",
+        "recovered",
+        "resent",
+        "wake",
+        "window",
+    )
 
     def __init__(self, channel: "Channel", options: ReadOptions, wake: Callable[[], None]) -> None:
         self._channel = channel
@@ -82,6 +91,9 @@ class Lease:
         """Called when `take` may have something new to say. May be called too often."""
         self.is_open = True
         """False once released, once taken over, and once the channel went."""
+        self.position = START
+        """The event before the first one of this read, or START. Who resumes after it misses
+        nothing of this read."""
         self.recovered: bool | None = None
         """Whether the event to resume after was still known; None when none was named."""
         self.resent = 0
@@ -195,6 +207,7 @@ class Channel:
         lease = Lease(self, options, wake)
         if options.after_event_id is not None:
             lease.recovered = self._rewind_to(options.after_event_id)
+        lease.position = self._position()
         self._lease = lease
         self.deadline = None
         return lease
@@ -335,11 +348,16 @@ class Channel:
     def _rewind_to(self, event_id: str) -> bool:
         """Have the next take start after an event. Returns: whether the event was known."""
         position = self._find(event_id)
-        known = position is not None or event_id == self._forgotten_id
+        known = position is not None or event_id == (self._forgotten_id or START)
         start = 0 if position is None else position + 1
         self._sent = self._done = start
         self._free(self._log[:start])
         return known
+
+    def _position(self) -> str:
+        if self._sent:
+            return self._log[self._sent - 1].event.id
+        return self._forgotten_id or START
 
     def _finish(self, done: int) -> None:
         """Count all entries before `done` as delivered: they are sent again only if asked for."""

@@ -13,6 +13,10 @@ class ChannelLease(Protocol):
     """An open read of one channel. See `megaphone.core.channel.Lease` for the rules."""
 
     @property
+    def position(self) -> str:
+        """The event before the first one of this read, or START: what to resume after."""
+
+    @property
     def recovered(self) -> bool | None:
         """Whether the event to resume after was still known; None when none was named."""
 

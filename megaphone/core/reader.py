@@ -32,7 +32,6 @@ class Reader:
         "_left",
         "_observer",
         "_on_exit",
-        "after_event_id",
         "until",
     )
 
@@ -48,13 +47,16 @@ class Reader:
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s
-        self.after_event_id = options.after_event_id
-        """The event to resume after, if one was named."""
         self._is_first = True
         self.until = until
         """The loop time at which the read window is over."""
         self._observer = observer
         self._on_exit = on_exit
+
+    @property
+    def position(self) -> str:
+        """The event before the first one of this read, or START: what to resume after."""
+        return self._lease.position
 
     @property
     def recovered(self) -> bool | None:

@@ -32,7 +32,7 @@ from megaphone.rest.requests import (
     whole_number,
 )
 from megaphone.rest.stream import NDJSON, SSE, stream_events
-from megaphone.wire import json, sse
+from megaphone.wire import json
 
 SSE_HEARTBEAT_S = 10.0
 IDEMPOTENCY_KEY = istr("Idempotency-Key")  # such a string is looked up without folding its case
@@ -139,7 +139,6 @@ def sse_options(request: web.Request, options: ReadOptions) -> ReadOptions:
     """
     return replace(
         options,
-        after_event_id=None if options.after_event_id == sse.START else options.after_event_id,
         take_over=options.take_over or "Last-Event-ID" in request.headers,
         heartbeat_s=options.heartbeat_s or SSE_HEARTBEAT_S,
     )

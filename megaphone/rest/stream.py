@@ -33,8 +33,8 @@ class Framing:
     """How events stand in the stream. Each of these ends with a line break."""
 
     content_type: str
-    preamble: Callable[[str | None, bool | None], bytes]
-    """What comes first, by the event to resume after and whether it was still known."""
+    preamble: Callable[[str, bool | None], bytes]
+    """What comes first, by the position of the read and whether it is the one that was named."""
     heartbeat: bytes
     events: Callable[[Sequence[Event]], bytes]
 
@@ -64,7 +64,7 @@ async def stream_events(
     try:
         # One timer for the whole read: only a client that takes nothing can make it last so long.
         async with asyncio.timeout_at(reader.until + STALL_GRACE_S):
-            if preamble := framing.preamble(reader.after_event_id, reader.recovered):
+            if preamble := framing.preamble(reader.position, reader.recovered):
                 await send(request, preamble)
             async for events in reader:
                 await send(request, framing.events(events) if events else framing.heartbeat)

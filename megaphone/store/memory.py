@@ -198,6 +198,10 @@ class MemoryLease:
         self._lease: Lease = channel.lease(options, self._wake, loop.time())
 
     @property
+    def position(self) -> str:
+        return self._lease.position
+
+    @property
     def recovered(self) -> bool | None:
         return self._lease.recovered
 

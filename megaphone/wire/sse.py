@@ -10,20 +10,18 @@ from megaphone.model import Event
 from megaphone.wire.json import event_line
 
 RETRY_MS = 500
-START = "-"
-"""The id that stands for no event: that of a reader that has none yet."""
 HEARTBEAT = b":\n\n"
 GAP = b'event: gap\ndata: {"recovered":false}\n\n'
 """What a page is told whose last event is not known any more: it cannot see headers."""
 
 
-def preamble(after_event_id: str | None, recovered: bool | None) -> bytes:
+def preamble(position: str, recovered: bool | None) -> bytes:
     """Return what comes before the first event.
 
     It gives the browser an id at once: so it has one to send when it comes back, even if its
     connection broke before any event, and can be told from a second reader.
     """
-    begin = f"retry: {RETRY_MS}\nid: {after_event_id or START}\n\n".encode()
+    begin = f"retry: {RETRY_MS}\nid: {position}\n\n".encode()
     return begin + GAP if recovered is False else begin
 
 

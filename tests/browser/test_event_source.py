@@ -11,12 +11,7 @@ from megaphone.model import Message
 from tests.support.chromium import CHROMIUM, DevTools, Page, tab
 from tests.support.faces import Created, HttpFace, http_face
 from tests.support.proxy import proxy_to
-from tests.support.scenes import (
-    UNKNOWN_EVENT,
-    numbers,
-    read_once_free,
-    write_numbers,
-)
+from tests.support.scenes import UNKNOWN_EVENT, numbers, read_once_free, write_numbers
 from tests.support.settings import fast_settings
 
 pytestmark = [
@@ -69,6 +64,7 @@ async def test_a_thousand_events_come_once_and_in_order_over_many_windows_and_a_
         heard = await heard_in_the_end(http, channel, page, EVENTS)
         assert heard == list(zip(ids, range(EVENTS), strict=True))
         assert proxy.cuts == [], "the connection was not cut"
+        assert await page.value("gaps") == 0
         windows = set(await page.value("messages.map((message) => message.open)"))
         assert len(windows) >= 5 + len(["the one after the cut"])
 
@@ -128,18 +124,23 @@ async def test_it_comes_back_while_the_broker_believes_in_its_former_connection(
         assert await messages(page) == list(zip(ids, range(6), strict=True))
 
 
-async def test_events_that_are_missing_are_told_where_a_page_can_see_it(
-    http: HttpFace, channel: Created, page: Page, app: App
+@pytest.mark.settings(poll_duration_millis=10_000, buffer_capacity=10)
+@pytest.mark.parametrize("before", [0, 3])
+async def test_a_page_is_told_that_events_are_missing(
+    app: App, http: HttpFace, channel: Created, page: Page, before: int
 ) -> None:
-    await write_numbers(http, channel, [1])
-    told = await page.call(
-        "readText",
-        url_of(app.http_port, "read", channel, "limit=1"),
-        {"Accept": "text/event-stream", "Last-Event-ID": UNKNOWN_EVENT},
-    )
-    # An EventSource shows its page no headers, so `Megaphone-Recovered: false` is not enough.
-    before_the_first, _, _ = told.partition('data: {"sid"')
-    assert "event: gap\n" in before_the_first
+    async with proxy_to(app.http_port, hides_cuts=True) as proxy:
+        await page.call("listen", url_of(proxy.port, "read", channel))
+        await page.becomes("opens === 1")
+        await write_numbers(http, channel, range(before))
+        await page.becomes(f"messages.length === {before}")
+        proxy.cut()
+        batch = [Message("s", b"%d" % value) for value in range(before, 30)]
+        assert await http.write_batch([channel.producer], batch) == []
+        await page.becomes("messages.length > 0 && messages.at(-1).event.body === 29")
+        heard = [body for _, body in await messages(page)]
+        assert heard == [*range(before), *range(20, 30)]
+        assert await page.value("gaps") == 1
 
 
 @pytest.mark.parametrize(

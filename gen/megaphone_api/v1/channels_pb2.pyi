@@ -356,7 +356,9 @@ class ReadRequest(_message.Message):
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     consumer_address: _builtins.str
     after_event_id: _builtins.str
-    """Optional: resume after this event, which acknowledges it and all before it."""
+    """Optional: resume after this event, which acknowledges it and all before it; "-" is before the
+    first event.
+    """
     acknowledge: _builtins.bool
     """Events stay in the buffer until they are acknowledged; what was not is read again, in order,
     by the next read.
