@@ -22,6 +22,8 @@ from megaphone.store.memory import MemoryStore
 log = logging.getLogger(__name__)
 
 MANAGEMENT_BODY_BYTES = 65_536
+TELL_S = 0.1
+"""How long requests that were on their way are still answered, with SHUTTING_DOWN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ async def running(settings: Settings) -> AsyncIterator[App]:
     """Serve within this context; on leaving it, stop in order.
 
     Stopping goes in the opposite order of starting: health says so, nothing new is begun and every
-    read ends cleanly after a whole event, then the servers close, then the store.
+    read ends cleanly after a whole event, then, after a moment, the servers close, then the store.
 
     Raises: OSError, when an address cannot be had.
     """
@@ -69,6 +71,7 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(http.stop)
         grpc_port = await grpc.start(*split_endpoint(settings.grpc_address))
         stack.push_async_callback(grpc.stop)
+        stack.push_async_callback(asyncio.sleep, TELL_S)
         stack.push_async_callback(broker.begin_shutdown)
         stack.push_async_callback(grpc.report_shutdown)
         yield App(broker, metrics, http_port, grpc_port)
