@@ -20,7 +20,7 @@ reads, the parser of existing clients: one deeper event would end their reads fo
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ID = re.compile(rf"[!-~]{{1,{MAX_ID_LENGTH}}}")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')  # possessive: linear, and no memory
 _BRACKETS_TO_STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # as signed bytes: 1 and -1
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 LONG_INTEGER = b"0" * 309
