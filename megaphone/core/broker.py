@@ -199,7 +199,8 @@ class Broker:
         try:
             channel_id = self._writable_channel(address)
             for taken, event in enumerate(events):
-                key = None if request_id is None else f"{request_id}/{taken}"
+                # With a space, which no client can send: so it is the id of no other write.
+                key = None if request_id is None else f"{request_id} {taken}"
                 await self._store.append(channel_id, event, key)
         except WriteTimeout as error:
             rest = [SKIPPED] * (len(events) - taken - 1)

@@ -6,6 +6,8 @@ ends, which create and write, are no pages.
 
 from aiohttp import web
 
+from megaphone.rest.requests import part
+
 READERS_PATHS = ("/read/", "/ack/")
 PREFLIGHT_HEADERS = {
     "Access-Control-Allow-Methods": "GET, POST",
@@ -29,4 +31,4 @@ def allow_origin(app: web.Application, origin: str) -> None:
 
     app.on_response_prepare.append(add_headers)
     for path in READERS_PATHS:
-        app.router.add_route("OPTIONS", path + "{address}", preflight)
+        app.router.add_route("OPTIONS", path + part("address"), preflight)

@@ -12,7 +12,6 @@ GET  /metrics   GET /livez   GET /readyz
 from dataclasses import replace
 
 from aiohttp import web
-from multidict import istr
 
 from megaphone.core.broker import Broker
 from megaphone.errors import ShuttingDown
@@ -35,7 +34,7 @@ from megaphone.rest.stream import NDJSON, SSE, stream_events
 from megaphone.wire import json
 
 SSE_HEARTBEAT_S = 10.0
-IDEMPOTENCY_KEY = istr("Idempotency-Key")  # such a string is looked up without folding its case
+IDEMPOTENCY_KEY = "Idempotency-Key"
 
 
 class PublicApi:

@@ -166,6 +166,16 @@ async def test_a_batch_with_a_wrong_message_writes_nothing_and_names_it(node: No
     assert await node.read(channel, ReadOptions(wait_s=0)) == []
 
 
+async def test_the_request_id_of_a_batch_is_never_taken_for_that_of_a_write(node: Node) -> None:
+    channel = await node.broker.create()
+    messages = [Message("s", b"1"), Message("s", b"2")]
+    for _ in range(2):
+        assert await node.broker.write_batch([channel.producer_address], messages, "a") == []
+    for request_id in ("a", "a/0", "a-0", "a0", "0"):
+        await node.broker.write(channel.producer_address, "s", b"3", request_id)
+    assert await node.read(channel, ReadOptions(wait_s=0)) == [1, 2, 3, 3, 3, 3, 3]
+
+
 async def test_a_batch_that_is_too_large_says_how_large_it_may_be(node: Node) -> None:
     with pytest.raises(PayloadTooLarge, match=r"10001 events .* at most 10000"):
         await node.broker.write_batch([str(n) for n in range(10_001)], [Message("s", b"1")])
