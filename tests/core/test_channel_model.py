@@ -16,12 +16,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.errors import ReaderBusy
-from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.model import START, ChannelLimits, Event, ReadOptions
 
 TTL_S = 60.0
 REQUEST_IDS_S = 7.25
 """No sum of the time steps below: the specification leaves open what holds at that very moment."""
+BEFORE_ALL = -1
+"""The number of START, as if it were an event that every new channel has forgotten."""
 STEPS_S = [0.0, 0.5, 1.0, 2.0, 5.0, 9.5, 10.0, 59.5, 60.0]
+
+
+def id_of(number: int) -> str:
+    return START if number == BEFORE_ALL else f"e{number}"
 
 
 class State(Enum):
@@ -58,7 +64,7 @@ class Model:
         self.redelivery_s = redelivery_s
         self.kept: list[Record] = []
         self.waiting: list[Record] = []
-        self.last_forgotten: int | None = None
+        self.last_forgotten = BEFORE_ALL
         self.request_ids: dict[str, tuple[Record, float]] = {}
         self.reader: ReadOptions | None = None
         self.dies_at: float | None = TTL_S  # the clock starts at 0
@@ -115,6 +121,11 @@ class Model:
             record.state = State.DONE if passed else State.READY
         self.free(self.in_state(State.DONE))
         return at is not None or cursor == self.last_forgotten
+
+    def position(self) -> int:
+        """What a read that starts now resumes after."""
+        done = self.in_state(State.DONE)
+        return done[-1].number if done else self.last_forgotten
 
     def offered(self, limit: int) -> list[Record]:
         """What a take would return."""
@@ -204,25 +215,25 @@ class ChannelMachine(RuleBasedStateMachine):
         self.woken = True
 
     def any_event(self, data: st.DataObject) -> int:
-        """Mostly one that is kept, else any that was ever offered, or one that never was."""
+        """Mostly one that is kept, else any that was ever offered, one that never was, or START."""
         kept = [record.number for record in self.model.kept]
         mostly = data.draw(st.integers(0, 3)) > 0
         if kept and mostly:
             return data.draw(st.sampled_from(kept))
-        return data.draw(st.integers(0, self.written + 1))
+        return data.draw(st.integers(BEFORE_ALL, self.written + 1))
 
     @rule(request_id=st.sampled_from([None, None, "r1", "r2"]))
     def offer(self, request_id: str | None) -> None:
         number, self.written = self.written, self.written + 1
-        new = Event(id=f"e{number}", stream_id="s", timestamp_us=0, body=b"{}")
+        new = Event(id=id_of(number), stream_id="s", timestamp_us=0, body=b"{}")
         answer = self.channel.offer(new, now=self.now, request_id=request_id)
         record = self.model.offer(number, request_id, self.now)
         if record not in self.model.waiting:
-            assert answer == f"e{record.number}"
+            assert answer == id_of(record.number)
             self.taken_in.add(record.number)
         else:
             assert isinstance(answer, Waiter)
-            assert answer.event.id == f"e{record.number}"
+            assert answer.event.id == id_of(record.number)
             assert all(
                 (writer.waiter is answer) == (writer.record is record) for writer in self.writers
             )
@@ -250,6 +261,7 @@ class ChannelMachine(RuleBasedStateMachine):
             self.passed_over |= {r.number for r in self.model.kept if r.number <= at.number}
         self.open = self.channel.lease(options, self.wake, self.now)
         assert self.open.recovered is self.model.lease(options, cursor, self.now)
+        assert self.open.position == id_of(self.model.position())
         assert (self.open.is_open, self.open.resent) == (True, 0)
         if old:
             assert self.woken
@@ -264,7 +276,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(options=options, data=st.data())
     def resume(self, options: ReadOptions, data: st.DataObject) -> None:
         cursor = self.any_event(data)
-        self.start_reading(replace(options, after_event_id=f"e{cursor}"), cursor)
+        self.start_reading(replace(options, after_event_id=id_of(cursor)), cursor)
 
     def take_up_to(self, limit: int) -> list[int]:
         assert self.open is not None
@@ -287,7 +299,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
         number = self.any_event(data)
-        assert self.channel.acknowledge(f"e{number}") == self.model.acknowledge(number)
+        assert self.channel.acknowledge(id_of(number)) == self.model.acknowledge(number)
 
     @precondition(lambda self: self.open)
     @rule(clean=st.booleans())
@@ -358,7 +370,7 @@ class ChannelMachine(RuleBasedStateMachine):
         """Nothing was lost: what was taken in is handed out, unless a cursor had gone past it."""
         self.start_reading(ReadOptions(acknowledge=True, take_over=True), None)
         while taken := self.take_up_to(3):
-            assert self.channel.acknowledge(f"e{taken[-1]}") == self.model.acknowledge(taken[-1])
+            assert self.channel.acknowledge(id_of(taken[-1])) == self.model.acknowledge(taken[-1])
             self.waiters_are_let_in_as_they_came()
         assert self.writers == []
         assert self.channel.close() == 0
@@ -368,7 +380,7 @@ class ChannelMachine(RuleBasedStateMachine):
     def replay(self) -> None:
         """All that is kept is what the model keeps."""
         nowhere = self.written + 1
-        options = ReadOptions(f"e{nowhere}", acknowledge=True, take_over=True)
+        options = ReadOptions(id_of(nowhere), acknowledge=True, take_over=True)
         self.start_reading(options, nowhere)
         assert self.take_up_to(100) == [record.number for record in self.model.kept]
 

@@ -3,6 +3,7 @@
 import json
 import re
 import string
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -213,6 +214,28 @@ def test_no_bytes_lead_to_another_error(body: bytes) -> None:
 def test_what_is_not_strictly_json_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
         checked(body)
+
+
+LARGEST = int(sys.float_info.max)
+"""The largest integer that a double holds; it has 309 digits."""
+
+
+@pytest.mark.parametrize("form", ["%d", "-%d", "[0,%d]", '{"a":%d}', "[\n%d\n]", '["%d0",%d]'])
+def test_an_integer_that_no_double_holds_is_refused(form: str) -> None:
+    """The parser of existing clients would end their reads at it, as it does at 1e999."""
+    for allowed in LARGEST, 10**308:
+        assert checked(form.replace("%d", str(allowed)).encode())
+    for beyond in 2 * LARGEST, 10**309, 10**400, 10**4_000:
+        with pytest.raises(BadRequest, match="out of range"):
+            checked(form.replace("%d", str(beyond)).encode())
+
+
+@pytest.mark.parametrize(
+    "form", ['"%s"', '{"%s":1}', r'"\"%s\""', r'["\\","%s"]', "0.%s", "1.%s0e5", "%se-4000"]
+)
+def test_as_many_digits_elsewhere_are_allowed(form: str) -> None:
+    body = form.replace("%s", "9" * 4_000).encode()
+    assert checked(body) == body
 
 
 def arrays(levels: int) -> bytes:

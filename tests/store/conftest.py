@@ -77,6 +77,7 @@ class Bench:
 
     store: Store
     observer: RecordingObserver
+    is_open: bool = True
 
     @staticmethod
     def address(channel: str) -> str:
@@ -141,11 +142,21 @@ class Bench:
     async def remove(self, channel: str = "c") -> None:
         await self.store.remove(channel.encode())
 
+    async def close(self) -> None:
+        self.is_open = False
+        await self.store.aclose()
+
 
 @pytest.fixture
 async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
-    """Makes benches with a store of three events a channel, unless told otherwise."""
-    stores = []
+    """Makes benches with a store of three events a channel, unless told otherwise.
+
+    What goes wrong in a timer or a forgotten task, which asyncio only logs, fails the test.
+    """
+    benches: list[Bench] = []
+    unnoticed: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unnoticed.append(context))
 
     def make(capacity: int = 3, max_channels: int = 100_000, **limits: float) -> Bench:
         observer = RecordingObserver()
@@ -155,12 +166,14 @@ async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
             write_timeout_s=10.0,
             observer=observer,
         )
-        stores.append(store)
-        return Bench(store, observer)
+        benches.append(Bench(store, observer))
+        return benches[-1]
 
     yield make
-    for store in stores:
-        await store.aclose()
+    for bench in benches:
+        if bench.is_open:
+            await bench.close()
+    assert unnoticed == []
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ A channel holds three events here, called by letters, where a test does not say 
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import TYPE_CHECKING
 
 import pytest
@@ -154,7 +155,7 @@ async def test_the_observer_is_told_who_waits(bench: Bench) -> None:
     await bench.take(await bench.read(), 1)
     assert [await outcome(task) for task in (gets_in, leaves)] == ["d", "cancelled"]
     assert (bench.observer.waiting, bench.observer.waited) == (1, 2)
-    await asyncio.wait([times_out])
+    assert await outcome(times_out) == "WriteTimeout"
     assert (bench.observer.waiting, bench.observer.waited) == (0, 3)
 
 
@@ -368,6 +369,33 @@ async def test_take_does_not_wait_once_its_end_has_passed(bench: Bench, until: f
 
 
 @virtual_time
+async def test_each_take_has_an_end_of_its_own(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    for written, until in enumerate([20.0, 10.0, 30.0, 30.0]):
+        taking = await bench.start(bench.take(lease, until=until))
+        await bench.write(f"e{written}")
+        assert await taking == [f"e{written}"]
+    ends = []
+    for until in 2.0, 4.0, 30.0, 30.0:
+        assert await bench.take(lease, until=until) == []
+        ends.append(bench.now())
+    assert ends == [2.0, 4.0, 30.0, 30.0]
+
+
+@virtual_time
+async def test_the_end_of_a_cancelled_take_is_not_that_of_the_next(bench: Bench) -> None:
+    await bench.create()
+    lease = await bench.read()
+    for until in 5.0, 15.0:
+        taking = await bench.start(bench.take(lease, until=until))
+        taking.cancel()
+        await asyncio.wait([taking])
+    assert await bench.take(lease, until=10.0) == []
+    assert bench.now() == 10.0
+
+
+@virtual_time
 async def test_interrupt_ends_the_take_that_waits(bench: Bench) -> None:
     await bench.create()
     lease = await bench.read()
@@ -446,6 +474,15 @@ async def test_the_observer_is_told_what_is_read_and_what_of_it_again(bench: Ben
     await bench.write("d")
     assert await bench.read_once() == ["a", "b", "c", "d"]
     assert (bench.observer.read, bench.observer.redelivered) == (7, 3)
+
+
+@virtual_time
+async def test_what_is_read_again_bit_by_bit_is_counted_once(bench: Bench) -> None:
+    await bench.fill("abc")
+    await bench.read_once(clean=False)
+    lease = await bench.read()
+    assert [await bench.take(lease, 1) for _ in "123"] == [["a"], ["b"], ["c"]]
+    assert (bench.observer.read, bench.observer.redelivered) == (6, 3)
 
 
 # One reader at a time
@@ -659,6 +696,7 @@ async def test_a_channel_does_not_die_while_it_is_read(bench: Bench, options: Re
     assert await bench.exists()
     await bench.at(1_060.0)
     assert not await bench.exists()
+    assert [removed.at for removed in bench.observer.removed] == [1_060.0]
 
 
 @virtual_time
@@ -687,7 +725,20 @@ async def test_channels_die_each_at_its_own_time(bench: Bench) -> None:
 
 
 @virtual_time
+async def test_a_channel_made_after_all_others_are_gone_dies_in_time_too(bench: Bench) -> None:
+    await bench.create("a")
+    await bench.at(100.0)
+    await bench.create("b")
+    await bench.remove("b")
+    await bench.at(300.0)
+    await bench.create("c")
+    await bench.at(1_000.0)
+    assert [removed.at for removed in bench.observer.removed] == [60.0, 100.0, 360.0]
+
+
+@virtual_time
 async def test_the_observer_is_told_once_what_was_lost(bench: Bench) -> None:
+    await bench.at(2.0)
     await bench.fill("abc")
     lease = await bench.read()
     await bench.take(lease, 1)
@@ -695,7 +746,7 @@ async def test_the_observer_is_told_once_what_was_lost(bench: Bench) -> None:
     lease.release(clean=True)
     await bench.at(500.0)
     (removed,) = bench.observer.removed
-    assert (removed.address, removed.age_s, removed.lost) == (bench.address("c"), 65.0, 2)
+    assert (removed.address, removed.age_s, removed.lost) == (bench.address("c"), 63.0, 2)
     assert removed.at == 65.0
 
 
@@ -818,6 +869,68 @@ async def test_a_writer_that_got_in_as_the_node_stops_is_told_truly(bench: Bench
     await bench.store.refuse_writers()
     assert await writing == "d"
     assert await bench.take(lease) == ["d"]
+
+
+@EVERY_KIND
+@virtual_time
+async def test_closing_the_store_ends_what_waits_and_counts_what_is_lost(
+    bench: Bench, options: ReadOptions
+) -> None:
+    await bench.create("idle")
+    await bench.fill("abc")
+    writing = await bench.start(bench.write("d"))
+    taking = await bench.start(bench.take(await bench.read(options, "idle")))
+    await bench.at(5.0)
+    await bench.close()
+    assert await taking == []
+    assert await outcome(writing) in {"ChannelNotFound", "ShuttingDown"}
+    await bench.at(500.0)
+    told = {(removed.address, removed.lost, removed.at) for removed in bench.observer.removed}
+    assert told == {(bench.address("idle"), 0, 5.0), (bench.address("c"), 3, 5.0)}
+    assert len(bench.observer.removed) == 2
+
+
+# What is left over
+
+
+def what_waits() -> int:
+    """How many futures, tasks and timers there are that can still come to something."""
+    gc.collect()
+    waiting = 0
+    for thing in gc.get_objects():
+        kind = type(thing)
+        timer = issubclass(kind, asyncio.TimerHandle) and not thing.cancelled()
+        waiting += timer or issubclass(kind, asyncio.Future)
+    return waiting
+
+
+@virtual_time
+async def test_waiting_leaves_nothing_behind(bench: Bench) -> None:
+    await bench.fill("abc")
+    before = what_waits()
+    for number in range(10):
+        lease = await bench.read(ACKNOWLEDGING)
+        gets_in = await bench.start(bench.write(f"e{number}"))
+        leaves = await bench.start(bench.write("never"))
+        leaves.cancel()
+        await bench.acknowledge((await bench.take(lease, 1))[0])
+        assert [await outcome(gets_in), await outcome(leaves)] == [f"e{number}", "cancelled"]
+        await bench.take(lease)
+        taking = await bench.start(bench.take(lease))
+        lease.interrupt()
+        assert await taking == []
+        lease.release(clean=True)
+    del gets_in, leaves, taking, lease
+    await asyncio.sleep(0)  # the loop itself keeps its last callback until the next
+    assert what_waits() == before
+
+
+@virtual_time
+async def test_a_closed_store_leaves_nothing_behind(bench: Bench) -> None:
+    before = what_waits()
+    await bench.fill("abc")
+    await bench.close()
+    assert what_waits() == before
 
 
 # Many at once, in real time
