@@ -6,7 +6,7 @@ which is what makes it atomic with respect to cancellation and to every other ta
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from megaphone.core.channel import Channel, Lease, Waiter
@@ -17,7 +17,11 @@ from megaphone.model import ChannelLimits, Event, ReadOptions
 
 
 class MemoryStore:
-    """Fulfils `core.ports.Store`. Belongs to the event loop in which it is made."""
+    """Fulfils `core.ports.Store`. Belongs to the event loop in which it is made.
+
+    `on_removed` is called with the consumer address of every channel that has gone, after the
+    observer; like that it must not raise or wait.
+    """
 
     def __init__(
         self,
@@ -26,11 +30,13 @@ class MemoryStore:
         max_channels: int,
         write_timeout_s: float,
         observer: Observer,
+        on_removed: Callable[[str], None] = lambda consumer_address: None,
     ) -> None:
         self._limits = limits
         self._max_channels = max_channels
         self._write_timeout_s = write_timeout_s
         self._observer = observer
+        self._on_removed = on_removed
         self._loop = asyncio.get_running_loop()
         self._channels: dict[bytes, StoredChannel] = {}
         self._deadlines = Deadlines()
@@ -166,6 +172,7 @@ class MemoryStore:
         lost = channel.close()
         age_s = self._loop.time() - channel.created_at
         self._observer.channel_removed(channel.consumer_address, age_s, lost)
+        self._on_removed(channel.consumer_address)
 
 
 class StoredChannel(Channel):
