@@ -18,6 +18,7 @@ from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.server import GrpcServer
 from megaphone.settings import Settings
 from megaphone.store.memory import MemoryStore
+from megaphone.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,18 @@ async def running(settings: Settings) -> AsyncIterator[App]:
 
     Stopping goes in the opposite order of starting: health says so, nothing new is begun and every
     read ends cleanly after a whole event, then, after a moment, the servers close, then the store.
+    All channels go with it, and webhooks are told so before the end.
 
     Raises: OSError, when an address cannot be had.
     """
-    metrics = Metrics()
+    webhooks = Webhooks(settings.webhooks)
+    metrics = Metrics(webhooks)
     store = MemoryStore(
         limits=settings.channel_limits(),
         max_channels=settings.max_channels,
         write_timeout_s=settings.write_timeout_millis / 1000,
         observer=metrics,
+        on_removed=webhooks.channel_removed,
     )
     broker = Broker(store=store, agents=agents_of(settings), settings=settings, observer=metrics)
     http = HttpServer(
@@ -64,6 +68,7 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         with_reflection=settings.grpc_reflection,
     )
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(webhooks)  # ends last: the store's end is told too
         stack.push_async_callback(store.aclose)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(managed(broker, settings.mng_socket_path))
@@ -119,8 +124,6 @@ async def serve(settings: Settings, announce: Callable[[App], None]) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop, number)
-    if settings.webhooks:
-        log.warning("webhooks are not called by this version: %s", ", ".join(settings.webhooks))
     async with running(settings) as app:
         log.info(
             "megaphone %s serves HTTP on port %d and gRPC on port %d",

@@ -3,7 +3,7 @@
 The file is `megaphone.toml`, `.yaml` or `.json` in the working directory. Variables are named
 `megaphone_KEY`, or the same in upper case, with dots for what is nested, such as
 `megaphone_agent.virtual.node1=MASTER`. Whatever is wrong ends in a `ConfigError`, which says in one
-line where it stands, what it is, and what is allowed.
+line where it stands, what it is (but for what may be secret), and what is allowed.
 """
 
 import json
@@ -12,7 +12,7 @@ import re
 import socket
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,18 +22,18 @@ import msgspec
 import yaml
 
 from megaphone.model import AgentMode
-from megaphone.settings import Settings
+from megaphone.settings import Name, Settings, Webhook
 
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
 AGENT = "agent"
+WEBHOOKS = "webhooks"
+ENDPOINT = "endpoint"
 FORMS = {
     AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
-    "webhooks": 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
+    WEBHOOKS: 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
 }
 """What is allowed for keys with more than one value."""
-SECRET = {"webhooks"}
-"""Keys whose values may hold secrets, and are not repeated."""
 DEFAULT = "default"
 VARIABLE = "variable "
 """What the source of a value begins with that comes from the environment."""
@@ -42,6 +42,8 @@ WARMUP = "agent_warmup_secs"
 
 TYPES = get_type_hints(Settings, include_extras=True)
 KEYS = [setting.name for setting in fields(Settings)]
+WEBHOOK_TYPES = get_type_hints(Webhook, include_extras=True)
+WEBHOOK_KEYS = [part.name for part in fields(Webhook)]
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,
     ".yaml": yaml.safe_load,
@@ -60,15 +62,21 @@ class Config:
 
     settings: Settings
     sources: Mapping[str, str] = field(default_factory=dict)
-    """By key: the name of a file or of a variable, or `default`."""
+    """By key: the name of a file or of a variable, or `default`. The parts of a webhook have keys
+    of their own too, such as `webhooks.audit.endpoint`."""
 
 
 @dataclass(slots=True)
 class Value:
-    """What one source says about one key, as it stands there."""
+    """What the sources say about one key, as it stands there."""
 
     raw: Any
     source: str
+    parts: Mapping[str, str] = field(default_factory=dict)
+    """Where parts of a table come from, by their dotted paths, once sources are joined."""
+
+    def source_of(self, path: str) -> str:
+        return self.parts.get(path, self.source)
 
 
 def load(directory: Path, environment: Mapping[str, str], file: Path | None = None) -> Config:
@@ -81,8 +89,7 @@ def load(directory: Path, environment: Mapping[str, str], file: Path | None = No
     if chosen is not None:
         values |= read_file(chosen)
     for key, value in read_environment(environment).items():
-        below = values.get(key)
-        values[key] = Value(merged(below.raw if below else None, value.raw), value.source)
+        values[key] = laid_over(values.get(key), value)
     return build(values, environment)
 
 
@@ -111,8 +118,7 @@ def read_file(file: Path) -> dict[str, Value]:
     except OSError as error:
         raise ConfigError(f"{file.name}: cannot be read: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())
-        raise ConfigError(f"{file.name}: is not {file.suffix[1:].upper()}: {why}") from error
+        raise ConfigError(f"{file.name}: is not {file.suffix[1:].upper()}: {why(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -137,23 +143,48 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
             continue
         key = key.lower()
         check_known(key, f"{VARIABLE}{name}")
-        earlier = values.get(key)
-        raw = merged(earlier.raw if earlier else None, nested(path, text))
-        values[key] = Value(raw, f"{VARIABLE}{name}")
+        values[key] = laid_over(values.get(key), Value(nested(path, text), f"{VARIABLE}{name}"))
     return values
 
 
-def check_known(key: str, source: str) -> None:
-    if key not in KEYS:
-        close = get_close_matches(key, KEYS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(KEYS)}"
-        raise ConfigError(f"{source}: {key} is not a known key; {hint}")
+def why(error: Exception) -> str:
+    """Say in one line why a file cannot be read, without a line of it: it may hold a secret."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        # Names that the file made up are quoted here; a secret without quotes may look like one.
+        problem = re.sub(r"""(['"]).{2,}\1""", "…", error.problem or "")
+        mark = error.problem_mark
+        return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
+    return " ".join(str(error).split())
+
+
+def check_known(key: str, source: str, prefix: str = "", known: list[str] = KEYS) -> None:
+    if key not in known:
+        close = get_close_matches(key, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known keys are {', '.join(known)}"
+        raise ConfigError(f"{source}: {prefix}{key} is not a known key; {hint}")
 
 
 def nested(path: list[str], value: Any) -> Any:
     for name in reversed(path):
         value = {name: value}
     return value
+
+
+def laid_over(below: Value | None, above: Value) -> Value:
+    """Lay what one source says over what those before it say."""
+    if below is None:
+        return above
+    parts = {path: value.source_of(path) for value in (below, above) for path in leaves(value.raw)}
+    return Value(merged(below.raw, above.raw), above.source, parts)
+
+
+def leaves(raw: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted path of everything in a table that is not a table."""
+    if isinstance(raw, dict):
+        for name, value in raw.items():
+            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix
 
 
 def merged(below: Any, above: Any) -> Any:
@@ -169,6 +200,8 @@ def merged(below: Any, above: Any) -> Any:
 def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config:
     checked = {key: convert(key, value) for key, value in values.items()}
     sources = {key: values[key].source if key in values else DEFAULT for key in KEYS}
+    if WEBHOOKS in values:
+        sources |= webhook_sources(values[WEBHOOKS])
     if not checked.get(AGENT):
         checked[AGENT] = {host_agent(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
@@ -177,18 +210,26 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
 
 
 def convert(key: str, value: Value) -> Any:
+    if key == WEBHOOKS:
+        return webhooks_table(value)
     raw = agents_table(value) if key == AGENT else value.raw
     try:
         return msgspec.convert(raw, TYPES[key], strict=False)
     except msgspec.ValidationError as error:
-        raise refused(key, value, allowed(TYPES[key]) or FORMS.get(key, str(error))) from None
+        raise refused(key, value, allowed(TYPES[key]) or str(error)) from None
 
 
 def refused(key: str, value: Value, what_is_allowed: str) -> ConfigError:
-    shown = "…" if key in SECRET else json.dumps(value.raw, default=str)
-    return ConfigError(
-        f"{value.source}: {key} = {shown} is not allowed; allowed is {what_is_allowed}"
-    )
+    return not_allowed(value.source, key, json.dumps(value.raw, default=str), what_is_allowed)
+
+
+def refused_unshown(key: str, source: str, what_is_allowed: str) -> ConfigError:
+    """Refuse a value that may be secret, or hold a secret."""
+    return not_allowed(source, key, "…", what_is_allowed)
+
+
+def not_allowed(source: str, key: str, shown: str, what_is_allowed: str) -> ConfigError:
+    return ConfigError(f"{source}: {key} = {shown} is not allowed; allowed is {what_is_allowed}")
 
 
 def allowed(kind: Any) -> str | None:
@@ -221,8 +262,57 @@ def agents_table(value: Value) -> dict[str, str]:
         except msgspec.ValidationError:
             raise refused(AGENT, Value(name, value.source), f"as a name {names}") from None
         if mode not in AgentMode.__members__:
-            raise refused(f"agent.virtual.{name}", Value(mode, value.source), modes)
+            source = value.source_of(f"virtual.{name}")
+            raise refused(f"agent.virtual.{name}", Value(mode, source), modes)
     return table
+
+
+def webhooks_table(value: Value) -> dict[str, Webhook]:
+    """Check the tables of webhooks, piece by piece.
+
+    So a message can say where the mistake is without repeating what may be secret.
+    """
+    if not isinstance(value.raw, dict):
+        raise refused_unshown(WEBHOOKS, value.source, FORMS[WEBHOOKS])
+    names = get_args(TYPES[WEBHOOKS])[0]
+    for name in value.raw:
+        if not fits(name, names):
+            raise refused_unshown(WEBHOOKS, value.source, f"as a name {allowed(names)}")
+    return {name: webhook(name, table, value) for name, table in value.raw.items()}
+
+
+def webhook(name: str, table: Any, value: Value) -> Webhook:
+    path, forms = f"{WEBHOOKS}.{name}", FORMS[WEBHOOKS]
+    if not isinstance(table, dict):
+        raise refused_unshown(path, value.source_of(name), forms)
+    for key, raw in table.items():
+        source = value.source_of(f"{name}.{key}")
+        if not fits(key, Name):
+            raise refused_unshown(path, source, forms)
+        check_known(key, source, f"{path}.", WEBHOOK_KEYS)
+        if not fits(raw, WEBHOOK_TYPES[key]):
+            raise refused_unshown(f"{path}.{key}", source, allowed(WEBHOOK_TYPES[key]) or forms)
+    if ENDPOINT not in table:
+        what = allowed(WEBHOOK_TYPES[ENDPOINT])
+        raise ConfigError(f"{value.source}: {path}.{ENDPOINT} is missing; allowed is {what}")
+    return Webhook(**table)
+
+
+def fits(raw: Any, kind: Any) -> bool:
+    """Tell whether a value, as it stands, is one of a type."""
+    try:
+        msgspec.convert(raw, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def webhook_sources(value: Value) -> dict[str, str]:
+    return {
+        f"{WEBHOOKS}.{name}.{key}": value.source_of(f"{name}.{key}") if key in table else DEFAULT
+        for name, table in value.raw.items()
+        for key in WEBHOOK_KEYS
+    }
 
 
 def default_socket_path(environment: Mapping[str, str]) -> str:

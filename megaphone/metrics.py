@@ -8,7 +8,9 @@ the process and the interpreter by that library.
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import accumulate
+from typing import Protocol
 
 from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, generate_latest
 
@@ -16,10 +18,36 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS_S = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
 
 
-class Metrics:
-    """Fulfils `core.ports.Observer`."""
+class WebhookCounts(Protocol):
+    """What `megaphone.webhooks.Webhooks` counts, all hooks together."""
 
-    def __init__(self) -> None:
+    @property
+    def sent(self) -> int:
+        """Requests that an endpoint took."""
+
+    @property
+    def failed(self) -> int:
+        """Tries to send a request that failed."""
+
+    @property
+    def lost(self) -> int:
+        """Channels gone that a hook was not told of, and will not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoWebhooks:
+    """Fulfils `WebhookCounts` where there are none."""
+
+    sent: int = 0
+    failed: int = 0
+    lost: int = 0
+
+
+class Metrics:
+    """Fulfils `core.ports.Observer`. Webhooks count for themselves, and are asked."""
+
+    def __init__(self, webhooks: WebhookCounts | None = None) -> None:
+        self._webhooks = webhooks or NoWebhooks()
         self.channels_created = 0
         self.channels_disposed = 0
         self.messages_received = 0
@@ -84,6 +112,9 @@ class Metrics:
             ("messages_redelivered", self.messages_redelivered, "Events handed to readers again."),
             ("messages_unroutable", self.messages_unroutable, "Events for unknown channels."),
             ("messages_lost", self.messages_lost, "Events that went unread with their channel."),
+            ("webhooks_sent", self._webhooks.sent, "Requests to webhooks that were taken."),
+            ("webhooks_failed", self._webhooks.failed, "Tries of such requests that failed."),
+            ("webhooks_lost", self._webhooks.lost, "Channels gone that a hook was not told of."),
         ):
             yield from family(name, "counter", meaning)
             yield f"megaphone_{name} {value}"

@@ -26,10 +26,10 @@ def seconds(least: float, most: float) -> Meta:
 
 DAY_S = 86_400
 
-AgentName = Annotated[
+Name = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9_-]{1,100}$",
+        pattern=r"^[A-Za-z0-9_-]{1,100}\Z",
         description="1 to 100 letters, digits, underscores and hyphens",
     ),
 ]
@@ -47,6 +47,30 @@ Origin = Annotated[
         description="an origin such as https://example.com, or * for all",
     ),
 ]
+PLAIN = r"[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}"
+"""The characters that mean themselves everywhere in a URL. Any others must be escaped: an endpoint
+is called just as it is written."""
+USER = rf"(({PLAIN}|:)*@)?"
+HOST = r"(\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)"
+PATH = rf"(/({PLAIN}|[:@/])*)?"
+QUERY = rf"(\?({PLAIN}|[:@/?])*)?"
+Url = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(?i:https?)://{USER}{HOST}(:{PORT})?{PATH}{QUERY}\Z",
+        description="an http or https URL in ASCII, such as https://example.com/gone",
+    ),
+]
+BASE64 = r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
+PLAIN_SECRET = r"(?!whsec_|…\Z)\S(.*\S)?"
+"""The dots are what `megaphone config show` prints in the place of a secret."""
+Secret = Annotated[
+    str,
+    Meta(
+        pattern=rf"^(whsec_{BASE64}|{PLAIN_SECRET})\Z",
+        description="a text without spaces around it, or whsec_ followed by a key in base64",
+    ),
+]
 Milliseconds = Annotated[int, whole(1, DAY_S * 1000)]
 Seconds = Annotated[float, seconds(0.001, DAY_S)]
 SecondsOrZero = Annotated[float, seconds(0, DAY_S)]
@@ -54,13 +78,17 @@ SecondsOrZero = Annotated[float, seconds(0, DAY_S)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """Somebody to call when something happens."""
+    """A service that is told of what happens here. Its endpoint and its secret are never logged."""
 
-    hook: Annotated[Literal["on-channel-deleted"], Meta(description="on-channel-deleted")]
-    endpoint: Annotated[
-        str, Meta(pattern=r"^https?://[^\s/]+", description="an http or https URL")
-    ] = field(repr=False)
-    """Its query or user part may be a secret, so it is not shown."""
+    hook: Annotated[Literal["on-channel-deleted"], Meta(description="on-channel-deleted")] = (
+        "on-channel-deleted"
+    )
+    """What it is told of: that channels have gone, expired or disposed of."""
+    endpoint: Url = field(repr=False)
+    """Where it is told so, by POST."""
+    secret: Secret | None = field(default=None, repr=False)
+    """What requests are signed with: the bytes of the text or, after `whsec_`, those that the
+    base64 stands for. Unless it is set they are not signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +102,7 @@ class Settings:
     mng_socket_path: Annotated[str, Meta(min_length=1, description="a path")] | None = None
     """The Unix socket of the management API. Unless it is set: /run/megaphone.sock if this user may
     write there, else one in the user's runtime directory or in that for temporary files."""
-    agent: Mapping[AgentName, AgentMode] = field(default_factory=dict)
+    agent: Mapping[Name, AgentMode] = field(default_factory=dict)
     """The virtual agents of this node and their modes. A file or a variable may also give just a
     name, for one MASTER. Without any there is one, named after the host and warm at once."""
     agent_warmup_secs: SecondsOrZero = 60.0
@@ -98,8 +126,8 @@ class Settings:
     max_batch_events: Annotated[int, whole(1, 10_000_000)] = 10_000
     """The most events one batch may write: its channels times its messages."""
 
-    webhooks: Mapping[str, Webhook] = field(default_factory=dict)
-    """Understood, since existing configurations have them, but not called by this version."""
+    webhooks: Mapping[Name, Webhook] = field(default_factory=dict)
+    """Services that are told when channels have gone, each under a name of its own."""
     cors_allow_origin: Origin | None = None
     """The origin whose pages may read and acknowledge from a browser, or `*` for all. Unless it is
     set, only pages of the broker's own origin (or that of a proxy before it) can."""

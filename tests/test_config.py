@@ -1,14 +1,19 @@
 """Settings come from defaults, one file and the environment, and wrong ones are named exactly."""
 
 import json
+import os
+import re
+import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from megaphone.cli.configuration import config_app
 from megaphone.config import KEYS, ConfigError, load
 from megaphone.model import AgentMode
-from megaphone.settings import Settings
+from megaphone.settings import Settings, Webhook
 
 
 def write(directory: Path, text: str, name: str = "megaphone.toml") -> Path:
@@ -134,27 +139,260 @@ def test_an_agent_of_another_form_is_refused(tmp_path: Path, agent: str) -> None
     assert "agent.virtual.node1" in error_of(tmp_path)
 
 
+def test_a_wrong_part_of_a_table_is_answered_with_the_source_of_that_part(tmp_path: Path) -> None:
+    write(tmp_path, 'agent.virtual.b = "SLAVE"')
+    others = {"megaphone_agent.virtual.a": "MASTER"}
+    assert error_of(tmp_path, others).startswith("megaphone.toml: agent.virtual.b = ")
+    wrong = {"megaphone_agent.virtual.b": "SLAVE"} | others
+    message = error_of(tmp_path / "nowhere", wrong)
+    assert message.startswith("variable megaphone_agent.virtual.b: agent.virtual.b = ")
+
+
+# -- Webhooks
+
+
+AUDIT = Webhook(endpoint="https://example.com/gone", secret="x y")
+
+
 def test_webhooks_of_existing_configurations_are_understood(tmp_path: Path) -> None:
     hook = '{hook = "on-channel-deleted", endpoint = "http://localhost:1/?key=secret"}'
     write(tmp_path, f"[webhooks]\nbilling = {hook}")
     webhooks = load(tmp_path, {}).settings.webhooks
-    assert webhooks["billing"].endpoint == "http://localhost:1/?key=secret"
-    assert "secret" not in repr(webhooks)
+    assert webhooks == {"billing": Webhook(endpoint="http://localhost:1/?key=secret")}
+    assert webhooks["billing"].hook == "on-channel-deleted"
+
+
+def test_there_are_no_webhooks_unless_they_are_set(tmp_path: Path) -> None:
+    config = load(tmp_path, {})
+    assert config.settings.webhooks == {}
+    assert config.sources["webhooks"] == "default"
 
 
 @pytest.mark.parametrize(
-    "hook",
+    ("name", "text"),
     [
-        '{hook = "on-channel-deleted"}',
-        '{hook = "on-anything", endpoint = "http://localhost:1/?key=secret"}',
-        '{hook = "on-channel-deleted", endpoint = "ftp://user:secret@localhost"}',
+        (
+            "megaphone.toml",
+            '[webhooks.audit]\nendpoint = "https://example.com/gone"\nsecret = "x y"\n',
+        ),
+        ("megaphone.yaml", "webhooks: {audit: {endpoint: https://example.com/gone, secret: x y}}"),
+        (
+            "megaphone.json",
+            '{"webhooks": {"audit": {"endpoint": "https://example.com/gone", "secret": "x y"}}}',
+        ),
     ],
 )
-def test_a_wrong_webhook_is_refused_without_its_secrets(tmp_path: Path, hook: str) -> None:
-    write(tmp_path, f"[webhooks]\nbilling = {hook}")
+def test_webhooks_are_read_from_each_form_of_file(tmp_path: Path, name: str, text: str) -> None:
+    write(tmp_path, text, name)
+    assert load(tmp_path, {}).settings.webhooks == {"audit": AUDIT}
+
+
+def test_webhooks_are_read_from_the_environment(tmp_path: Path) -> None:
+    environment = {
+        "megaphone_webhooks.audit.hook": "on-channel-deleted",
+        "MEGAPHONE_WEBHOOKS.audit.endpoint": "https://example.com/gone",
+        "megaphone_webhooks.audit.secret": "x y",
+    }
+    assert load(tmp_path, environment).settings.webhooks == {"audit": AUDIT}
+
+
+def test_a_webhook_may_have_its_secret_from_the_environment(tmp_path: Path) -> None:
+    write(tmp_path, '[webhooks.audit]\nendpoint = "https://example.com/gone"\nsecret = "old"\n')
+    config = load(tmp_path, {"megaphone_webhooks.audit.secret": "x y"})
+    assert config.settings.webhooks == {"audit": AUDIT}
+    assert config.sources["webhooks.audit.hook"] == "default"
+    assert config.sources["webhooks.audit.endpoint"] == "megaphone.toml"
+    assert config.sources["webhooks.audit.secret"] == "variable megaphone_webhooks.audit.secret"
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://localhost",
+        "HTTPS://a-b.example.com:65535/x/y.php?a=b&c=%20/?",
+        "http://user:pass%40word@10.0.0.1:8080?x",
+        "http://[::1]:80/",
+        "http://audit_service.default.svc.:1/@/:",
+    ],
+)
+def test_an_endpoint_is_any_http_url(tmp_path: Path, endpoint: str) -> None:
+    config = load(tmp_path, {"megaphone_webhooks.audit.endpoint": endpoint})
+    assert config.settings.webhooks["audit"].endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "geheim",
+        "geheim.example.com/gone",
+        "ftp://u:geheim@example.com",
+        "http://?geheim",
+        "http:///geheim",
+        "http://u:geheim@example.com:65536/",
+        "http://example.com/ge heim",
+        "http://example.com/geheim\n",
+        "http://example.com/?geheim=%xx",
+        "http://example.com/#geheim",
+        "http://example.com/?geheim=ü",
+        "http://u:geheim@[12]/",
+        "http://u:geheim@exa[mple.com/",
+    ],
+)
+def test_another_endpoint_is_refused_without_being_shown(tmp_path: Path, endpoint: str) -> None:
+    variable = "megaphone_webhooks.audit.endpoint"
+    assert error_of(tmp_path, {variable: endpoint}) == (
+        f"variable {variable}: webhooks.audit.endpoint = … is not allowed;"
+        " allowed is an http or https URL in ASCII, such as https://example.com/gone"
+    )
+
+
+@pytest.mark.parametrize("secret", ["s", "a secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
+def test_a_secret_is_a_text_or_a_key(tmp_path: Path, secret: str) -> None:
+    write(tmp_path, '[webhooks.audit]\nendpoint = "http://localhost"\n')
+    config = load(tmp_path, {"megaphone_webhooks.audit.secret": secret})
+    assert config.settings.webhooks["audit"].secret == secret
+
+
+@pytest.mark.parametrize("secret", ["", " geheim", "geheim\n", "whsec_", "whsec_geheim", "…"])
+def test_another_secret_is_refused_without_being_shown(tmp_path: Path, secret: str) -> None:
+    content = {"webhooks": {"audit": {"endpoint": "http://x", "secret": secret}}}
+    write(tmp_path, json.dumps(content), "megaphone.json")
+    assert error_of(tmp_path) == (
+        "megaphone.json: webhooks.audit.secret = … is not allowed;"
+        " allowed is a text without spaces around it, or whsec_ followed by a key in base64"
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "answer"),
+    [
+        ('webhooks = "geheim"', "webhooks = … is not allowed; allowed is tables such as"),
+        ("webhooks = [{}]", "webhooks = … is not allowed; allowed is tables such as"),
+        ('[webhooks]\nendpoint = "geheim"', "webhooks.endpoint = … is not allowed; allowed is tab"),
+        ('[webhooks."http://geheim"]', "webhooks = … is not allowed; allowed is as a name 1 to"),
+        ("[webhooks.a]", "webhooks.a.endpoint is missing; allowed is an http"),
+        ('[webhooks.a]\nhook = "geheim"', "webhooks.a.hook = … is not allowed; allowed is on-cha"),
+        ('[webhooks.a]\nurl = "geheim"', "webhooks.a.url is not a known key; known keys are hook,"),
+        ('[webhooks.a]\nendpiont = "geheim"', "webhooks.a.endpiont is not a known key; did you me"),
+        ('[webhooks.a]\n"http://geheim" = 1', "webhooks.a = … is not allowed; allowed is tables"),
+        ("[webhooks.a]\nsecret = 7", "webhooks.a.secret = … is not allowed; allowed is a text"),
+        ("[webhooks.a.endpoint]\ngeheim = 1", "webhooks.a.endpoint = … is not allowed; allowed"),
+        ("[webhooks.a.hook]\ngeheim = 1", "webhooks.a.hook = … is not allowed; allowed"),
+    ],
+)
+def test_a_wrong_webhook_is_refused_without_its_secrets(
+    tmp_path: Path, table: str, answer: str
+) -> None:
+    write(tmp_path, table)
     message = error_of(tmp_path)
-    assert message.startswith("megaphone.toml: webhooks = … is not allowed; allowed is tables")
-    assert "secret" not in message
+    assert message.startswith(f"megaphone.toml: {answer}")
+    assert "geheim" not in message
+
+
+def test_a_wrong_part_of_a_webhook_is_looked_for_where_it_stands(tmp_path: Path) -> None:
+    write(tmp_path, '[webhooks.audit]\nendpoint = "ftp://x"\n')
+    environment = {
+        "megaphone_webhooks.audit.secret": "x",
+        "megaphone_webhooks.b.endpoint": "http://b",
+    }
+    assert error_of(tmp_path, environment).startswith("megaphone.toml: webhooks.audit.endpoint = …")
+    environment["megaphone_webhooks.audit.endpoint"] = "http://x"
+    assert load(tmp_path, environment).settings.webhooks["audit"].endpoint == "http://x"
+
+
+@pytest.mark.parametrize(
+    "secret", ["*geheim", "!geheim x", "!geheim!x y", "[geheim", "a: geheim", '"geheim', "@geheim"]
+)
+def test_a_file_that_cannot_be_read_is_not_quoted(tmp_path: Path, secret: str) -> None:
+    write(tmp_path, f"webhooks:\n  audit:\n    secret: {secret}\n", "megaphone.yaml")
+    message = error_of(tmp_path)
+    assert re.search(r"is not YAML: .* in line \d, column \d+$", message)
+    assert "geheim" not in message
+
+
+def test_secrets_are_not_in_the_text_of_settings() -> None:
+    webhook = Webhook(endpoint="http://u:geheim@localhost/?geheim", secret="geheim")
+    assert "geheim" not in repr(Settings(webhooks={"audit": webhook}))
+
+
+WEBHOOKS = """
+[webhooks.plain]
+hook = "on-channel-deleted"
+endpoint = "https://example.com/gone"
+[webhooks.signed]
+endpoint = "https://example.com:8443/gone"
+secret = "geheim \U0001f511"
+[webhooks.user]
+endpoint = "https://user:geheim@example.com/gone"
+[webhooks.query]
+endpoint = "https://example.com/gone?key=geheim"
+"""
+
+
+def command(directory: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
+    """Return what `megaphone config` prints in a directory."""
+    monkeypatch.chdir(directory)
+    for name in os.environ:
+        if name.lower().startswith("megaphone_"):
+            monkeypatch.delenv(name)
+    done = CliRunner().invoke(config_app, arguments)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_show_prints_webhooks_without_their_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, WEBHOOKS)
+    printed = command(tmp_path, monkeypatch, "show")
+    assert "geheim" not in printed
+    assert '\n# secret = "…" ' in printed
+    assert '\n# endpoint = "https://…@example.com/gone" ' in printed
+    assert '\n# endpoint = "https://example.com/gone?…" ' in printed
+    assert tomllib.loads(printed)["webhooks"] == {
+        "plain": {"hook": "on-channel-deleted", "endpoint": "https://example.com/gone"},
+        "signed": {"hook": "on-channel-deleted", "endpoint": "https://example.com:8443/gone"},
+        "user": {"hook": "on-channel-deleted"},
+        "query": {"hook": "on-channel-deleted"},
+    }
+
+
+def test_what_show_prints_of_webhooks_can_be_loaded_and_shown_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, WEBHOOKS.partition("[webhooks.user]")[0])
+    printed = command(tmp_path, monkeypatch, "show")
+    write(tmp_path, printed)
+    assert tomllib.loads(command(tmp_path, monkeypatch, "show")) == tomllib.loads(printed)
+
+
+def test_an_endpoint_that_was_not_shown_is_missed_and_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, WEBHOOKS)
+    write(tmp_path, command(tmp_path, monkeypatch, "show"))
+    assert "webhooks.user.endpoint is missing" in error_of(tmp_path)
+
+
+def test_with_secrets_show_prints_a_configuration_that_means_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, WEBHOOKS)
+    before = load(tmp_path, {}).settings
+    write(tmp_path, command(tmp_path, monkeypatch, "show", "--secrets"))
+    assert load(tmp_path, {}).settings == before
+    assert before.webhooks["signed"].secret == "geheim \U0001f511"
+
+
+def test_parts_of_webhooks_do_not_count_as_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, WEBHOOKS)
+    assert "1 from megaphone.toml" in command(tmp_path, monkeypatch, "check")
+
+
+# -- Files and keys
 
 
 def test_an_unknown_key_is_answered_with_the_one_that_was_meant(tmp_path: Path) -> None:

@@ -1,22 +1,26 @@
 """`megaphone config`: say whether the configuration is in order, and what it amounts to."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
-from megaphone.config import DEFAULT, VARIABLE, Config, ConfigError, load_here
-from megaphone.settings import Settings
+from megaphone.config import DEFAULT, KEYS, VARIABLE, Config, ConfigError, load_here
+from megaphone.settings import Settings, Webhook
 
 config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
 
 WRONG_CONFIGURATION = 2
 """The exit code of a configuration that cannot be taken."""
+
+HIDDEN = "…"
 
 ConfigOption = Annotated[
     Path | None,
@@ -36,28 +40,58 @@ def load_or_exit(file: Path | None) -> Config:
 @config_app.command()
 def check(config: ConfigOption = None) -> None:
     """Say whether the broker would start with the configuration that it finds here."""
-    counts = Counter(kind_of(source) for source in load_or_exit(config).sources.values())
+    sources = load_or_exit(config).sources
+    counts = Counter(kind_of(sources[key]) for key in KEYS)
     found = [f"{count} from {kind}" for kind, count in counts.items()]
     typer.echo(f"The configuration is in order; settings: {', '.join(found)}.")
 
 
 @config_app.command()
-def show(config: ConfigOption = None) -> None:
-    """Print every setting and where it comes from, in the form of a megaphone.toml."""
+def show(
+    config: ConfigOption = None,
+    secrets: Annotated[bool, typer.Option("--secrets", help="Print secrets too.")] = False,
+) -> None:
+    """Print every setting and where it comes from, in the form of a megaphone.toml.
+
+    What is secret stands there as a comment only: the secret of a webhook, and its endpoint if
+    that has a user part or a query.
+    """
     loaded = load_or_exit(config)
     for setting in fields(Settings):
         value = getattr(loaded.settings, setting.name)
         if not isinstance(value, Mapping):
             typer.echo(line(setting.name, value, loaded.sources[setting.name]))
-    show_table("agent.virtual", loaded.settings.agent, loaded.sources["agent"])
+        elif not value:
+            typer.echo(line(setting.name, None, loaded.sources[setting.name]))
+    typer.echo(f"\n[agent.virtual]  # {loaded.sources['agent']}")
+    for name, mode in loaded.settings.agent.items():
+        typer.echo(f"{name} = {toml(mode)}")
     for name, webhook in loaded.settings.webhooks.items():
-        show_table(f"webhooks.{name}", asdict(webhook), loaded.sources["webhooks"])
+        typer.echo(f"\n[webhooks.{name}]")
+        for part in fields(Webhook):
+            show_part(part.name, webhook, loaded.sources[f"webhooks.{name}.{part.name}"], secrets)
 
 
-def show_table(name: str, table: Mapping[str, Any], source: str) -> None:
-    typer.echo(f"\n[{name}]  # {source}")
-    for key, value in table.items():
-        typer.echo(f"{key} = {toml(value)}")
+def show_part(key: str, webhook: Webhook, source: str, secrets: bool) -> None:
+    value = getattr(webhook, key)
+    shown = value if secrets else without_secrets(key, value)
+    if shown == value:
+        typer.echo(line(key, value, source))
+    else:
+        comment = f'# {key} = "{shown}"'
+        typer.echo(f"{comment:<43} # {source}; --secrets shows it")
+
+
+def without_secrets(key: str, value: str | None) -> str | None:
+    if key == "secret":
+        return value and HIDDEN
+    if key != "endpoint" or value is None:
+        return value
+    parts = urlsplit(value)
+    if "@" not in parts.netloc and not parts.query:
+        return value
+    netloc = re.sub(".*@", f"{HIDDEN}@", parts.netloc)
+    return urlunsplit(parts._replace(netloc=netloc, query=parts.query and HIDDEN))
 
 
 def kind_of(source: str) -> str:
@@ -68,9 +102,9 @@ def kind_of(source: str) -> str:
 
 def line(key: str, value: Any, source: str) -> str:
     if value is None:  # TOML has no word for it
-        return f"{f'# {key} is not set':<44}# {source}"
-    return f"{f'{key} = {toml(value)}':<44}# {source}"
+        return f"{f'# {key} is not set':<43} # {source}"
+    return f"{f'{key} = {toml(value)}':<43} # {source}"
 
 
 def toml(value: Any) -> str:
-    return json.dumps(value.value if isinstance(value, Enum) else value)
+    return json.dumps(value.value if isinstance(value, Enum) else value, ensure_ascii=False)

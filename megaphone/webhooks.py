@@ -1,0 +1,315 @@
+"""Webhooks: other services are told which channels have gone.
+
+Each hook has a queue and a task of its own, so that a slow endpoint holds back no other. What
+gathers within a second goes out together, in one request at a time. A request that is not taken is
+tried again, after longer and longer pauses, for some minutes. What is not told in the end is
+counted as lost; nothing waits without bound.
+
+Requests have the form of the Standard Webhooks specification: one id for all tries of a request,
+the time of the try, and a signature of both and the body where a secret is set. An address, a
+secret and an endpoint, which may hold a secret, never get into a log line: hooks are named there.
+"""
+
+import asyncio
+import hmac
+import json
+import logging
+import os
+import random
+import time
+from base64 import b64decode, b64encode
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Self
+from uuid import uuid4
+
+import aiohttp
+from yarl import URL
+
+from megaphone import __version__
+from megaphone.settings import Webhook
+
+log = logging.getLogger(__name__)
+
+BASE64_SECRET = "whsec_"
+LAST_TRIES_AT_ONCE = 8
+"""How many requests of a hook are under way at once while the node stops."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookLimits:
+    """What bounds each hook."""
+
+    batch: int = 1_000
+    """The most addresses in one request."""
+    capacity: int = 100_000
+    """The most addresses that wait for a request."""
+    interval_s: float = 1.0
+    """How long addresses are gathered before they are told."""
+    timeout_s: float = 10.0
+    """How long an endpoint may take to answer."""
+    retry_s: float = 1.0
+    """The first pause before a request is tried again; each further one is twice as long."""
+    longest_retry_s: float = 60.0
+    """The longest of these pauses."""
+    give_up_s: float = 300.0
+    """How long after its first try a request is tried again."""
+    stop_s: float = 2.0
+    """How long the end waits for the last tries."""
+
+
+DEFAULT_LIMITS = WebhookLimits()
+
+
+class Webhooks:
+    """All hooks of a node: an asynchronous context manager, within which they are served.
+
+    `channel_removed` may be called at any time: what comes before the start waits for it, and what
+    comes after the end is lost. Leaving the context tries once more to tell what waits.
+    """
+
+    def __init__(
+        self, hooks: Mapping[str, Webhook], *, limits: WebhookLimits = DEFAULT_LIMITS
+    ) -> None:
+        self._limits = limits
+        self._hooks = [Hook(name, webhook, limits) for name, webhook in hooks.items()]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def sent(self) -> int:
+        """Requests that an endpoint took."""
+        return sum(hook.sent for hook in self._hooks)
+
+    @property
+    def failed(self) -> int:
+        """Tries to send a request that failed."""
+        return sum(hook.failed for hook in self._hooks)
+
+    @property
+    def lost(self) -> int:
+        """Addresses that a hook was not told of, and will not be."""
+        return sum(hook.lost for hook in self._hooks)
+
+    def channel_removed(self, consumer_address: str) -> None:
+        """Have every hook told that a channel has gone. Never raises and never waits."""
+        for hook in self._hooks:
+            hook.add(consumer_address)
+
+    async def __aenter__(self) -> Self:
+        if self._hooks:
+            self._session = session = new_session(self._limits.timeout_s)
+            self._tasks = [asyncio.create_task(hook.run(session)) for hook in self._hooks]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._session is None:
+            return
+        for hook in self._hooks:
+            hook.stop()
+            for _ in range(LAST_TRIES_AT_ONCE):
+                self._tasks.append(asyncio.create_task(hook.tell_rest(self._session)))
+        try:
+            await asyncio.wait(self._tasks, timeout=self._limits.stop_s)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks)
+            for hook in self._hooks:
+                hook.close()
+            await self._session.close()
+
+
+def new_session(timeout_s: float) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        # Each request has a connection of its own: one that is kept may be closed by the endpoint
+        # at the moment it is used again. The hooks bound their number; were it bounded here, a
+        # slow endpoint could hold back others.
+        connector=aiohttp.TCPConnector(force_close=True, limit=0),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=timeout_s),
+        headers={"Content-Type": "application/json", "User-Agent": f"megaphone/{__version__}"},
+    )
+
+
+class Request:
+    """What is told in one go; the same in every try but for the time and what depends on it."""
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self.id = f"msg_{uuid4().hex}"
+        self.body = json.dumps({"channels": addresses}, separators=(",", ":")).encode()
+
+    def headers(self, timestamp: int, key: bytes | None) -> dict[str, str]:
+        headers = {"Webhook-Id": self.id, "Webhook-Timestamp": str(timestamp)}
+        if key is not None:
+            headers["Webhook-Signature"] = signature(key, self.id, timestamp, self.body)
+        return headers
+
+
+class Hook:
+    """One hook: what waits for it, and what has become of the rest."""
+
+    def __init__(self, name: str, webhook: Webhook, limits: WebhookLimits) -> None:
+        self.sent = 0
+        self.failed = 0
+        self.lost = 0
+        self._name = name
+        url = URL(webhook.endpoint, encoded=True)  # goes out just as it was written
+        self._url = url.with_user(None)
+        self._authorization = authorization_of(url)
+        self._key = None if webhook.secret is None else key_of(webhook.secret)
+        self._limits = limits
+        self._waiting: deque[str] = deque()
+        self._is_stopping = asyncio.Event()
+        self._is_closed = False
+        self._overflows = False
+        self._last_reason: str | None = None
+
+    def add(self, address: str) -> None:
+        """Let an address wait for the next request, if there is room."""
+        if self._is_closed:
+            self.lost += 1
+        elif len(self._waiting) < self._limits.capacity:
+            self._waiting.append(address)
+        else:
+            self._overflow()
+
+    async def run(self, session: aiohttp.ClientSession) -> None:
+        """Tell what has gathered in an interval, or sooner a whole batch, until `stop`."""
+        while not self._is_stopping.is_set():
+            if len(self._waiting) < self._limits.batch:
+                await self._pause(self._limits.interval_s)
+            await self._tell_next(session)
+
+    async def tell_rest(self, session: aiohttp.ClientSession) -> None:
+        """Tell all that waits. May run several times at once."""
+        while self._waiting:
+            await self._tell_next(session)
+
+    def stop(self) -> None:
+        """From now on make no pauses, and try each request only once more."""
+        self._is_stopping.set()
+
+    def close(self) -> None:
+        """Count what still waits as lost, and whatever comes. Nothing may run any more."""
+        self._is_closed = True
+        self.lost += len(self._waiting)
+        self._waiting.clear()
+        if self.lost:
+            self._log("stopped; %d channels in all were not told", self.lost)
+
+    def _overflow(self) -> None:
+        """Lose a channel. Logged once, until the queue was empty again."""
+        self.lost += 1
+        if not self._overflows:
+            self._overflows = True
+            self._log("%d channels wait to be told; further ones are lost", self._limits.capacity)
+
+    async def _pause(self, length_s: float) -> None:
+        """Wait for a time, or until `stop`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(length_s):
+                await self._is_stopping.wait()
+
+    # -- Requests
+
+    async def _tell_next(self, session: aiohttp.ClientSession) -> None:
+        size = min(len(self._waiting), self._limits.batch)
+        if size == 0:
+            return
+        addresses = [self._waiting.popleft() for _ in range(size)]
+        if not self._waiting:
+            self._overflows = False
+        is_told = False
+        try:
+            is_told = await self._send(session, addresses)
+        finally:  # also when it is cancelled, at the end
+            if not is_told:
+                self.lost += size
+
+    async def _send(self, session: aiohttp.ClientSession, addresses: Sequence[str]) -> bool:
+        """Try until a request is taken or it is time to give up.
+
+        Returns: whether it was taken.
+        """
+        request = Request(addresses)
+        give_up_at = loop_time() + self._limits.give_up_s
+        least_pause_s = self._limits.retry_s
+        while (reason := await self._try(session, request)) is not None:
+            self._failed(reason)
+            if self._is_stopping.is_set():
+                return False  # `close` logs what was lost
+            # Random, lest all nodes that an endpoint failed at once come back at once.
+            pause_s = least_pause_s * random.uniform(1.0, 1.5)
+            if loop_time() + pause_s > give_up_at:
+                self._log("gave up a request (%s): %d channels are lost", reason, len(addresses))
+                return False
+            await self._pause(pause_s)
+            least_pause_s = min(2 * least_pause_s, self._limits.longest_retry_s)
+        self._succeeded()
+        return True
+
+    async def _try(self, session: aiohttp.ClientSession, request: Request) -> str | None:
+        """Send a request. Returns: why it was not taken; None if it was."""
+        headers = self._authorization | request.headers(int(time.time()), self._key)
+        try:
+            async with session.post(
+                self._url, data=request.body, headers=headers, allow_redirects=False
+            ) as response:
+                return None if 200 <= response.status < 300 else f"status {response.status}"
+        except Exception as error:  # whatever it is, the hook must go on
+            return reason_of(error)
+
+    def _succeeded(self) -> None:
+        self.sent += 1
+        if self._last_reason is not None:
+            self._last_reason = None
+            self._log("requests are taken again", level=logging.INFO)
+
+    def _failed(self, reason: str) -> None:
+        """Count a failure. Logged once, until a request is taken or fails otherwise."""
+        self.failed += 1
+        if reason != self._last_reason:
+            self._last_reason = reason
+            self._log("a request was not taken (%s)", reason)
+
+    def _log(self, what: str, *values: object, level: int = logging.WARNING) -> None:
+        log.log(level, f"webhook %s: {what}", self._name, *values)
+
+
+def authorization_of(url: URL) -> dict[str, str]:
+    """Return the header for the user part of a URL, in UTF-8: aiohttp's own would be Latin-1."""
+    if url.user is None and url.password is None:
+        return {}
+    user = f"{url.user or ''}:{url.password or ''}"
+    return {"Authorization": f"Basic {b64encode(user.encode()).decode()}"}
+
+
+def key_of(secret: str) -> bytes:
+    """Return the key that a secret stands for."""
+    if secret.startswith(BASE64_SECRET):
+        return b64decode(secret.removeprefix(BASE64_SECRET), validate=True)
+    return secret.encode(errors="surrogateescape")  # a variable may hold any bytes
+
+
+def signature(key: bytes, request_id: str, timestamp: int, body: bytes) -> str:
+    """Return a signature of version 1 of the Standard Webhooks specification."""
+    signed = f"{request_id}.{timestamp}.".encode() + body
+    return f"v1,{b64encode(hmac.digest(key, signed, 'sha256')).decode()}"
+
+
+def reason_of(error: Exception) -> str:
+    """Say what went wrong, without the error's own text, which may hold the endpoint."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    # Those of TLS and DNS are numbered in ways of their own.
+    is_numbered = not isinstance(error, (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError))
+    if isinstance(error, OSError) and error.errno and is_numbered:
+        return os.strerror(error.errno)
+    return type(error).__name__
+
+
+def loop_time() -> float:
+    return asyncio.get_running_loop().time()
