@@ -29,6 +29,8 @@ FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.js
 AGENT = "agent"
 WEBHOOKS = "webhooks"
 ENDPOINT = "endpoint"
+CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
+"""The modes an agent may start in; PIPED needs a target, which a command names."""
 FORMS = {
     AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
     WEBHOOKS: 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
@@ -248,7 +250,7 @@ def allowed(kind: Any) -> str | None:
 
 def agents_table(value: Value) -> dict[str, str]:
     """Bring the forms of the key `agent` to one: a table of names and modes."""
-    names, modes = allowed(get_args(TYPES[AGENT])[0]), " or ".join(AgentMode.__members__)
+    names, modes = allowed(get_args(TYPES[AGENT])[0]), " or ".join(CONFIGURABLE_MODES)
     match value.raw:
         case str(name):
             table = {name: AgentMode.MASTER.value}
@@ -261,7 +263,7 @@ def agents_table(value: Value) -> dict[str, str]:
             msgspec.convert(name, get_args(TYPES[AGENT])[0])
         except msgspec.ValidationError:
             raise refused(AGENT, Value(name, value.source), f"as a name {names}") from None
-        if mode not in AgentMode.__members__:
+        if mode not in CONFIGURABLE_MODES:
             source = value.source_of(f"virtual.{name}")
             raise refused(f"agent.virtual.{name}", Value(mode, source), modes)
     return table

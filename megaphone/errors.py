@@ -8,7 +8,9 @@ and never contain an address or a key, since those are secrets.
      ├── BadRequest            the request itself is wrong; repeating it cannot help
      ├── PermissionDenied      understood, and not allowed
      ├── ChannelNotFound       no such channel, or no longer
+     ├── AgentNotFound         no such agent on this node
      ├── ReaderBusy            the channel has a reader already
+     ├── WrongMode             an agent is in a mode in which this cannot be done to it
      ├── TooSlow               the client sent or took too little for too long
      ├── PayloadTooLarge       more bytes, or more events, than the broker takes at once
      ├── LimitExceeded         the broker is full; try again after a while
@@ -16,7 +18,8 @@ and never contain an address or a key, since those are secrets.
      └── Unavailable           this node cannot serve the request now; another may
           ├── NoAgentAvailable
           ├── ShuttingDown
-          └── StoreUnavailable
+          ├── StoreUnavailable
+          └── TargetUnavailable
 """
 
 from typing import ClassVar
@@ -48,11 +51,19 @@ class ChannelNotFound(MegaphoneError):
         super().__init__(message)
 
 
+class AgentNotFound(MegaphoneError):
+    code = "NO_SUCH_AGENT"
+
+
 class ReaderBusy(MegaphoneError):
     code = "BUSY"
 
     def __init__(self, message: str = "the channel is being read: one reader at a time") -> None:
         super().__init__(message)
+
+
+class WrongMode(MegaphoneError):
+    code = "WRONG_MODE"
 
 
 class TooSlow(MegaphoneError):
@@ -101,4 +112,12 @@ class StoreUnavailable(Unavailable):
     retry_after_s = 1.0
 
     def __init__(self, message: str = "the store of channels does not answer") -> None:
+        super().__init__(message)
+
+
+class TargetUnavailable(Unavailable):
+    code = "TARGET_UNAVAILABLE"
+    retry_after_s = 1.0
+
+    def __init__(self, message: str = "the target node cannot be reached") -> None:
         super().__init__(message)

@@ -21,6 +21,8 @@ class AgentMode(Enum):
     """Takes new channels, once it is warm."""
     REPLICA = "REPLICA"
     """Is fed by another node; takes no new channels."""
+    PIPED = "PIPED"
+    """Is forwarded to other nodes; takes no new channels."""
 
 
 class ReadProtocol(Enum):

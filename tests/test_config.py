@@ -110,6 +110,7 @@ def test_switches_are_read_from_the_environment(tmp_path: Path, text: str, value
         ("agent", "a b", "letters, digits"),
         ("agent", "", "letters, digits"),
         ("agent.virtual.n1", "SLAVE", "MASTER or REPLICA"),
+        ("agent.virtual.n1", "PIPED", "MASTER or REPLICA"),
         ("mng_socket_path", "", "a path"),
     ],
 )

@@ -1,31 +1,81 @@
 """Virtual agents: the names under which a node owns channels.
 
 A channel belongs to an agent, not to a node: its addresses start with the agent's name, by which
-proxies route, and its producer address is sealed with the agent's key.
+proxies route, and its producer address is sealed with the agent's key. So an agent can be
+forwarded to another node, which then holds it as a replica under the same name with the same key.
+
+What may become of an agent is one table, `TRANSITIONS`:
+
+                  pipe
+    MASTER ───────────────▶ PIPED ◀─┐ pipe
+      ▲  ▲      promote       │  └──┘
+      │  └────────────────────┘  (no pipe is connected)
+      │ promote
+    REPLICA ──── pipe (nobody feeds it) ──▶ PIPED
+      ▲  └─┐ feed (with the same key)
+      └────┘
 """
 
 import random
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum, auto
 
 from megaphone.core.addresses import AddressKey
-from megaphone.errors import BadRequest, NoAgentAvailable
+from megaphone.errors import AgentNotFound, BadRequest, NoAgentAvailable, WrongMode
 from megaphone.model import AgentMode
 
 MAX_NAME_LENGTH = 100
 AGENT_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME_LENGTH}}}")
 
 
-@dataclass(frozen=True, slots=True)
+class Step(Enum):
+    """What is done to an agent."""
+
+    PIPE = auto()
+    """It is forwarded to another node."""
+    FEED = auto()
+    """Another node begins to feed it."""
+    PROMOTE = auto()
+    """It is made the master of its channels."""
+
+
+TRANSITIONS = {
+    (AgentMode.MASTER, Step.PIPE): AgentMode.PIPED,
+    (AgentMode.PIPED, Step.PIPE): AgentMode.PIPED,
+    (AgentMode.PIPED, Step.PROMOTE): AgentMode.MASTER,
+    (AgentMode.REPLICA, Step.PIPE): AgentMode.PIPED,
+    (AgentMode.REPLICA, Step.FEED): AgentMode.REPLICA,
+    (AgentMode.REPLICA, Step.PROMOTE): AgentMode.MASTER,
+}
+"""The mode after a step, by the mode before it. What is not here is refused."""
+
+REFUSALS = {
+    Step.PIPE: "cannot be forwarded",
+    Step.FEED: "cannot be fed by another node",
+    Step.PROMOTE: "cannot be promoted",
+}
+
+
+@dataclass(slots=True, eq=False)
 class Agent:
+    """One agent. Only `Agents` changes its mode."""
+
     name: str
     mode: AgentMode
     key: AddressKey
     since: datetime
+    """When it took on its mode."""
     warm_at: float
     """The loop time from which it takes new channels."""
+    feeds: int = field(default=0, init=False)
+    """How many nodes feed it now."""
+    pipes: int = field(default=0, init=False)
+    """How many nodes it is forwarded to now, over a connection that stands."""
+    was_fed: bool = field(default=False, init=False)
+    """Whether its key came from another node."""
 
     def is_warming_up(self, now: float) -> bool:
         return self.mode is AgentMode.MASTER and now < self.warm_at
@@ -46,10 +96,7 @@ class Agents:
 
         Raises: BadRequest, when the name cannot be one or is taken.
         """
-        if not AGENT_NAME.fullmatch(name):
-            raise BadRequest(
-                f"an agent's name must be 1 to {MAX_NAME_LENGTH} letters, digits, `_` and `-`"
-            )
+        checked_name(name)
         if name in self._agents:
             raise BadRequest(f"agent {name} is on this node already")
         agent = Agent(name, mode, AddressKey.random(), datetime.now(UTC), now + self._warmup_s)
@@ -58,6 +105,65 @@ class Agents:
 
     def get(self, name: str) -> Agent | None:
         return self._agents.get(name)
+
+    def named(self, name: str) -> Agent:
+        """Raises: AgentNotFound."""
+        if (agent := self._agents.get(name)) is None:
+            checked_name(name)
+            raise AgentNotFound(f"agent {name} is not on this node")
+        return agent
+
+    def pipe(self, name: str) -> Agent:
+        """Have an agent forwarded: it takes no new channels from now on.
+
+        Raises: AgentNotFound; WrongMode, while another node feeds it.
+        """
+        agent = self.named(name)
+        if agent.feeds:
+            raise WrongMode(f"agent {name} cannot be forwarded while another node feeds it")
+        self._take(agent, Step.PIPE)
+        return agent
+
+    def feed(self, name: str, secret: bytes) -> Agent:
+        """Have an agent fed by another node, under the key that it has there.
+
+        It is a replica. One that was here before may come back, or have a second source, if it has
+        the same key; so may a replica that was configured and has never been fed.
+
+        Raises: BadRequest, when the name or the key cannot be one; WrongMode, when an agent of
+            that name is master or forwarded here, or has another key.
+        """
+        key = AddressKey(secret)
+        if (agent := self._agents.get(name)) is None:
+            agent = self.add(name, AgentMode.REPLICA, now=0.0)
+        self._check(agent, Step.FEED)
+        if agent.was_fed and agent.key.secret != secret:
+            raise WrongMode(f"agent {name} is here with another key: two nodes have used its name")
+        if not agent.was_fed:
+            agent.key, agent.was_fed = key, True
+        return agent
+
+    def promote(self, name: str, now: float) -> Agent:
+        """Make an agent a master that is warm at once, since proxies know it.
+
+        Raises: AgentNotFound; WrongMode, when it is a master already, or its pipe is connected.
+        """
+        agent = self.named(name)
+        if agent.pipes:
+            raise WrongMode(f"agent {name} cannot be promoted while its pipe is connected")
+        self._take(agent, Step.PROMOTE)
+        agent.warm_at = now
+        return agent
+
+    def _take(self, agent: Agent, step: Step) -> None:
+        self._check(agent, step)
+        mode = TRANSITIONS[agent.mode, step]
+        if mode is not agent.mode:
+            agent.mode, agent.since = mode, datetime.now(UTC)
+
+    def _check(self, agent: Agent, step: Step) -> None:
+        if (agent.mode, step) not in TRANSITIONS:
+            raise WrongMode(f"agent {agent.name} is {agent.mode.value}: it {REFUSALS[step]}")
 
     def pick_for_new_channel(self, now: float) -> Agent:
         """Pick any agent that takes new channels now.
@@ -77,3 +183,12 @@ class Agents:
 
     def __iter__(self) -> Iterator[Agent]:
         return iter(self._agents.values())
+
+
+def checked_name(name: str) -> str:
+    """Raises: BadRequest, when the name cannot be one."""
+    if not AGENT_NAME.fullmatch(name):
+        raise BadRequest(
+            f"an agent's name must be 1 to {MAX_NAME_LENGTH} letters, digits, `_` and `-`"
+        )
+    return name

@@ -98,6 +98,17 @@ class Store(Protocol):
         """Let go of everything. Nothing else may be called after it."""
 
 
+class Pipes(Protocol):
+    """Forwards agents to other nodes."""
+
+    async def pipe(self, agent: str, target: str) -> None:
+        """Begin to forward an agent, until this node stops. Returns once the target has taken it.
+
+        Raises: AgentNotFound; BadRequest, when the target is not a URL such as http://host:3001;
+            WrongMode; TargetUnavailable.
+        """
+
+
 class Observer(Protocol):
     """Is told what happens to channels and events, at once and once. Must not raise or wait."""
 

@@ -26,14 +26,17 @@ TABLE = (
     Row(errors.BadRequest, 400, "INVALID_ARGUMENT"),
     Row(errors.PermissionDenied, 403, "PERMISSION_DENIED"),
     Row(errors.ChannelNotFound, 404, "NOT_FOUND"),
+    Row(errors.AgentNotFound, 404, "NOT_FOUND"),
     Row(errors.TooSlow, 408, "ABORTED"),
     Row(errors.ReaderBusy, 409, "ABORTED"),
+    Row(errors.WrongMode, 409, "FAILED_PRECONDITION"),
     Row(errors.PayloadTooLarge, 413, "RESOURCE_EXHAUSTED"),
     Row(errors.LimitExceeded, 429, "RESOURCE_EXHAUSTED"),
     Row(errors.WriteTimeout, 503, "UNAVAILABLE"),
     Row(errors.NoAgentAvailable, 503, "UNAVAILABLE"),
     Row(errors.ShuttingDown, 503, "UNAVAILABLE"),
     Row(errors.StoreUnavailable, 503, "UNAVAILABLE"),
+    Row(errors.TargetUnavailable, 503, "UNAVAILABLE"),
 )
 
 INTERNAL_HTTP_STATUS = 500

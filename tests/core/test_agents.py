@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from megaphone.core.agents import Agent, Agents
-from megaphone.errors import BadRequest, NoAgentAvailable
+from megaphone.core.agents import TRANSITIONS, Agent, Agents, Step
+from megaphone.errors import AgentNotFound, BadRequest, NoAgentAvailable, WrongMode
 from megaphone.model import AgentMode
 
 CHANNEL_ID = bytes(16)
@@ -133,3 +133,96 @@ def test_any_agent_that_takes_channels_is_picked_and_no_other() -> None:
     ):
         agents.add(name, mode, now)
     assert names_picked(agents, 60.0) == {"a", "b"}
+
+
+STEPS = {
+    Step.PIPE: lambda agents: agents.pipe("a"),
+    Step.FEED: lambda agents: agents.feed("a", agents.named("a").key.secret),
+    Step.PROMOTE: lambda agents: agents.promote("a", 0.0),
+}
+
+
+@pytest.mark.parametrize("step", Step)
+@pytest.mark.parametrize("mode", AgentMode)
+def test_each_step_leads_where_the_table_says_or_is_refused(mode: AgentMode, step: Step) -> None:
+    agents, agent = one(mode)
+    expected = TRANSITIONS.get((mode, step))
+    if expected is None:
+        with pytest.raises(WrongMode, match=f"agent a is {mode.value}"):
+            STEPS[step](agents)
+    else:
+        STEPS[step](agents)
+    assert agent.mode is (expected or mode)
+
+
+def test_the_table_has_no_step_that_its_drawing_lacks() -> None:
+    assert len(TRANSITIONS) == 6
+
+
+def test_a_new_mode_has_a_new_time_and_a_repeated_one_has_not() -> None:
+    agents, agent = one(AgentMode.MASTER)
+    added = agent.since
+    piped = agents.pipe("a").since
+    assert added < piped == agents.pipe("a").since
+
+
+def test_a_promoted_agent_takes_channels_at_once() -> None:
+    agents, agent = one(AgentMode.REPLICA)
+    agents.promote("a", 5.0)
+    assert agent.takes_channels(5.0)
+
+
+def test_an_agent_that_is_fed_is_not_forwarded() -> None:
+    agents = Agents(0.0)
+    agents.feed("a", bytes(32)).feeds += 1
+    with pytest.raises(WrongMode, match="another node feeds it"):
+        agents.pipe("a")
+
+
+def test_an_agent_whose_pipe_is_connected_is_not_taken_back() -> None:
+    agents, agent = one(AgentMode.MASTER)
+    agents.pipe("a")
+    agent.pipes += 1
+    with pytest.raises(WrongMode, match="its pipe is connected"):
+        agents.promote("a", 0.0)
+
+
+def test_a_fed_agent_opens_the_addresses_of_its_source() -> None:
+    source, target = Agents(0.0), Agents(0.0)
+    agent = source.add("a", AgentMode.MASTER, 0.0)
+    replica = target.feed("a", agent.key.secret)
+    assert replica.mode is AgentMode.REPLICA
+    assert replica.key.open(agent.key.seal(CHANNEL_ID)) == CHANNEL_ID
+
+
+def test_a_replica_may_be_fed_again_under_its_key_and_under_no_other() -> None:
+    agents = Agents(0.0)
+    replica = agents.feed("a", bytes(32))
+    assert agents.feed("a", bytes(32)) is replica
+    with pytest.raises(WrongMode, match="another key"):
+        agents.feed("a", b"1" * 32)
+
+
+def test_a_configured_replica_takes_the_key_of_its_first_source() -> None:
+    agents, replica = one(AgentMode.REPLICA)
+    assert agents.feed("a", bytes(32)) is replica
+    assert replica.key.secret == bytes(32)
+    with pytest.raises(WrongMode, match="another key"):
+        agents.feed("a", b"1" * 32)
+
+
+@pytest.mark.parametrize("secret", [b"", bytes(31), bytes(33)])
+def test_a_key_has_32_bytes(secret: bytes) -> None:
+    agents = Agents(0.0)
+    with pytest.raises(BadRequest, match="32 bytes"):
+        agents.feed("a", secret)
+    assert list(agents) == []
+
+
+def test_an_unknown_agent_can_be_fed_and_nothing_else() -> None:
+    agents = Agents(0.0)
+    for step in (agents.pipe, lambda name: agents.promote(name, 0.0)):
+        with pytest.raises(AgentNotFound, match="agent b is not on this node"):
+            step("b")
+        with pytest.raises(BadRequest):
+            step("not a name")
