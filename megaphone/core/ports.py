@@ -85,8 +85,8 @@ class Store(Protocol):
         Raises: ChannelNotFound.
         """
 
-    async def addresses(self, skip: int, limit: int) -> Sequence[str]:
-        """Return the consumer addresses of channels, oldest first."""
+    async def addresses(self, skip: int, limit: int, agent: str | None = None) -> Sequence[str]:
+        """Return the consumer addresses of channels, or of those of one agent, oldest first."""
 
     async def count(self, agent: str) -> int:
         """Return how many channels of an agent there are."""

@@ -85,12 +85,11 @@ class MemoryStore:
         self._living(channel_id)
         self._remove(channel_id)
 
-    async def addresses(self, skip: int, limit: int) -> Sequence[str]:
-        return [c.consumer_address for c in islice(self._channels.values(), skip, skip + limit)]
+    async def addresses(self, skip: int, limit: int, agent: str | None = None) -> Sequence[str]:
+        return [c.consumer_address for c in islice(self._of(agent), skip, skip + limit)]
 
     async def count(self, agent: str) -> int:
-        prefix = f"{agent}."
-        return sum(c.consumer_address.startswith(prefix) for c in self._channels.values())
+        return sum(1 for _ in self._of(agent))
 
     async def refuse_writers(self) -> None:
         self._refuses_writers = True
@@ -116,6 +115,10 @@ class MemoryStore:
         if channel.consumer_address != consumer_address:
             raise ChannelNotFound
         return channel
+
+    def _of(self, agent: str | None) -> "Iterator[StoredChannel]":
+        prefix = "" if agent is None else f"{agent}."
+        return (c for c in self._channels.values() if c.consumer_address.startswith(prefix))
 
     # -- Waiting for room
 
