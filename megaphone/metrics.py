@@ -55,6 +55,8 @@ class Metrics:
         self.messages_redelivered = 0
         self.messages_unroutable = 0
         self.messages_lost = 0
+        self.messages_fed = 0
+        self.messages_forwarded = 0
         self.reads_open = 0
         self.writers_waiting = 0
         self._durations = [0] * (len(DURATION_BUCKETS_S) + 1)
@@ -84,6 +86,15 @@ class Metrics:
     def events_unroutable(self, count: int) -> None:
         self.messages_unroutable += count
 
+    def events_fed(self, count: int) -> None:
+        self.messages_fed += count
+
+    def events_forwarded(self, count: int) -> None:
+        self.messages_forwarded += count
+
+    def events_lost(self, count: int) -> None:
+        self.messages_lost += count
+
     def read_started(self) -> None:
         self.reads_open += 1
 
@@ -111,7 +122,13 @@ class Metrics:
             ("messages_read", self.messages_read, "Events handed to readers, each counted once."),
             ("messages_redelivered", self.messages_redelivered, "Events handed to readers again."),
             ("messages_unroutable", self.messages_unroutable, "Events for unknown channels."),
-            ("messages_lost", self.messages_lost, "Events that went unread with their channel."),
+            (
+                "messages_lost",
+                self.messages_lost,
+                "Events that went unread, or could not be taken.",
+            ),
+            ("messages_fed", self.messages_fed, "Events taken from other nodes."),
+            ("messages_forwarded", self.messages_forwarded, "Events handed to other nodes."),
             ("webhooks_sent", self._webhooks.sent, "Requests to webhooks that were taken."),
             ("webhooks_failed", self._webhooks.failed, "Tries of such requests that failed."),
             ("webhooks_lost", self._webhooks.lost, "Channels gone that a hook was not told of."),

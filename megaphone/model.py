@@ -122,6 +122,44 @@ class ReadOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelAdded:
+    """A channel is on the node that forwards it."""
+
+    address: str = field(repr=False)
+    """That of the consumer, as in all of these."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelEnded:
+    """A channel has expired or was disposed of."""
+
+    address: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EventAdded:
+    """An event is in a channel, after those that were told of before."""
+
+    address: str = field(repr=False)
+    event: Event
+    number: int
+    """Its place in the channel's order, from 1; 0 if the node that forwards it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class PositionMoved:
+    """The next read of a channel starts elsewhere."""
+
+    address: str = field(repr=False)
+    event_id: str
+    """The event after which it starts, or START."""
+
+
+ChannelChange = ChannelAdded | ChannelEnded | EventAdded | PositionMoved
+"""What another node must be told to have the same channels."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelLimits:
     """What bounds a channel. The same for all channels of a store."""
 

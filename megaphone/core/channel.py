@@ -125,6 +125,7 @@ class Channel:
 
     __slots__ = (
         "_done",
+        "_forgotten",
         "_forgotten_id",
         "_held",
         "_lease",
@@ -147,6 +148,8 @@ class Channel:
         self._sent = 0
         self._held = 0
         """How many entries hold a place."""
+        self._forgotten = 0
+        """How many events fell out of the log."""
         self._forgotten_id: str | None = None
         """The last event that fell out of the log: who resumes after it misses nothing."""
         self._lease: Lease | None = None
@@ -207,7 +210,7 @@ class Channel:
         lease = Lease(self, options, wake)
         if options.after_event_id is not None:
             lease.recovered = self._rewind_to(options.after_event_id)
-        lease.position = self._position()
+        lease.position = self.position
         self._lease = lease
         self.deadline = None
         return lease
@@ -233,6 +236,87 @@ class Channel:
     def unsent(self) -> int:
         """How many events the next reader would get now."""
         return len(self._log) - self._sent
+
+    # -- Forwarding to other nodes, and being fed by one
+
+    @property
+    def before_first(self) -> str:
+        """The event before the first one that is kept, or START."""
+        return self._forgotten_id or START
+
+    @property
+    def position(self) -> str:
+        """The event after which the next read would start, or START."""
+        read = self._read_so_far()
+        return self._log[read - 1].event.id if read else self.before_first
+
+    @property
+    def read_number(self) -> int:
+        """The number of that event. An event's number is its place in the channel, from 1."""
+        return self._forgotten + self._read_so_far()
+
+    def events_after(self, number: int, limit: int) -> tuple[int, list[Event]]:
+        """Return the number of the first event kept after a number, and up to `limit` from it."""
+        first = max(0, number - self._forgotten)
+        events = [entry.event for entry in self._log[first : first + limit]]
+        return self._forgotten + first + 1, events
+
+    @property
+    def has_room(self) -> bool:
+        return self._held < self._limits.capacity
+
+    def is_unread_for(self, seconds: float, now: float) -> bool:
+        """Whether nobody reads, or has read for so long."""
+        return self.deadline is not None and self.deadline - self._limits.ttl_s <= now - seconds
+
+    @property
+    def oldest_held_number(self) -> int:
+        """The number of the oldest event that holds a place. There must be one."""
+        return self._forgotten + self._first_held() + 1
+
+    def push(self, event: Event) -> int:
+        """Take an event that another node has taken already; without room, push out the oldest.
+
+        Taken once only: an event that is in the log stays where it is.
+
+        Returns: how many events were lost by it, that is, pushed out before a reader had them.
+        """
+        if self._find(event.id) is not None:
+            return 0
+        lost = 0 if self.has_room else self.push_out()
+        self._append(event)
+        return lost
+
+    def push_out(self) -> int:
+        """Take its place from the oldest event that holds one. It is still kept for replay.
+
+        Returns: how many events were lost by it: 1 if no reader had it.
+        """
+        first = self._first_held()
+        lost = int(first >= self._sent)
+        if lost:
+            self._sent = first + 1
+            if self._lease is None:
+                self._done = self._sent
+        self._free([self._log[first]])
+        return lost
+
+    def move_position(self, event_id: str) -> None:
+        """Have the next read start after an event, since it does on the node that feeds this one.
+
+        Without effect if the event is not known, and once readers have come here: they know better.
+        """
+        if self._lease is not None or any(entry.sent_at is not None for entry in self._log):
+            return
+        if not self._log:
+            self._forgotten_id = None if event_id == START else event_id
+        elif event_id == self.before_first or self._find(event_id) is not None:
+            self._rewind_to(event_id)
+
+    def postpone(self, deadline: float) -> None:
+        """Let the channel live until then at least, if nobody reads it before."""
+        if self.deadline is not None:
+            self.deadline = max(self.deadline, deadline)
 
     # -- The end
 
@@ -354,11 +438,6 @@ class Channel:
         self._free(self._log[:start])
         return known
 
-    def _position(self) -> str:
-        if self._sent:
-            return self._log[self._sent - 1].event.id
-        return self._forgotten_id or START
-
     def _finish(self, done: int) -> None:
         """Count all entries before `done` as delivered: they are sent again only if asked for."""
         if done > self._done:
@@ -378,16 +457,21 @@ class Channel:
 
     def _forget(self) -> None:
         """Keep no more than `capacity` entries for replay."""
-        holding_none = self._done if self._holds_in_flight() else self._sent
-        excess = holding_none - self._limits.capacity
+        excess = self._read_so_far() - self._limits.capacity
         if excess > 0:
             self._forgotten_id = self._log[excess - 1].event.id
+            self._forgotten += excess
             del self._log[:excess]
             self._done = max(0, self._done - excess)
             self._sent -= excess
 
-    def _holds_in_flight(self) -> bool:
-        return self._lease is not None and self._lease.acknowledging
+    def _read_so_far(self) -> int:
+        """How many entries the next read would not get, if the present one ended clean now."""
+        holds_in_flight = self._lease is not None and self._lease.acknowledging
+        return self._done if holds_in_flight else self._sent
+
+    def _first_held(self) -> int:
+        return next(i for i in range(self._done, len(self._log)) if self._log[i].holds_place)
 
     def _find(self, event_id: str) -> int | None:
         for position, entry in enumerate(self._log):

@@ -6,7 +6,7 @@ Nothing here may assume that a channel lives in this process: a store may be acr
 from collections.abc import Sequence
 from typing import Protocol
 
-from megaphone.model import Event, ReadOptions
+from megaphone.model import ChannelChange, Event, ReadOptions
 
 
 class ChannelLease(Protocol):
@@ -36,6 +36,34 @@ class ChannelLease(Protocol):
 
     def release(self, *, clean: bool) -> None:
         """End the read, now, without waiting for anything. Repeating it changes nothing."""
+
+
+class ChannelChanges(Protocol):
+    """What happens to the channels of one agent, told so that another node can have the same.
+
+    Nothing is queued: it is known of each channel how far it was told, and the rest is looked up
+    when it is asked for. So whoever is slow costs no memory, and whoever comes back catches up.
+    """
+
+    async def take(self, limit: int) -> Sequence[ChannelChange]:
+        """Return the next changes, waiting for one: those of a channel in their order.
+
+        About `limit` at most. Atomic with respect to cancellation.
+        """
+
+    @property
+    def are_pending(self) -> bool:
+        """Whether `take` would return at once."""
+
+    def restart(self, *, with_read: bool) -> None:
+        """Tell everything from the start: each channel and what it holds.
+
+        `with_read` tells events that were read too, as far as they are kept, and how far each
+        channel was read; otherwise only what is yet to be read is told.
+        """
+
+    def close(self) -> None:
+        """Stop to follow the channels."""
 
 
 class Store(Protocol):
@@ -91,6 +119,40 @@ class Store(Protocol):
     async def count(self, agent: str) -> int:
         """Return how many channels of an agent there are."""
 
+    def follow(self, agent: str) -> ChannelChanges:
+        """Follow what happens to the channels of an agent, present and future ones.
+
+        Meanwhile a writer does not wait for room in a channel that has not been read here for
+        some seconds: the oldest event that was told of makes room, and is kept for replay.
+        """
+
+    def hold(self, agent: str) -> None:
+        """Let no channel of an agent expire until `unhold`, as often as it was held."""
+
+    def unhold(self, agent: str) -> None:
+        """Let channels expire again; those that are not read have their whole life before them."""
+
+    async def push(self, channel_id: bytes, event: Event) -> None:
+        """Add an event that another node took, without waiting; one that is there stays once.
+
+        Raises: ChannelNotFound.
+        """
+
+    async def move_position(self, channel_id: bytes, event_id: str) -> None:
+        """Have the next read start after an event, unless readers have come here already.
+
+        Raises: ChannelNotFound.
+        """
+
+    async def is_read(self, channel_id: bytes) -> bool:
+        """Tell whether a channel is read now."""
+
+    async def forget(self, channel_id: bytes) -> None:
+        """Let go of a channel that lives, or has ended, on another node. No observer is told.
+
+        Raises: ChannelNotFound.
+        """
+
     async def refuse_writers(self) -> None:
         """From now on answer writers that wait, or would, with ShuttingDown."""
 
@@ -121,6 +183,15 @@ class Observer(Protocol):
 
     def events_read(self, count: int, redelivered: int) -> None:
         """`count` events were handed to a reader; `redelivered` of them not for the first time."""
+
+    def events_fed(self, count: int) -> None:
+        """Events came from another node."""
+
+    def events_forwarded(self, count: int) -> None:
+        """Events were handed to another node, each counted for each node."""
+
+    def events_lost(self, count: int) -> None:
+        """Events were pushed out of a full channel, or refused when another node sent them."""
 
     def writer_waits(self) -> None:
         """A writer found a channel full and waits for room."""

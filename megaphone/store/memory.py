@@ -6,6 +6,7 @@ which is what makes it atomic with respect to cancellation and to every other ta
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
@@ -14,6 +15,10 @@ from megaphone.core.expiry import Deadlines
 from megaphone.core.ports import Observer
 from megaphone.errors import ChannelNotFound, LimitExceeded, ShuttingDown, WriteTimeout
 from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.store.changes import MemoryChanges, StoredChannel
+
+UNREAD_S = 5.0
+"""How long a channel that is forwarded must be unread for its writers not to wait for readers."""
 
 
 class MemoryStore:
@@ -42,6 +47,9 @@ class MemoryStore:
         self._deadlines = Deadlines()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._waiting: set[asyncio.Future[None]] = set()
+        self._held: Counter[str] = Counter()
+        """Agents whose channels do not expire, and by how many they are held."""
+        self._followers: list[MemoryChanges] = []
         self._refuses_writers = False
 
     def __len__(self) -> int:
@@ -53,17 +61,22 @@ class MemoryStore:
                 f"this node holds {self._max_channels} channels already; no more are allowed"
             )
         now = self._loop.time()
-        channel = StoredChannel(consumer_address, self._limits, now)
+        channel = StoredChannel(channel_id, consumer_address, self._limits, now)
         self._channels[channel_id] = channel
+        for changes in self._followers:
+            changes.channel_created(channel)
         self._deadlines.add(channel_id, now + self._limits.ttl_s)
         if self._sweep_timer is None:
             self._schedule_sweep()
 
     async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
         channel = self._living(channel_id)
+        if channel.followers:
+            self._make_room(channel)
         answer = channel.offer(event, now=self._loop.time(), request_id=request_id)
         if isinstance(answer, Waiter):
             return await self._wait_for_room(channel, answer)
+        channel.changed()
         if answer == event.id:  # and not that of an earlier event
             self._observer.events_written(1)
         return answer
@@ -75,11 +88,14 @@ class MemoryStore:
         return MemoryLease(channel, options, self._loop, self._observer)
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
-        return self._with_address(channel_id, consumer_address).acknowledge(event_id)
+        channel = self._with_address(channel_id, consumer_address)
+        count = channel.acknowledge(event_id)
+        channel.changed()
+        return count
 
     async def exists(self, channel_id: bytes) -> bool:
         channel = self._channels.get(channel_id)
-        return channel is not None and not channel.is_expired(self._loop.time())
+        return channel is not None and not self._is_expired(channel)
 
     async def remove(self, channel_id: bytes) -> None:
         self._living(channel_id)
@@ -90,6 +106,45 @@ class MemoryStore:
 
     async def count(self, agent: str) -> int:
         return sum(1 for _ in self._of(agent))
+
+    def follow(self, agent: str) -> MemoryChanges:
+        changes = MemoryChanges(
+            agent,
+            self._channels,
+            on_told=self._make_room,
+            on_close=lambda changes: self._followers.remove(changes),
+        )
+        self._followers.append(changes)
+        return changes
+
+    def hold(self, agent: str) -> None:
+        self._held[agent] += 1
+
+    def unhold(self, agent: str) -> None:
+        self._held -= Counter([agent])
+        deadline = self._loop.time() + self._limits.ttl_s
+        for channel in self._of(agent):
+            channel.postpone(deadline)
+
+    async def push(self, channel_id: bytes, event: Event) -> None:
+        channel = self._living(channel_id)
+        self._observer.events_fed(1)
+        if lost := channel.push(event):
+            self._observer.events_lost(lost)
+        channel.changed()
+
+    async def move_position(self, channel_id: bytes, event_id: str) -> None:
+        channel = self._living(channel_id)
+        channel.move_position(event_id)
+        channel.changed()
+
+    async def is_read(self, channel_id: bytes) -> bool:
+        channel = self._channels.get(channel_id)
+        return channel is not None and channel.is_read
+
+    async def forget(self, channel_id: bytes) -> None:
+        self._living(channel_id).close()
+        del self._channels[channel_id]
 
     async def refuse_writers(self) -> None:
         self._refuses_writers = True
@@ -104,23 +159,34 @@ class MemoryStore:
 
     # -- Finding
 
-    def _living(self, channel_id: bytes) -> "StoredChannel":
+    def _living(self, channel_id: bytes) -> StoredChannel:
         channel = self._channels.get(channel_id)
-        if channel is None or channel.is_expired(self._loop.time()):
+        if channel is None or self._is_expired(channel):
             raise ChannelNotFound
         return channel
 
-    def _with_address(self, channel_id: bytes, consumer_address: str) -> "StoredChannel":
+    def _is_expired(self, channel: StoredChannel) -> bool:
+        return channel.is_expired(self._loop.time()) and channel.agent not in self._held
+
+    def _with_address(self, channel_id: bytes, consumer_address: str) -> StoredChannel:
         channel = self._living(channel_id)
         if channel.consumer_address != consumer_address:
             raise ChannelNotFound
         return channel
 
-    def _of(self, agent: str | None) -> "Iterator[StoredChannel]":
+    def _of(self, agent: str | None) -> Iterator[StoredChannel]:
         prefix = "" if agent is None else f"{agent}."
         return (c for c in self._channels.values() if c.consumer_address.startswith(prefix))
 
-    # -- Waiting for room
+    # -- Room
+
+    def _make_room(self, channel: StoredChannel) -> None:
+        """Push out what other nodes have, where nobody reads here: see `ports.Store.follow`."""
+        if channel.has_room or not channel.is_unread_for(UNREAD_S, self._loop.time()):
+            return
+        if channel.is_told_to_all(channel.oldest_held_number):
+            channel.push_out()
+            channel.changed()  # a writer that waited may be in
 
     async def _wait_for_room(self, channel: Channel, waiter: Waiter) -> str:
         settled = self._loop.create_future()
@@ -158,44 +224,39 @@ class MemoryStore:
     def _sweep(self) -> None:
         now = self._loop.time()
         for channel_id, channel in self._due(now):
-            if channel.is_expired(now):
+            if self._is_expired(channel):
                 self._remove(channel_id)
             else:
-                # A channel that is read now cannot die before a whole ttl has passed.
-                self._deadlines.add(channel_id, channel.deadline or now + self._limits.ttl_s)
+                # A channel that is read or held now cannot die before a whole ttl has passed.
+                deadline = channel.deadline
+                if deadline is None or deadline <= now:
+                    deadline = now + self._limits.ttl_s
+                self._deadlines.add(channel_id, deadline)
         self._schedule_sweep()
 
-    def _due(self, now: float) -> Iterator[tuple[bytes, "StoredChannel"]]:
+    def _due(self, now: float) -> Iterator[tuple[bytes, StoredChannel]]:
         for channel_id in self._deadlines.pop_due(now):
             if (channel := self._channels.get(channel_id)) is not None:
                 yield channel_id, channel
 
     def _remove(self, channel_id: bytes) -> None:
         channel = self._channels.pop(channel_id)
+        for changes in channel.followers:
+            changes.channel_ended(channel)
         lost = channel.close()
         age_s = self._loop.time() - channel.created_at
         self._observer.channel_removed(channel.consumer_address, age_s, lost)
         self._on_removed(channel.consumer_address)
 
 
-class StoredChannel(Channel):
-    """A channel and the address of its consumer."""
-
-    __slots__ = ("consumer_address",)
-
-    def __init__(self, consumer_address: str, limits: ChannelLimits, now: float) -> None:
-        super().__init__(limits, now)
-        self.consumer_address = consumer_address
-
-
 class MemoryLease:
     """Fulfils `core.ports.ChannelLease`."""
 
-    __slots__ = ("_interrupted", "_lease", "_loop", "_observer", "_timer", "_waiting")
+    __slots__ = ("_channel", "_interrupted", "_lease", "_loop", "_observer", "_timer", "_waiting")
 
     def __init__(
         self,
-        channel: Channel,
+        channel: StoredChannel,
         options: ReadOptions,
         loop: asyncio.AbstractEventLoop,
         observer: Observer,
@@ -205,7 +266,9 @@ class MemoryLease:
         self._waiting: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._interrupted = False
+        self._channel = channel
         self._lease: Lease = channel.lease(options, self._wake, loop.time())
+        channel.changed()  # it may have gone back
 
     @property
     def position(self) -> str:
@@ -237,12 +300,14 @@ class MemoryLease:
         if self._timer is not None:
             self._timer.cancel()
         self._lease.release(clean=clean, now=self._loop.time())
+        self._channel.changed()
 
     def _take_ready(self, limit: int, now: float) -> list[Event]:
         resent = self._lease.resent
         events = self._lease.take(limit, now)
         if events:
             self._observer.events_read(len(events), self._lease.resent - resent)
+            self._channel.changed()
         return events
 
     async def _wait(self, until: float) -> None:

@@ -1,0 +1,168 @@
+"""Following the channels of an agent, for another node to have the same.
+
+A follower has a cursor for each channel and the set of channels that have changed since they were
+looked at. Events are never copied: they are looked up in the channel's log when they are asked for.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from megaphone.core.channel import Channel
+from megaphone.model import (
+    START,
+    ChannelAdded,
+    ChannelChange,
+    ChannelEnded,
+    ChannelLimits,
+    EventAdded,
+    PositionMoved,
+)
+
+
+class StoredChannel(Channel):
+    """A channel with its identity, and those who follow it."""
+
+    __slots__ = ("channel_id", "consumer_address", "followers")
+
+    def __init__(
+        self, channel_id: bytes, consumer_address: str, limits: ChannelLimits, now: float
+    ) -> None:
+        super().__init__(limits, now)
+        self.channel_id = channel_id
+        self.consumer_address = consumer_address
+        self.followers: tuple[MemoryChanges, ...] = ()
+
+    @property
+    def agent(self) -> str:
+        return self.consumer_address.partition(".")[0]
+
+    def changed(self) -> None:
+        """Tell those who follow that there is something new. Costs nothing when nobody does."""
+        for follower in self.followers:
+            follower.channel_changed(self)
+
+    def is_told_to_all(self, number: int) -> bool:
+        """Whether every follower has taken the event of a number."""
+        return all(follower.has_told(self, number) for follower in self.followers)
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a follower has been told of one channel."""
+
+    number: int
+    """The number of the last event that was told, or passed over."""
+    position: str = START
+
+
+class MemoryChanges:
+    """Fulfils `core.ports.ChannelChanges`. Follows from the moment it is made."""
+
+    def __init__(
+        self,
+        agent: str,
+        channels: Mapping[bytes, StoredChannel],
+        *,
+        on_told: Callable[[StoredChannel], None],
+        on_close: Callable[["MemoryChanges"], None],
+    ) -> None:
+        self._prefix = f"{agent}."
+        self._channels = channels
+        self._on_told = on_told
+        """Called when events of a channel were told for which writers may wait."""
+        self._on_close = on_close
+        self._with_read = False
+        self._cursors: dict[bytes, Cursor] = {}
+        self._changed: dict[bytes, None] = {}  # in the order in which they are looked at
+        self._ended: deque[str] = deque()
+        self._woken = asyncio.Event()
+        for channel in channels.values():
+            self.channel_created(channel)
+
+    # -- What the store says
+
+    def channel_created(self, channel: StoredChannel) -> None:
+        if channel.consumer_address.startswith(self._prefix):
+            channel.followers += (self,)
+            self.channel_changed(channel)
+
+    def channel_changed(self, channel: StoredChannel) -> None:
+        self._changed[channel.channel_id] = None
+        self._woken.set()
+
+    def channel_ended(self, channel: StoredChannel) -> None:
+        self._changed.pop(channel.channel_id, None)
+        if self._cursors.pop(channel.channel_id, None) is not None:
+            self._ended.append(channel.consumer_address)
+            self._woken.set()
+
+    def has_told(self, channel: StoredChannel, number: int) -> bool:
+        cursor = self._cursors.get(channel.channel_id)
+        return cursor is not None and cursor.number >= number
+
+    # -- What the follower asks
+
+    async def take(self, limit: int) -> Sequence[ChannelChange]:
+        while not (changes := self._take_ready(limit)):
+            self._woken.clear()
+            await self._woken.wait()
+        return changes
+
+    @property
+    def are_pending(self) -> bool:
+        return bool(self._changed or self._ended)
+
+    def restart(self, *, with_read: bool) -> None:
+        self._with_read = with_read
+        self._cursors.clear()
+        self._ended.clear()
+        for channel in self._followed():
+            self.channel_changed(channel)
+
+    def close(self) -> None:
+        for channel in self._followed():
+            channel.followers = tuple(f for f in channel.followers if f is not self)
+        self._on_close(self)
+
+    # -- Inside
+
+    def _followed(self) -> list[StoredChannel]:
+        return [channel for channel in self._channels.values() if self in channel.followers]
+
+    def _take_ready(self, limit: int) -> list[ChannelChange]:
+        changes: list[ChannelChange] = []
+        while self._ended:
+            changes.append(ChannelEnded(self._ended.popleft()))
+        while self._changed and len(changes) < limit:
+            channel_id = next(iter(self._changed))
+            del self._changed[channel_id]
+            if (channel := self._channels.get(channel_id)) is not None:
+                changes += self._changes_of(channel, limit)
+        return changes
+
+    def _changes_of(self, channel: StoredChannel, limit: int) -> list[ChannelChange]:
+        changes = [] if channel.channel_id in self._cursors else self._begin(channel)
+        cursor = self._cursors[channel.channel_id]
+        address = channel.consumer_address
+        first, events = channel.events_after(cursor.number, limit)
+        changes += [EventAdded(address, event, first + i) for i, event in enumerate(events)]
+        cursor.number = first + len(events) - 1
+        if len(events) == limit:
+            self.channel_changed(channel)  # there may be more; its turn comes again
+        elif self._with_read and channel.position != cursor.position:
+            cursor.position = channel.position
+            changes.append(PositionMoved(address, cursor.position))
+        if events and channel.waiting_writers:
+            self._on_told(channel)
+        return changes
+
+    def _begin(self, channel: StoredChannel) -> list[ChannelChange]:
+        changes: list[ChannelChange] = [ChannelAdded(channel.consumer_address)]
+        cursor = Cursor(0 if self._with_read else channel.read_number)
+        if self._with_read and channel.before_first != START:
+            cursor.position = channel.before_first
+            changes.append(PositionMoved(channel.consumer_address, cursor.position))
+        self._cursors[channel.channel_id] = cursor
+        return changes
