@@ -54,6 +54,11 @@ proto-check: $(READY) ## Check that gen/ is what proto/ generates, and lint the 
 	@$(BIN)/python proto/generate.py --image $(VENV)/schema.binpb
 	@$(BIN)/buf lint $(VENV)/schema.binpb --config buf.yaml --exclude-path google
 
+.PHONY: compat
+compat: $(READY) ## Test against the original broker and its client; needs Rust, builds them once.
+	@$(BIN)/python -m tests.compat.build
+	$(BIN)/python -m pytest tests/compat $(ARGS)
+
 .PHONY: bench
 bench: $(READY) ## Measure the broker against bare handlers (about a minute).
 	$(BIN)/python -m bench $(ARGS)
