@@ -8,14 +8,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from megaphone import __version__
+from megaphone.cluster.pipes import Pipes
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
+from megaphone.core.feeds import Feeds
 from megaphone.metrics import Metrics
 from megaphone.rest.management import ManagementApi
 from megaphone.rest.public import PublicApi
 from megaphone.rest.server import HttpServer, listen, listen_unix, unlink_unix
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.server import GrpcServer
+from megaphone.rpc.sync import SyncServicer
 from megaphone.settings import Settings
 from megaphone.store.memory import MemoryStore
 from megaphone.webhooks import Webhooks
@@ -42,8 +45,9 @@ async def running(settings: Settings) -> AsyncIterator[App]:
     """Serve within this context; on leaving it, stop in order.
 
     Stopping goes in the opposite order of starting: health says so, nothing new is begun and every
-    read ends cleanly after a whole event, then, after a moment, the servers close, then the store.
-    All channels go with it, and webhooks are told so before the end.
+    read ends cleanly after a whole event, then, after a moment, the servers close, then the pipes
+    come to their end, then the store. The channels that are left go with it, and webhooks are told
+    so before the end.
 
     Raises: OSError, when an address cannot be had.
     """
@@ -56,7 +60,10 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         observer=metrics,
         on_removed=webhooks.channel_removed,
     )
-    broker = Broker(store=store, agents=agents_of(settings), settings=settings, observer=metrics)
+    agents = agents_of(settings)
+    broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
+    feeds = Feeds(store=store, agents=agents, settings=settings, observer=metrics)
+    pipes = Pipes(agents=agents, store=store, observer=metrics)
     http = HttpServer(
         PublicApi(broker, metrics).routes(),
         max_body_bytes=settings.max_body_bytes,
@@ -64,12 +71,14 @@ async def running(settings: Settings) -> AsyncIterator[App]:
     )
     grpc = GrpcServer(
         ChannelServicer(broker),
+        SyncServicer(feeds),
         max_body_bytes=settings.max_body_bytes,
         with_reflection=settings.grpc_reflection,
     )
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(webhooks)  # ends last: the store's end is told too
         stack.push_async_callback(store.aclose)
+        stack.push_async_callback(pipes.aclose)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(managed(broker, settings.mng_socket_path))
         http_port = await http.start(listen(*split_endpoint(settings.address)))
@@ -78,6 +87,7 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(grpc.stop)
         stack.push_async_callback(asyncio.sleep, TELL_S)
         stack.push_async_callback(broker.begin_shutdown)
+        stack.callback(feeds.refuse_new)
         stack.push_async_callback(grpc.report_shutdown)
         yield App(broker, metrics, http_port, grpc_port)
 

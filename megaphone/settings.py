@@ -107,6 +107,8 @@ class Settings:
     name, for one MASTER. Without any there is one, named after the host and warm at once."""
     agent_warmup_secs: SecondsOrZero = 60.0
     """How long a new agent waits before it takes channels, so that proxies learn of it."""
+    promote_replicas: bool = True
+    """Make a replica a MASTER when the node that feeds it says that its channels are complete."""
 
     poll_duration_millis: Milliseconds = 20_000
     """How long a read stays open before it ends cleanly and the client comes back."""

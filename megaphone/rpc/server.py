@@ -7,6 +7,9 @@ from grpc_reflection.v1alpha import reflection
 
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.errors import ErrorInterceptor
+from megaphone.rpc.sync import SyncServicer
+from megaphone_api import sync_pb2
+from megaphone_api.sync_pb2_grpc import add_SyncServiceServicer_to_server
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import add_ChannelServiceServicer_to_server
 
@@ -16,17 +19,19 @@ FRAMING_BYTES = 16_384
 """What a message may hold besides its largest body: addresses, ids, field numbers."""
 
 CHANNEL_SERVICE = pb.DESCRIPTOR.services_by_name["ChannelService"].full_name
+SYNC_SERVICE = sync_pb2.DESCRIPTOR.services_by_name["SyncService"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 EVERYTHING = ""
 """The name under which `grpc.health.v1` answers for the server as a whole."""
 
 
 class GrpcServer:
-    """Serves ChannelService, health and reflection from `start` to `stop`."""
+    """Serves ChannelService, SyncService, health and reflection from `start` to `stop`."""
 
     def __init__(
         self,
-        servicer: ChannelServicer,
+        channels: ChannelServicer,
+        sync: SyncServicer,
         *,
         max_body_bytes: int,
         with_reflection: bool,
@@ -46,10 +51,11 @@ class GrpcServer:
             ],
         )
         self._health = health.HealthServicer()
-        add_ChannelServiceServicer_to_server(servicer, self._server)
+        add_ChannelServiceServicer_to_server(channels, self._server)
+        add_SyncServiceServicer_to_server(sync, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if with_reflection:
-            names = (CHANNEL_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
+            names = (CHANNEL_SERVICE, SYNC_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
     async def start(self, host: str, port: int) -> int:

@@ -1,0 +1,1 @@
+"""This node and the others."""

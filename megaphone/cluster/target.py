@@ -1,0 +1,124 @@
+"""Another node, as a pipe reaches it."""
+
+import asyncio
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from megaphone.errors import BadRequest, MegaphoneError, TargetUnavailable, WrongMode
+from megaphone.wire import sync as wire
+from megaphone_api import sync_pb2 as pb
+from megaphone_api.sync_pb2_grpc import SyncServiceStub
+
+TARGET = re.compile(r"(?:http://)?((?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s@]+):[0-9]{1,5})/?")
+
+CONNECT_S = 5.0
+"""How long a target may take to be reached."""
+EXTENSIONS_S = 1.0
+"""How long a target may take to say that it understands the extensions. One that does says so at
+once; the broker before this one says nothing before the end of the stream."""
+OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.max_send_message_length", -1),
+    # Without this two pipes would share a connection, and one that is full would hold back both.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+REFUSED = {
+    grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
+    grpc.StatusCode.FAILED_PRECONDITION: WrongMode,
+}
+
+
+def endpoint_of(target: str) -> str:
+    """Return host:port of a target such as http://host:3001.
+
+    Raises: BadRequest.
+    """
+    if found := TARGET.fullmatch(target):
+        return found[1]
+    raise BadRequest("the target must be the gRPC address of a node, such as http://host:3001")
+
+
+def refusal(status: grpc.StatusCode, details: str | None) -> MegaphoneError:
+    """Return what it means that a target ended a stream with a status."""
+    kind = REFUSED.get(status, TargetUnavailable)
+    return kind(f"the target ended the stream: {details or status.name}")
+
+
+@dataclass(slots=True)
+class Connection:
+    """A stream to a target that has taken its first message."""
+
+    channel: grpc.aio.Channel
+    call: Any  # its type is not exported
+    extended: bool
+    """Whether the target understands the extensions."""
+
+    async def send(self, request: pb.SyncRequest) -> None:
+        """Send a message, waiting for a target that is slow.
+
+        Raises: MegaphoneError, when the stream is over.
+        """
+        try:
+            await self.call.write(request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            raise await self.failure() from None
+
+    async def finish(self) -> None:
+        """Say that nothing more will come, and wait until everything has taken effect.
+
+        Raises: MegaphoneError, when it may not have.
+        """
+        await self.call.done_writing()
+        if await self.call.code() is not grpc.StatusCode.OK:
+            raise await self.failure()
+
+    async def failure(self) -> MegaphoneError:
+        """Wait for the end of the stream, and return what it means."""
+        return refusal(await self.call.code(), await self.call.details())
+
+    async def close(self) -> None:
+        self.call.cancel()
+        await self.channel.close()
+
+
+async def connect(endpoint: str, start: pb.SyncRequest) -> Connection:
+    """Begin a stream with its first message.
+
+    Raises: TargetUnavailable; BadRequest and WrongMode, when the target refuses.
+    """
+    channel = grpc.aio.insecure_channel(endpoint, options=OPTIONS)
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            await channel.channel_ready()
+        call = SyncServiceStub(channel).ForwardEvents()
+        connection = Connection(channel, call, extended=False)
+        await connection.send(start)
+        connection.extended = await answers_with_extensions(connection)
+    except TimeoutError:
+        await channel.close()
+        raise TargetUnavailable("the target node cannot be reached") from None
+    except BaseException:
+        await channel.close()
+        raise
+    return connection
+
+
+async def answers_with_extensions(connection: Connection) -> bool:
+    call = connection.call
+    metadata = asyncio.ensure_future(call.initial_metadata())
+    over = asyncio.ensure_future(call.code())
+    try:
+        await asyncio.wait(
+            {metadata, over}, timeout=EXTENSIONS_S, return_when=asyncio.FIRST_COMPLETED
+        )
+        if over.done():
+            raise await connection.failure()
+        return metadata.done() and wire.EXTENSIONS_KEY in dict(metadata.result() or ())
+    finally:
+        for task in (metadata, over):
+            task.cancel()

@@ -1,0 +1,177 @@
+"""What other nodes forward to this one: their agents, as replicas, and their channels.
+
+A feed is one agent from one node, for as long as its stream lasts. Channels do not expire
+meanwhile; their source knows better who reads them. Whatever a source sends, it cannot touch a
+channel that is not its agent's, nor make one anew that lives here.
+"""
+
+import asyncio
+import logging
+
+from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer_shaped
+from megaphone.core.agents import Agent, Agents
+from megaphone.core.content import checked_body, checked_id, checked_stream_id
+from megaphone.core.ports import Observer, Store
+from megaphone.errors import BadRequest, MegaphoneError, ShuttingDown
+from megaphone.model import (
+    AgentMode,
+    ChannelAdded,
+    ChannelChange,
+    ChannelEnded,
+    Event,
+    EventAdded,
+    PositionMoved,
+)
+from megaphone.settings import Settings
+
+log = logging.getLogger(__name__)
+
+LATEST_TIMESTAMP_US = 253_402_300_799_999_999
+"""The end of the year 9999, the last that RFC 3339 can say."""
+
+Numbers = dict[bytes, int]
+"""By channel id: the number of the last event that a source sent."""
+
+
+class Feeds:
+    """The feeds of this node."""
+
+    def __init__(
+        self, *, store: Store, agents: Agents, settings: Settings, observer: Observer
+    ) -> None:
+        self.store = store
+        self.agents = agents
+        self.settings = settings
+        self.observer = observer
+        self._numbers: dict[str, dict[str, Numbers]] = {}
+        """By agent and source. They outlast a feed, for a source that comes back."""
+        self._is_closed = False
+
+    def open(self, agent: str, key: bytes, source_id: str) -> "Feed":
+        """Begin to be fed. The caller must close the feed when its stream is over.
+
+        A `source_id` that was here before goes on: what it sends again is taken once. Empty, it is
+        that of a source which does not come back.
+
+        Raises: BadRequest, when the name or the key cannot be one; WrongMode, when the agent is
+            not to be fed here; ShuttingDown.
+        """
+        if self._is_closed:
+            raise ShuttingDown
+        if source_id:
+            checked_id("source id", source_id)
+        replica = self.agents.feed(agent, key)
+        numbers = self._numbers.setdefault(agent, {}).setdefault(source_id, {}) if source_id else {}
+        log.info("agent %s is fed by another node", agent)
+        return Feed(self, replica, numbers)
+
+    def refuse_new(self) -> None:
+        """From now on take no new feed: this node is stopping."""
+        self._is_closed = True
+
+    def promote(self, agent: Agent) -> None:
+        """Make a replica the master of its channels, now that they are complete."""
+        self._numbers.pop(agent.name, None)
+        self.agents.promote(agent.name, asyncio.get_running_loop().time())
+        log.info("agent %s is MASTER here now: its feed is complete", agent.name)
+
+
+class Feed:
+    """One agent, fed by one node."""
+
+    def __init__(self, feeds: Feeds, agent: Agent, numbers: Numbers) -> None:
+        self._feeds = feeds
+        self._store = feeds.store
+        self._agent = agent
+        self._numbers = numbers
+        self._is_open = True
+        agent.feeds += 1
+        self._store.hold(agent.name)
+
+    async def apply(self, change: ChannelChange) -> None:
+        """Let a change take effect here. Without effect where this node knows better.
+
+        An event that cannot be taken is counted as lost, so that it does not stop all that come
+        after it; anything else that cannot be right should end the feed.
+
+        Raises: BadRequest, for what is no channel of the agent; LimitExceeded.
+        """
+        match change:
+            case ChannelAdded(address):
+                await self._add(self._own(address))
+            case ChannelEnded(address):
+                await self._end(self._own(address).channel_id)
+            case EventAdded(address, event, number):
+                await self._push(self._channel_of(address), event, number)
+            case PositionMoved(address, event_id):
+                await self._move(self._own(address).channel_id, checked_id("event id", event_id))
+
+    def end(self) -> None:
+        """Take the channels as complete, and promote the agent if that is configured.
+
+        Not while another node feeds it too, nor if it was promoted before.
+        """
+        if (
+            self._feeds.settings.promote_replicas
+            and self._agent.feeds == 1
+            and self._agent.mode is AgentMode.REPLICA
+        ):
+            self._feeds.promote(self._agent)
+
+    def close(self) -> None:
+        """The stream is over, in whatever way. Repeating it changes nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._agent.feeds -= 1
+            self._store.unhold(self._agent.name)
+
+    # -- Changes
+
+    async def _add(self, address: ConsumerAddress) -> None:
+        if not await self._store.exists(address.channel_id):
+            await self._store.create(address.channel_id, str(address))
+
+    async def _end(self, channel_id: bytes) -> None:
+        if await self._store.exists(channel_id) and not await self._store.is_read(channel_id):
+            await self._store.forget(channel_id)
+
+    async def _push(self, channel_id: bytes, event: Event, number: int) -> None:
+        if number and number <= self._numbers.get(channel_id, 0):
+            return
+        try:
+            await self._store.push(channel_id, self._checked(event))
+        except MegaphoneError as error:
+            self._feeds.observer.events_lost(1)
+            log.warning("agent %s: a fed event was refused: %s", self._agent.name, error)
+        if number:
+            self._numbers[channel_id] = number
+
+    async def _move(self, channel_id: bytes, event_id: str) -> None:
+        if await self._store.exists(channel_id):
+            await self._store.move_position(channel_id, event_id)
+
+    # -- What a source may send
+
+    def _checked(self, event: Event) -> Event:
+        if not 0 <= event.timestamp_us <= LATEST_TIMESTAMP_US:
+            raise BadRequest("the timestamp of an event must be from 1970 to 9999")
+        checked_id("event id", event.id)
+        checked_stream_id(event.stream_id)
+        event.body = checked_body(event.body, self._feeds.settings.max_body_bytes)
+        return event
+
+    def _own(self, address: str) -> ConsumerAddress:
+        consumer = ConsumerAddress.parse(address)
+        self._refuse_others(consumer.agent)
+        return consumer
+
+    def _channel_of(self, address: str) -> bytes:
+        if is_consumer_shaped(address):
+            return self._own(address).channel_id
+        producer = SealedAddress.parse(address)
+        self._refuse_others(producer.agent)
+        return self._agent.key.open(producer.sealed)
+
+    def _refuse_others(self, agent: str) -> None:
+        if agent != self._agent.name:
+            raise BadRequest(f"the feed of agent {self._agent.name} has a channel of {agent}")
