@@ -35,6 +35,8 @@ class App:
     """A broker that serves."""
 
     broker: Broker
+    agents: Agents
+    pipes: Pipes
     metrics: Metrics
     http_port: int
     grpc_port: int
@@ -89,7 +91,7 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(broker.begin_shutdown)
         stack.callback(feeds.refuse_new)
         stack.push_async_callback(grpc.report_shutdown)
-        yield App(broker, metrics, http_port, grpc_port)
+        yield App(broker, agents, pipes, metrics, http_port, grpc_port)
 
 
 @asynccontextmanager

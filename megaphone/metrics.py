@@ -49,6 +49,8 @@ class Metrics:
     def __init__(self, webhooks: WebhookCounts | None = None) -> None:
         self._webhooks = webhooks or NoWebhooks()
         self.channels_created = 0
+        self.channels_fed = 0
+        self.channels_forgotten = 0
         self.channels_disposed = 0
         self.messages_received = 0
         self.messages_read = 0
@@ -86,6 +88,17 @@ class Metrics:
     def events_unroutable(self, count: int) -> None:
         self.messages_unroutable += count
 
+    def channel_fed(self) -> None:
+        self.channels_fed += 1
+
+    def channel_forgotten(self) -> None:
+        self.channels_forgotten += 1
+
+    @property
+    def channels_alive(self) -> int:
+        come = self.channels_created + self.channels_fed
+        return come - self.channels_disposed - self.channels_forgotten
+
     def events_fed(self, count: int) -> None:
         self.messages_fed += count
 
@@ -117,6 +130,8 @@ class Metrics:
     def _counters(self) -> Iterator[str]:
         for name, value, meaning in (
             ("channel_created", self.channels_created, "Channels made."),
+            ("channel_fed", self.channels_fed, "Channels that came from other nodes."),
+            ("channel_forgotten", self.channels_forgotten, "Channels left to other nodes."),
             ("channel_disposed", self.channels_disposed, "Channels expired or disposed of."),
             ("messages_received", self.messages_received, "Events taken from writers."),
             ("messages_read", self.messages_read, "Events handed to readers, each counted once."),
@@ -138,7 +153,7 @@ class Metrics:
 
     def _gauges(self) -> Iterator[str]:
         for name, value, meaning in (
-            ("channels", self.channels_created - self.channels_disposed, "Channels alive."),
+            ("channels", self.channels_alive, "Channels alive."),
             ("reads_open", self.reads_open, "Reads open."),
             ("writers_waiting", self.writers_waiting, "Writers that wait for room."),
         ):

@@ -109,16 +109,21 @@ async def connect(endpoint: str, start: pb.SyncRequest) -> Connection:
 
 
 async def answers_with_extensions(connection: Connection) -> bool:
-    call = connection.call
-    metadata = asyncio.ensure_future(call.initial_metadata())
-    over = asyncio.ensure_future(call.code())
+    """Wait for a target to say that it understands the extensions, or to be silent for long enough.
+
+    Raises: MegaphoneError, when it ends the stream instead.
+    """
+    over = asyncio.ensure_future(connection.call.code())
+    metadata = asyncio.ensure_future(connection.call.initial_metadata())
     try:
-        await asyncio.wait(
-            {metadata, over}, timeout=EXTENSIONS_S, return_when=asyncio.FIRST_COMPLETED
-        )
-        if over.done():
-            raise await connection.failure()
-        return metadata.done() and wire.EXTENSIONS_KEY in dict(metadata.result() or ())
+        async with asyncio.timeout(EXTENSIONS_S):
+            await asyncio.wait({over, metadata}, return_when=asyncio.FIRST_COMPLETED)
+            if not over.done() and wire.EXTENSIONS_KEY in dict(metadata.result() or ()):
+                return True
+            await over  # a refusal has metadata too, which come before its status
+        raise await connection.failure()
+    except TimeoutError:
+        return False
     finally:
-        for task in (metadata, over):
-            task.cancel()
+        over.cancel()
+        metadata.cancel()

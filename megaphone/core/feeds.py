@@ -130,6 +130,7 @@ class Feed:
     async def _add(self, address: ConsumerAddress) -> None:
         if not await self._store.exists(address.channel_id):
             await self._store.create(address.channel_id, str(address))
+            self._feeds.observer.channel_fed()
 
     async def _end(self, channel_id: bytes) -> None:
         if await self._store.exists(channel_id) and not await self._store.is_read(channel_id):

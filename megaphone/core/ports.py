@@ -148,7 +148,7 @@ class Store(Protocol):
         """Tell whether a channel is read now."""
 
     async def forget(self, channel_id: bytes) -> None:
-        """Let go of a channel that lives, or has ended, on another node. No observer is told.
+        """Let go of a channel that lives, or has ended, on another node, which answers for it.
 
         Raises: ChannelNotFound.
         """
@@ -183,6 +183,12 @@ class Observer(Protocol):
 
     def events_read(self, count: int, redelivered: int) -> None:
         """`count` events were handed to a reader; `redelivered` of them not for the first time."""
+
+    def channel_fed(self) -> None:
+        """A channel came from another node."""
+
+    def channel_forgotten(self) -> None:
+        """A channel was let go of: it lives, or has ended, on another node."""
 
     def events_fed(self, count: int) -> None:
         """Events came from another node."""

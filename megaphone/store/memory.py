@@ -145,6 +145,7 @@ class MemoryStore:
     async def forget(self, channel_id: bytes) -> None:
         self._living(channel_id).close()
         del self._channels[channel_id]
+        self._observer.channel_forgotten()
 
     async def refuse_writers(self) -> None:
         self._refuses_writers = True

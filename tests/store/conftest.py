@@ -37,6 +37,11 @@ class RecordingObserver:
     waiting: int = 0
     waited: int = 0
     unroutable: int = 0
+    fed_channels: int = 0
+    forgotten: int = 0
+    fed: int = 0
+    forwarded: int = 0
+    pushed_out: int = 0
     reads: int = 0
     ended: int = 0
 
@@ -60,6 +65,21 @@ class RecordingObserver:
     def writer_waited(self) -> None:
         self.waiting -= 1
         self.waited += 1
+
+    def channel_fed(self) -> None:
+        self.fed_channels += 1
+
+    def channel_forgotten(self) -> None:
+        self.forgotten += 1
+
+    def events_fed(self, count: int) -> None:
+        self.fed += count
+
+    def events_forwarded(self, count: int) -> None:
+        self.forwarded += count
+
+    def events_lost(self, count: int) -> None:
+        self.pushed_out += count
 
     def events_unroutable(self, count: int) -> None:
         self.unroutable += count

@@ -21,6 +21,7 @@ class Proxy:
 
     def __init__(self, to_port: int, cuts: Sequence[bytes], *, hides_cuts: bool) -> None:
         self.port = 0
+        self.server: asyncio.Server | None = None
         self.cuts = list(cuts)
         self._to_port = to_port
         self._hides_cuts = hides_cuts
@@ -81,6 +82,12 @@ class Proxy:
         if self._hides_cuts and client.is_closing():
             await asyncio.get_running_loop().create_future()
 
+    def close(self) -> None:
+        """Take no more connections, and reset those that are there."""
+        assert self.server is not None
+        self.server.close()
+        self.cut()
+
     def cut(self) -> None:
         """Reset the connections of all clients."""
         for client in self._clients:
@@ -107,6 +114,7 @@ async def proxy_to(
 
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     async with server:
+        proxy.server = server
         proxy.port = server.sockets[0].getsockname()[1]
         try:
             yield proxy
