@@ -46,10 +46,10 @@ class App:
 async def running(settings: Settings) -> AsyncIterator[App]:
     """Serve within this context; on leaving it, stop in order.
 
-    Stopping goes in the opposite order of starting: health says so, nothing new is begun and every
-    read ends cleanly after a whole event, then, after a moment, the servers close, then the pipes
-    come to their end, then the store. The channels that are left go with it, and webhooks are told
-    so before the end.
+    Stopping goes in the opposite order of starting: health says so, agents are forwarded to the
+    node that is to have them, nothing new is begun and every read ends cleanly after a whole event,
+    then, after a moment, the pipes come to their end, then the servers close, then the store. The
+    channels that are left go with it, and webhooks are told so before the end.
 
     Raises: OSError, when an address cannot be had.
     """
@@ -80,15 +80,20 @@ async def running(settings: Settings) -> AsyncIterator[App]:
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(webhooks)  # ends last: the store's end is told too
         stack.push_async_callback(store.aclose)
-        stack.push_async_callback(pipes.aclose)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(managed(broker, settings.mng_socket_path))
         http_port = await http.start(listen(*split_endpoint(settings.address)))
         stack.push_async_callback(http.stop)
         grpc_port = await grpc.start(*split_endpoint(settings.grpc_address))
         stack.push_async_callback(grpc.stop)
+        # Before the servers close: whoever finds this node gone finds its agents elsewhere.
+        stack.push_async_callback(pipes.aclose)
         stack.push_async_callback(asyncio.sleep, TELL_S)
         stack.push_async_callback(broker.begin_shutdown)
+        if settings.drain_target is not None:
+            stack.push_async_callback(
+                pipes.hand_over, settings.drain_target, settings.drain_timeout_secs
+            )
         stack.callback(feeds.refuse_new)
         stack.push_async_callback(grpc.report_shutdown)
         yield App(broker, agents, pipes, metrics, http_port, grpc_port)

@@ -71,6 +71,13 @@ Secret = Annotated[
         description="a text without spaces around it, or whsec_ followed by a key in base64",
     ),
 ]
+NodeUrl = Annotated[
+    str,
+    Meta(
+        pattern=rf"^http://(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s@]+):{PORT}/?\Z",
+        description="the gRPC address of a node, such as http://host:3001",
+    ),
+]
 Milliseconds = Annotated[int, whole(1, DAY_S * 1000)]
 Seconds = Annotated[float, seconds(0.001, DAY_S)]
 SecondsOrZero = Annotated[float, seconds(0, DAY_S)]
@@ -109,6 +116,11 @@ class Settings:
     """How long a new agent waits before it takes channels, so that proxies learn of it."""
     promote_replicas: bool = True
     """Make a replica a MASTER when the node that feeds it says that its channels are complete."""
+
+    drain_target: NodeUrl | None = None
+    """Where this node hands its agents over when it stops. Unless it is set, they go with it."""
+    drain_timeout_secs: Seconds = 30.0
+    """How long a stopping node may take to forward what its channels hold."""
 
     poll_duration_millis: Milliseconds = 20_000
     """How long a read stays open before it ends cleanly and the client comes back."""

@@ -29,6 +29,7 @@ BATCH = 100
 """How many changes are looked up at once."""
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
+CATCH_UP_CHECK_S = 0.01
 FINISH_S = 5.0
 """How long the end of this node waits for its pipes."""
 
@@ -60,6 +61,26 @@ class Pipes:
         """Undo the mode of an agent that has no pipe after all."""
         if not any(name == agent for name, _ in self._pipes):
             self._agents.promote(agent, asyncio.get_running_loop().time())
+
+    async def hand_over(self, target: str, within_s: float) -> None:
+        """Forward every master agent, and wait until the target has caught up.
+
+        The end of the pipes, which is to follow, then leaves the agents with the target. What
+        cannot be forwarded stays here, and the log says why.
+        """
+        masters = [agent.name for agent in self._agents if agent.mode is AgentMode.MASTER]
+        for name in masters:
+            try:
+                await self.pipe(name, target)
+                log.info("agent %s is handed over to another node", name)
+            except MegaphoneError as error:
+                log.error("agent %s cannot be handed over: %s", name, error)
+        try:
+            async with asyncio.timeout(within_s):
+                while any(pipe.is_behind for pipe in self._pipes.values()):  # noqa: ASYNC110
+                    await asyncio.sleep(CATCH_UP_CHECK_S)  # nothing tells when all are quiet
+        except TimeoutError:
+            log.error("the target has not caught up within %g s", within_s)
 
     async def aclose(self) -> None:
         """Bring each pipe to its end, for some seconds at most.
@@ -109,6 +130,11 @@ class Pipe:
     def is_running(self) -> bool:
         """Whether it forwards, or tries to. Not once its agent was taken back."""
         return self._task is None or not self._task.done()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something to send that can be sent."""
+        return bool(self._agent.pipes) and self._changes.are_pending
 
     async def finish(self) -> bool:
         """Send what is left. Returns: whether the target has said that it has it all."""
