@@ -283,9 +283,9 @@ class Channel:
         """
         if self._find(event.id) is not None:
             return 0
-        lost = 0 if self.has_room else self.push_out()
-        self._append(event)
-        return lost
+        is_full = not self.has_room
+        self._append(event)  # first, for a writer that waits not to get the room
+        return self.push_out() if is_full else 0
 
     def push_out(self) -> int:
         """Take its place from the oldest event that holds one. It is still kept for replay.
@@ -296,8 +296,8 @@ class Channel:
         lost = int(first >= self._sent)
         if lost:
             self._sent = first + 1
-            if self._lease is None:
-                self._done = self._sent
+            if self._lease is None or self._lease.acknowledging:
+                self._done = self._sent  # what was never sent would never be acknowledged
         self._free([self._log[first]])
         return lost
 

@@ -1,0 +1,370 @@
+"""A channel that is forwarded to other nodes, or fed by one: each rule by example.
+
+Events go by single letters, so that `"abc"` stands for three events in the order of writing.
+A channel holds three here.
+"""
+
+import pytest
+
+from megaphone.core.channel import Channel, Lease, Waiter
+from megaphone.model import START, ChannelLimits, Event, ReadOptions
+
+PLAIN = ReadOptions()
+ACKNOWLEDGING = ReadOptions(acknowledge=True)
+EVERY_KIND = pytest.mark.parametrize("options", [PLAIN, ACKNOWLEDGING], ids=["plain", "ack"])
+
+
+def fed(letters: str = "") -> Channel:
+    channel = Channel(ChannelLimits(capacity=3), now=0.0)
+    push(channel, letters)
+    return channel
+
+
+def event(name: str) -> Event:
+    return Event(name, "s", 0, b"{}")
+
+
+def push(channel: Channel, letters: str) -> int:
+    return sum(channel.push(event(letter)) for letter in letters)
+
+
+def read(channel: Channel, options: ReadOptions = PLAIN, now: float = 0.0) -> Lease:
+    return channel.lease(options, lambda: None, now)
+
+
+def take(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
+    return "".join(event.id for event in lease.take(limit, now))
+
+
+def read_once(
+    channel: Channel, after: str | None = None, *, limit: int = 100, clean: bool = True
+) -> str:
+    lease = read(channel, ReadOptions(after_event_id=after))
+    letters = take(lease, limit)
+    lease.release(clean=clean, now=0.0)
+    return letters
+
+
+def after(channel: Channel, number: int, limit: int = 100) -> tuple[int, str]:
+    first, events = channel.events_after(number, limit)
+    return first, "".join(event.id for event in events)
+
+
+# Push
+
+
+def test_what_is_pushed_is_read_in_order() -> None:
+    assert read_once(fed("cab")) == "cab"
+
+
+def test_what_is_there_stays_once_and_in_its_place() -> None:
+    channel = fed("ab")
+    assert push(channel, "acb") == 0
+    assert read_once(channel) == "abc"
+
+
+def test_what_was_read_is_not_taken_again_while_it_is_kept() -> None:
+    channel = fed("abc")
+    read_once(channel)
+    assert push(channel, "cad") == 0
+    assert read_once(channel) == "d"
+
+
+def test_without_room_the_oldest_is_lost_but_kept_for_replay() -> None:
+    channel = fed("abc")
+    assert push(channel, "de") == 2
+    assert channel.position == "b"
+    assert read_once(channel, "a") == "bcde"
+
+
+def test_what_was_pushed_out_is_not_read_by_default() -> None:
+    channel = fed("abcde")
+    assert read_once(channel) == "cde"
+
+
+def test_a_repeated_event_pushes_out_none() -> None:
+    channel = fed("abc")
+    assert push(channel, "abc") == 0
+    assert read_once(channel) == "abc"
+
+
+def test_no_more_than_the_capacity_is_kept_for_replay() -> None:
+    channel = fed("abc")
+    assert push(channel, "defghi") == 6
+    assert channel.before_first == "c"
+    assert read_once(channel, START) == "defghi"
+
+
+def test_an_event_that_makes_room_for_none_is_not_lost_if_a_reader_had_it() -> None:
+    channel = fed("abc")
+    lease = read(channel, ACKNOWLEDGING)
+    assert take(lease, 2) == "ab"
+    assert push(channel, "de") == 0
+    assert push(channel, "f") == 1
+    assert take(lease) == "def"
+
+
+def test_a_plain_reader_makes_room() -> None:
+    channel = fed("abc")
+    lease = read(channel)
+    assert take(lease, 1) == "a"
+    assert push(channel, "de") == 1
+    assert take(lease) == "cde"
+
+
+def test_a_plain_reader_that_breaks_gets_again_what_it_had() -> None:
+    channel = fed("abc")
+    assert read_once(channel, clean=False) == "abc"
+    push(channel, "d")
+    assert read_once(channel) == "abcd"
+
+
+@EVERY_KIND
+def test_a_reader_that_waits_is_woken(options: ReadOptions) -> None:
+    channel, woken = fed(), list[str]()
+    channel.lease(options, lambda: woken.append("woken"), 0.0)
+    push(channel, "a")
+    assert woken
+
+
+@EVERY_KIND
+def test_a_resuming_reader_gets_what_is_pushed_after_its_event(options: ReadOptions) -> None:
+    channel = fed("abc")
+    lease = read(channel, ReadOptions("b", acknowledge=options.acknowledge))
+    assert push(channel, "de") == 0
+    assert take(lease) == "cde"
+    assert lease.recovered
+
+
+def test_a_writer_that_waits_does_not_get_the_room_that_was_made_for_another_event() -> None:
+    channel = fed("abc")
+    waiter = channel.offer(event("w"), now=0.0)
+    assert isinstance(waiter, Waiter)
+    assert push(channel, "d") == 1
+    assert waiter.taken is None
+    lease = read(channel)
+    assert [take(lease, 1), waiter.taken, take(lease)] == ["b", True, "cdw"]
+
+
+def test_an_acknowledging_reader_goes_on_however_much_was_pushed_out_before_it() -> None:
+    channel = fed("abc")
+    lease = read(channel, ReadOptions(acknowledge=True, window=2))
+    assert take(lease) == "ab"
+    push(channel, "defghijkl")
+    channel.acknowledge("b")
+    assert take(lease) == "jk"
+    assert channel.acknowledge("k") == 2
+    assert take(lease) == "l"
+
+
+def test_an_acknowledging_reader_that_takes_nothing_does_not_keep_what_was_pushed_out() -> None:
+    channel = fed("abc")
+    read(channel, ACKNOWLEDGING)
+    push(channel, "defghijklm")
+    assert after(channel, 0) == (8, "hijklm")
+
+
+# Push out
+
+
+def test_push_out_gives_the_place_to_the_next_writer() -> None:
+    channel = fed("abc")
+    waiter = channel.offer(event("d"), now=0.0)
+    assert isinstance(waiter, Waiter)
+    assert channel.push_out() == 1
+    assert waiter.taken
+    assert read_once(channel) == "bcd"
+
+
+def test_push_out_takes_the_oldest_place_that_is_held() -> None:
+    channel = fed("abc")
+    read_once(channel, limit=1)
+    assert channel.oldest_held_number == 2
+    assert channel.push_out() == 1
+    assert channel.oldest_held_number == 3
+    assert (channel.position, read_once(channel)) == ("b", "c")
+
+
+def test_what_a_broken_reader_had_is_pushed_out_of_its_place_and_read_again() -> None:
+    channel = fed("abc")
+    lease = read(channel, ACKNOWLEDGING)
+    assert take(lease, 2) == "ab"
+    assert channel.push_out() == 0
+    lease.release(clean=False, now=0.0)
+    assert read_once(channel) == "abc"
+
+
+# Position
+
+
+def test_the_next_read_starts_after_the_event_and_only_later_ones_hold_places() -> None:
+    channel = fed("abc")
+    channel.move_position("b")
+    assert (channel.position, channel.read_number, channel.unsent) == ("b", 2, 1)
+    assert push(channel, "de") == 0
+    assert push(channel, "f") == 1
+    assert read_once(channel) == "def"
+
+
+def test_the_position_moves_back_as_well() -> None:
+    channel = fed("abc")
+    channel.move_position("c")
+    channel.move_position("a")
+    assert read_once(channel) == "bc"
+    channel = fed("abc")
+    channel.move_position("b")
+    channel.move_position(START)
+    assert read_once(channel) == "abc"
+
+
+def test_an_event_that_is_not_known_moves_nothing() -> None:
+    channel = fed("abc")
+    channel.move_position("b")
+    channel.move_position("z")
+    assert channel.position == "b"
+
+
+def test_the_position_of_an_empty_channel_is_before_its_first_event() -> None:
+    channel = fed()
+    channel.move_position("z")
+    assert (channel.position, channel.before_first) == ("z", "z")
+    push(channel, "ab")
+    channel.move_position("b")
+    channel.move_position("z")
+    lease = read(channel, ReadOptions("z"))
+    assert (lease.recovered, lease.position, take(lease)) == (True, "z", "ab")
+
+
+def test_the_position_of_an_empty_channel_moves_to_the_start() -> None:
+    channel = fed()
+    channel.move_position("z")
+    channel.move_position(START)
+    assert channel.position == START
+
+
+@EVERY_KIND
+def test_readers_that_are_or_were_here_know_better(options: ReadOptions) -> None:
+    channel = fed("abc")
+    lease = read(channel, options)
+    channel.move_position("b")
+    assert take(lease, 1) == "a"
+    lease.release(clean=True, now=0.0)
+    channel.move_position("c")
+    assert read_once(channel) == ("abc" if options.acknowledge else "bc")
+
+
+def test_a_move_of_the_position_lets_in_who_waits() -> None:
+    channel = fed("abc")
+    waiters = [channel.offer(event(name), now=0.0) for name in "de"]
+    channel.move_position("a")
+    assert [isinstance(w, Waiter) and w.taken for w in waiters] == [True, None]
+
+
+def test_position_and_number_are_of_what_is_taken_by_a_plain_reader() -> None:
+    channel = fed("abc")
+    assert (channel.position, channel.read_number) == (START, 0)
+    lease = read(channel)
+    take(lease, 2)
+    assert (channel.position, channel.read_number) == ("b", 2)
+    lease.release(clean=False, now=1.0)
+    assert (channel.position, channel.read_number) == (START, 0)
+
+
+def test_position_and_number_are_of_what_is_acknowledged() -> None:
+    channel = fed("abc")
+    lease = read(channel, ACKNOWLEDGING)
+    take(lease, 2)
+    assert (channel.position, channel.read_number) == (START, 0)
+    channel.acknowledge("a")
+    assert (channel.position, channel.read_number) == ("a", 1)
+
+
+def test_position_and_number_follow_a_reader_that_resumes() -> None:
+    channel = fed("abc")
+    read_once(channel)
+    read(channel, ReadOptions("a"))
+    assert (channel.position, channel.read_number) == ("a", 1)
+
+
+def test_numbers_stay_when_events_are_forgotten() -> None:
+    channel = fed("abc")
+    for letters in ("de", "fg"):
+        read_once(channel)
+        push(channel, letters)
+    assert channel.before_first == "b"
+    assert (channel.position, channel.read_number, channel.oldest_held_number) == ("e", 5, 6)
+    read(channel, ReadOptions("unknown"))
+    assert (channel.position, channel.read_number) == ("b", 2)
+
+
+# Events after
+
+
+@pytest.mark.parametrize(
+    ("number", "limit", "expected"),
+    [
+        (0, 100, (1, "abc")),
+        (1, 100, (2, "bc")),
+        (1, 1, (2, "b")),
+        (3, 100, (4, "")),
+        (0, 0, (1, "")),
+    ],
+)
+def test_events_after_a_number(number: int, limit: int, expected: tuple[int, str]) -> None:
+    assert after(fed("abc"), number, limit) == expected
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(0, (3, "cdefg")), (2, (3, "cdefg")), (3, (4, "defg")), (7, (8, ""))]
+)
+def test_events_after_a_number_that_is_forgotten(number: int, expected: tuple[int, str]) -> None:
+    channel = fed("abc")
+    for letters in ("de", "fg"):
+        read_once(channel)
+        push(channel, letters)
+    assert after(channel, number) == expected
+
+
+# Room and time
+
+
+@EVERY_KIND
+def test_there_is_room_until_the_capacity_is_held(options: ReadOptions) -> None:
+    channel = fed("ab")
+    rooms = [channel.has_room]
+    push(channel, "c")
+    rooms.append(channel.has_room)
+    take(read(channel, options), 1)
+    rooms.append(channel.has_room)
+    channel.acknowledge("a")
+    rooms.append(channel.has_room)
+    assert rooms == [True, False, not options.acknowledge, True]
+
+
+def test_it_is_unread_for_the_time_since_its_last_read() -> None:
+    channel = fed("abc")
+    assert not channel.is_unread_for(5.0, 4.5)
+    assert channel.is_unread_for(5.0, 5.0)
+    lease = read(channel, now=6.0)
+    assert not channel.is_unread_for(5.0, 100.0)
+    lease.release(clean=True, now=20.0)
+    assert not channel.is_unread_for(5.0, 24.5)
+    assert channel.is_unread_for(5.0, 25.0)
+
+
+def test_postpone_prolongs_life_and_never_shortens_it() -> None:
+    channel = fed()
+    channel.postpone(10.0)
+    assert channel.deadline == 60.0
+    channel.postpone(100.0)
+    assert not channel.is_expired(99.5)
+    assert channel.is_expired(100.0)
+
+
+def test_postpone_does_not_end_the_life_of_a_channel_that_is_read() -> None:
+    channel = fed()
+    lease = read(channel)
+    channel.postpone(100.0)
+    assert not channel.is_expired(1000.0)
+    lease.release(clean=True, now=10.0)
+    assert channel.deadline == 70.0
