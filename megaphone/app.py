@@ -12,14 +12,17 @@ from megaphone.cluster.pipes import Pipes
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.feeds import Feeds
+from megaphone.core.management import Management
 from megaphone.metrics import Metrics
 from megaphone.rest.management import ManagementApi
 from megaphone.rest.public import PublicApi
-from megaphone.rest.server import HttpServer, listen, listen_unix, unlink_unix
+from megaphone.rest.server import HttpServer, listen
+from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
-from megaphone.rpc.server import GrpcServer
+from megaphone.rpc.server import AdminServer, GrpcServer
 from megaphone.rpc.sync import SyncServicer
 from megaphone.settings import Settings
+from megaphone.sockets import grpc_path, listen_unix, unlink_unix
 from megaphone.store.memory import MemoryStore
 from megaphone.webhooks import Webhooks
 
@@ -35,6 +38,7 @@ class App:
     """A broker that serves."""
 
     broker: Broker
+    management: Management
     agents: Agents
     pipes: Pipes
     metrics: Metrics
@@ -66,6 +70,7 @@ async def running(settings: Settings) -> AsyncIterator[App]:
     broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
     feeds = Feeds(store=store, agents=agents, settings=settings, observer=metrics)
     pipes = Pipes(agents=agents, store=store, observer=metrics)
+    management = Management(store=store, agents=agents, pipes=pipes)
     http = HttpServer(
         PublicApi(broker, metrics).routes(),
         max_body_bytes=settings.max_body_bytes,
@@ -81,7 +86,9 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         await stack.enter_async_context(webhooks)  # ends last: the store's end is told too
         stack.push_async_callback(store.aclose)
         if settings.mng_socket_path is not None:
-            await stack.enter_async_context(managed(broker, settings.mng_socket_path))
+            await stack.enter_async_context(
+                managed(management, settings.mng_socket_path, settings.grpc_reflection)
+            )
         http_port = await http.start(listen(*split_endpoint(settings.address)))
         stack.push_async_callback(http.stop)
         grpc_port = await grpc.start(*split_endpoint(settings.grpc_address))
@@ -96,19 +103,25 @@ async def running(settings: Settings) -> AsyncIterator[App]:
             )
         stack.callback(feeds.refuse_new)
         stack.push_async_callback(grpc.report_shutdown)
-        yield App(broker, agents, pipes, metrics, http_port, grpc_port)
+        yield App(broker, management, agents, pipes, metrics, http_port, grpc_port)
 
 
 @asynccontextmanager
-async def managed(broker: Broker, socket_path: str) -> AsyncIterator[None]:
-    """Serve the management API within this context."""
-    server = HttpServer(ManagementApi(broker).routes(), max_body_bytes=MANAGEMENT_BODY_BYTES)
-    await server.start(listen_unix(socket_path))
-    try:
+async def managed(
+    management: Management, socket_path: str, with_reflection: bool
+) -> AsyncIterator[None]:
+    """Serve the management API within this context: HTTP at the path, gRPC beside it."""
+    http = HttpServer(ManagementApi(management).routes(), max_body_bytes=MANAGEMENT_BODY_BYTES)
+    grpc = AdminServer(AdminServicer(management), with_reflection=with_reflection)
+    async with AsyncExitStack() as stack:
+        listening = listen_unix(socket_path)
+        stack.callback(unlink_unix, socket_path)
+        await http.start(listening)
+        stack.push_async_callback(http.stop)
+        await grpc.start(grpc_path(socket_path))
+        stack.callback(unlink_unix, grpc_path(socket_path))
+        stack.push_async_callback(grpc.stop)
         yield
-    finally:
-        await server.stop()
-        unlink_unix(socket_path)
 
 
 def agents_of(settings: Settings) -> Agents:

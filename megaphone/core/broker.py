@@ -30,8 +30,6 @@ from megaphone.errors import (
 )
 from megaphone.model import (
     SKIPPED,
-    AgentInfo,
-    AgentMode,
     BatchFailure,
     Event,
     Message,
@@ -261,39 +259,12 @@ class Broker:
         checked_id("event id", event_id)
         return await self._store.acknowledge(consumer.channel_id, address, event_id)
 
-    # -- What operators do
-
-    async def list_agents(self) -> list[AgentInfo]:
-        """Describe the agents of this node."""
-        now = loop_time()
-        return [
-            AgentInfo(
-                name=agent.name,
-                mode=agent.mode,
-                since=agent.since,
-                warming_up=agent.is_warming_up(now),
-                channels=await self._store.count(agent.name),
-            )
-            for agent in self._agents
-        ]
-
-    def add_agent(self, name: str) -> None:
-        """Add a master agent, which warms up first.
-
-        Raises: BadRequest, when the name cannot be one or is taken.
-        """
-        self._agents.add(name, AgentMode.MASTER, loop_time())
-
     async def dispose(self, address: str) -> None:
         """End a channel now.
 
         Raises: BadRequest; ChannelNotFound.
         """
         await self._store.remove(self._consumer(address).channel_id)
-
-    async def list_channels(self, skip: int, limit: int) -> Sequence[str]:
-        """Return the consumer addresses of channels, oldest first."""
-        return await self._store.addresses(skip, limit)
 
     # -- The end
 

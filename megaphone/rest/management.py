@@ -2,51 +2,64 @@
 
 GET    /vagent/list
 POST   /vagent/add
-GET    /channel/list?skip=0&limit=50
+POST   /vagent/promote
+POST   /vagent/pipe
+GET    /channel/list?skip=0&limit=50&agent=
 DELETE /channel/{consumerAddress}
 """
 
 from aiohttp import web
 
-from megaphone.core.broker import Broker
+from megaphone.core.management import Management
 from megaphone.rest.answers import OK, json_answer
 from megaphone.rest.requests import body_of, part, path_values, require_json, whole_number
 from megaphone.wire import json
-
-DEFAULT_LIMIT = 50
 
 
 class ManagementApi:
     """The handlers of the management API."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+    def __init__(self, management: Management) -> None:
+        self._management = management
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/vagent/list", self.list_agents),
             web.post("/vagent/add", self.add_agent),
+            web.post("/vagent/promote", self.promote_agent),
+            web.post("/vagent/pipe", self.pipe_agent),
             web.get("/channel/list", self.list_channels),
             web.delete(f"/channel/{part('address')}", self.dispose_channel),
         ]
 
     async def list_agents(self, request: web.Request) -> web.Response:
-        return json_answer(json.agents(await self._broker.list_agents()))
+        return json_answer(json.agents(await self._management.list_agents()))
 
     async def add_agent(self, request: web.Request) -> web.Response:
         require_json(request)
-        self._broker.add_agent(json.parse_add_agent(await body_of(request)))
+        self._management.add_agent(json.parse_agent_name(await body_of(request)))
         return json_answer(OK, status=201)
 
+    async def promote_agent(self, request: web.Request) -> web.Response:
+        require_json(request)
+        self._management.promote_agent(json.parse_agent_name(await body_of(request)))
+        return json_answer(OK)
+
+    async def pipe_agent(self, request: web.Request) -> web.Response:
+        require_json(request)
+        name, target = json.parse_pipe_agent(await body_of(request))
+        await self._management.pipe_agent(name, target)
+        return json_answer(OK, status=202)
+
     async def list_channels(self, request: web.Request) -> web.Response:
-        skip = whole_number(request.query, "skip") or 0
-        limit = whole_number(request.query, "limit")
-        addresses = await self._broker.list_channels(
-            skip, DEFAULT_LIMIT if limit is None else limit
+        addresses = await self._management.list_channels(
+            skip=whole_number(request.query, "skip") or 0,
+            limit=whole_number(request.query, "limit"),
+            agent=request.query.get("agent"),
         )
         return json_answer(json.channels(addresses))
 
     async def dispose_channel(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)
-        await self._broker.dispose(address)
+        await self._management.dispose(address)
         return json_answer(OK)

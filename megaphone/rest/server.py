@@ -2,11 +2,8 @@
 
 import asyncio
 import logging
-import os
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 from aiohttp import web
 
@@ -102,47 +99,3 @@ def listen(host: str, port: int) -> socket.socket:
     """Raises: OSError, when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return socket.create_server((host, port), family=family, backlog=BACKLOG)
-
-
-def listen_unix(path: str) -> socket.socket:
-    """Listen where only the owner of this process can connect.
-
-    A socket that a broker left behind that was killed is replaced.
-
-    Raises: OSError, when the path cannot be had, or a living broker has it.
-    """
-    listening = socket.socket(socket.AF_UNIX)
-    try:
-        if Path(path).is_socket() and not is_served(path):
-            Path(path).unlink()
-        # The mode must be right from the start: between bind and chmod anyone could connect.
-        earlier = os.umask(0o177)
-        try:
-            listening.bind(path)
-        finally:
-            os.umask(earlier)
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise OSError(
-            error.errno,
-            f"the management socket {path}: {error.strerror}; set mng_socket_path to another path",
-        ) from None
-    return listening
-
-
-def unlink_unix(path: str) -> None:
-    with suppress(FileNotFoundError):
-        Path(path).unlink()
-
-
-def is_served(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True
-    return True

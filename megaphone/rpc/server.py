@@ -1,16 +1,25 @@
-"""Runs the gRPC face: one port, its limits, health and reflection, and its orderly end."""
+"""Runs the gRPC face: one port, its limits, health and reflection, and its orderly end.
+
+Operators have a server of their own, on a Unix socket.
+"""
+
+from urllib.parse import quote
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.errors import ErrorInterceptor
 from megaphone.rpc.sync import SyncServicer
+from megaphone.sockets import owner_only
 from megaphone_api import sync_pb2
 from megaphone_api.sync_pb2_grpc import add_SyncServiceServicer_to_server
+from megaphone_api.v1 import admin_pb2
 from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from megaphone_api.v1.channels_pb2_grpc import add_ChannelServiceServicer_to_server
 
 STOP_TIMEOUT_S = 1.0
@@ -19,6 +28,7 @@ FRAMING_BYTES = 16_384
 """What a message may hold besides its largest body: addresses, ids, field numbers."""
 
 CHANNEL_SERVICE = pb.DESCRIPTOR.services_by_name["ChannelService"].full_name
+ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 SYNC_SERVICE = sync_pb2.DESCRIPTOR.services_by_name["SyncService"].full_name
 HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 EVERYTHING = ""
@@ -76,6 +86,33 @@ class GrpcServer:
     async def report_shutdown(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere."""
         await self._health.enter_graceful_shutdown()
+
+    async def stop(self) -> None:
+        """Stop listening, and end the calls that are left."""
+        await self._server.stop(STOP_TIMEOUT_S)
+
+
+class AdminServer:
+    """Serves AdminService on a Unix socket, from `start` to `stop`."""
+
+    def __init__(self, admin: AdminServicer, *, with_reflection: bool) -> None:
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+        add_AdminServiceServicer_to_server(admin, self._server)
+        if with_reflection:
+            names = (ADMIN_SERVICE, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, path: str) -> None:
+        """Begin to listen where only the owner of this process can connect.
+
+        Raises: OSError, when the path cannot be had, or a living broker has it.
+        """
+        with owner_only(path):
+            try:
+                self._server.add_insecure_port(f"unix:{quote(path)}")
+            except RuntimeError:
+                raise OSError("gRPC cannot listen there") from None
+        await self._server.start()
 
     async def stop(self) -> None:
         """Stop listening, and end the calls that are left."""

@@ -39,8 +39,13 @@ class ExistsRequest(msgspec.Struct, rename="camel"):
     channel_ids: list[str] | None = None
 
 
-class AddAgentRequest(msgspec.Struct):
+class AgentRequest(msgspec.Struct):
     name: str
+
+
+class PipeAgentRequest(msgspec.Struct):
+    name: str
+    target: str
 
 
 class AckRequest(msgspec.Struct):
@@ -85,9 +90,15 @@ def parse_ack(body: bytes) -> str:
     return parse(body, AckRequest).eid
 
 
-def parse_add_agent(body: bytes) -> str:
-    """Return the name of the agent that a request adds."""
-    return parse(body, AddAgentRequest).name
+def parse_agent_name(body: bytes) -> str:
+    """Return the name of the agent that a request adds or promotes."""
+    return parse(body, AgentRequest).name
+
+
+def parse_pipe_agent(body: bytes) -> tuple[str, str]:
+    """Return the name of the agent that a request forwards, and the target."""
+    request = parse(body, PipeAgentRequest)
+    return request.name, request.target
 
 
 def named_channels(request: BatchRequest | ExistsRequest) -> list[str]:

@@ -10,6 +10,7 @@ from google.rpc.status_pb2 import Status
 from megaphone.errors import MegaphoneError
 from megaphone.model import (
     DEFAULT_WINDOW,
+    AgentInfo,
     BatchFailure,
     Event,
     Message,
@@ -18,6 +19,7 @@ from megaphone.model import (
     Write,
 )
 from megaphone.wire.errors import DOMAIN
+from megaphone_api.v1 import admin_pb2 as admin
 from megaphone_api.v1 import channels_pb2 as pb
 
 MICROSECONDS_PER_S = 1_000_000
@@ -105,6 +107,31 @@ def event(one: Event) -> pb.Event:
         stream_id=one.stream_id,
         timestamp=Timestamp(seconds=seconds, nanos=microseconds * 1000),
         body=one.body,
+    )
+
+
+def agents(infos: Iterable[AgentInfo]) -> admin.ListAgentsResponse:
+    return admin.ListAgentsResponse(agents=[agent(info) for info in infos])
+
+
+def agent(info: AgentInfo) -> admin.Agent:
+    since = Timestamp()
+    since.FromDatetime(info.since)
+    return admin.Agent(
+        name=info.name,
+        mode=admin.AgentMode.Value(f"AGENT_MODE_{info.mode.value}"),
+        since=since,
+        warming_up=info.warming_up,
+        channels_count=info.channels,
+    )
+
+
+def channels(addresses: Iterable[str]) -> admin.ListChannelsResponse:
+    return admin.ListChannelsResponse(
+        channels=[
+            admin.ListChannelsResponse.Channel(address=address, agent=address.partition(".")[0])
+            for address in addresses
+        ]
     )
 
 

@@ -5,10 +5,13 @@ from functools import cached_property
 
 import pytest
 
+from megaphone.cluster.pipes import Pipes
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
+from megaphone.core.management import Management
 from megaphone.core.reader import Reader
 from megaphone.errors import (
+    AgentNotFound,
     BadRequest,
     ChannelNotFound,
     NoAgentAvailable,
@@ -16,6 +19,7 @@ from megaphone.errors import (
     ReaderBusy,
     ShuttingDown,
     WriteTimeout,
+    WrongMode,
 )
 from megaphone.metrics import Metrics
 from megaphone.model import AgentMode, Message, NewChannel, ReadOptions, Write
@@ -38,16 +42,30 @@ class Node:
 
     @cached_property
     def broker(self) -> Broker:
+        return Broker(
+            store=self.store, agents=self.agents, settings=self._settings, observer=self.metrics
+        )
+
+    @cached_property
+    def management(self) -> Management:
+        pipes = Pipes(agents=self.agents, store=self.store, observer=self.metrics)
+        return Management(store=self.store, agents=self.agents, pipes=pipes)
+
+    @cached_property
+    def store(self) -> MemoryStore:
         settings = self._settings
-        store = MemoryStore(
+        return MemoryStore(
             limits=settings.channel_limits(),
             max_channels=settings.max_channels,
             write_timeout_s=settings.write_timeout_millis / 1000,
             observer=self.metrics,
         )
-        agents = Agents(settings.agent_warmup_secs)
+
+    @cached_property
+    def agents(self) -> Agents:
+        agents = Agents(self._settings.agent_warmup_secs)
         agents.add("node", self._mode, now())
-        return Broker(store=store, agents=agents, settings=settings, observer=self.metrics)
+        return agents
 
     async def write(self, channel: NewChannel, *numbers: int) -> None:
         for number in numbers:
@@ -297,19 +315,40 @@ async def test_disposing_of_a_channel_ends_its_read_and_counts_what_was_lost(
     channel, task = await channel_being_read(node)
     unread = await node.broker.create()
     await node.write(unread, 1, 2, 3)
-    await node.broker.dispose(channel.consumer_address)
+    await node.management.dispose(channel.consumer_address)
     assert await task == []
-    await node.broker.dispose(unread.consumer_address)
+    await node.management.dispose(unread.consumer_address)
     assert node.metrics.messages_lost == 3
     with pytest.raises(ChannelNotFound):
-        await node.broker.dispose(unread.consumer_address)
+        await node.management.dispose(unread.consumer_address)
 
 
 async def test_channels_are_listed_oldest_first_in_pages(node: Node) -> None:
     made = [(await node.broker.create()).consumer_address for _ in range(5)]
-    assert list(await node.broker.list_channels(0, 50)) == made
-    assert list(await node.broker.list_channels(1, 2)) == made[1:3]
-    assert list(await node.broker.list_channels(9, 2)) == []
+    assert list(await node.management.list_channels(0, 50)) == made
+    assert list(await node.management.list_channels(1, 2)) == made[1:3]
+    assert list(await node.management.list_channels(9, 2)) == []
+
+
+async def test_channels_are_listed_by_agent(node: Node) -> None:
+    mine = (await node.broker.create()).consumer_address
+    node.management.add_agent("second")
+    assert list(await node.management.list_channels(agent="node")) == [mine]
+    assert list(await node.management.list_channels(agent="second")) == []
+    with pytest.raises(AgentNotFound):
+        await node.management.list_channels(agent="third")
+
+
+async def test_a_replica_that_is_promoted_takes_channels_at_once() -> None:
+    node = Node(Settings(agent_warmup_secs=60), AgentMode.REPLICA)
+    node.management.promote_agent("node")
+    [info] = await node.management.list_agents()
+    assert (info.mode, info.warming_up) == (AgentMode.MASTER, False)
+    await node.broker.create()
+    with pytest.raises(WrongMode):
+        node.management.promote_agent("node")
+    with pytest.raises(AgentNotFound):
+        node.management.promote_agent("second")
 
 
 async def test_an_agent_takes_channels_once_it_is_warm() -> None:
@@ -318,11 +357,11 @@ async def test_an_agent_takes_channels_once_it_is_warm() -> None:
     await asyncio.sleep(59.9)
     with pytest.raises(NoAgentAvailable):
         await node.broker.create()
-    [info] = await node.broker.list_agents()
+    [info] = await node.management.list_agents()
     assert info.warming_up
     await asyncio.sleep(0.1)
     await node.broker.create()
-    [info] = await node.broker.list_agents()
+    [info] = await node.management.list_agents()
     assert (info.warming_up, info.channels) == (False, 1)
 
 

@@ -1,5 +1,6 @@
 """The management API on its Unix socket, as `megactl` and operators call it."""
 
+import json
 import stat
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -9,8 +10,11 @@ import aiohttp
 import pytest
 
 from megaphone.app import App, running
-from megaphone.rest.server import listen_unix
+from megaphone.model import AgentMode
+from megaphone.sockets import grpc_path, is_served, listen_unix
 from tests.support.settings import fast_settings
+
+OK = b'{"status":"OK"}'
 
 
 @pytest.fixture
@@ -25,82 +29,201 @@ async def node(socket_path: str) -> AsyncIterator[App]:
 
 
 @pytest.fixture
+async def target() -> AsyncIterator[App]:
+    """Another node; where a test takes it before `node`, it lives longer."""
+    async with running(fast_settings(agent={"other": AgentMode.MASTER})) as app:
+        yield app
+
+
+@pytest.fixture
 async def operator(node: App, socket_path: str) -> AsyncIterator[aiohttp.ClientSession]:
     connector = aiohttp.UnixConnector(path=socket_path)
     async with aiohttp.ClientSession("http://megaphone", connector=connector) as session:
         yield session
 
 
-async def test_agents_are_listed_with_what_operators_need(
-    node: App, operator: aiohttp.ClientSession
-) -> None:
+async def answer(
+    operator: aiohttp.ClientSession, method: str, path: str, body: object = None
+) -> tuple[int, bytes]:
+    """Return status and body of an answer, after a look at what all have in common."""
+    async with operator.request(method, path, json=body) as response:
+        assert response.headers["Content-Type"] == "application/json"
+        return response.status, await response.read()
+
+
+async def test_agents_are_listed_byte_for_byte(node: App, operator: aiohttp.ClientSession) -> None:
     await node.broker.create()
-    async with operator.get("/vagent/list") as response:
-        [agent] = await response.json()
-    assert datetime.fromisoformat(agent.pop("since")).tzinfo is not None
-    assert agent == {"name": "node", "warmingUp": False, "mode": "MASTER", "channelsCount": 1}
+    status, body = await answer(operator, "GET", "/vagent/list")
+    since = json.loads(body)[0]["since"]
+    assert datetime.fromisoformat(since).tzinfo is not None
+    assert (status, body) == (
+        200,
+        b'[{"name":"node","since":"%b","warmingUp":false,"mode":"MASTER","channelsCount":1}]'
+        % since.encode(),
+    )
 
 
 async def test_an_agent_is_added_once(operator: aiohttp.ClientSession) -> None:
-    async with operator.post("/vagent/add", json={"name": "second"}) as response:
-        assert (response.status, await response.json()) == (201, {"status": "OK"})
-    async with operator.post("/vagent/add", json={"name": "second"}) as response:
-        assert response.status == 400
-        assert "already" in (await response.json())["message"]
-    async with operator.get("/vagent/list") as response:
-        assert [agent["name"] for agent in await response.json()] == ["node", "second"]
+    name = {"name": "second"}
+    assert await answer(operator, "POST", "/vagent/add", name) == (201, OK)
+    status, body = await answer(operator, "POST", "/vagent/add", name)
+    assert (status, json.loads(body)["code"]) == (400, "BAD_REQUEST")
+    assert "already" in json.loads(body)["message"]
+    assert await modes(operator) == {"node": "MASTER", "second": "MASTER"}
 
 
+async def test_an_agent_is_promoted_once(node: App, operator: aiohttp.ClientSession) -> None:
+    node.agents.add("spare", AgentMode.REPLICA, now=0.0)
+    assert await answer(operator, "POST", "/vagent/promote", {"name": "spare"}) == (200, OK)
+    assert await modes(operator) == {"node": "MASTER", "spare": "MASTER"}
+    status, body = await answer(operator, "POST", "/vagent/promote", {"name": "spare"})
+    assert (status, json.loads(body)["code"]) == (409, "WRONG_MODE")
+
+
+async def test_an_agent_is_forwarded(target: App, operator: aiohttp.ClientSession) -> None:
+    pipe = {"name": "node", "target": f"http://127.0.0.1:{target.grpc_port}"}
+    assert await answer(operator, "POST", "/vagent/pipe", pipe) == (202, OK)
+    assert await modes(operator) == {"node": "PIPED"}
+    assert target.agents.named("node").mode is AgentMode.REPLICA
+    status, body = await answer(operator, "POST", "/vagent/promote", {"name": "node"})
+    assert (status, json.loads(body)["code"]) == (409, "WRONG_MODE")
+
+
+async def test_a_target_that_is_not_there_is_told(operator: aiohttp.ClientSession) -> None:
+    pipe = {"name": "node", "target": "http://127.0.0.1:1"}
+    status, body = await answer(operator, "POST", "/vagent/pipe", pipe)
+    assert (status, json.loads(body)["code"]) == (503, "TARGET_UNAVAILABLE")
+    assert await modes(operator) == {"node": "MASTER"}
+
+
+async def modes(operator: aiohttp.ClientSession) -> dict[str, str]:
+    _, body = await answer(operator, "GET", "/vagent/list")
+    return {agent["name"]: agent["mode"] for agent in json.loads(body)}
+
+
+@pytest.mark.parametrize("command", ["add", "promote", "pipe"])
 @pytest.mark.parametrize("body", [{"name": "a b"}, {"name": ""}, {"name": 1}, {}, []])
-async def test_a_wrong_agent_is_refused(operator: aiohttp.ClientSession, body: object) -> None:
-    async with operator.post("/vagent/add", json=body) as response:
-        assert (response.status, (await response.json())["code"]) == (400, "BAD_REQUEST")
+async def test_a_wrong_agent_is_refused(
+    operator: aiohttp.ClientSession, command: str, body: object
+) -> None:
+    if isinstance(body, dict) and command == "pipe":
+        body = body | {"target": "http://127.0.0.1:1"}
+    status, answered = await answer(operator, "POST", f"/vagent/{command}", body)
+    assert (status, json.loads(answered)["code"]) == (400, "BAD_REQUEST")
 
 
-async def test_channels_are_listed_in_pages(node: App, operator: aiohttp.ClientSession) -> None:
+@pytest.mark.parametrize("target", [{}, {"target": 1}, {"target": "nowhere"}])
+async def test_a_wrong_target_is_refused(
+    operator: aiohttp.ClientSession, target: dict[str, object]
+) -> None:
+    status, body = await answer(operator, "POST", "/vagent/pipe", {"name": "node"} | target)
+    assert (status, json.loads(body)["code"]) == (400, "BAD_REQUEST")
+
+
+@pytest.mark.parametrize("command", ["promote", "pipe"])
+async def test_an_agent_that_is_not_here_is_told(
+    operator: aiohttp.ClientSession, command: str
+) -> None:
+    body = {"name": "absent", "target": "http://127.0.0.1:1"}
+    status, answered = await answer(operator, "POST", f"/vagent/{command}", body)
+    assert (status, json.loads(answered)["code"]) == (404, "NO_SUCH_AGENT")
+
+
+async def test_channels_are_listed_byte_for_byte_in_pages(
+    node: App, operator: aiohttp.ClientSession
+) -> None:
     made = [(await node.broker.create()).consumer_address for _ in range(60)]
-    async with operator.get("/channel/list") as response:
-        listed = await response.json()
-    assert listed == [{"address": address, "agentId": "node"} for address in made[:50]]
-    async with operator.get("/channel/list?skip=50&limit=5") as response:
-        assert [channel["address"] for channel in await response.json()] == made[50:55]
-    async with operator.get("/channel/list?skip=-1") as response:
-        assert response.status == 400
+    assert await answer(operator, "GET", "/channel/list") == (200, listing(made[:50]))
+    page = await answer(operator, "GET", "/channel/list?skip=50&limit=5")
+    assert page == (200, listing(made[50:55]))
+    assert await answer(operator, "GET", "/channel/list?skip=60") == (200, b"[]")
+    status, _ = await answer(operator, "GET", "/channel/list?skip=-1")
+    assert status == 400
+
+
+async def test_channels_are_listed_by_agent(node: App, operator: aiohttp.ClientSession) -> None:
+    made = [(await node.broker.create()).consumer_address for _ in range(2)]
+    node.management.add_agent("second")
+    mine = await answer(operator, "GET", "/channel/list?agent=node&skip=1")
+    assert mine == (200, listing(made[1:]))
+    assert await answer(operator, "GET", "/channel/list?agent=second") == (200, b"[]")
+    status, body = await answer(operator, "GET", "/channel/list?agent=third")
+    assert (status, json.loads(body)["code"]) == (404, "NO_SUCH_AGENT")
+
+
+def listing(addresses: list[str]) -> bytes:
+    channels = [f'{{"address":"{address}","agentId":"node"}}' for address in addresses]
+    return f"[{','.join(channels)}]".encode()
 
 
 async def test_a_channel_is_disposed_of(node: App, operator: aiohttp.ClientSession) -> None:
     address = (await node.broker.create()).consumer_address
-    async with operator.delete(f"/channel/{address}") as response:
-        assert (response.status, await response.json()) == (200, {"status": "OK"})
-    async with operator.delete(f"/channel/{address}") as response:
-        assert response.status == 404
+    assert await answer(operator, "DELETE", f"/channel/{address}") == (200, OK)
+    status, body = await answer(operator, "DELETE", f"/channel/{address}")
+    assert (status, json.loads(body)["code"]) == (404, "NOT_FOUND")
     assert await node.broker.exists([address]) == {address: False}
 
 
-async def test_only_the_owner_may_use_the_socket(node: App, socket_path: str) -> None:
-    assert stat.S_IMODE(Path(socket_path).stat().st_mode) == 0o600
+async def test_only_the_owner_may_use_the_sockets(node: App, socket_path: str) -> None:
+    for path in both(socket_path):
+        assert Path(path).is_socket()
+        assert stat.S_IMODE(Path(path).stat().st_mode) == 0o600
 
 
-async def test_the_socket_goes_with_the_broker(socket_path: str) -> None:
+async def test_the_sockets_go_with_the_broker(socket_path: str) -> None:
     async with running(fast_settings(mng_socket_path=socket_path)):
-        assert Path(socket_path).is_socket()
-    assert not Path(socket_path).exists()
+        assert all(Path(path).is_socket() for path in both(socket_path))
+    assert not any(Path(path).exists() for path in both(socket_path))
 
 
-async def test_a_socket_that_was_left_behind_is_replaced_and_a_living_one_is_not(
-    node: App, socket_path: str, tmp_path: Path
-) -> None:
-    left_behind = str(tmp_path / "left.sock")
-    listen_unix(left_behind).close()
-    async with running(fast_settings(mng_socket_path=left_behind)):
-        pass
-    with pytest.raises(OSError, match="set mng_socket_path to another path"):
-        listen_unix(socket_path)
+async def test_sockets_that_were_left_behind_are_replaced(socket_path: str) -> None:
+    for path in both(socket_path):
+        listen_unix(path).close()
+    async with running(fast_settings(mng_socket_path=socket_path)):
+        assert all(is_served(path) for path in both(socket_path))
 
 
-async def test_a_file_in_the_way_is_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "precious"
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_living_socket_is_not_replaced(socket_path: str, which: int) -> None:
+    taken = both(socket_path)[which]
+    with listen_unix(taken):
+        with pytest.raises(OSError, match=f"{taken}: .*; set mng_socket_path to another path"):
+            async with running(fast_settings(mng_socket_path=socket_path)):
+                pass
+        assert is_served(taken)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+async def test_a_file_in_the_way_is_left_alone(socket_path: str, which: int) -> None:
+    file = Path(both(socket_path)[which])
     file.write_text("data")
-    with pytest.raises(OSError, match="precious"):
-        listen_unix(str(file))
+    with pytest.raises(OSError, match=f"{file}: .*; set mng_socket_path to another path"):
+        async with running(fast_settings(mng_socket_path=socket_path)):
+            pass
     assert file.read_text() == "data"
+    assert [path for path in both(socket_path) if Path(path).exists()] == [str(file)]
+
+
+@pytest.mark.parametrize(
+    ("path", "beside"),
+    [("/run/m.sock", "/run/m.grpc.sock"), ("/run/m", "/run/m.grpc"), ("a.sock/b", "a.sock/b.grpc")],
+)
+def test_the_socket_of_grpc_is_beside_the_other(path: str, beside: str) -> None:
+    assert grpc_path(path) == beside
+
+
+async def test_a_path_may_have_any_letters(tmp_path: Path) -> None:
+    path = str(tmp_path / "50%25 of ü.sock")
+    async with running(fast_settings(mng_socket_path=path)):
+        assert all(is_served(one) for one in both(path))
+
+
+async def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
+    path = str(tmp_path / f"{'x' * 120}.sock")
+    with pytest.raises(OSError, match="too long; set mng_socket_path"):
+        async with running(fast_settings(mng_socket_path=path)):
+            pass
+
+
+def both(socket_path: str) -> list[str]:
+    return [socket_path, grpc_path(socket_path)]

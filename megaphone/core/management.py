@@ -1,0 +1,88 @@
+"""What operators do: look after the agents of a node, and list and end its channels.
+
+As in `core.broker`, both faces translate to these methods and back, and arguments are unchecked.
+"""
+
+from collections.abc import Sequence
+
+from megaphone.core.addresses import ConsumerAddress
+from megaphone.core.agents import Agents
+from megaphone.core.broker import loop_time, not_on_this_node
+from megaphone.core.ports import Pipes, Store
+from megaphone.model import AgentInfo, AgentMode
+
+DEFAULT_LIMIT = 50
+"""How many channels are listed unless another number is asked for."""
+
+
+class Management:
+    """The use cases of operators, one method each."""
+
+    def __init__(self, *, store: Store, agents: Agents, pipes: Pipes) -> None:
+        self._store = store
+        self._agents = agents
+        self._pipes = pipes
+
+    # -- Agents
+
+    async def list_agents(self) -> list[AgentInfo]:
+        """Describe the agents of this node, in the order in which they came."""
+        now = loop_time()
+        return [
+            AgentInfo(
+                name=agent.name,
+                mode=agent.mode,
+                since=agent.since,
+                warming_up=agent.is_warming_up(now),
+                channels=await self._store.count(agent.name),
+            )
+            for agent in list(self._agents)  # others may come while the store counts
+        ]
+
+    def add_agent(self, name: str) -> None:
+        """Add a master agent, which warms up first.
+
+        Raises: BadRequest, when the name cannot be one or is taken.
+        """
+        self._agents.add(name, AgentMode.MASTER, loop_time())
+
+    def promote_agent(self, name: str) -> None:
+        """Make a replica a master, or take an agent back that is forwarded to nobody now.
+
+        Raises: BadRequest; AgentNotFound; WrongMode, when it is a master already, or its pipe is
+            connected.
+        """
+        self._agents.promote(name, loop_time())
+
+    async def pipe_agent(self, name: str, target: str) -> None:
+        """Forward the channels of an agent to another node, until this one stops.
+
+        Returns once the target has taken the agent, which takes no new channels from now on.
+
+        Raises: BadRequest, also when the target is not a URL such as http://host:3001;
+            AgentNotFound; WrongMode; TargetUnavailable.
+        """
+        await self._pipes.pipe(name, target)
+
+    # -- Channels
+
+    async def list_channels(
+        self, skip: int = 0, limit: int | None = None, agent: str | None = None
+    ) -> Sequence[str]:
+        """Return the consumer addresses of channels, or of those of one agent, oldest first.
+
+        Raises: BadRequest; AgentNotFound.
+        """
+        if agent is not None:
+            self._agents.named(agent)
+        return await self._store.addresses(skip, DEFAULT_LIMIT if limit is None else limit, agent)
+
+    async def dispose(self, address: str) -> None:
+        """End a channel now.
+
+        Raises: BadRequest; ChannelNotFound.
+        """
+        consumer = ConsumerAddress.parse(address)
+        if self._agents.get(consumer.agent) is None:
+            raise not_on_this_node(consumer.agent)
+        await self._store.remove(consumer.channel_id)

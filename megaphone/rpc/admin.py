@@ -1,0 +1,54 @@
+"""`megaphone.v1.AdminService`: what operators do, each call a translation and back."""
+
+from typing import Any
+
+import grpc
+
+from megaphone.core.management import Management
+from megaphone.wire import protobuf as wire
+from megaphone_api.v1 import admin_pb2 as pb
+from megaphone_api.v1.admin_pb2_grpc import AdminServiceServicer
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class AdminServicer(AdminServiceServicer):
+    def __init__(self, management: Management) -> None:
+        self._management = management
+
+    async def ListAgents(
+        self, request: pb.ListAgentsRequest, context: Context
+    ) -> pb.ListAgentsResponse:
+        return wire.agents(await self._management.list_agents())
+
+    async def AddAgent(self, request: pb.AddAgentRequest, context: Context) -> pb.AddAgentResponse:
+        self._management.add_agent(request.name)
+        return pb.AddAgentResponse()
+
+    async def PromoteAgent(
+        self, request: pb.PromoteAgentRequest, context: Context
+    ) -> pb.PromoteAgentResponse:
+        self._management.promote_agent(request.name)
+        return pb.PromoteAgentResponse()
+
+    async def PipeAgent(
+        self, request: pb.PipeAgentRequest, context: Context
+    ) -> pb.PipeAgentResponse:
+        await self._management.pipe_agent(request.name, request.target)
+        return pb.PipeAgentResponse()
+
+    async def ListChannels(
+        self, request: pb.ListChannelsRequest, context: Context
+    ) -> pb.ListChannelsResponse:
+        addresses = await self._management.list_channels(
+            skip=request.skip,
+            limit=request.limit if request.HasField("limit") else None,
+            agent=wire.optional(request.agent),
+        )
+        return wire.channels(addresses)
+
+    async def DisposeChannel(
+        self, request: pb.DisposeChannelRequest, context: Context
+    ) -> pb.DisposeChannelResponse:
+        await self._management.dispose(request.address)
+        return pb.DisposeChannelResponse()
