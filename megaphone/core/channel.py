@@ -265,6 +265,11 @@ class Channel:
     def has_room(self) -> bool:
         return self._held < self._limits.capacity
 
+    @property
+    def overflows(self) -> bool:
+        """Whether more is to be read than finds room in another channel that is fed with it all."""
+        return len(self._log) - self._read_so_far() > self._limits.capacity
+
     def is_unread_for(self, seconds: float, now: float) -> bool:
         """Whether nobody reads, or has read for so long."""
         return self.deadline is not None and self.deadline - self._limits.ttl_s <= now - seconds

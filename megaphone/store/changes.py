@@ -54,7 +54,8 @@ class Cursor:
 
     number: int
     """The number of the last event that was told, or passed over."""
-    position: str = START
+    position: str | None = START
+    """The position that was told last; None if what was told since may have moved it there."""
 
 
 class MemoryChanges:
@@ -112,7 +113,7 @@ class MemoryChanges:
 
     @property
     def are_pending(self) -> bool:
-        return bool(self._changed or self._ended)
+        return bool(self._ended) or any(map(self._has_news, self._changed))
 
     def restart(self, *, with_read: bool) -> None:
         self._with_read = with_read
@@ -130,6 +131,15 @@ class MemoryChanges:
 
     def _followed(self) -> list[StoredChannel]:
         return [channel for channel in self._channels.values() if self in channel.followers]
+
+    def _has_news(self, channel_id: bytes) -> bool:
+        if (channel := self._channels.get(channel_id)) is None:
+            return False
+        if (cursor := self._cursors.get(channel_id)) is None:
+            return True
+        if self._with_read and channel.position != cursor.position:
+            return True
+        return bool(channel.events_after(cursor.number, 1)[1])
 
     def _take_ready(self, limit: int) -> list[ChannelChange]:
         changes: list[ChannelChange] = []
@@ -149,11 +159,13 @@ class MemoryChanges:
         first, events = channel.events_after(cursor.number, limit)
         changes += [EventAdded(address, event, first + i) for i, event in enumerate(events)]
         cursor.number = first + len(events) - 1
+        if events and channel.overflows:
+            cursor.position = None
         if len(events) == limit:
             self.channel_changed(channel)  # there may be more; its turn comes again
         elif self._with_read and channel.position != cursor.position:
             cursor.position = channel.position
-            changes.append(PositionMoved(address, cursor.position))
+            changes.append(PositionMoved(address, channel.position))
         if events and channel.waiting_writers:
             self._on_told(channel)
         return changes
@@ -163,6 +175,6 @@ class MemoryChanges:
         cursor = Cursor(0 if self._with_read else channel.read_number)
         if self._with_read and channel.before_first != START:
             cursor.position = channel.before_first
-            changes.append(PositionMoved(channel.consumer_address, cursor.position))
+            changes.append(PositionMoved(channel.consumer_address, channel.before_first))
         self._cursors[channel.channel_id] = cursor
         return changes

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from megaphone.core.channel import Channel, Lease, Waiter
+from megaphone.core.channel import Lease, Waiter
 from megaphone.core.expiry import Deadlines
 from megaphone.core.ports import Observer
 from megaphone.errors import ChannelNotFound, LimitExceeded, ShuttingDown, WriteTimeout
@@ -71,8 +71,7 @@ class MemoryStore:
 
     async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
         channel = self._living(channel_id)
-        if channel.followers:
-            self._make_room(channel)
+        self._make_room(channel)
         answer = channel.offer(event, now=self._loop.time(), request_id=request_id)
         if isinstance(answer, Waiter):
             return await self._wait_for_room(channel, answer)
@@ -183,15 +182,18 @@ class MemoryStore:
 
     def _make_room(self, channel: StoredChannel) -> None:
         """Push out what other nodes have, where nobody reads here: see `ports.Store.follow`."""
-        if channel.has_room or not channel.is_unread_for(UNREAD_S, self._loop.time()):
+        if not channel.followers or channel.has_room:
+            return
+        if not channel.is_unread_for(UNREAD_S, self._loop.time()):
             return
         if channel.is_told_to_all(channel.oldest_held_number):
             channel.push_out()
             channel.changed()  # a writer that waited may be in
 
-    async def _wait_for_room(self, channel: Channel, waiter: Waiter) -> str:
+    async def _wait_for_room(self, channel: StoredChannel, waiter: Waiter) -> str:
         settled = self._loop.create_future()
         timer = self._loop.call_later(self._write_timeout_s, wake, settled)
+        unread = self._loop.call_later(UNREAD_S, self._make_room, channel)
 
         def on_settled() -> None:
             if waiter.taken and not waiter.reported:
@@ -207,6 +209,7 @@ class MemoryStore:
                 await settled
         finally:
             timer.cancel()
+            unread.cancel()
             self._waiting.discard(settled)
             self._observer.writer_waited()
             channel.withdraw(waiter, on_settled)

@@ -1,0 +1,829 @@
+"""Following the channels of an agent, and feeding a store with what was told.
+
+A channel holds three events here, called by letters. What is told is written as words: `+c` and
+`-c` for a channel that is added and ended, `c:a1` for event a with number 1, `c@a` for a position.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+from megaphone.errors import ChannelNotFound, ReaderBusy, WriteTimeout
+from megaphone.model import (
+    START,
+    ChannelAdded,
+    ChannelChange,
+    ChannelEnded,
+    Event,
+    EventAdded,
+    PositionMoved,
+    ReadOptions,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from megaphone.core.ports import ChannelChanges, ChannelLease
+    from tests.store.conftest import Bench
+
+ACKNOWLEDGING = ReadOptions(acknowledge=True)
+EITHER_WAY = pytest.mark.parametrize("with_read", [True, False], ids=["all", "unread"])
+
+virtual_time = pytest.mark.looptime
+
+
+def name_of(address: str) -> str:
+    return address.split(".")[1]
+
+
+def word(change: ChannelChange) -> str:
+    name = name_of(change.address)
+    match change:
+        case ChannelAdded():
+            return f"+{name}"
+        case ChannelEnded():
+            return f"-{name}"
+        case EventAdded(event=event, number=number):
+            return f"{name}:{event.id}{number}"
+        case PositionMoved(event_id=event_id):
+            return f"{name}@{event_id}"
+
+
+def words(changes: Iterable[ChannelChange]) -> str:
+    return " ".join(map(word, changes))
+
+
+async def told(changes: ChannelChanges, limit: int = 100) -> str:
+    """What is told at once."""
+    return words(await told_at_once(changes, limit))
+
+
+async def told_at_once(changes: ChannelChanges, limit: int = 100) -> list[ChannelChange]:
+    taken: list[ChannelChange] = []
+    while changes.are_pending:
+        taken += await asyncio.wait_for(changes.take(limit), 0.001)
+    return taken
+
+
+def follow(bench: Bench, *, with_read: bool = False) -> ChannelChanges:
+    changes = bench.store.follow("agent")
+    changes.restart(with_read=with_read)
+    return changes
+
+
+async def read_some(bench: Bench, limit: int, channel: str = "c", *, clean: bool = True) -> None:
+    lease = await bench.read(channel=channel)
+    await bench.take(lease, limit)
+    lease.release(clean=clean)
+
+
+def event(name: str) -> Event:
+    return Event(name, "s", 0, b"{}")
+
+
+# What was there before
+
+
+@virtual_time
+async def test_nothing_is_pending_without_channels(bench: Bench) -> None:
+    changes = bench.store.follow("agent")
+    assert not changes.are_pending
+    taking = await bench.start(changes.take(10))
+    assert not taking.done()
+    taking.cancel()
+
+
+@EITHER_WAY
+@virtual_time
+async def test_channels_are_told_with_what_they_hold(bench: Bench, with_read: bool) -> None:
+    await bench.fill("ab")
+    await bench.create("d")
+    assert await told(follow(bench, with_read=with_read)) == "+c c:a1 c:b2 +d"
+
+
+@virtual_time
+async def test_what_was_read_is_told_only_if_asked_for(bench: Bench) -> None:
+    await bench.fill("abc")
+    await read_some(bench, 2)
+    assert await told(follow(bench)) == "+c c:c3"
+    assert await told(follow(bench, with_read=True)) == "+c c:a1 c:b2 c:c3 c@b"
+
+
+@virtual_time
+async def test_what_is_not_acknowledged_is_yet_to_be_read(bench: Bench) -> None:
+    await bench.fill("abc")
+    lease = await bench.read(ACKNOWLEDGING)
+    await bench.take(lease)
+    await bench.acknowledge("a")
+    assert await told(follow(bench)) == "+c c:b2 c:c3"
+    assert await told(follow(bench, with_read=True)) == "+c c:a1 c:b2 c:c3 c@a"
+
+
+@virtual_time
+async def test_what_is_kept_no_more_is_told_by_the_position_before_it(bench: Bench) -> None:
+    await bench.fill("abc")
+    await bench.read_once()
+    await bench.write("d")
+    await bench.read_once()
+    assert await told(follow(bench, with_read=True)) == "+c c@a c:b2 c:c3 c:d4 c@d"
+    assert await told(follow(bench)) == "+c"
+
+
+@virtual_time
+async def test_other_agents_are_not_told_of(bench: Bench) -> None:
+    for name in ("other", "agent2", "agen"):
+        await bench.store.create(name.encode(), f"{name}.c.1")
+    changes = bench.store.follow("agent")
+    await bench.store.create(b"later", "agent2.later.1")
+    await bench.store.append(b"other", event("a"), None)
+    await bench.store.remove(b"other")
+    assert not changes.are_pending
+
+
+# What happens meanwhile
+
+
+@virtual_time
+async def test_what_happens_is_told_as_it_happens(bench: Bench) -> None:
+    changes = follow(bench, with_read=True)
+    for happens, expected in [
+        (bench.create(), "+c"),
+        (bench.write("a"), "c:a1"),
+        (bench.write("b"), "c:b2"),
+        (read_some(bench, 1), "c@a"),
+        (read_some(bench, 1), "c@b"),
+        (bench.remove(), "-c"),
+    ]:
+        taking = await bench.start(changes.take(10))
+        assert not taking.done()
+        await happens
+        assert words(await taking) == expected
+    assert not changes.are_pending
+
+
+@virtual_time
+async def test_acknowledgements_move_the_position(bench: Bench) -> None:
+    await bench.fill("abc")
+    changes = follow(bench, with_read=True)
+    lease = await bench.read(ACKNOWLEDGING)
+    await bench.take(lease)
+    assert await told(changes) == "+c c:a1 c:b2 c:c3"
+    await bench.acknowledge("b")
+    assert await told(changes) == "c@b"
+
+
+@virtual_time
+async def test_a_position_that_goes_back_is_told(bench: Bench) -> None:
+    await bench.fill("abc")
+    changes = follow(bench, with_read=True)
+    await bench.read_once()
+    assert await told(changes) == "+c c:a1 c:b2 c:c3 c@c"
+    await bench.read(ReadOptions(after_event_id="a"))
+    assert await told(changes) == "c@a"
+    await bench.read(ReadOptions(after_event_id=START, take_over=True))
+    assert await told(changes) == "c@-"
+
+
+@virtual_time
+async def test_an_event_that_is_read_before_it_was_told_is_told(bench: Bench) -> None:
+    await bench.fill("a")
+    changes = follow(bench)
+    assert await told(changes) == "+c c:a1"
+    await bench.write("b")
+    await bench.read_once()
+    assert await told(changes) == "c:b2"
+
+
+@virtual_time
+async def test_the_event_of_a_writer_that_waited_is_told(bench: Bench) -> None:
+    await bench.fill("abc")
+    changes = follow(bench)
+    await told(changes)
+    lease = await bench.read()
+    writing = await bench.start(bench.write("d"))
+    assert await told(changes) == ""
+    await bench.take(lease, 1)
+    await writing
+    assert await told(changes) == "c:d4"
+
+
+@EITHER_WAY
+@virtual_time
+async def test_pending_is_what_take_returns_at_once(bench: Bench, with_read: bool) -> None:
+    await bench.fill("ab")
+    changes = follow(bench, with_read=with_read)
+    assert changes.are_pending
+    await changes.take(3)
+    lease = await bench.read()
+    await bench.take(lease, 1)
+    assert changes.are_pending is with_read
+    await told(changes)
+    await bench.remove()
+    assert changes.are_pending
+    assert await told(changes) == "-c"
+    lease.release(clean=True)
+    assert not changes.are_pending
+
+
+@virtual_time
+async def test_nothing_is_pending_after_as_many_events_as_the_limit(bench: Bench) -> None:
+    await bench.fill("ab")
+    changes = follow(bench)
+    assert words(await changes.take(2)) == "+c c:a1 c:b2"
+    assert not changes.are_pending
+
+
+@virtual_time
+async def test_expiry_is_told(bench: Bench) -> None:
+    await bench.create()
+    changes = follow(bench)
+    await told(changes)
+    assert words(await changes.take(10)) == "-c"
+    assert bench.now() == 60.0
+
+
+@virtual_time
+async def test_a_channel_that_ended_before_it_was_told_is_not_told_of(bench: Bench) -> None:
+    changes = follow(bench)
+    await bench.fill("ab")
+    await bench.remove()
+    await bench.create("d")
+    assert await told(changes) == "+d"
+
+
+@virtual_time
+async def test_what_was_told_in_part_is_told_to_have_ended(bench: Bench) -> None:
+    await bench.fill("abc")
+    changes = follow(bench)
+    assert words(await changes.take(1)) == "+c c:a1"
+    await bench.remove()
+    assert await told(changes) == "-c"
+
+
+@virtual_time
+async def test_a_limit_smaller_than_a_channel_gives_each_its_turn(bench: Bench) -> None:
+    await bench.fill("abc")
+    await bench.create("d")
+    await bench.write("x", channel="d")
+    changes = follow(bench, with_read=True)
+    batches = []
+    while changes.are_pending:
+        batches.append(words(await changes.take(1)))
+    assert max(batch.count(":") for batch in batches) == 1
+    assert batches[:2] == ["+c c:a1", "+d d:x1"]
+    joined = " ".join(batches).split()
+    assert [w for w in joined if "c" in w] == ["+c", "c:a1", "c:b2", "c:c3"]
+
+
+@virtual_time
+async def test_what_was_forgotten_before_it_was_told_leaves_a_gap_in_the_numbers(
+    bench: Bench,
+) -> None:
+    await bench.fill("a")
+    changes = follow(bench)
+    assert await told(changes) == "+c c:a1"
+    for event_id in "bcdef":
+        await bench.write(event_id)
+        await bench.read_once()
+    assert await told(changes) == "c:d4 c:e5 c:f6"
+
+
+@virtual_time
+async def test_a_cancelled_take_takes_nothing(bench: Bench) -> None:
+    changes = follow(bench)
+    taking = await bench.start(changes.take(10))
+    await bench.fill("a")
+    taking.cancel()
+    await asyncio.wait([taking])
+    assert await told(changes) == "+c c:a1"
+    taking = await bench.start(changes.take(10))
+    taking.cancel()
+    await asyncio.wait([taking])
+    await bench.write("b")
+    assert await told(changes) == "c:b2"
+
+
+@virtual_time
+async def test_restart_tells_all_again_and_as_it_is_asked_to(bench: Bench) -> None:
+    await bench.fill("ab")
+    await bench.create("gone")
+    changes = follow(bench, with_read=True)
+    await told(changes)
+    await read_some(bench, 1)
+    await bench.remove("gone")
+    changes.restart(with_read=True)
+    assert await told(changes) == "+c c:a1 c:b2 c@a"
+    changes.restart(with_read=False)
+    assert await told(changes) == "+c c:b2"
+    await read_some(bench, 1)
+    assert not changes.are_pending
+    changes.restart(with_read=True)
+    assert await told(changes) == "+c c:a1 c:b2 c@b"
+
+
+@virtual_time
+async def test_restart_wakes_a_take_that_waits(bench: Bench) -> None:
+    await bench.fill("a")
+    changes = follow(bench)
+    await told(changes)
+    taking = await bench.start(changes.take(10))
+    changes.restart(with_read=False)
+    assert words(await taking) == "+c c:a1"
+
+
+@virtual_time
+async def test_followers_do_not_disturb_each_other(bench: Bench) -> None:
+    await bench.fill("a")
+    first, second = follow(bench), follow(bench, with_read=True)
+    assert await told(first) == "+c c:a1"
+    await bench.write("b")
+    assert await told(second) == "+c c:a1 c:b2"
+    first.close()
+    await bench.write("c")
+    assert await told(second) == "c:c3"
+
+
+@virtual_time
+async def test_after_close_nothing_is_told_any_more(bench: Bench) -> None:
+    await bench.fill("a")
+    changes = follow(bench)
+    await told(changes)
+    changes.close()
+    await bench.write("b")
+    await bench.create("d")
+    await bench.remove()
+    assert not changes.are_pending
+
+
+# Room for writers
+
+
+async def fill_and_leave(bench: Bench) -> None:
+    await bench.fill("abc")
+    await bench.at(6.0)
+
+
+@virtual_time
+async def test_a_writer_waits_if_nobody_follows(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    with pytest.raises(WriteTimeout):
+        await bench.write("d")
+
+
+@virtual_time
+async def test_a_writer_does_not_wait_for_room_once_the_oldest_was_told(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    changes = follow(bench)
+    assert words(await changes.take(1)) == "+c c:a1"
+    await bench.write("d")
+    assert bench.observer.waited == 0
+    lease = await bench.read(ReadOptions(after_event_id=START))
+    assert await bench.take(lease) == ["a", "b", "c", "d"]
+
+
+@virtual_time
+async def test_the_next_read_starts_after_what_made_room(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    await told(follow(bench))
+    await bench.write("d")
+    await bench.write("e")
+    assert await bench.read_once() == ["c", "d", "e"]
+
+
+@virtual_time
+async def test_a_writer_waits_until_the_oldest_was_told(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    changes = follow(bench)
+    writing = await bench.start(bench.write("d"))
+    await asyncio.sleep(1.0)
+    assert not writing.done()
+    await changes.take(1)
+    assert await writing == "d"
+    assert bench.now() == 7.0
+    assert await told(changes) == "c:b2 c:c3 c:d4"
+
+
+@virtual_time
+async def test_all_writers_that_wait_get_in_while_they_are_told(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    changes = follow(bench)
+    writing = [await bench.start(bench.write(event_id)) for event_id in "defgh"]
+    assert (await told(changes)).count(":") == 8
+    assert await asyncio.gather(*writing) == list("defgh")
+    assert bench.now() == 6.0
+
+
+@virtual_time
+async def test_a_writer_waits_until_all_followers_were_told(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    first, second = follow(bench), follow(bench)
+    await told(first)
+    writing = await bench.start(bench.write("d"))
+    assert not writing.done()
+    await told(second)
+    assert await writing == "d"
+
+
+@virtual_time
+async def test_a_writer_waits_again_once_all_is_to_be_told_again(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    changes = follow(bench)
+    await told(changes)
+    changes.restart(with_read=True)
+    writing = await bench.start(bench.write("d"))
+    await asyncio.sleep(1.0)
+    assert not writing.done()
+    await told(changes)
+    assert await writing == "d"
+
+
+@virtual_time
+async def test_a_writer_waits_while_the_channel_is_read(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    await told(follow(bench))
+    await bench.read(ACKNOWLEDGING)
+    with pytest.raises(WriteTimeout):
+        await bench.write("d")
+
+
+@virtual_time
+async def test_a_writer_waits_if_the_channel_was_read_lately(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    await told(follow(bench))
+    (await bench.read(ACKNOWLEDGING)).release(clean=True)
+    writing = await bench.start(bench.write("d"))
+    await asyncio.sleep(1.0)
+    assert not writing.done()
+    assert await bench.read_once() == ["a", "b", "c", "d"]
+
+
+@virtual_time
+async def test_a_writer_waits_no_longer_than_until_the_read_is_some_seconds_ago(
+    bench: Bench,
+) -> None:
+    await fill_and_leave(bench)
+    await told(follow(bench))
+    (await bench.read(ACKNOWLEDGING)).release(clean=True)
+    assert await bench.write("d") == "d"
+    assert bench.now() == 11.0
+
+
+@virtual_time
+async def test_a_writer_waits_again_after_close(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    changes = follow(bench)
+    await told(changes)
+    changes.close()
+    with pytest.raises(WriteTimeout):
+        await bench.write("d")
+
+
+# Hold
+
+
+@virtual_time
+async def test_a_held_channel_lives_past_its_deadline(bench: Bench) -> None:
+    await bench.create()
+    bench.store.hold("agent")
+    await bench.at(1000.0)
+    assert await bench.exists()
+    await bench.write("a")
+    assert await bench.read_once() == ["a"]
+    assert bench.observer.removed == []
+
+
+@virtual_time
+async def test_after_unhold_a_channel_has_its_whole_life_before_it(bench: Bench) -> None:
+    await bench.create()
+    bench.store.hold("agent")
+    await bench.at(100.0)
+    bench.store.unhold("agent")
+    await bench.at(159.9)
+    assert await bench.exists()
+    await bench.at(160.5)
+    assert not await bench.exists()
+    assert [(r.at, r.address) for r in bench.observer.removed] == [(160.0, bench.address("c"))]
+
+
+@virtual_time
+async def test_a_channel_is_held_as_often_as_it_was_held(bench: Bench) -> None:
+    await bench.create()
+    bench.store.hold("agent")
+    bench.store.hold("agent")
+    await bench.at(100.0)
+    bench.store.unhold("agent")
+    await bench.at(300.0)
+    assert await bench.exists()
+    bench.store.unhold("agent")
+    await bench.at(359.9)
+    assert await bench.exists()
+    await bench.at(361.0)
+    assert [r.at for r in bench.observer.removed] == [360.0]
+
+
+@virtual_time
+async def test_unhold_leaves_a_channel_that_is_read(bench: Bench) -> None:
+    await bench.create()
+    bench.store.hold("agent")
+    lease = await bench.read()
+    bench.store.unhold("agent")
+    await bench.at(200.0)
+    assert await bench.exists()
+    lease.release(clean=True)
+    await bench.at(261.0)
+    assert [r.at for r in bench.observer.removed] == [260.0]
+
+
+@virtual_time
+async def test_hold_is_for_one_agent(bench: Bench) -> None:
+    await bench.create()
+    bench.store.hold("agen")
+    bench.store.hold("agent2")
+    await bench.at(60.5)
+    assert [r.at for r in bench.observer.removed] == [60.0]
+
+
+@virtual_time
+async def test_a_channel_made_while_held_expires_after_unhold(bench: Bench) -> None:
+    bench.store.hold("agent")
+    await bench.create()
+    await bench.at(30.0)
+    bench.store.unhold("agent")
+    await bench.at(91.0)
+    assert [r.at for r in bench.observer.removed] == [90.0]
+
+
+# Being fed
+
+
+@virtual_time
+async def test_a_push_wakes_the_reader_and_does_not_wait(bench: Bench) -> None:
+    await bench.create()
+    taking = await bench.start(bench.take(await bench.read(ACKNOWLEDGING)))
+    for event_id in "aabc":
+        await bench.store.push(b"c", event(event_id))
+    assert await taking == ["a", "b", "c"]
+    assert bench.now() == 0.0
+    assert bench.observer.fed == 4
+    assert bench.observer.written == 0
+
+
+@virtual_time
+async def test_what_is_pushed_out_unread_is_told_to_the_observer(bench: Bench) -> None:
+    await bench.create()
+    for event_id in "abcde":
+        await bench.store.push(b"c", event(event_id))
+    assert bench.observer.pushed_out == 2
+
+
+@virtual_time
+async def test_what_is_pushed_is_told_to_followers(bench: Bench) -> None:
+    await bench.create()
+    changes = follow(bench, with_read=True)
+    await bench.store.push(b"c", event("a"))
+    await bench.store.move_position(b"c", "a")
+    assert await told(changes) == "+c c:a1 c@a"
+
+
+@virtual_time
+async def test_is_read(bench: Bench) -> None:
+    assert not await bench.store.is_read(b"c")
+    await bench.create()
+    lease = await bench.read()
+    assert await bench.store.is_read(b"c")
+    lease.release(clean=True)
+    assert not await bench.store.is_read(b"c")
+
+
+@virtual_time
+async def test_without_the_channel_there_is_nothing_to_feed(bench: Bench) -> None:
+    for call in (
+        bench.store.push(b"c", event("a")),
+        bench.store.move_position(b"c", "a"),
+        bench.store.forget(b"c"),
+    ):
+        with pytest.raises(ChannelNotFound):
+            await call
+
+
+@virtual_time
+async def test_no_observer_is_told_that_a_forgotten_channel_was_removed(bench: Bench) -> None:
+    await bench.fill("abc")
+    lease = await bench.read(ACKNOWLEDGING)
+    writing = await bench.start(bench.write("d"))
+    await bench.store.forget(b"c")
+    with pytest.raises(ChannelNotFound):
+        await writing
+    assert lease.is_over
+    lease.release(clean=False)
+    assert not await bench.exists()
+    await bench.at(200.0)
+    assert bench.observer.removed == []
+
+
+# A copy
+
+
+class Copy:
+    """A store that has what was told."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    async def apply(self, changes: Iterable[ChannelChange]) -> None:
+        store = self.bench.store
+        for change in changes:
+            channel_id = name_of(change.address).encode()
+            match change:
+                case ChannelAdded():
+                    if not await store.exists(channel_id):
+                        await store.create(channel_id, change.address)
+                case ChannelEnded():
+                    await store.forget(channel_id)
+                case EventAdded():
+                    await store.push(channel_id, change.event)
+                case PositionMoved():
+                    await store.move_position(channel_id, change.event_id)
+
+
+async def copy_of(bench: Bench, make_bench: Callable[..., Bench], limit: int = 100) -> Bench:
+    copy = make_bench()
+    changes = follow(bench, with_read=True)
+    await Copy(copy).apply(await told_at_once(changes, limit))
+    changes.close()
+    return copy
+
+
+async def remaining(bench: Bench, channel: str, after: str | None = None) -> tuple[object, ...]:
+    """What the next read gets, which is undone."""
+    lease = await bench.read(ReadOptions(after, acknowledge=True), channel)
+    taken = await bench.take(lease, until=bench.now())
+    result = (lease.recovered, lease.position, taken)
+    lease.release(clean=True)
+    return result
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+@virtual_time
+async def test_a_copy_has_what_is_read_again_besides_a_full_buffer(
+    bench: Bench, make_bench: Callable[..., Bench], limit: int
+) -> None:
+    await bench.fill("abc")
+    await read_some(bench, 3, clean=False)
+    for event_id in "def":
+        await bench.write(event_id)
+    copy = await copy_of(bench, make_bench, limit)
+    assert await remaining(copy, "c") == (None, START, list("abcdef"))
+
+
+class Scenario:
+    """Random things happen to a store that is copied to others."""
+
+    def __init__(self, seed: int, make_bench: Callable[..., Bench]) -> None:
+        self.random = random.Random(seed)
+        self.make_bench = make_bench
+        self.source = make_bench()
+        self.source.store.hold("agent")
+        self.changes = follow(self.source, with_read=True)
+        self.copy = self.new_copy()
+        self.names: list[str] = []
+        self.leases: list[tuple[str, ChannelLease]] = []
+        self.written: dict[str, list[str]] = {}
+        self.count = 0
+
+    def new_copy(self) -> Copy:
+        bench = self.make_bench()
+        bench.store.hold("agent")
+        return Copy(bench)
+
+    async def step(self) -> None:
+        weights = {
+            self.create: 1,
+            self.remove: 0.3,
+            self.write: 12,
+            self.lease: 4,
+            self.take: 8,
+            self.acknowledge: 4,
+            self.release: 4,
+            self.follow: 4,
+            self.restart: 0.5,
+            self.wait: 1,
+        }
+        happens = self.random.choices(list(weights), list(weights.values()))[0]
+        if self.names or happens == self.create:
+            await happens()
+
+    async def create(self) -> None:
+        self.count += 1
+        name = f"c{self.count}"
+        await self.source.create(name)
+        self.names.append(name)
+        self.written[name] = []
+
+    async def remove(self) -> None:
+        name = self.random.choice(self.names)
+        self.names.remove(name)
+        await self.source.remove(name)
+
+    async def write(self) -> None:
+        name = self.random.choice(self.names)
+        self.count += 1
+        try:
+            async with asyncio.timeout(0.001):
+                await self.source.write(f"e{self.count}", channel=name)
+        except TimeoutError:
+            return
+        self.written[name].append(f"e{self.count}")
+
+    async def lease(self) -> None:
+        name = self.random.choice(self.names)
+        after = None
+        if self.random.random() < 0.4:
+            after = self.random.choice([START, "unknown", *self.written[name][-5:]])
+        options = ReadOptions(
+            after,
+            acknowledge=self.random.random() < 0.5,
+            window=self.random.choice([1, 2, 100]),
+            take_over=self.random.random() < 0.3,
+        )
+        with suppress(ReaderBusy):
+            self.leases.append((name, await self.source.read(options, name)))
+
+    async def take(self) -> None:
+        if self.leases:
+            _, lease = self.random.choice(self.leases)
+            await self.source.take(lease, self.random.choice([1, 2, 5]), self.source.now())
+
+    async def acknowledge(self) -> None:
+        name = self.random.choice(self.names)
+        if self.written[name]:
+            await self.source.acknowledge(self.random.choice(self.written[name][-5:]), name)
+
+    async def release(self) -> None:
+        if self.leases:
+            _, lease = self.leases.pop(self.random.randrange(len(self.leases)))
+            lease.release(clean=self.random.random() < 0.5)
+
+    async def follow(self) -> None:
+        if self.changes.are_pending:
+            await self.copy.apply(await self.changes.take(self.random.choice([1, 2, 3, 100])))
+
+    async def restart(self) -> None:
+        self.changes.restart(with_read=True)
+        self.copy = self.new_copy()
+
+    async def wait(self) -> None:
+        await asyncio.sleep(self.random.choice([0.5, 4.0, 6.0, 11.0]))
+
+    async def check(self, *, gaps: bool) -> None:
+        """Compare the copy with the source, and a new copy too."""
+        while self.leases:
+            await self.release()
+        await self.copy.apply(await told_at_once(self.changes))
+        self.changes.restart(with_read=True)
+        new = self.new_copy()
+        await new.apply(await told_at_once(self.changes))
+        for copy in [new] if gaps else [new, self.copy]:
+            addresses = await copy.bench.store.addresses(0, 1000)
+            assert sorted(map(name_of, addresses)) == sorted(self.names)
+        for name in self.names:
+            expected = await remaining(self.source, name)
+            assert await remaining(new.bench, name) == expected
+            if not gaps:
+                assert await remaining(self.copy.bench, name) == expected
+            for after in [START, *self.written[name]]:
+                by_cursor = await remaining(self.source, name, after)
+                if by_cursor[0]:  # the copy may know more
+                    assert await remaining(new.bench, name, after) == by_cursor
+                    if not gaps:
+                        assert await remaining(self.copy.bench, name, after) == by_cursor
+
+
+@pytest.mark.parametrize("seed", range(60))
+@virtual_time
+async def test_a_copy_reads_as_the_original_does(
+    make_bench: Callable[..., Bench], seed: int
+) -> None:
+    """Nothing is forgotten here before it was told: the follower keeps up with the writers."""
+    scenario = Scenario(seed, make_bench)
+    for _ in range(150):
+        await scenario.step()
+        if scenario.random.random() < 0.3:
+            await scenario.copy.apply(await told_at_once(scenario.changes, limit=2))
+    await scenario.check(gaps=False)
+
+
+@pytest.mark.parametrize("seed", range(60))
+@virtual_time
+async def test_a_new_copy_reads_as_the_original_does_however_slow_the_follower(
+    make_bench: Callable[..., Bench], seed: int
+) -> None:
+    scenario = Scenario(seed, make_bench)
+    for _ in range(150):
+        await scenario.step()
+    await scenario.check(gaps=True)
