@@ -1,4 +1,4 @@
-"""`megaphone`: serve, and look after the configuration."""
+"""`megaphone`: serve, and look after a node and its configuration."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from megaphone import __version__
 from megaphone.cli.configuration import config_app, load_or_exit
+from megaphone.cli.megactl import megactl_app
 
 app = typer.Typer(
     name="megaphone",
@@ -17,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(config_app, name="config")
+app.add_typer(megactl_app, name="ctl")
 
 ConfigOption = Annotated[
     Path | None,

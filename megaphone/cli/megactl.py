@@ -1,0 +1,227 @@
+"""`megactl`: look after the agents and channels of a node, on its management socket.
+
+What it prints is what the tool of the broker before this one printed, so that scripts go on.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Never, NoReturn, TypeVar
+from urllib.parse import quote, urlencode
+
+import msgspec
+import typer
+
+from megaphone.cli.configuration import WRONG_CONFIGURATION
+from megaphone.config import ConfigError, load_here
+
+megactl_app = typer.Typer(
+    name="megactl",
+    help="Look after the agents and channels of a node.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+DONE = "Operation completed successfully"
+FAILED = 1
+
+
+class Output(StrEnum):
+    """How answers are printed."""
+
+    PLAIN = "plain"
+    JSON = "json"
+
+
+class Agent(msgspec.Struct, rename="camel"):
+    """An agent, as the management API tells it."""
+
+    name: str
+    since: datetime
+    warming_up: bool
+    mode: str
+    channels_count: int
+
+
+class Channel(msgspec.Struct, rename="camel"):
+    """A channel, as the management API tells it."""
+
+    address: str
+    agent_id: str
+
+
+T = TypeVar("T")
+
+
+class Node:
+    """The broker that is called, and how its answers are printed."""
+
+    def __init__(self, socket_path: str | None, output: Output) -> None:
+        self._socket_path = socket_path
+        self._output = output
+
+    def command(self, method: str, route: str, body: object = None) -> None:
+        """Have something done, and say so."""
+        answer = self._call(method, route, body)
+        typer.echo(answer if self._output is Output.JSON else DONE)
+
+    def listing(self, route: str, kind: type[T]) -> list[T]:
+        """Return what is to be printed as a table: nothing, once it is printed as JSON."""
+        answer = self._call("GET", route)
+        if self._output is Output.JSON:
+            typer.echo(answer)
+            raise typer.Exit
+        try:
+            return msgspec.json.decode(answer, type=list[kind])  # type: ignore[valid-type]
+        except msgspec.DecodeError as error:
+            self._fail(f"the broker's answer cannot be understood: {error}")
+
+    def _call(self, method: str, route: str, body: object = None) -> bytes:
+        # This takes a while to import, and help does not need it.
+        from megaphone.cli.management import CallFailed, call
+
+        try:
+            return call(self._socket_path or self._configured_path(), method, route, body)
+        except CallFailed as error:
+            self._fail(str(error))
+
+    def _configured_path(self) -> str:
+        try:
+            path = load_here().settings.mng_socket_path
+        except ConfigError as error:
+            self._fail(str(error), WRONG_CONFIGURATION)
+        assert path is not None  # the configuration has a default for it
+        return path
+
+    def _fail(self, message: str, exit_code: int = FAILED) -> Never:
+        if self._output is Output.JSON:
+            typer.echo(json.dumps({"out": "error", "message": message}), err=True)
+        else:
+            typer.echo(f"megactl: {message}", err=True)
+        raise typer.Exit(exit_code)
+
+
+AgentName = Annotated[str, typer.Option("--name", "-n", help="The name of the agent.")]
+
+
+@megactl_app.callback()
+def options(
+    context: typer.Context,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            "--path",
+            "--socket-path",
+            "-p",
+            metavar="SOCKET",
+            help="The management socket of the node; unless named, that of the configuration here.",
+        ),
+    ] = None,
+    output: Annotated[
+        Output,
+        typer.Option("--output", "--out-format", "-o", help="JSON is that of the management API."),
+    ] = Output.PLAIN,
+) -> None:
+    """Look after the agents and channels of a node."""
+    context.obj = Node(path, output)
+
+
+@megactl_app.command()
+def list_agents(context: typer.Context) -> None:
+    """List the agents of the node."""
+    agents = node(context).listing("/vagent/list", Agent)
+    rows = [[agent.name, mode(agent), time(agent.since), agent.channels_count] for agent in agents]
+    print_table(("NAME", "MODE", "SINCE", "CHANNELS"), (16, 6, 33, 10), rows)
+
+
+@megactl_app.command()
+def add_agent(context: typer.Context, name: AgentName) -> None:
+    """Add a MASTER agent, which takes new channels once it is warm."""
+    node(context).command("POST", "/vagent/add", {"name": name})
+
+
+@megactl_app.command()
+def promote_agent(context: typer.Context, name: AgentName) -> None:
+    """Make a REPLICA a MASTER, or take a PIPED agent back that is forwarded to nobody now."""
+    node(context).command("POST", "/vagent/promote", {"name": name})
+
+
+@megactl_app.command()
+def pipe_agent(
+    context: typer.Context,
+    name: AgentName,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", "-t", metavar="URL", help="The gRPC of a node, as http://host:3001."
+        ),
+    ],
+) -> None:
+    """Forward an agent to another node; it takes no new channels here from now on."""
+    node(context).command("POST", "/vagent/pipe", {"name": name, "target": target})
+
+
+@megactl_app.command()
+def list_channels(
+    context: typer.Context,
+    skip: Annotated[int, typer.Option("--skip", "-s", min=0, help="How many to pass over.")] = 0,
+    limit: Annotated[int, typer.Option("--limit", "-l", min=0, help="How many to list.")] = 50,
+    agent: Annotated[
+        str | None, typer.Option("--agent", "-a", metavar="NAME", help="Only those of an agent.")
+    ] = None,
+) -> None:
+    """List channels, oldest first."""
+    query: dict[str, object] = {"skip": skip, "limit": limit}
+    if agent is not None:
+        query["agent"] = agent
+    channels = node(context).listing(f"/channel/list?{urlencode(query)}", Channel)
+    rows = [[channel.agent_id, channel.address] for channel in channels]
+    print_table(("AGENT", "ADDRESS"), (16, 0), rows)
+
+
+@megactl_app.command()
+def dispose_channel(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Option("--name", "-n", metavar="ADDRESS", help="The channel's consumer address."),
+    ],
+) -> None:
+    """End a channel now; what nobody has read is lost."""
+    node(context).command("DELETE", f"/channel/{quote(name, safe='')}")
+
+
+def node(context: typer.Context) -> Node:
+    assert isinstance(context.obj, Node)
+    return context.obj
+
+
+def mode(agent: Agent) -> str:
+    return f"{agent.mode.capitalize()}{' (warming up)' if agent.warming_up else ''}"
+
+
+def time(when: datetime) -> str:
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f UTC")
+
+
+def print_table(
+    head: Sequence[str], widths: Sequence[int], rows: Sequence[Sequence[object]]
+) -> None:
+    """Print columns of at least some widths; on a terminal the head stands out."""
+    lines = [[str(cell) for cell in row] for row in (head, *rows)]
+    columns = zip(widths, *lines, strict=True)
+    wide = [max(width, *map(len, cells)) for width, *cells in columns]
+    first, *rest = (
+        " | ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True))
+        for line in lines
+    )
+    typer.secho(first, bold=True)
+    for line in rest:
+        typer.echo(line)
+
+
+def main() -> NoReturn:
+    sys.exit(megactl_app())

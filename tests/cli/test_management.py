@@ -1,0 +1,46 @@
+"""What an operator is told when a call of the management API fails before it is answered."""
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from megaphone.cli import management
+from megaphone.cli.management import CallFailed, call, cannot_connect
+
+
+def test_a_socket_of_another_user_is_told() -> None:
+    error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    assert cannot_connect("/run/m.sock", error) == (
+        "permission denied for /run/m.sock: only the owner of the broker may use it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"SSH-2.0\r\n", "does not answer as a broker"),
+        (b"", "does not answer as a broker"),
+        (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\n{}", "HTTP status 502"),
+        (None, "did not answer within 0.3 s"),
+    ],
+)
+async def test_what_is_no_broker_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, told: str
+) -> None:
+    monkeypatch.setattr(management, "ANSWERS_WITHIN_S", 0.3)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        if answer is None:
+            await reader.read()
+        else:
+            writer.write(answer)
+        writer.close()
+
+    path = str(tmp_path / "m.sock")
+    async with await asyncio.start_unix_server(serve, path):
+        with pytest.raises(CallFailed, match=told):
+            await asyncio.to_thread(call, path, "GET", "/vagent/list")

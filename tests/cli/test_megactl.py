@@ -1,0 +1,225 @@
+"""What operators see who type `megactl`, against a broker process."""
+
+import json
+import re
+import socket
+import subprocess
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, environment
+
+MEGACTL = str(Path(MEGAPHONE).with_name("megactl"))
+DONE = "Operation completed successfully\n"
+AGENTS: dict[str, Any] = {
+    "agent.virtual.node": "MASTER",
+    "agent.virtual.spare": "REPLICA",
+    "agent_warmup_secs": 0,
+}
+TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6} UTC"
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    with broker_process(tmp_path, **AGENTS) as process:
+        yield process
+
+
+def megactl(directory: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run `megactl` where the configuration names the socket of the broker of a test."""
+    return run(directory, MEGACTL, *arguments)
+
+
+def run(directory: Path, *command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        command,
+        cwd=directory,
+        env=environment(directory, {}),
+        capture_output=True,
+        text=True,
+        timeout=40,
+    )
+
+
+def create(broker: BrokerProcess, count: int) -> list[str]:
+    """Make channels. Returns: their consumer addresses."""
+    connection = HTTPConnection("127.0.0.1", broker.http_port)
+    addresses = []
+    for _ in range(count):
+        connection.request("POST", "/create")
+        addresses.append(json.loads(connection.getresponse().read())["consumerAddress"])
+    connection.close()
+    return addresses
+
+
+def as_json(directory: Path, *arguments: str) -> object:
+    done = megactl(directory, "-o", "json", *arguments)
+    assert (done.returncode, done.stderr, done.stdout.count("\n")) == (0, "", 1)
+    return json.loads(done.stdout)
+
+
+def test_agents_are_listed_as_a_table(broker: BrokerProcess, tmp_path: Path) -> None:
+    create(broker, 1)
+    done = megactl(tmp_path, "list-agents")
+    assert (done.returncode, done.stderr) == (0, "")
+    head, node, spare = done.stdout.splitlines()
+    assert head == f"{'NAME':16} | MODE    | {'SINCE':33} | CHANNELS  "
+    assert re.fullmatch(rf"node {{13}}\| Master  \| {TIME} *\| 1 *", node)
+    assert re.fullmatch(rf"spare +\| Replica \| {TIME} *\| 0 *", spare)
+
+
+def test_an_agent_that_is_not_warm_yet_is_told(tmp_path: Path) -> None:
+    with broker_process(tmp_path, agent="node", agent_warmup_secs=60):
+        head, row = megactl(tmp_path, "list-agents").stdout.splitlines()
+    assert "| Master (warming up) |" in row
+    assert [m.start() for m in re.finditer(r"\|", head)] == [
+        m.start() for m in re.finditer(r"\|", row)
+    ]
+
+
+def test_agents_are_listed_byte_for_byte_as_the_api_says(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    assert megactl(tmp_path, "-o", "json", "list-agents").stdout == (
+        of_the_api(tmp_path, "/vagent/list") + "\n"
+    )
+
+
+def of_the_api(directory: Path, route: str) -> str:
+    connection = HTTPConnection("megaphone")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(str(directory / "megaphone.sock"))
+    connection.request("GET", route)
+    body = connection.getresponse().read().decode()
+    connection.close()
+    return body
+
+
+def test_agents_are_added_and_promoted(broker: BrokerProcess, tmp_path: Path) -> None:
+    done = megactl(tmp_path, "add-agent", "-n", "second")
+    assert (done.returncode, done.stdout, done.stderr) == (0, DONE, "")
+    assert as_json(tmp_path, "add-agent", "--name", "third") == {"status": "OK"}
+    done = megactl(tmp_path, "promote-agent", "-n", "spare")
+    assert (done.returncode, done.stdout, done.stderr) == (0, DONE, "")
+    assert modes(tmp_path) == dict.fromkeys(["node", "spare", "second", "third"], "MASTER")
+
+
+def test_an_agent_is_forwarded(broker: BrokerProcess, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "target"
+    elsewhere.mkdir()
+    with broker_process(elsewhere, agent="other") as target:
+        url = f"http://{target.grpc_target}"
+        done = megactl(tmp_path, "pipe-agent", "-n", "node", "-t", url)
+        assert (done.returncode, done.stdout, done.stderr) == (0, DONE, "")
+        assert modes(tmp_path)["node"] == "PIPED"
+        assert modes(elsewhere)["node"] == "REPLICA"
+
+
+def modes(directory: Path) -> dict[str, str]:
+    agents = as_json(directory, "list-agents")
+    assert isinstance(agents, list)
+    return {agent["name"]: agent["mode"] for agent in agents}
+
+
+def test_channels_are_listed_in_pages_and_by_agent(broker: BrokerProcess, tmp_path: Path) -> None:
+    made = create(broker, 60)
+    everything = [{"address": address, "agentId": "node"} for address in made]
+    assert as_json(tmp_path, "list-channels") == everything[:50]
+    assert as_json(tmp_path, "list-channels", "-s", "50", "-l", "5") == everything[50:55]
+    assert as_json(tmp_path, "list-channels", "--agent", "spare") == []
+    assert as_json(tmp_path, "list-channels", "-a", "node", "-l", "1") == everything[:1]
+    done = megactl(tmp_path, "list-channels", "--skip", "59")
+    head, row = done.stdout.splitlines()
+    assert (head.split(" | ")[1].strip(), row) == ("ADDRESS", f"{'node':16} | {made[59]}")
+
+
+def test_a_channel_is_disposed_of(broker: BrokerProcess, tmp_path: Path) -> None:
+    first, second = create(broker, 2)
+    done = megactl(tmp_path, "dispose-channel", "-n", first)
+    assert (done.returncode, done.stdout, done.stderr) == (0, DONE, "")
+    assert as_json(tmp_path, "list-channels") == [{"address": second, "agentId": "node"}]
+    done = megactl(tmp_path, "dispose-channel", "-n", first)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("megactl: NOT_FOUND: ")
+
+
+def test_it_is_a_command_of_megaphone_too(broker: BrokerProcess, tmp_path: Path) -> None:
+    done = run(tmp_path, MEGAPHONE, "ctl", "-o", "json", "list-agents")
+    assert (done.returncode, done.stdout) == (0, of_the_api(tmp_path, "/vagent/list") + "\n")
+
+
+@pytest.mark.parametrize("option", ["-p", "--path", "--socket-path"])
+def test_the_socket_may_be_named(broker: BrokerProcess, tmp_path: Path, option: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = str(tmp_path / "megaphone.sock")
+    assert megactl(elsewhere, option, path, "list-agents").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["add-agent", "-n", "node"], "BAD_REQUEST: agent node is on this node already"),
+        (
+            ["promote-agent", "-n", "node"],
+            "WRONG_MODE: agent node is MASTER: it cannot be promoted",
+        ),
+        (["promote-agent", "-n", "absent"], "NO_SUCH_AGENT: agent absent is not on this node"),
+        (["list-channels", "-a", "absent"], "NO_SUCH_AGENT: agent absent is not on this node"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exit_code_1(
+    broker: BrokerProcess, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    done = megactl(tmp_path, *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"megactl: {told}\n")
+    done = megactl(tmp_path, "-o", "json", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert json.loads(done.stderr) == {"out": "error", "message": told}
+
+
+def test_a_broker_that_is_not_there_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "megaphone.sock"
+    expected = f"megactl: no broker serves at {path}; --path names another socket\n"
+    done = megactl(tmp_path, "list-agents")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+    left_behind = socket.socket(socket.AF_UNIX)
+    left_behind.bind(str(path))
+    left_behind.close()
+    done = megactl(tmp_path, "list-agents")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
+def test_what_is_no_socket_is_told(tmp_path: Path) -> None:
+    for path in (tmp_path / "x" / "m.sock", tmp_path / ("x" * 120)):
+        done = megactl(tmp_path, "-p", str(path), "list-agents")
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+        assert str(path) in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["no-such-command"],
+        ["add-agent"],
+        ["pipe-agent", "-n", "node"],
+        ["-o", "xml", "list-agents"],
+        ["list-channels", "-s", "-1"],
+        ["list-channels", "-l", "many"],
+    ],
+)
+def test_wrong_use_is_exit_code_2(tmp_path: Path, arguments: list[str]) -> None:
+    done = megactl(tmp_path, *arguments)
+    assert done.returncode == 2
+    assert done.stderr != "" or not arguments
+
+
+def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "megaphone.toml").write_text("wrong = 1\n")
+    done = megactl(tmp_path, "list-agents")
+    assert (done.returncode, done.stderr.startswith("megactl: megaphone.toml: wrong")) == (2, True)

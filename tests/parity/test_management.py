@@ -1,0 +1,298 @@
+"""Runs each thing that operators do over both faces of the management socket."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlencode
+
+import aiohttp
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+from grpc_reflection.v1alpha import reflection_pb2
+
+from megaphone.app import App, running
+from megaphone.errors import (
+    AgentNotFound,
+    BadRequest,
+    ChannelNotFound,
+    MegaphoneError,
+    TargetUnavailable,
+    WrongMode,
+)
+from megaphone.model import AgentMode
+from megaphone.sockets import grpc_path
+from megaphone.wire.errors import error_from, row_of
+from megaphone_api.v1 import admin_pb2 as pb
+from megaphone_api.v1.admin_pb2_grpc import AdminServiceStub
+from tests.support.settings import fast_settings
+
+if TYPE_CHECKING:
+    from megaphone_api.v1.admin_pb2_grpc import AdminServiceAsyncStub
+
+DETAILS_KEY = "grpc-status-details-bin"
+ADMIN_SERVICE = "megaphone.v1.AdminService"
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """What an operator is told of an agent."""
+
+    name: str
+    mode: str
+    since: datetime
+    warming_up: bool
+    channels: int
+
+
+class Operator(Protocol):
+    """A client of one face. Every method raises the error that the broker told, by its class."""
+
+    async def list_agents(self) -> list[Agent]: ...
+
+    async def add(self, name: str) -> None: ...
+
+    async def promote(self, name: str) -> None: ...
+
+    async def pipe(self, name: str, target: str) -> None: ...
+
+    async def list_channels(self, **page: int | str) -> list[tuple[str, str]]:
+        """Returns: addresses and agents."""
+
+    async def dispose(self, address: str) -> None: ...
+
+
+class HttpOperator:
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+
+    async def list_agents(self) -> list[Agent]:
+        return [
+            Agent(
+                name=agent["name"],
+                mode=agent["mode"],
+                since=datetime.fromisoformat(agent["since"]),
+                warming_up=agent["warmingUp"],
+                channels=agent["channelsCount"],
+            )
+            for agent in await self._call("GET", "/vagent/list")
+        ]
+
+    async def add(self, name: str) -> None:
+        await self._call("POST", "/vagent/add", {"name": name})
+
+    async def promote(self, name: str) -> None:
+        await self._call("POST", "/vagent/promote", {"name": name})
+
+    async def pipe(self, name: str, target: str) -> None:
+        await self._call("POST", "/vagent/pipe", {"name": name, "target": target})
+
+    async def list_channels(self, **page: int | str) -> list[tuple[str, str]]:
+        listed = await self._call("GET", f"/channel/list?{urlencode(page)}")
+        return [(channel["address"], channel["agentId"]) for channel in listed]
+
+    async def dispose(self, address: str) -> None:
+        await self._call("DELETE", f"/channel/{address}")
+
+    async def _call(self, method: str, route: str, body: object = None) -> Any:
+        async with self._session.request(method, route, json=body) as response:
+            answer = await response.json()
+        if response.ok:
+            return answer
+        error = told(answer["code"], answer["message"])
+        assert response.status == row_of(error).http_status
+        raise error
+
+
+class GrpcOperator:
+    def __init__(self, stub: "AdminServiceAsyncStub") -> None:
+        self._stub = stub
+
+    async def list_agents(self) -> list[Agent]:
+        return [
+            Agent(
+                name=agent.name,
+                mode=pb.AgentMode.Name(agent.mode).removeprefix("AGENT_MODE_"),
+                since=agent.since.ToDatetime(tzinfo=UTC),
+                warming_up=agent.warming_up,
+                channels=agent.channels_count,
+            )
+            for agent in (await self._call("ListAgents", pb.ListAgentsRequest())).agents
+        ]
+
+    async def add(self, name: str) -> None:
+        await self._call("AddAgent", pb.AddAgentRequest(name=name))
+
+    async def promote(self, name: str) -> None:
+        await self._call("PromoteAgent", pb.PromoteAgentRequest(name=name))
+
+    async def pipe(self, name: str, target: str) -> None:
+        await self._call("PipeAgent", pb.PipeAgentRequest(name=name, target=target))
+
+    async def list_channels(self, **page: Any) -> list[tuple[str, str]]:
+        listed = await self._call("ListChannels", pb.ListChannelsRequest(**page))
+        return [(channel.address, channel.agent) for channel in listed.channels]
+
+    async def dispose(self, address: str) -> None:
+        await self._call("DisposeChannel", pb.DisposeChannelRequest(address=address))
+
+    async def _call(self, method: str, request: object) -> Any:
+        try:
+            return await getattr(self._stub, method)(request)
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure) from None
+
+
+def error_of(failure: grpc.aio.AioRpcError) -> MegaphoneError:
+    [details] = [value for key, value in failure.trailing_metadata() if key == DETAILS_KEY]
+    assert isinstance(details, bytes)
+    info = ErrorInfo()
+    Status.FromString(details).details[0].Unpack(info)
+    error = told(info.reason, failure.details() or "")
+    assert failure.code().name == row_of(error).grpc_status
+    return error
+
+
+def told(code: str, message: str) -> MegaphoneError:
+    error = error_from(code, message)
+    assert error is not None, (code, message)
+    return error
+
+
+@asynccontextmanager
+async def over_http(socket_path: str) -> AsyncIterator[Operator]:
+    connector = aiohttp.UnixConnector(path=socket_path)
+    async with aiohttp.ClientSession("http://megaphone", connector=connector) as session:
+        yield HttpOperator(session)
+
+
+@asynccontextmanager
+async def over_grpc(socket_path: str) -> AsyncIterator[Operator]:
+    async with grpc.aio.insecure_channel(f"unix:{grpc_path(socket_path)}") as connection:
+        yield GrpcOperator(AdminServiceStub(connection))
+
+
+@pytest.fixture
+async def target() -> AsyncIterator[App]:
+    """Another node; where a test takes it before `node`, it lives longer."""
+    async with running(fast_settings(agent={"other": AgentMode.MASTER})) as app:
+        yield app
+
+
+@pytest.fixture
+def socket_path(tmp_path: Path) -> str:
+    return str(tmp_path / "m.sock")
+
+
+@pytest.fixture
+async def node(socket_path: str) -> AsyncIterator[App]:
+    agents = {"node": AgentMode.MASTER, "spare": AgentMode.REPLICA}
+    async with running(fast_settings(mng_socket_path=socket_path, agent=agents)) as app:
+        yield app
+
+
+@pytest.fixture(params=[over_http, over_grpc])
+async def operator(
+    node: App, socket_path: str, request: pytest.FixtureRequest
+) -> AsyncIterator[Operator]:
+    """Each face in turn."""
+    async with request.param(socket_path) as operator:
+        yield operator
+
+
+async def create(node: App, count: int) -> Sequence[str]:
+    return [(await node.broker.create()).consumer_address for _ in range(count)]
+
+
+async def test_agents_are_listed(node: App, operator: Operator) -> None:
+    await create(node, 2)
+    since = [agent.since for agent in node.agents]
+    assert await operator.list_agents() == [
+        Agent("node", "MASTER", since[0], warming_up=False, channels=2),
+        Agent("spare", "REPLICA", since[1], warming_up=False, channels=0),
+    ]
+
+
+async def test_an_agent_is_added_once(operator: Operator) -> None:
+    await operator.add("second")
+    assert [agent.name for agent in await operator.list_agents()] == ["node", "spare", "second"]
+    for wrong in ("second", "a b", ""):
+        with pytest.raises(BadRequest):
+            await operator.add(wrong)
+
+
+async def test_an_agent_is_promoted_once(operator: Operator) -> None:
+    await operator.promote("spare")
+    assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "MASTER"]
+    with pytest.raises(WrongMode):
+        await operator.promote("spare")
+    with pytest.raises(AgentNotFound):
+        await operator.promote("absent")
+    with pytest.raises(BadRequest):
+        await operator.promote("a b")
+
+
+async def test_an_agent_is_forwarded(target: App, operator: Operator) -> None:
+    await operator.pipe("node", f"http://127.0.0.1:{target.grpc_port}")
+    assert [agent.mode for agent in await operator.list_agents()] == ["PIPED", "REPLICA"]
+    assert target.agents.named("node").mode is AgentMode.REPLICA
+    with pytest.raises(WrongMode):
+        await operator.promote("node")
+
+
+async def test_an_agent_that_cannot_be_forwarded_stays(operator: Operator) -> None:
+    for name, url, error in (
+        ("node", "http://127.0.0.1:1", TargetUnavailable),
+        ("node", "nowhere", BadRequest),
+        ("absent", "http://127.0.0.1:1", AgentNotFound),
+    ):
+        with pytest.raises(error):
+            await operator.pipe(name, url)
+    assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "REPLICA"]
+
+
+async def test_channels_are_listed_in_pages_and_by_agent(node: App, operator: Operator) -> None:
+    everything = [(address, "node") for address in await create(node, 60)]
+    assert await operator.list_channels() == everything[:50]
+    assert await operator.list_channels(skip=50, limit=5) == everything[50:55]
+    assert await operator.list_channels(limit=0) == []
+    assert await operator.list_channels(agent="node", skip=59) == everything[59:]
+    assert await operator.list_channels(agent="spare") == []
+    with pytest.raises(AgentNotFound):
+        await operator.list_channels(agent="absent")
+
+
+async def test_a_channel_is_disposed_of_once(node: App, operator: Operator) -> None:
+    [address] = await create(node, 1)
+    await operator.dispose(address)
+    assert await operator.list_channels() == []
+    with pytest.raises(ChannelNotFound):
+        await operator.dispose(address)
+    with pytest.raises(BadRequest):
+        await operator.dispose("no-address")
+
+
+async def test_the_service_is_on_its_socket_only(node: App, socket_path: str) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{node.grpc_port}") as connection:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await AdminServiceStub(connection).ListAgents(pb.ListAgentsRequest())
+    assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert ADMIN_SERVICE not in await reflected(f"127.0.0.1:{node.grpc_port}")
+    assert ADMIN_SERVICE in await reflected(f"unix:{grpc_path(socket_path)}")
+
+
+async def reflected(address: str) -> set[str]:
+    """Return the services that reflection names."""
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    async with grpc.aio.insecure_channel(address) as connection:
+        ask = connection.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        [response] = [response async for response in ask(iter([question]))]
+    return {service.name for service in response.list_services_response.service}
