@@ -10,6 +10,7 @@ from aiohttp import web
 from megaphone.errors import BadRequest
 from megaphone.rest.cors import allow_origin
 from megaphone.rest.errors import answer_of, answering, internal_answer, refuse_route
+from megaphone.sockets import BACKLOG
 from megaphone.wire.errors import INTERNAL_HTTP_STATUS
 
 log = logging.getLogger(__name__)
@@ -18,7 +19,6 @@ HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long a request's headers may take."""
 STOP_TIMEOUT_S = 1.0
 """How long requests that are under way are waited for at the end."""
-BACKLOG = 1_024
 
 
 class HttpServer:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.process import environment, wait_until_it_serves
+from tests.support.process import broker_process, environment, wait_until_it_serves
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-START, *SESSION, SHOW, CHECK, TEST = BLOCKS
+START, *SESSION, SHOW, CHECK, LOOK, TEST = BLOCKS
 
 
 @pytest.fixture(scope="module")
@@ -78,15 +78,29 @@ def run_session(ports: dict[str, str]) -> list[str]:
 
 @pytest.mark.parametrize("block", [SHOW, CHECK])
 def test_the_commands_for_settings_work(block: str, tmp_path: Path) -> None:
+    printed = run_block(block, tmp_path)
+    assert "address" in printed or "in order" in printed
+
+
+def test_a_node_is_looked_after_as_it_says(tmp_path: Path) -> None:
+    with broker_process(tmp_path, agent="node"):
+        agents, added, channels = run_block(LOOK, tmp_path).splitlines()[1:]
+    assert agents.startswith("node ")
+    assert added == "Operation completed successfully"
+    assert channels.split() == ["AGENT", "|", "ADDRESS"]
+
+
+def run_block(block: str, directory: Path) -> str:
+    """Run a block with the settings of a broker in a directory. Returns: what it printed."""
     done = subprocess.run(
-        ["bash", "-c", block],
+        ["bash", "-c", f"set -e\n{block}"],
         cwd=ROOT,
-        env=environment(tmp_path, {}),
+        env=environment(directory, {}),
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "address" in done.stdout or "in order" in done.stdout
+    return done.stdout
 
 
 def test_the_test_command_is_the_one_that_runs_this() -> None:
