@@ -39,6 +39,7 @@ from tests.support.scenes import (
 pytestmark = pytest.mark.timeout(30)
 
 CHANNEL_SERVICE = "megaphone.v1.ChannelService"
+SYNC_SERVICE = "megaphone.SyncService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
 
@@ -191,7 +192,12 @@ async def test_health_says_not_serving_once_the_node_stops(settings: Settings) -
 
 
 async def test_reflection_lists_the_services(grpc: GrpcFace) -> None:
-    assert await reflected_services(grpc) == {CHANNEL_SERVICE, HEALTH_SERVICE, REFLECTION_SERVICE}
+    assert await reflected_services(grpc) == {
+        CHANNEL_SERVICE,
+        SYNC_SERVICE,
+        HEALTH_SERVICE,
+        REFLECTION_SERVICE,
+    }
 
 
 @pytest.mark.settings(grpc_reflection=False)
