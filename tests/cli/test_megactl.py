@@ -1,6 +1,7 @@
 """What operators see who type `megactl`, against a broker process."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -70,6 +71,25 @@ def test_agents_are_listed_as_a_table(broker: BrokerProcess, tmp_path: Path) -> 
     assert head == f"{'NAME':16} | MODE    | {'SINCE':33} | CHANNELS  "
     assert re.fullmatch(rf"node {{13}}\| Master  \| {TIME} *\| 1 *", node)
     assert re.fullmatch(rf"spare +\| Replica \| {TIME} *\| 0 *", spare)
+
+
+def test_the_head_stands_out_on_a_terminal_only(broker: BrokerProcess, tmp_path: Path) -> None:
+    piped = megactl(tmp_path, "list-channels").stdout
+    ours, theirs = os.openpty()
+    try:
+        subprocess.run(
+            [MEGACTL, "list-channels"],
+            cwd=tmp_path,
+            env=environment(tmp_path, {}),
+            stdout=theirs,
+            timeout=20,
+            check=True,
+        )
+        shown = os.read(ours, 10_000).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert shown == "\x1b[1m" + piped.replace("\n", "\x1b[0m\r\n")
 
 
 def test_an_agent_that_is_not_warm_yet_is_told(tmp_path: Path) -> None:
