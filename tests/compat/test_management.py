@@ -81,7 +81,7 @@ def test_both_refuse_a_bad_name_with_the_same_code(brokers: Pair, name: str) -> 
 
 
 def test_a_channel_is_disposed_of_in_the_same_way(brokers: Pair) -> None:
-    theirs, ours = [broker.delete(broker.create()["consumerAddress"]) for broker in brokers.both()]
+    theirs, ours = [broker.delete(broker.create().consumer) for broker in brokers.both()]
     assert_same(theirs, ours)
     assert ours.status == 200
     assert_same(brokers.theirs.get("/channel/list"), brokers.ours.get("/channel/list"))
@@ -157,11 +157,11 @@ def test_a_known_difference_is_as_it_is_known(brokers: Pair, difference: Differe
 
 
 def test_only_theirs_disposes_by_the_producer_address(brokers: Pair) -> None:
-    theirs, ours = [broker.delete(broker.create()["producerAddress"]) for broker in brokers.both()]
+    theirs, ours = [broker.delete(broker.create().producer) for broker in brokers.both()]
     assert (theirs.status, ours.status) == (200, 400)
 
 
 def test_both_dispose_whatever_the_features_in_the_address(brokers: Pair) -> None:
-    altered = [f"{broker.create()['consumerAddress'][:-1]}3" for broker in brokers.both()]
+    altered = [f"{broker.create().consumer[:-1]}3" for broker in brokers.both()]
     assert_same(brokers.theirs.delete(altered[0]), brokers.ours.delete(altered[1]))
     assert brokers.ours.get("/channel/list").json() == []

@@ -23,8 +23,14 @@ DONE = {"plain": "Operation completed successfully\n", "json": '{"status":"OK"}\
 def megactl(
     tool: Path, broker: Broker, output: str, *arguments: str
 ) -> "subprocess.CompletedProcess[str]":
+    return on_socket(tool, broker.socket_path, output, *arguments)
+
+
+def on_socket(
+    tool: Path, socket_path: Path, output: str, *arguments: str
+) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [tool, "-p", broker.socket_path, "-o", output, *arguments],
+        [tool, "-p", socket_path, "-o", output, *arguments],
         capture_output=True,
         text=True,
         timeout=20,
@@ -70,7 +76,7 @@ def test_an_agent_is_added(tool: Path, broker: Broker, output: str) -> None:
 
 @pytest.mark.parametrize("output", FORMATS)
 def test_a_channel_is_disposed_of(tool: Path, broker: Broker, output: str) -> None:
-    address = broker.create()["consumerAddress"]
+    address = broker.create().consumer
     done = megactl(tool, broker, output, "dispose-channel", "-n", address)
     assert (done.returncode, done.stdout, done.stderr) == (0, DONE[output], "")
     assert broker.get("/channel/list").json() == []
@@ -91,11 +97,11 @@ def test_a_refusal_is_told_on_stderr(tool: Path, broker: Broker, command: str, n
 
 
 def test_a_socket_that_is_not_there_is_told_on_stderr(tool: Path, tmp_path: Path) -> None:
-    nowhere = Broker("", tmp_path / "nowhere.sock")
-    plain = megactl(tool, nowhere, "plain", "list-agents")
+    nowhere = tmp_path / "nowhere.sock"
+    plain = on_socket(tool, nowhere, "plain", "list-agents")
     assert plain.stdout == ""
     assert plain.stderr != ""
-    told = json.loads(megactl(tool, nowhere, "json", "list-agents").stderr)
+    told = json.loads(on_socket(tool, nowhere, "json", "list-agents").stderr)
     assert told["out"] == "error"
 
 
