@@ -259,13 +259,6 @@ class Broker:
         checked_id("event id", event_id)
         return await self._store.acknowledge(consumer.channel_id, address, event_id)
 
-    async def dispose(self, address: str) -> None:
-        """End a channel now.
-
-        Raises: BadRequest; ChannelNotFound.
-        """
-        await self._store.remove(self._consumer(address).channel_id)
-
     # -- The end
 
     @property

@@ -220,7 +220,7 @@ async def test_a_channel_that_is_disposed_of_goes_at_the_target_too(
     channel = await source.face.create()
     await source.app.pipes.pipe("moving", target.url)
     await until(lambda: target.app.metrics.channels_fed == 1)
-    await source.app.broker.dispose(channel.consumer)
+    await source.app.management.dispose(channel.consumer)
     await gone(target, channel)
     with pytest.raises(ChannelNotFound):
         await read_all(target.face, channel.consumer)
