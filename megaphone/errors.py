@@ -17,6 +17,7 @@ and never contain an address or a key, since those are secrets.
      ├── WriteTimeout          the channel stayed full; the event was not taken
      └── Unavailable           this node cannot serve the request now; another may
           ├── NoAgentAvailable
+          ├── AgentMoved
           ├── ShuttingDown
           ├── StoreUnavailable
           └── TargetUnavailable
@@ -97,6 +98,13 @@ class NoAgentAvailable(Unavailable):
 
     def __init__(self, message: str = "no agent of this node takes new channels yet") -> None:
         super().__init__(message)
+
+
+class AgentMoved(Unavailable):
+    """The agent was here and is on another node now, where a proxy finds it."""
+
+    code = "MOVED"
+    retry_after_s = 1.0
 
 
 class ShuttingDown(Unavailable):

@@ -16,18 +16,30 @@ What may become of an agent is one table, `TRANSITIONS`:
       └────┘
 """
 
+import asyncio
 import random
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
 
 from megaphone.core.addresses import AddressKey
-from megaphone.errors import AgentNotFound, BadRequest, NoAgentAvailable, WrongMode
+from megaphone.errors import (
+    AgentMoved,
+    AgentNotFound,
+    BadRequest,
+    ChannelNotFound,
+    MegaphoneError,
+    NoAgentAvailable,
+    WrongMode,
+)
 from megaphone.model import AgentMode
 
 MAX_NAME_LENGTH = 100
+MOVED_REMEMBERED = 10_000
+"""How many agents that have left are remembered, so that who asks for them is told so."""
 AGENT_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME_LENGTH}}}")
 
 
@@ -77,6 +89,11 @@ class Agent:
     was_fed: bool = field(default=False, init=False)
     """Whether its key came from another node."""
 
+    @property
+    def is_owned(self) -> bool:
+        """Whether this is the node to which its calls belong. A replica's belong to its source."""
+        return self.mode is not AgentMode.REPLICA
+
     def is_warming_up(self, now: float) -> bool:
         return self.mode is AgentMode.MASTER and now < self.warm_at
 
@@ -90,6 +107,9 @@ class Agents:
     def __init__(self, warmup_s: float) -> None:
         self._warmup_s = warmup_s
         self._agents: dict[str, Agent] = {}
+        self._moving: dict[str, asyncio.Event] = {}
+        """Those that are about to leave, and what is set when it is known whether they have."""
+        self._moved: dict[str, None] = {}
 
     def add(self, name: str, mode: AgentMode, now: float) -> Agent:
         """Add an agent with a key of its own; a master takes channels once it is warm.
@@ -101,6 +121,7 @@ class Agents:
             raise BadRequest(f"agent {name} is on this node already")
         agent = Agent(name, mode, AddressKey.random(), datetime.now(UTC), now + self._warmup_s)
         self._agents[name] = agent
+        self._moved.pop(name, None)
         return agent
 
     def get(self, name: str) -> Agent | None:
@@ -165,15 +186,62 @@ class Agents:
         if (agent.mode, step) not in TRANSITIONS:
             raise WrongMode(f"agent {agent.name} is {agent.mode.value}: it {REFUSALS[step]}")
 
+    # -- Leaving for another node
+
+    @contextmanager
+    def moving(self, name: str) -> Iterator[None]:
+        """Within this context what is to be done with an agent waits: see `settled`."""
+        settled = self._moving[name] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._moving[name]
+            settled.set()
+
+    @property
+    def are_moving(self) -> bool:
+        """Whether `settled` may have to wait."""
+        return bool(self._moving)
+
+    async def settled(self, name: str) -> None:
+        """Wait until it is known whether an agent has left, if it is about to."""
+        while (settled := self._moving.get(name)) is not None:
+            await settled.wait()
+
+    def leave(self, name: str) -> None:
+        """Let go of an agent that lives on another node now."""
+        self.remove(name)
+        self._moved[name] = None
+        if len(self._moved) > MOVED_REMEMBERED:
+            del self._moved[next(iter(self._moved))]
+
+    def remove(self, name: str) -> None:
+        """Let go of an agent that nobody needs any more."""
+        del self._agents[name]
+
+    def why_absent(self, name: str) -> MegaphoneError:
+        """Return what a call for a channel of an agent gets that is not here."""
+        if name in self._moved:
+            return AgentMoved(f"agent {name} has moved to another node")
+        return ChannelNotFound(
+            f"no such channel: agent {name} is not on this node;"
+            f" a proxy before several nodes finds it by `megaphone-agent: {name}`"
+        )
+
+    # -- New channels
+
     def pick_for_new_channel(self, now: float) -> Agent:
         """Pick any agent that takes new channels now.
+
+        One that came from another node only if there is no other: so it is gone for good once its
+        channels are, and agents do not gather on nodes that take over from others.
 
         Raises: NoAgentAvailable.
         """
         candidates = [agent for agent in self if agent.takes_channels(now)]
         if not candidates:
             raise NoAgentAvailable(self._why_none(now))
-        return random.choice(candidates)
+        return random.choice([a for a in candidates if not a.was_fed] or candidates)
 
     def _why_none(self, now: float) -> str:
         waits = [agent.warm_at - now for agent in self if agent.mode is AgentMode.MASTER]

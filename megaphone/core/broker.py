@@ -90,6 +90,7 @@ class Broker:
         return {address: await self._is_alive(address) for address in addresses}
 
     async def _is_alive(self, address: str) -> bool:
+        await self._settled(address)
         try:
             if is_consumer_shaped(address):
                 channel_id = self._consumer(address).channel_id
@@ -118,6 +119,7 @@ class Broker:
         if request_id is not None:
             checked_id("request id", request_id)
         event = self._new_event(stream_id, body)
+        await self._settled(address)
         try:
             return await self._store.append(self._writable_channel(address), event, request_id)
         except ChannelNotFound:
@@ -194,6 +196,7 @@ class Broker:
         self, address: str, events: Sequence[Event], request_id: str | None
     ) -> list[BatchFailure]:
         taken = 0
+        await self._settled(address)
         try:
             channel_id = self._writable_channel(address)
             for taken, event in enumerate(events):
@@ -230,6 +233,7 @@ class Broker:
         Raises: BadRequest; ChannelNotFound; ReaderBusy; ShuttingDown.
         """
         self._refuse_if_shutting_down()
+        await self._settled(address)
         consumer = self._consumer(address)
         options = checked_options(options or ReadOptions())
         lease = await self._store.lease(consumer.channel_id, address, options)
@@ -255,9 +259,26 @@ class Broker:
         Returns: how many were not yet; 0 also for an event that is not known, or not any more.
         Raises: BadRequest; ChannelNotFound.
         """
+        await self._settled(address)
         consumer = self._consumer(address)
         checked_id("event id", event_id)
         return await self._store.acknowledge(consumer.channel_id, address, event_id)
+
+    # -- Finding the right node
+
+    async def owns(self, agent: str) -> bool:
+        """Tell whether calls for the channels of an agent belong to this node.
+
+        Waits while the agent is on its way to another one, so that the answer holds.
+        """
+        await self._agents.settled(agent)
+        known = self._agents.get(agent)
+        return known is not None and known.is_owned
+
+    def check_takes_channels(self) -> None:
+        """Raises: NoAgentAvailable, ShuttingDown: what `create` would now."""
+        self._refuse_if_shutting_down()
+        self._agents.pick_for_new_channel(loop_time())
 
     # -- The end
 
@@ -278,10 +299,15 @@ class Broker:
 
     # -- Addresses
 
+    async def _settled(self, address: str) -> None:
+        """Wait if the agent of an address is just leaving: then it is known whose call this is."""
+        if self._agents.are_moving:
+            await self._agents.settled(address.partition(".")[0])
+
     def _consumer(self, address: str) -> ConsumerAddress:
         consumer = ConsumerAddress.parse(address)
         if self._agents.get(consumer.agent) is None:
-            raise not_on_this_node(consumer.agent)
+            raise self._agents.why_absent(consumer.agent)
         return consumer
 
     def _writable_channel(self, address: str) -> bytes:
@@ -295,7 +321,7 @@ class Broker:
         name, _, sealed = address.partition(".")
         agent = self._agents.get(name)
         if agent is None:
-            raise not_on_this_node(SealedAddress.parse(address).agent)
+            raise self._agents.why_absent(SealedAddress.parse(address).agent)
         return agent.key.open(sealed)
 
 
@@ -305,10 +331,6 @@ def failures_from(address: str, first: int, reasons: Sequence[str]) -> list[Batc
 
 def loop_time() -> float:
     return asyncio.get_running_loop().time()
-
-
-def not_on_this_node(agent: str) -> ChannelNotFound:
-    return ChannelNotFound(f"no such channel: agent {agent} is not on this node")
 
 
 def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:

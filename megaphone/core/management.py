@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
-from megaphone.core.broker import loop_time, not_on_this_node
+from megaphone.core.broker import loop_time
 from megaphone.core.ports import Pipes, Store
 from megaphone.model import AgentInfo, AgentMode
 
@@ -83,6 +83,7 @@ class Management:
         Raises: BadRequest; ChannelNotFound.
         """
         consumer = ConsumerAddress.parse(address)
+        await self._agents.settled(consumer.agent)
         if self._agents.get(consumer.agent) is None:
-            raise not_on_this_node(consumer.agent)
+            raise self._agents.why_absent(consumer.agent)
         await self._store.remove(consumer.channel_id)

@@ -7,6 +7,11 @@ GET  /read/{consumerAddress}
 POST /ack/{consumerAddress}
 POST /channelsExists
 GET  /metrics   GET /livez   GET /readyz
+
+and, for proxies before several nodes:
+
+GET  /readyz/create
+GET  /agents/{name}
 """
 
 from dataclasses import replace
@@ -14,7 +19,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from megaphone.core.broker import Broker
-from megaphone.errors import ShuttingDown
+from megaphone.errors import AgentNotFound, ShuttingDown
 from megaphone.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from megaphone.metrics import Metrics
 from megaphone.model import DEFAULT_WINDOW, ReadOptions
@@ -55,6 +60,8 @@ class PublicApi:
             web.get("/metrics", self.metrics),
             web.get("/livez", self.live),
             web.get("/readyz", self.ready),
+            web.get("/readyz/create", self.ready_to_create),
+            web.get(f"/agents/{part('name')}", self.owns_agent),
         ]
 
     async def create(self, request: web.Request) -> web.Response:
@@ -110,6 +117,18 @@ class PublicApi:
         if self._broker.is_shutting_down:
             raise ShuttingDown
         return json_answer(OK)
+
+    async def ready_to_create(self, request: web.Request) -> web.Response:
+        """Tell whether `/create` would make a channel now."""
+        self._broker.check_takes_channels()
+        return json_answer(OK)
+
+    async def owns_agent(self, request: web.Request) -> web.Response:
+        """Tell whether calls for the channels of an agent belong to this node."""
+        (name,) = path_values(request)
+        if not await self._broker.owns(name):
+            raise AgentNotFound("the agent is not this node's")
+        return web.Response(status=204)
 
 
 def read_options(request: web.Request) -> ReadOptions:

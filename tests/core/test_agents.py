@@ -5,7 +5,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from megaphone.core.agents import TRANSITIONS, Agent, Agents, Step
-from megaphone.errors import AgentNotFound, BadRequest, NoAgentAvailable, WrongMode
+from megaphone.errors import (
+    AgentMoved,
+    AgentNotFound,
+    BadRequest,
+    ChannelNotFound,
+    NoAgentAvailable,
+    WrongMode,
+)
 from megaphone.model import AgentMode
 
 CHANNEL_ID = bytes(16)
@@ -226,3 +233,22 @@ def test_an_unknown_agent_can_be_fed_and_nothing_else() -> None:
             step("b")
         with pytest.raises(BadRequest):
             step("not a name")
+
+
+def test_an_agent_that_has_left_is_remembered_until_it_is_back() -> None:
+    agents, agent = one(AgentMode.MASTER)
+    agents.leave("a")
+    assert isinstance(agents.why_absent("a"), AgentMoved)
+    assert isinstance(agents.why_absent("b"), ChannelNotFound)
+    agents.feed("a", agent.key.secret)
+    agents.remove("a")
+    assert isinstance(agents.why_absent("a"), ChannelNotFound)
+
+
+def test_new_channels_go_to_agents_of_other_nodes_only_if_there_is_no_own() -> None:
+    agents, _ = one(AgentMode.MASTER, warmup_s=0.0)
+    agents.feed("b", bytes(32))
+    agents.promote("b", 0.0)
+    assert names_picked(agents, 0.0) == {"a"}
+    agents.leave("a")
+    assert names_picked(agents, 0.0) == {"b"}

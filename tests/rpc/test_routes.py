@@ -10,7 +10,13 @@ from megaphone.metrics import Metrics
 from megaphone.rest.public import PublicApi
 from megaphone_api.v1 import channels_pb2 as pb
 
-NOT_IN_THE_SCHEMA = {("GET", "/metrics"), ("GET", "/livez"), ("GET", "/readyz")}
+NOT_IN_THE_SCHEMA = {
+    ("GET", "/metrics"),
+    ("GET", "/livez"),
+    ("GET", "/readyz"),
+    ("GET", "/readyz/create"),
+    ("GET", "/agents/{name}"),
+}
 
 
 def routes_of_the_schema() -> set[tuple[str, str]]:

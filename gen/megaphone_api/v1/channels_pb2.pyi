@@ -8,6 +8,12 @@ Every error of the broker carries a google.rpc.ErrorInfo whose `reason` is a sta
 (NOT_FOUND, BUSY, TIMEOUT, …) and whose `domain` is "megaphone"; an error that asks to be tried
 again later carries a google.rpc.RetryInfo too. What gRPC itself refuses, such as an unknown
 method or a message over the limit, carries neither.
+
+Before several nodes stands a proxy, which cannot look into messages. So every call but
+CreateChannel names the agent of its channels in the metadata key `megaphone-agent`: the part of
+an address before its first dot. A node by itself needs no such key. A call that reaches the
+wrong node fails with NOT_FOUND, whose message names the agent, or with UNAVAILABLE (MOVED) if
+the agent has left that node; through a proxy, calling again leads to the right one.
 """
 
 from collections import abc as _abc
