@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from megaphone import __version__
+from megaphone.cluster.drains import Drains
 from megaphone.cluster.pipes import Pipes
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
@@ -50,9 +51,9 @@ class App:
 async def running(settings: Settings) -> AsyncIterator[App]:
     """Serve within this context; on leaving it, stop in order.
 
-    Stopping goes in the opposite order of starting: health says so, agents are forwarded to the
-    node that is to have them, nothing new is begun and every read ends cleanly after a whole event,
-    then, after a moment, the pipes come to their end, then the servers close, then the store. The
+    Stopping goes in the opposite order of starting: health says so, agents move to the node that
+    is to have them, nothing new is begun and every read ends cleanly after a whole event, then,
+    after a moment, the pipes come to their end, then the servers close, then the store. The
     channels that are left go with it, and webhooks are told so before the end.
 
     Raises: OSError, when an address cannot be had.
@@ -70,7 +71,8 @@ async def running(settings: Settings) -> AsyncIterator[App]:
     broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
     feeds = Feeds(store=store, agents=agents, settings=settings, observer=metrics)
     pipes = Pipes(agents=agents, store=store, observer=metrics)
-    management = Management(store=store, agents=agents, pipes=pipes)
+    drains = Drains(agents=agents, broker=broker, store=store, feeds=feeds, pipes=pipes)
+    management = Management(store=store, agents=agents, pipes=pipes, drains=drains)
     http = HttpServer(
         PublicApi(broker, metrics).routes(),
         max_body_bytes=settings.max_body_bytes,
@@ -97,11 +99,10 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(pipes.aclose)
         stack.push_async_callback(asyncio.sleep, TELL_S)
         stack.push_async_callback(broker.begin_shutdown)
-        if settings.drain_target is not None:
-            stack.push_async_callback(
-                pipes.hand_over, settings.drain_target, settings.drain_timeout_secs
-            )
-        stack.callback(feeds.refuse_new)
+        stack.push_async_callback(
+            drains.hand_over, settings.drain_target, settings.drain_timeout_secs
+        )
+        stack.callback(feeds.refuse_new, "this node is shutting down")
         stack.push_async_callback(grpc.report_shutdown)
         yield App(broker, management, agents, pipes, metrics, http_port, grpc_port)
 

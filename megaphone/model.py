@@ -46,6 +46,23 @@ class AgentInfo:
     """How many channels of its are on this node."""
 
 
+@dataclass(frozen=True, slots=True)
+class DrainProgress:
+    """How far a node is with moving its agents to another one."""
+
+    agent: str
+    """The agent that is on its way; empty at the start and at the end."""
+    agents_moved: int
+    agents_left: int
+    """How many are yet to move, those included that failed to."""
+    agents_failed: int
+    channels_moved: int
+    """How many channels are on the other node: of agents that have moved, or are on their way."""
+    channels_left: int
+    done: bool = False
+    """Nothing is left to move."""
+
+
 @dataclass(slots=True, eq=False)
 class Event:
     """One event. Not changed after it is made, and shared by all channels it is written to."""

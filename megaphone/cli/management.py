@@ -1,6 +1,9 @@
 """Calls the management API of a broker on its Unix socket."""
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import aiohttp
 import msgspec
@@ -9,6 +12,9 @@ from yarl import URL
 ORIGIN = "http://megaphone"
 """Some host, as HTTP wants one: the socket decides who answers."""
 ANSWERS_WITHIN_S = 30.0
+
+
+T = TypeVar("T")
 
 
 class CallFailed(Exception):
@@ -24,8 +30,20 @@ class Refusal(msgspec.Struct):
 
 def call(socket_path: str, method: str, route: str, body: object = None) -> bytes:
     """Return the body of the broker's answer. Raises: CallFailed."""
+    return called(socket_path, answer(socket_path, method, route, body))
+
+
+def follow(socket_path: str, route: str, body: object, tell: Callable[[bytes], None]) -> None:
+    """Have something done that takes a while, and be told each line of the answer as it comes.
+
+    Raises: CallFailed.
+    """
+    called(socket_path, tell_lines(socket_path, route, body, tell))
+
+
+def called(socket_path: str, calling: Coroutine[object, object, T]) -> T:
     try:
-        return asyncio.run(answer(socket_path, method, route, body))
+        return asyncio.run(calling)
     except TimeoutError:
         raise CallFailed(
             f"the broker at {socket_path} did not answer within {ANSWERS_WITHIN_S:g} s"
@@ -39,16 +57,45 @@ def call(socket_path: str, method: str, route: str, body: object = None) -> byte
 
 
 async def answer(socket_path: str, method: str, route: str, body: object) -> bytes:
+    async with (
+        asyncio.timeout(ANSWERS_WITHIN_S),
+        answering(socket_path, method, route, body) as response,
+    ):
+        return await response.read()
+
+
+async def tell_lines(
+    socket_path: str, route: str, body: object, tell: Callable[[bytes], None]
+) -> None:
+    async with answering(socket_path, "POST", route, body) as response:
+        async for line in response.content:
+            if is_refusal(line):
+                raise CallFailed(refusal(response.status, line))
+            tell(line)
+
+
+@asynccontextmanager
+async def answering(
+    socket_path: str, method: str, route: str, body: object
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Raises: CallFailed, for any answer but what was asked for."""
     async with aiohttp.ClientSession(
         connector=aiohttp.UnixConnector(path=socket_path),
-        timeout=aiohttp.ClientTimeout(total=ANSWERS_WITHIN_S),
+        timeout=aiohttp.ClientTimeout(sock_read=ANSWERS_WITHIN_S),
     ) as session:
         url = URL(f"{ORIGIN}{route}", encoded=True)
         async with session.request(method, url, json=body) as response:
-            content = await response.read()
-    if not response.ok:
-        raise CallFailed(refusal(response.status, content))
-    return content
+            if not response.ok:
+                raise CallFailed(refusal(response.status, await response.read()))
+            yield response
+
+
+def is_refusal(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line, type=Refusal)
+    except msgspec.DecodeError:
+        return False
+    return True
 
 
 def refusal(status: int, content: bytes) -> str:

@@ -53,6 +53,17 @@ class Channel(msgspec.Struct, rename="camel"):
     agent_id: str
 
 
+class Progress(msgspec.Struct, rename="camel"):
+    """How far a drain is, as the management API tells it."""
+
+    agent: str
+    agents_moved: int
+    agents_left: int
+    channels_moved: int
+    channels_left: int
+    done: bool
+
+
 T = TypeVar("T")
 
 
@@ -79,16 +90,33 @@ class Node:
         except msgspec.DecodeError as error:
             self._fail(f"the broker's answer cannot be understood: {error}")
 
+    def drain(self, target: str) -> None:
+        """Have all agents moved, and tell how far it is."""
+        from megaphone.cli.management import CallFailed, follow
+
+        meter = Meter()
+        tell = typer.echo if self._output is Output.JSON else meter.show
+        try:
+            follow(self._path(), "/node/drain", {"target": target}, lambda line: tell(line.strip()))
+        except CallFailed as error:
+            meter.clear()
+            self._fail(str(error))
+        if self._output is Output.PLAIN:
+            meter.clear()
+            typer.echo(DONE)
+
     def _call(self, method: str, route: str, body: object = None) -> bytes:
         # This takes a while to import, and help does not need it.
         from megaphone.cli.management import CallFailed, call
 
         try:
-            return call(self._socket_path or self._configured_path(), method, route, body)
+            return call(self._path(), method, route, body)
         except CallFailed as error:
             self._fail(str(error))
 
-    def _configured_path(self) -> str:
+    def _path(self) -> str:
+        if self._socket_path:
+            return self._socket_path
         try:
             path = load_here().settings.mng_socket_path
         except ConfigError as error:
@@ -102,6 +130,40 @@ class Node:
         else:
             typer.echo(f"megactl: {message}", err=True)
         raise typer.Exit(exit_code)
+
+
+class Meter:
+    """How far a drain is, for people: one line on a terminal, and elsewhere a line per agent."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+        self._agent = ""
+
+    def show(self, line: bytes) -> None:
+        progress = msgspec.json.decode(line, type=Progress)
+        moving = f", {progress.agent} is on its way" if progress.agent else ""
+        text = (
+            f"{amount(progress.agents_moved, 'agent')} and"
+            f" {amount(progress.channels_moved, 'channel')} moved,"
+            f" {amount(progress.agents_left, 'agent')} and"
+            f" {amount(progress.channels_left, 'channel')} left{moving}"
+        )
+        if sys.stderr.isatty():
+            self.clear()
+            typer.echo(text, err=True, nl=False)
+            self._shown = text
+        elif progress.agent != self._agent or progress.done:
+            typer.echo(text, err=True)
+        self._agent = progress.agent
+
+    def clear(self) -> None:
+        if self._shown:
+            typer.echo("\r" + " " * len(self._shown) + "\r", err=True, nl=False)
+            self._shown = ""
+
+
+def amount(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 AgentName = Annotated[str, typer.Option("--name", "-n", help="The name of the agent.")]
@@ -162,6 +224,20 @@ def pipe_agent(
 ) -> None:
     """Forward an agent to another node; it takes no new channels here from now on."""
     node(context).command("POST", "/vagent/pipe", {"name": name, "target": target})
+
+
+@megactl_app.command()
+def drain(
+    context: typer.Context,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", "-t", metavar="URL", help="The gRPC of a node, as http://host:3001."
+        ),
+    ],
+) -> None:
+    """Move every agent to another node while clients go on; ends when nothing is left to move."""
+    node(context).drain(target)
 
 
 @megactl_app.command()

@@ -2,8 +2,9 @@
 
 A pipe whose target goes away connects again, after longer and longer pauses, and catches up: what
 is forwarded is looked up in the channels themselves, so that there is no queue that could overflow
-(see `core.ports.ChannelChanges`). At the end of this node each pipe is brought to its own end: what
-is left is sent and then said to be complete, so that the target may take the agent over.
+(see `core.ports.ChannelChanges`). A pipe can be completed: what is left is sent and then said to be
+all, so that the target may take the agent over. So ends each pipe of a node that stops, and of an
+agent that moves (`cluster.drains`).
 """
 
 import asyncio
@@ -11,6 +12,7 @@ import logging
 import random
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -19,7 +21,7 @@ from megaphone.cluster.target import Connection, connect, endpoint_of
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.ports import Observer, Store
-from megaphone.errors import MegaphoneError
+from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
 from megaphone.model import AgentMode, ChannelChange, EventAdded
 from megaphone.wire import sync as wire
 
@@ -29,9 +31,9 @@ BATCH = 100
 """How many changes are looked up at once."""
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
-CATCH_UP_CHECK_S = 0.01
-FINISH_S = 5.0
-"""How long the end of this node waits for its pipes."""
+COMPLETE_S = 5.0
+"""How long a target may take to take the rest. Who calls for an agent that moves waits as long."""
+LET_GO_AT_ONCE = 1000
 
 
 class Pipes:
@@ -44,86 +46,96 @@ class Pipes:
         self._pipes: dict[tuple[str, str], Pipe] = {}
 
     async def pipe(self, agent: str, target: str) -> None:
-        endpoint = endpoint_of(target)
-        self._agents.named(agent)
-        if (known := self._pipes.get((agent, endpoint))) is not None and known.is_running:
-            return
+        await self.open(agent, endpoint_of(target))
+
+    async def open(self, agent: str, endpoint: str) -> "Pipe":
+        """Begin to forward an agent, unless it is forwarded there already.
+
+        Returns once the target has taken it. Raises: AgentNotFound; BadRequest; WrongMode;
+            TargetUnavailable.
+        """
+        if (known := self.get(agent, endpoint)) is not None:
+            return known
         pipe = Pipe(self._agents.pipe(agent), endpoint, self._store, self._observer)
         self._pipes[agent, endpoint] = pipe
         try:
             await pipe.start()
         except BaseException:
-            del self._pipes[agent, endpoint]
-            self._give_back(agent)
+            await self.close(pipe)
             raise
+        return pipe
 
-    def _give_back(self, agent: str) -> None:
-        """Undo the mode of an agent that has no pipe after all."""
-        if not any(name == agent for name, _ in self._pipes):
-            self._agents.promote(agent, asyncio.get_running_loop().time())
+    def get(self, agent: str, endpoint: str) -> "Pipe | None":
+        """Return the pipe that forwards an agent to a node.
 
-    async def hand_over(self, target: str, within_s: float) -> None:
-        """Forward every master agent, and wait until the target has caught up.
-
-        The end of the pipes, which is to follow, then leaves the agents with the target. What
-        cannot be forwarded stays here, and the log says why.
+        Raises: AgentNotFound.
         """
-        masters = [agent.name for agent in self._agents if agent.mode is AgentMode.MASTER]
-        for name in masters:
-            try:
-                await self.pipe(name, target)
-                log.info("agent %s is handed over to another node", name)
-            except MegaphoneError as error:
-                log.error("agent %s cannot be handed over: %s", name, error)
-        try:
-            async with asyncio.timeout(within_s):
-                while any(pipe.is_behind for pipe in self._pipes.values()):  # noqa: ASYNC110
-                    await asyncio.sleep(CATCH_UP_CHECK_S)  # nothing tells when all are quiet
-        except TimeoutError:
-            log.error("the target has not caught up within %g s", within_s)
+        self._agents.named(agent)
+        pipe = self._pipes.get((agent, endpoint))
+        return pipe if pipe is not None and pipe.is_running else None
+
+    async def close(self, pipe: "Pipe") -> None:
+        """End a pipe where it is. With its last pipe an agent is what it was before."""
+        del self._pipes[pipe.agent.name, pipe.endpoint]
+        await pipe.close()
+        if pipe.agent.mode is AgentMode.PIPED and not self._of(pipe.agent.name):
+            self._agents.take_back(pipe.agent.name)
+
+    async def let_go(self, agent: Agent) -> None:
+        """Let go of an agent that has arrived elsewhere, and of its channels, which live there."""
+        for pipe in self._of(agent.name):
+            del self._pipes[agent.name, pipe.endpoint]
+            await pipe.close()
+        await forget_channels(self._store, agent.name)
+        self._agents.leave(agent.name)
+
+    def _of(self, agent: str) -> "list[Pipe]":
+        return [pipe for (name, _), pipe in self._pipes.items() if name == agent]
 
     async def aclose(self) -> None:
-        """Bring each pipe to its end, for some seconds at most.
-
-        The channels of an agent that has arrived elsewhere are let go of here: they live there.
-        """
-        results = await asyncio.gather(*(pipe.finish() for pipe in self._pipes.values()))
-        names = [name for name, _ in self._pipes]
-        for name in {name for name, arrived in zip(names, results, strict=True) if arrived}:
-            await forget_channels(self._store, name)
-        self._pipes.clear()
+        """Complete each pipe, for some seconds at most, and let go of what has arrived."""
+        pipes = list(self._pipes.values())
+        results = await asyncio.gather(*(pipe.complete() for pipe in pipes))
+        arrived = [pipe for pipe, has_arrived in zip(pipes, results, strict=True) if has_arrived]
+        for agent in {pipe.agent.name: pipe.agent for pipe in arrived}.values():
+            await self.let_go(agent)
+        for pipe in self._pipes.values():
+            await pipe.close()
 
 
 async def forget_channels(store: Store, agent: str) -> None:
-    """Let go of all channels of an agent."""
-    for address in await store.addresses(0, await store.count(agent), agent):
-        await store.forget(ConsumerAddress.parse(address).channel_id)
+    """Let go of all channels of an agent, and of the loop now and then."""
+    for number, address in enumerate(await store.addresses(0, await store.count(agent), agent)):
+        with suppress(ChannelNotFound):
+            await store.forget(ConsumerAddress.parse(address).channel_id)
+        if number % LET_GO_AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 class Pipe:
     """One agent, forwarded to one node."""
 
     def __init__(self, agent: Agent, endpoint: str, store: Store, observer: Observer) -> None:
-        self._agent = agent
-        self._endpoint = endpoint
+        self.agent = agent
+        self.endpoint = endpoint
         self._store = store
         self._observer = observer
         self._start = wire.start(agent.name, agent.key.secret, secrets.token_hex(8))
         self._changes = store.follow(agent.name)
-        self._is_finishing = asyncio.Event()
+        self._is_completing = asyncio.Event()
+        self._as_master = True
+        self._has_said_all = False
         self._has_arrived = False
         self._task: asyncio.Task[None] | None = None
+        self._is_following = True
+        self.is_connected = False
 
     async def start(self) -> None:
         """Connect, and go on from there.
 
         Raises: TargetUnavailable; BadRequest and WrongMode, when the target refuses.
         """
-        try:
-            connection = await connect(self._endpoint, self._start)
-        except BaseException:
-            self._changes.close()
-            raise
+        connection = await connect(self.endpoint, self._start)
         self._task = asyncio.create_task(self._run(connection))
 
     @property
@@ -132,27 +144,52 @@ class Pipe:
         return self._task is None or not self._task.done()
 
     @property
-    def is_behind(self) -> bool:
-        """Whether there is something to send that can be sent."""
-        return bool(self._agent.pipes) and self._changes.are_pending
+    def untold(self) -> int:
+        """How many channels may have something that the target does not have yet."""
+        return self._changes.untold
 
-    async def finish(self) -> bool:
-        """Send what is left. Returns: whether the target has said that it has it all."""
+    async def complete(self, *, as_master: bool = True) -> bool:
+        """Send what is left, and that this is all; the pipe is over then.
+
+        `as_master` lets the target make the agent a master, now or where a former `complete` was
+        lost on its way. Otherwise it stays a replica there.
+
+        Returns: whether the target has said that it has it all. If not, `resume` goes on.
+        """
         assert self._task is not None
         was_running = self.is_running
-        self._is_finishing.set()
-        await asyncio.wait({self._task}, timeout=FINISH_S)
-        self._task.cancel()
-        await asyncio.wait({self._task})
-        self._changes.close()
+        self._as_master = as_master
+        self._is_completing.set()
+        await asyncio.wait({self._task}, timeout=COMPLETE_S)
+        await self._stop()
+        self._is_completing.clear()
         if was_running and not self._has_arrived:
-            log.warning("agent %s: its pipe did not come to its end", self._agent.name)
+            log.warning("agent %s: its pipe did not come to its end", self.agent.name)
         return self._has_arrived
+
+    def resume(self) -> None:
+        """Go on after a `complete` that failed."""
+        self._task = asyncio.create_task(self._run(None))
+
+    async def close(self) -> None:
+        """End it where it is. Repeating it changes nothing."""
+        await self._stop()
+        self._stop_following()
+
+    def _stop_following(self) -> None:
+        if self._is_following:
+            self._is_following = False
+            self._changes.close()
+
+    async def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
 
     async def _run(self, connection: Connection | None) -> None:
         """Forward until the end, or until the agent was taken back while there is no connection."""
         failures = 0
-        while self._agent.mode is AgentMode.PIPED:
+        while self.agent.mode is AgentMode.PIPED:
             try:
                 connection = connection or await self._connect_again()
                 failures = 0
@@ -160,15 +197,24 @@ class Pipe:
                 self._has_arrived = True
                 return
             except MegaphoneError as error:
+                if self._has_arrived_before(error):
+                    return
                 if not failures:
-                    log.warning("agent %s: its pipe broke: %s", self._agent.name, error)
+                    log.warning("agent %s: its pipe broke: %s", self.agent.name, error)
             connection = None
             await asyncio.sleep(pause_s(failures))
             failures += 1
+        self._stop_following()
+
+    def _has_arrived_before(self, error: MegaphoneError) -> bool:
+        """Whether a target refuses the agent since it has it all, and only its answer was lost."""
+        if self._has_said_all and self._is_completing.is_set() and isinstance(error, WrongMode):
+            self._has_arrived = True
+        return self._has_arrived
 
     async def _connect_again(self) -> Connection:
-        connection = await connect(self._endpoint, self._start)
-        log.info("agent %s: its pipe is connected again", self._agent.name)
+        connection = await connect(self.endpoint, self._start)
+        log.info("agent %s: its pipe is connected again", self.agent.name)
         return connection
 
     async def _forward(self, connection: Connection) -> None:
@@ -176,43 +222,47 @@ class Pipe:
 
         Raises: MegaphoneError, when the stream ends before that.
         """
-        self._agent.pipes += 1
-        self._store.hold(self._agent.name)
+        self.agent.pipes += 1
+        self.is_connected = True
+        self._store.hold(self.agent.name)
         self._changes.restart(with_read=connection.extended)
         over = asyncio.ensure_future(connection.call.code())
         try:
             while changes := await self._next_changes(connection, over):
                 await self._send(connection, changes)
-            await connection.send(wire.end(self._agent.name))
+            if self._as_master:
+                self._has_said_all = True
+                await connection.send(wire.end(self.agent.name))
             await connection.finish()
         finally:
             over.cancel()
-            self._agent.pipes -= 1
-            self._store.unhold(self._agent.name)
+            self.agent.pipes -= 1
+            self.is_connected = False
+            self._store.unhold(self.agent.name)
             await connection.close()
 
     async def _next_changes(
         self, connection: Connection, over: "asyncio.Future[grpc.StatusCode]"
     ) -> Sequence[ChannelChange]:
         """Wait for something to send; none when nothing is left and this is the end."""
-        if self._is_finishing.is_set() and not self._changes.are_pending:
+        if self._is_completing.is_set() and not self._changes.are_pending:
             return ()
         taking = asyncio.ensure_future(self._changes.take(BATCH))
-        finishing = asyncio.ensure_future(self._is_finishing.wait())
+        completing = asyncio.ensure_future(self._is_completing.wait())
         try:
             while not taking.done():
                 if over.done():
                     raise await connection.failure()
-                if finishing.done() and not self._changes.are_pending:
+                if completing.done() and not self._changes.are_pending:
                     return ()
                 waits: list[asyncio.Future[Any]] = [taking, over]
-                if not finishing.done():
-                    waits.append(finishing)
+                if not completing.done():
+                    waits.append(completing)
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             return taking.result()
         finally:
             taking.cancel()
-            finishing.cancel()
+            completing.cancel()
 
     async def _send(self, connection: Connection, changes: Sequence[ChannelChange]) -> None:
         for request in wire.requests(changes, extended=connection.extended):

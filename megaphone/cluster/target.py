@@ -1,7 +1,9 @@
 """Another node, as a pipe reaches it."""
 
 import asyncio
+import random
 import re
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +43,41 @@ def endpoint_of(target: str) -> str:
     if found := TARGET.fullmatch(target):
         return found[1]
     raise BadRequest("the target must be the gRPC address of a node, such as http://host:3001")
+
+
+async def endpoints_of(target: str) -> list[str]:
+    """Return host:port of every node that a target stands for, in any order: its name may have
+    several addresses. Those that cannot be reached are left out.
+
+    Raises: BadRequest; TargetUnavailable, when none can.
+    """
+    host, _, port = endpoint_of(target).rpartition(":")
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+        )
+    except OSError:
+        raise TargetUnavailable("the name of the target cannot be resolved") from None
+    addresses = [(str(address[0]), int(address[1])) for *_, address in found]
+    reached = await asyncio.gather(*(is_reachable(*address) for address in addresses))
+    endpoints = [
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        for (host, port), is_there in zip(addresses, reached, strict=True)
+        if is_there
+    ]
+    if not endpoints:
+        raise TargetUnavailable
+    return random.sample(endpoints, len(endpoints))
+
+
+async def is_reachable(host: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def refusal(status: grpc.StatusCode, details: str | None) -> MegaphoneError:

@@ -14,6 +14,8 @@ What may become of an agent is one table, `TRANSITIONS`:
     REPLICA ──── pipe (nobody feeds it) ──▶ PIPED
       ▲  └─┐ feed (with the same key)
       └────┘
+
+A pipe that leads nowhere is undone: the agent is again what it was before it (`take_back`).
 """
 
 import asyncio
@@ -86,6 +88,8 @@ class Agent:
     """How many nodes feed it now."""
     pipes: int = field(default=0, init=False)
     """How many nodes it is forwarded to now, over a connection that stands."""
+    before_pipe: AgentMode = field(default=AgentMode.MASTER, init=False)
+    """Its mode before it was forwarded."""
     was_fed: bool = field(default=False, init=False)
     """Whether its key came from another node."""
 
@@ -142,8 +146,16 @@ class Agents:
         agent = self.named(name)
         if agent.feeds:
             raise WrongMode(f"agent {name} cannot be forwarded while another node feeds it")
+        before = agent.mode
         self._take(agent, Step.PIPE)
+        if before is not AgentMode.PIPED:
+            agent.before_pipe = before
         return agent
+
+    def take_back(self, name: str) -> None:
+        """Undo that an agent is forwarded, once it has no pipe any more."""
+        agent = self.named(name)
+        agent.mode, agent.since = agent.before_pipe, datetime.now(UTC)
 
     def feed(self, name: str, secret: bytes) -> Agent:
         """Have an agent fed by another node, under the key that it has there.

@@ -8,6 +8,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from megaphone.core.addresses import (
     CANNOT_WRITE,
@@ -43,6 +44,8 @@ from megaphone.settings import Settings
 DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
 MAX_WINDOW = 100_000
 SHORTEST_HEARTBEAT_S = 0.1
+LET_GO_S = 1.0
+"""How long a reader whose agent leaves may take to send what it has."""
 
 
 class Broker:
@@ -61,6 +64,8 @@ class Broker:
         self._observer = observer
         self._poll_duration_s = settings.poll_duration_millis / 1000
         self._readers: set[Reader] = set()
+        self._left = asyncio.Event()
+        """Set when a reader has left."""
         self._shutting_down = False
 
     # -- Channels
@@ -240,9 +245,10 @@ class Broker:
         reader = Reader(
             lease,
             options,
+            agent=consumer.agent,
             until=loop_time() + self._window_s(options, within_s),
             observer=self._observer,
-            on_exit=self._readers.discard,
+            on_exit=self._reader_left,
         )
         self._readers.add(reader)
         return reader
@@ -281,6 +287,28 @@ class Broker:
         self._agents.pick_for_new_channel(loop_time())
 
     # -- The end
+
+    async def let_go(self, agent: str) -> None:
+        """End what waits at the channels of an agent that leaves for another node.
+
+        Writers are answered with AgentMoved, and every read ends cleanly; one whose client takes
+        nothing is broken off. The caller keeps new ones from coming (`Agents.moving`).
+        """
+        await self._store.dismiss_writers(agent)
+        readers = {reader for reader in self._readers if reader.agent == agent}
+        for reader in readers:
+            reader.end()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LET_GO_S):
+                while readers & self._readers:
+                    self._left.clear()
+                    await self._left.wait()
+        for reader in readers & self._readers:
+            reader.break_off()
+
+    def _reader_left(self, reader: Reader) -> None:
+        self._readers.discard(reader)
+        self._left.set()
 
     @property
     def is_shutting_down(self) -> bool:

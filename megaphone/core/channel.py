@@ -128,6 +128,7 @@ class Channel:
         "_forgotten",
         "_forgotten_id",
         "_held",
+        "_is_fed",
         "_lease",
         "_limits",
         "_log",
@@ -152,6 +153,8 @@ class Channel:
         """How many events fell out of the log."""
         self._forgotten_id: str | None = None
         """The last event that fell out of the log: who resumes after it misses nothing."""
+        self._is_fed = False
+        """Whether it was fed by another node, where readers were sent what is here."""
         self._lease: Lease | None = None
         # Most channels never need these two; they are made when they do, since memory counts.
         self._waiters: OrderedDict[Waiter, None] | None = None
@@ -218,10 +221,12 @@ class Channel:
     def acknowledge(self, event_id: str) -> int:
         """Count an event that was sent, and all before it, as delivered.
 
+        In a channel that came from another node any event may have been sent, there.
+
         Returns: how many that were not yet; 0 for an event that is not known (any more).
         """
         position = self._find(event_id)
-        if position is None or self._log[position].sent_at is None:
+        if position is None or not (self._is_fed or self._log[position].sent_at is not None):
             return 0
         newly = max(0, position + 1 - self._done)
         self._finish(position + 1)
@@ -286,6 +291,7 @@ class Channel:
 
         Returns: how many events were lost by it, that is, pushed out before a reader had them.
         """
+        self._is_fed = True
         if self._find(event.id) is not None:
             return 0
         is_full = not self.has_room

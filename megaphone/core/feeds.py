@@ -43,37 +43,52 @@ class Feeds:
         self.agents = agents
         self.settings = settings
         self.observer = observer
+        self._feeds: dict[tuple[str, str], Feed] = {}
+        """By agent and source, of those that have an id."""
         self._numbers: dict[str, dict[str, Numbers]] = {}
         """By agent and source. They outlast a feed, for a source that comes back."""
-        self._is_closed = False
+        self._why_closed = ""
 
     def open(self, agent: str, key: bytes, source_id: str) -> "Feed":
         """Begin to be fed. The caller must close the feed when its stream is over.
 
-        A `source_id` that was here before goes on: what it sends again is taken once. Empty, it is
-        that of a source which does not come back.
+        A `source_id` that was here before goes on: what it sends again is taken once, and a feed
+        of its that is still open is over. Empty, it is that of a source which does not come back.
 
         Raises: BadRequest, when the name or the key cannot be one; WrongMode, when the agent is
             not to be fed here; ShuttingDown.
         """
-        if self._is_closed:
-            raise ShuttingDown
+        if self._why_closed:
+            raise ShuttingDown(self._why_closed)
         if source_id:
             checked_id("source id", source_id)
         replica = self.agents.feed(agent, key)
         numbers = self._numbers.setdefault(agent, {}).setdefault(source_id, {}) if source_id else {}
+        feed = Feed(self, replica, numbers)
+        if source_id:
+            if (earlier := self._feeds.get((agent, source_id))) is not None:
+                earlier.close()
+            self._feeds[agent, source_id] = feed
         log.info("agent %s is fed by another node", agent)
-        return Feed(self, replica, numbers)
+        return feed
 
-    def refuse_new(self) -> None:
-        """From now on take no new feed: this node is stopping."""
-        self._is_closed = True
+    def refuse_new(self, why: str) -> None:
+        """Take no new feed until `accept_new`."""
+        self._why_closed = why
+
+    def accept_new(self) -> None:
+        self._why_closed = ""
 
     def promote(self, agent: Agent) -> None:
         """Make a replica the master of its channels, now that they are complete."""
-        self._numbers.pop(agent.name, None)
+        self.forget(agent.name)
         self.agents.promote(agent.name, asyncio.get_running_loop().time())
         log.info("agent %s is MASTER here now: its feed is complete", agent.name)
+
+    def forget(self, agent: str) -> None:
+        """Let go of what is known of the sources of an agent."""
+        self._numbers.pop(agent, None)
+        self._feeds = {key: feed for key, feed in self._feeds.items() if key[0] != agent}
 
 
 class Feed:
@@ -94,8 +109,11 @@ class Feed:
         An event that cannot be taken is counted as lost, so that it does not stop all that come
         after it; anything else that cannot be right should end the feed.
 
-        Raises: BadRequest, for what is no channel of the agent; LimitExceeded.
+        Raises: BadRequest, for what is no channel of the agent, and once the feed is over;
+            LimitExceeded.
         """
+        if not self._is_open:
+            raise BadRequest("this stream is over: its source has begun another one")
         match change:
             case ChannelAdded(address):
                 await self._add(self._own(address))
@@ -112,7 +130,8 @@ class Feed:
         Not while another node feeds it too, nor if it was promoted before.
         """
         if (
-            self._feeds.settings.promote_replicas
+            self._is_open
+            and self._feeds.settings.promote_replicas
             and self._agent.feeds == 1
             and self._agent.mode is AgentMode.REPLICA
         ):

@@ -3,13 +3,13 @@
 As in `core.broker`, both faces translate to these methods and back, and arguments are unchecked.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
 from megaphone.core.broker import loop_time
-from megaphone.core.ports import Pipes, Store
-from megaphone.model import AgentInfo, AgentMode
+from megaphone.core.ports import Drains, Pipes, Store
+from megaphone.model import AgentInfo, AgentMode, DrainProgress
 
 DEFAULT_LIMIT = 50
 """How many channels are listed unless another number is asked for."""
@@ -18,10 +18,11 @@ DEFAULT_LIMIT = 50
 class Management:
     """The use cases of operators, one method each."""
 
-    def __init__(self, *, store: Store, agents: Agents, pipes: Pipes) -> None:
+    def __init__(self, *, store: Store, agents: Agents, pipes: Pipes, drains: Drains) -> None:
         self._store = store
         self._agents = agents
         self._pipes = pipes
+        self._drains = drains
 
     # -- Agents
 
@@ -63,6 +64,13 @@ class Management:
             AgentNotFound; WrongMode; TargetUnavailable.
         """
         await self._pipes.pipe(name, target)
+
+    def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
+        """Move every agent of this node to another: see `core.ports.Drains`.
+
+        Goes on for as long as it is asked for progress.
+        """
+        return self._drains.drain(target)
 
     # -- Channels
 

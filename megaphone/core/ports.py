@@ -3,10 +3,10 @@
 Nothing here may assume that a channel lives in this process: a store may be across a network.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
-from megaphone.model import ChannelChange, Event, ReadOptions
+from megaphone.model import ChannelChange, DrainProgress, Event, ReadOptions
 
 
 class ChannelLease(Protocol):
@@ -55,6 +55,10 @@ class ChannelChanges(Protocol):
     def are_pending(self) -> bool:
         """Whether `take` would return at once."""
 
+    @property
+    def untold(self) -> int:
+        """How many channels are to be looked at; each may have something to tell."""
+
     def restart(self, *, with_read: bool) -> None:
         """Tell everything from the start: each channel and what it holds.
 
@@ -85,7 +89,7 @@ class Store(Protocol):
 
         Returns: the id under which the event is stored: that of an earlier event if `request_id`
             repeats the one it was written with.
-        Raises: ChannelNotFound; WriteTimeout; ShuttingDown.
+        Raises: ChannelNotFound; WriteTimeout; AgentMoved; ShuttingDown.
         """
 
     async def lease(
@@ -153,11 +157,28 @@ class Store(Protocol):
         Raises: ChannelNotFound.
         """
 
+    async def dismiss_writers(self, agent: str) -> None:
+        """Answer those who wait for room in channels of an agent with AgentMoved."""
+
     async def refuse_writers(self) -> None:
         """From now on answer writers that wait, or would, with ShuttingDown."""
 
     async def aclose(self) -> None:
         """Let go of everything. Nothing else may be called after it."""
+
+
+class Drains(Protocol):
+    """Moves agents to other nodes."""
+
+    def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
+        """Move every agent of this node to another, and end when nothing is left to move.
+
+        Tells how far it is, at the start, from time to time, and at the end. What has not moved
+        when it is closed, or raises, is as it was before.
+
+        Raises: BadRequest, when the target is not a URL such as http://host:3001; WrongMode, while
+            another drain runs, or when the target refuses an agent; TargetUnavailable.
+        """
 
 
 class Pipes(Protocol):

@@ -32,6 +32,7 @@ class Reader:
         "_left",
         "_observer",
         "_on_exit",
+        "agent",
         "until",
     )
 
@@ -40,6 +41,7 @@ class Reader:
         lease: ChannelLease,
         options: ReadOptions,
         *,
+        agent: str,
         until: float,
         observer: Observer,
         on_exit: Callable[["Reader"], None],
@@ -48,6 +50,8 @@ class Reader:
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s
         self._is_first = True
+        self.agent = agent
+        """The agent of the channel."""
         self.until = until
         """The loop time at which the read window is over."""
         self._observer = observer
@@ -66,6 +70,11 @@ class Reader:
     def end(self) -> None:
         """End the iteration cleanly after the batch in hand."""
         self._lease.interrupt()
+
+    def break_off(self) -> None:
+        """End it at once, as a broken read, whatever its client takes of it yet."""
+        self._lease.interrupt()
+        self._lease.release(clean=False)
 
     async def __aenter__(self) -> Self:
         self._observer.read_started()

@@ -4,16 +4,22 @@ GET    /vagent/list
 POST   /vagent/add
 POST   /vagent/promote
 POST   /vagent/pipe
+POST   /node/drain
 GET    /channel/list?skip=0&limit=50&agent=
 DELETE /channel/{consumerAddress}
 """
 
+from contextlib import aclosing
+
 from aiohttp import web
 
 from megaphone.core.management import Management
+from megaphone.errors import MegaphoneError
 from megaphone.rest.answers import OK, json_answer
 from megaphone.rest.requests import body_of, part, path_values, require_json, whole_number
+from megaphone.rest.stream import NDJSON
 from megaphone.wire import json
+from megaphone.wire.errors import row_of
 
 
 class ManagementApi:
@@ -28,6 +34,7 @@ class ManagementApi:
             web.post("/vagent/add", self.add_agent),
             web.post("/vagent/promote", self.promote_agent),
             web.post("/vagent/pipe", self.pipe_agent),
+            web.post("/node/drain", self.drain),
             web.get("/channel/list", self.list_channels),
             web.delete(f"/channel/{part('address')}", self.dispose_channel),
         ]
@@ -50,6 +57,24 @@ class ManagementApi:
         name, target = json.parse_pipe_agent(await body_of(request))
         await self._management.pipe_agent(name, target)
         return json_answer(OK, status=202)
+
+    async def drain(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a line for each step; an error after the first one is the last line."""
+        require_json(request)
+        target = json.parse_drain(await body_of(request))
+        response = web.StreamResponse(headers={"Content-Type": NDJSON.content_type})
+        async with aclosing(self._management.drain(target)) as steps:
+            first = await anext(steps)
+            await response.prepare(request)
+            await response.write(json.drained(first))
+            try:
+                async for progress in steps:
+                    await response.write(json.drained(progress))
+            except MegaphoneError as error:
+                told = json.error(error.code, str(error), row_of(error).http_status)
+                await response.write(told + b"\n")
+        await response.write_eof()
+        return response
 
     async def list_channels(self, request: web.Request) -> web.Response:
         addresses = await self._management.list_channels(

@@ -1,5 +1,6 @@
 """`megaphone.v1.AdminService`: what operators do, each call a translation and back."""
 
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -52,3 +53,9 @@ class AdminServicer(AdminServiceServicer):
     ) -> pb.DisposeChannelResponse:
         await self._management.dispose(request.address)
         return pb.DisposeChannelResponse()
+
+    # A coroutine that writes, as ChannelServicer.Read is: a drain must not outlive its call.
+    async def Drain(self, request: pb.DrainRequest, context: Context) -> None:  # type: ignore[override]
+        async with aclosing(self._management.drain(request.target)) as steps:
+            async for progress in steps:
+                await context.write(wire.drained(progress))

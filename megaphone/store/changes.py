@@ -115,6 +115,10 @@ class MemoryChanges:
     def are_pending(self) -> bool:
         return bool(self._ended) or any(map(self._has_news, self._changed))
 
+    @property
+    def untold(self) -> int:
+        return len(self._ended) + len(self._changed)
+
     def restart(self, *, with_read: bool) -> None:
         self._with_read = with_read
         self._cursors.clear()

@@ -13,7 +13,13 @@ from itertools import islice
 from megaphone.core.channel import Lease, Waiter
 from megaphone.core.expiry import Deadlines
 from megaphone.core.ports import Observer
-from megaphone.errors import ChannelNotFound, LimitExceeded, ShuttingDown, WriteTimeout
+from megaphone.errors import (
+    AgentMoved,
+    ChannelNotFound,
+    LimitExceeded,
+    ShuttingDown,
+    WriteTimeout,
+)
 from megaphone.model import ChannelLimits, Event, ReadOptions
 from megaphone.store.changes import MemoryChanges, StoredChannel
 
@@ -46,7 +52,9 @@ class MemoryStore:
         self._channels: dict[bytes, StoredChannel] = {}
         self._deadlines = Deadlines()
         self._sweep_timer: asyncio.TimerHandle | None = None
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], str] = {}
+        """What writers wait for, and the agents of their channels."""
+        self._dismissed: set[asyncio.Future[None]] = set()
         self._held: Counter[str] = Counter()
         """Agents whose channels do not expire, and by how many they are held."""
         self._followers: list[MemoryChanges] = []
@@ -146,6 +154,12 @@ class MemoryStore:
         del self._channels[channel_id]
         self._observer.channel_forgotten()
 
+    async def dismiss_writers(self, agent: str) -> None:
+        for waiting, whose in self._waiting.items():
+            if whose == agent:
+                self._dismissed.add(waiting)
+                wake(waiting)
+
     async def refuse_writers(self) -> None:
         self._refuses_writers = True
         for waiting in self._waiting:
@@ -202,7 +216,7 @@ class MemoryStore:
             wake(settled)
 
         waiter.join(on_settled)
-        self._waiting.add(settled)
+        self._waiting[settled] = channel.agent
         self._observer.writer_waits()
         try:
             if not self._refuses_writers:
@@ -210,13 +224,17 @@ class MemoryStore:
         finally:
             timer.cancel()
             unread.cancel()
-            self._waiting.discard(settled)
+            del self._waiting[settled]
+            is_dismissed = settled in self._dismissed
+            self._dismissed.discard(settled)
             self._observer.writer_waited()
             channel.withdraw(waiter, on_settled)
         if waiter.taken:
             return waiter.event.id
         if waiter.taken is False:
             raise ChannelNotFound
+        if is_dismissed:
+            raise AgentMoved(f"agent {channel.agent} moves to another node")
         raise ShuttingDown if self._refuses_writers else WriteTimeout
 
     # -- Expiry

@@ -13,7 +13,14 @@ import msgspec
 
 from megaphone.core.content import explain
 from megaphone.errors import BadRequest
-from megaphone.model import AgentInfo, BatchFailure, Event, Message, NewChannel
+from megaphone.model import (
+    AgentInfo,
+    BatchFailure,
+    DrainProgress,
+    Event,
+    Message,
+    NewChannel,
+)
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder().encode
@@ -45,6 +52,10 @@ class AgentRequest(msgspec.Struct):
 
 class PipeAgentRequest(msgspec.Struct):
     name: str
+    target: str
+
+
+class DrainRequest(msgspec.Struct):
     target: str
 
 
@@ -99,6 +110,11 @@ def parse_pipe_agent(body: bytes) -> tuple[str, str]:
     """Return the name of the agent that a request forwards, and the target."""
     request = parse(body, PipeAgentRequest)
     return request.name, request.target
+
+
+def parse_drain(body: bytes) -> str:
+    """Return the target of a request to drain."""
+    return parse(body, DrainRequest).target
 
 
 def named_channels(request: BatchRequest | ExistsRequest) -> list[str]:
@@ -162,6 +178,20 @@ def channels(addresses: Iterable[str]) -> bytes:
     return encode(
         [{"address": address, "agentId": address.partition(".")[0]} for address in addresses]
     )
+
+
+def drained(progress: DrainProgress) -> bytes:
+    """Return a line of a drain."""
+    told = {
+        "agent": progress.agent,
+        "agentsMoved": progress.agents_moved,
+        "agentsLeft": progress.agents_left,
+        "agentsFailed": progress.agents_failed,
+        "channelsMoved": progress.channels_moved,
+        "channelsLeft": progress.channels_left,
+        "done": progress.done,
+    }
+    return encode(told) + b"\n"
 
 
 def error(code: str, message: str, status: int) -> bytes:

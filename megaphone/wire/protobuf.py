@@ -12,6 +12,7 @@ from megaphone.model import (
     DEFAULT_WINDOW,
     AgentInfo,
     BatchFailure,
+    DrainProgress,
     Event,
     Message,
     NewChannel,
@@ -132,6 +133,18 @@ def channels(addresses: Iterable[str]) -> admin.ListChannelsResponse:
             admin.ListChannelsResponse.Channel(address=address, agent=address.partition(".")[0])
             for address in addresses
         ]
+    )
+
+
+def drained(progress: DrainProgress) -> admin.DrainResponse:
+    return admin.DrainResponse(
+        agent=progress.agent,
+        agents_moved=progress.agents_moved,
+        agents_left=progress.agents_left,
+        agents_failed=progress.agents_failed,
+        channels_moved=progress.channels_moved,
+        channels_left=progress.channels_left,
+        done=progress.done,
     )
 
 

@@ -243,3 +243,39 @@ def test_a_wrong_configuration_is_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "megaphone.toml").write_text("wrong = 1\n")
     done = megactl(tmp_path, "list-agents")
     assert (done.returncode, done.stderr.startswith("megactl: megaphone.toml: wrong")) == (2, True)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[BrokerProcess]:
+    folder = tmp_path / "target"
+    folder.mkdir()
+    with broker_process(folder, agent="target") as process:
+        yield process
+
+
+def test_a_node_is_drained(broker: BrokerProcess, target: BrokerProcess, tmp_path: Path) -> None:
+    create(broker, 3)
+    done = megactl(tmp_path, "drain", "--target", f"http://{target.grpc_target}")
+    assert (done.returncode, done.stdout) == (0, DONE)
+    shown = done.stderr.splitlines()
+    assert shown[0].endswith("2 agents and 3 channels left, node is on its way")
+    assert shown[-1] == "2 agents and 3 channels moved, 0 agents and 0 channels left"
+    assert as_json(tmp_path, "list-agents") == []
+    agents = as_json(tmp_path / "target", "list-agents")
+    assert isinstance(agents, list)
+    assert [agent["name"] for agent in agents] == ["target", "node", "spare"]
+
+
+def test_a_drain_is_followed_by_scripts(
+    broker: BrokerProcess, target: BrokerProcess, tmp_path: Path
+) -> None:
+    done = megactl(tmp_path, "-o", "json", "drain", "-t", f"http://{target.grpc_target}")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+
+
+def test_a_drain_that_fails_says_what_has_not_moved(broker: BrokerProcess, tmp_path: Path) -> None:
+    done = megactl(tmp_path, "drain", "--target", "http://127.0.0.1:1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "megactl: TARGET_UNAVAILABLE: the target node cannot be reached\n"

@@ -2,12 +2,15 @@
 
 import asyncio
 from functools import cached_property
+from typing import Any
 
 import pytest
 
+from megaphone.cluster.drains import Drains
 from megaphone.cluster.pipes import Pipes
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
+from megaphone.core.feeds import Feeds
 from megaphone.core.management import Management
 from megaphone.core.reader import Reader
 from megaphone.errors import (
@@ -48,8 +51,11 @@ class Node:
 
     @cached_property
     def management(self) -> Management:
-        pipes = Pipes(agents=self.agents, store=self.store, observer=self.metrics)
-        return Management(store=self.store, agents=self.agents, pipes=pipes)
+        parts: Any = {"agents": self.agents, "store": self.store}
+        pipes = Pipes(**parts, observer=self.metrics)
+        feeds = Feeds(**parts, settings=Settings(), observer=self.metrics)
+        drains = Drains(**parts, broker=self.broker, feeds=feeds, pipes=pipes)
+        return Management(**parts, pipes=pipes, drains=drains)
 
     @cached_property
     def store(self) -> MemoryStore:

@@ -1,5 +1,6 @@
 """Runs each thing that operators do over both faces of the management socket."""
 
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -49,6 +50,19 @@ class Agent:
     channels: int
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a drain is."""
+
+    agent: str
+    agents_moved: int
+    agents_left: int
+    agents_failed: int
+    channels_moved: int
+    channels_left: int
+    done: bool
+
+
 class Operator(Protocol):
     """A client of one face. Every method raises the error that the broker told, by its class."""
 
@@ -59,6 +73,8 @@ class Operator(Protocol):
     async def promote(self, name: str) -> None: ...
 
     async def pipe(self, name: str, target: str) -> None: ...
+
+    async def drain(self, target: str) -> list[Progress]: ...
 
     async def list_channels(self, **page: int | str) -> list[tuple[str, str]]:
         """Returns: addresses and agents."""
@@ -90,6 +106,25 @@ class HttpOperator:
 
     async def pipe(self, name: str, target: str) -> None:
         await self._call("POST", "/vagent/pipe", {"name": name, "target": target})
+
+    async def drain(self, target: str) -> list[Progress]:
+        async with self._session.post("/node/drain", json={"target": target}) as response:
+            lines = [json.loads(line) async for line in response.content]
+        if "code" in lines[-1]:
+            raise told(lines[-1]["code"], lines[-1]["message"])
+        assert response.content_type == "application/x-ndjson"
+        return [
+            Progress(
+                line["agent"],
+                line["agentsMoved"],
+                line["agentsLeft"],
+                line["agentsFailed"],
+                line["channelsMoved"],
+                line["channelsLeft"],
+                line["done"],
+            )
+            for line in lines
+        ]
 
     async def list_channels(self, **page: int | str) -> list[tuple[str, str]]:
         listed = await self._call("GET", f"/channel/list?{urlencode(page)}")
@@ -132,6 +167,23 @@ class GrpcOperator:
 
     async def pipe(self, name: str, target: str) -> None:
         await self._call("PipeAgent", pb.PipeAgentRequest(name=name, target=target))
+
+    async def drain(self, target: str) -> list[Progress]:
+        try:
+            return [
+                Progress(
+                    step.agent,
+                    step.agents_moved,
+                    step.agents_left,
+                    step.agents_failed,
+                    step.channels_moved,
+                    step.channels_left,
+                    step.done,
+                )
+                async for step in self._stub.Drain(pb.DrainRequest(target=target))
+            ]
+        except grpc.aio.AioRpcError as failure:
+            raise error_of(failure) from None
 
     async def list_channels(self, **page: Any) -> list[tuple[str, str]]:
         listed = await self._call("ListChannels", pb.ListChannelsRequest(**page))
@@ -252,6 +304,33 @@ async def test_an_agent_that_cannot_be_forwarded_stays(operator: Operator) -> No
     ):
         with pytest.raises(error):
             await operator.pipe(name, url)
+    assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "REPLICA"]
+
+
+async def test_a_node_is_drained(node: App, target: App, operator: Operator) -> None:
+    await create(node, 3)
+    first, *_, last = await operator.drain(f"http://127.0.0.1:{target.grpc_port}")
+    assert first == Progress("", 0, 2, 0, 0, 3, done=False)
+    assert last == Progress("", 2, 0, 0, 3, 0, done=True)
+    assert await operator.list_agents() == []
+    assert target.agents.named("node").mode is AgentMode.MASTER
+
+
+async def test_a_node_whose_agent_is_refused_says_so(operator: Operator, target: App) -> None:
+    target.agents.add("node", AgentMode.MASTER, 0.0)
+    with pytest.raises(WrongMode, match="what has not moved is here as before: node; "):
+        await operator.drain(f"http://127.0.0.1:{target.grpc_port}")
+    assert [agent.name for agent in await operator.list_agents()] == ["node"]
+
+
+@pytest.mark.parametrize(
+    ("url", "error"), [("nowhere", BadRequest), ("http://127.0.0.1:1", TargetUnavailable)]
+)
+async def test_a_node_without_a_target_is_not_drained(
+    operator: Operator, url: str, error: type[MegaphoneError]
+) -> None:
+    with pytest.raises(error):
+        await operator.drain(url)
     assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "REPLICA"]
 
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmegaphone_api/v1/admin.proto\x12\x0cmegaphone.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04mode\x18\x02 \x01(\x0e\x32\x17.megaphone.v1.AgentMode\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nwarming_up\x18\x04 \x01(\x08\x12\x16\n\x0e\x63hannels_count\x18\x05 \x01(\x04\"\x13\n\x11ListAgentsRequest\"9\n\x12ListAgentsResponse\x12#\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x13.megaphone.v1.Agent\"\x1f\n\x0f\x41\x64\x64\x41gentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x12\n\x10\x41\x64\x64\x41gentResponse\"0\n\x10PipeAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"\x13\n\x11PipeAgentResponse\"#\n\x13PromoteAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14PromoteAgentResponse\"P\n\x13ListChannelsRequest\x12\x0c\n\x04skip\x18\x01 \x01(\r\x12\x12\n\x05limit\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x61gent\x18\x03 \x01(\tB\x08\n\x06_limit\"\x7f\n\x14ListChannelsResponse\x12<\n\x08\x63hannels\x18\x01 \x03(\x0b\x32*.megaphone.v1.ListChannelsResponse.Channel\x1a)\n\x07\x43hannel\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\"(\n\x15\x44isposeChannelRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x18\n\x16\x44isposeChannelResponse*l\n\tAgentMode\x12\x1a\n\x16\x41GENT_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_MODE_MASTER\x10\x01\x12\x16\n\x12\x41GENT_MODE_REPLICA\x10\x02\x12\x14\n\x10\x41GENT_MODE_PIPED\x10\x03\x32\x83\x04\n\x0c\x41\x64minService\x12O\n\nListAgents\x12\x1f.megaphone.v1.ListAgentsRequest\x1a .megaphone.v1.ListAgentsResponse\x12I\n\x08\x41\x64\x64\x41gent\x12\x1d.megaphone.v1.AddAgentRequest\x1a\x1e.megaphone.v1.AddAgentResponse\x12L\n\tPipeAgent\x12\x1e.megaphone.v1.PipeAgentRequest\x1a\x1f.megaphone.v1.PipeAgentResponse\x12U\n\x0cPromoteAgent\x12!.megaphone.v1.PromoteAgentRequest\x1a\".megaphone.v1.PromoteAgentResponse\x12U\n\x0cListChannels\x12!.megaphone.v1.ListChannelsRequest\x1a\".megaphone.v1.ListChannelsResponse\x12[\n\x0e\x44isposeChannel\x12#.megaphone.v1.DisposeChannelRequest\x1a$.megaphone.v1.DisposeChannelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cmegaphone_api/v1/admin.proto\x12\x0cmegaphone.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12%\n\x04mode\x18\x02 \x01(\x0e\x32\x17.megaphone.v1.AgentMode\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nwarming_up\x18\x04 \x01(\x08\x12\x16\n\x0e\x63hannels_count\x18\x05 \x01(\x04\"\x13\n\x11ListAgentsRequest\"9\n\x12ListAgentsResponse\x12#\n\x06\x61gents\x18\x01 \x03(\x0b\x32\x13.megaphone.v1.Agent\"\x1f\n\x0f\x41\x64\x64\x41gentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x12\n\x10\x41\x64\x64\x41gentResponse\"0\n\x10PipeAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06target\x18\x02 \x01(\t\"\x13\n\x11PipeAgentResponse\"#\n\x13PromoteAgentRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14PromoteAgentResponse\"P\n\x13ListChannelsRequest\x12\x0c\n\x04skip\x18\x01 \x01(\r\x12\x12\n\x05limit\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\r\n\x05\x61gent\x18\x03 \x01(\tB\x08\n\x06_limit\"\x7f\n\x14ListChannelsResponse\x12<\n\x08\x63hannels\x18\x01 \x03(\x0b\x32*.megaphone.v1.ListChannelsResponse.Channel\x1a)\n\x07\x43hannel\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\"(\n\x15\x44isposeChannelRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"\x18\n\x16\x44isposeChannelResponse\"\x1e\n\x0c\x44rainRequest\x12\x0e\n\x06target\x18\x01 \x01(\t\"\x9d\x01\n\rDrainResponse\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x14\n\x0c\x61gents_moved\x18\x02 \x01(\r\x12\x13\n\x0b\x61gents_left\x18\x03 \x01(\r\x12\x15\n\ragents_failed\x18\x04 \x01(\r\x12\x16\n\x0e\x63hannels_moved\x18\x05 \x01(\x04\x12\x15\n\rchannels_left\x18\x06 \x01(\x04\x12\x0c\n\x04\x64one\x18\x07 \x01(\x08*l\n\tAgentMode\x12\x1a\n\x16\x41GENT_MODE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41GENT_MODE_MASTER\x10\x01\x12\x16\n\x12\x41GENT_MODE_REPLICA\x10\x02\x12\x14\n\x10\x41GENT_MODE_PIPED\x10\x03\x32\xc7\x04\n\x0c\x41\x64minService\x12O\n\nListAgents\x12\x1f.megaphone.v1.ListAgentsRequest\x1a .megaphone.v1.ListAgentsResponse\x12I\n\x08\x41\x64\x64\x41gent\x12\x1d.megaphone.v1.AddAgentRequest\x1a\x1e.megaphone.v1.AddAgentResponse\x12L\n\tPipeAgent\x12\x1e.megaphone.v1.PipeAgentRequest\x1a\x1f.megaphone.v1.PipeAgentResponse\x12U\n\x0cPromoteAgent\x12!.megaphone.v1.PromoteAgentRequest\x1a\".megaphone.v1.PromoteAgentResponse\x12U\n\x0cListChannels\x12!.megaphone.v1.ListChannelsRequest\x1a\".megaphone.v1.ListChannelsResponse\x12[\n\x0e\x44isposeChannel\x12#.megaphone.v1.DisposeChannelRequest\x1a$.megaphone.v1.DisposeChannelResponse\x12\x42\n\x05\x44rain\x12\x1a.megaphone.v1.DrainRequest\x1a\x1b.megaphone.v1.DrainResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'megaphone_api.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AGENTMODE']._serialized_start=773
-  _globals['_AGENTMODE']._serialized_end=881
+  _globals['_AGENTMODE']._serialized_start=965
+  _globals['_AGENTMODE']._serialized_end=1073
   _globals['_AGENT']._serialized_start=80
   _globals['_AGENT']._serialized_end=227
   _globals['_LISTAGENTSREQUEST']._serialized_start=229
@@ -62,6 +62,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DISPOSECHANNELREQUEST']._serialized_end=745
   _globals['_DISPOSECHANNELRESPONSE']._serialized_start=747
   _globals['_DISPOSECHANNELRESPONSE']._serialized_end=771
-  _globals['_ADMINSERVICE']._serialized_start=884
-  _globals['_ADMINSERVICE']._serialized_end=1399
+  _globals['_DRAINREQUEST']._serialized_start=773
+  _globals['_DRAINREQUEST']._serialized_end=803
+  _globals['_DRAINRESPONSE']._serialized_start=806
+  _globals['_DRAINRESPONSE']._serialized_end=963
+  _globals['_ADMINSERVICE']._serialized_start=1076
+  _globals['_ADMINSERVICE']._serialized_end=1659
 # @@protoc_insertion_point(module_scope)

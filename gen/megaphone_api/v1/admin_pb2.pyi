@@ -333,3 +333,66 @@ class DisposeChannelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DisposeChannelResponse: _TypeAlias = DisposeChannelResponse  # noqa: Y015
+
+@_typing.final
+class DrainRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """Where the other node serves gRPC, such as "http://host:3001". A name with several addresses
+    stands for any of their nodes but this one.
+    """
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
+
+@_typing.final
+class DrainResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: _builtins.int
+    AGENTS_MOVED_FIELD_NUMBER: _builtins.int
+    AGENTS_LEFT_FIELD_NUMBER: _builtins.int
+    AGENTS_FAILED_FIELD_NUMBER: _builtins.int
+    CHANNELS_MOVED_FIELD_NUMBER: _builtins.int
+    CHANNELS_LEFT_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    agent: _builtins.str
+    """The agent that is on its way; empty at the start and at the end."""
+    agents_moved: _builtins.int
+    agents_left: _builtins.int
+    """How many are yet to move, those included that failed to."""
+    agents_failed: _builtins.int
+    channels_moved: _builtins.int
+    """How many channels are on the other node: of agents that have moved, or are on their way."""
+    channels_left: _builtins.int
+    done: _builtins.bool
+    """Nothing is left to move."""
+    def __init__(
+        self,
+        *,
+        agent: _builtins.str = ...,
+        agents_moved: _builtins.int = ...,
+        agents_left: _builtins.int = ...,
+        agents_failed: _builtins.int = ...,
+        channels_moved: _builtins.int = ...,
+        channels_left: _builtins.int = ...,
+        done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agents_failed", b"agents_failed", "agents_left", b"agents_left", "agents_moved", b"agents_moved", "channels_left", b"channels_left", "channels_moved", b"channels_moved", "done", b"done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015

@@ -64,6 +64,11 @@ class AdminServiceStub(object):
                 request_serializer=megaphone__api_dot_v1_dot_admin__pb2.DisposeChannelRequest.SerializeToString,
                 response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.DisposeChannelResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/megaphone.v1.AdminService/Drain',
+                request_serializer=megaphone__api_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -119,6 +124,19 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Move every agent of this node to another, and end when nothing is left to move.
+
+        Clients go on meanwhile: the read of a channel that moves ends cleanly, and the same channel is
+        on the other node. An agent that another node feeds stays: it is that node's to move.
+        Responses come while it goes on; the last one has `done`. What has not moved when the call
+        fails, or is cancelled, is as it was before. Fails with UNAVAILABLE (TARGET_UNAVAILABLE) and
+        with FAILED_PRECONDITION (WRONG_MODE) when the target refuses, and while another drain runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -151,6 +169,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.DisposeChannel,
                     request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.DisposeChannelRequest.FromString,
                     response_serializer=megaphone__api_dot_v1_dot_admin__pb2.DisposeChannelResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=megaphone__api_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -315,6 +338,33 @@ class AdminService(object):
             '/megaphone.v1.AdminService/DisposeChannel',
             megaphone__api_dot_v1_dot_admin__pb2.DisposeChannelRequest.SerializeToString,
             megaphone__api_dot_v1_dot_admin__pb2.DisposeChannelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/megaphone.v1.AdminService/Drain',
+            megaphone__api_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            megaphone__api_dot_v1_dot_admin__pb2.DrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,15 @@ class AdminServiceStub:
     """List channels, oldest first."""
     DisposeChannel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DisposeChannelRequest, _admin_pb2.DisposeChannelResponse]
     """End a channel now: its reader's call ends, and what nobody has read is lost."""
+    Drain: _grpc.UnaryStreamMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
+    """Move every agent of this node to another, and end when nothing is left to move.
+
+    Clients go on meanwhile: the read of a channel that moves ends cleanly, and the same channel is
+    on the other node. An agent that another node feeds stays: it is that node's to move.
+    Responses come while it goes on; the last one has `done`. What has not moved when the call
+    fails, or is cancelled, is as it was before. Fails with UNAVAILABLE (TARGET_UNAVAILABLE) and
+    with FAILED_PRECONDITION (WRONG_MODE) when the target refuses, and while another drain runs.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -86,6 +95,15 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """List channels, oldest first."""
     DisposeChannel: _aio.UnaryUnaryMultiCallable[_admin_pb2.DisposeChannelRequest, _admin_pb2.DisposeChannelResponse]  # type: ignore[assignment]
     """End a channel now: its reader's call ends, and what nobody has read is lost."""
+    Drain: _aio.UnaryStreamMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
+    """Move every agent of this node to another, and end when nothing is left to move.
+
+    Clients go on meanwhile: the read of a channel that moves ends cleanly, and the same channel is
+    on the other node. An agent that another node feeds stays: it is that node's to move.
+    Responses come while it goes on; the last one has `done`. What has not moved when the call
+    fails, or is cancelled, is as it was before. Fails with UNAVAILABLE (TARGET_UNAVAILABLE) and
+    with FAILED_PRECONDITION (WRONG_MODE) when the target refuses, and while another drain runs.
+    """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -146,5 +164,20 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.DisposeChannelResponse, _abc.Awaitable[_admin_pb2.DisposeChannelResponse]]:
         """End a channel now: its reader's call ends, and what nobody has read is lost."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _admin_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.DrainResponse], _abc.AsyncIterator[_admin_pb2.DrainResponse]]:
+        """Move every agent of this node to another, and end when nothing is left to move.
+
+        Clients go on meanwhile: the read of a channel that moves ends cleanly, and the same channel is
+        on the other node. An agent that another node feeds stays: it is that node's to move.
+        Responses come while it goes on; the last one has `done`. What has not moved when the call
+        fails, or is cancelled, is as it was before. Fails with UNAVAILABLE (TARGET_UNAVAILABLE) and
+        with FAILED_PRECONDITION (WRONG_MODE) when the target refuses, and while another drain runs.
+        """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,238 @@
+"""Drains: every agent of this node moves to another one, while clients go on.
+
+An agent moves in two steps. First it is forwarded (`cluster.pipes`) until the target has nearly
+all; that may take long, and readers and writers do not feel it. Then it is cut over, which takes
+some milliseconds: calls for it wait, its reads end cleanly, what is left is sent, the target makes
+it a master and says so. Now this node lets go of it, and the calls that wait are told that it has
+moved. If it does not come to that they go on here, and so does the agent.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from megaphone.cluster.pipes import Pipe, Pipes
+from megaphone.cluster.target import endpoints_of
+from megaphone.core.agents import Agent, Agents
+from megaphone.core.broker import Broker
+from megaphone.core.feeds import Feeds
+from megaphone.core.ports import Store
+from megaphone.errors import MegaphoneError, TargetUnavailable, WrongMode
+from megaphone.model import AgentMode, DrainProgress
+
+log = logging.getLogger(__name__)
+
+NEARLY_ALL = 100
+"""How many channels may have news for the target when an agent is cut over: few enough that calls
+do not wait for long, and enough that it comes to that while all channels are written to."""
+CHECK_S = 0.02
+TELL_S = 0.5
+"""How often a drain tells how far it is."""
+GONE_S = 10.0
+"""How long a pipe may be without its target before its agent stays here."""
+
+
+class Drains:
+    """Fulfils `core.ports.Drains`."""
+
+    def __init__(
+        self, *, agents: Agents, broker: Broker, store: Store, feeds: Feeds, pipes: Pipes
+    ) -> None:
+        self.agents = agents
+        self.broker = broker
+        self.store = store
+        self.feeds = feeds
+        self.pipes = pipes
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    async def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
+        if not self._is_idle.is_set():
+            raise WrongMode("this node is being drained already")
+        self._is_idle.clear()
+        self.feeds.refuse_new("this node is being drained")
+        try:
+            async with aclosing(self._moving_each(await endpoints_of(target))) as steps:
+                async for progress in steps:
+                    yield progress
+        finally:
+            self.feeds.accept_new()
+            self._is_idle.set()
+
+    async def hand_over(self, target: str | None, within_s: float) -> None:
+        """Drain this node, which stops, for so long at most; a drain that runs comes to its end.
+
+        What fails is logged.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                await self._is_idle.wait()
+                if target is not None:
+                    async with aclosing(self.drain(target)) as steps:
+                        async for _ in steps:
+                            pass
+        except TimeoutError:
+            log.error("the target has not caught up within %g s", within_s)
+        except MegaphoneError as error:
+            log.error("this node cannot be handed over: %s", error)
+
+    async def _moving_each(self, endpoints: Sequence[str]) -> AsyncGenerator[DrainProgress, None]:
+        moved = Moved()
+        failures: dict[str, MegaphoneError] = {}
+        yield await self._progress(moved, failures)
+        while left := self._left(failures):
+            move = Move(self, left[0], endpoints)
+            moving = asyncio.create_task(move.run())
+            try:
+                while not moving.done():
+                    yield await self._progress(moved, failures, move)
+                    await asyncio.wait({moving}, timeout=TELL_S)
+            finally:
+                moving.cancel()
+                await asyncio.wait({moving})
+            try:
+                moved.channels += moving.result()
+                moved.agents += 1
+            except MegaphoneError as error:
+                failures[move.agent.name] = error
+                log.error("agent %s stays here: %s", move.agent.name, error)
+        yield await self._progress(moved, failures, done=not failures)
+        if failures:
+            raise all_in_one(failures)
+
+    def _left(self, failures: Collection[str]) -> list[Agent]:
+        """Return what is yet to move. What another node feeds is that node's to move."""
+        return [agent for agent in self.agents if not agent.feeds and agent.name not in failures]
+
+    async def _progress(
+        self,
+        moved: "Moved",
+        failures: Collection[str],
+        move: "Move | None" = None,
+        *,
+        done: bool = False,
+    ) -> DrainProgress:
+        left = self._left(())
+        channels = sum([await self.store.count(agent.name) for agent in left])
+        copied = 0 if move is None else await move.copied()
+        return DrainProgress(
+            agent="" if move is None else move.agent.name,
+            agents_moved=moved.agents,
+            agents_left=len(left),
+            agents_failed=len(failures),
+            channels_moved=moved.channels + copied,
+            channels_left=channels - copied,
+            done=done,
+        )
+
+
+class Moved:
+    """What a drain has moved so far."""
+
+    agents = 0
+    channels = 0
+
+
+def all_in_one(failures: dict[str, MegaphoneError]) -> MegaphoneError:
+    """Return the last of some errors, with the names of all agents that did not move."""
+    last = list(failures.values())[-1]
+    return type(last)(f"what has not moved is here as before: {', '.join(failures)}; {last}")
+
+
+class Move:
+    """One agent, on its way to the first of some nodes that takes it."""
+
+    def __init__(self, drains: Drains, agent: Agent, endpoints: Sequence[str]) -> None:
+        self.agent = agent
+        self._broker = drains.broker
+        self._agents = drains.agents
+        self._store = drains.store
+        self._pipes = drains.pipes
+        self._feeds = drains.feeds
+        self._endpoints = endpoints
+        self._pipe: Pipe | None = None
+
+    async def copied(self) -> int:
+        """Return how many channels the target has, as far as is known."""
+        if self._pipe is None or not self._pipe.is_connected:
+            return 0
+        return max(0, await self._store.count(self.agent.name) - self._pipe.untold)
+
+    async def run(self) -> int:
+        """Move it. If this fails, or is cancelled before the cut, the agent is as it was.
+
+        Returns: how many channels have moved.
+        Raises: MegaphoneError.
+        """
+        if self.agent.was_fed and not await self._store.count(self.agent.name):
+            return self._drop()
+        pipe, is_new = await self._open_pipe()
+        self._pipe = pipe
+        try:
+            await self._catch_up(pipe)
+            # Once begun it must come to its end: half-way the agent would be nowhere, or twice.
+            return await uninterrupted(self._cut_over(pipe))
+        except BaseException:
+            if self._agents.get(self.agent.name) is self.agent:
+                await self._stay(pipe, is_new=is_new)
+            raise
+
+    def _drop(self) -> int:
+        """Let go of what came from another node for its channels, and has none any more."""
+        self._agents.remove(self.agent.name)
+        log.info("agent %s has no channels any more", self.agent.name)
+        return 0
+
+    async def _open_pipe(self) -> tuple[Pipe, bool]:
+        """Return a pipe to a node that takes the agent, and whether it is a new one."""
+        refusal: MegaphoneError = TargetUnavailable()
+        for endpoint in self._endpoints:
+            try:
+                is_new = self._pipes.get(self.agent.name, endpoint) is None
+                return await self._pipes.open(self.agent.name, endpoint), is_new
+            except MegaphoneError as error:
+                refusal = error
+        raise refusal
+
+    async def _catch_up(self, pipe: Pipe) -> None:
+        """Wait until the target has nearly all. Raises: TargetUnavailable, when it is gone."""
+        clock = asyncio.get_running_loop().time
+        seen_at = clock()
+        while not pipe.is_connected or pipe.untold > NEARLY_ALL:
+            if pipe.is_connected:
+                seen_at = clock()
+            elif not pipe.is_running or clock() > seen_at + GONE_S:
+                raise TargetUnavailable("the target has gone")
+            await asyncio.sleep(CHECK_S)
+
+    async def _cut_over(self, pipe: Pipe) -> int:
+        """Raises: TargetUnavailable, when the target has not said that it has it all."""
+        name = self.agent.name
+        with self._agents.moving(name):
+            await self._broker.let_go(name)
+            channels = await self._store.count(name)
+            as_master = self.agent.before_pipe is AgentMode.MASTER
+            if not await pipe.complete(as_master=as_master):
+                raise TargetUnavailable("the target did not say that it has it all")
+            await self._pipes.let_go(self.agent)
+            self._feeds.forget(name)
+        log.info("agent %s is on another node now, with %d channels", name, channels)
+        return channels
+
+    async def _stay(self, pipe: Pipe, *, is_new: bool) -> None:
+        if is_new:
+            await self._pipes.close(pipe)
+        elif not pipe.is_running:
+            pipe.resume()
+
+
+async def uninterrupted(work: Coroutine[Any, Any, int]) -> int:
+    """Do some work to its end, even if this is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

@@ -1,0 +1,450 @@
+"""A node that is drained: its agents move to another one, and clients find their channels there."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+import pytest
+
+from megaphone.app import App, running
+from megaphone.cluster import drains, pipes
+from megaphone.errors import (
+    AgentMoved,
+    BadRequest,
+    MegaphoneError,
+    TargetUnavailable,
+    WrongMode,
+)
+from megaphone.model import AgentMode, DrainProgress, ReadOptions
+from megaphone_api.sync_pb2 import SyncReply, SyncRequest
+from megaphone_api.sync_pb2_grpc import SyncServiceServicer, add_SyncServiceServicer_to_server
+from tests.support.faces import FACES, Created, Face, read_all, take
+from tests.support.settings import fast_settings
+
+READY = ReadOptions(wait_s=0.0)
+READY_ACK = ReadOptions(wait_s=0.0, acknowledge=True)
+WITHIN_S = 20.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+async def node(stack: AsyncExitStack, *agents: str, **settings: Any) -> App:
+    modes = dict.fromkeys(agents, AgentMode.MASTER)
+    return await stack.enter_async_context(running(fast_settings(agent=modes, **settings)))
+
+
+@pytest.fixture
+async def target(stack: AsyncExitStack) -> App:
+    return await node(stack, "target")
+
+
+@pytest.fixture
+async def source(stack: AsyncExitStack) -> App:
+    return await node(stack, "a", "b")
+
+
+@pytest.fixture(params=FACES)
+async def faces(
+    stack: AsyncExitStack, source: App, target: App, request: pytest.FixtureRequest
+) -> tuple[Face, Face]:
+    """How the source and the target are called: by each protocol in turn."""
+    face = FACES[request.param]
+    return (
+        await stack.enter_async_context(face(source)),
+        await stack.enter_async_context(face(target)),
+    )
+
+
+def url(app: App) -> str:
+    return f"http://127.0.0.1:{app.grpc_port}"
+
+
+async def drain(source: App, target: str) -> list[DrainProgress]:
+    async with aclosing(source.management.drain(target)) as steps:
+        return [progress async for progress in steps]
+
+
+def modes(app: App) -> dict[str, AgentMode]:
+    return {agent.name: agent.mode for agent in app.agents}
+
+
+async def channel_of(app: App, face: Face, agent: str) -> Created:
+    """Make channels until one is of an agent."""
+    while not (channel := await face.create()).consumer.startswith(f"{agent}."):
+        pass
+    return channel
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for what other tasks bring about."""
+    async with asyncio.timeout(WITHIN_S):
+        while not condition():  # noqa: ASYNC110  # nothing announces it
+            await asyncio.sleep(0.002)
+
+
+MASTERS = {"a": AgentMode.MASTER, "b": AgentMode.MASTER}
+
+
+async def test_every_agent_moves_and_its_channels_with_it(
+    source: App, target: App, faces: tuple[Face, Face]
+) -> None:
+    here, there = faces
+    channels = [await channel_of(source, here, agent) for agent in ("a", "b", "a")]
+    for channel in channels:
+        await here.write(channel.producer, "s", b"1")
+    progress = await drain(source, url(target))
+    assert progress[-1].done
+    assert (progress[-1].agents_moved, progress[-1].agents_left) == (2, 0)
+    assert progress[-1].channels_left == 0
+    assert progress[-1].channels_moved >= 3
+    assert modes(source) == {}
+    assert modes(target) == {"target": AgentMode.MASTER} | MASTERS
+    for channel in channels:
+        await there.write(channel.producer, "s", b"2")
+        events = await read_all(there, channel.consumer, READY)
+        assert [event.body for event in events] == [b"1", b"2"]
+
+
+async def test_a_read_ends_cleanly_and_goes_on_elsewhere(
+    source: App, target: App, faces: tuple[Face, Face]
+) -> None:
+    here, there = faces
+    channel = await here.create()
+    await here.write(channel.producer, "s", b"1")
+    async with here.read(channel.consumer) as read:
+        [first] = await take(read, 1)
+        await drain(source, url(target))
+        assert [event async for event in read] == []
+    await there.write(channel.producer, "s", b"2")
+    options = ReadOptions(wait_s=0.0, after_event_id=first.event_id)
+    assert [event.body for event in await read_all(there, channel.consumer, options)] == [b"2"]
+
+
+async def test_calls_for_an_agent_that_has_moved_are_told_so(
+    source: App, target: App, faces: tuple[Face, Face]
+) -> None:
+    here, _ = faces
+    channel = await here.create()
+    await drain(source, url(target))
+    with pytest.raises(AgentMoved, match="has moved to another node"):
+        await here.write(channel.producer, "s", b"1")
+    with pytest.raises(AgentMoved):
+        await read_all(here, channel.consumer, READY)
+    with pytest.raises(AgentMoved):
+        await here.acknowledge(channel.consumer, "x")
+    assert await here.exists([channel.consumer]) == {channel.consumer: False}
+
+
+async def test_what_was_sent_here_can_be_acknowledged_there(
+    source: App, target: App, faces: tuple[Face, Face]
+) -> None:
+    here, there = faces
+    channel = await here.create()
+    for body in (b"1", b"2"):
+        await here.write(channel.producer, "s", body)
+    events = await read_all(here, channel.consumer, READY_ACK)
+    await drain(source, url(target))
+    assert await there.acknowledge(channel.consumer, events[0].event_id) == 1
+    rest = await read_all(there, channel.consumer, READY_ACK)
+    assert [event.body for event in rest] == [b"2"]
+
+
+async def test_a_writer_that_waits_for_room_is_told_to_call_again(
+    stack: AsyncExitStack, target: App
+) -> None:
+    source = await node(stack, "a", buffer_capacity=1)
+    channel = await source.broker.create()
+    await source.broker.write(channel.producer_address, "s", b"1")
+    waiting = asyncio.create_task(source.broker.write(channel.producer_address, "s", b"2"))
+    await until(lambda: source.metrics.writers_waiting == 1)
+    await drain(source, url(target))
+    with pytest.raises(AgentMoved):
+        await waiting
+    assert target.metrics.messages_fed == 1
+
+
+async def test_a_reader_that_takes_nothing_is_broken_off_and_gets_it_again(
+    source: App, target: App
+) -> None:
+    channel = await source.broker.create()
+    await source.broker.write(channel.producer_address, "s", b"1")
+    async with await source.broker.open_reader(channel.consumer_address) as reader:
+        [stalled] = await anext(reader)
+        await drain(source, url(target))
+    async with await target.broker.open_reader(channel.consumer_address, READY) as reader:
+        assert [event.id for event in await anext(reader)] == [stalled.id]
+
+
+# -- What stays
+
+
+async def test_without_a_target_everything_stays(source: App) -> None:
+    with pytest.raises(TargetUnavailable):
+        await drain(source, "http://127.0.0.1:1")
+    with pytest.raises(BadRequest):
+        await drain(source, "nowhere")
+    assert modes(source) == MASTERS
+    await source.broker.create()
+
+
+async def test_an_agent_that_the_target_refuses_stays_and_the_others_move(
+    stack: AsyncExitStack, source: App
+) -> None:
+    target = await node(stack, "a")  # another agent of that name
+    channels = [await source.broker.create() for _ in range(20)]
+    with pytest.raises(WrongMode, match="what has not moved is here as before: a; "):
+        await drain(source, url(target))
+    assert modes(source) == {"a": AgentMode.MASTER}
+    assert modes(target) == MASTERS
+    for channel in channels:
+        owner = source if channel.agent == "a" else target
+        await owner.broker.write(channel.producer_address, "s", b"1")
+
+
+async def test_a_node_cannot_be_drained_to_itself(source: App) -> None:
+    await source.broker.create()
+    with pytest.raises(TargetUnavailable, match="is being drained"):
+        await drain(source, url(source))
+    assert modes(source) == MASTERS
+
+
+async def test_of_several_addresses_another_node_is_taken(
+    source: App, target: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def resolve(host: str, port: int, **_: object) -> list[object]:
+        assert (host, port) == ("nodes", 3001)
+        return [
+            (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
+            for port in (source.grpc_port, 1, target.grpc_port)
+        ]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+    await drain(source, "http://nodes:3001")
+    assert modes(source) == {}
+
+
+async def test_one_drain_runs_at_a_time_and_meanwhile_nothing_is_fed(
+    source: App, target: App
+) -> None:
+    async with aclosing(source.management.drain(url(target))) as steps:
+        await anext(steps)
+        with pytest.raises(WrongMode, match="is being drained already"):
+            await drain(source, url(target))
+        with pytest.raises(TargetUnavailable, match="is being drained"):
+            await target.pipes.pipe("target", url(source))
+    assert modes(target) == {"target": AgentMode.MASTER}
+    await target.pipes.pipe("target", url(source))
+
+
+async def test_an_agent_that_another_node_feeds_is_not_moved(
+    stack: AsyncExitStack, source: App, target: App
+) -> None:
+    feeder = await node(stack, "fed")
+    channel = await feeder.broker.create()
+    await feeder.pipes.pipe("fed", url(source))
+    await drain(source, url(target))
+    assert modes(source) == {"fed": AgentMode.REPLICA}
+    await feeder.broker.write(channel.producer_address, "s", b"1")
+    await until(lambda: source.metrics.messages_fed == 1)
+
+
+async def test_a_replica_that_nobody_feeds_moves_as_a_replica(
+    stack: AsyncExitStack, source: App, target: App
+) -> None:
+    async with AsyncExitStack() as life:
+        feeder = await node(life, "fed")
+        channel = await feeder.broker.create()
+        await feeder.broker.write(channel.producer_address, "s", b"1")
+        await feeder.pipes.pipe("fed", url(source))
+        await until(lambda: source.metrics.messages_fed == 1)
+        [pipe] = feeder.pipes._pipes.values()
+        await feeder.pipes.close(pipe)
+    assert modes(source)["fed"] is AgentMode.REPLICA
+    await until(lambda: not source.agents.named("fed").feeds)
+    await drain(source, url(target))
+    assert modes(target)["fed"] is AgentMode.REPLICA
+    async with await target.broker.open_reader(channel.consumer_address, READY) as reader:
+        assert [event.body for event in await anext(reader)] == [b"1"]
+
+
+async def test_an_agent_that_has_come_for_its_channels_goes_with_them(
+    stack: AsyncExitStack, source: App, target: App
+) -> None:
+    await drain(source, url(target))
+    last = await node(stack, "last")
+    await drain(target, url(last))
+    assert modes(last) == {"last": AgentMode.MASTER, "target": AgentMode.MASTER}
+    assert modes(target) == {}
+
+
+async def test_an_agent_that_is_forwarded_there_already_moves_through_its_pipe(
+    source: App, target: App
+) -> None:
+    channel = await source.broker.create()
+    await source.pipes.pipe(channel.agent, url(target))
+    await drain(source, url(target))
+    assert modes(source) == {}
+    assert modes(target)[channel.agent] is AgentMode.MASTER
+    assert target.metrics.channels_fed == 1
+
+
+async def test_a_copy_elsewhere_stays_a_copy(
+    stack: AsyncExitStack, source: App, target: App
+) -> None:
+    other = await node(stack, "other")
+    await source.broker.create()
+    await source.pipes.pipe("a", url(other))
+    await drain(source, url(target))
+    assert modes(target)["a"] is AgentMode.MASTER
+    assert modes(other)["a"] is AgentMode.REPLICA
+
+
+# -- Targets that do not do what they should
+
+
+class Target(SyncServiceServicer):
+    """A node that takes a source's messages up to some kind of message, and then does as told."""
+
+    def __init__(self, until: str, then: Callable[[Context], Awaitable[None]]) -> None:
+        self._until = until
+        self._then = then
+        self.reached = asyncio.Event()
+        self.streams = 0
+
+    async def ForwardEvents(
+        self, requests: AsyncIterator[SyncRequest], context: Context
+    ) -> SyncReply:
+        self.streams += 1
+        if self.streams == 1:
+            await context.send_initial_metadata((("megaphone-sync", "1"),))
+            async for request in requests:
+                if request.WhichOneof("sync_event") == self._until:
+                    self.reached.set()
+                    break
+        await self._then(context)
+        return SyncReply()
+
+
+async def be_silent(context: Context) -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+@asynccontextmanager
+async def served(servicer: Target) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    add_SyncServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await server.stop(0)
+
+
+async def test_where_the_answer_is_lost_it_is_asked_again(stack: AsyncExitStack) -> None:
+    source = await node(stack, "a")
+    answers = iter([grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION])
+    servicer = Target("pipe_agent_end", lambda context: context.abort(next(answers)))
+    channel = await source.broker.create()
+    async with served(servicer) as target:
+        await drain(source, target)
+    assert servicer.streams == 2
+    assert modes(source) == {}
+    with pytest.raises(AgentMoved):
+        await source.broker.write(channel.producer_address, "s", b"1")
+
+
+async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here(
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes, "COMPLETE_S", 0.3)
+    source = await node(stack, "a")
+    servicer = Target("pipe_agent_end", be_silent)
+    channel = await source.broker.create()
+    async with served(servicer) as target:
+        draining = asyncio.create_task(drain(source, target))
+        await servicer.reached.wait()
+        waiting = asyncio.create_task(source.broker.write(channel.producer_address, "s", b"1"))
+        with pytest.raises(TargetUnavailable, match="did not say that it has it all"):
+            await draining
+    assert modes(source) == {"a": AgentMode.MASTER}
+    await waiting
+    async with await source.broker.open_reader(channel.consumer_address, READY) as reader:
+        assert [event.body for event in await anext(reader)] == [b"1"]
+
+
+async def test_a_target_that_goes_away_leaves_the_agent_here(
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drains, "GONE_S", 0.1)
+    monkeypatch.setattr(drains, "NEARLY_ALL", -1)  # it is never thought to have it all
+    source = await node(stack, "a")
+    await source.broker.create()
+    servicer = Target("channel_created", be_silent)
+    async with served(servicer) as target:
+        draining = asyncio.create_task(drain(source, target))
+        await servicer.reached.wait()
+    with pytest.raises(TargetUnavailable, match="the target has gone"):
+        await draining
+    assert modes(source) == {"a": AgentMode.MASTER}
+    await source.broker.create()
+
+
+async def test_a_drain_that_is_given_up_leaves_the_agent_here(
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drains, "NEARLY_ALL", -1)
+    source = await node(stack, "a")
+    channel = await source.broker.create()
+    servicer = Target("channel_created", be_silent)
+    async with served(servicer) as target:
+        draining = asyncio.create_task(drain(source, target))
+        await servicer.reached.wait()
+        assert modes(source) == {"a": AgentMode.PIPED}
+        draining.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await draining
+    assert modes(source) == {"a": AgentMode.MASTER}
+    await source.broker.write(channel.producer_address, "s", b"1")
+    with pytest.raises(MegaphoneError):
+        await drain(source, "http://127.0.0.1:1")  # and not: it is being drained
+
+
+async def test_a_drain_that_is_given_up_during_the_cut_comes_to_its_end(
+    stack: AsyncExitStack,
+) -> None:
+    source = await node(stack, "a")
+    channel = await source.broker.create()
+    answering = asyncio.Event()
+
+    async def answer_late(context: Context) -> None:
+        await answering.wait()
+
+    servicer = Target("pipe_agent_end", answer_late)
+    async with served(servicer) as target:
+        draining = asyncio.create_task(drain(source, target))
+        await servicer.reached.wait()
+        draining.cancel()
+        writing = asyncio.create_task(source.broker.write(channel.producer_address, "s", b"1"))
+        answering.set()
+        with pytest.raises(AgentMoved):
+            await writing
+        with pytest.raises(asyncio.CancelledError):
+            await draining
+    assert modes(source) == {}
+
+
+async def test_a_pipe_that_is_refused_leaves_a_replica_a_replica(stack: AsyncExitStack) -> None:
+    app = await stack.enter_async_context(running(fast_settings(agent={"r": AgentMode.REPLICA})))
+    with pytest.raises(TargetUnavailable):
+        await app.pipes.pipe("r", "http://127.0.0.1:1")
+    assert modes(app) == {"r": AgentMode.REPLICA}
