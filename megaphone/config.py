@@ -9,6 +9,7 @@ line where it stands, what it is (but for what may be secret), and what is allow
 import json
 import os
 import re
+import secrets
 import socket
 import tempfile
 import tomllib
@@ -21,7 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgspec
 import yaml
 
-from megaphone.model import AgentMode
+from megaphone.model import MAX_NAME_LENGTH, AgentMode
 from megaphone.settings import Name, Settings, Webhook
 
 PREFIX = "megaphone_"
@@ -205,7 +206,7 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
     if WEBHOOKS in values:
         sources |= webhook_sources(values[WEBHOOKS])
     if not checked.get(AGENT):
-        checked[AGENT] = {host_agent(): AgentMode.MASTER}
+        checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
     checked.setdefault(SOCKET, default_socket_path(environment))
     return Config(Settings(**checked), sources)
@@ -326,7 +327,12 @@ def default_socket_path(environment: Mapping[str, str]) -> str:
     return str(Path(tempfile.gettempdir(), f"megaphone-{os.getuid()}.sock"))
 
 
-def host_agent() -> str:
-    """Return the name of the host as the name of an agent."""
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname()).strip("-")
-    return name[:100] or "megaphone"
+def new_agent_name() -> str:
+    """Return a name for an agent that no other has: that of the host, and something random.
+
+    A node that starts again on its host must not take the name of the agent that it had before,
+    since that may have moved to another node with its channels.
+    """
+    host = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname()).strip("-") or "megaphone"
+    suffix = secrets.token_hex(3)
+    return f"{host[: MAX_NAME_LENGTH - len(suffix) - 1]}-{suffix}"

@@ -7,6 +7,9 @@ from enum import Enum
 DEFAULT_WINDOW = 100
 """Events that an acknowledging reader has in flight at most, unless it asks for another number."""
 
+MAX_NAME_LENGTH = 100
+"""Characters in the name of an agent."""
+
 START = "-"
 """In place of an event's id: before the first event of a channel."""
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from megaphone.model import AgentMode, ChannelLimits
+from megaphone.model import MAX_NAME_LENGTH, AgentMode, ChannelLimits
 
 PORT = r"(6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|\d{1,4})"
 
@@ -29,8 +29,8 @@ DAY_S = 86_400
 Name = Annotated[
     str,
     Meta(
-        pattern=r"^[A-Za-z0-9_-]{1,100}\Z",
-        description="1 to 100 letters, digits, underscores and hyphens",
+        pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_NAME_LENGTH}}}\Z",
+        description=f"1 to {MAX_NAME_LENGTH} letters, digits, underscores and hyphens",
     ),
 ]
 Endpoint = Annotated[
@@ -111,7 +111,7 @@ class Settings:
     write there, else one in the user's runtime directory or in that for temporary files."""
     agent: Mapping[Name, AgentMode] = field(default_factory=dict)
     """The virtual agents of this node and their modes. A file or a variable may also give just a
-    name, for one MASTER. Without any there is one, named after the host and warm at once."""
+    name, for one MASTER. Without any there is one, warm at once, with a new name at each start."""
     agent_warmup_secs: SecondsOrZero = 60.0
     """How long a new agent waits before it takes channels, so that proxies learn of it."""
     promote_replicas: bool = True

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from megaphone.cli.configuration import config_app
 from megaphone.config import KEYS, ConfigError, load
+from megaphone.core.agents import AGENT_NAME
 from megaphone.model import AgentMode
 from megaphone.settings import Settings, Webhook
 
@@ -35,6 +36,16 @@ def test_nothing_has_to_be_set(tmp_path: Path) -> None:
     assert settings.agent_warmup_secs == 0
     assert settings.mng_socket_path is not None
     assert settings.address == "0.0.0.0:3000"
+
+
+def test_an_agent_without_a_name_gets_a_new_one_at_each_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for host, start in (("node-1.example", "node-1-example-"), ("x" * 64, "x" * 64), ("é", "meg")):
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        names = {name for _ in range(10) for name in load(tmp_path, {}).settings.agent}
+        assert len(names) == 10
+        assert all(name.startswith(start) and AGENT_NAME.fullmatch(name) for name in names)
 
 
 def test_a_named_agent_warms_up(tmp_path: Path) -> None:
@@ -379,7 +390,7 @@ def test_an_endpoint_that_was_not_shown_is_missed_and_not_replaced(
 def test_with_secrets_show_prints_a_configuration_that_means_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write(tmp_path, WEBHOOKS)
+    write(tmp_path, f'agent = "a"\n{WEBHOOKS}')
     before = load(tmp_path, {}).settings
     write(tmp_path, command(tmp_path, monkeypatch, "show", "--secrets"))
     assert load(tmp_path, {}).settings == before

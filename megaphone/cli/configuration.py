@@ -59,13 +59,15 @@ def show(
     loaded = load_or_exit(config)
     for setting in fields(Settings):
         value = getattr(loaded.settings, setting.name)
+        source = loaded.sources[setting.name]
         if not isinstance(value, Mapping):
-            typer.echo(line(setting.name, value, loaded.sources[setting.name]))
-        elif not value:
-            typer.echo(line(setting.name, None, loaded.sources[setting.name]))
-    typer.echo(f"\n[agent.virtual]  # {loaded.sources['agent']}")
-    for name, mode in loaded.settings.agent.items():
-        typer.echo(f"{name} = {toml(mode)}")
+            typer.echo(line(setting.name, value, source))
+        elif source == DEFAULT:  # an agent has another name at the next start
+            typer.echo(line(setting.name, None, source))
+    if (source := loaded.sources["agent"]) != DEFAULT:
+        typer.echo(f"\n[agent.virtual]  # {source}")
+        for name, mode in loaded.settings.agent.items():
+            typer.echo(f"{name} = {toml(mode)}")
     for name, webhook in loaded.settings.webhooks.items():
         typer.echo(f"\n[webhooks.{name}]")
         for part in fields(Webhook):

@@ -37,9 +37,8 @@ from megaphone.errors import (
     NoAgentAvailable,
     WrongMode,
 )
-from megaphone.model import AgentMode
+from megaphone.model import MAX_NAME_LENGTH, AgentMode
 
-MAX_NAME_LENGTH = 100
 MOVED_REMEMBERED = 10_000
 """How many agents that have left are remembered, so that who asks for them is told so."""
 AGENT_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME_LENGTH}}}")
