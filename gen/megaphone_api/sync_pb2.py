@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18megaphone_api/sync.proto\x12\tmegaphone\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x02\n\x0bSyncRequest\x12\x35\n\x10pipe_agent_start\x18\x01 \x01(\x0b\x32\x19.megaphone.PipeAgentStartH\x00\x12\x31\n\x0epipe_agent_end\x18\x02 \x01(\x0b\x32\x17.megaphone.PipeAgentEndH\x00\x12\x34\n\x0f\x63hannel_created\x18\x03 \x01(\x0b\x32\x19.megaphone.ChannelCreatedH\x00\x12\x36\n\x10\x63hannel_disposed\x18\x04 \x01(\x0b\x32\x1a.megaphone.ChannelDisposedH\x00\x12\x32\n\x0e\x65vent_received\x18\x05 \x01(\x0b\x32\x18.megaphone.EventReceivedH\x00\x12\x36\n\x10\x63hannel_position\x18\x06 \x01(\x0b\x32\x1a.megaphone.ChannelPositionH\x00\x42\x0c\n\nsync_event\"B\n\x0ePipeAgentStart\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x11\n\tsource_id\x18\x03 \x01(\t\" \n\x0cPipeAgentEnd\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"$\n\x0e\x43hannelCreated\x12\x12\n\nchannel_id\x18\x01 \x01(\t\"%\n\x0f\x43hannelDisposed\x12\x12\n\nchannel_id\x18\x01 \x01(\t\"\x9f\x01\n\rEventReceived\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cjson_payload\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x04\"7\n\x0f\x43hannelPosition\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\"\x1c\n\tSyncReply\x12\x0f\n\x07message\x18\x01 \x01(\t2N\n\x0bSyncService\x12?\n\rForwardEvents\x12\x16.megaphone.SyncRequest\x1a\x14.megaphone.SyncReply(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18megaphone_api/sync.proto\x12\tmegaphone\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdf\x02\n\x0bSyncRequest\x12\x35\n\x10pipe_agent_start\x18\x01 \x01(\x0b\x32\x19.megaphone.PipeAgentStartH\x00\x12\x31\n\x0epipe_agent_end\x18\x02 \x01(\x0b\x32\x17.megaphone.PipeAgentEndH\x00\x12\x34\n\x0f\x63hannel_created\x18\x03 \x01(\x0b\x32\x19.megaphone.ChannelCreatedH\x00\x12\x36\n\x10\x63hannel_disposed\x18\x04 \x01(\x0b\x32\x1a.megaphone.ChannelDisposedH\x00\x12\x32\n\x0e\x65vent_received\x18\x05 \x01(\x0b\x32\x18.megaphone.EventReceivedH\x00\x12\x36\n\x10\x63hannel_position\x18\x06 \x01(\x0b\x32\x1a.megaphone.ChannelPositionH\x00\x42\x0c\n\nsync_event\"B\n\x0ePipeAgentStart\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x11\n\tsource_id\x18\x03 \x01(\t\" \n\x0cPipeAgentEnd\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"$\n\x0e\x43hannelCreated\x12\x12\n\nchannel_id\x18\x01 \x01(\t\"%\n\x0f\x43hannelDisposed\x12\x12\n\nchannel_id\x18\x01 \x01(\t\"\x9f\x01\n\rEventReceived\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cjson_payload\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x04\"7\n\x0f\x43hannelPosition\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\"/\n\x18\x46indChannelsInUseRequest\x12\x13\n\x0b\x63hannel_ids\x18\x01 \x03(\t\"-\n\x16\x46indChannelsInUseReply\x12\x13\n\x0b\x63hannel_ids\x18\x01 \x03(\t\"\x1c\n\tSyncReply\x12\x0f\n\x07message\x18\x01 \x01(\t2\xab\x01\n\x0bSyncService\x12?\n\rForwardEvents\x12\x16.megaphone.SyncRequest\x1a\x14.megaphone.SyncReply(\x01\x12[\n\x11\x46indChannelsInUse\x12#.megaphone.FindChannelsInUseRequest\x1a!.megaphone.FindChannelsInUseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,8 +46,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTRECEIVED']._serialized_end=765
   _globals['_CHANNELPOSITION']._serialized_start=767
   _globals['_CHANNELPOSITION']._serialized_end=822
-  _globals['_SYNCREPLY']._serialized_start=824
-  _globals['_SYNCREPLY']._serialized_end=852
-  _globals['_SYNCSERVICE']._serialized_start=854
-  _globals['_SYNCSERVICE']._serialized_end=932
+  _globals['_FINDCHANNELSINUSEREQUEST']._serialized_start=824
+  _globals['_FINDCHANNELSINUSEREQUEST']._serialized_end=871
+  _globals['_FINDCHANNELSINUSEREPLY']._serialized_start=873
+  _globals['_FINDCHANNELSINUSEREPLY']._serialized_end=918
+  _globals['_SYNCREPLY']._serialized_start=920
+  _globals['_SYNCREPLY']._serialized_end=948
+  _globals['_SYNCSERVICE']._serialized_start=951
+  _globals['_SYNCSERVICE']._serialized_end=1122
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,11 @@ class SyncServiceStub(object):
                 request_serializer=megaphone__api_dot_sync__pb2.SyncRequest.SerializeToString,
                 response_deserializer=megaphone__api_dot_sync__pb2.SyncReply.FromString,
                 _registered_method=True)
+        self.FindChannelsInUse = channel.unary_unary(
+                '/megaphone.SyncService/FindChannelsInUse',
+                request_serializer=megaphone__api_dot_sync__pb2.FindChannelsInUseRequest.SerializeToString,
+                response_deserializer=megaphone__api_dot_sync__pb2.FindChannelsInUseReply.FromString,
+                _registered_method=True)
 
 
 class SyncServiceServicer(object):
@@ -59,6 +64,14 @@ class SyncServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindChannelsInUse(self, request, context):
+        """Extension: tell which of some channels are read on this node, or were until so lately that
+        they would live on. Who feeds them asks before it lets them expire.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SyncServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -66,6 +79,11 @@ def add_SyncServiceServicer_to_server(servicer, server):
                     servicer.ForwardEvents,
                     request_deserializer=megaphone__api_dot_sync__pb2.SyncRequest.FromString,
                     response_serializer=megaphone__api_dot_sync__pb2.SyncReply.SerializeToString,
+            ),
+            'FindChannelsInUse': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindChannelsInUse,
+                    request_deserializer=megaphone__api_dot_sync__pb2.FindChannelsInUseRequest.FromString,
+                    response_serializer=megaphone__api_dot_sync__pb2.FindChannelsInUseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -95,6 +113,33 @@ class SyncService(object):
             '/megaphone.SyncService/ForwardEvents',
             megaphone__api_dot_sync__pb2.SyncRequest.SerializeToString,
             megaphone__api_dot_sync__pb2.SyncReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindChannelsInUse(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/megaphone.SyncService/FindChannelsInUse',
+            megaphone__api_dot_sync__pb2.FindChannelsInUseRequest.SerializeToString,
+            megaphone__api_dot_sync__pb2.FindChannelsInUseReply.FromString,
             options,
             channel_credentials,
             insecure,

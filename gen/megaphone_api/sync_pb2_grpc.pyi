@@ -48,6 +48,10 @@ class SyncServiceStub:
     Extension: the initial metadata has `megaphone-sync: 1`, and comes once the first message was
     taken.
     """
+    FindChannelsInUse: _grpc.UnaryUnaryMultiCallable[_sync_pb2.FindChannelsInUseRequest, _sync_pb2.FindChannelsInUseReply]
+    """Extension: tell which of some channels are read on this node, or were until so lately that
+    they would live on. Who feeds them asks before it lets them expire.
+    """
 
 @_typing.type_check_only
 class SyncServiceAsyncStub(SyncServiceStub):
@@ -62,6 +66,10 @@ class SyncServiceAsyncStub(SyncServiceStub):
 
     Extension: the initial metadata has `megaphone-sync: 1`, and comes once the first message was
     taken.
+    """
+    FindChannelsInUse: _aio.UnaryUnaryMultiCallable[_sync_pb2.FindChannelsInUseRequest, _sync_pb2.FindChannelsInUseReply]  # type: ignore[assignment]
+    """Extension: tell which of some channels are read on this node, or were until so lately that
+    they would live on. Who feeds them asks before it lets them expire.
     """
 
 class SyncServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -80,6 +88,16 @@ class SyncServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Extension: the initial metadata has `megaphone-sync: 1`, and comes once the first message was
         taken.
+        """
+
+    @_abc_1.abstractmethod
+    def FindChannelsInUse(
+        self,
+        request: _sync_pb2.FindChannelsInUseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sync_pb2.FindChannelsInUseReply, _abc.Awaitable[_sync_pb2.FindChannelsInUseReply]]:
+        """Extension: tell which of some channels are read on this node, or were until so lately that
+        they would live on. Who feeds them asks before it lets them expire.
         """
 
 def add_SyncServiceServicer_to_server(servicer: SyncServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -156,7 +156,7 @@ class Move:
 
     async def copied(self) -> int:
         """Return how many channels the target has, as far as is known."""
-        if self._pipe is None or not self._pipe.is_connected:
+        if self._pipe is None or self._pipe.connection is None:
             return 0
         return max(0, await self._store.count(self.agent.name) - self._pipe.untold)
 
@@ -200,8 +200,8 @@ class Move:
         """Wait until the target has nearly all. Raises: TargetUnavailable, when it is gone."""
         clock = asyncio.get_running_loop().time
         seen_at = clock()
-        while not pipe.is_connected or pipe.untold > NEARLY_ALL:
-            if pipe.is_connected:
+        while pipe.connection is None or pipe.untold > NEARLY_ALL:
+            if pipe.connection is not None:
                 seen_at = clock()
             elif not pipe.is_running or clock() > seen_at + GONE_S:
                 raise TargetUnavailable("the target has gone")

@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 
+from megaphone.cluster import expiry
 from megaphone.cluster.target import Connection, connect, endpoint_of
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
@@ -44,6 +45,7 @@ class Pipes:
         self._store = store
         self._observer = observer
         self._pipes: dict[tuple[str, str], Pipe] = {}
+        self._expiring: asyncio.Task[None] | None = None
 
     async def pipe(self, agent: str, target: str) -> None:
         await self.open(agent, endpoint_of(target))
@@ -56,6 +58,8 @@ class Pipes:
         """
         if (known := self.get(agent, endpoint)) is not None:
             return known
+        if self._expiring is None:
+            self._expiring = asyncio.create_task(self._expire())
         pipe = Pipe(self._agents.pipe(agent), endpoint, self._store, self._observer)
         self._pipes[agent, endpoint] = pipe
         try:
@@ -94,6 +98,8 @@ class Pipes:
 
     async def aclose(self) -> None:
         """Complete each pipe, for some seconds at most, and let go of what has arrived."""
+        if self._expiring is not None:
+            self._expiring.cancel()
         pipes = list(self._pipes.values())
         results = await asyncio.gather(*(pipe.complete() for pipe in pipes))
         arrived = [pipe for pipe, has_arrived in zip(pipes, results, strict=True) if has_arrived]
@@ -101,6 +107,21 @@ class Pipes:
             await self.let_go(agent)
         for pipe in self._pipes.values():
             await pipe.close()
+
+    async def _expire(self) -> None:
+        """Look for channels that nobody reads any more, for as long as this node runs."""
+        while True:
+            await asyncio.sleep(expiry.CHECK_S)
+            for agent in {name for name, _ in self._pipes}:
+                connections = [pipe.connection for pipe in self._of(agent)]
+                targets = [connection for connection in connections if connection is not None]
+                if len(targets) == len(connections):
+                    await self._end_unread(agent, targets)
+
+    async def _end_unread(self, agent: str, targets: Sequence[Connection]) -> None:
+        for channel_id in await expiry.unread_anywhere(self._store, agent, targets):
+            if not self._agents.is_moving(agent):  # then its channels are not this node's to end
+                await self._store.expire(channel_id)
 
 
 async def forget_channels(store: Store, agent: str) -> None:
@@ -128,7 +149,8 @@ class Pipe:
         self._has_arrived = False
         self._task: asyncio.Task[None] | None = None
         self._is_following = True
-        self.is_connected = False
+        self.connection: Connection | None = None
+        """The connection over which it forwards now."""
 
     async def start(self) -> None:
         """Connect, and go on from there.
@@ -223,7 +245,7 @@ class Pipe:
         Raises: MegaphoneError, when the stream ends before that.
         """
         self.agent.pipes += 1
-        self.is_connected = True
+        self.connection = connection
         self._store.hold(self.agent.name)
         self._changes.restart(with_read=connection.extended)
         over = asyncio.ensure_future(connection.call.code())
@@ -237,7 +259,7 @@ class Pipe:
         finally:
             over.cancel()
             self.agent.pipes -= 1
-            self.is_connected = False
+            self.connection = None
             self._store.unhold(self.agent.name)
             await connection.close()
 

@@ -4,6 +4,7 @@ import asyncio
 import random
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +105,21 @@ class Connection:
             await self.call.write(request)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             raise await self.failure() from None
+
+    async def in_use(self, addresses: Sequence[str]) -> set[str]:
+        """Return those of some channels that are in use there; without extensions, all of them.
+
+        Raises: TargetUnavailable.
+        """
+        if not self.extended:
+            return set(addresses)
+        request = pb.FindChannelsInUseRequest(channel_ids=addresses)
+        try:
+            stub = SyncServiceStub(self.channel)
+            reply = await stub.FindChannelsInUse(request, timeout=CONNECT_S)
+        except grpc.aio.AioRpcError:
+            raise TargetUnavailable from None
+        return set(reply.channel_ids)
 
     async def finish(self) -> None:
         """Say that nothing more will come, and wait until everything has taken effect.

@@ -214,6 +214,9 @@ class Agents:
         """Whether `settled` may have to wait."""
         return bool(self._moving)
 
+    def is_moving(self, name: str) -> bool:
+        return name in self._moving
+
     async def settled(self, name: str) -> None:
         """Wait until it is known whether an agent has left, if it is about to."""
         while (settled := self._moving.get(name)) is not None:

@@ -334,6 +334,12 @@ class Channel:
     def is_expired(self, now: float) -> bool:
         return self.deadline is not None and now >= self.deadline
 
+    def is_in_use(self, now: float) -> bool:
+        """Whether it is read, or was until less than its life ago."""
+        if self.deadline is None:
+            return True
+        return now < self.deadline != self.created_at + self._limits.ttl_s
+
     def close(self) -> int:
         """End the channel: its reader is woken, its writers are refused.
 

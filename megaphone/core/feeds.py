@@ -1,12 +1,13 @@
 """What other nodes forward to this one: their agents, as replicas, and their channels.
 
-A feed is one agent from one node, for as long as its stream lasts. Channels do not expire
-meanwhile; their source knows better who reads them. Whatever a source sends, it cannot touch a
-channel that is not its agent's, nor make one anew that lives here.
+A feed is one agent from one node, for as long as its stream lasts. Meanwhile it is the source that
+lets channels expire, after it has asked here whether they are in use. Whatever a source sends, it
+cannot touch a channel that is not its agent's, nor make one anew that lives here.
 """
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer_shaped
 from megaphone.core.agents import Agent, Agents
@@ -85,6 +86,14 @@ class Feeds:
         self.agents.promote(agent.name, asyncio.get_running_loop().time())
         log.info("agent %s is MASTER here now: its feed is complete", agent.name)
 
+    async def in_use(self, addresses: Sequence[str]) -> list[str]:
+        """Return those of some consumer addresses whose channels are read here, or were lately.
+
+        Raises: BadRequest, for what is no consumer address.
+        """
+        channels = {address: ConsumerAddress.parse(address).channel_id for address in addresses}
+        return [address for address, id_ in channels.items() if await self.store.is_in_use(id_)]
+
     def forget(self, agent: str) -> None:
         """Let go of what is known of the sources of an agent."""
         self._numbers.pop(agent, None)
@@ -152,7 +161,9 @@ class Feed:
             self._feeds.observer.channel_fed()
 
     async def _end(self, channel_id: bytes) -> None:
-        if await self._store.exists(channel_id) and not await self._store.is_read(channel_id):
+        if await self._store.is_read(channel_id):
+            await self._store.exempt(channel_id)
+        elif await self._store.exists(channel_id):
             await self._store.forget(channel_id)
 
     async def _push(self, channel_id: bytes, event: Event, number: int) -> None:

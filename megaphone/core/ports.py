@@ -136,6 +136,21 @@ class Store(Protocol):
     def unhold(self, agent: str) -> None:
         """Let channels expire again; those that are not read have their whole life before them."""
 
+    def pop_overdue(self, agent: str) -> Sequence[str]:
+        """Return the consumer addresses of channels that live on only since they are held.
+
+        Each of them again and again, but only once in a channel's life.
+        """
+
+    async def expire(self, channel_id: bytes) -> None:
+        """End a channel that lives on only since it is held; otherwise do nothing."""
+
+    async def exempt(self, channel_id: bytes) -> None:
+        """Let a channel expire though its agent is held.
+
+        Raises: ChannelNotFound.
+        """
+
     async def push(self, channel_id: bytes, event: Event) -> None:
         """Add an event that another node took, without waiting; one that is there stays once.
 
@@ -150,6 +165,9 @@ class Store(Protocol):
 
     async def is_read(self, channel_id: bytes) -> bool:
         """Tell whether a channel is read now."""
+
+    async def is_in_use(self, channel_id: bytes) -> bool:
+        """Tell whether a channel is read, or was until less than its life ago, held or not."""
 
     async def forget(self, channel_id: bytes) -> None:
         """Let go of a channel that lives, or has ended, on another node, which answers for it.

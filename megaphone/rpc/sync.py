@@ -39,6 +39,12 @@ class SyncServicer(SyncServiceServicer):
                 feed.close()
         return pb.SyncReply(message=wire.REPLY)
 
+    async def FindChannelsInUse(
+        self, request: pb.FindChannelsInUseRequest, context: Context
+    ) -> pb.FindChannelsInUseReply:
+        in_use = await self._feeds.in_use(request.channel_ids)
+        return pb.FindChannelsInUseReply(channel_ids=in_use)
+
     def _opened(self, request: pb.SyncRequest) -> Feed:
         if not request.HasField("pipe_agent_start"):
             raise BadRequest("the first message must be a PipeAgentStart")

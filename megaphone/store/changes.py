@@ -24,7 +24,7 @@ from megaphone.model import (
 class StoredChannel(Channel):
     """A channel with its identity, and those who follow it."""
 
-    __slots__ = ("channel_id", "consumer_address", "followers")
+    __slots__ = ("channel_id", "consumer_address", "followers", "is_exempt")
 
     def __init__(
         self, channel_id: bytes, consumer_address: str, limits: ChannelLimits, now: float
@@ -33,6 +33,8 @@ class StoredChannel(Channel):
         self.channel_id = channel_id
         self.consumer_address = consumer_address
         self.followers: tuple[MemoryChanges, ...] = ()
+        self.is_exempt = False
+        """Whether it may expire though its agent is held."""
 
     @property
     def agent(self) -> str:

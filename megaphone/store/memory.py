@@ -57,6 +57,8 @@ class MemoryStore:
         self._dismissed: set[asyncio.Future[None]] = set()
         self._held: Counter[str] = Counter()
         """Agents whose channels do not expire, and by how many they are held."""
+        self._overdue: dict[str, dict[bytes, None]] = {}
+        """By agent: the channels that live on only since they are held."""
         self._followers: list[MemoryChanges] = []
         self._refuses_writers = False
 
@@ -129,9 +131,23 @@ class MemoryStore:
 
     def unhold(self, agent: str) -> None:
         self._held -= Counter([agent])
+        self._overdue.pop(agent, None)
         deadline = self._loop.time() + self._limits.ttl_s
         for channel in self._of(agent):
             channel.postpone(deadline)
+
+    def pop_overdue(self, agent: str) -> Sequence[str]:
+        overdue = self._overdue.pop(agent, {})
+        channels = (self._channels.get(channel_id) for channel_id in overdue)
+        return [c.consumer_address for c in channels if c is not None and self._is_overdue(c)]
+
+    async def expire(self, channel_id: bytes) -> None:
+        channel = self._channels.get(channel_id)
+        if channel is not None and self._is_overdue(channel):
+            self._remove(channel_id)
+
+    async def exempt(self, channel_id: bytes) -> None:
+        self._living(channel_id).is_exempt = True
 
     async def push(self, channel_id: bytes, event: Event) -> None:
         channel = self._living(channel_id)
@@ -148,6 +164,10 @@ class MemoryStore:
     async def is_read(self, channel_id: bytes) -> bool:
         channel = self._channels.get(channel_id)
         return channel is not None and channel.is_read
+
+    async def is_in_use(self, channel_id: bytes) -> bool:
+        channel = self._channels.get(channel_id)
+        return channel is not None and channel.is_in_use(self._loop.time())
 
     async def forget(self, channel_id: bytes) -> None:
         self._living(channel_id).close()
@@ -180,7 +200,13 @@ class MemoryStore:
         return channel
 
     def _is_expired(self, channel: StoredChannel) -> bool:
-        return channel.is_expired(self._loop.time()) and channel.agent not in self._held
+        return channel.is_expired(self._loop.time()) and not self._is_held(channel)
+
+    def _is_overdue(self, channel: StoredChannel) -> bool:
+        return channel.is_expired(self._loop.time()) and self._is_held(channel)
+
+    def _is_held(self, channel: StoredChannel) -> bool:
+        return channel.agent in self._held and not channel.is_exempt
 
     def _with_address(self, channel_id: bytes, consumer_address: str) -> StoredChannel:
         channel = self._living(channel_id)
@@ -250,6 +276,8 @@ class MemoryStore:
                 self._remove(channel_id)
             else:
                 # A channel that is read or held now cannot die before a whole ttl has passed.
+                if self._is_overdue(channel):
+                    self._overdue.setdefault(channel.agent, {})[channel_id] = None
                 deadline = channel.deadline
                 if deadline is None or deadline <= now:
                     deadline = now + self._limits.ttl_s

@@ -19,7 +19,12 @@ from megaphone.errors import (
     WrongMode,
 )
 from megaphone.model import AgentMode, DrainProgress, ReadOptions
-from megaphone_api.sync_pb2 import SyncReply, SyncRequest
+from megaphone_api.sync_pb2 import (
+    FindChannelsInUseReply,
+    FindChannelsInUseRequest,
+    SyncReply,
+    SyncRequest,
+)
 from megaphone_api.sync_pb2_grpc import SyncServiceServicer, add_SyncServiceServicer_to_server
 from tests.support.faces import FACES, Created, Face, read_all, take
 from tests.support.settings import fast_settings
@@ -332,6 +337,11 @@ class Target(SyncServiceServicer):
                     break
         await self._then(context)
         return SyncReply()
+
+    async def FindChannelsInUse(
+        self, request: FindChannelsInUseRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> FindChannelsInUseReply:
+        raise NotImplementedError
 
 
 async def be_silent(context: Context) -> None:

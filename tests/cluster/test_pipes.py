@@ -10,6 +10,7 @@ import grpc
 import pytest
 
 from megaphone.app import App, running
+from megaphone.cluster import expiry
 from megaphone.errors import (
     AgentNotFound,
     BadRequest,
@@ -19,7 +20,12 @@ from megaphone.errors import (
     WrongMode,
 )
 from megaphone.model import AgentMode, ReadOptions
-from megaphone_api.sync_pb2 import SyncReply, SyncRequest
+from megaphone_api.sync_pb2 import (
+    FindChannelsInUseReply,
+    FindChannelsInUseRequest,
+    SyncReply,
+    SyncRequest,
+)
 from megaphone_api.sync_pb2_grpc import SyncServiceServicer, add_SyncServiceServicer_to_server
 from tests.support.faces import FACES, Created, Face, read_all, take
 from tests.support.proxy import Proxy, proxy_to
@@ -93,6 +99,11 @@ class Stalled(SyncServiceServicer):
         await context.send_initial_metadata(())
         await asyncio.get_running_loop().create_future()
         return SyncReply()
+
+    async def FindChannelsInUse(
+        self, request: FindChannelsInUseRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> FindChannelsInUseReply:
+        raise NotImplementedError
 
 
 @asynccontextmanager
@@ -391,19 +402,82 @@ async def test_a_replica_is_not_promoted_where_that_is_turned_off(
     assert mode(target) is AgentMode.REPLICA
 
 
-async def test_channels_of_a_forwarded_agent_live_while_the_pipe_is_open_and_expire_after_it(
-    source_stack: AsyncExitStack, stack: AsyncExitStack
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Piped:
+    """Two nodes on which channels live for 0.3 s, and two channels that are on both."""
+
+    source: Node
+    target: Node
+    channel: Created
+    other: Created
+
+    def node(self, side: str) -> Node:
+        return {"source": self.source, "target": self.target}[side]
+
+
+@pytest.fixture
+async def piped(
+    source_stack: AsyncExitStack, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> Piped:
+    monkeypatch.setattr(expiry, "CHECK_S", 0.05)
     target = await start(stack, "target", channel_ttl_secs=0.3)
     source = await start(source_stack, "moving", channel_ttl_secs=0.3)
-    channel = await source.face.create()
+    channels = [await source.face.create() for _ in range(2)]
     await source.app.pipes.pipe("moving", target.url)
-    await until(lambda: target.app.metrics.channels_fed == 1)
-    await asyncio.sleep(0.9)  # three of its lives
-    for node in (source, target):
-        assert await node.face.exists([channel.consumer]) == {channel.consumer: True}
-    await source_stack.aclose()
+    await until(lambda: target.app.metrics.channels_fed == 2)
+    return Piped(source, target, *channels)
+
+
+async def test_channels_that_nobody_reads_on_either_side_expire_on_both(piped: Piped) -> None:
+    await until(lambda: piped.target.app.metrics.channels_forgotten == 2)
+    assert piped.source.app.metrics.channels_disposed == 2
+    assert piped.target.app.metrics.channels_disposed == 0
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+async def test_a_channel_that_is_read_on_one_side_lives_on_both(piped: Piped, side: str) -> None:
+    address = piped.channel.consumer
+    async with piped.node(side).face.read(address):
+        await until(lambda: piped.target.app.metrics.channels_forgotten == 1)  # the other one
+        await asyncio.sleep(0.9)  # three of its lives
+        for node in (piped.source, piped.target):
+            assert await node.face.exists([address]) == {address: True}
+    await until(lambda: piped.target.app.metrics.channels_forgotten == 2)
+
+
+async def test_a_channel_that_is_disposed_of_while_it_is_read_elsewhere_expires_there(
+    piped: Piped,
+) -> None:
+    source, target = piped.source, piped.target
+    async with target.face.read(piped.channel.consumer) as read:
+        for channel in (piped.channel, piped.other):
+            await source.app.management.dispose(channel.consumer)
+        await until(lambda: target.app.metrics.channels_forgotten == 1)
+        await target.face.write(piped.channel.producer, "s", b"1")
+        [event] = await take(read, 1)
+        assert event.body == b"1"
     await until(lambda: target.app.metrics.channels_disposed == 1)
+
+
+async def test_a_target_that_cannot_be_asked_keeps_channels_alive(
+    source_stack: AsyncExitStack, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expiry, "CHECK_S", 0.05)
+    source = await start(source_stack, "moving", channel_ttl_secs=0.3)
+    channel = await source.face.create()
+    port = await stack.enter_async_context(stalled_target())
+    async with source.face.read(channel.consumer):
+        await source.app.pipes.pipe("moving", f"http://127.0.0.1:{port}")
+    await asyncio.sleep(0.9)  # three of its lives
+    assert await source.face.exists([channel.consumer]) == {channel.consumer: True}
+
+
+async def test_channels_expire_after_the_pipe_by_themselves(
+    source_stack: AsyncExitStack, piped: Piped
+) -> None:
+    async with piped.target.face.read(piped.channel.consumer):
+        await source_stack.aclose()
+    await until(lambda: piped.target.app.metrics.channels_disposed == 2)
 
 
 async def test_a_target_that_takes_nothing_makes_writers_wait_and_nothing_is_lost(
