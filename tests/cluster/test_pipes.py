@@ -417,7 +417,7 @@ class Piped:
 
 @pytest.fixture
 async def piped(
-    source_stack: AsyncExitStack, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    stack: AsyncExitStack, source_stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> Piped:
     monkeypatch.setattr(expiry, "CHECK_S", 0.05)
     target = await start(stack, "target", channel_ttl_secs=0.3)
@@ -460,7 +460,7 @@ async def test_a_channel_that_is_disposed_of_while_it_is_read_elsewhere_expires_
 
 
 async def test_a_target_that_cannot_be_asked_keeps_channels_alive(
-    source_stack: AsyncExitStack, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    stack: AsyncExitStack, source_stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expiry, "CHECK_S", 0.05)
     source = await start(source_stack, "moving", channel_ttl_secs=0.3)
@@ -473,7 +473,7 @@ async def test_a_target_that_cannot_be_asked_keeps_channels_alive(
 
 
 async def test_channels_expire_after_the_pipe_by_themselves(
-    source_stack: AsyncExitStack, piped: Piped
+    piped: Piped, source_stack: AsyncExitStack
 ) -> None:
     async with piped.target.face.read(piped.channel.consumer):
         await source_stack.aclose()
