@@ -25,6 +25,7 @@ once; the broker before this one says nothing before the end of the stream."""
 OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.max_send_message_length", -1),
     # Without this two pipes would share a connection, and one that is full would hold back both.
     ("grpc.use_local_subchannel_pool", 1),

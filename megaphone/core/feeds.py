@@ -152,6 +152,7 @@ class Feed:
             self._is_open = False
             self._agent.feeds -= 1
             self._store.unhold(self._agent.name)
+            log.info("agent %s: the feed by another node is over", self._agent.name)
 
     # -- Changes
 

@@ -20,6 +20,10 @@ class ChannelLease(Protocol):
     def recovered(self) -> bool | None:
         """Whether the event to resume after was still known; None when none was named."""
 
+    @property
+    def ready(self) -> int:
+        """How many events could be taken now."""
+
     async def take(self, limit: int, until: float) -> list[Event]:
         """Return up to `limit` events in order: at once what is ready, else the next to come.
 

@@ -27,11 +27,11 @@ class Reader:
 
     __slots__ = (
         "_heartbeat_s",
-        "_is_first",
         "_lease",
         "_left",
         "_observer",
         "_on_exit",
+        "_ready",
         "agent",
         "until",
     )
@@ -49,7 +49,9 @@ class Reader:
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s
-        self._is_first = True
+        self._ready = lease.ready
+        """How many of the events that were ready at the beginning are yet to be taken: they are,
+        however short the window is."""
         self.agent = agent
         """The agent of the channel."""
         self.until = until
@@ -97,14 +99,14 @@ class Reader:
         if self._left > 0 and self._is_in_time():
             events = await self._lease.take(min(BATCH_EVENTS, self._left), self._next_stop())
             self._left -= len(events)
+            self._ready -= len(events)
             if events or self._heartbeat_is_due():
                 return events
         raise StopAsyncIteration
 
     def _is_in_time(self) -> bool:
-        """Whether the window is open. However short it is, what is ready is taken once."""
-        first, self._is_first = self._is_first, False
-        return first or asyncio.get_running_loop().time() < self.until
+        """Whether there is more to take, or to wait for."""
+        return self._ready > 0 or asyncio.get_running_loop().time() < self.until
 
     def _next_stop(self) -> float:
         if self._heartbeat_s is None:

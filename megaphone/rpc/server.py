@@ -53,9 +53,11 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", max_body_bytes + FRAMING_BYTES),
                 ("grpc.max_send_message_length", -1),
-                # A client that vanished without a word is noticed after 4 s.
+                # A client that vanished without a word is noticed after 4 s; the last of these is
+                # for one that hangs, whose kernel still acknowledges.
                 ("grpc.keepalive_time_ms", 2_000),
                 ("grpc.keepalive_timeout_ms", 2_000),
+                ("grpc.http2.ping_timeout_ms", 2_000),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             ],

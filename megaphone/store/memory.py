@@ -329,6 +329,10 @@ class MemoryLease:
         return self._lease.recovered
 
     @property
+    def ready(self) -> int:
+        return self._channel.unsent
+
+    @property
     def is_over(self) -> bool:
         return self._interrupted or not self._lease.is_open
 

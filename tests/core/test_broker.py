@@ -1,6 +1,7 @@
 """The broker's rules about time and order, with a store in memory, under virtual time."""
 
 import asyncio
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -96,6 +97,25 @@ WARM = Settings(agent_warmup_secs=0)
 @pytest.fixture
 def node() -> Node:
     return Node(WARM)
+
+
+async def test_a_read_that_does_not_wait_takes_all_that_is_ready() -> None:
+    node = Node(replace(WARM, buffer_capacity=250))
+    channel = await node.broker.create()
+    await node.write(channel, *range(250))
+    assert await node.read(channel, ReadOptions(wait_s=0)) == list(range(250))
+
+
+async def test_a_read_that_does_not_wait_does_not_follow_a_writer() -> None:
+    node = Node(WARM)
+    channel = await node.broker.create()
+    await node.write(channel, 0)
+    async with await node.open(channel, ReadOptions(wait_s=0)) as reader:
+        taken = 0
+        async for batch in reader:
+            taken += len(batch)
+            await node.write(channel, taken)
+    assert taken == 1
 
 
 async def test_a_read_lasts_20_seconds(node: Node) -> None:
