@@ -1,0 +1,107 @@
+"""nginx as a child process, with the configuration of deploy/nginx."""
+
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx"
+NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+
+needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")
+
+
+@dataclass(frozen=True, slots=True)
+class Nginx:
+    process: subprocess.Popen[bytes]
+    http_port: int
+    grpc_port: int
+    folder: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def grpc_target(self) -> str:
+        return f"127.0.0.1:{self.grpc_port}"
+
+    def log(self) -> str:
+        """Return what it has logged of calls and of errors."""
+        return "".join((self.folder / name).read_text() for name in ("access.log", "error.log"))
+
+
+def static_nodes(hosts: Sequence[str], http_port: int, grpc_port: int) -> str:
+    """Return the model for a list of nodes, with some nodes in it."""
+    lines = (CONFIGURATION / "nodes-static.conf").read_text().splitlines()
+    servers = [f"    server {host}:{http_port} max_fails=0;" for host in hosts]
+    first = next(i for i, line in enumerate(lines) if "server node-1" in line)
+    kept = [line for line in lines if "server node-" not in line]
+    return "\n".join(kept[:first] + servers + kept[first:]).replace("3001", str(grpc_port))
+
+
+def dns_nodes(name: str, resolver: str, http_port: int, grpc_port: int) -> str:
+    """Return the model for a name, with a name and a resolver in it."""
+    text = (CONFIGURATION / "nodes-dns.conf").read_text()
+    return (
+        text.replace("resolver 127.0.0.11", f"resolver {resolver}")
+        .replace("megaphone:3000", f"{name}:{http_port}")
+        .replace("3001", str(grpc_port))
+    )
+
+
+@contextmanager
+def nginx(folder: Path, nodes: str) -> Iterator[Nginx]:
+    """Run nginx before some nodes on free ports; killed at the end if it does not stop."""
+    assert NGINX is not None
+    folder.mkdir()
+    ports = {"3000": free_port(), "3001": free_port()}
+    for source in CONFIGURATION.glob("*.conf"):
+        text = source.read_text().replace("/tmp/megaphone-nginx", f"{folder}/nginx")
+        text = text.replace("/dev/stdout", f"{folder}/access.log").replace(
+            "buffer=64k flush=1s", ""
+        )
+        for port, free in ports.items():
+            text = text.replace(f"listen {port}", f"listen 127.0.0.1:{free}")
+        (folder / source.name).write_text(text)
+    (folder / "nodes.conf").write_text(nodes)
+    with (folder / "error.log").open("wb") as errors:
+        process = subprocess.Popen(
+            [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"],
+            stderr=errors,
+        )
+    try:
+        wait_until_it_listens(process, folder, list(ports.values()))
+        yield Nginx(process, ports["3000"], ports["3001"], folder)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def wait_until_it_listens(
+    process: "subprocess.Popen[bytes]", folder: Path, ports: Sequence[int]
+) -> None:
+    for port in ports:
+        while True:
+            assert process.poll() is None, (folder / "error.log").read_text()
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                break
+            except ConnectionRefusedError:
+                continue
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
