@@ -1,5 +1,6 @@
 """nginx as a child process, with the configuration of deploy/nginx."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,9 @@ import pytest
 
 CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
+
+DIRECTIVES = "daemon off;" + ("user root;" if os.geteuid() == 0 else "")
+"""Root's workers are somebody else, who may not enter the folder of a test."""
 
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")
 
@@ -72,7 +76,7 @@ def nginx(folder: Path, nodes: str) -> Iterator[Nginx]:
     (folder / "nodes.conf").write_text(nodes)
     with (folder / "error.log").open("wb") as errors:
         process = subprocess.Popen(
-            [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", "daemon off;"],
+            [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", DIRECTIVES],
             stderr=errors,
         )
     try:

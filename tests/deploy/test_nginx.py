@@ -1,0 +1,410 @@
+"""What leads where: three nodes behind Debian's nginx with the configuration of deploy/nginx."""
+
+import asyncio
+import json
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from yarl import URL
+
+from megaphone_api import sync_pb2
+from megaphone_api.sync_pb2_grpc import SyncServiceStub
+from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+from tests.support.name_server import name_server
+from tests.support.nginx import Nginx, dns_nodes, free_port, needs_nginx, nginx, static_nodes
+from tests.support.process import BrokerProcess, broker_process
+
+if TYPE_CHECKING:
+    from megaphone_api.v1.channels_pb2_grpc import ChannelServiceAsyncStub
+
+pytestmark = needs_nginx
+
+HOSTS = {"n1": "127.0.0.21", "n2": "127.0.0.22", "n3": "127.0.0.23"}
+SECRET = "a" * 50
+WITHIN_S = 10.0
+
+
+@dataclass
+class Cluster:
+    nodes: dict[str, BrokerProcess]
+    http_port: int
+    grpc_port: int
+    folder: Path
+    proxy: Nginx
+
+    def target(self, agent: str) -> str:
+        return f"http://{HOSTS[agent]}:{self.grpc_port}"
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Cluster]:
+    """Three nodes, each with an agent of its name, behind nginx that has them in a list."""
+    http_port, grpc_port = free_port(), free_port()
+    with ExitStack() as stack:
+        nodes = {}
+        for agent, host in HOSTS.items():
+            (tmp_path / agent).mkdir()
+            nodes[agent] = stack.enter_context(
+                broker_process(
+                    tmp_path / agent,
+                    agent=agent,
+                    agent_warmup_secs=0,
+                    address=f"{host}:{http_port}",
+                    grpc_address=f"{host}:{grpc_port}",
+                )
+            )
+        listed = static_nodes(list(HOSTS.values()), http_port, grpc_port)
+        proxy = stack.enter_context(nginx(tmp_path / "nginx", listed))
+        yield Cluster(nodes, http_port, grpc_port, tmp_path, proxy)
+
+
+@pytest.fixture
+async def http(nodes: Cluster) -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(nodes.proxy.url) as session:
+        yield session
+
+
+@pytest.fixture
+async def connection(nodes: Cluster) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(nodes.proxy.grpc_target) as connection:
+        yield connection
+
+
+@pytest.fixture
+def stub(connection: grpc.aio.Channel) -> "ChannelServiceAsyncStub":
+    return ChannelServiceStub(connection)
+
+
+async def call(
+    http: aiohttp.ClientSession, method: str, path: str, **options: Any
+) -> tuple[int, Any]:
+    async with http.request(method, URL(path, encoded=True), **options) as response:
+        return response.status, await response.json(content_type=None)
+
+
+async def lines(http: aiohttp.ClientSession, path: str) -> list[Any]:
+    async with http.get(path) as response:
+        assert response.status == 200, await response.text()
+        return [json.loads(line) async for line in response.content]
+
+
+async def create(http: aiohttp.ClientSession, agent: str) -> dict[str, str]:
+    """Make channels until one is an agent's."""
+    async with asyncio.timeout(WITHIN_S):
+        while True:
+            status, channel = await call(http, "POST", "/create")
+            assert status == 200, channel
+            if channel["consumerAddress"].startswith(f"{agent}."):
+                return dict(channel)
+
+
+def named(address: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that name the agent of an address."""
+    return (("megaphone-agent", address.partition(".")[0]),)
+
+
+# -- HTTP
+
+
+async def test_every_node_makes_channels_and_each_is_found(http: aiohttp.ClientSession) -> None:
+    for agent in HOSTS:
+        channel = await create(http, agent)
+        for number in range(2):
+            status, _ = await call(
+                http, "POST", f"/write/{channel['producerAddress']}/s", json=number
+            )
+            assert status == 201
+        events = await lines(http, f"/read/{channel['consumerAddress']}?wait_ms=0&ack=explicit")
+        assert [event["body"] for event in events] == [0, 1]
+        body = {"eid": events[1]["eid"]}
+        acknowledged = await call(http, "POST", f"/ack/{channel['consumerAddress']}", json=body)
+        assert acknowledged == (200, {"status": "OK", "acknowledged": 2})
+
+
+async def test_events_come_while_the_read_is_open(http: aiohttp.ClientSession) -> None:
+    channel = await create(http, "n2")
+    for accept in ("application/x-ndjson", "text/event-stream"):
+        path = f"/read/{channel['consumerAddress']}"
+        async with asyncio.timeout(WITHIN_S), http.get(path, headers={"Accept": accept}) as read:
+            await call(http, "POST", f"/write/{channel['producerAddress']}/s", json=accept)
+            async for line in read.content:
+                if accept.encode() in line:
+                    break
+
+
+async def test_paths_and_headers_arrive_as_they_were_sent(http: aiohttp.ClientSession) -> None:
+    channel = await create(http, "n3")
+    path = f"/write/{channel['producerAddress']}/%C3%BC%20%2F%25%3F"
+    answers = [
+        await call(http, "POST", path, json=1, headers={"Idempotency-Key": "k"}) for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    [event] = await lines(http, f"/read/{channel['consumerAddress']}?wait_ms=0&after=-")
+    assert event["sid"] == "ü /%?"
+
+
+async def test_batches_go_where_their_header_says(http: aiohttp.ClientSession) -> None:
+    channel = await create(http, "n1")
+    address = channel["producerAddress"]
+    batch = {"channels": [address], "messages": [{"streamId": "s", "body": 1}]}
+    headers = {"Megaphone-Agent": "n1"}
+    for _ in range(4):
+        status, answer = await call(http, "POST", "/write-batch", json=batch, headers=headers)
+        assert (status, answer["failures"]) == (201, [])
+        asked = {"channels": [address]}
+        _, answer = await call(http, "POST", "/channelsExists", json=asked, headers=headers)
+        assert answer["channels"] == {address: True}
+    for wrong in ("", "n1/../../metrics", "x" * 101):
+        headers = {"Megaphone-Agent": wrong}
+        status, _ = await call(http, "POST", "/write-batch", json=batch, headers=headers)
+        assert status == 201  # by any node, which says of each event whether it was taken
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        (f"/read/nobody.{SECRET}.0", 404, "NOT_FOUND"),
+        (f"/read/n1.{SECRET}.0", 404, "NOT_FOUND"),
+        ("/read/nothing", 400, "BAD_REQUEST"),
+        ("/agents/n1", 404, "NOT_FOUND"),
+        ("/readyz/create", 404, "NOT_FOUND"),
+        ("/metrics", 404, "NOT_FOUND"),
+        ("/_owner", 401, "NOT_FOUND"),
+        ("/_taker", 401, "NOT_FOUND"),
+        ("/", 404, "NOT_FOUND"),
+    ],
+)
+async def test_what_leads_nowhere_is_answered_in_json(
+    http: aiohttp.ClientSession, path: str, status: int, code: str
+) -> None:
+    found, answer = await call(http, "GET", path)
+    assert (found, answer["code"]) == (status, code)
+    assert SECRET not in answer["message"]
+
+
+async def test_an_agent_that_no_node_has_is_named(http: aiohttp.ClientSession) -> None:
+    _, answer = await call(http, "GET", f"/read/nobody.{SECRET}.0")
+    assert answer["message"] == "no such channel: no node has agent nobody"
+
+
+async def test_a_body_that_is_too_large_is_refused_in_json(http: aiohttp.ClientSession) -> None:
+    channel = await create(http, "n1")
+    path = f"/write/{channel['producerAddress']}/s"
+    headers = {"Content-Type": "application/json"}
+    status, _ = await call(http, "POST", path, data=text_of(1_000_000), headers=headers)
+    assert status == 201
+    status, answer = await call(http, "POST", path, data=text_of(1_100_000), headers=headers)
+    assert (status, answer["code"]) == (413, "PAYLOAD_TOO_LARGE")
+
+
+def text_of(size: int) -> BytesIO:
+    return BytesIO(b'"%b"' % (b"x" * size))
+
+
+async def test_the_nodes_are_seen_as_one(http: aiohttp.ClientSession) -> None:
+    for path in ("/livez", "/readyz"):
+        assert await call(http, "GET", path) == (200, {"status": "OK"})
+
+
+# -- gRPC
+
+
+async def test_grpc_finds_each_channel_by_its_metadata(stub: "ChannelServiceAsyncStub") -> None:
+    agents: set[str] = set()
+    async with asyncio.timeout(WITHIN_S):
+        while agents != set(HOSTS):
+            channel = await stub.CreateChannel(pb.CreateChannelRequest())
+            key = named(channel.consumer_address)
+            agents.add(key[0][1])
+            await write_and_read(stub, channel, key)
+
+
+async def write_and_read(
+    stub: "ChannelServiceAsyncStub", channel: pb.CreateChannelResponse, key: Any
+) -> None:
+    write = pb.WriteRequest(producer_address=channel.producer_address, stream_id="s", body=b"1")
+    written = await stub.Write(write, metadata=key)
+    published = stub.Publish(iter([pb.PublishRequest(events=[write])]), metadata=key)
+    [result] = [result async for answer in published for result in answer.results]
+    batch = pb.WriteBatchRequest(
+        channels=[channel.producer_address],
+        messages=[pb.WriteBatchRequest.Message(stream_id="s", body=b"2")],
+    )
+    assert not (await stub.WriteBatch(batch, metadata=key)).failures
+    read = pb.ReadRequest(consumer_address=channel.consumer_address, wait_ms=0, acknowledge=True)
+    events = [e async for answer in stub.Read(read, metadata=key) for e in answer.events]
+    assert [event.event_id for event in events[:2]] == [written.event_id, result.event_id]
+    assert [event.body for event in events] == [b"1", b"1", b"2"]
+    acknowledge = pb.AcknowledgeRequest(
+        consumer_address=channel.consumer_address, event_id=events[2].event_id
+    )
+    assert (await stub.Acknowledge(acknowledge, metadata=key)).acknowledged == 3
+    exist = pb.ChannelsExistRequest(channels=[channel.consumer_address])
+    assert (await stub.ChannelsExist(exist, metadata=key)).channels[channel.consumer_address]
+
+
+async def test_grpc_events_come_while_the_read_is_open(stub: "ChannelServiceAsyncStub") -> None:
+    channel = await stub.CreateChannel(pb.CreateChannelRequest())
+    key = named(channel.consumer_address)
+    read = stub.Read(pb.ReadRequest(consumer_address=channel.consumer_address), metadata=key)
+    await read.initial_metadata()
+    write = pb.WriteRequest(producer_address=channel.producer_address, stream_id="s", body=b"1")
+    await stub.Write(write, metadata=key)
+    async with asyncio.timeout(WITHIN_S):
+        answer = await anext(aiter(read))
+    assert [event.body for event in answer.events] == [b"1"]
+    read.cancel()
+
+
+async def test_many_reads_share_a_connection(stub: "ChannelServiceAsyncStub") -> None:
+    channels = [await stub.CreateChannel(pb.CreateChannelRequest()) for _ in range(200)]
+    reads = [
+        stub.Read(
+            pb.ReadRequest(consumer_address=channel.consumer_address),
+            metadata=named(channel.consumer_address),
+        )
+        for channel in channels
+    ]
+    async with asyncio.timeout(WITHIN_S):
+        for read in reads:
+            await read.initial_metadata()
+    for read in reads:
+        read.cancel()
+
+
+async def status_of(answer: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await answer
+    return refused.value.code(), refused.value.details() or ""
+
+
+async def test_a_grpc_call_without_metadata_is_told_which_agent_it_wants(
+    stub: "ChannelServiceAsyncStub",
+) -> None:
+    write = pb.AcknowledgeRequest(consumer_address=f"nobody.{SECRET}.0", event_id="x")
+    code, details = await status_of(stub.Acknowledge(write))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "agent nobody is not on this node" in details
+    assert "megaphone-agent: nobody" in details
+
+
+async def test_a_grpc_call_for_an_agent_that_no_node_has_names_it(
+    stub: "ChannelServiceAsyncStub",
+) -> None:
+    request = pb.AcknowledgeRequest(consumer_address=f"nobody.{SECRET}.0", event_id="x")
+    key = (("megaphone-agent", "nobody"),)
+    assert await status_of(stub.Acknowledge(request, metadata=key)) == (
+        grpc.StatusCode.NOT_FOUND,
+        "no such channel: no node has agent nobody",
+    )
+
+
+async def test_health_is_for_everybody_and_feeds_are_not(connection: grpc.aio.Channel) -> None:
+    health = health_pb2_grpc.HealthStub(connection)
+    answer = await health.Check(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    sync = SyncServiceStub(connection)
+    code, _ = await status_of(sync.FindChannelsInUse(sync_pb2.FindChannelsInUseRequest()))
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+# -- Nodes that go
+
+
+async def test_without_one_node_the_others_go_on(
+    nodes: Cluster, http: aiohttp.ClientSession, stub: "ChannelServiceAsyncStub"
+) -> None:
+    lost, kept = await create(http, "n1"), await create(http, "n2")
+    nodes.nodes["n1"].process.kill()
+    for _ in range(6):
+        status, _ = await call(http, "POST", f"/write/{kept['producerAddress']}/s", json=1)
+        assert status == 201
+        assert (await call(http, "POST", "/create"))[0] == 200
+        await stub.CreateChannel(pb.CreateChannelRequest())
+    status, answer = await call(http, "POST", f"/write/{lost['producerAddress']}/s", json=1)
+    assert status in (404, 503)
+    assert answer["message"].endswith("agent n1")
+
+
+async def test_without_any_node_everything_says_so(
+    nodes: Cluster, http: aiohttp.ClientSession, stub: "ChannelServiceAsyncStub"
+) -> None:
+    for node in nodes.nodes.values():
+        node.process.kill()
+    status, answer = await call(http, "GET", f"/read/n1.{SECRET}.0")
+    assert (status, answer["message"]) == (503, "no node answers for agent n1")
+    assert (await call(http, "POST", "/create"))[0] == 503
+    code, _ = await status_of(stub.CreateChannel(pb.CreateChannelRequest()))
+    assert code is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_agent_that_moves_is_found_where_it_is(
+    nodes: Cluster, http: aiohttp.ClientSession, stub: "ChannelServiceAsyncStub"
+) -> None:
+    channel = await create(http, "n1")
+    connector = aiohttp.UnixConnector(path=str(nodes.folder / "n1" / "megaphone.sock"))
+    async with aiohttp.ClientSession("http://megaphone", connector=connector) as manager:
+        body = {"target": nodes.target("n3")}
+        async with manager.post("/node/drain", json=body) as response:
+            *_, last = [json.loads(line) async for line in response.content]
+    assert last["done"]
+    status, _ = await call(http, "POST", f"/write/{channel['producerAddress']}/s", json=1)
+    assert status == 201
+    events = await lines(http, f"/read/{channel['consumerAddress']}?wait_ms=0")
+    assert [event["body"] for event in events] == [1]
+    key = named(channel["producerAddress"])
+    address = channel["producerAddress"]
+    await stub.Write(
+        pb.WriteRequest(producer_address=address, stream_id="s", body=b"2"), metadata=key
+    )
+    nodes.nodes["n1"].process.send_signal(signal.SIGTERM)
+    nodes.nodes["n1"].process.wait()
+    events = await lines(http, f"/read/{channel['consumerAddress']}?wait_ms=0")
+    assert [event["body"] for event in events] == [2]
+
+
+async def test_the_logs_have_no_address(nodes: Cluster, http: aiohttp.ClientSession) -> None:
+    channel = await create(http, "n1")
+    path = f"/write/{channel['producerAddress']}/s"
+    await call(http, "POST", path, json=1)
+    nodes.nodes["n1"].process.kill()
+    await call(http, "POST", path, json=1)
+    assert "route=write agent=n1" in nodes.proxy.log()
+    for address in (channel["producerAddress"], channel["consumerAddress"]):
+        assert address.split(".")[1] not in nodes.proxy.log()
+
+
+async def test_nodes_are_found_by_a_name_and_may_come_and_go(nodes: Cluster) -> None:
+    hosts = list(HOSTS.values())
+    with name_server(hosts[:1]) as names, ExitStack() as stack:
+        named_nodes = dns_nodes(
+            "megaphone.default.svc", names.endpoint, nodes.http_port, nodes.grpc_port
+        )
+        proxy = stack.enter_context(nginx(nodes.folder / "by-name", named_nodes))
+        async with (
+            aiohttp.ClientSession(proxy.url) as http,
+            grpc.aio.insecure_channel(proxy.grpc_target) as connection,
+        ):
+            first = await create(http, "n1")
+            names.addresses = hosts[1:]
+            second = await create(http, "n2")  # as soon as the name is looked up again
+            names.addresses = hosts
+            await create(http, "n1")
+            for channel in (first, second):
+                path = f"/write/{channel['producerAddress']}/s"
+                assert (await call(http, "POST", path, json=1))[0] == 201
+                exists = await ChannelServiceStub(connection).ChannelsExist(
+                    pb.ChannelsExistRequest(channels=[channel["consumerAddress"]]),
+                    metadata=named(channel["consumerAddress"]),
+                )
+                assert exists.channels[channel["consumerAddress"]]
