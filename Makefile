@@ -73,3 +73,6 @@ lock: $(READY) ## Take the newest versions that pyproject.toml allows into requi
 	.tools/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--group dev pyproject.toml -o requirements.lock
+	.tools/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		--constraint requirements.lock pyproject.toml -o deploy/requirements.lock

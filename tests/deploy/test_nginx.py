@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import re
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,7 +24,15 @@ from megaphone_api.sync_pb2_grpc import SyncServiceStub
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.name_server import name_server
-from tests.support.nginx import Nginx, dns_nodes, free_port, needs_nginx, nginx, static_nodes
+from tests.support.nginx import (
+    CONFIGURATION,
+    Nginx,
+    dns_nodes,
+    free_port,
+    needs_nginx,
+    nginx,
+    static_nodes,
+)
 from tests.support.process import BrokerProcess, broker_process
 
 if TYPE_CHECKING:
@@ -31,6 +42,7 @@ pytestmark = needs_nginx
 
 HOSTS = {"n1": "127.0.0.21", "n2": "127.0.0.22", "n3": "127.0.0.23"}
 SECRET = "a" * 50
+DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 WITHIN_S = 10.0
 
 
@@ -316,6 +328,22 @@ async def test_health_is_for_everybody_and_feeds_are_not(connection: grpc.aio.Ch
     sync = SyncServiceStub(connection)
     code, _ = await status_of(sync.FindChannelsInUse(sync_pb2.FindChannelsInUseRequest()))
     assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_the_client_that_the_docs_show_writes(nodes: Cluster) -> None:
+    [example] = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    script = example.replace("localhost:3001", nodes.proxy.grpc_target)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=20, check=True
+    )
+    assert re.fullmatch(r"written as [A-Za-z0-9]{23}\n", done.stdout)
+
+
+def test_the_list_that_the_docs_show_is_that_of_the_model() -> None:
+    [example] = re.findall(r"```nginx\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    model = (CONFIGURATION / "nodes-static.conf").read_text()
+    for line in example.splitlines():
+        assert line in model
 
 
 # -- Nodes that go

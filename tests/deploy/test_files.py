@@ -1,0 +1,128 @@
+"""What is in deploy/ agrees with the rest: settings, files, commands and versions that it names."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from megaphone.config import load
+from tests.support.process import BrokerProcess, broker_process
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+KUBERNETES = list(yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text()))
+KUSTOMIZATION = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
+
+
+def pod(name: str) -> Any:
+    [spec] = [
+        one["spec"]["template"]["spec"]
+        for one in KUBERNETES
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == name
+    ]
+    return spec
+
+
+def environments() -> list[dict[str, str]]:
+    [container] = pod("megaphone")["containers"]
+    return [
+        COMPOSE["megaphone"]["environment"],
+        {entry["name"]: entry["value"] for entry in container["env"]},
+    ]
+
+
+@pytest.mark.parametrize("environment", environments(), ids=["compose", "kubernetes"])
+def test_the_settings_are_settings_of_the_broker(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    settings = load(tmp_path, environment).settings
+    assert settings.drain_target == "http://megaphone:3001"
+
+
+def test_a_node_is_given_the_time_that_a_drain_may_take(tmp_path: Path) -> None:
+    [of_compose, of_kubernetes] = [
+        load(tmp_path, environment).settings.drain_timeout_secs for environment in environments()
+    ]
+    assert COMPOSE["megaphone"]["stop_grace_period"] == "60s"
+    assert pod("megaphone")["terminationGracePeriodSeconds"] == 60
+    assert of_compose == of_kubernetes < 50
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    mounted = [volume.split(":")[0] for volume in COMPOSE["proxy"]["volumes"]]
+    [generator] = KUSTOMIZATION["configMapGenerator"]
+    generated = [file.rpartition("=")[2] for file in generator["files"]]
+    for name in (*mounted, *generated, *KUSTOMIZATION["resources"]):
+        assert (DEPLOY / name).is_file(), name
+    assert (DEPLOY / COMPOSE["megaphone"]["build"]["dockerfile"].removeprefix("deploy/")).is_file()
+
+
+def test_nginx_gets_all_that_it_includes() -> None:
+    included = set()
+    for file in (DEPLOY / "nginx").glob("*.conf"):
+        included |= set(re.findall(r"^\s*include ([a-z.]+);", file.read_text(), re.MULTILINE))
+    mounted = {Path(volume.split(":")[1]).name for volume in COMPOSE["proxy"]["volumes"]}
+    [generator] = KUSTOMIZATION["configMapGenerator"]
+    generated = {Path(file.partition("=")[0]).name for file in generator["files"]}
+    assert mounted == generated == included | {"nginx.conf"}
+
+
+def test_the_image_gets_all_that_is_copied_into_it() -> None:
+    lines = (ROOT / ".dockerignore").read_text().split()
+    kept = [line.removeprefix("!") for line in lines if line.startswith("!")]
+    copies = re.findall(r"^COPY (?!--from)(.+) /\S+$", DOCKERFILE, re.MULTILINE)
+    for source in " ".join(copies).split():
+        assert (ROOT / source).exists(), source
+        assert any(fnmatch(source, pattern) for pattern in kept), source
+
+
+def test_the_commands_of_the_image_are_those_of_the_project() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    [linked] = re.findall(r"ln -s (.+) /app/$", DOCKERFILE, re.MULTILINE)
+    assert {Path(path).name for path in linked.split()} == set(project["scripts"])
+    assert json.loads(DOCKERFILE.splitlines()[-1].removeprefix("CMD ")) == [
+        "/app/megaphone",
+        "serve",
+    ]
+
+
+def test_the_image_does_not_run_as_root() -> None:
+    last_stage = DOCKERFILE.rpartition("FROM ")[2]
+    assert re.search(r"^USER 10001:10001$", last_stage, re.MULTILINE)
+    for name in ("megaphone", "megaphone-proxy"):
+        assert pod(name)["securityContext"]["runAsNonRoot"]
+
+
+def test_the_image_has_the_versions_that_are_tested() -> None:
+    tested, deployed = (
+        dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+        for lock in (ROOT / "requirements.lock", DEPLOY / "requirements.lock")
+    )
+    assert deployed.items() <= tested.items()
+    assert "pytest" not in deployed
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.split(r"[^a-z0-9-]", one)[0] for one in needed} <= deployed.keys()
+
+
+def healthy(broker: BrokerProcess) -> int:
+    """Run the health check of the image against a broker. Returns: its exit code."""
+    [command] = re.findall(r"^HEALTHCHECK .*\\\n\s+CMD (.+)$", DOCKERFILE, re.MULTILINE)
+    python, *arguments = json.loads(command.replace("127.0.0.1:3000", broker.url.split("//")[1]))
+    assert python == "/app/venv/bin/python"
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, timeout=10)
+    return done.returncode
+
+
+def test_the_health_check_tells_whether_a_broker_serves(tmp_path: Path) -> None:
+    with broker_process(tmp_path) as broker:
+        assert healthy(broker) == 0
+    assert healthy(broker) != 0
