@@ -99,10 +99,10 @@ async def running(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(pipes.aclose)
         stack.push_async_callback(asyncio.sleep, TELL_S)
         stack.push_async_callback(broker.begin_shutdown)
+        stack.callback(feeds.refuse_new, "this node is shutting down")
         stack.push_async_callback(
             drains.hand_over, settings.drain_target, settings.drain_timeout_secs
         )
-        stack.callback(feeds.refuse_new, "this node is shutting down")
         stack.push_async_callback(grpc.report_shutdown)
         yield App(broker, management, agents, pipes, metrics, http_port, grpc_port)
 

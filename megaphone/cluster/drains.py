@@ -167,7 +167,7 @@ class Move:
         Raises: MegaphoneError.
         """
         if self.agent.was_fed and not await self._store.count(self.agent.name):
-            return self._drop()
+            return await self._drop()
         pipe, is_new = await self._open_pipe()
         self._pipe = pipe
         try:
@@ -179,8 +179,10 @@ class Move:
                 await self._stay(pipe, is_new=is_new)
             raise
 
-    def _drop(self) -> int:
+    async def _drop(self) -> int:
         """Let go of what came from another node for its channels, and has none any more."""
+        await self._pipes.close_all(self.agent.name)
+        self._feeds.forget(self.agent.name)
         self._agents.remove(self.agent.name)
         log.info("agent %s has no channels any more", self.agent.name)
         return 0

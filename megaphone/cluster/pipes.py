@@ -34,7 +34,8 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 COMPLETE_S = 5.0
 """How long a target may take to take the rest. Who calls for an agent that moves waits as long."""
-LET_GO_AT_ONCE = 1000
+FORGOTTEN_AT_ONCE = 1000
+"""How many channels are let go of before others have their turn."""
 
 
 class Pipes:
@@ -80,18 +81,22 @@ class Pipes:
 
     async def close(self, pipe: "Pipe") -> None:
         """End a pipe where it is. With its last pipe an agent is what it was before."""
-        del self._pipes[pipe.agent.name, pipe.endpoint]
+        self._pipes.pop((pipe.agent.name, pipe.endpoint), None)
         await pipe.close()
         if pipe.agent.mode is AgentMode.PIPED and not self._of(pipe.agent.name):
             self._agents.take_back(pipe.agent.name)
 
     async def let_go(self, agent: Agent) -> None:
         """Let go of an agent that has arrived elsewhere, and of its channels, which live there."""
-        for pipe in self._of(agent.name):
-            del self._pipes[agent.name, pipe.endpoint]
-            await pipe.close()
+        await self.close_all(agent.name)
         await forget_channels(self._store, agent.name)
         self._agents.leave(agent.name)
+
+    async def close_all(self, agent: str) -> None:
+        """End every pipe of an agent where it is, for an agent that goes."""
+        for pipe in self._of(agent):
+            del self._pipes[agent, pipe.endpoint]
+            await pipe.close()
 
     def _of(self, agent: str) -> "list[Pipe]":
         return [pipe for (name, _), pipe in self._pipes.items() if name == agent]
@@ -129,7 +134,7 @@ async def forget_channels(store: Store, agent: str) -> None:
     for number, address in enumerate(await store.addresses(0, await store.count(agent), agent)):
         with suppress(ChannelNotFound):
             await store.forget(ConsumerAddress.parse(address).channel_id)
-        if number % LET_GO_AT_ONCE == 0:
+        if number % FORGOTTEN_AT_ONCE == 0:
             await asyncio.sleep(0)
 
 
@@ -173,8 +178,7 @@ class Pipe:
     async def complete(self, *, as_master: bool = True) -> bool:
         """Send what is left, and that this is all; the pipe is over then.
 
-        `as_master` lets the target make the agent a master, now or where a former `complete` was
-        lost on its way. Otherwise it stays a replica there.
+        `as_master` lets the target make the agent a master. Otherwise it stays a replica there.
 
         Returns: whether the target has said that it has it all. If not, `resume` goes on.
         """
@@ -185,6 +189,7 @@ class Pipe:
         await asyncio.wait({self._task}, timeout=COMPLETE_S)
         await self._stop()
         self._is_completing.clear()
+        self._has_said_all = False  # from now on there may be more
         if was_running and not self._has_arrived:
             log.warning("agent %s: its pipe did not come to its end", self.agent.name)
         return self._has_arrived
@@ -294,6 +299,5 @@ class Pipe:
 
 def pause_s(failures: int) -> float:
     """Return how long to wait after so many failures: twice as long each time, and some more."""
-    pause = FIRST_PAUSE_S
-    pause = min(pause * 2.0 ** min(failures, 10), LONGEST_PAUSE_S)
+    pause = min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S)
     return pause * random.uniform(1.0, 1.2)

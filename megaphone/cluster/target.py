@@ -73,6 +73,7 @@ async def endpoints_of(target: str) -> list[str]:
 
 
 async def is_reachable(host: str, port: int) -> bool:
+    """Tell whether somebody listens there. gRPC itself would try for as long as it may."""
     try:
         async with asyncio.timeout(CONNECT_S):
             _, writer = await asyncio.open_connection(host, port)
@@ -145,6 +146,9 @@ async def connect(endpoint: str, start: pb.SyncRequest) -> Connection:
 
     Raises: TargetUnavailable; BadRequest and WrongMode, when the target refuses.
     """
+    host, _, port = endpoint.rpartition(":")
+    if not await is_reachable(host.strip("[]"), int(port)):
+        raise TargetUnavailable
     channel = grpc.aio.insecure_channel(endpoint, options=OPTIONS)
     try:
         async with asyncio.timeout(CONNECT_S):
@@ -155,7 +159,7 @@ async def connect(endpoint: str, start: pb.SyncRequest) -> Connection:
         connection.extended = await answers_with_extensions(connection)
     except TimeoutError:
         await channel.close()
-        raise TargetUnavailable("the target node cannot be reached") from None
+        raise TargetUnavailable from None
     except BaseException:
         await channel.close()
         raise

@@ -392,6 +392,31 @@ async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
+async def test_a_refusal_after_a_move_that_failed_is_not_taken_for_an_arrival(
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes, "COMPLETE_S", 0.3)
+    source = await node(stack, "a")
+    channel = await source.broker.create()
+    answers = iter([be_silent])
+
+    async def answer(context: Context) -> None:
+        then = next(answers, None)
+        await (then(context) if then else context.abort(grpc.StatusCode.FAILED_PRECONDITION))
+
+    servicer = Target("pipe_agent_end", answer)
+    async with served(servicer) as target:
+        await source.pipes.pipe("a", target)
+        with pytest.raises(TargetUnavailable):
+            await drain(source, target)
+        await source.broker.write(channel.producer_address, "s", b"1")  # the target lacks it
+        monkeypatch.setattr(drains, "GONE_S", 0.1)
+        with pytest.raises(MegaphoneError):
+            await drain(source, target)
+    async with await source.broker.open_reader(channel.consumer_address, READY) as reader:
+        assert [event.body for event in await anext(reader)] == [b"1"]
+
+
 async def test_a_target_that_goes_away_leaves_the_agent_here(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:

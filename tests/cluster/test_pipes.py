@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from megaphone.app import App, running
-from megaphone.cluster import expiry
+from megaphone.cluster import expiry, pipes
 from megaphone.errors import (
     AgentNotFound,
     BadRequest,
@@ -43,6 +43,12 @@ class Node:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.app.grpc_port}"
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait for long for targets that are gone."""
+    monkeypatch.setattr(pipes, "COMPLETE_S", 0.5)
 
 
 @pytest.fixture

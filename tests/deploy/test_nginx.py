@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -58,17 +58,17 @@ class Cluster:
         return f"http://{HOSTS[agent]}:{self.grpc_port}"
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Cluster]:
+@contextmanager
+def cluster(folder: Path) -> Iterator[Cluster]:
     """Three nodes, each with an agent of its name, behind nginx that has them in a list."""
     http_port, grpc_port = free_port(), free_port()
     with ExitStack() as stack:
         nodes = {}
         for agent, host in HOSTS.items():
-            (tmp_path / agent).mkdir()
+            (folder / agent).mkdir()
             nodes[agent] = stack.enter_context(
                 broker_process(
-                    tmp_path / agent,
+                    folder / agent,
                     agent=agent,
                     agent_warmup_secs=0,
                     address=f"{host}:{http_port}",
@@ -76,8 +76,24 @@ def nodes(tmp_path: Path) -> Iterator[Cluster]:
                 )
             )
         listed = static_nodes(list(HOSTS.values()), http_port, grpc_port)
-        proxy = stack.enter_context(nginx(tmp_path / "nginx", listed))
-        yield Cluster(nodes, http_port, grpc_port, tmp_path, proxy)
+        proxy = stack.enter_context(nginx(folder / "nginx", listed))
+        yield Cluster(nodes, http_port, grpc_port, folder, proxy)
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with cluster(tmp_path_factory.mktemp("lasting")) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    """The nodes that most tests share, or some of its own for a test that ends them."""
+    if request.node.get_closest_marker("ends_nodes") is None:
+        yield request.getfixturevalue("lasting")
+        return
+    with cluster(tmp_path) as own:
+        yield own
 
 
 @pytest.fixture
@@ -349,6 +365,7 @@ def test_the_list_that_the_docs_show_is_that_of_the_model() -> None:
 # -- Nodes that go
 
 
+@pytest.mark.ends_nodes
 async def test_without_one_node_the_others_go_on(
     nodes: Cluster, http: aiohttp.ClientSession, stub: "ChannelServiceAsyncStub"
 ) -> None:
@@ -364,6 +381,7 @@ async def test_without_one_node_the_others_go_on(
     assert answer["message"].endswith("agent n1")
 
 
+@pytest.mark.ends_nodes
 async def test_without_any_node_everything_says_so(
     nodes: Cluster, http: aiohttp.ClientSession, stub: "ChannelServiceAsyncStub"
 ) -> None:
@@ -376,6 +394,7 @@ async def test_without_any_node_everything_says_so(
     assert code is grpc.StatusCode.UNAVAILABLE
 
 
+@pytest.mark.ends_nodes
 async def test_an_agent_that_moves_is_found_where_it_is(
     nodes: Cluster, http: aiohttp.ClientSession, stub: "ChannelServiceAsyncStub"
 ) -> None:
@@ -401,6 +420,7 @@ async def test_an_agent_that_moves_is_found_where_it_is(
     assert [event["body"] for event in events] == [2]
 
 
+@pytest.mark.ends_nodes
 async def test_the_logs_have_no_address(nodes: Cluster, http: aiohttp.ClientSession) -> None:
     channel = await create(http, "n1")
     path = f"/write/{channel['producerAddress']}/s"

@@ -23,6 +23,7 @@ from google.rpc.status_pb2 import Status
 from yarl import URL
 
 from megaphone.app import App
+from megaphone.core.agents import AGENT_NAME
 from megaphone.errors import MegaphoneError
 from megaphone.model import DEFAULT_WINDOW, BatchFailure, Message, ReadOptions
 from megaphone.wire.errors import DOMAIN, error_from, row_of
@@ -311,6 +312,12 @@ async def grpc_face(app: App) -> AsyncIterator["GrpcFace"]:
         yield GrpcFace(channel)
 
 
+def agent_of(*addresses: str) -> tuple[tuple[str, str], ...]:
+    """Return the metadata by which proxies find a channel: the agent of the first address."""
+    names = [address.partition(".")[0] for address in addresses]
+    return tuple(("megaphone-agent", name) for name in names[:1] if AGENT_NAME.fullmatch(name))
+
+
 class GrpcFace:
     name = "grpc"
 
@@ -327,7 +334,9 @@ class GrpcFace:
         self, address: str, stream_id: str, body: bytes, request_id: str | None = None
     ) -> str:
         with telling_errors():
-            answer = await self.stub.Write(write_request(address, stream_id, body, request_id))
+            answer = await self.stub.Write(
+                write_request(address, stream_id, body, request_id), metadata=agent_of(address)
+            )
         return answer.event_id
 
     async def write_batch(
@@ -342,12 +351,12 @@ class GrpcFace:
             request_id=request_id or "",
         )
         with telling_errors():
-            answer = await self.stub.WriteBatch(request)
+            answer = await self.stub.WriteBatch(request, metadata=agent_of(*addresses))
         return [BatchFailure(one.channel, one.index, one.reason) for one in answer.failures]
 
     @asynccontextmanager
     async def read(self, address: str, options: ReadOptions = PLAIN) -> AsyncIterator[OpenRead]:
-        call = self.stub.Read(read_request(address, options))
+        call = self.stub.Read(read_request(address, options), metadata=agent_of(address))
         try:
             metadata = await call.initial_metadata()
             recovered = metadata.get("megaphone-recovered")
@@ -360,12 +369,14 @@ class GrpcFace:
     async def acknowledge(self, address: str, event_id: str) -> int:
         request = pb.AcknowledgeRequest(consumer_address=address, event_id=event_id)
         with telling_errors():
-            answer = await self.stub.Acknowledge(request)
+            answer = await self.stub.Acknowledge(request, metadata=agent_of(address))
         return answer.acknowledged
 
     async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
         with telling_errors():
-            answer = await self.stub.ChannelsExist(pb.ChannelsExistRequest(channels=addresses))
+            answer = await self.stub.ChannelsExist(
+                pb.ChannelsExistRequest(channels=addresses), metadata=agent_of(*addresses)
+            )
         return dict(answer.channels)
 
     async def publish(self, *batches: Sequence[pb.WriteRequest]) -> list[pb.PublishResponse]:

@@ -18,7 +18,7 @@ from megaphone.model import ReadOptions
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.checker import Seen
-from tests.support.faces import query_of, read_request, segment, telling_errors
+from tests.support.faces import agent_of, query_of, read_request, segment, telling_errors
 from tests.support.raw_http import (
     RECEIVE_BYTES,
     Broken,
@@ -218,7 +218,7 @@ class GrpcRead:
         self.recovered: bool | None = None
         self._connection = connection
         stub: ChannelServiceAsyncStub = ChannelServiceStub(connection)
-        self._call = stub.Read(read_request(address, options))
+        self._call = stub.Read(read_request(address, options), metadata=agent_of(address))
 
     async def begin(self) -> None:
         metadata = await self._call.initial_metadata()

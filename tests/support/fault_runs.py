@@ -30,7 +30,7 @@ from tests.support.checker import (
     Write,
     judge,
 )
-from tests.support.faces import segment, telling_errors
+from tests.support.faces import agent_of, segment, telling_errors
 from tests.support.fault_readers import (
     BEFORE_ANSWER,
     GRPC_CUTS,
@@ -231,7 +231,7 @@ class Acknowledger:
         else:
             request = pb.AcknowledgeRequest(consumer_address=self._consumer, event_id=event_id)
             with telling_errors():
-                await self._stub.Acknowledge(request)
+                await self._stub.Acknowledge(request, metadata=agent_of(self._consumer))
         answered = self._ledger.tick()
         self._ledger.history.acknowledgements.append(Acknowledgement(event_id, began, answered))
 

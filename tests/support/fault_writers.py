@@ -18,7 +18,7 @@ from megaphone.errors import MegaphoneError
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.checker import Outcome, Write
-from tests.support.faces import keyed, segment, telling_errors
+from tests.support.faces import agent_of, keyed, segment, telling_errors
 from tests.support.raw_http import Broken, Connection, Node, receive_answer, request_of
 
 if TYPE_CHECKING:
@@ -80,11 +80,13 @@ class GrpcDesk:
 
     async def write(self, body: bytes, request_id: str | None) -> str:
         with telling_errors():
-            answer = await self._stub.Write(self._request(body, request_id))
+            answer = await self._stub.Write(
+                self._request(body, request_id), metadata=agent_of(self._producer)
+            )
         return answer.event_id
 
     async def let_go(self, body: bytes, request_id: str | None) -> None:
-        call = self._stub.Write(self._request(body, request_id))
+        call = self._stub.Write(self._request(body, request_id), metadata=agent_of(self._producer))
         await asyncio.sleep(0)  # it is sent, or not, by the time it is cancelled
         call.cancel()
         with suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
@@ -141,7 +143,7 @@ class Writer:
     async def publish_all(self, connection: grpc.aio.Channel, producer: str, count: int) -> None:
         """Write some numbers by one gRPC stream of batches."""
         stub: ChannelServiceAsyncStub = ChannelServiceStub(connection)
-        call: Any = stub.Publish()
+        call: Any = stub.Publish(metadata=agent_of(producer))
         try:
             first = 0
             while first < count:
