@@ -1,0 +1,106 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megaphone import memory
+
+MIB = 1 << 20
+
+
+def lay_out(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the root of a system that says nothing of memory; tests lay out what it says."""
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(memory, "MEMORY_INFO", tmp_path / "meminfo")
+    return tmp_path
+
+
+def test_the_memory_of_the_machine_is_what_a_process_may_have(system: Path) -> None:
+    lay_out(system, {"meminfo": "MemTotal:        2048 kB\nMemFree:          12 kB\n"})
+    assert memory.allowed_bytes() == 2 * MIB
+
+
+def test_a_limit_of_a_control_group_counts(system: Path) -> None:
+    lay_out(
+        system,
+        {
+            "meminfo": "MemTotal: 8192 kB\n",
+            "membership": "0::/a/b\n",
+            "cgroup/a/b/memory.max": "max\n",
+            "cgroup/a/memory.max": f"{3 * MIB}\n",
+        },
+    )
+    assert memory.allowed_bytes() == 3 * MIB
+
+
+def test_a_limit_of_the_first_version_counts(system: Path) -> None:
+    lay_out(
+        system,
+        {
+            "meminfo": "MemTotal: 8192 kB\n",
+            "membership": "9:name=systemd:/\n4:cpu,memory:/box\n",
+            "cgroup/memory/box/memory.limit_in_bytes": f"{5 * MIB}\n",
+            "cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+        },
+    )
+    assert memory.allowed_bytes() == 5 * MIB
+
+
+def test_a_container_that_sees_its_own_group_as_the_root_is_bounded(system: Path) -> None:
+    lay_out(
+        system,
+        {
+            "meminfo": "MemTotal: 8192 kB\n",
+            "membership": "0::/not/visible/here\n",
+            "cgroup/memory.max": f"{MIB}\n",
+        },
+    )
+    assert memory.allowed_bytes() == MIB
+
+
+def test_where_the_system_says_nothing_something_modest_is_assumed(system: Path) -> None:
+    assert memory.allowed_bytes() == memory.FALLBACK_BYTES
+
+
+def test_a_limit_of_the_process_counts() -> None:
+    code = (
+        "import resource; from megaphone import memory;"
+        f"resource.setrlimit(resource.RLIMIT_DATA, ({256 * MIB}, {256 * MIB}));"
+        "print(memory.allowed_bytes())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(told.stdout) == 256 * MIB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_large_blocks_go_back_to_the_system_when_they_are_freed() -> None:
+    """Large blocks between small ones stay with the process unless it asks for their return."""
+    code = """
+import pathlib
+from megaphone import memory
+
+def resident():
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+memory.give_back_what_is_freed()
+freed = b"z" * (8 << 20)
+del freed
+before = resident()
+kept, large = [], []
+for number in range(100):
+    large.append(b"x" * (1 << 20))
+    kept.append(b"y" * 2000)
+large.clear()
+print(resident() - before)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < 10 * MIB
