@@ -122,6 +122,15 @@ class BatchFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteFailure:
+    """Why one event of several was not taken."""
+
+    reason: str
+    """An error code, or SKIPPED."""
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReadOptions:
     """How a reader wants to read. The default is the plain reader that old clients are."""
 

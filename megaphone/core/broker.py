@@ -38,12 +38,16 @@ from megaphone.model import (
     ReadOptions,
     ReadProtocol,
     Write,
+    WriteFailure,
 )
 from megaphone.settings import Settings
 
 DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
 MAX_WINDOW = 100_000
 SHORTEST_HEARTBEAT_S = 0.1
+SKIPPED_WRITE = WriteFailure(
+    SKIPPED, "not tried: the channel was full for an earlier event of the request"
+)
 LET_GO_S = 1.0
 """How long a reader whose agent leaves may take to send what it has."""
 
@@ -131,14 +135,16 @@ class Broker:
             self._observer.events_unroutable(1)
             raise
 
-    async def write_each(self, writes: Sequence[Write]) -> list[str | MegaphoneError]:
+    async def write_each(self, writes: Sequence[Write]) -> list[str | WriteFailure]:
         """Write each event to a channel of its own, as `write` would.
 
-        Channels are written concurrently, the events of one channel in order.
+        Channels are written concurrently, the events of one channel in order. After the first
+        timeout on a channel the rest of its events are skipped, so that a full channel costs one
+        write timeout and not one for each event.
 
         Returns: for each event its id, or why it was not taken.
         """
-        results: list[str | MegaphoneError] = [ShuttingDown()] * len(writes)
+        results: list[str | WriteFailure] = [SKIPPED_WRITE] * len(writes)
 
         async def write_in_order(indexes: Sequence[int]) -> None:
             for index in indexes:
@@ -148,7 +154,9 @@ class Broker:
                         one.address, one.stream_id, one.body, one.request_id
                     )
                 except MegaphoneError as error:
-                    results[index] = error
+                    results[index] = WriteFailure(error.code, str(error))
+                    if isinstance(error, WriteTimeout):
+                        return
 
         by_address: dict[str, list[int]] = {}
         for index, one in enumerate(writes):
@@ -281,10 +289,11 @@ class Broker:
         known = self._agents.get(agent)
         return known is not None and known.is_owned
 
-    def check_takes_channels(self) -> None:
-        """Raises: NoAgentAvailable, ShuttingDown: what `create` would now."""
+    async def check_takes_channels(self) -> None:
+        """Raises: NoAgentAvailable, LimitExceeded, ShuttingDown: what `create` would now."""
         self._refuse_if_shutting_down()
         self._agents.pick_for_new_channel(loop_time())
+        await self._store.check_room()
 
     # -- The end
 

@@ -86,6 +86,9 @@ class Store(Protocol):
         Raises: LimitExceeded, when the store holds as many as it may.
         """
 
+    async def check_room(self) -> None:
+        """Raises: LimitExceeded, when `create` would now."""
+
     async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
         """Add an event at the end, waiting for room, first come first served.
 

@@ -120,7 +120,7 @@ class PublicApi:
 
     async def ready_to_create(self, request: web.Request) -> web.Response:
         """Tell whether `/create` would make a channel now."""
-        self._broker.check_takes_channels()
+        await self._broker.check_takes_channels()
         return json_answer(OK)
 
     async def owns_agent(self, request: web.Request) -> web.Response:

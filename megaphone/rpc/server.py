@@ -26,6 +26,14 @@ STOP_TIMEOUT_S = 1.0
 """How long calls that are under way are waited for at the end."""
 FRAMING_BYTES = 16_384
 """What a message may hold besides its largest body: addresses, ids, field numbers."""
+MAX_WAITING_CALLS = 20_000
+"""How many calls may have come that no handler has begun yet; each takes some kilobytes."""
+WAITING_CALLS = (
+    # From the first number on gRPC cancels calls at random, and all from the second on, without
+    # a word that our clients know. With its defaults, 1,000 and 3,000, a burst is enough.
+    ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
+    ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
+)
 
 CHANNEL_SERVICE = pb.DESCRIPTOR.services_by_name["ChannelService"].full_name
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
@@ -60,6 +68,7 @@ class GrpcServer:
                 ("grpc.http2.ping_timeout_ms", 2_000),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                *WAITING_CALLS,
             ],
         )
         self._health = health.HealthServicer()
@@ -98,7 +107,7 @@ class AdminServer:
     """Serves AdminService on a Unix socket, from `start` to `stop`."""
 
     def __init__(self, admin: AdminServicer, *, with_reflection: bool) -> None:
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=WAITING_CALLS)
         add_AdminServiceServicer_to_server(admin, self._server)
         if with_reflection:
             names = (ADMIN_SERVICE, reflection.SERVICE_NAME)

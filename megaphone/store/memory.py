@@ -66,10 +66,7 @@ class MemoryStore:
         return len(self._channels)
 
     async def create(self, channel_id: bytes, consumer_address: str) -> None:
-        if len(self._channels) >= self._max_channels:
-            raise LimitExceeded(
-                f"this node holds {self._max_channels} channels already; no more are allowed"
-            )
+        await self.check_room()
         now = self._loop.time()
         channel = StoredChannel(channel_id, consumer_address, self._limits, now)
         self._channels[channel_id] = channel
@@ -78,6 +75,12 @@ class MemoryStore:
         self._deadlines.add(channel_id, now + self._limits.ttl_s)
         if self._sweep_timer is None:
             self._schedule_sweep()
+
+    async def check_room(self) -> None:
+        if len(self._channels) >= self._max_channels:
+            raise LimitExceeded(
+                f"this node holds {self._max_channels} channels already; no more are allowed"
+            )
 
     async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
         channel = self._living(channel_id)

@@ -7,7 +7,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from megaphone.errors import MegaphoneError
 from megaphone.model import (
     DEFAULT_WINDOW,
     AgentInfo,
@@ -18,6 +17,7 @@ from megaphone.model import (
     NewChannel,
     ReadOptions,
     Write,
+    WriteFailure,
 )
 from megaphone.wire.errors import DOMAIN
 from megaphone_api.v1 import admin_pb2 as admin
@@ -44,13 +44,13 @@ def write_of(request: pb.WriteRequest) -> Write:
     )
 
 
-def published(results: Iterable[str | MegaphoneError]) -> pb.PublishResponse:
+def published(results: Iterable[str | WriteFailure]) -> pb.PublishResponse:
     return pb.PublishResponse(results=[publish_result(result) for result in results])
 
 
-def publish_result(result: str | MegaphoneError) -> pb.PublishResponse.Result:
-    if isinstance(result, MegaphoneError):
-        return pb.PublishResponse.Result(reason=result.code, message=str(result))
+def publish_result(result: str | WriteFailure) -> pb.PublishResponse.Result:
+    if isinstance(result, WriteFailure):
+        return pb.PublishResponse.Result(reason=result.reason, message=result.message)
     return pb.PublishResponse.Result(event_id=result)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from megaphone.cluster.drains import Drains
 from megaphone.cluster.pipes import Pipes
+from megaphone.core.addresses import MALFORMED
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.feeds import Feeds
@@ -26,7 +27,7 @@ from megaphone.errors import (
     WrongMode,
 )
 from megaphone.metrics import Metrics
-from megaphone.model import AgentMode, Message, NewChannel, ReadOptions, Write
+from megaphone.model import AgentMode, Message, NewChannel, ReadOptions, Write, WriteFailure
 from megaphone.settings import Settings
 from megaphone.store.memory import MemoryStore
 
@@ -233,9 +234,24 @@ async def test_write_each_answers_each_and_keeps_the_order_of_a_channel(node: No
         for number, channel in enumerate(targets)
     ]
     results = await node.broker.write_each([*writes, Write("nonsense", "s", b"1")])
-    assert [type(result) for result in results] == [str, str, str, str, BadRequest]
+    assert [type(result) for result in results] == [str, str, str, str, WriteFailure]
+    assert results[4] == WriteFailure("BAD_REQUEST", MALFORMED)
     assert await node.read(one, ReadOptions(wait_s=0)) == [0, 2, 3]
     assert await node.read(other, ReadOptions(wait_s=0)) == [1]
+
+
+async def test_write_each_waits_once_for_a_channel_that_stays_full(node: Node) -> None:
+    full, free = await node.broker.create(), await node.broker.create()
+    await node.write(full, *range(99))
+    targets = [full, free, full, full, full, free]
+    writes = [Write(channel.producer_address, "s", b"7") for channel in targets]
+    started = now()
+    results = await node.broker.write_each(writes)
+    assert now() - started == pytest.approx(10)
+    reasons = [one.reason if isinstance(one, WriteFailure) else "" for one in results]
+    assert reasons == ["", "", "TIMEOUT", "SKIPPED", "SKIPPED", ""]
+    assert await node.read(full, ReadOptions(wait_s=0)) == [*range(99), 7]
+    assert await node.read(free, ReadOptions(wait_s=0)) == [7, 7]
 
 
 async def test_a_read_with_a_limit_ends_after_as_many_events(node: Node) -> None:

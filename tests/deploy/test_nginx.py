@@ -59,7 +59,7 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
+def cluster(folder: Path, **settings: Any) -> Iterator[Cluster]:
     """Three nodes, each with an agent of its name, behind nginx that has them in a list."""
     http_port, grpc_port = free_port(), free_port()
     with ExitStack() as stack:
@@ -73,6 +73,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
                     agent_warmup_secs=0,
                     address=f"{host}:{http_port}",
                     grpc_address=f"{host}:{grpc_port}",
+                    **settings,
                 )
             )
         listed = static_nodes(list(HOSTS.values()), http_port, grpc_port)
@@ -157,6 +158,15 @@ async def test_every_node_makes_channels_and_each_is_found(http: aiohttp.ClientS
         body = {"eid": events[1]["eid"]}
         acknowledged = await call(http, "POST", f"/ack/{channel['consumerAddress']}", json=body)
         assert acknowledged == (200, {"status": "OK", "acknowledged": 2})
+
+
+async def test_a_node_that_is_full_is_passed_over(tmp_path: Path) -> None:
+    with cluster(tmp_path, max_channels=2) as nodes:
+        async with aiohttp.ClientSession(nodes.proxy.url) as http:
+            made = [await call(http, "POST", "/create") for _ in range(2 * len(HOSTS))]
+            assert [status for status, _ in made] == [200] * len(made)
+            status, answer = await call(http, "POST", "/create")
+            assert (status, answer["code"]) == (503, "NO_AGENT")
 
 
 async def test_events_come_while_the_read_is_open(http: aiohttp.ClientSession) -> None:

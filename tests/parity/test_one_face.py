@@ -128,9 +128,10 @@ async def test_full_channel_holds_the_stream_back_and_not_its_neighbours(
 async def test_published_event_that_finds_no_room_is_refused(grpc: GrpcFace) -> None:
     channel = await grpc.create()
     (answer,) = await grpc.publish(
-        [write_request(channel.producer, "s", b"%d" % number) for number in range(2)]
+        [write_request(channel.producer, "s", b"%d" % number) for number in range(4)]
     )
-    assert reasons(answer) == ["", "TIMEOUT"]
+    assert reasons(answer) == ["", "TIMEOUT", "SKIPPED", "SKIPPED"]
+    assert all(bool(result.message) == bool(result.reason) for result in answer.results)
 
 
 @pytest.mark.settings(poll_duration_millis=150)

@@ -106,3 +106,13 @@ async def test_a_node_says_whether_it_takes_new_channels(
     async with node(**settings) as (_, session):
         assert await asked(session, "/readyz/create") == answer
         assert await asked(session, "/readyz") == (200, "")
+
+
+async def test_a_node_that_is_full_says_that_it_takes_no_new_channels() -> None:
+    async with node(max_channels=1) as (app, session):
+        async with session.post("/create") as response:
+            created = await response.json()
+        assert await asked(session, "/readyz/create") == (429, "LIMIT_EXCEEDED")
+        assert await asked(session, "/readyz") == (200, "")
+        await app.management.dispose(created["consumerAddress"])
+        assert await asked(session, "/readyz/create") == (200, "")

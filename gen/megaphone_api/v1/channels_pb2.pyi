@@ -314,7 +314,7 @@ class PublishResponse(_message.Message):
         event_id: _builtins.str
         """Set when the event was taken."""
         reason: _builtins.str
-        """Otherwise an error code."""
+        """Otherwise an error code, or SKIPPED when an earlier event of the channel timed out."""
         message: _builtins.str
         """Otherwise what was wrong, for people."""
         def __init__(

@@ -112,7 +112,8 @@ class ChannelServiceServicer(object):
 
         Batches are worked on one after the other, and each is answered by one response with a result
         for each of its events, in their order. A full channel holds the stream back, so that
-        the sender feels it. An event that is refused does not end the stream.
+        the sender feels it. An event that is refused does not end the stream. After the first TIMEOUT on
+        a channel the remaining events of that channel in the batch are SKIPPED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

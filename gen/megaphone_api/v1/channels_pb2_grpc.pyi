@@ -70,7 +70,8 @@ class ChannelServiceStub:
 
     Batches are worked on one after the other, and each is answered by one response with a result
     for each of its events, in their order. A full channel holds the stream back, so that
-    the sender feels it. An event that is refused does not end the stream.
+    the sender feels it. An event that is refused does not end the stream. After the first TIMEOUT on
+    a channel the remaining events of that channel in the batch are SKIPPED.
     """
     Read: _grpc.UnaryStreamMultiCallable[_channels_pb2.ReadRequest, _channels_pb2.ReadResponse]
     """Read a channel: everything that is ready, then events as they come.
@@ -120,7 +121,8 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
 
     Batches are worked on one after the other, and each is answered by one response with a result
     for each of its events, in their order. A full channel holds the stream back, so that
-    the sender feels it. An event that is refused does not end the stream.
+    the sender feels it. An event that is refused does not end the stream. After the first TIMEOUT on
+    a channel the remaining events of that channel in the batch are SKIPPED.
     """
     Read: _aio.UnaryStreamMultiCallable[_channels_pb2.ReadRequest, _channels_pb2.ReadResponse]  # type: ignore[assignment]
     """Read a channel: everything that is ready, then events as they come.
@@ -191,7 +193,8 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Batches are worked on one after the other, and each is answered by one response with a result
         for each of its events, in their order. A full channel holds the stream back, so that
-        the sender feels it. An event that is refused does not end the stream.
+        the sender feels it. An event that is refused does not end the stream. After the first TIMEOUT on
+        a channel the remaining events of that channel in the batch are SKIPPED.
         """
 
     @_abc_1.abstractmethod
