@@ -16,7 +16,7 @@ from megaphone.wire import errors, json
 
 log = logging.getLogger(__name__)
 
-CODES_OF_HTTP = {413: "PAYLOAD_TOO_LARGE", 404: "NOT_FOUND"}
+CODES_OF_HTTP = {404: "NOT_FOUND"}
 
 
 def answering(handler: Handler) -> Handler:
@@ -79,8 +79,6 @@ def answer_of(error: MegaphoneError) -> web.Response:
 def answer_of_http(request: web.Request, error: web.HTTPException) -> web.Response:
     """Answer what aiohttp itself refused, in our form."""
     match error:
-        case web.HTTPRequestEntityTooLarge():
-            message = f"the body is too large: at most {request.client_max_size} bytes are allowed"
         case web.HTTPMethodNotAllowed():
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"{request.method} is not allowed here; allowed is {allowed}"

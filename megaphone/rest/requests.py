@@ -7,8 +7,9 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
 
-from megaphone.errors import BadRequest, TooSlow
+from megaphone.errors import BadRequest, PayloadTooLarge, TooSlow
 from megaphone.rest.answers import JSON
+from megaphone.rest.inflation import Inflater, inflater_for, undecodable
 
 BODY_TIMEOUT_S = 30.0
 MAX_DIGITS = 9
@@ -62,20 +63,53 @@ def wants_sse(request: web.Request) -> bool:
 
 
 async def body_of(request: web.Request) -> bytes:
-    """Return the body.
+    """Return the body, inflated if it came compressed.
 
-    Raises: TooSlow; BadRequest, when it cannot be decoded; aiohttp's own error, when it is too
-        large.
+    Raises: PayloadTooLarge, before any of it is read if its headers say so; TooSlow; BadRequest,
+        when it cannot be decoded.
     """
+    encoding = request.headers.get(hdrs.CONTENT_ENCODING)
+    if encoding is None and request.content.is_eof():  # it came with its headers, as most do
+        body = request.content.read_nowait()
+        check_size(request, len(body))
+        return body
+    check_size(request, request.content_length or 0)
+    inflater = None if encoding is None else inflater_for(encoding)
     try:
-        if request.content.is_eof():
-            return await request.read()
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await request.read()
+            return await received_body(request, inflater)
     except TimeoutError:
         raise TooSlow(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     except web.RequestPayloadError:
-        raise BadRequest("the body is not encoded as its headers say") from None
+        raise undecodable() from None
+
+
+async def received_body(request: web.Request, inflater: Inflater | None) -> bytes:
+    """Return the body chunk by chunk as it comes, so that one too large is refused at once."""
+    pieces: list[bytes] = []
+    received = size = 0
+    async for chunk in request.content.iter_any():
+        received += len(chunk)
+        check_size(request, received)
+        if inflater is None:
+            pieces.append(chunk)
+            continue
+        for piece in inflater.pieces(chunk):
+            size += len(piece)
+            check_size(request, size)
+            pieces.append(piece)
+            await asyncio.sleep(0)  # others get their turn
+    if inflater is not None:
+        inflater.finish()
+    return b"".join(pieces)
+
+
+def check_size(request: web.Request, size: int) -> None:
+    """Raises: PayloadTooLarge, for more bytes than a body may have."""
+    if size > request.client_max_size:
+        raise PayloadTooLarge(
+            f"the body is too large: at most {request.client_max_size} bytes are allowed"
+        )
 
 
 def whole_number(query: Mapping[str, str], name: str) -> int | None:

@@ -71,6 +71,7 @@ class Connection(web.RequestHandler):
             loop=loop,
             access_log=None,  # type: ignore[arg-type]  # documented, and costs each request less
             keepalive_timeout=HEADER_TIMEOUT_S,
+            auto_decompress=False,  # `requests.body_of` does it, within bounds
         )
 
     def handle_error(
