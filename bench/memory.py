@@ -23,6 +23,7 @@ from bench.streams import read_call
 from megaphone.cli.serving import new_event_loop
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
+from megaphone.core.budget import Budget
 from megaphone.metrics import Metrics
 from megaphone.model import AgentMode
 from megaphone.settings import Settings
@@ -81,6 +82,7 @@ async def grow(count: int, used: Callable[[], int]) -> float:
         limits=settings.channel_limits(),
         max_channels=settings.max_channels,
         write_timeout_s=settings.write_timeout_millis / 1000,
+        budget=Budget(),
         observer=observer,
     )
     agents = Agents(warmup_s=0)

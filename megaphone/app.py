@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from megaphone import __version__
+from megaphone import __version__, memory
 from megaphone.cluster.drains import Drains
 from megaphone.cluster.pipes import Pipes
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
+from megaphone.core.budget import Budget
 from megaphone.core.feeds import Feeds
 from megaphone.core.management import Management
 from megaphone.metrics import Metrics
@@ -59,11 +60,13 @@ async def running(settings: Settings) -> AsyncIterator[App]:
     Raises: OSError, when an address cannot be had.
     """
     webhooks = Webhooks(settings.webhooks)
-    metrics = Metrics(webhooks)
+    budget = Budget(settings.max_buffered_bytes or memory.allowed_bytes() // 2)
+    metrics = Metrics(webhooks, budget)
     store = MemoryStore(
         limits=settings.channel_limits(),
         max_channels=settings.max_channels,
         write_timeout_s=settings.write_timeout_millis / 1000,
+        budget=budget,
         observer=metrics,
         on_removed=webhooks.channel_removed,
     )

@@ -22,6 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import msgspec
 import yaml
 
+from megaphone import memory
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
 from megaphone.settings import Name, Settings, Webhook
 
@@ -42,6 +43,7 @@ VARIABLE = "variable "
 """What the source of a value begins with that comes from the environment."""
 SOCKET = "mng_socket_path"
 WARMUP = "agent_warmup_secs"
+BUFFERED = "max_buffered_bytes"
 
 TYPES = get_type_hints(Settings, include_extras=True)
 KEYS = [setting.name for setting in fields(Settings)]
@@ -209,6 +211,7 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
         checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
     checked.setdefault(SOCKET, default_socket_path(environment))
+    checked.setdefault(BUFFERED, memory.allowed_bytes() // 2)
     return Config(Settings(**checked), sources)
 
 

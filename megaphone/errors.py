@@ -33,7 +33,7 @@ class MegaphoneError(Exception):
     """
 
     code: ClassVar[str]
-    retry_after_s: ClassVar[float | None] = None
+    retry_after_s: float | None = None
     """Seconds after which the same request may succeed; None where there is no saying."""
 
 
@@ -78,6 +78,10 @@ class PayloadTooLarge(MegaphoneError):
 class LimitExceeded(MegaphoneError):
     code = "LIMIT_EXCEEDED"
     retry_after_s = 10.0
+
+    def __init__(self, message: str, *, retry_after_s: float = 10.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class WriteTimeout(MegaphoneError):

@@ -14,6 +14,8 @@ from typing import Protocol
 
 from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, generate_latest
 
+from megaphone.core.budget import Budget
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS_S = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
 
@@ -44,10 +46,11 @@ class NoWebhooks:
 
 
 class Metrics:
-    """Fulfils `core.ports.Observer`. Webhooks count for themselves, and are asked."""
+    """Fulfils `core.ports.Observer`. Webhooks and the budget keep counts of their own."""
 
-    def __init__(self, webhooks: WebhookCounts | None = None) -> None:
+    def __init__(self, webhooks: WebhookCounts | None = None, budget: Budget | None = None) -> None:
         self._webhooks = webhooks or NoWebhooks()
+        self._budget = budget or Budget()
         self.channels_created = 0
         self.channels_fed = 0
         self.channels_forgotten = 0
@@ -156,6 +159,8 @@ class Metrics:
             ("channels", self.channels_alive, "Channels alive."),
             ("reads_open", self.reads_open, "Reads open."),
             ("writers_waiting", self.writers_waiting, "Writers that wait for room."),
+            ("buffered_bytes", self._budget.used, "Memory that clients make this node use."),
+            ("buffered_bytes_limit", self._budget.limit, "The most that they may."),
         ):
             yield from family(name, "gauge", meaning)
             yield f"megaphone_{name} {value}"

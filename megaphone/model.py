@@ -68,7 +68,10 @@ class DrainProgress:
 
 @dataclass(slots=True, eq=False)
 class Event:
-    """One event. Not changed after it is made, and shared by all channels it is written to."""
+    """One event, shared by all channels it is written to.
+
+    What clients see of it is not changed after it is made.
+    """
 
     id: str
     """23 random letters and digits; a repeated delivery repeats it."""
@@ -78,7 +81,11 @@ class Event:
     body: bytes = field(repr=False)
     """One JSON value in UTF-8, as it was written, without line breaks."""
     rendered: bytes | None = field(default=None, repr=False)
-    """What a face made of the event, kept so that all its readers share the same bytes."""
+    """What a face made of the event, kept for the other channels that share it."""
+    holders: int = field(default=0, repr=False)
+    """How many logs of channels, and writers that wait, hold it. Counted by `core.budget`."""
+    awaited: int = field(default=0, repr=False)
+    """In how many channels its reader is yet to get it. Counted by `core.budget`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,3 +207,5 @@ class ChannelLimits:
     """How old an event sent to a plain reader may be to be sent again after a broken read."""
     idempotency_window_s: float = 60.0
     """How long a request id is remembered."""
+    max_waiting_writers: int = 1_000
+    """Writers that wait for room at once."""

@@ -135,6 +135,12 @@ class Settings:
     """Events that a channel holds for its reader."""
     max_channels: Annotated[int, whole(1, 100_000_000)] = 100_000
     """Channels that this node holds at once."""
+    max_waiting_writers: Annotated[int, whole(0, 1_000_000)] = 1_000
+    """Writers that wait for room in one channel at once; more are refused."""
+    max_buffered_bytes: Annotated[int, whole(1_048_576, 1 << 50)] | None = None
+    """Memory that clients may make this node use: channels, events, writers that wait, bodies that
+    are being received, and what is under way to readers. Unless it is set: half of what the system
+    lets this process have."""
     max_body_bytes: Annotated[int, whole(1, 1_073_741_824)] = 1_048_576
     """The largest request body, and so the largest event."""
     max_batch_events: Annotated[int, whole(1, 10_000_000)] = 10_000
@@ -157,4 +163,5 @@ class Settings:
             capacity=self.buffer_capacity,
             ttl_s=self.channel_ttl_secs,
             redelivery_window_s=self.redelivery_window_secs,
+            max_waiting_writers=self.max_waiting_writers,
         )

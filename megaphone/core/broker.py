@@ -122,7 +122,7 @@ class Broker:
         Returns: the event's id; that of an earlier event when `request_id` repeats the one it was
             written with within 60 s.
         Raises: BadRequest; PermissionDenied, for a consumer address; ChannelNotFound;
-            PayloadTooLarge; WriteTimeout; ShuttingDown.
+            PayloadTooLarge; LimitExceeded; WriteTimeout; ShuttingDown.
         """
         self._refuse_if_shutting_down()
         if request_id is not None:

@@ -21,11 +21,14 @@ most `capacity` sent entries that hold no place are kept for replay; older ones 
 from collections import OrderedDict
 from collections.abc import Callable
 
-from megaphone.errors import ReaderBusy
+from megaphone.core.budget import CHANNEL_BYTES, KEY_BYTES, Budget, cost
+from megaphone.errors import LimitExceeded, ReaderBusy
 from megaphone.model import START, ChannelLimits, Event, ReadOptions
 
 IDEMPOTENCY_KEYS = 10_000
 """Request ids that a channel remembers at most; the oldest are forgotten first."""
+BUSY_RETRY_AFTER_S = 1.0
+"""When a writer may come back that found too many others waiting."""
 
 
 class Waiter:
@@ -124,6 +127,7 @@ class Channel:
     """See the module. All methods take effect at once and wholly, or raise and change nothing."""
 
     __slots__ = (
+        "_budget",
         "_done",
         "_forgotten",
         "_forgotten_id",
@@ -139,7 +143,10 @@ class Channel:
         "deadline",
     )
 
-    def __init__(self, limits: ChannelLimits, now: float) -> None:
+    def __init__(self, limits: ChannelLimits, now: float, budget: Budget) -> None:
+        """What the channel holds counts against `budget`, until it is closed."""
+        self._budget = budget
+        budget.add(CHANNEL_BYTES)
         self.created_at = now
         self.deadline: float | None = now + limits.ttl_s
         """When the channel dies; None while it is read."""
@@ -170,9 +177,12 @@ class Channel:
         waits for it.
 
         Returns: the id under which the event is in the channel, or the waiter to join.
+        Raises: LimitExceeded, when the budget has no room for the event, or as many writers wait
+            as may.
         """
         if request_id is not None and (earlier := self._recall(request_id, now)) is not None:
             return earlier
+        self._budget.ensure(cost(event), now, self)
         answer: str | Waiter
         if self._held < self._limits.capacity and not self._waiters:
             self._append(event)
@@ -188,8 +198,9 @@ class Channel:
         if waiter.taken is None and waiter.leave(settled):
             assert self._waiters is not None
             del self._waiters[waiter]
+            self._budget.drop(waiter.event)
             if waiter.request_id is not None and self._request_ids is not None:
-                self._request_ids.pop(waiter.request_id, None)
+                self._forget_request_id(waiter.request_id)
 
     @property
     def waiting_writers(self) -> int:
@@ -354,14 +365,29 @@ class Channel:
             lease.wake()
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
+            self._budget.drop(waiter.event)
             waiter.settle(taken=False)
+        self._give_back_all()
         self._log = []
         self._done = self._sent = self._held = 0
         return lost
 
+    def _give_back_all(self) -> None:
+        """Let nothing of the channel count any more."""
+        for entry in self._log:
+            if entry.holds_place:
+                self._budget.deliver(entry.event)
+            self._budget.drop(entry.event)
+        while self._request_ids:
+            self._forget_request_id(next(iter(self._request_ids)))
+        self._budget.forget(self)
+        self._budget.subtract(CHANNEL_BYTES)
+
     # -- Inside: writers
 
     def _append(self, event: Event) -> None:
+        self._budget.hold(event)
+        self._budget.expect(event)
         self._log.append(Entry(event))
         self._held += 1
         self._wake_reader()
@@ -369,13 +395,21 @@ class Channel:
     def _queue(self, waiter: Waiter) -> Waiter:
         if self._waiters is None:
             self._waiters = OrderedDict()
+        if len(self._waiters) >= self._limits.max_waiting_writers:
+            raise LimitExceeded(
+                f"{len(self._waiters)} writers wait for room in this channel already;"
+                " no more may (max_waiting_writers)",
+                retry_after_s=BUSY_RETRY_AFTER_S,
+            )
         self._waiters[waiter] = None
+        self._budget.hold(waiter.event)
         return waiter
 
     def _admit_waiters(self) -> None:
         while self._waiters and self._held < self._limits.capacity:
             waiter, _ = self._waiters.popitem(last=False)
             self._append(waiter.event)
+            self._budget.drop(waiter.event)
             waiter.settle(taken=True)
         if not self._waiters:
             self._waiters = None
@@ -389,21 +423,25 @@ class Channel:
             return answer.event.id
         return answer
 
-    @staticmethod
-    def _forget_request_ids(known: RequestIds, before: float) -> None:
+    def _forget_request_ids(self, known: RequestIds, before: float) -> None:
         """Forget those offered before a time, up to the first whose event still waits for room."""
         while known:
             request_id, (answer, offered_at) = next(iter(known.items()))
             if offered_at >= before or (isinstance(answer, Waiter) and answer.taken is None):
                 break
-            del known[request_id]
+            self._forget_request_id(request_id)
+
+    def _forget_request_id(self, request_id: str) -> None:
+        if self._request_ids is not None and self._request_ids.pop(request_id, None) is not None:
+            self._budget.subtract(KEY_BYTES + len(request_id))
 
     def _remember(self, request_id: str, answer: str | Waiter, now: float) -> None:
         if self._request_ids is None:
             self._request_ids = OrderedDict()
         self._request_ids[request_id] = (answer, now)
+        self._budget.add(KEY_BYTES + len(request_id))
         if len(self._request_ids) > IDEMPOTENCY_KEYS:
-            self._request_ids.popitem(last=False)
+            self._forget_request_id(next(iter(self._request_ids)))
 
     # -- Inside: readers
 
@@ -433,6 +471,7 @@ class Channel:
         lease.is_open = False
         self._lease = None
         self.deadline = now + self._limits.ttl_s
+        self._note_replay()
 
     def _lose_lease(self, lease: Lease, now: float) -> None:
         self._release(lease, clean=False, now=now)
@@ -469,18 +508,43 @@ class Channel:
             if entry.holds_place:
                 entry.holds_place = False
                 self._held -= 1
+                self._budget.deliver(entry.event)
         self._forget()
+        self._note_replay()
         self._admit_waiters()
 
     def _forget(self) -> None:
         """Keep no more than `capacity` entries for replay."""
         excess = self._read_so_far() - self._limits.capacity
         if excess > 0:
-            self._forgotten_id = self._log[excess - 1].event.id
-            self._forgotten += excess
-            del self._log[:excess]
-            self._done = max(0, self._done - excess)
-            self._sent -= excess
+            self._drop_first(excess)
+
+    def _drop_first(self, count: int) -> None:
+        """Drop entries that hold no place from the beginning of the log."""
+        dropped = self._log[:count]
+        del self._log[:count]
+        for entry in dropped:
+            self._budget.drop(entry.event)
+        self._forgotten_id = dropped[-1].event.id
+        self._forgotten += count
+        self._done = max(0, self._done - count)
+        self._sent -= count
+
+    def _note_replay(self) -> None:
+        if self._log and not self._log[0].holds_place:
+            self._budget.keeps_replay(self)
+
+    def evict_replay(self, now: float) -> None:
+        """Drop what is kept for replay only, because memory is short.
+
+        Events that a broken read would be sent again stay: those that an acknowledging reader has
+        in flight, and those that a plain one was sent within the redelivery window.
+        """
+        acknowledging = self._lease is not None and self._lease.acknowledging
+        owed_since = now - self._limits.redelivery_window_s
+        count = self._done if acknowledging else self._first_sent_since(owed_since)
+        if count:
+            self._drop_first(count)
 
     def _read_so_far(self) -> int:
         """How many entries the next read would not get, if the present one ended clean now."""

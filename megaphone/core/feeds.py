@@ -13,7 +13,7 @@ from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.content import checked_body, checked_id, checked_stream_id
 from megaphone.core.ports import Observer, Store
-from megaphone.errors import BadRequest, MegaphoneError, ShuttingDown
+from megaphone.errors import BadRequest, LimitExceeded, MegaphoneError, ShuttingDown
 from megaphone.model import (
     AgentMode,
     ChannelAdded,
@@ -172,6 +172,8 @@ class Feed:
             return
         try:
             await self._store.push(channel_id, self._checked(event))
+        except LimitExceeded:
+            raise  # the source keeps the event, and sends it again once it has connected again
         except MegaphoneError as error:
             self._feeds.observer.events_lost(1)
             log.warning("agent %s: a fed event was refused: %s", self._agent.name, error)

@@ -83,7 +83,7 @@ class Store(Protocol):
     async def create(self, channel_id: bytes, consumer_address: str) -> None:
         """Add an empty channel.
 
-        Raises: LimitExceeded, when the store holds as many as it may.
+        Raises: LimitExceeded, when the store holds as many as it may, or has no memory for it.
         """
 
     async def check_room(self) -> None:
@@ -96,7 +96,8 @@ class Store(Protocol):
 
         Returns: the id under which the event is stored: that of an earlier event if `request_id`
             repeats the one it was written with.
-        Raises: ChannelNotFound; WriteTimeout; AgentMoved; ShuttingDown.
+        Raises: ChannelNotFound; LimitExceeded, when there is no memory for the event, or as many
+            writers wait as may; WriteTimeout; AgentMoved; ShuttingDown.
         """
 
     async def lease(
@@ -161,7 +162,7 @@ class Store(Protocol):
     async def push(self, channel_id: bytes, event: Event) -> None:
         """Add an event that another node took, without waiting; one that is there stays once.
 
-        Raises: ChannelNotFound.
+        Raises: ChannelNotFound; LimitExceeded, when there is no memory for it.
         """
 
     async def move_position(self, channel_id: bytes, event_id: str) -> None:

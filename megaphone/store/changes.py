@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel
 from megaphone.model import (
     START,
@@ -27,9 +28,14 @@ class StoredChannel(Channel):
     __slots__ = ("channel_id", "consumer_address", "followers", "is_exempt")
 
     def __init__(
-        self, channel_id: bytes, consumer_address: str, limits: ChannelLimits, now: float
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        limits: ChannelLimits,
+        now: float,
+        budget: Budget,
     ) -> None:
-        super().__init__(limits, now)
+        super().__init__(limits, now, budget)
         self.channel_id = channel_id
         self.consumer_address = consumer_address
         self.followers: tuple[MemoryChanges, ...] = ()

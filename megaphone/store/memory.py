@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
+from megaphone.core.budget import CHANNEL_BYTES, Budget, cost
 from megaphone.core.channel import Lease, Waiter
 from megaphone.core.expiry import Deadlines
 from megaphone.core.ports import Observer
@@ -40,12 +41,14 @@ class MemoryStore:
         limits: ChannelLimits,
         max_channels: int,
         write_timeout_s: float,
+        budget: Budget,
         observer: Observer,
         on_removed: Callable[[str], None] = lambda consumer_address: None,
     ) -> None:
         self._limits = limits
         self._max_channels = max_channels
         self._write_timeout_s = write_timeout_s
+        self._budget = budget
         self._observer = observer
         self._on_removed = on_removed
         self._loop = asyncio.get_running_loop()
@@ -68,7 +71,8 @@ class MemoryStore:
     async def create(self, channel_id: bytes, consumer_address: str) -> None:
         await self.check_room()
         now = self._loop.time()
-        channel = StoredChannel(channel_id, consumer_address, self._limits, now)
+        self._budget.ensure(CHANNEL_BYTES, now)
+        channel = StoredChannel(channel_id, consumer_address, self._limits, now, self._budget)
         self._channels[channel_id] = channel
         for changes in self._followers:
             changes.channel_created(channel)
@@ -154,6 +158,7 @@ class MemoryStore:
 
     async def push(self, channel_id: bytes, event: Event) -> None:
         channel = self._living(channel_id)
+        self._budget.ensure(cost(event), self._loop.time(), channel)
         self._observer.events_fed(1)
         if lost := channel.push(event):
             self._observer.events_lost(lost)

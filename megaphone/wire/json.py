@@ -215,15 +215,18 @@ def timestamp(microseconds: int) -> str:
 
 
 def event_line(event: Event) -> bytes:
-    """Render an event as one line, once: all readers share the bytes."""
-    if event.rendered is None:
-        event.rendered = b'{"sid":%b,"eid":"%b","ts":"%b","body":%b}\n' % (
-            encode(event.stream_id),
-            event.id.encode(),
-            timestamp(event.timestamp_us).encode(),
-            event.body,
-        )
-    return event.rendered
+    """Render an event as one line. It is kept while other channels have it to send yet."""
+    if event.rendered is not None:
+        return event.rendered
+    line = b'{"sid":%b,"eid":"%b","ts":"%b","body":%b}\n' % (
+        encode(event.stream_id),
+        event.id.encode(),
+        timestamp(event.timestamp_us).encode(),
+        event.body,
+    )
+    if event.awaited > 1:
+        event.rendered = line
+    return line
 
 
 def event_lines(events: Sequence[Event]) -> bytes:

@@ -12,6 +12,7 @@ from megaphone.cluster.pipes import Pipes
 from megaphone.core.addresses import MALFORMED
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
+from megaphone.core.budget import Budget
 from megaphone.core.feeds import Feeds
 from megaphone.core.management import Management
 from megaphone.core.reader import Reader
@@ -66,6 +67,7 @@ class Node:
             limits=settings.channel_limits(),
             max_channels=settings.max_channels,
             write_timeout_s=settings.write_timeout_millis / 1000,
+            budget=Budget(),
             observer=self.metrics,
         )
 

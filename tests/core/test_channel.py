@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from megaphone.core.budget import Budget
 from megaphone.core.channel import IDEMPOTENCY_KEYS, Channel, Lease, Waiter
 from megaphone.errors import ReaderBusy
 from megaphone.model import ChannelLimits, Event, ReadOptions
@@ -26,7 +27,7 @@ def make(
     idempotency_window_s: float = 60.0,
 ) -> Channel:
     limits = ChannelLimits(capacity, ttl_s, redelivery_window_s, idempotency_window_s)
-    return Channel(limits, now=0.0)
+    return Channel(limits, 0.0, Budget())
 
 
 def holding(letters: str, capacity: int = 3) -> Channel:

@@ -6,6 +6,7 @@ A channel holds three here.
 
 import pytest
 
+from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.model import START, ChannelLimits, Event, ReadOptions
 
@@ -15,7 +16,7 @@ EVERY_KIND = pytest.mark.parametrize("options", [PLAIN, ACKNOWLEDGING], ids=["pl
 
 
 def fed(letters: str = "") -> Channel:
-    channel = Channel(ChannelLimits(capacity=3), now=0.0)
+    channel = Channel(ChannelLimits(capacity=3), 0.0, Budget())
     push(channel, letters)
     return channel
 

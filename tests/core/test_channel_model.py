@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from megaphone.core.budget import CHANNEL_BYTES, ENTRY_BYTES, EVENT_BYTES, KEY_BYTES, Budget
 from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.errors import ReaderBusy
 from megaphone.model import START, ChannelLimits, Event, ReadOptions
@@ -23,6 +24,7 @@ REQUEST_IDS_S = 7.25
 """No sum of the time steps below: the specification leaves open what holds at that very moment."""
 BEFORE_ALL = -1
 """The number of START, as if it were an event that every new channel has forgotten."""
+BODY = b'{"any": "body"}'
 STEPS_S = [0.0, 0.5, 1.0, 2.0, 5.0, 9.5, 10.0, 59.5, 60.0]
 
 
@@ -169,6 +171,18 @@ class Model:
         self.reader = None
         self.dies_at = now + TTL_S
 
+    def evict_replay(self, now: float) -> None:
+        while self.kept and not self.is_owed(self.kept[0], now):
+            self.last_forgotten = self.kept.pop(0).number
+
+    def is_owed(self, record: Record, now: float) -> bool:
+        """Whether a reader gets it yet, also if the present read breaks."""
+        if record.state is not State.SENT:
+            return record.state is State.READY
+        assert self.reader is not None
+        assert record.sent_at is not None
+        return self.reader.acknowledge or now - record.sent_at < self.redelivery_s
+
     def lost(self) -> int:
         ready, sent = len(self.in_state(State.READY)), len(self.in_state(State.SENT))
         return ready + (sent if self.reader and self.reader.acknowledge else 0)
@@ -200,7 +214,8 @@ class ChannelMachine(RuleBasedStateMachine):
     )
     def start(self, capacity: int, redelivery_s: float, ending: str) -> None:
         bounds = ChannelLimits(capacity, TTL_S, redelivery_s, REQUEST_IDS_S)
-        self.channel = Channel(bounds, self.now)
+        self.budget = Budget()
+        self.channel = Channel(bounds, self.now, self.budget)
         self.model = Model(capacity, redelivery_s)
         self.ending = ending
         self.open: Lease | None = None
@@ -225,7 +240,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(request_id=st.sampled_from([None, None, "r1", "r2"]))
     def offer(self, request_id: str | None) -> None:
         number, self.written = self.written, self.written + 1
-        new = Event(id=id_of(number), stream_id="s", timestamp_us=0, body=b"{}")
+        new = Event(id=id_of(number), stream_id="s", timestamp_us=0, body=BODY)
         answer = self.channel.offer(new, now=self.now, request_id=request_id)
         record = self.model.offer(number, request_id, self.now)
         if record not in self.model.waiting:
@@ -318,6 +333,11 @@ class ChannelMachine(RuleBasedStateMachine):
         assert old.take(5, self.now) == []
         old.release(clean=clean, now=self.now)
 
+    @rule()
+    def evict_replay(self) -> None:
+        self.channel.evict_replay(self.now)
+        self.model.evict_replay(self.now)
+
     @rule(step_s=st.sampled_from(STEPS_S))
     def wait(self, step_s: float) -> None:
         self.now += step_s
@@ -357,6 +377,13 @@ class ChannelMachine(RuleBasedStateMachine):
             assert self.channel.unsent == len(self.model.in_state(State.READY))
 
     @invariant()
+    def what_it_holds_counts(self) -> None:
+        holders = len(self.model.kept) + len(self.model.waiting)
+        events = holders * (ENTRY_BYTES + EVENT_BYTES + len(BODY))
+        keys = self.budget.used - CHANNEL_BYTES - events
+        assert keys in [number * (KEY_BYTES + 2) for number in range(3)]
+
+    @invariant()
     def it_dies_at_its_deadline_and_never_while_read(self) -> None:
         dies_at = self.model.dies_at
         assert self.channel.deadline == dies_at
@@ -394,6 +421,7 @@ class ChannelMachine(RuleBasedStateMachine):
             assert not self.open.is_open
             assert self.open.take(5, self.now) == []
             self.open.release(clean=False, now=self.now)
+        assert self.budget.used == 0
         assert (self.channel.is_read, self.channel.unsent) == (False, 0)
         assert self.channel.waiting_writers == 0
 

@@ -1,5 +1,6 @@
 """Where a read stands before its first event, for a client to resume after that has none yet."""
 
+from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease
 from megaphone.model import START, ChannelLimits, Event, ReadOptions
 
@@ -7,7 +8,7 @@ CAPACITY = 3
 
 
 def channel_with(letters: str) -> Channel:
-    channel = Channel(ChannelLimits(capacity=CAPACITY), now=0.0)
+    channel = Channel(ChannelLimits(capacity=CAPACITY), 0.0, Budget())
     write(channel, letters)
     return channel
 

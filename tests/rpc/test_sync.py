@@ -536,3 +536,14 @@ def check_has_no_secret(text: str) -> None:
     )
     for secret in secrets:
         assert secret not in text
+
+
+@pytest.mark.settings(max_buffered_bytes=1_048_576)
+async def test_a_feed_for_which_there_is_no_memory_ends_and_loses_nothing(app: App) -> None:
+    large = '"' + 400_000 * "x" + '"'
+    async with feeding(app) as one:
+        await one.send(created(), *(event(n, json_payload=large) for n in range(3)))
+        assert await one.status() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert "max_buffered_bytes" in await one.details()
+    assert app.metrics.messages_lost == 0
+    assert app.metrics.messages_fed == 2

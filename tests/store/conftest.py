@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import pytest
 
+from megaphone.core.budget import Budget
 from megaphone.core.ports import ChannelLease, Store
 from megaphone.model import ChannelLimits, Event, ReadOptions
 from megaphone.store.memory import MemoryStore
@@ -178,12 +179,18 @@ async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: unnoticed.append(context))
 
-    def make(capacity: int = 3, max_channels: int = 100_000, **limits: float) -> Bench:
+    def make(
+        capacity: int = 3,
+        max_channels: int = 100_000,
+        budget: Budget | None = None,
+        **limits: Any,
+    ) -> Bench:
         observer = RecordingObserver()
         store = MemoryStore(
             limits=ChannelLimits(capacity, **limits),
             max_channels=max_channels,
             write_timeout_s=10.0,
+            budget=budget or Budget(),
             observer=observer,
         )
         benches.append(Bench(store, observer))

@@ -1,0 +1,203 @@
+"""What counts against the budget, and what goes when it runs short."""
+
+import pytest
+
+from megaphone.core.budget import CHANNEL_BYTES, ENTRY_BYTES, EVENT_BYTES, Budget, cost
+from megaphone.core.channel import Channel, Waiter
+from megaphone.errors import LimitExceeded
+from megaphone.model import START, ChannelLimits, Event, ReadOptions
+from megaphone.wire.json import event_line
+
+BODY_BYTES = 10_000
+EVENT = ENTRY_BYTES + EVENT_BYTES + BODY_BYTES
+"""What an event takes that one channel holds."""
+PLAIN = ReadOptions()
+LIMITS = ChannelLimits(capacity=5, redelivery_window_s=10.0)
+
+
+def event(name: str = "e") -> Event:
+    return Event(name, "s", 0, b"1" * BODY_BYTES)
+
+
+def channel(budget: Budget, limits: ChannelLimits = LIMITS) -> Channel:
+    return Channel(limits, 0.0, budget)
+
+
+def write(target: Channel, *events: Event, at: float = 0.0) -> None:
+    for one in events:
+        assert target.offer(one, now=at) == one.id
+
+
+def read(target: Channel, *, at: float = 0.0, after: str | None = None) -> list[str]:
+    """Read what is there, to a clean end."""
+    lease = target.lease(ReadOptions(after_event_id=after), lambda: None, at)
+    taken: list[str] = []
+    while events := lease.take(100, at):
+        taken += [one.id for one in events]
+    lease.release(clean=True, now=at)
+    return taken
+
+
+def recovers(target: Channel, cursor: str) -> bool | None:
+    lease = target.lease(ReadOptions(after_event_id=cursor), lambda: None, 0.0)
+    lease.release(clean=False, now=0.0)
+    return lease.recovered
+
+
+def room_for(events: int, channels: int = 1) -> Budget:
+    """Return a budget that has room for so much, and is short of it from the last event on."""
+    return Budget(int(channels * CHANNEL_BYTES + events * EVENT + EVENT // 2))
+
+
+def test_an_event_counts_once_however_many_channels_hold_it() -> None:
+    budget = Budget()
+    shared = event()
+    channels = [channel(budget) for _ in range(10)]
+    empty = budget.used
+    for one in channels:
+        write(one, shared)
+    # The line that readers of several channels share takes as much as the body.
+    assert budget.used - empty == 10 * ENTRY_BYTES + EVENT_BYTES + 2 * BODY_BYTES
+
+
+def test_a_rendered_line_is_kept_only_while_several_channels_have_it_to_send() -> None:
+    budget = Budget()
+    shared, alone = event(), event()
+    first, second, third = (channel(budget) for _ in range(3))
+    for one in (first, second, third):
+        write(one, shared)
+    write(first, alone)
+    read(first)
+    assert event_line(shared) is event_line(shared)
+    assert event_line(alone) is not event_line(alone)
+    read(second)
+    assert shared.rendered is None
+    assert event_line(shared) == event_line(shared)
+    assert shared.rendered is None
+
+
+@pytest.mark.parametrize("ending", ["read", "closed"])
+def test_everything_is_given_back_once_the_channel_is_gone(ending: str) -> None:
+    budget = Budget()
+    one = channel(budget)
+    for number in range(5):
+        one.offer(event(str(number)), now=0.0, request_id=f"key {number}")
+    waiter = one.offer(event("waits"), now=0.0, request_id="another key")
+    assert isinstance(waiter, Waiter)
+    assert budget.used > 6 * EVENT
+    if ending == "read":
+        read(one)
+    one.close()
+    assert budget.used == 0
+
+
+def test_a_writer_that_waits_counts_until_it_leaves() -> None:
+    budget = Budget()
+    full = channel(budget)
+    write(full, *(event(str(number)) for number in range(5)))
+    before = budget.used
+    waiter = full.offer(event("waits"), now=0.0)
+    assert isinstance(waiter, Waiter)
+
+    def on_answer() -> None: ...
+
+    waiter.join(on_answer)
+    assert budget.used == before + EVENT
+    full.withdraw(waiter, on_answer)
+    assert budget.used == before
+
+
+def test_no_more_writers_wait_than_may() -> None:
+    budget = Budget()
+    full = channel(budget, ChannelLimits(capacity=1, max_waiting_writers=2))
+    write(full, event("0"))
+    for name in ("1", "2"):
+        assert isinstance(full.offer(event(name), now=0.0), Waiter)
+    before = budget.used
+    with pytest.raises(LimitExceeded, match="max_waiting_writers") as refused:
+        full.offer(event("3"), now=0.0, request_id="key")
+    assert refused.value.retry_after_s == 1.0
+    assert (full.waiting_writers, budget.used) == (2, before)
+    assert read(full) == ["0", "1", "2"]
+
+
+def test_a_write_without_room_is_refused_and_changes_nothing() -> None:
+    budget = room_for(3)
+    one = channel(budget)
+    write(one, event("1"), event("2"), event("3"))
+    before = budget.used
+    with pytest.raises(LimitExceeded, match="max_buffered_bytes") as refused:
+        one.offer(event("4"), now=0.0, request_id="key")
+    assert refused.value.retry_after_s == 1.0
+    assert budget.used == before
+    assert read(one) == ["1", "2", "3"]
+
+
+def test_a_repeated_write_is_answered_even_without_room() -> None:
+    budget = room_for(1)
+    one = channel(budget)
+    one.offer(event("1"), now=0.0, request_id="key")
+    with pytest.raises(LimitExceeded):
+        one.offer(event("2"), now=0.0, request_id="another")
+    assert one.offer(event("3"), now=0.0, request_id="key") == "1"
+
+
+def test_replay_makes_room_that_of_the_channel_written_to_first() -> None:
+    budget = room_for(4, channels=2)
+    other, written = channel(budget), channel(budget)
+    write(other, event("a"), event("b"))
+    read(other)
+    write(written, event("1"), event("2"))
+    read(written)
+    write(written, event("3"))
+    assert recovers(other, "a") is True
+    assert recovers(written, "1") is False
+    assert read(written, after="2") == ["3"]
+
+
+def test_replay_of_other_channels_makes_room_oldest_first() -> None:
+    budget = room_for(3, channels=4)
+    replaying = [channel(budget) for _ in range(3)]
+    for number, one in enumerate(replaying):
+        write(one, event(str(number)))
+        read(one)
+    write(channel(budget), event("new"))
+    assert [recovers(one, START) for one in replaying] == [False, True, True]
+
+
+def test_the_last_event_evicted_is_a_cursor_that_misses_nothing() -> None:
+    one = channel(Budget())
+    write(one, event("1"), event("2"))
+    read(one)
+    one.evict_replay(0.0)
+    assert recovers(one, "2") is True
+    assert recovers(one, "1") is False
+
+
+def test_what_a_broken_read_is_owed_is_not_evicted() -> None:
+    one = channel(Budget())
+    write(one, event("1"), event("2"), event("3"))
+    lease = one.lease(PLAIN, lambda: None, 0.0)
+    lease.take(1, 0.0)
+    lease.take(1, 5.0)
+    one.evict_replay(11.0)
+    lease.release(clean=False, now=11.0)
+    assert read(one, at=11.0) == ["2", "3"]
+
+
+def test_what_is_in_flight_to_an_acknowledging_reader_is_not_evicted() -> None:
+    one = channel(Budget())
+    write(one, event("1"), event("2"))
+    lease = one.lease(ReadOptions(acknowledge=True), lambda: None, 0.0)
+    lease.take(2, 0.0)
+    one.acknowledge("1")
+    one.evict_replay(1_000.0)
+    lease.release(clean=False, now=1_000.0)
+    assert read(one) == ["2"]
+
+
+def test_another_holder_of_an_event_costs_no_second_body() -> None:
+    one, shared = channel(Budget()), event()
+    assert cost(shared) == EVENT
+    write(one, shared)
+    assert cost(shared) == ENTRY_BYTES

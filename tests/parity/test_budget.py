@@ -1,0 +1,116 @@
+"""A node whose memory for clients is used up: what its clients see of that, over both faces."""
+
+import asyncio
+
+import pytest
+
+from megaphone.app import App
+from megaphone.errors import LimitExceeded
+from megaphone.model import START, BatchFailure, Message, ReadOptions
+from tests.support.faces import Face, read_all, take
+from tests.support.scenes import eventually, read_once_free, resuming_after, writers_wait
+
+BODY = b'"' + b"x" * 100_000 + b'"'
+ROOM = 19
+"""As many such events as there is room for."""
+pytestmark = pytest.mark.settings(max_buffered_bytes=2_000_000)
+
+
+async def test_writes_beyond_the_budget_are_refused_until_readers_have_read(face: Face) -> None:
+    channel = await face.create()
+    for _ in range(ROOM):
+        await face.write(channel.producer, "s", BODY)
+    with pytest.raises(LimitExceeded, match="max_buffered_bytes"):
+        await face.write(channel.producer, "s", BODY)
+    with pytest.raises(LimitExceeded):
+        await face.write((await face.create()).producer, "s", BODY)
+    await face.write(channel.producer, "s", b"1")
+    await read_all(face, channel.consumer, ReadOptions(wait_s=0))
+    for _ in range(ROOM):
+        await face.write(channel.producer, "s", BODY)
+
+
+async def test_a_batch_says_what_found_no_room(face: Face) -> None:
+    channel = await face.create()
+    messages = [Message("s", BODY)] * 8
+    for _ in range(ROOM // 8):
+        assert await face.write_batch([channel.producer], messages) == []
+    left = ROOM % 8
+    assert await face.write_batch([channel.producer], messages) == [
+        BatchFailure(channel.producer, index, "LIMIT_EXCEEDED") for index in range(left, 8)
+    ]
+
+
+async def test_one_event_for_many_channels_takes_the_room_of_one(face: Face) -> None:
+    channels = [await face.create() for _ in range(50)]
+    producers = [channel.producer for channel in channels]
+    assert await face.write_batch(producers, [Message("s", BODY)]) == []
+    for channel in channels:
+        [event] = await read_all(face, channel.consumer, ReadOptions(wait_s=0))
+        assert event.body == BODY
+
+
+async def test_a_reader_is_told_that_replay_made_room(face: Face) -> None:
+    old, new = await face.create(), await face.create()
+    read_already = [await face.write(old.producer, "s", BODY) for _ in range(ROOM)]
+    await read_all(face, old.consumer, ReadOptions(wait_s=0))
+    for _ in range(ROOM):
+        await face.write(new.producer, "s", BODY)
+    for cursor, recovered in ((START, False), (read_already[-1], True)):
+        read = resuming_after(cursor)
+        async with face.read(old.consumer, ReadOptions(read.after_event_id, wait_s=0)) as resumed:
+            await resumed.begun()
+            assert resumed.recovered is recovered
+
+
+async def test_a_read_goes_on_while_there_is_no_room(face: Face) -> None:
+    channel = await face.create()
+    for _ in range(ROOM):
+        await face.write(channel.producer, "s", BODY)
+    async with face.read(channel.consumer, ReadOptions(acknowledge=True)) as read:
+        events = await take(read, ROOM)
+        with pytest.raises(LimitExceeded):
+            await face.write(channel.producer, "s", BODY)
+        await face.acknowledge(channel.consumer, events[-1].event_id)
+        await face.write(channel.producer, "s", BODY)
+        assert len(await take(read, 1)) == 1
+
+
+@pytest.mark.settings(buffer_capacity=1)
+async def test_writers_that_wait_count(app: App, face: Face) -> None:
+    channel = await face.create()
+    await face.write(channel.producer, "s", BODY)
+    writes = [asyncio.create_task(face.write(channel.producer, "s", BODY)) for _ in range(30)]
+
+    async def all_wait_or_are_refused() -> bool:
+        return app.metrics.writers_waiting + sum(write.done() for write in writes) == len(writes)
+
+    await eventually(all_wait_or_are_refused)
+    refused = [write for write in writes if write.done()]
+    assert len(refused) > 10
+    for write in refused:
+        assert isinstance(write.exception(), LimitExceeded)
+    accepted = 1 + len(writes) - len(refused)
+    assert len(await read_once_free(face, channel, accepted)) == accepted
+    await asyncio.wait(writes)
+
+
+@pytest.mark.settings(buffer_capacity=1, max_waiting_writers=2)
+async def test_no_more_writers_wait_for_one_channel_than_may(app: App, face: Face) -> None:
+    channel = await face.create()
+    await face.write(channel.producer, "s", b"0")
+    waiting = [asyncio.create_task(face.write(channel.producer, "s", b"1")) for _ in range(2)]
+    await eventually(writers_wait(app, 2))
+    with pytest.raises(LimitExceeded, match="max_waiting_writers"):
+        await face.write(channel.producer, "s", b"2")
+    assert len(await read_all(face, channel.consumer, ReadOptions(wait_s=0.1))) == 3
+    await asyncio.wait(waiting)
+
+
+async def test_metrics_say_how_much_is_used(app: App, face: Face) -> None:
+    channel = await face.create()
+    await face.write(channel.producer, "s", BODY)
+    lines = app.metrics.render().decode().splitlines()
+    assert "megaphone_buffered_bytes_limit 2000000" in lines
+    [used] = [line for line in lines if line.startswith("megaphone_buffered_bytes ")]
+    assert 100_000 < int(used.split()[1]) < 110_000
