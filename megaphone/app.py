@@ -15,7 +15,7 @@ from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.feeds import Feeds
 from megaphone.core.management import Management
-from megaphone.metrics import Metrics
+from megaphone.metrics import LogCounts, Metrics
 from megaphone.rest.management import ManagementApi
 from megaphone.rest.public import PublicApi
 from megaphone.rest.server import HttpServer, listen
@@ -30,6 +30,7 @@ from megaphone.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MANAGEMENT_BODY_BYTES = 65_536
 TELL_S = 0.1
 """How long requests that were on their way are still answered, with SHUTTING_DOWN."""
@@ -49,7 +50,7 @@ class App:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[App]:
+async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIterator[App]:
     """Serve within this context; on leaving it, stop in order.
 
     Stopping goes in the opposite order of starting: health says so, agents move to the node that
@@ -61,7 +62,7 @@ async def running(settings: Settings) -> AsyncIterator[App]:
     """
     webhooks = Webhooks(settings.webhooks)
     budget = Budget(settings.max_buffered_bytes or memory.allowed_bytes() // 2)
-    metrics = Metrics(webhooks, budget)
+    metrics = Metrics(webhooks, budget, logs)
     store = MemoryStore(
         limits=settings.channel_limits(),
         max_channels=settings.max_channels,
@@ -141,24 +142,18 @@ def split_endpoint(endpoint: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-async def serve(settings: Settings, announce: Callable[[App], None]) -> None:
-    """Serve until SIGTERM or SIGINT; a second signal ends the process at once.
+async def serve(
+    settings: Settings, announce: Callable[[App], None], logs: LogCounts | None = None
+) -> None:
+    """Serve until SIGTERM, SIGINT or SIGHUP, then stop in order.
 
-    `announce` is called once everything listens.
+    A second SIGTERM or SIGINT ends the process at once. SIGHUP never does, because terminals and
+    service managers send it along with other signals. `announce` is called once everything
+    listens.
     """
     stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop(signal_number: signal.Signals) -> None:
-        log.info("%s: stopping", signal_number.name)
-        stopped.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    async with running(settings) as app:
+    handle_signals(stopped)
+    async with running(settings, logs) as app:
         log.info(
             "megaphone %s serves HTTP on port %d and gRPC on port %d",
             __version__,
@@ -168,3 +163,22 @@ async def serve(settings: Settings, announce: Callable[[App], None]) -> None:
         announce(app)
         await stopped.wait()
     log.info("stopped")
+
+
+def handle_signals(stopped: asyncio.Event) -> None:
+    """Set an event when this process is to stop."""
+    loop = asyncio.get_running_loop()
+
+    def stop(number: signal.Signals) -> None:
+        if not stopped.is_set():
+            log.info("%s: stopping", number.name)
+            stopped.set()
+        if number is not signal.SIGHUP:
+            for ending in ENDING_SIGNALS:
+                loop.remove_signal_handler(ending)
+                signal.signal(ending, signal.SIG_DFL)
+
+    for number in ENDING_SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` sets it
+        loop.add_signal_handler(signal.SIGHUP, stop, signal.SIGHUP)

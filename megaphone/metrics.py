@@ -45,12 +45,33 @@ class NoWebhooks:
     lost: int = 0
 
 
-class Metrics:
-    """Fulfils `core.ports.Observer`. Webhooks and the budget keep counts of their own."""
+class LogCounts(Protocol):
+    """What `megaphone.logs.LineWriter` counts."""
 
-    def __init__(self, webhooks: WebhookCounts | None = None, budget: Budget | None = None) -> None:
+    @property
+    def dropped(self) -> int:
+        """Log lines that were not written, because nobody took them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoLogs:
+    """Fulfils `LogCounts` where log lines are not written by us."""
+
+    dropped: int = 0
+
+
+class Metrics:
+    """Fulfils `core.ports.Observer`. Webhooks, the budget and logs keep counts of their own."""
+
+    def __init__(
+        self,
+        webhooks: WebhookCounts | None = None,
+        budget: Budget | None = None,
+        logs: LogCounts | None = None,
+    ) -> None:
         self._webhooks = webhooks or NoWebhooks()
         self._budget = budget or Budget()
+        self._logs = logs or NoLogs()
         self.channels_created = 0
         self.channels_fed = 0
         self.channels_forgotten = 0
@@ -150,6 +171,7 @@ class Metrics:
             ("webhooks_sent", self._webhooks.sent, "Requests to webhooks that were taken."),
             ("webhooks_failed", self._webhooks.failed, "Tries of such requests that failed."),
             ("webhooks_lost", self._webhooks.lost, "Channels gone that a hook was not told of."),
+            ("log_lines_dropped", self._logs.dropped, "Log lines that nobody took in time."),
         ):
             yield from family(name, "counter", meaning)
             yield f"megaphone_{name} {value}"

@@ -9,6 +9,7 @@ import typer
 from megaphone import __version__
 from megaphone.cli.configuration import config_app, load_or_exit
 from megaphone.cli.megactl import megactl_app
+from megaphone.cli.streams import open_standard_streams
 
 app = typer.Typer(
     name="megaphone",
@@ -44,7 +45,7 @@ def options(
 
 @app.command()
 def serve(config: ConfigOption = None) -> None:
-    """Start the broker; Ctrl-C or SIGTERM stops it in order.
+    """Start the broker; Ctrl-C, SIGTERM or SIGHUP stops it in order.
 
     Nothing has to be set: HTTP is on port 3000, gRPC on port 3001. `megaphone config show` lists
     what can be.
@@ -57,4 +58,5 @@ def serve(config: ConfigOption = None) -> None:
 
 
 def main() -> NoReturn:
+    open_standard_streams()
     sys.exit(app())

@@ -15,6 +15,7 @@ import msgspec
 import typer
 
 from megaphone.cli.configuration import WRONG_CONFIGURATION
+from megaphone.cli.streams import open_standard_streams
 from megaphone.config import ConfigError, load_here
 
 megactl_app = typer.Typer(
@@ -300,4 +301,5 @@ def print_table(
 
 
 def main() -> NoReturn:
+    open_standard_streams()
     sys.exit(megactl_app())

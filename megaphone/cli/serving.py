@@ -1,24 +1,29 @@
 """What `megaphone serve` does, from its settings to its exit code."""
 
 import asyncio
+import os
 import sys
 
 import typer
 
 from megaphone import __version__
 from megaphone.app import App, serve
-from megaphone.logs import configure_logs
+from megaphone.logs import LineWriter, logging_to_stderr
 from megaphone.settings import Settings
+
+STANDARD_OUTPUT = 1
 
 
 def serve_until_stopped(settings: Settings) -> None:
     """Serve in the fastest event loop there is. Exits with 1 when an address cannot be had."""
-    configure_logs(settings.log_format)
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    with (
+        logging_to_stderr(settings.log_format) as lines,
+        asyncio.Runner(loop_factory=new_event_loop) as runner,
+    ):
         try:
-            runner.run(serve(settings, lambda app: announce(settings, app)))
+            runner.run(serve(settings, lambda app: announce(settings, app), lines))
         except OSError as error:
-            typer.echo(f"megaphone: cannot start: {error}", err=True)
+            lines.write(f"megaphone: cannot start: {error}\n".encode(errors="backslashreplace"))
             raise typer.Exit(1) from None
 
 
@@ -32,12 +37,15 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 def announce(settings: Settings, app: App) -> None:
     """Tell people where to go next; machines read the log."""
-    if sys.stdout.isatty():
-        typer.echo(
-            f"\n  Megaphone {__version__} is ready.\n\n"
-            f"    HTTP   http://127.0.0.1:{app.http_port}\n"
-            f"    gRPC   127.0.0.1:{app.grpc_port}\n"
-            f"    agent  {', '.join(settings.agent)}\n\n"
-            f"  Make a channel:  curl -X POST http://127.0.0.1:{app.http_port}/create\n"
-            "  Stop with Ctrl-C.\n"
-        )
+    if not os.isatty(STANDARD_OUTPUT):
+        return
+    text = (
+        f"\n  Megaphone {__version__} is ready.\n\n"
+        f"    HTTP   http://127.0.0.1:{app.http_port}\n"
+        f"    gRPC   127.0.0.1:{app.grpc_port}\n"
+        f"    agent  {', '.join(settings.agent)}\n\n"
+        f"  Make a channel:  curl -X POST http://127.0.0.1:{app.http_port}/create\n"
+        "  Stop with Ctrl-C.\n\n"
+    )
+    # A terminal that Ctrl-S has stopped takes nothing, and must not hold the event loop.
+    LineWriter(STANDARD_OUTPUT, report=lambda count: b"").write(text.encode())

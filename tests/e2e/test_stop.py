@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import aiohttp
 import grpc
@@ -12,7 +13,7 @@ import pytest
 
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
-from tests.support.process import BrokerProcess, broker_process
+from tests.support.process import MEGAPHONE, BrokerProcess, broker_process
 
 READS = 50
 GONE_WITHIN_S = 3.0
@@ -47,7 +48,7 @@ async def open_grpc_read(connection: grpc.aio.Channel, opened: asyncio.Semaphore
     return bodies
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_open_reads_end_cleanly_and_the_process_is_gone(
     tmp_path: Path, signal_number: signal.Signals
 ) -> None:
@@ -85,6 +86,27 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         broker.process.send_signal(signal.SIGTERM)
         broker.process.send_signal(signal.SIGTERM)
         assert broker.process.wait(10) in (0, -signal.SIGTERM)
+
+
+def test_a_hangup_never_ends_it_at_once(tmp_path: Path) -> None:
+    """Terminals send it twice, and service managers after SIGTERM."""
+    for signals in ([signal.SIGHUP] * 3, [signal.SIGTERM, signal.SIGHUP, signal.SIGHUP]):
+        with broker_process(tmp_path) as broker:
+            for number in signals:
+                broker.process.send_signal(number)
+            assert broker.process.wait(10) == 0
+
+
+def test_a_hangup_is_ignored_under_nohup(tmp_path: Path) -> None:
+    nohup = tmp_path / "nohup"
+    nohup.write_text(f"#!/bin/sh\ntrap '' HUP\nexec {MEGAPHONE} serve\n")
+    nohup.chmod(0o755)
+    with broker_process(tmp_path, str(nohup)) as broker:
+        broker.process.send_signal(signal.SIGHUP)
+        with urlopen(f"{broker.url}/livez", timeout=10) as answer:
+            assert answer.status == 200
+        broker.process.send_signal(signal.SIGTERM)
+        assert broker.process.wait(10) == 0
 
 
 async def test_a_writer_that_waits_is_told_and_its_event_was_not_taken(tmp_path: Path) -> None:
