@@ -2,13 +2,18 @@
 
 import errno
 import os
+import pwd
 import socket
+import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 BACKLOG = 1_024
 PROBE_TIMEOUT_S = 1.0
+PEER = struct.Struct("3i")
+"""What Linux says of the process at the other end: its number, its user and its group."""
 
 
 @contextmanager
@@ -18,9 +23,11 @@ def owner_only(path: str) -> Iterator[None]:
     Only the owner of this process can connect to it. A socket that a broker left behind that was
     killed is removed before.
 
-    Raises: OSError, when the path cannot be had, or a living broker has it.
+    Raises: OSError, when the path cannot be had, or a living broker has it, or another user has put
+        a socket there where everybody may.
     """
     try:
+        check_owner(path, os.geteuid())
         if Path(path).is_socket():
             if is_served(path):
                 raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
@@ -53,6 +60,53 @@ def listen_unix(path: str) -> socket.socket:
         listening.close()
         raise
     return listening
+
+
+class ForeignSocket(OSError):
+    """A socket belongs to another user, and stands where everybody may put one."""
+
+    def __init__(self, owner: int) -> None:
+        told = f"it belongs to {user_name(owner)}, and everybody may put a socket there"
+        super().__init__(errno.EPERM, told)
+
+
+def check_owner(path: str, *trusted: int) -> None:
+    """Raises: ForeignSocket, when what is at `path` belongs to none of the trusted users.
+
+    Where only some may write, they decide who has the path. But in a folder such as /tmp any user
+    may have made it first, to be taken for a broker or for what one has left behind.
+    """
+    try:
+        owner = os.lstat(path).st_uid
+    except FileNotFoundError:
+        return
+    if owner not in trusted and is_world_writable(path):
+        raise ForeignSocket(owner)
+
+
+def check_peer(connected: socket.socket, path: str, *trusted: int) -> None:
+    """Raises: ForeignSocket, when the process that listens at `path` is of no trusted user.
+
+    What `check_owner` has seen may have been replaced since.
+    """
+    if not hasattr(socket, "SO_PEERCRED") or not is_world_writable(path):
+        return
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER.size)
+    _, owner, _ = PEER.unpack(credentials)
+    if owner not in trusted:
+        raise ForeignSocket(owner)
+
+
+def is_world_writable(path: str) -> bool:
+    """Tell whether everybody may write in the folder of a path."""
+    return bool(Path(path).absolute().parent.stat().st_mode & stat.S_IWOTH)
+
+
+def user_name(number: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(number).pw_name}"
+    except KeyError:
+        return f"user {number}"
 
 
 def unlink_unix(path: str) -> None:

@@ -1,13 +1,18 @@
 """Calls the management API of a broker on its Unix socket."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import aiohttp
 import msgspec
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.tracing import Trace
 from yarl import URL
+
+from megaphone.sockets import check_owner, check_peer
 
 ORIGIN = "http://megaphone"
 """Some host, as HTTP wants one: the socket decides who answers."""
@@ -79,8 +84,9 @@ async def answering(
     socket_path: str, method: str, route: str, body: object
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     """Raises: CallFailed, for any answer but what was asked for."""
+    check_owner(socket_path, *trusted_users())
     async with aiohttp.ClientSession(
-        connector=aiohttp.UnixConnector(path=socket_path),
+        connector=TrustingConnector(path=socket_path),
         timeout=aiohttp.ClientTimeout(sock_read=ANSWERS_WITHIN_S),
     ) as session:
         url = URL(f"{ORIGIN}{route}", encoded=True)
@@ -88,6 +94,28 @@ async def answering(
             if not response.ok:
                 raise CallFailed(refusal(response.status, await response.read()))
             yield response
+
+
+class TrustingConnector(aiohttp.UnixConnector):
+    """Connects to brokers of trusted users only."""
+
+    async def _create_connection(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> ResponseHandler:
+        handler = await super()._create_connection(req, traces, timeout)
+        try:
+            assert handler.transport is not None
+            connected = handler.transport.get_extra_info("socket")
+            check_peer(connected, self.path, *trusted_users())
+        except BaseException:
+            handler.close()
+            raise
+        return handler
+
+
+def trusted_users() -> tuple[int, ...]:
+    """Return this user and root, who may use every socket anyway."""
+    return os.geteuid(), 0
 
 
 def is_refusal(line: bytes) -> bool:

@@ -71,7 +71,6 @@ class MemoryStore:
     async def create(self, channel_id: bytes, consumer_address: str) -> None:
         await self.check_room()
         now = self._loop.time()
-        self._budget.ensure(CHANNEL_BYTES, now)
         channel = StoredChannel(channel_id, consumer_address, self._limits, now, self._budget)
         self._channels[channel_id] = channel
         for changes in self._followers:
@@ -85,6 +84,7 @@ class MemoryStore:
             raise LimitExceeded(
                 f"this node holds {self._max_channels} channels already; no more are allowed"
             )
+        self._budget.ensure(CHANNEL_BYTES, self._loop.time())
 
     async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
         channel = self._living(channel_id)

@@ -6,12 +6,14 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.owners import ANOTHER_USER, acting_as, needs_root, open_to_all
 from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, environment
 
 MEGACTL = str(Path(MEGAPHONE).with_name("megactl"))
@@ -212,6 +214,47 @@ def test_a_broker_that_is_not_there_is_told(tmp_path: Path) -> None:
     left_behind.close()
     done = megactl(tmp_path, "list-agents")
     assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+
+
+@needs_root
+@pytest.mark.parametrize("shown", [ANOTHER_USER, 0], ids=["at-once", "once-connected"])
+def test_a_socket_of_another_user_is_not_trusted_where_everybody_may_put_one(
+    tmp_path: Path, shown: int
+) -> None:
+    """Its owner may show it as that of root; but not who listens there."""
+    path = tmp_path / "megaphone.sock"
+    open_to_all(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        with acting_as(ANOTHER_USER):
+            listening.listen()
+        os.chown(path, shown, shown)
+        done = megactl(tmp_path, "list-agents")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"megactl: cannot connect to {path}: it belongs to user {ANOTHER_USER}, and everybody"
+            " may put a socket there; --path names another socket\n"
+        )
+        listening.settimeout(0)
+        with suppress(BlockingIOError):
+            asked, _ = listening.accept()
+            with asked:
+                assert asked.recv(1) == b"", "nothing was asked"
+
+
+@needs_root
+def test_root_may_use_the_socket_of_a_broker_in_its_own_folder(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    os.chown(tmp_path / "megaphone.sock", ANOTHER_USER, ANOTHER_USER)
+    assert megactl(tmp_path, "list-agents").returncode == 0
+
+
+def test_ones_own_socket_is_trusted_where_everybody_may_put_one(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    open_to_all(tmp_path)
+    assert megactl(tmp_path, "list-agents").returncode == 0
 
 
 def test_what_is_no_socket_is_told(tmp_path: Path) -> None:

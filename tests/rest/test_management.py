@@ -1,6 +1,7 @@
 """The management API on its Unix socket, as `megactl` and operators call it."""
 
 import json
+import os
 import stat
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -12,6 +13,7 @@ import pytest
 from megaphone.app import App, running
 from megaphone.model import AgentMode
 from megaphone.sockets import grpc_path, is_served, listen_unix
+from tests.support.owners import ANOTHER_USER, needs_root, open_to_all
 from tests.support.settings import fast_settings
 
 OK = b'{"status":"OK"}'
@@ -181,6 +183,42 @@ async def test_sockets_that_were_left_behind_are_replaced(socket_path: str) -> N
         listen_unix(path).close()
     async with running(fast_settings(mng_socket_path=socket_path)):
         assert all(is_served(path) for path in both(socket_path))
+
+
+@needs_root
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("lives", [False, True])
+async def test_what_another_user_put_where_everybody_may_is_not_taken(
+    socket_path: str, which: int, lives: bool
+) -> None:
+    foreign = both(socket_path)[which]
+    open_to_all(Path(socket_path).parent)
+    told = f"{foreign}: it belongs to user {ANOTHER_USER}.*; set mng_socket_path to another path"
+    with listen_unix(foreign) as listening:
+        os.chown(foreign, ANOTHER_USER, ANOTHER_USER)
+        if not lives:
+            listening.close()
+        with pytest.raises(OSError, match=told):
+            async with running(fast_settings(mng_socket_path=socket_path)):
+                pass
+        assert Path(foreign).is_socket()
+
+
+async def test_ones_own_socket_is_replaced_where_everybody_may_put_one(socket_path: str) -> None:
+    open_to_all(Path(socket_path).parent)
+    listen_unix(socket_path).close()
+    async with running(fast_settings(mng_socket_path=socket_path)):
+        assert is_served(socket_path)
+
+
+@needs_root
+async def test_what_another_user_left_behind_in_a_folder_of_ours_is_replaced(
+    socket_path: str,
+) -> None:
+    listen_unix(socket_path).close()
+    os.chown(socket_path, ANOTHER_USER, ANOTHER_USER)
+    async with running(fast_settings(mng_socket_path=socket_path)):
+        assert is_served(socket_path)
 
 
 @pytest.mark.parametrize("which", [0, 1])

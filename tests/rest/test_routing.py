@@ -116,3 +116,18 @@ async def test_a_node_that_is_full_says_that_it_takes_no_new_channels() -> None:
         assert await asked(session, "/readyz") == (200, "")
         await app.management.dispose(created["consumerAddress"])
         assert await asked(session, "/readyz/create") == (200, "")
+
+
+async def test_a_node_whose_memory_is_used_up_says_that_it_takes_no_new_channels() -> None:
+    async with node(max_buffered_bytes=1_048_576) as (_, session):
+        async with session.post("/create") as response:
+            created = await response.json()
+        size = 500_000
+        while size > 100:  # until hardly a byte is left
+            write = f"/write/{created['producerAddress']}/s"
+            async with session.post(write, json="x" * size) as response:
+                size = size if response.status == 201 else size // 2
+        assert await asked(session, "/readyz/create") == (429, "LIMIT_EXCEEDED")
+        async with session.get(f"/read/{created['consumerAddress']}?wait_ms=0") as response:
+            await response.read()
+        assert await asked(session, "/readyz/create") == (200, "")
