@@ -1,6 +1,7 @@
 """The judge of the fault suite finds each kind of anomaly and calls nothing one that is allowed."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -168,6 +169,65 @@ def test_an_event_with_another_id_than_its_writer_was_told_is_found(kind: Kind) 
     assert faults(judge(history(kind, 1, renamed))) == [Fault.STORED_TWICE]
 
 
+@every_kind
+def test_a_repetition_that_was_answered_with_another_id_is_found(kind: Kind) -> None:
+    one = replace(written(0), repeated_ids=(event_id(0), "another"))
+    assert faults(judge(history(kind, [one], read(0)))) == [Fault.STORED_TWICE]
+
+
+@every_kind
+def test_a_repetition_that_was_answered_with_the_same_id_is_as_promised(kind: Kind) -> None:
+    one = replace(written(0), repeated_ids=(event_id(0),))
+    assert judge(history(kind, [one], read(0))).anomalies == []
+
+
+@every_kind
+def test_a_part_of_a_call_that_was_written_again_may_come_later(kind: Kind) -> None:
+    first = replace(written(0, at=10), ended=30, is_in_sequence=False)
+    second = replace(written(1, at=10), ended=30)
+    assert judge(history(kind, [first, second], read(1, 0))).anomalies == []
+
+
+@every_kind
+def test_an_event_with_another_body_is_found(kind: Kind) -> None:
+    changed = Read(99, events=[replace(seen(0), is_intact=False)], ending=Ending.CLEAN)
+    assert faults(judge(history(kind, 1, changed))) == [Fault.CHANGED]
+
+
+@every_kind
+def test_an_event_of_another_channel_is_found(kind: Kind) -> None:
+    other = Read(99, events=[replace(seen(0), is_own=False)], ending=Ending.CLEAN)
+    assert faults(judge(history(kind, 1, other))) == [Fault.FOREIGN]
+
+
+@every_kind
+def test_a_clean_end_in_the_middle_of_an_event_is_found(kind: Kind) -> None:
+    torn = replace(read(0), is_torn=True)
+    assert faults(judge(history(kind, 1, torn))) == [Fault.TORN]
+
+
+@every_kind
+def test_a_broken_end_in_the_middle_of_an_event_is_as_promised(kind: Kind) -> None:
+    verdict = judge(history(kind, 2, replace(broken(0), is_torn=True), read(1)))
+    assert Fault.TORN not in faults(verdict)
+
+
+# -- Channels that die with their node
+
+
+@every_kind
+def test_events_behind_all_that_was_delivered_may_die_with_their_node(kind: Kind) -> None:
+    died = replace(history(kind, 4, read(0, 1)), died=True)
+    verdict = judge(died)
+    assert (verdict.lost_with_node, verdict.anomalies) == (2, [])
+
+
+@every_kind
+def test_an_event_before_one_that_was_delivered_does_not_die_with_its_node(kind: Kind) -> None:
+    died = replace(history(kind, 4, read(0, 2)), died=True)
+    assert faults(judge(died)) == [Fault.LOST]
+
+
 # -- Acknowledging readers
 
 
@@ -215,7 +275,25 @@ def test_an_acknowledging_reader_loses_nothing_however_full_the_ring() -> None:
     assert faults(verdict) == [Fault.LOST]
 
 
+def test_an_acknowledging_reader_may_lose_what_it_is_told_of() -> None:
+    reads = broken(0, 1, at=50), read(3, recovered=False, at=60)
+    verdict = judge(history(Kind.ACKNOWLEDGING, 4, *reads))
+    assert (verdict.lost_told, verdict.anomalies) == (1, [])
+
+
+def test_what_was_acknowledged_does_not_come_again_even_after_a_gap() -> None:
+    settled = [acknowledged(1, began=51, answered=52)]
+    reads = broken(0, 1, at=50), read(1, 2, recovered=False, at=60)
+    verdict = judge(history(Kind.ACKNOWLEDGING, 3, *reads, acknowledgements=settled))
+    assert faults(verdict) == [Fault.REPEATED]
+
+
 # -- Resuming readers
+
+
+def test_a_read_from_before_the_first_event_misses_none() -> None:
+    first = Read(0, "-", True, Ending.CLEAN, [seen(1)])
+    assert faults(judge(history(Kind.RESUMING, 2, first))) == [Fault.LOST]
 
 
 def test_a_resumed_read_starts_after_its_cursor() -> None:
@@ -318,3 +396,18 @@ def test_a_loss_at_the_end_of_a_window_is_counted_apart() -> None:
     left = read(0, at=200, ending=Ending.BROKEN_AT_WINDOW_END)
     verdict = judge(history(Kind.PLAIN, 3, left, read(2, at=210)))
     assert (verdict.lost_at_window_end, verdict.anomalies) == (1, [])
+
+
+def test_what_may_be_too_old_to_be_sent_again_may_be_lost() -> None:
+    reads = broken(0, at=200), replace(read(2, at=210), asked_at=11.0)
+    verdict = judge(replace(history(Kind.PLAIN, 3, *reads), redelivery_window_s=10.0))
+    assert (verdict.lost_beyond_age, verdict.anomalies) == (1, [])
+    assert faults(judge(replace(history(Kind.PLAIN, 3, *reads), redelivery_window_s=12.0))) == [
+        Fault.LOST
+    ]
+
+
+def test_a_repetition_is_not_longer_than_the_most_that_a_node_keeps() -> None:
+    reads = broken(0, 1, 2, 3), read(0, 1, 2, 3, 4)
+    verdict = judge(replace(history(Kind.PLAIN, 5, *reads), largest_capacity=4))
+    assert verdict.anomalies == []

@@ -8,14 +8,20 @@ one writer.
 
 Of all that is uncertain (where a lost event stood, what was under way when a connection broke) the
 judge assumes what excuses the broker most. So whatever it does name is a fault.
+
+A channel that moves between nodes is judged as one that does not: the promise is the same.
 """
 
+import math
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
+
+START = "-"
+"""The cursor before the first event."""
 
 
 class Kind(Enum):
@@ -49,9 +55,13 @@ class Fault(Enum):
     LOST = "lost, and nobody was told"
     UNASKED = "delivered, but never taken from a writer"
     STORED_TWICE = "one write under two ids"
+    CHANGED = "delivered with another body"
+    FOREIGN = "delivered in another channel"
+    TORN = "ended cleanly in the middle of an event"
     OUT_OF_ORDER = "out of order"
     SKIPPED = "passed over"
     REPEATED = "delivered again, though it was settled"
+    MISCOUNTED = "the nodes counted other losses than there were"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,11 @@ class Write:
     began: int
     ended: int | None
     """When the answer came; None when none did."""
+    repeated_ids: tuple[str, ...] = ()
+    """The ids that were answered to repetitions of the write, under the same key."""
+    is_in_sequence: bool = True
+    """Whether it is known to stand behind the writes of its writer that have smaller numbers; not
+    where a part of one call had to be written again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +91,10 @@ class Seen:
     event_id: str
     writer: int
     number: int
+    is_intact: bool = True
+    """Whether its body is the one that was written."""
+    is_own: bool = True
+    """Whether it was written to the channel that was read."""
 
 
 @dataclass(slots=True)
@@ -88,6 +107,10 @@ class Read:
     recovered: bool | None = None
     ending: Ending = Ending.BROKEN
     events: list[Seen] = field(default_factory=list)
+    is_torn: bool = False
+    """Whether a part of an event came last, though the read ended cleanly."""
+    asked_at: float = 0.0
+    """When it was asked for, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +125,16 @@ class Acknowledgement:
 class History:
     kind: Kind
     capacity: int = 100
+    """The least that any node keeps for the channel."""
     writes: list[Write] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     acknowledgements: list[Acknowledgement] = field(default_factory=list)
+    largest_capacity: int | None = None
+    """The most that any node keeps, where they differ."""
+    redelivery_window_s: float = math.inf
+    """How old an event may be that a plain reader gets again."""
+    died: bool = False
+    """Whether the channel died with its node."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +160,10 @@ class Verdict:
     """Lost to a plain read, behind at least a buffer's worth of later events: as promised."""
     lost_at_window_end: int = 0
     """Lost to a plain read whose reader left at about the moment at which the node ended it."""
+    lost_beyond_age: int = 0
+    """Lost to a plain read that may have been sent it longer ago than it is sent again."""
+    lost_with_node: int = 0
+    """Behind all that was delivered when the node of the channel died."""
     anomalies: list[Anomaly] = field(default_factory=list)
 
     def found(self, fault: Fault) -> int:
@@ -192,6 +226,11 @@ class Judge:
             told = write.event_id if write is not None else None
             if ids.setdefault(name, told or seen.event_id) != seen.event_id:
                 self._verdict.blame(Fault.STORED_TWICE, named(seen))
+        for write in self._history.writes:
+            if len({write.event_id, *write.repeated_ids} - {None}) > 1:
+                self._verdict.blame(
+                    Fault.STORED_TWICE, f"{write.writer}/{write.number}, to its writer"
+                )
 
     # -- Is the order of the channel that of the writes?
 
@@ -202,7 +241,7 @@ class Judge:
             if write.ended is not None and write.ended < latest_begun:
                 self._verdict.blame(Fault.OUT_OF_ORDER, f"{named(seen)}, among all writers")
             latest_begun = max(latest_begun, write.began)
-            if write.outcome is Outcome.TAKEN:
+            if write.outcome is Outcome.TAKEN and write.is_in_sequence:
                 if last_number.get(write.writer, -1) > write.number:
                     self._verdict.blame(Fault.OUT_OF_ORDER, f"{named(seen)}, of its writer")
                 last_number[write.writer] = write.number
@@ -218,11 +257,21 @@ class Judge:
     def _check_reads(self) -> None:
         place = Place(0, 0)
         for number, read in enumerate(self._history.reads):
+            self._check_events(number, read)
             positions = [self._position[seen.event_id] for seen in read.events]
             self._check_inside(number, positions)
             if positions:
                 self._check_beginning(number, positions[0], self._may_begin(read, place))
             place = self._place_after(number, positions, place)
+
+    def _check_events(self, number: int, read: Read) -> None:
+        for seen in read.events:
+            if not seen.is_own:
+                self._verdict.blame(Fault.FOREIGN, f"{named(seen)}, within read {number}")
+            elif not seen.is_intact:
+                self._verdict.blame(Fault.CHANGED, f"{named(seen)}, within read {number}")
+        if read.is_torn and read.ending is Ending.CLEAN:
+            self._verdict.blame(Fault.TORN, f"read {number}")
 
     def _check_inside(self, number: int, positions: Sequence[int]) -> None:
         for before, after in pairwise(positions):
@@ -242,14 +291,17 @@ class Judge:
             self._verdict.blame(Fault.SKIPPED, what)
 
     def _may_begin(self, read: Read, place: "Place") -> "Place":
+        everywhere = len(self._order)
         if self._history.kind is Kind.ACKNOWLEDGING:
-            return self._after_acknowledged(read.opened)
-        if read.cursor is None:
-            return place
+            place = self._after_acknowledged(read.opened)
+        if read.cursor is None or self._history.kind is Kind.ACKNOWLEDGING:
+            return Place(place.earliest, everywhere) if read.recovered is False else place
+        if read.recovered and read.cursor == START:
+            return Place(0, 0)
         if read.recovered and read.cursor in self._position:
             after = self._position[read.cursor] + 1
             return Place(after, after)
-        return Place(0, len(self._order))
+        return Place(0, everywhere)
 
     def _place_after(self, number: int, positions: Sequence[int], place: "Place") -> "Place":
         """Return where the next plain read may begin after one."""
@@ -260,7 +312,8 @@ class Judge:
         if not positions:
             return Place(place.earliest, known)
         # It may be that all it was sent is sent again, but no more than is kept.
-        return Place(max(positions[0], positions[-1] + 1 - self._history.capacity), known)
+        kept = self._history.largest_capacity or self._history.capacity
+        return Place(max(positions[0], positions[-1] + 1 - kept), known)
 
     def _known_after(self, number: int) -> int:
         """Return how many events had been delivered at the end of a read."""
@@ -300,6 +353,9 @@ class Judge:
         if any(read.recovered is False for read in reads[before + 1 : after + 1]):
             self._verdict.lost_told += 1
             return
+        if self._history.died and not any(precedes(write, other) for _, other in self._placed()):
+            self._verdict.lost_with_node += 1
+            return
         broken = [
             number
             for number in range(max(0, before), after)
@@ -309,8 +365,14 @@ class Judge:
             self._verdict.lost_beyond_ring += 1
         elif any(reads[n].ending is Ending.BROKEN_AT_WINDOW_END for n in broken):
             self._verdict.lost_at_window_end += 1
+        elif any(self._could_be_too_old(reads[n], reads[n + 1]) for n in broken):
+            self._verdict.lost_beyond_age += 1
         else:
             self._verdict.blame(Fault.LOST, f"{write.writer}/{write.number}")
+
+    def _could_be_too_old(self, broken: Read, following: Read) -> bool:
+        """Tell whether what a read was sent may be too old for the next to be sent it again."""
+        return following.asked_at - broken.asked_at > self._history.redelivery_window_s
 
     def _is_plain(self, read: Read) -> bool:
         return self._history.kind is not Kind.ACKNOWLEDGING and read.cursor is None
@@ -346,7 +408,8 @@ def precedes(one: Write, other: Write) -> bool:
     if one.ended is not None and one.ended < other.began:
         return True
     both_taken = one.outcome is Outcome.TAKEN and other.outcome is Outcome.TAKEN
-    return both_taken and one.writer == other.writer and one.number < other.number
+    in_sequence = both_taken and one.is_in_sequence and other.is_in_sequence
+    return in_sequence and one.writer == other.writer and one.number < other.number
 
 
 def named(seen: Seen) -> str:
@@ -362,6 +425,8 @@ def summary(verdicts: Sequence[Verdict]) -> str:
         ("lost and told", sum(v.lost_told for v in verdicts)),
         ("lost beyond the ring", sum(v.lost_beyond_ring for v in verdicts)),
         ("lost at a window's end", sum(v.lost_at_window_end for v in verdicts)),
+        ("lost beyond the redelivery window", sum(v.lost_beyond_age for v in verdicts)),
+        ("lost with their node", sum(v.lost_with_node for v in verdicts)),
         ("anomalies", sum(len(v.anomalies) for v in verdicts)),
     )
     return f"{len(verdicts)} runs: " + ", ".join(f"{count} {what}" for what, count in parts)

@@ -7,10 +7,11 @@ them.
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 
@@ -70,7 +71,13 @@ class Cut:
 class OpenRead(Protocol):
     """A read that was asked for."""
 
-    recovered: bool | None
+    @property
+    def recovered(self) -> bool | None:
+        """What the node said of the cursor; None when it said nothing, or has not yet."""
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether a part of an event has come, and not its end."""
 
     async def begin(self) -> None:
         """Wait for the answer. Raises: Broken; MegaphoneError, the one that was told."""
@@ -91,49 +98,105 @@ class OpenRead(Protocol):
 # -- HTTP
 
 
+Recognize = Callable[[str, str, Any], Seen]
+"""Says which event it is, from its id, its stream and its body as a value."""
+
+
+def by_body(event_id: str, stream_id: str, body: Any) -> Seen:
+    """Recognize an event whose body begins with its writer and its number."""
+    writer, number, *_ = body
+    return Seen(event_id, writer, number)
+
+
+class Pieces:
+    """Puts together what comes in pieces and ends with a separator, of whatever size."""
+
+    def __init__(self, separator: bytes) -> None:
+        self._separator = separator
+        self._pieces: list[bytes] = []
+
+    @property
+    def is_torn(self) -> bool:
+        return bool(self._pieces)
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return what is whole now."""
+        if self._pieces and len(self._separator) > 1:
+            data = self._pieces.pop() + data  # the separator may be cut as well
+        first, *others = data.split(self._separator)
+        if not others:
+            if first:
+                self._pieces.append(first)
+            return []
+        whole = [b"".join([*self._pieces, first]), *others[:-1]]
+        self._pieces = [others[-1]] if others[-1] else []
+        return whole
+
+
 class NdjsonLines:
     """Finds events in a stream of lines."""
 
-    def __init__(self) -> None:
-        self._pending = b""
+    def __init__(self, recognize: Recognize = by_body) -> None:
+        self._recognize = recognize
+        self._lines = Pieces(b"\n")
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether a part of an event has come."""
+        return self._lines.is_torn
 
     def feed(self, data: bytes) -> list[Seen]:
-        *lines, self._pending = (self._pending + data).split(b"\n")
-        return [seen_in(line) for line in lines if line]
+        return [seen_in(line, self._recognize) for line in self._lines.feed(data) if line]
 
 
 class SseBlocks:
     """Finds events in a stream of server-sent events, and checks that their ids are the events'."""
 
-    def __init__(self) -> None:
-        self._pending = b""
+    def __init__(self, recognize: Recognize = by_body) -> None:
+        self._recognize = recognize
+        self._blocks = Pieces(b"\n\n")
+
+    @property
+    def is_torn(self) -> bool:
+        """Whether a part of an event has come."""
+        return self._blocks.is_torn
 
     def feed(self, data: bytes) -> list[Seen]:
-        *blocks, self._pending = (self._pending + data).split(b"\n\n")
+        blocks = self._blocks.feed(data)
         return [self._event_of(block) for block in blocks if block.startswith(b"id: ")]
 
-    @staticmethod
-    def _event_of(block: bytes) -> Seen:
+    def _event_of(self, block: bytes) -> Seen:
         event_id, _, data = block.removeprefix(b"id: ").partition(b"\ndata: ")
-        seen = seen_in(data)
+        seen = seen_in(data, self._recognize)
         assert seen.event_id == event_id.decode()
         return seen
 
 
-def seen_in(line: bytes) -> Seen:
+def seen_in(line: bytes, recognize: Recognize = by_body) -> Seen:
     event = json.loads(line)
-    writer, number, *_ = event["body"]
-    return Seen(event["eid"], writer, number)
+    return recognize(event["eid"], event["sid"], event["body"])
 
 
 class HttpRead:
-    def __init__(self, connection: Connection, address: str, *, sse: bool, piece: int) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        address: str,
+        *,
+        sse: bool,
+        piece: int,
+        recognize: Recognize = by_body,
+    ) -> None:
         self.recovered: bool | None = None
         self._connection = connection
         self._address = address
         self._piece_bytes = piece
         self._body = ChunkedBody()
-        self._events: NdjsonLines | SseBlocks = SseBlocks() if sse else NdjsonLines()
+        self.parser = SseBlocks(recognize) if sse else NdjsonLines(recognize)
+
+    @property
+    def is_torn(self) -> bool:
+        return self.parser.is_torn
 
     @classmethod
     async def ask(
@@ -145,9 +208,10 @@ class HttpRead:
         sse: bool = False,
         piece_bytes: int = RECEIVE_BYTES,
         receive_buffer: int | None = None,
+        recognize: Recognize = by_body,
     ) -> "HttpRead":
         connection = await Connection.open(node, receive_buffer=receive_buffer)
-        read = cls(connection, address, sse=sse, piece=piece_bytes)
+        read = cls(connection, address, sse=sse, piece=piece_bytes, recognize=recognize)
         try:
             await connection.send(read_line(address, options, sse=sse))
         except BaseException:
@@ -168,7 +232,7 @@ class HttpRead:
         data = self._body.feed(await self._connection.receive(self._piece_bytes))
         assert set(self._body.chunk_ends) <= {LINE_BREAK}, "a chunk is not whole lines"
         self._body.chunk_ends.clear()
-        return self._events.feed(data)
+        return self.parser.feed(data)
 
     async def cut(self, cut: Cut) -> None:
         match cut.how:
@@ -214,8 +278,17 @@ def read_line(address: str, options: ReadOptions, *, sse: bool) -> bytes:
 
 
 class GrpcRead:
-    def __init__(self, connection: grpc.aio.Channel, address: str, options: ReadOptions) -> None:
+    is_torn = False  # a message comes whole or not at all
+
+    def __init__(
+        self,
+        connection: grpc.aio.Channel,
+        address: str,
+        options: ReadOptions,
+        recognize: Recognize = by_body,
+    ) -> None:
         self.recovered: bool | None = None
+        self._recognize = recognize
         self._connection = connection
         stub: ChannelServiceAsyncStub = ChannelServiceStub(connection)
         self._call = stub.Read(read_request(address, options), metadata=agent_of(address))
@@ -227,10 +300,17 @@ class GrpcRead:
 
     async def next(self) -> list[Seen] | None:
         with telling_errors():
-            message = await self._call.read()
+            return await self.next_or_error()
+
+    async def next_or_error(self) -> list[Seen] | None:
+        """Do the same. Raises: AioRpcError, as it is."""
+        message = await self._call.read()
         if not isinstance(message, pb.ReadResponse):
             return None
-        return [seen_of(event) for event in message.events]
+        return [
+            self._recognize(event.event_id, event.stream_id, json.loads(event.body))
+            for event in message.events
+        ]
 
     async def cut(self, cut: Cut) -> None:
         match cut.how:
@@ -243,11 +323,6 @@ class GrpcRead:
 
     def close(self) -> None:
         self._call.cancel()
-
-
-def seen_of(event: pb.Event) -> Seen:
-    writer, number, *_ = json.loads(event.body)
-    return Seen(event.event_id, writer, number)
 
 
 def grpc_connection(node: Node, *options: tuple[str, int]) -> grpc.aio.Channel:
