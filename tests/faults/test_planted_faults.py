@@ -1,0 +1,97 @@
+"""The judge of the runs in which channels move sees every fault that is put into them.
+
+Each run has real nodes, real clients and two drains, and one fault that is planted: in the nodes,
+or between them and a reader.
+"""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from tests.support.checker import Fault, Kind
+from tests.support.move_runs import Act, Finished, Scenario, run
+from tests.support.planted import (
+    Between,
+    ChangesBodies,
+    CountsTooMany,
+    DeliversAgain,
+    EndsInMidEvent,
+    LosesInDrains,
+    Plant,
+    RenamesWhatComesAgain,
+    SkipsAfterCursor,
+    StoresTwice,
+    TakesAndRefuses,
+    WritesElsewhere,
+    lose_one,
+    swap_two,
+)
+
+PLANTED: dict[str, tuple[Plant, Fault]] = {
+    "an event is lost": (Between(lose_one), Fault.LOST),
+    "an event is lost in a drain": (LosesInDrains(), Fault.LOST),
+    "a read that resumes passes over an event": (SkipsAfterCursor(), Fault.LOST),
+    "a single write is stored twice under its key": (StoresTwice(0, 1), Fault.STORED_TWICE),
+    "a batch is stored twice under its key": (StoresTwice(2), Fault.STORED_TWICE),
+    "a published event is stored twice under its key": (StoresTwice(3), Fault.STORED_TWICE),
+    "an event that comes again has another id": (RenamesWhatComesAgain(), Fault.STORED_TWICE),
+    "two events are swapped": (Between(swap_two), Fault.OUT_OF_ORDER),
+    "an event comes again to a plain reader, after a clean end": (
+        DeliversAgain(Kind.PLAIN),
+        Fault.REPEATED,
+    ),
+    "an event comes again to a reader that resumes after it": (
+        DeliversAgain(Kind.RESUMING),
+        Fault.REPEATED,
+    ),
+    "an event comes again that was acknowledged": (
+        DeliversAgain(Kind.ACKNOWLEDGING),
+        Fault.REPEATED,
+    ),
+    "an event is delivered that was refused": (TakesAndRefuses(), Fault.UNASKED),
+    "an event is delivered in another channel": (WritesElsewhere(), Fault.FOREIGN),
+    "a body is changed by one byte": (ChangesBodies(), Fault.CHANGED),
+    "a read ends cleanly in the middle of an event": (EndsInMidEvent(), Fault.TORN),
+    "events are counted as lost that were read": (CountsTooMany(), Fault.MISCOUNTED),
+}
+TRIES = 4
+"""So many seeds are tried until a fault has come about."""
+
+
+def scenario(seed: int) -> Scenario:
+    return replace(
+        Scenario.draw(seed),
+        is_slow=False,
+        capacities=(50, 50, 50),
+        events=12,
+        largest_bytes=65_536,
+        with_keys=(True,) * 4,
+        acts=(Act.DRAIN, Act.DRAIN),
+        write_timeout_s=0.3,
+    )
+
+
+async def run_with(plant: Plant) -> Finished:
+    for seed in range(TRIES):
+        finished = await run(scenario(seed), sabotage=plant.sabotage, tamper=plant.tamper)
+        if plant.times:
+            break
+    return finished
+
+
+async def run_each() -> dict[str, Finished]:
+    runs = await asyncio.gather(*(run_with(plant) for plant, _ in PLANTED.values()))
+    return dict(zip(PLANTED, runs, strict=True))
+
+
+@pytest.fixture(scope="module")
+def runs() -> dict[str, Finished]:
+    return asyncio.run(run_each())
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_planted_fault_is_seen(name: str, runs: dict[str, Finished]) -> None:
+    plant, expected = PLANTED[name]
+    assert plant.times, "the fault did not come about"
+    assert any(verdict.found(expected) for verdict in runs[name].verdicts), runs[name].explanation()

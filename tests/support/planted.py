@@ -1,0 +1,300 @@
+"""Faults that are put into nodes, or between a node and its reader, to see whether the judge sees
+them.
+
+A plant changes what a node does, at its store, or what a reader gets of a read. It does so a few
+times, and remembers whether it came to that.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
+
+from megaphone.app import App
+from megaphone.core.content import new_event_id
+from megaphone.errors import MegaphoneError, WriteTimeout
+from megaphone.model import Event
+from tests.support.checker import History, Kind, Seen
+from tests.support.fault_readers import Cut, HttpRead, OpenRead
+from tests.support.move_ledger import parse_stream_id
+
+TIMES = 3
+
+
+class Plant:
+    """A fault, and how often it was done."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def is_due(self) -> bool:
+        """Whether to do it now. Counts it."""
+        if self.times < TIMES:
+            self.times += 1
+            return True
+        return False
+
+    def sabotage(self, app: App) -> None:
+        """Change a node that has just started."""
+
+    def tamper(self, read: OpenRead, history: History) -> OpenRead:
+        """Put something between a reader and its node."""
+        return read
+
+
+# -- In nodes
+
+
+def store_of(app: App) -> Any:
+    """Return the store of a node. Nobody but a saboteur has to do with it."""
+    return app.broker._store
+
+
+class StoresTwice(Plant):
+    """Every write of some writers that has a key is stored twice."""
+
+    def __init__(self, *writers: int) -> None:
+        super().__init__()
+        self._writers = writers
+
+    def sabotage(self, app: App) -> None:
+        store = store_of(app)
+        append = store.append
+
+        async def append_twice(channel_id: bytes, event: Event, request_id: str | None) -> Any:
+            answer = await append(channel_id, event, request_id)
+            writer, *_ = parse_stream_id(event.stream_id)
+            if request_id is not None and writer in self._writers and self.is_due():
+                with suppress(MegaphoneError):
+                    await append(channel_id, replace(event, id=new_event_id()), None)
+            return answer
+
+        store.append = append_twice
+
+
+class TakesAndRefuses(Plant):
+    """The events of one writer are stored, and said to be not."""
+
+    def sabotage(self, app: App) -> None:
+        store = store_of(app)
+        append = store.append
+        stored: set[tuple[bytes, str]] = set()
+
+        async def take_and_refuse(channel_id: bytes, event: Event, request_id: str | None) -> Any:
+            writer, number, _ = parse_stream_id(event.stream_id)
+            if writer != 0 or number >= TIMES:
+                return await append(channel_id, event, request_id)
+            if (channel_id, event.stream_id) not in stored:
+                stored.add((channel_id, event.stream_id))
+                self.times += 1
+                await append(channel_id, event, None)
+            raise WriteTimeout
+
+        store.append = take_and_refuse
+
+
+class WritesElsewhere(Plant):
+    """An event comes into a channel that it was not written to."""
+
+    def sabotage(self, app: App) -> None:
+        store = store_of(app)
+        append = store.append
+        channels: set[bytes] = set()
+
+        async def append_elsewhere(channel_id: bytes, event: Event, request_id: str | None) -> Any:
+            channels.add(channel_id)
+            writer, *_ = parse_stream_id(event.stream_id)
+            if writer < 2 and (others := channels - {channel_id}) and self.is_due():
+                await append(others.pop(), event, None)
+            return await append(channel_id, event, request_id)
+
+        store.append = append_elsewhere
+
+
+class ChangesBodies(Plant):
+    """One byte of a body is another one."""
+
+    def sabotage(self, app: App) -> None:
+        store = store_of(app)
+        append = store.append
+
+        async def append_changed(channel_id: bytes, event: Event, request_id: str | None) -> Any:
+            if len(event.body) > 3 and self.is_due():
+                event.body = event.body[:-2] + b"!" + event.body[-1:]
+            return await append(channel_id, event, request_id)
+
+        store.append = append_changed
+
+
+class LosesInDrains(Plant):
+    """A node to which an agent moves does not take each third of its events, and says nothing."""
+
+    def sabotage(self, app: App) -> None:
+        store = store_of(app)
+        push = store.push
+
+        async def push_or_not(*arguments: Any, **named: Any) -> Any:
+            self.times += 1
+            return await push(*arguments, **named) if self.times % 3 else None
+
+        store.push = push_or_not
+
+
+class CountsTooMany(Plant):
+    """A node counts events as lost that were read."""
+
+    def sabotage(self, app: App) -> None:
+        if self.is_due():
+            app.metrics.events_lost(10_000)
+
+
+# -- Between a node and its reader
+
+Alter = Callable[[list[Seen], "Between"], list[Seen]]
+
+
+class Between(Plant):
+    """Alters the events that readers of some kinds get."""
+
+    def __init__(self, alter: Alter, *kinds: Kind) -> None:
+        super().__init__()
+        self._alter = alter
+        self._kinds = kinds or tuple(Kind)
+
+    def tamper(self, read: OpenRead, history: History) -> OpenRead:
+        if history.kind not in self._kinds:
+            return read
+        return AlteredRead(read, history, lambda events: self._alter(events, self))
+
+
+class AlteredRead:
+    """A read whose events are altered before its reader gets them."""
+
+    def __init__(
+        self, read: OpenRead, history: History, alter: Callable[[list[Seen]], list[Seen]]
+    ) -> None:
+        self._read = read
+        self._history = history
+        self._alter = alter
+
+    @property
+    def recovered(self) -> bool | None:
+        return self._read.recovered
+
+    @property
+    def is_torn(self) -> bool:
+        return self._read.is_torn
+
+    async def begin(self) -> None:
+        await self._read.begin()
+
+    async def next(self) -> list[Seen] | None:
+        events = await self._read.next()
+        return events if events is None else self._alter(events)
+
+    async def cut(self, cut: Cut) -> None:
+        await self._read.cut(cut)
+
+    def close(self) -> None:
+        self._read.close()
+
+
+def lose_one(events: list[Seen], plant: Plant) -> list[Seen]:
+    return events[:1] + events[2:] if len(events) > 2 and plant.is_due() else events
+
+
+def swap_two(events: list[Seen], plant: Plant) -> list[Seen]:
+    if len(events) > 1 and plant.is_due():
+        return [*events[:-2], events[-1], events[-2]]
+    return events
+
+
+class DeliversAgain(Plant):
+    """A read begins with an event that was settled before it."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        self._kind = kind
+
+    def tamper(self, read: OpenRead, history: History) -> OpenRead:
+        settled = settled_events(history)
+        if history.kind is not self._kind or not settled:
+            return read
+        has_begun = False
+
+        def again(events: list[Seen]) -> list[Seen]:
+            nonlocal has_begun
+            if events and not has_begun:
+                has_begun = True
+                return [settled[-1], *events] if self.is_due() else events
+            return events
+
+        return AlteredRead(read, history, again)
+
+
+def settled_events(history: History) -> Sequence[Seen]:
+    """Return events that are not to come again, in the order in which they came."""
+    events = [seen for read in history.reads for seen in read.events]
+    if history.kind is Kind.ACKNOWLEDGING:
+        acknowledged = {one.event_id for one in history.acknowledgements if one.answered}
+        return [seen for seen in events if seen.event_id in acknowledged]
+    if history.kind is Kind.PLAIN:
+        return events[:1]
+    return events
+
+
+class SkipsAfterCursor(Plant):
+    """A read that says that it goes on after its cursor does not."""
+
+    def tamper(self, read: OpenRead, history: History) -> OpenRead:
+        if history.kind is not Kind.RESUMING or not any(one.events for one in history.reads):
+            return read
+        has_begun = False
+
+        def skip(events: list[Seen]) -> list[Seen]:
+            nonlocal has_begun
+            if len(events) > 1 and not has_begun:
+                has_begun = True
+                return events[1:] if self.is_due() else events
+            return events
+
+        return AlteredRead(read, history, skip)
+
+
+class RenamesWhatComesAgain(Plant):
+    """An event that is delivered again has another id."""
+
+    def tamper(self, read: OpenRead, history: History) -> OpenRead:
+        if history.kind is not Kind.ACKNOWLEDGING:
+            return read
+        known = {seen.event_id for one in history.reads for seen in one.events}
+
+        def rename(events: list[Seen]) -> list[Seen]:
+            return [
+                replace(seen, event_id=f"{seen.event_id[:-1]}-")
+                if seen.event_id in known and self.is_due()
+                else seen
+                for seen in events
+            ]
+
+        return AlteredRead(read, history, rename)
+
+
+class EndsInMidEvent(Plant):
+    """A read ends cleanly after a part of an event."""
+
+    def tamper(self, read: OpenRead, history: History) -> OpenRead:
+        return TornRead(read, self) if isinstance(read, HttpRead) else read
+
+
+class TornRead(AlteredRead):
+    def __init__(self, read: HttpRead, plant: Plant) -> None:
+        super().__init__(read, History(Kind.PLAIN), lambda events: events)
+        self._http = read
+        self._plant = plant
+
+    async def next(self) -> list[Seen] | None:
+        events = await super().next()
+        if events is None and self._plant.is_due():
+            self._http.parser.feed(b'{"sid":"0.')
+        return events
