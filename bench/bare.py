@@ -54,7 +54,7 @@ async def serve_http(app: web.Application) -> int:
 
 # -- http-relay
 
-BATCH_WRITTEN = json.batch_written([])
+BATCH_WRITTEN = b"".join(json.batch_written([]))
 
 
 class HttpRelay:
@@ -105,7 +105,9 @@ class GrpcRelay:
         self, requests: AsyncIterator[pb.PublishRequest], context: Context
     ) -> AsyncIterator[pb.PublishResponse]:
         message = protobuf.events(EVENTS)
-        answer = protobuf.published([event.id for event in EVENTS])
+        answer = pb.PublishResponse()
+        for _ in protobuf.published([event.id for event in EVENTS], answer):
+            pass
         async for request in requests:
             await self._reads[request.events[0].producer_address].write(message)
             yield answer

@@ -143,8 +143,11 @@ class Settings:
     lets this process have."""
     max_body_bytes: Annotated[int, whole(1, 1_073_741_824)] = 1_048_576
     """The largest request body, and so the largest event."""
-    max_batch_events: Annotated[int, whole(1, 10_000_000)] = 10_000
-    """The most events one batch may write: its channels times its messages."""
+    max_batch_events: Annotated[int, whole(1, 10_000_000)] = 100_000
+    """The most events one batch, or one message of `Publish`, may write. Those of a batch are its
+    channels times its messages."""
+    max_addresses: Annotated[int, whole(1, 10_000_000)] = 10_000
+    """The most addresses that one request may name, to write to or to ask about."""
 
     webhooks: Mapping[Name, Webhook] = field(default_factory=dict)
     """Services that are told when channels have gone, each under a name of its own."""

@@ -34,12 +34,16 @@ OPENED_REMEMBERED = 10_000
 _BYTES_TO_ALPHANUMERICS = bytes(ord(ALPHANUMERICS[byte % 62]) for byte in range(256))
 _UNEVEN_BYTES = bytes(range(248, 256))
 
+MAX_AGENT_LENGTH = 255
+MAX_ADDRESS_LENGTH = 400
+"""No address of either form has more characters: so far none has half as many."""
+_AGENT = rf"(?P<agent>[A-Za-z0-9_-]{{1,{MAX_AGENT_LENGTH}}}+)"
 _CONSUMER = re.compile(
-    r"(?P<agent>[A-Za-z0-9_-]+)\.(?P<secret>[A-Za-z0-9]{50})\.(?P<features>0|[1-9a-f][0-9a-f]*)"
+    _AGENT + r"\.(?P<secret>[A-Za-z0-9]{50})\.(?P<features>0|[1-9a-f][0-9a-f]{0,63})"
 )
 _SEALED_FORM = r"[A-Za-z0-9_-]{58}[AEIMQUYcgkosw048]"
 _SEALED = re.compile(_SEALED_FORM)
-_PRODUCER = re.compile(rf"(?P<agent>[A-Za-z0-9_-]+)\.(?P<sealed>{_SEALED_FORM})")
+_PRODUCER = re.compile(rf"{_AGENT}\.(?P<sealed>{_SEALED_FORM})")
 # 44 bytes are 352 bits and 59 characters carry 354: the last one has two idle bits, which must be
 # zero, so that an address has one spelling.
 

@@ -7,18 +7,22 @@ reached. Arguments are what clients sent, unchecked; every rule is applied here 
 import asyncio
 import math
 import time
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from megaphone.core.addresses import (
     CANNOT_WRITE,
+    MAX_ADDRESS_LENGTH,
     ConsumerAddress,
     SealedAddress,
     is_consumer_shaped,
 )
 from megaphone.core.agents import Agents
-from megaphone.core.content import checked_body, checked_id, checked_stream_id, new_event_id
-from megaphone.core.ports import Observer, Store
+from megaphone.core.content import accepted_body, checked_id, checked_stream_id, new_event_id
+from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace
+from megaphone.core.ports import Append, Observer, Store
 from megaphone.core.reader import Reader
 from megaphone.errors import (
     BadRequest,
@@ -43,6 +47,10 @@ from megaphone.model import (
 from megaphone.settings import Settings
 
 DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
+MAX_PROTOCOLS = 100
+"""The most that a request may name."""
+BATCH_SLICE_EVENTS = SLICE // EVENT_WORK
+"""How many events of a batch are written to one channel before other tasks get their turn."""
 MAX_WINDOW = 100_000
 SHORTEST_HEARTBEAT_S = 0.1
 SKIPPED_WRITE = WriteFailure(
@@ -77,8 +85,8 @@ class Broker:
     async def create(self, protocols: Sequence[str] = ()) -> NewChannel:
         """Make a channel under any agent that takes new ones.
 
-        Raises: BadRequest, when `protocols` are named and none is supported; NoAgentAvailable;
-            LimitExceeded; ShuttingDown.
+        Raises: BadRequest, when `protocols` are named and none is supported; PayloadTooLarge, when
+            very many are; NoAgentAvailable; LimitExceeded; ShuttingDown.
         """
         self._refuse_if_shutting_down()
         chosen = negotiate(protocols)
@@ -95,8 +103,26 @@ class Broker:
         )
 
     async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
-        """Tell for each address, of a producer or a consumer, whether its channel lives."""
-        return {address: await self._is_alive(address) for address in addresses}
+        """Tell for each address, of a producer or a consumer, whether its channel lives.
+
+        Raises: PayloadTooLarge, for more addresses than a request may name.
+        """
+        self._check_number(addresses)
+        alive: dict[str, bool] = {}
+        pace = Pace()
+        for address in addresses:
+            if address not in alive:
+                alive[address] = await self._is_alive(address)
+                await pace.work(ADDRESS_WORK)
+        return alive
+
+    def _check_number(self, addresses: Sequence[str]) -> None:
+        count, allowed = len(addresses), self._settings.max_addresses
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"the request names {count} addresses; at most {allowed} are allowed"
+                " (max_addresses)"
+            )
 
     async def _is_alive(self, address: str) -> bool:
         await self._settled(address)
@@ -124,13 +150,19 @@ class Broker:
         Raises: BadRequest; PermissionDenied, for a consumer address; ChannelNotFound;
             PayloadTooLarge; LimitExceeded; WriteTimeout; ShuttingDown.
         """
+        one = Write(address, stream_id, body, request_id)
+        event_id = await self._write(one, self._store.append)
+        assert event_id is not None
+        return event_id
+
+    async def _write(self, one: Write, append: Append) -> str | None:
         self._refuse_if_shutting_down()
-        if request_id is not None:
-            checked_id("request id", request_id)
-        event = self._new_event(stream_id, body)
-        await self._settled(address)
+        if one.request_id is not None:
+            checked_id("request id", one.request_id)
+        event = await self._new_event(one.stream_id, one.body)
+        await self._settled(one.address)
         try:
-            return await self._store.append(self._writable_channel(address), event, request_id)
+            return await append(self._writable_channel(one.address), event, one.request_id)
         except ChannelNotFound:
             self._observer.events_unroutable(1)
             raise
@@ -143,28 +175,47 @@ class Broker:
         write timeout and not one for each event.
 
         Returns: for each event its id, or why it was not taken.
+        Raises: PayloadTooLarge, for more events than a batch may write: then none was written.
         """
-        results: list[str | WriteFailure] = [SKIPPED_WRITE] * len(writes)
+        count, allowed = len(writes), self._settings.max_batch_events
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"the message publishes {count} events; at most {allowed} are allowed"
+                " (max_batch_events)"
+            )
+        results: list[str | WriteFailure] = [SKIPPED_WRITE] * count
+        behind: dict[str, deque[tuple[int, Write]]] = {}
+        """By channel that is full: what is to be written to it, in order."""
 
-        async def write_in_order(indexes: Sequence[int]) -> None:
-            for index in indexes:
-                one = writes[index]
-                try:
-                    results[index] = await self.write(
-                        one.address, one.stream_id, one.body, one.request_id
-                    )
-                except MegaphoneError as error:
-                    results[index] = WriteFailure(error.code, str(error))
-                    if isinstance(error, WriteTimeout):
-                        return
+        async def write_in_order(address: str) -> None:
+            queue = behind[address]
+            while queue:
+                index, one = queue.popleft()
+                result = await self._result(one, self._store.append)
+                assert result is not None
+                results[index] = result
+                if isinstance(result, WriteFailure) and result.reason == WriteTimeout.code:
+                    return  # and what comes later stays behind it
+            del behind[address]
 
-        by_address: dict[str, list[int]] = {}
-        for index, one in enumerate(writes):
-            by_address.setdefault(one.address, []).append(index)
+        pace = Pace()
         async with asyncio.TaskGroup() as group:
-            for indexes in by_address.values():
-                group.create_task(write_in_order(indexes))
+            for index, one in enumerate(writes):
+                if (queue := behind.get(one.address)) is not None:
+                    queue.append((index, one))
+                elif (result := await self._result(one, self._store.append_now)) is not None:
+                    results[index] = result
+                else:
+                    behind[one.address] = deque([(index, one)])
+                    group.create_task(write_in_order(one.address))
+                await pace.work(EVENT_WORK + ADDRESS_WORK + len(one.body))
         return results
+
+    async def _result(self, one: Write, append: Append) -> str | WriteFailure | None:
+        try:
+            return await self._write(one, append)
+        except MegaphoneError as error:
+            return WriteFailure(error.code, str(error))
 
     async def write_batch(
         self,
@@ -182,6 +233,7 @@ class Broker:
         Raises: BadRequest, PayloadTooLarge, ShuttingDown: then nothing was written.
         """
         self._refuse_if_shutting_down()
+        self._check_number(addresses)
         addresses = list(dict.fromkeys(addresses))
         count, allowed = len(addresses) * len(messages), self._settings.max_batch_events
         if count > allowed:
@@ -189,49 +241,78 @@ class Broker:
                 f"the batch writes {count} events ({len(addresses)} channels with "
                 f"{len(messages)} messages each); at most {allowed} are allowed"
             )
+        refuse_long(addresses)
         if request_id is not None:
             checked_id("request id", request_id)
-        events = [self._new_batch_event(index, message) for index, message in enumerate(messages)]
-        async with asyncio.TaskGroup() as group:
-            writes = [
-                group.create_task(self._write_all(address, events, request_id))
-                for address in addresses
-            ]
-        return [failure for write in writes for failure in write.result()]
+        pace = Pace()
+        events = []
+        for index, message in enumerate(messages):
+            events.append(await self._new_batch_event(index, message))
+            await pace.work(EVENT_WORK + len(message.body))
+        batch = Batch(events, request_id, pace)
+        return await self._write_to_all(addresses, batch)
 
-    def _new_batch_event(self, index: int, message: Message) -> Event:
+    async def _new_batch_event(self, index: int, message: Message) -> Event:
         try:
-            return self._new_event(message.stream_id, message.body)
+            return await self._new_event(message.stream_id, message.body)
         except MegaphoneError as error:
             raise type(error)(f"message {index}: {error}") from None
 
-    async def _write_all(
-        self, address: str, events: Sequence[Event], request_id: str | None
-    ) -> list[BatchFailure]:
-        taken = 0
-        await self._settled(address)
-        try:
-            channel_id = self._writable_channel(address)
-            for taken, event in enumerate(events):
-                # With a space, which no client can send: so it is the id of no other write.
-                key = None if request_id is None else f"{request_id} {taken}"
-                await self._store.append(channel_id, event, key)
-        except WriteTimeout as error:
-            rest = [SKIPPED] * (len(events) - taken - 1)
-            return failures_from(address, taken, [error.code, *rest])
-        except MegaphoneError as error:
-            rest = [error.code] * (len(events) - taken)
-            if isinstance(error, ChannelNotFound):
-                self._observer.events_unroutable(len(rest))
-            return failures_from(address, taken, rest)
-        return []
+    async def _write_to_all(self, addresses: Sequence[str], batch: "Batch") -> list[BatchFailure]:
+        """Write to one channel after the other; those that are full go on in tasks of their own."""
+        untaken: list[Untaken | None] = [None] * len(addresses)
 
-    def _new_event(self, stream_id: str, body: bytes) -> Event:
+        async def write_rest(index: int, first: int) -> None:
+            untaken[index] = await self._write_all(addresses[index], batch, first)
+
+        async with asyncio.TaskGroup() as group:
+            for index, address in enumerate(addresses):
+                try:
+                    untaken[index] = await self._write_all(address, batch, waits=False)
+                except MustWait as wait:
+                    group.create_task(write_rest(index, wait.first))
+                await batch.pace.work(ADDRESS_WORK)
+        failures: list[BatchFailure] = []
+        for address, rest in zip(addresses, untaken, strict=True):
+            if rest is not None:
+                await batch.add_failures(address, rest, failures)
+        return failures
+
+    async def _write_all(
+        self, address: str, batch: "Batch", first: int = 0, *, waits: bool = True
+    ) -> "Untaken | None":
+        """Write the events of a batch from `first` on to one channel.
+
+        Returns: what was not taken. Raises: MustWait, unless it `waits`, at a full channel.
+        """
+        events, append = batch.events, self._store.append if waits else self._store.append_now
+        taken = first
+        try:
+            while taken < len(events):
+                # After each pause anew, for the agent may have begun to leave meanwhile.
+                await self._settled(address)
+                channel_id = self._writable_channel(address)
+                stop = min(len(events), taken + BATCH_SLICE_EVENTS)
+                began = taken
+                while taken < stop:
+                    if await append(channel_id, events[taken], batch.key(taken)) is None:
+                        raise MustWait(taken)
+                    taken += 1
+                await batch.pace.work(EVENT_WORK * (taken - began))
+        except WriteTimeout as error:
+            return Untaken(taken, error.code, SKIPPED)
+        except MegaphoneError as error:
+            if isinstance(error, ChannelNotFound):
+                self._observer.events_unroutable(len(events) - taken)
+            return Untaken(taken, error.code, error.code)
+        return None
+
+    async def _new_event(self, stream_id: str, body: bytes) -> Event:
         return Event(
             id=new_event_id(),
             stream_id=checked_stream_id(stream_id),
             timestamp_us=time.time_ns() // 1000,
-            body=checked_body(body, self._settings.max_body_bytes),
+            body=await accepted_body(body, self._settings.max_body_bytes),
         )
 
     # -- Reading
@@ -362,8 +443,58 @@ class Broker:
         return agent.key.open(sealed)
 
 
-def failures_from(address: str, first: int, reasons: Sequence[str]) -> list[BatchFailure]:
-    return [BatchFailure(address, first + i, reason) for i, reason in enumerate(reasons)]
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events that are written to many channels."""
+
+    events: Sequence[Event]
+    request_id: str | None
+    pace: Pace
+
+    def key(self, index: int) -> str | None:
+        """Return the request id of one event: with a space, so that it is that of no other write.
+
+        No client can send one.
+        """
+        return None if self.request_id is None else f"{self.request_id} {index}"
+
+    async def add_failures(
+        self, address: str, untaken: "Untaken", failures: list[BatchFailure]
+    ) -> None:
+        reason = untaken.reason
+        for index in range(untaken.first, len(self.events)):
+            failures.append(BatchFailure(address, index, reason))
+            reason = untaken.reason_of_rest
+            await self.pace.work(ANSWER_WORK)
+
+
+@dataclass(frozen=True, slots=True)
+class Untaken:
+    """The events of a batch that one channel did not take."""
+
+    first: int
+    """The first of them; the rest are all behind it."""
+    reason: str
+    reason_of_rest: str
+
+
+class MustWait(Exception):
+    """A channel is full."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.first = first
+        """The first event for which there is no room."""
+
+
+def refuse_long(addresses: Sequence[str]) -> None:
+    """Raises: BadRequest, for an address that is too long: the answer would repeat it often."""
+    for index, address in enumerate(addresses):
+        if len(address) > MAX_ADDRESS_LENGTH:
+            raise BadRequest(
+                f"address {index} has {len(address)} characters; no address has more than"
+                f" {MAX_ADDRESS_LENGTH}"
+            )
 
 
 def loop_time() -> float:
@@ -373,10 +504,14 @@ def loop_time() -> float:
 def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:
     """Return those of the named protocols that are supported, in the order of preference.
 
-    Raises: BadRequest, when some are named and none is supported.
+    Raises: BadRequest, when some are named and none is supported; PayloadTooLarge.
     """
     if not protocols:
         return (DEFAULT_PROTOCOL,)
+    if len(protocols) > MAX_PROTOCOLS:
+        raise PayloadTooLarge(
+            f"the request names {len(protocols)} protocols; at most {MAX_PROTOCOLS} are allowed"
+        )
     supported = [ReadProtocol[name] for name in protocols if name in ReadProtocol.__members__]
     if not supported:
         names = ", ".join(ReadProtocol.__members__)

@@ -3,10 +3,13 @@
 Nothing here may assume that a channel lives in this process: a store may be across a network.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 from megaphone.model import ChannelChange, DrainProgress, Event, ReadOptions
+
+Append = Callable[[bytes, Event, str | None], Awaitable[str | None]]
+"""`Store.append` or `Store.append_now`."""
 
 
 class ChannelLease(Protocol):
@@ -98,6 +101,14 @@ class Store(Protocol):
             repeats the one it was written with.
         Raises: ChannelNotFound; LimitExceeded, when there is no memory for the event, or as many
             writers wait as may; WriteTimeout; AgentMoved; ShuttingDown.
+        """
+
+    async def append_now(
+        self, channel_id: bytes, event: Event, request_id: str | None
+    ) -> str | None:
+        """Add an event as `append` does, but only if there is room now.
+
+        Returns: None, and adds nothing, where `append` would wait.
         """
 
     async def lease(

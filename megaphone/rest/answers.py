@@ -1,6 +1,8 @@
 """Answers that are more than a body: JSON by its bytes, and the fast path of a write."""
 
+import asyncio
 import time
+from collections.abc import Iterator
 from email.utils import formatdate
 
 from aiohttp import web
@@ -11,12 +13,39 @@ from megaphone.wire import json
 JSON = "application/json"
 OK = b'{"status":"OK"}'
 DRAIN_ABOVE_BYTES = 65_536
+WHOLE_ANSWER_BYTES = 65_536
+"""A longer answer is sent in chunks, without a Content-Length."""
 
 
 def json_answer(
     body: bytes, status: int = 200, headers: dict[str, str] | None = None
 ) -> web.Response:
     return web.Response(body=body, status=status, content_type=JSON, headers=headers)
+
+
+async def json_answer_in_pieces(
+    request: web.Request, pieces: Iterator[bytes], status: int
+) -> web.StreamResponse:
+    """Answer with JSON that comes in pieces. One that is long is sent as it is made."""
+    body = b""
+    for piece in pieces:
+        body += piece
+        if len(body) > WHOLE_ANSWER_BYTES:
+            return await streamed_answer(request, body, pieces, status)
+    return json_answer(body, status)
+
+
+async def streamed_answer(
+    request: web.Request, begun: bytes, pieces: Iterator[bytes], status: int
+) -> web.StreamResponse:
+    response = web.StreamResponse(status=status, headers={"Content-Type": JSON})
+    await response.prepare(request)
+    await response.write(begun)
+    for piece in pieces:
+        await asyncio.sleep(0)  # others get their turn, also where the client takes all at once
+        await response.write(piece)
+    await response.write_eof()
+    return response
 
 
 class WrittenAnswer(web.StreamResponse):

@@ -23,7 +23,7 @@ from megaphone.errors import AgentNotFound, ShuttingDown
 from megaphone.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from megaphone.metrics import Metrics
 from megaphone.model import DEFAULT_WINDOW, ReadOptions
-from megaphone.rest.answers import OK, WrittenAnswer, json_answer
+from megaphone.rest.answers import OK, WrittenAnswer, json_answer, json_answer_in_pieces
 from megaphone.rest.requests import (
     body_of,
     is_json,
@@ -77,13 +77,13 @@ class PublicApi:
         )
         return WrittenAnswer(event_id)
 
-    async def write_batch(self, request: web.Request) -> web.Response:
+    async def write_batch(self, request: web.Request) -> web.StreamResponse:
         require_json(request)
         channels, messages = json.parse_batch(await body_of(request))
         failures = await self._broker.write_batch(
             channels, messages, request.headers.get(IDEMPOTENCY_KEY)
         )
-        return json_answer(json.batch_written(failures), status=201)
+        return await json_answer_in_pieces(request, json.batch_written(failures), status=201)
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         (address,) = path_values(request)

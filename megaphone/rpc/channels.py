@@ -1,5 +1,6 @@
 """`megaphone.v1.ChannelService`: each call a translation to the broker and back."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -38,14 +39,20 @@ class ChannelServicer(ChannelServiceServicer):
         failures = await self._broker.write_batch(
             request.channels, wire.batch_messages(request), wire.optional(request.request_id)
         )
-        return wire.batch_written(failures)
+        response = pb.WriteBatchResponse()
+        for _ in wire.batch_written(failures, response):
+            await asyncio.sleep(0)  # others get their turn
+        return response
 
     async def Publish(
         self, requests: AsyncIterator[pb.PublishRequest], context: Context
     ) -> AsyncIterator[pb.PublishResponse]:
         async for request in requests:
-            writes = [wire.write_of(event) for event in request.events]
-            yield wire.published(await self._broker.write_each(writes))
+            results = await self._broker.write_each(wire.writes(request))
+            response = pb.PublishResponse()
+            for _ in wire.published(results, response):
+                await asyncio.sleep(0)
+            yield response
 
     # A coroutine that writes, not a generator: a generator whose client has gone is left hanging
     # at its `yield`, and with it the lease of the channel.

@@ -97,6 +97,15 @@ class MemoryStore:
             self._observer.events_written(1)
         return answer
 
+    async def append_now(
+        self, channel_id: bytes, event: Event, request_id: str | None
+    ) -> str | None:
+        channel = self._living(channel_id)
+        self._make_room(channel)
+        if channel.waiting_writers or not channel.has_room:
+            return None
+        return await self.append(channel_id, event, request_id)
+
     async def lease(
         self, channel_id: bytes, consumer_address: str, options: ReadOptions
     ) -> "MemoryLease":

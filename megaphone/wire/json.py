@@ -4,7 +4,7 @@ Names and shapes are fixed by the wire contract with existing clients. Unknown m
 are ignored, as they always were.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Annotated, TypeVar
@@ -21,7 +21,9 @@ from megaphone.model import (
     Message,
     NewChannel,
 )
+from megaphone.wire.converted import Converted
 
+FAILURES_AT_ONCE = 500
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder().encode
 
@@ -30,7 +32,7 @@ class CreateRequest(msgspec.Struct):
     protocols: list[str] = []
 
 
-class BatchMessage(msgspec.Struct, rename="camel"):
+class BatchMessage(msgspec.Struct, rename="camel", gc=False):
     stream_id: str
     body: msgspec.Raw
 
@@ -84,11 +86,14 @@ def parse_create(body: bytes) -> list[str]:
     return parse(body, CreateRequest).protocols
 
 
-def parse_batch(body: bytes) -> tuple[list[str], list[Message]]:
+def parse_batch(body: bytes) -> tuple[list[str], Sequence[Message]]:
     """Return the addresses and the messages of a batch."""
     request = parse(body, BatchRequest)
-    messages = [Message(message.stream_id, bytes(message.body)) for message in request.messages]
-    return named_channels(request), messages
+    return named_channels(request), Converted(request.messages, message_of)
+
+
+def message_of(message: BatchMessage) -> Message:
+    return Message(message.stream_id, bytes(message.body))
 
 
 def parse_exists(body: bytes) -> list[str]:
@@ -140,15 +145,19 @@ def written(event_id: str) -> bytes:
     return b'{"status":"OK","eid":"%b"}' % event_id.encode()
 
 
-def batch_written(failures: Iterable[BatchFailure]) -> bytes:
-    return encode(
-        {
-            "failures": [
+def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
+    """Yield the answer to a batch in pieces, each made in a short time."""
+    separator = b'{"failures":['
+    for start in range(0, len(failures), FAILURES_AT_ONCE):
+        piece = encode(
+            [
                 {"channel": failure.channel, "index": failure.index, "reason": failure.reason}
-                for failure in failures
+                for failure in failures[start : start + FAILURES_AT_ONCE]
             ]
-        }
-    )
+        )
+        yield separator + piece[1:-1]
+        separator = b","
+    yield b"]}" if failures else separator + b"]}"
 
 
 def existing(channels: Mapping[str, bool]) -> bytes:

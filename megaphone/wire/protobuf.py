@@ -1,6 +1,7 @@
 """The protobuf of the gRPC face: messages to the model, and the model to messages."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -19,11 +20,16 @@ from megaphone.model import (
     Write,
     WriteFailure,
 )
+from megaphone.wire.converted import Converted
 from megaphone.wire.errors import DOMAIN
 from megaphone_api.v1 import admin_pb2 as admin
 from megaphone_api.v1 import channels_pb2 as pb
 
 MICROSECONDS_PER_S = 1_000_000
+PART_MEMBERS = 500
+"""How many members of an answer are made at once."""
+
+T = TypeVar("T")
 
 
 def optional(text: str) -> str | None:
@@ -31,8 +37,16 @@ def optional(text: str) -> str | None:
     return text or None
 
 
-def batch_messages(request: pb.WriteBatchRequest) -> list[Message]:
-    return [Message(message.stream_id, message.body) for message in request.messages]
+def batch_messages(request: pb.WriteBatchRequest) -> Sequence[Message]:
+    return Converted(request.messages, message_of)
+
+
+def message_of(message: pb.WriteBatchRequest.Message) -> Message:
+    return Message(message.stream_id, message.body)
+
+
+def writes(request: pb.PublishRequest) -> Sequence[Write]:
+    return Converted(request.events, write_of)
 
 
 def write_of(request: pb.WriteRequest) -> Write:
@@ -44,8 +58,13 @@ def write_of(request: pb.WriteRequest) -> Write:
     )
 
 
-def published(results: Iterable[str | WriteFailure]) -> pb.PublishResponse:
-    return pb.PublishResponse(results=[publish_result(result) for result in results])
+def published(
+    results: Sequence[str | WriteFailure], response: pb.PublishResponse
+) -> Iterator[None]:
+    """Fill in the answer to published events in short steps: yields after each."""
+    for some in parts_of(results):
+        response.results.extend([publish_result(result) for result in some])
+        yield
 
 
 def publish_result(result: str | WriteFailure) -> pb.PublishResponse.Result:
@@ -78,15 +97,23 @@ def written(event_id: str) -> pb.WriteResponse:
     return pb.WriteResponse(event_id=event_id)
 
 
-def batch_written(failures: Iterable[BatchFailure]) -> pb.WriteBatchResponse:
-    return pb.WriteBatchResponse(
-        failures=[
-            pb.WriteBatchResponse.Failure(
-                channel=failure.channel, index=failure.index, reason=failure.reason
-            )
-            for failure in failures
-        ]
+def batch_written(
+    failures: Sequence[BatchFailure], response: pb.WriteBatchResponse
+) -> Iterator[None]:
+    """Fill in the answer to a batch in short steps: yields after each."""
+    for some in parts_of(failures):
+        response.failures.extend([batch_failure(failure) for failure in some])
+        yield
+
+
+def batch_failure(failure: BatchFailure) -> pb.WriteBatchResponse.Failure:
+    return pb.WriteBatchResponse.Failure(
+        channel=failure.channel, index=failure.index, reason=failure.reason
     )
+
+
+def parts_of(members: Sequence[T]) -> Iterator[Sequence[T]]:
+    return (members[i : i + PART_MEMBERS] for i in range(0, len(members), PART_MEMBERS))
 
 
 def existing(channels: Mapping[str, bool]) -> pb.ChannelsExistResponse:

@@ -23,7 +23,7 @@ from megaphone.errors import (
     PermissionDenied,
     ReaderBusy,
 )
-from megaphone.model import Message, ReadOptions
+from megaphone.model import BatchFailure, Message, ReadOptions
 from tests.support.faces import (
     FACES,
     JSON,
@@ -87,6 +87,26 @@ def batches_of(channels: int, messages: int) -> Call:
         assert len(failures) == channels * messages
 
     return call
+
+
+def batches_to(address: str) -> Call:
+    async def call(face: Face, channel: Created) -> None:
+        failures = await face.write_batch([channel.producer, address], [Message("s", b"1")])
+        assert failures == [BatchFailure(address, 0, BadRequest.code)]
+
+    return call
+
+
+def asks_about(count: int) -> Call:
+    async def call(face: Face, channel: Created) -> None:
+        alive = await face.exists([channel.producer] + [""] * (count - 1))
+        assert alive == {channel.producer: True, "": False}
+
+    return call
+
+
+def creates_for(protocols: int) -> Call:
+    return lambda face, _: face.create(["GRPC_STREAM_V1"] * protocols)
 
 
 def reads(options: ReadOptions) -> Call:
@@ -206,9 +226,16 @@ def batch_cases() -> Iterator[Case]:
     yield Case("batch: empty", batches_of(0, 0), None)
     yield Case("batch: no messages", batches_of(3, 0), None)
     yield Case("batch: no channels", batches_of(0, 3), None)
-    yield Case("batch: as many events as allowed", batches_of(100, 100), None)
-    yield Case("batch: an event too many", batches_of(73, 137), PayloadTooLarge)
-    yield Case("batch: 100,000 channels", batches_of(100_000, 1), PayloadTooLarge)
+    yield Case("batch: as many events as allowed", batches_of(1_000, 100), None)
+    yield Case("batch: an event too many", batches_of(11, 9_091), PayloadTooLarge)
+    yield Case("batch: as many channels as allowed", batches_of(10_000, 1), None)
+    yield Case("batch: a channel too many", batches_of(10_001, 1), PayloadTooLarge)
+    yield Case("batch: the longest address", batches_to("a" * 400), None)
+    yield Case("batch: an address too long", batches_to("a" * 401), BadRequest)
+    yield Case("lookup: as many addresses as allowed", asks_about(10_000), None)
+    yield Case("lookup: an address too many", asks_about(10_001), PayloadTooLarge)
+    yield Case("create: as many protocols as allowed", creates_for(100), None)
+    yield Case("create: a protocol too many", creates_for(101), PayloadTooLarge)
     shapes = {
         "nothing": "",
         "a word": "word",

@@ -284,7 +284,9 @@ class PublishRequest(_message.Message):
 
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriteRequest]: ...
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriteRequest]:
+        """At most as many as one batch may write, 100,000 by default."""
+
     def __init__(
         self,
         *,

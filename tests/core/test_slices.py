@@ -1,0 +1,311 @@
+"""Long requests are done in slices, between which others get their turn; results do not change.
+
+Nothing is timed: it is counted how much a request does to the store between two turns of a task
+that wants nothing but turns.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from megaphone.core.agents import Agents
+from megaphone.core.broker import Broker
+from megaphone.core.budget import Budget
+from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE
+from megaphone.errors import BadRequest, PayloadTooLarge
+from megaphone.metrics import Metrics
+from megaphone.model import (
+    AgentMode,
+    BatchFailure,
+    Event,
+    Message,
+    NewChannel,
+    ReadOptions,
+    Write,
+    WriteFailure,
+)
+from megaphone.settings import Settings
+from megaphone.store.memory import MemoryStore
+
+pytestmark = pytest.mark.looptime
+
+ROOMY = Settings(agent_warmup_secs=0, buffer_capacity=10_000)
+TIGHT = replace(ROOMY, buffer_capacity=3)
+MOST_IN_A_TURN = 2 * SLICE // min(ADDRESS_WORK, EVENT_WORK)
+
+
+class CountingStore(MemoryStore):
+    """Counts how often it was called, and how often at most between two turns of others."""
+
+    calls = 0
+    since_turn = 0
+    most_in_a_turn = 0
+
+    def called(self) -> None:
+        self.calls += 1
+        self.since_turn += 1
+        self.most_in_a_turn = max(self.most_in_a_turn, self.since_turn)
+
+    async def exists(self, channel_id: bytes) -> bool:
+        self.called()
+        return await super().exists(channel_id)
+
+    async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
+        self.called()
+        return await super().append(channel_id, event, request_id)
+
+
+class Node:
+    def __init__(self, settings: Settings) -> None:
+        metrics = Metrics()
+        self.store = CountingStore(
+            limits=settings.channel_limits(),
+            max_channels=settings.max_channels,
+            write_timeout_s=settings.write_timeout_millis / 1000,
+            budget=Budget(),
+            observer=metrics,
+        )
+        self.agents = Agents(0)
+        self.agents.add("node", AgentMode.MASTER, 0)
+        self.broker = Broker(
+            store=self.store, agents=self.agents, settings=settings, observer=metrics
+        )
+        self.turns = 0
+
+    async def create(self, count: int) -> list[NewChannel]:
+        return [await self.broker.create() for _ in range(count)]
+
+    async def events(self, channel: NewChannel) -> list[int]:
+        """Read all there is, and return what numbers it holds."""
+        options = ReadOptions(wait_s=0)
+        async with await self.broker.open_reader(channel.consumer_address, options) as reader:
+            return [int(event.body) async for batch in reader for event in batch]
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncIterator[None]:
+        """Let another task run within this context whenever it gets a turn."""
+
+        async def take_turns() -> None:
+            while True:
+                self.turns += 1
+                self.store.since_turn = 0
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(take_turns())
+        try:
+            yield
+        finally:
+            task.cancel()
+
+
+def messages(count: int) -> list[Message]:
+    return [Message("s", b"%d" % number) for number in range(count)]
+
+
+def bad_addresses(count: int) -> list[str]:
+    """Return addresses of many kinds, none of which leads anywhere."""
+    rng = random.Random(1)
+    kinds = ["", "word", "node.{}.1", "node.{}", "elsewhere.{}.1", "{}.{}.{}"]
+    letters = "".join(rng.choices("abcdefgh", k=50))
+    return [kinds[n % len(kinds)].format(letters, n, n) + f"{n}" for n in range(count)]
+
+
+# -- Which channels live
+
+
+async def test_many_addresses_are_looked_up_in_slices() -> None:
+    node = Node(ROOMY)
+    channels = await node.create(1_000)
+    asked = [channel.producer_address for channel in channels] + bad_addresses(9_000)
+    async with node.beside():
+        alive = await node.broker.exists(asked)
+    assert alive == {address: index < 1_000 for index, address in enumerate(asked)}
+    assert list(alive) == asked
+    assert node.turns >= 10_000 * ADDRESS_WORK // SLICE
+    assert node.store.most_in_a_turn <= MOST_IN_A_TURN
+
+
+async def test_an_address_that_is_named_often_is_looked_up_once() -> None:
+    node = Node(ROOMY)
+    one, other = await node.create(2)
+    asked = [one.producer_address, other.consumer_address] * 5_000
+    assert await node.broker.exists(asked) == dict.fromkeys(asked, True)
+    assert node.store.calls == 2
+
+
+async def test_more_addresses_than_allowed_are_refused_before_one_is_looked_up() -> None:
+    node = Node(replace(ROOMY, max_addresses=2))
+    asked = [(await node.create(1))[0].producer_address] * 3
+    said = "the request names 3 addresses; at most 2 are allowed (max_addresses)"
+    for call in (node.broker.exists(asked), node.broker.write_batch(asked, messages(1))):
+        with pytest.raises(PayloadTooLarge) as refused:
+            await call
+        assert str(refused.value) == said
+    assert node.store.calls == 0
+
+
+# -- Batches
+
+
+async def test_a_batch_to_many_channels_is_written_in_slices() -> None:
+    node = Node(ROOMY)
+    channels = await node.create(1_000)
+    async with node.beside():
+        failures = await node.broker.write_batch(
+            [channel.producer_address for channel in channels], messages(20)
+        )
+    assert failures == []
+    assert node.turns >= 20_000 * EVENT_WORK // SLICE
+    assert node.store.most_in_a_turn <= MOST_IN_A_TURN
+    for channel in channels:
+        assert await node.events(channel) == list(range(20))
+
+
+async def test_a_batch_of_many_messages_to_one_channel_is_written_in_slices() -> None:
+    node = Node(ROOMY)
+    (channel,) = await node.create(1)
+    async with node.beside():
+        assert await node.broker.write_batch([channel.producer_address], messages(9_000)) == []
+    assert node.turns >= 2 * 9_000 * EVENT_WORK // SLICE - 2  # to make them, and to write them
+    assert node.store.most_in_a_turn <= MOST_IN_A_TURN
+    assert await node.events(channel) == list(range(9_000))
+
+
+async def test_a_batch_to_bad_addresses_is_answered_in_slices_and_in_order() -> None:
+    node = Node(ROOMY)
+    asked = bad_addresses(5_000)
+    async with node.beside():
+        failures = await node.broker.write_batch(asked, messages(2))
+    assert [(one.channel, one.index) for one in failures] == [
+        (address, index) for address in asked for index in range(2)
+    ]
+    assert node.turns >= 5_000 * ADDRESS_WORK // SLICE
+
+
+async def test_a_batch_with_an_address_that_is_too_long_writes_nothing() -> None:
+    """The answer would repeat it for each message."""
+    node = Node(ROOMY)
+    (channel,) = await node.create(1)
+    with pytest.raises(BadRequest) as refused:
+        await node.broker.write_batch([channel.producer_address, "a" * 401], messages(2))
+    assert str(refused.value) == "address 1 has 401 characters; no address has more than 400"
+    assert await node.events(channel) == []
+
+
+async def test_full_channels_of_a_batch_wait_beside_the_others() -> None:
+    node = Node(TIGHT)
+    channels = await node.create(200)
+    full = channels[::2]
+    for channel in full:
+        await node.broker.write(channel.producer_address, "s", b"-1")
+        await node.broker.write(channel.producer_address, "s", b"-2")
+    writing = asyncio.create_task(
+        node.broker.write_batch([c.producer_address for c in channels], messages(3))
+    )
+    await asyncio.sleep(1)
+    for channel in channels[1::2]:
+        assert await node.events(channel) == [0, 1, 2]
+    behind = asyncio.create_task(node.broker.write(full[0].producer_address, "s", b"9"))
+    await asyncio.sleep(1)
+    # Those that are read now take the rest, each in its turn; the others time out.
+    for channel in full[:50]:
+        assert await node.events(channel) == [-1, -2, 0]
+    failures = await writing
+    await behind
+    assert await node.events(full[0]) == [1, 9, 2]
+    assert await node.events(full[49]) == [1, 2]
+    assert failures == [
+        BatchFailure(channel.producer_address, index, reason)
+        for channel in full[50:]
+        for index, reason in ((1, "TIMEOUT"), (2, "SKIPPED"))
+    ]
+
+
+async def test_a_batch_that_is_cancelled_leaves_no_writer_behind() -> None:
+    node = Node(TIGHT)
+    channels = await node.create(50)
+    writing = asyncio.create_task(
+        node.broker.write_batch([c.producer_address for c in channels], messages(5))
+    )
+    await asyncio.sleep(1)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    for channel in channels:
+        assert await node.events(channel) == [0, 1, 2]
+        assert await node.events(channel) == []
+
+
+async def test_what_a_batch_has_not_written_when_its_agent_leaves_is_told() -> None:
+    node = Node(ROOMY)
+    one, other = await node.create(2)
+    addresses = [one.producer_address, other.producer_address]
+    writing = asyncio.create_task(node.broker.write_batch(addresses, messages(500)))
+    for _ in range(6):
+        await asyncio.sleep(0)
+    with node.agents.moving("node"):
+        written = node.store.calls
+        assert written > 0
+        await asyncio.sleep(1)
+        assert node.store.calls == written < 500
+        node.agents.leave("node")
+    assert await writing == [
+        BatchFailure(address, index, "MOVED")
+        for address, first in ((addresses[0], written), (addresses[1], 0))
+        for index in range(first, 500)
+    ]
+
+
+# -- Published events
+
+
+async def test_published_events_are_written_in_slices() -> None:
+    node = Node(ROOMY)
+    channels = await node.create(100)
+    writes = [
+        Write(channels[number % 100].producer_address, "s", b"%d" % number)
+        for number in range(5_000)
+    ]
+    async with node.beside():
+        results = await node.broker.write_each(writes)
+    assert len(set(map(str, results))) == 5_000
+    assert node.turns >= 5_000 * EVENT_WORK // SLICE
+    assert node.store.most_in_a_turn <= MOST_IN_A_TURN
+    for index, channel in enumerate(channels):
+        assert await node.events(channel) == list(range(index, 5_000, 100))
+
+
+async def test_published_events_keep_their_order_behind_one_that_waits() -> None:
+    node = Node(TIGHT)
+    one, other = await node.create(2)
+    writes = [
+        Write((one, other)[number % 2].producer_address, "s", b"%d" % number)
+        for number in range(12)
+    ]
+    publishing = asyncio.create_task(node.broker.write_each(writes))
+    await asyncio.sleep(1)
+    assert await node.events(one) == [0, 2, 4]
+    await asyncio.sleep(1)
+    assert await node.events(one) == [6, 8, 10]
+    results = await publishing
+    assert [one.reason for one in results if isinstance(one, WriteFailure)] == [
+        "TIMEOUT",
+        "SKIPPED",
+        "SKIPPED",
+    ]
+    assert await node.events(other) == [1, 3, 5]
+
+
+async def test_more_published_events_than_allowed_are_refused_before_one_is_written() -> None:
+    node = Node(replace(ROOMY, max_batch_events=2))
+    (channel,) = await node.create(1)
+    with pytest.raises(PayloadTooLarge) as refused:
+        await node.broker.write_each([Write(channel.producer_address, "s", b"1")] * 3)
+    assert str(refused.value) == (
+        "the message publishes 3 events; at most 2 are allowed (max_batch_events)"
+    )
+    assert node.store.calls == 0
