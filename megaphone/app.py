@@ -15,6 +15,8 @@ from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.feeds import Feeds
 from megaphone.core.management import Management
+from megaphone.core.node_secret import NodeGuard
+from megaphone.listening import is_loopback, split_endpoint, warnings, who_may_feed, with_port
 from megaphone.metrics import LogCounts, Metrics
 from megaphone.rest.management import ManagementApi
 from megaphone.rest.public import PublicApi
@@ -74,7 +76,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     agents = agents_of(settings)
     broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
     feeds = Feeds(store=store, agents=agents, settings=settings, observer=metrics)
-    pipes = Pipes(agents=agents, store=store, observer=metrics)
+    pipes = Pipes(agents=agents, store=store, observer=metrics, nodes=settings.nodes)
     drains = Drains(agents=agents, broker=broker, store=store, feeds=feeds, pipes=pipes)
     management = Management(store=store, agents=agents, pipes=pipes, drains=drains)
     http = HttpServer(
@@ -85,6 +87,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     grpc = GrpcServer(
         ChannelServicer(broker),
         SyncServicer(feeds),
+        NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_address)),
         max_body_bytes=settings.max_body_bytes,
         with_reflection=settings.grpc_reflection,
     )
@@ -137,11 +140,6 @@ def agents_of(settings: Settings) -> Agents:
     return agents
 
 
-def split_endpoint(endpoint: str) -> tuple[str, int]:
-    host, _, port = endpoint.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
 async def serve(
     settings: Settings, announce: Callable[[App], None], logs: LogCounts | None = None
 ) -> None:
@@ -155,11 +153,14 @@ async def serve(
     handle_signals(stopped)
     async with running(settings, logs) as app:
         log.info(
-            "megaphone %s serves HTTP on port %d and gRPC on port %d",
+            "megaphone %s serves HTTP on %s and gRPC on %s; it may be fed by %s",
             __version__,
-            app.http_port,
-            app.grpc_port,
+            with_port(settings.address, app.http_port),
+            with_port(settings.grpc_address, app.grpc_port),
+            who_may_feed(settings),
         )
+        for warning in warnings(settings):
+            log.warning("%s", warning)
         announce(app)
         await stopped.wait()
     log.info("stopped")

@@ -14,28 +14,29 @@ import socket
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
 
 from megaphone import memory
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
-from megaphone.settings import Name, Settings, Webhook
+from megaphone.settings import Name, Nodes, Settings, Webhook
 
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
 AGENT = "agent"
 WEBHOOKS = "webhooks"
-ENDPOINT = "endpoint"
+NODES = "nodes"
 CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
 """The modes an agent may start in; PIPED needs a target, which a command names."""
 FORMS = {
     AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
     WEBHOOKS: 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
+    NODES: "a table such as nodes = {secret = TEXT, open = false}",
 }
 """What is allowed for keys with more than one value."""
 DEFAULT = "default"
@@ -47,14 +48,15 @@ BUFFERED = "max_buffered_bytes"
 
 TYPES = get_type_hints(Settings, include_extras=True)
 KEYS = [setting.name for setting in fields(Settings)]
-WEBHOOK_TYPES = get_type_hints(Webhook, include_extras=True)
-WEBHOOK_KEYS = [part.name for part in fields(Webhook)]
 PARSERS: Mapping[str, Callable[[str], Any]] = {
     ".toml": tomllib.loads,
     ".yaml": yaml.safe_load,
     ".yml": yaml.safe_load,
     ".json": json.loads,
 }
+
+
+Table = TypeVar("Table")
 
 
 class ConfigError(Exception):
@@ -67,8 +69,8 @@ class Config:
 
     settings: Settings
     sources: Mapping[str, str] = field(default_factory=dict)
-    """By key: the name of a file or of a variable, or `default`. The parts of a webhook have keys
-    of their own too, such as `webhooks.audit.endpoint`."""
+    """By key: the name of a file or of a variable, or `default`. The parts of `nodes` and of a
+    webhook have keys of their own too, such as `webhooks.audit.endpoint`."""
 
 
 @dataclass(slots=True)
@@ -148,6 +150,8 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
             continue
         key = key.lower()
         check_known(key, f"{VARIABLE}{name}")
+        if key == NODES:  # others have names in their paths, whose case counts
+            path = [part.lower() for part in path]
         values[key] = laid_over(values.get(key), Value(nested(path, text), f"{VARIABLE}{name}"))
     return values
 
@@ -187,9 +191,14 @@ def leaves(raw: Any, prefix: str = "") -> Iterator[str]:
     """Yield the dotted path of everything in a table that is not a table."""
     if isinstance(raw, dict):
         for name, value in raw.items():
-            yield from leaves(value, f"{prefix}.{name}" if prefix else str(name))
+            yield from leaves(value, within(prefix, str(name)))
     else:
         yield prefix
+
+
+def within(path: str, name: str) -> str:
+    """Return the dotted path of what has a name in the table at a path."""
+    return f"{path}.{name}" if path else name
 
 
 def merged(below: Any, above: Any) -> Any:
@@ -206,7 +215,9 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
     checked = {key: convert(key, value) for key, value in values.items()}
     sources = {key: values[key].source if key in values else DEFAULT for key in KEYS}
     if WEBHOOKS in values:
-        sources |= webhook_sources(values[WEBHOOKS])
+        for name in checked[WEBHOOKS]:
+            sources |= part_sources(WEBHOOKS, Webhook, values[WEBHOOKS], name)
+    sources |= part_sources(NODES, Nodes, values.get(NODES, Value({}, DEFAULT)))
     if not checked.get(AGENT):
         checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
@@ -218,6 +229,8 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
 def convert(key: str, value: Value) -> Any:
     if key == WEBHOOKS:
         return webhooks_table(value)
+    if key == NODES:
+        return nodes_table(value)
     raw = agents_table(value) if key == AGENT else value.raw
     try:
         return msgspec.convert(raw, TYPES[key], strict=False)
@@ -284,40 +297,62 @@ def webhooks_table(value: Value) -> dict[str, Webhook]:
     for name in value.raw:
         if not fits(name, names):
             raise refused_unshown(WEBHOOKS, value.source, f"as a name {allowed(names)}")
-    return {name: webhook(name, table, value) for name, table in value.raw.items()}
+    return {name: checked_table(Webhook, WEBHOOKS, value, name) for name in value.raw}
 
 
-def webhook(name: str, table: Any, value: Value) -> Webhook:
-    path, forms = f"{WEBHOOKS}.{name}", FORMS[WEBHOOKS]
+def nodes_table(value: Value) -> Nodes:
+    nodes = checked_table(Nodes, NODES, value)
+    if nodes.previous_secret is not None and nodes.secret is None:
+        raise ConfigError(
+            f"{value.source_of('previous_secret')}: nodes.previous_secret is set, but not"
+            " nodes.secret, which takes its place"
+        )
+    return nodes
+
+
+def checked_table(kind: type[Table], key: str, value: Value, inner: str = "") -> Table:
+    """Check a table whose keys are the fields of a dataclass, piece by piece.
+
+    It is the one at the path `inner` of a value, or the value itself. A message says where the
+    mistake is without repeating what may be secret.
+    """
+    path, table = within(key, inner) if inner else key, value.raw
+    if inner:
+        table = table[inner]
     if not isinstance(table, dict):
-        raise refused_unshown(path, value.source_of(name), forms)
-    for key, raw in table.items():
-        source = value.source_of(f"{name}.{key}")
-        if not fits(key, Name):
-            raise refused_unshown(path, source, forms)
-        check_known(key, source, f"{path}.", WEBHOOK_KEYS)
-        if not fits(raw, WEBHOOK_TYPES[key]):
-            raise refused_unshown(f"{path}.{key}", source, allowed(WEBHOOK_TYPES[key]) or forms)
-    if ENDPOINT not in table:
-        what = allowed(WEBHOOK_TYPES[ENDPOINT])
-        raise ConfigError(f"{value.source}: {path}.{ENDPOINT} is missing; allowed is {what}")
-    return Webhook(**table)
+        raise refused_unshown(path, value.source_of(inner), FORMS[key])
+    types = get_type_hints(kind, include_extras=True)
+    for name, raw in table.items():
+        source = value.source_of(within(inner, str(name)))
+        if not fits(name, Name):
+            raise refused_unshown(path, source, FORMS[key])
+        check_known(name, source, f"{path}.", list(types))
+        if not fits(raw, types[name]):
+            raise refused_unshown(f"{path}.{name}", source, allowed(types[name]) or FORMS[key])
+    for part in fields(kind):  # type: ignore[arg-type]
+        if part.name not in table and part.default is part.default_factory is MISSING:
+            what = allowed(types[part.name])
+            raise ConfigError(f"{value.source}: {path}.{part.name} is missing; allowed is {what}")
+    return msgspec.convert(table, kind, strict=False)
 
 
 def fits(raw: Any, kind: Any) -> bool:
-    """Tell whether a value, as it stands, is one of a type."""
+    """Tell whether a value, as it stands in a file or a variable, is one of a type."""
     try:
-        msgspec.convert(raw, kind)
+        msgspec.convert(raw, kind, strict=False)
     except msgspec.ValidationError:
         return False
     return True
 
 
-def webhook_sources(value: Value) -> dict[str, str]:
+def part_sources(key: str, kind: Any, value: Value, inner: str = "") -> dict[str, str]:
+    """Return where each part of a table that was checked comes from."""
+    table = value.raw[inner] if inner else value.raw
     return {
-        f"{WEBHOOKS}.{name}.{key}": value.source_of(f"{name}.{key}") if key in table else DEFAULT
-        for name, table in value.raw.items()
-        for key in WEBHOOK_KEYS
+        within(within(key, inner) if inner else key, part.name): (
+            value.source_of(within(inner, part.name)) if part.name in table else DEFAULT
+        )
+        for part in fields(kind)
     }
 
 

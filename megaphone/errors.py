@@ -6,6 +6,7 @@ and never contain an address or a key, since those are secrets.
 
     MegaphoneError
      ├── BadRequest            the request itself is wrong; repeating it cannot help
+     ├── Unauthenticated       the caller has not proved that it is one that may call
      ├── PermissionDenied      understood, and not allowed
      ├── ChannelNotFound       no such channel, or no longer
      ├── AgentNotFound         no such agent on this node
@@ -39,6 +40,10 @@ class MegaphoneError(Exception):
 
 class BadRequest(MegaphoneError):
     code = "BAD_REQUEST"
+
+
+class Unauthenticated(MegaphoneError):
+    code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(MegaphoneError):

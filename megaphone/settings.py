@@ -71,6 +71,15 @@ Secret = Annotated[
         description="a text without spaces around it, or whsec_ followed by a key in base64",
     ),
 ]
+NodeSecret = Annotated[
+    str,
+    Meta(
+        pattern=r"^[!-~]{32,}\Z",
+        description=(
+            "at least 32 ASCII characters without spaces: `openssl rand -base64 32` makes them"
+        ),
+    ),
+]
 NodeUrl = Annotated[
     str,
     Meta(
@@ -99,13 +108,27 @@ class Webhook:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Nodes:
+    """Which other nodes may feed this one, and which it feeds. The secrets are never logged."""
+
+    secret: NodeSecret | None = field(default=None, repr=False)
+    """What nodes prove to each other to have, the same on all of them. Unless it is set, only
+    processes of this machine may feed the node, and none if gRPC listens for others too."""
+    previous_secret: NodeSecret | None = field(default=None, repr=False)
+    """Another secret that is taken too, but not used to call others: while the secret changes."""
+    open: bool = False
+    """Let everybody who reaches the node feed it, and let it feed nodes without a secret, as the
+    Rust broker (0.10) is one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything an operator can set. Nothing is required."""
 
-    address: Endpoint = "0.0.0.0:3000"
-    """Where HTTP is served, as host:port; port 0 takes a free one."""
-    grpc_address: Endpoint = "0.0.0.0:3001"
-    """Where gRPC is served, as host:port; port 0 takes a free one."""
+    address: Endpoint = "127.0.0.1:3000"
+    """Where HTTP is served, as host:port; port 0 takes a free one. 0.0.0.0 is for all of IPv4."""
+    grpc_address: Endpoint = "127.0.0.1:3001"
+    """Where gRPC is served, as host:port; port 0 takes a free one. 0.0.0.0 is for all of IPv4."""
     mng_socket_path: Annotated[str, Meta(min_length=1, description="a path")] | None = None
     """The Unix socket of the management API. Unless it is set: /run/megaphone.sock if this user may
     write there, else one in the user's runtime directory or in that for temporary files."""
@@ -117,6 +140,8 @@ class Settings:
     promote_replicas: bool = True
     """Make a replica a MASTER when the node that feeds it says that its channels are complete."""
 
+    nodes: Nodes = field(default_factory=Nodes)
+    """Which nodes may forward their agents to which."""
     drain_target: NodeUrl | None = None
     """Where this node hands its agents over when it stops. Unless it is set, they go with it."""
     drain_timeout_secs: Seconds = 30.0

@@ -14,7 +14,7 @@ from megaphone.cli.configuration import config_app
 from megaphone.config import KEYS, ConfigError, load
 from megaphone.core.agents import AGENT_NAME
 from megaphone.model import AgentMode
-from megaphone.settings import Settings, Webhook
+from megaphone.settings import Nodes, Settings, Webhook
 
 
 def write(directory: Path, text: str, name: str = "megaphone.toml") -> Path:
@@ -35,7 +35,8 @@ def test_nothing_has_to_be_set(tmp_path: Path) -> None:
     assert list(settings.agent.values()) == [AgentMode.MASTER]
     assert settings.agent_warmup_secs == 0
     assert settings.mng_socket_path is not None
-    assert settings.address == "0.0.0.0:3000"
+    assert (settings.address, settings.grpc_address) == ("127.0.0.1:3000", "127.0.0.1:3001")
+    assert settings.nodes == Nodes(secret=None, previous_secret=None, open=False)
 
 
 def test_an_agent_without_a_name_gets_a_new_one_at_each_start(
@@ -402,6 +403,102 @@ def test_parts_of_webhooks_do_not_count_as_settings(
 ) -> None:
     write(tmp_path, WEBHOOKS)
     assert "1 from megaphone.toml" in command(tmp_path, monkeypatch, "check")
+
+
+# -- The secret of nodes
+
+
+NODE_SECRET = "geheim/geheim+geheim=geheim:abcde"
+PREVIOUS = "geheim-geheim-geheim-geheim-zyxw"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("megaphone.toml", f'[nodes]\nsecret = "{NODE_SECRET}"\nprevious_secret = "{PREVIOUS}"\n'),
+        ("megaphone.yaml", f"nodes: {{secret: '{NODE_SECRET}', previous_secret: {PREVIOUS}}}"),
+        (
+            "megaphone.json",
+            json.dumps({"nodes": {"secret": NODE_SECRET, "previous_secret": PREVIOUS}}),
+        ),
+    ],
+)
+def test_the_secret_of_nodes_is_read_from_each_form_of_file(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    write(tmp_path, text, name)
+    config = load(tmp_path, {})
+    assert config.settings.nodes == Nodes(secret=NODE_SECRET, previous_secret=PREVIOUS)
+    assert config.sources["nodes.secret"] == name
+    assert config.sources["nodes.open"] == "default"
+
+
+@pytest.mark.parametrize("prefix", ["megaphone_nodes.", "MEGAPHONE_NODES."])
+def test_the_secret_of_nodes_may_come_from_the_environment(tmp_path: Path, prefix: str) -> None:
+    write(tmp_path, f'[nodes]\nsecret = "{PREVIOUS}"\nopen = true\n')
+    name = prefix + ("SECRET" if prefix.isupper() else "secret")
+    config = load(tmp_path, {name: NODE_SECRET})
+    assert config.settings.nodes == Nodes(secret=NODE_SECRET, open=True)
+    assert config.sources["nodes.secret"] == f"variable {name}"
+    assert config.sources["nodes.open"] == "megaphone.toml"
+    assert config.sources["nodes.previous_secret"] == "default"
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("false", False), ("1", True)])
+def test_whether_a_node_is_open_is_a_switch(tmp_path: Path, text: str, value: bool) -> None:
+    assert load(tmp_path, {"megaphone_nodes.open": text}).settings.nodes.open is value
+
+
+@pytest.mark.parametrize(
+    "secret", ["", "geheim", f" {NODE_SECRET}", f"{NODE_SECRET}\n", "geheim " * 8, "gehäim" * 8]
+)
+@pytest.mark.parametrize("key", ["secret", "previous_secret"])
+def test_another_secret_of_nodes_is_refused_without_being_shown(
+    tmp_path: Path, key: str, secret: str
+) -> None:
+    variable = f"megaphone_nodes.{key}"
+    assert error_of(tmp_path, {variable: secret}) == (
+        f"variable {variable}: nodes.{key} = … is not allowed; allowed is at least 32 ASCII"
+        " characters without spaces: `openssl rand -base64 32` makes them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "answer"),
+    [
+        (f'nodes = "{NODE_SECRET}"', "nodes = … is not allowed; allowed is a table such as"),
+        (f'[nodes]\nsecert = "{NODE_SECRET}"', "nodes.secert is not a known key; did you mean sec"),
+        (f'[nodes]\n"{NODE_SECRET}" = 1', "nodes = … is not allowed; allowed is a table such as"),
+        ('[nodes]\nopen = "geheim"', "nodes.open = … is not allowed; allowed is true or false"),
+        (f'[nodes.secret]\nx = "{NODE_SECRET}"', "nodes.secret = … is not allowed; allowed is at"),
+        (
+            f'[nodes]\nprevious_secret = "{NODE_SECRET}"',
+            "nodes.previous_secret is set, but not nodes.secret, which takes its place",
+        ),
+    ],
+)
+def test_wrong_settings_of_nodes_are_refused_without_their_secrets(
+    tmp_path: Path, table: str, answer: str
+) -> None:
+    write(tmp_path, table)
+    message = error_of(tmp_path)
+    assert message.startswith(f"megaphone.toml: {answer}")
+    assert "geheim" not in message
+
+
+def test_the_secrets_of_nodes_are_shown_only_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, f'[nodes]\nsecret = "{NODE_SECRET}"\nprevious_secret = "{PREVIOUS}"\n')
+    before = load(tmp_path, {}).settings
+    assert "geheim" not in repr(before)
+    printed = command(tmp_path, monkeypatch, "show")
+    assert "geheim" not in printed
+    assert '\n[nodes]\n# secret = "…" ' in printed
+    assert '\n# previous_secret = "…" ' in printed
+    assert tomllib.loads(printed)["nodes"] == {"open": False}
+    write(tmp_path, command(tmp_path, monkeypatch, "show", "--secrets"))
+    assert load(tmp_path, {}).settings.nodes == before.nodes
 
 
 # -- Files and keys

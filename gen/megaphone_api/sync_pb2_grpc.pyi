@@ -5,8 +5,12 @@ From node to node: the channels of an agent and their events, forwarded to anoth
 
 The broker before this one speaks the same service, so names and numbers are fixed. What is
 marked as an extension is understood only by nodes of ours: others pass over fields that they
-do not know, and are not sent messages that they do not know. The service has no authentication:
-keep its port among the nodes.
+do not know, and are not sent messages that they do not know.
+
+Where the nodes have a secret, a caller proves with the metadata `megaphone-node` that it has the
+same, and calls FindChannelsInUse about no channels first: the initial metadata of the answer
+prove that the target has it. Without a secret only a node that listens on loopback, or is
+open by its settings, takes calls. The others answer UNAUTHENTICATED.
 """
 
 from collections import abc as _abc

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import typer
 
 from megaphone.config import DEFAULT, KEYS, VARIABLE, Config, ConfigError, load_here
-from megaphone.settings import Settings, Webhook
+from megaphone.settings import Nodes, Settings, Webhook
 
 config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
 
@@ -53,13 +53,15 @@ def show(
 ) -> None:
     """Print every setting and where it comes from, in the form of a megaphone.toml.
 
-    What is secret stands there as a comment only: the secret of a webhook, and its endpoint if
-    that has a user part or a query.
+    What is secret stands there as a comment only: the secrets of nodes and webhooks, and the
+    endpoint of a webhook if that has a user part or a query.
     """
     loaded = load_or_exit(config)
     for setting in fields(Settings):
         value = getattr(loaded.settings, setting.name)
         source = loaded.sources[setting.name]
+        if isinstance(value, Nodes):
+            continue
         if not isinstance(value, Mapping):
             typer.echo(line(setting.name, value, source))
         elif source == DEFAULT:  # an agent has another name at the next start
@@ -68,14 +70,20 @@ def show(
         typer.echo(f"\n[agent.virtual]  # {source}")
         for name, mode in loaded.settings.agent.items():
             typer.echo(f"{name} = {toml(mode)}")
+    show_table("nodes", loaded.settings.nodes, loaded.sources, secrets)
     for name, webhook in loaded.settings.webhooks.items():
-        typer.echo(f"\n[webhooks.{name}]")
-        for part in fields(Webhook):
-            show_part(part.name, webhook, loaded.sources[f"webhooks.{name}.{part.name}"], secrets)
+        show_table(f"webhooks.{name}", webhook, loaded.sources, secrets)
 
 
-def show_part(key: str, webhook: Webhook, source: str, secrets: bool) -> None:
-    value = getattr(webhook, key)
+def show_table(
+    path: str, table: Nodes | Webhook, sources: Mapping[str, str], secrets: bool
+) -> None:
+    typer.echo(f"\n[{path}]")
+    for part in fields(table):
+        show_part(part.name, getattr(table, part.name), sources[f"{path}.{part.name}"], secrets)
+
+
+def show_part(key: str, value: Any, source: str, secrets: bool) -> None:
     shown = value if secrets else without_secrets(key, value)
     if shown == value:
         typer.echo(line(key, value, source))
@@ -84,8 +92,8 @@ def show_part(key: str, webhook: Webhook, source: str, secrets: bool) -> None:
         typer.echo(f"{comment:<43} # {source}; --secrets shows it")
 
 
-def without_secrets(key: str, value: str | None) -> str | None:
-    if key == "secret":
+def without_secrets(key: str, value: Any) -> Any:
+    if key in ("secret", "previous_secret"):
         return value and HIDDEN
     if key != "endpoint" or value is None:
         return value

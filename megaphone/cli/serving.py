@@ -8,6 +8,7 @@ import typer
 
 from megaphone import __version__
 from megaphone.app import App, serve
+from megaphone.listening import reachable, with_port
 from megaphone.logs import LineWriter, logging_to_stderr
 from megaphone.settings import Settings
 
@@ -39,12 +40,13 @@ def announce(settings: Settings, app: App) -> None:
     """Tell people where to go next; machines read the log."""
     if not os.isatty(STANDARD_OUTPUT):
         return
+    http = f"http://{reachable(with_port(settings.address, app.http_port))}"
     text = (
         f"\n  Megaphone {__version__} is ready.\n\n"
-        f"    HTTP   http://127.0.0.1:{app.http_port}\n"
-        f"    gRPC   127.0.0.1:{app.grpc_port}\n"
+        f"    HTTP   {http}\n"
+        f"    gRPC   {reachable(with_port(settings.grpc_address, app.grpc_port))}\n"
         f"    agent  {', '.join(settings.agent)}\n\n"
-        f"  Make a channel:  curl -X POST http://127.0.0.1:{app.http_port}/create\n"
+        f"  Make a channel:  curl -X POST {http}/create\n"
         "  Stop with Ctrl-C.\n\n"
     )
     # A terminal that Ctrl-S has stopped takes nothing, and must not hold the event loop.

@@ -18,12 +18,14 @@ from typing import Any
 import grpc
 
 from megaphone.cluster import expiry
+from megaphone.cluster.credentials import Credentials
 from megaphone.cluster.target import Connection, connect, endpoint_of
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.ports import Observer, Store
 from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
 from megaphone.model import AgentMode, ChannelChange, EventAdded
+from megaphone.settings import Nodes
 from megaphone.wire import sync as wire
 
 log = logging.getLogger(__name__)
@@ -41,10 +43,11 @@ FORGOTTEN_AT_ONCE = 1000
 class Pipes:
     """Fulfils `core.ports.Pipes`."""
 
-    def __init__(self, *, agents: Agents, store: Store, observer: Observer) -> None:
+    def __init__(self, *, agents: Agents, store: Store, observer: Observer, nodes: Nodes) -> None:
         self._agents = agents
         self._store = store
         self._observer = observer
+        self._credentials = Credentials(nodes)
         self._pipes: dict[tuple[str, str], Pipe] = {}
         self._expiring: asyncio.Task[None] | None = None
 
@@ -55,13 +58,15 @@ class Pipes:
         """Begin to forward an agent, unless it is forwarded there already.
 
         Returns once the target has taken it. Raises: AgentNotFound; BadRequest; WrongMode;
-            TargetUnavailable.
+            Unauthenticated; TargetUnavailable.
         """
         if (known := self.get(agent, endpoint)) is not None:
             return known
         if self._expiring is None:
             self._expiring = asyncio.create_task(self._expire())
-        pipe = Pipe(self._agents.pipe(agent), endpoint, self._store, self._observer)
+        pipe = Pipe(
+            self._agents.pipe(agent), endpoint, self._store, self._observer, self._credentials
+        )
         self._pipes[agent, endpoint] = pipe
         try:
             await pipe.start()
@@ -141,11 +146,19 @@ async def forget_channels(store: Store, agent: str) -> None:
 class Pipe:
     """One agent, forwarded to one node."""
 
-    def __init__(self, agent: Agent, endpoint: str, store: Store, observer: Observer) -> None:
+    def __init__(
+        self,
+        agent: Agent,
+        endpoint: str,
+        store: Store,
+        observer: Observer,
+        credentials: Credentials,
+    ) -> None:
         self.agent = agent
         self.endpoint = endpoint
         self._store = store
         self._observer = observer
+        self._credentials = credentials
         self._start = wire.start(agent.name, agent.key.secret, secrets.token_hex(8))
         self._changes = store.follow(agent.name)
         self._is_completing = asyncio.Event()
@@ -160,9 +173,10 @@ class Pipe:
     async def start(self) -> None:
         """Connect, and go on from there.
 
-        Raises: TargetUnavailable; BadRequest and WrongMode, when the target refuses.
+        Raises: TargetUnavailable; BadRequest, WrongMode and Unauthenticated, when the target
+            refuses, or has not proved that it has the secret of this node.
         """
-        connection = await connect(self.endpoint, self._start)
+        connection = await connect(self.endpoint, self._start, self._credentials)
         self._task = asyncio.create_task(self._run(connection))
 
     @property
@@ -240,7 +254,7 @@ class Pipe:
         return self._has_arrived
 
     async def _connect_again(self) -> Connection:
-        connection = await connect(self.endpoint, self._start)
+        connection = await connect(self.endpoint, self._start, self._credentials)
         log.info("agent %s: its pipe is connected again", self.agent.name)
         return connection
 

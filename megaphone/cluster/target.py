@@ -10,7 +10,14 @@ from typing import Any
 
 import grpc
 
-from megaphone.errors import BadRequest, MegaphoneError, TargetUnavailable, WrongMode
+from megaphone.cluster.credentials import Credentials
+from megaphone.errors import (
+    BadRequest,
+    MegaphoneError,
+    TargetUnavailable,
+    Unauthenticated,
+    WrongMode,
+)
 from megaphone.wire import sync as wire
 from megaphone_api import sync_pb2 as pb
 from megaphone_api.sync_pb2_grpc import SyncServiceStub
@@ -34,6 +41,7 @@ OPTIONS = (
 REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
     grpc.StatusCode.FAILED_PRECONDITION: WrongMode,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
 
@@ -97,6 +105,7 @@ class Connection:
     call: Any  # its type is not exported
     extended: bool
     """Whether the target understands the extensions."""
+    credentials: Credentials
 
     async def send(self, request: pb.SyncRequest) -> None:
         """Send a message, waiting for a target that is slow.
@@ -118,7 +127,9 @@ class Connection:
         request = pb.FindChannelsInUseRequest(channel_ids=addresses)
         try:
             stub = SyncServiceStub(self.channel)
-            reply = await stub.FindChannelsInUse(request, timeout=CONNECT_S)
+            reply = await stub.FindChannelsInUse(
+                request, metadata=self.credentials.for_question(), timeout=CONNECT_S
+            )
         except grpc.aio.AioRpcError:
             raise TargetUnavailable from None
         return set(reply.channel_ids)
@@ -141,10 +152,11 @@ class Connection:
         await self.channel.close()
 
 
-async def connect(endpoint: str, start: pb.SyncRequest) -> Connection:
-    """Begin a stream with its first message.
+async def connect(endpoint: str, start: pb.SyncRequest, credentials: Credentials) -> Connection:
+    """Begin a stream with its first message, once the target has proved what it has to.
 
-    Raises: TargetUnavailable; BadRequest and WrongMode, when the target refuses.
+    Raises: TargetUnavailable; Unauthenticated, when it has not, or refuses this node; BadRequest
+        and WrongMode, when it refuses the agent.
     """
     host, _, port = endpoint.rpartition(":")
     if not await is_reachable(host.strip("[]"), int(port)):
@@ -153,13 +165,17 @@ async def connect(endpoint: str, start: pb.SyncRequest) -> Connection:
     try:
         async with asyncio.timeout(CONNECT_S):
             await channel.channel_ready()
-        call = SyncServiceStub(channel).ForwardEvents()
-        connection = Connection(channel, call, extended=False)
+        metadata = await credentials.greet(channel, CONNECT_S)
+        call = SyncServiceStub(channel).ForwardEvents(metadata=metadata)
+        connection = Connection(channel, call, extended=False, credentials=credentials)
         await connection.send(start)
         connection.extended = await answers_with_extensions(connection)
     except TimeoutError:
         await channel.close()
         raise TargetUnavailable from None
+    except grpc.aio.AioRpcError as error:
+        await channel.close()
+        raise refusal(error.code(), error.details()) from None
     except BaseException:
         await channel.close()
         raise

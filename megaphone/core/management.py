@@ -61,7 +61,8 @@ class Management:
         Returns once the target has taken the agent, which takes no new channels from now on.
 
         Raises: BadRequest, also when the target is not a URL such as http://host:3001;
-            AgentNotFound; WrongMode; TargetUnavailable.
+            AgentNotFound; WrongMode; Unauthenticated, when the two nodes do not have the same
+            secret; TargetUnavailable.
         """
         await self._pipes.pipe(name, target)
 

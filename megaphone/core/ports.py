@@ -214,7 +214,8 @@ class Drains(Protocol):
         when it is closed, or raises, is as it was before.
 
         Raises: BadRequest, when the target is not a URL such as http://host:3001; WrongMode, while
-            another drain runs, or when the target refuses an agent; TargetUnavailable.
+            another drain runs, or when the target refuses an agent; Unauthenticated, when the two
+            nodes do not have the same secret; TargetUnavailable.
         """
 
 
@@ -225,7 +226,8 @@ class Pipes(Protocol):
         """Begin to forward an agent, until this node stops. Returns once the target has taken it.
 
         Raises: AgentNotFound; BadRequest, when the target is not a URL such as http://host:3001;
-            WrongMode; TargetUnavailable.
+            WrongMode; Unauthenticated, when the two nodes do not have the same secret;
+            TargetUnavailable.
         """
 
 

@@ -10,7 +10,7 @@ import math
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from megaphone.errors import MegaphoneError
+from megaphone.errors import MegaphoneError, Unauthenticated
 from megaphone.rest.answers import json_answer
 from megaphone.wire import errors, json
 
@@ -73,6 +73,8 @@ def answer_of(error: MegaphoneError) -> web.Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthenticated):  # HTTP wants to know how to do better
+        headers["WWW-Authenticate"] = "Megaphone-Node"
     return json_answer(json.error(error.code, str(error), status), status, headers)
 
 

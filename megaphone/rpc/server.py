@@ -10,9 +10,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from megaphone.core.node_secret import NodeGuard
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.errors import ErrorInterceptor
+from megaphone.rpc.nodes import NodeInterceptor
 from megaphone.rpc.sync import SyncServicer
 from megaphone.sockets import owner_only
 from megaphone_api import sync_pb2
@@ -44,18 +46,22 @@ EVERYTHING = ""
 
 
 class GrpcServer:
-    """Serves ChannelService, SyncService, health and reflection from `start` to `stop`."""
+    """Serves ChannelService, SyncService, health and reflection from `start` to `stop`.
+
+    SyncService is for those nodes only that `guard` admits.
+    """
 
     def __init__(
         self,
         channels: ChannelServicer,
         sync: SyncServicer,
+        guard: NodeGuard,
         *,
         max_body_bytes: int,
         with_reflection: bool,
     ) -> None:
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[ErrorInterceptor(), NodeInterceptor(guard)],
             options=[
                 # With the default, a second broker would take the same port without a word.
                 ("grpc.so_reuseport", 0),

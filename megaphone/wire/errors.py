@@ -24,6 +24,7 @@ class Row:
 
 TABLE = (
     Row(errors.BadRequest, 400, "INVALID_ARGUMENT"),
+    Row(errors.Unauthenticated, 401, "UNAUTHENTICATED"),
     Row(errors.PermissionDenied, 403, "PERMISSION_DENIED"),
     Row(errors.ChannelNotFound, 404, "NOT_FOUND"),
     Row(errors.AgentNotFound, 404, "NOT_FOUND"),

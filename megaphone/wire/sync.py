@@ -1,6 +1,7 @@
 """The protobuf between nodes: changes of channels to messages, and messages to changes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -19,7 +20,15 @@ MICROSECONDS_PER_S = 1_000_000
 
 EXTENSIONS_KEY = "megaphone-sync"
 """The initial metadata by which a node says that it understands the extensions."""
+PROOF_KEY = "megaphone-node"
+"""The metadata by which nodes prove to each other that they have the same secret: that of a call,
+and the initial metadata of the answer to a greeting (see `core.node_secret`)."""
 REPLY = "OK"
+
+
+def proof_of(metadata: Iterable[tuple[str, Any]]) -> str | None:
+    """Return the proof that a node has sent with a call or an answer, if any."""
+    return next((str(value) for key, value in metadata if key == PROOF_KEY), None)
 
 
 def start(agent: str, key: bytes, source_id: str) -> pb.SyncRequest:

@@ -55,7 +55,7 @@ class Node:
     @cached_property
     def management(self) -> Management:
         parts: Any = {"agents": self.agents, "store": self.store}
-        pipes = Pipes(**parts, observer=self.metrics)
+        pipes = Pipes(**parts, observer=self.metrics, nodes=Settings().nodes)
         feeds = Feeds(**parts, settings=Settings(), observer=self.metrics)
         drains = Drains(**parts, broker=self.broker, feeds=feeds, pipes=pipes)
         return Management(**parts, pipes=pipes, drains=drains)

@@ -23,9 +23,11 @@ from megaphone.errors import (
     ChannelNotFound,
     MegaphoneError,
     TargetUnavailable,
+    Unauthenticated,
     WrongMode,
 )
 from megaphone.model import AgentMode
+from megaphone.settings import Nodes
 from megaphone.sockets import grpc_path
 from megaphone.wire.errors import error_from, row_of
 from megaphone_api.v1 import admin_pb2 as pb
@@ -304,6 +306,17 @@ async def test_an_agent_that_cannot_be_forwarded_stays(operator: Operator) -> No
     ):
         with pytest.raises(error):
             await operator.pipe(name, url)
+    assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "REPLICA"]
+
+
+async def test_a_target_that_wants_a_secret_is_said_to_refuse(operator: Operator) -> None:
+    secret = Nodes(secret="a-secret-that-the-source-has-not")
+    async with running(fast_settings(nodes=secret)) as guarded:
+        url = f"http://127.0.0.1:{guarded.grpc_port}"
+        with pytest.raises(Unauthenticated, match=r"set the same `nodes\.secret` on both"):
+            await operator.pipe("node", url)
+        with pytest.raises(Unauthenticated, match="what has not moved is here as before: node,"):
+            await operator.drain(url)
     assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "REPLICA"]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 MEGAPHONE = str(Path(sys.executable).with_name("megaphone"))
-SERVES = re.compile(r"serves HTTP on port (\d+) and gRPC on port (\d+)")
+SERVES = re.compile(r"serves HTTP on \S+:(\d+) and gRPC on \S+:(\d+);")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,8 @@ class BrokerProcess:
     process: subprocess.Popen[str]
     http_port: int
     grpc_port: int
+    start_line: str
+    """What it logged once it served."""
 
     @property
     def url(self) -> str:
@@ -43,8 +45,8 @@ def broker_process(
     )
     try:
         assert process.stderr is not None
-        http_port, grpc_port = wait_until_it_serves(process.stderr)
-        yield BrokerProcess(process, http_port, grpc_port)
+        line = start_line(process.stderr)
+        yield BrokerProcess(process, *ports_of(line), line)
     finally:
         process.kill()
         process.wait()
@@ -64,9 +66,21 @@ def environment(directory: Path, settings: dict[str, object]) -> dict[str, str]:
 
 
 def wait_until_it_serves(log: IO[str]) -> tuple[int, int]:
+    """Returns: the ports of HTTP and of gRPC."""
+    return ports_of(start_line(log))
+
+
+def start_line(log: IO[str]) -> str:
+    """Wait for the line that says that a broker serves."""
     lines = []
     for line in log:
-        if found := SERVES.search(line):
-            return int(found[1]), int(found[2])
+        if SERVES.search(line):
+            return line
         lines.append(line)
     raise AssertionError(f"the broker did not start: {''.join(lines)}")
+
+
+def ports_of(line: str) -> tuple[int, int]:
+    found = SERVES.search(line)
+    assert found is not None
+    return int(found[1]), int(found[2])

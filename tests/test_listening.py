@@ -1,0 +1,75 @@
+"""Who can reach a node is judged by where it listens, and said when it starts."""
+
+import pytest
+
+from megaphone.listening import is_loopback, reachable, warnings, who_may_feed, with_port
+from megaphone.settings import Nodes, Settings
+
+SECRET = "s" * 32
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["127.0.0.1:0", "127.0.0.2:3001", "127.255.255.254:1", "[::1]:3001", "localhost:1"]
+)
+def test_what_only_this_machine_reaches(endpoint: str) -> None:
+    assert is_loopback(endpoint)
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "0.0.0.0:3001",
+        "[::]:3001",
+        "10.0.0.1:3001",
+        "128.0.0.1:3001",
+        "[2001:db8::1]:3001",
+        "[::ffff:10.0.0.1]:3001",
+        "node-1:3001",
+        "localhost.example.com:3001",
+    ],
+)
+def test_what_others_may_reach(endpoint: str) -> None:
+    assert not is_loopback(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "nodes", "feeders"),
+    [
+        ("127.0.0.1:3001", Nodes(), "processes of this machine"),
+        ("127.0.0.1:3001", Nodes(secret=SECRET), "nodes that have its secret"),
+        ("127.0.0.1:3001", Nodes(open=True), "everybody who reaches it"),
+        ("0.0.0.0:3001", Nodes(), "nobody: `nodes.secret` is not set"),
+        ("0.0.0.0:3001", Nodes(secret=SECRET), "nodes that have its secret"),
+        ("0.0.0.0:3001", Nodes(secret=SECRET, open=True), "everybody who reaches it"),
+    ],
+)
+def test_who_may_feed_a_node_is_said(endpoint: str, nodes: Nodes, feeders: str) -> None:
+    assert who_may_feed(Settings(grpc_address=endpoint, nodes=nodes)) == feeders
+
+
+@pytest.mark.parametrize(
+    ("http", "grpc", "is_open", "starts"),
+    [
+        ("127.0.0.1:0", "127.0.0.1:0", True, []),
+        ("0.0.0.0:0", "127.0.0.1:0", True, ["other machines can reach HTTP,"]),
+        ("0.0.0.0:0", "[::]:0", False, ["other machines can reach HTTP and gRPC,"]),
+        ("127.0.0.1:0", "[::]:0", True, ["other machines can reach gRPC,", "`nodes.open` is set:"]),
+    ],
+)
+def test_what_others_can_reach_is_warned_of(
+    http: str, grpc: str, is_open: bool, starts: list[str]
+) -> None:
+    lines = warnings(Settings(address=http, grpc_address=grpc, nodes=Nodes(open=is_open)))
+    assert len(lines) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+
+
+def test_where_a_node_is_reached_from_its_own_machine() -> None:
+    for endpoint, here in (
+        ("0.0.0.0:3000", "127.0.0.1:3000"),
+        ("[::]:3000", "[::1]:3000"),
+        ("10.0.0.1:3000", "10.0.0.1:3000"),
+        ("[::1]:3000", "[::1]:3000"),
+    ):
+        assert reachable(endpoint) == here
+    assert with_port("[::1]:0", 5) == "[::1]:5"
