@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from megaphone.config import load
+from megaphone.listening import who_may_feed
 from tests.support.process import BrokerProcess, broker_process
 
 ROOT = Path(__file__).parents[2]
@@ -32,12 +33,42 @@ def pod(name: str) -> Any:
     return spec
 
 
+SECRET_FILE = f"secret={'s' * 43}=\nprevious_secret={'p' * 43}=\n"
+"""What operators put into the file that kustomization.yaml names, with lines of base64."""
+
+
 def environments() -> list[dict[str, str]]:
+    """Return what nodes get from compose and from Kubernetes, and from the image in both."""
+    image = dict(
+        setting.split("=")
+        for line in re.findall(r"^ENV (.+)$", DOCKERFILE, re.MULTILINE)
+        for setting in line.split()
+    )
+    return [image | of_compose({"MEGAPHONE_NODE_SECRET": "s" * 44}), image | of_kubernetes()]
+
+
+def of_compose(shell: dict[str, str]) -> dict[str, str]:
+    """Return the environment that compose makes, with the variables of a shell put in."""
+    environment: dict[str, str] = {}
+    for name, value in COMPOSE["megaphone"]["environment"].items():
+        wanted = re.fullmatch(r"\$\{(\w+):\?[^${}]+\}", value)
+        environment[name] = shell[wanted[1]] if wanted else value
+    return environment
+
+
+def of_kubernetes() -> dict[str, str]:
     [container] = pod("megaphone")["containers"]
-    return [
-        COMPOSE["megaphone"]["environment"],
-        {entry["name"]: entry["value"] for entry in container["env"]},
-    ]
+    [generator] = KUSTOMIZATION["secretGenerator"]
+    secret = dict(line.split("=", 1) for line in SECRET_FILE.splitlines())
+    environment: dict[str, str] = {}
+    for entry in container["env"]:
+        if "value" in entry:
+            environment[entry["name"]] = entry["value"]
+        else:
+            key = entry["valueFrom"]["secretKeyRef"]
+            assert key["name"] == generator["name"]
+            environment[entry["name"]] = secret[key["key"]]
+    return environment
 
 
 @pytest.mark.parametrize("environment", environments(), ids=["compose", "kubernetes"])
@@ -46,6 +77,24 @@ def test_the_settings_are_settings_of_the_broker(
 ) -> None:
     settings = load(tmp_path, environment).settings
     assert settings.drain_target == "http://megaphone:3001"
+    assert (settings.address, settings.grpc_address) == ("0.0.0.0:3000", "0.0.0.0:3001")
+    assert who_may_feed(settings) == "nodes that have its secret"
+
+
+def test_no_secret_is_in_the_files_and_none_is_made_up() -> None:
+    with pytest.raises(KeyError, match="MEGAPHONE_NODE_SECRET"):
+        of_compose({})
+    [generator] = KUSTOMIZATION["secretGenerator"]
+    assert generator.keys() == {"name", "envs"}
+    [file] = generator["envs"]
+    assert f"/deploy/{file}" in (ROOT / ".gitignore").read_text().split()
+    [container] = pod("megaphone")["containers"]
+    optional = [
+        entry["name"]
+        for entry in container["env"]
+        if entry.get("valueFrom", {}).get("secretKeyRef", {}).get("optional")
+    ]
+    assert optional == ["megaphone_nodes.previous_secret"]
 
 
 def test_a_node_is_given_the_time_that_a_drain_may_take(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Cluster:
                 grpc_address=f"{host}:{self.ports[1]}",
                 drain_target=self.target(next_host),
                 poll_duration_millis=5_000,
+                **{"nodes.secret": "the-secret-of-the-nodes-0123456789"},
             )
         )
 
