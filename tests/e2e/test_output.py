@@ -101,7 +101,7 @@ def test_a_log_that_is_read_late_is_whole(tmp_path: Path, full_pipe: tuple[int, 
         assert process.wait(WITHIN_S) == 0
     received += os.read(reading, 65_536)
     lines = [json.loads(line)["message"] for line in received.split(b"\n") if line]
-    assert f"HTTP on port {port}" in lines[0]
+    assert f"HTTP on 127.0.0.1:{port} " in lines[0]
     assert lines[1:] == ["SIGTERM: stopping", "stopped"]
 
 
