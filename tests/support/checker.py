@@ -247,10 +247,14 @@ class Judge:
                 last_number[write.writer] = write.number
 
     def _delivered_writes(self) -> Iterator[tuple[Seen, Write]]:
+        """Yield each event that was delivered with its write; of one that was stored twice, the
+        first: there is no right place for the other."""
+        known: set[tuple[int, int]] = set()
         for seen in self._order:
-            write = self._by_number.get((seen.writer, seen.number))
-            if write is not None:
-                yield seen, write
+            name = (seen.writer, seen.number)
+            if name in self._by_number and name not in known:
+                known.add(name)
+                yield seen, self._by_number[name]
 
     # -- Is each read a piece of that order, and does it begin where it may?
 

@@ -136,6 +136,8 @@ class Member:
     grpc: Link = field(default_factory=Link)
     feeds: dict[int, Link] = field(default_factory=dict)
     """How each of the others reaches it, by its number."""
+    successor: str = ""
+    """Where it moves its agents when it is stopped."""
     starts: int = 0
     is_alive: bool = False
 
@@ -158,7 +160,8 @@ class Member:
 
     async def start(self) -> None:
         self.starts += 1
-        await self.host.start(self.name, self.socket, **self.settings)
+        evicted_to = {"drain_target": self.successor} if self.successor else {}
+        await self.host.start(self.name, self.socket, **evicted_to, **self.settings)
         self.http.to_port, self.grpc.to_port = self.host.http_port, self.host.grpc_port
         for link in self.feeds.values():
             link.to_port = self.host.grpc_port
@@ -250,8 +253,13 @@ class Cluster:
         await victim.host.kill()
         self._dying.append(victim.host)
 
+    async def evict(self, member: Member) -> None:
+        """Stop a node in order: it moves its agents to its successor."""
+        await member.host.stop()
+        member.is_alive = False
+
     async def start_again(self, member: Member, host: Host) -> None:
-        """Start a node that was killed, with nothing, where it was."""
+        """Start a node that was killed or evicted, with nothing, where it was."""
         member.host = host
         await member.start()
         for other in self.members:
@@ -289,6 +297,9 @@ async def cluster_of(
             member.feeds = {m.number: Link() for m in members if m is not member}
         cluster = Cluster(members, session)
         stack.push_async_callback(cluster.aclose)
+        for member, following in zip(members, [*members[1:], members[0]], strict=True):
+            await following.feeds[member.number].open()
+            member.successor = following.target_for(member)
         await asyncio.gather(*(member.start() for member in members))
         yield cluster
 

@@ -5,6 +5,7 @@ again. It passes everything on, both ways, whatever the amount.
 """
 
 import asyncio
+import socket
 from contextlib import suppress
 
 from tests.support.proxy import reset
@@ -18,15 +19,19 @@ class Link:
     def __init__(self, to_port: int = 0) -> None:
         self.to_port = to_port
         self.port = 0
+        self._reserved: socket.socket | None = None
+        """Keeps the port, so that nobody else is given it while the link is closed."""
         self._server: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
         self._passing: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Take connections, on the port that it had before. Repeating it changes nothing."""
+        if self._reserved is None:
+            self._reserved = bound_to(0)
+            self.port = self._reserved.getsockname()[1]
         if self._server is None:
-            self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+            self._server = await asyncio.start_server(self._connected, sock=bound_to(self.port))
 
     def cut(self) -> None:
         """Reset every connection; new ones are taken."""
@@ -42,6 +47,8 @@ class Link:
 
     async def aclose(self) -> None:
         self.close()
+        if self._reserved is not None:
+            self._reserved.close()
         for task in self._passing:
             task.cancel()
         await asyncio.gather(*self._passing, return_exceptions=True)
@@ -68,6 +75,14 @@ class Link:
             for end in ends:
                 self._ends.discard(end)
                 end.close()
+
+
+def bound_to(port: int) -> socket.socket:
+    """Return a socket of its own on a port; to connect to one that does not listen is refused."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
 
 
 async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

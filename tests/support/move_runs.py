@@ -21,7 +21,7 @@ from typing import Any
 
 from megaphone.app import App
 from megaphone.model import DEFAULT_WINDOW
-from tests.support.checker import Anomaly, Fault, Kind, Verdict, judge
+from tests.support.checker import Fault, Kind, Verdict, judge
 from tests.support.cluster import Cluster, Host, HostHere, HostProcess, Member, another, cluster_of
 from tests.support.move_ledger import LARGEST_BYTES, Ledger
 from tests.support.move_readers import MovesSeen, Plan, Reader, Tamper
@@ -57,6 +57,7 @@ class Act(Enum):
     DRAIN_CUT = "drain, and cut the links in the midst of it"
     DRAIN_KILL = "drain, and kill the target in the midst of it"
     KILL = "kill a node that has not the channels"
+    EVICT = "stop the node of the channels, which moves them to its successor, and start it again"
 
 
 USUAL_ACTS = (
@@ -66,6 +67,7 @@ USUAL_ACTS = (
     *(Act.CUT,) * 2,
     Act.CLOSE,
     *(Act.DRAIN_CUT,) * 2,
+    *(Act.EVICT,) * 2,
 )
 KILLING_ACTS = (*USUAL_ACTS, *(Act.KILL,) * 4, *(Act.DRAIN_KILL,) * 2)
 
@@ -90,7 +92,7 @@ class Scenario:
     @classmethod
     def draw(cls, seed: int, *, in_processes: bool = False) -> "Scenario":
         rng = random.Random(f"moves-{seed}")
-        is_slow = rng.random() < 0.2
+        is_slow = rng.random() < 0.2 and not in_processes
         capacity = draw_capacity(rng)
         differ = rng.random() < 0.2
         acts = KILLING_ACTS if in_processes or rng.random() < 0.35 else USUAL_ACTS
@@ -152,6 +154,9 @@ class Finished:
     scenario: Scenario
     ledger: Ledger
     verdicts: list[Verdict] = field(default_factory=list)
+    """Of each reader."""
+    nodes_verdict: Verdict = field(default_factory=Verdict)
+    """Of what the nodes have counted."""
     happened: list[str] = field(default_factory=list)
     failure: str | None = None
     """Why it did not get to its end."""
@@ -160,15 +165,21 @@ class Finished:
 
     @property
     def is_as_promised(self) -> bool:
-        return self.failure is None and not any(v.anomalies for v in self.verdicts)
+        return self.failure is None and not self.found()
+
+    def found(self) -> Counter[Fault]:
+        """Return how often there was which fault. Of a run that failed not all is known."""
+        if self.failure is not None:
+            return Counter()
+        every = [*self.verdicts, self.nodes_verdict]
+        return Counter(anomaly.fault for verdict in every for anomaly in verdict.anomalies)
 
     def explanation(self) -> str:
         """Say what went wrong, and how to see it again."""
         lines = [f"MOVES_SEED={self.scenario.name} {self.scenario} {self.failure or ''}"]
         lines += [f"  {one}" for one in self.happened]
-        for verdict in self.verdicts[len(KINDS) :]:
-            lines += [f"  {anomaly}" for anomaly in verdict.anomalies]
-        for history, verdict in zip(self.ledger.histories, self.verdicts, strict=False):
+        lines += [f"  {anomaly}" for anomaly in self.nodes_verdict.anomalies]
+        for history, verdict in zip(self.ledger.histories, self.verdicts, strict=True):
             if not verdict.anomalies:
                 continue
             lines.append(f"  the {history.kind.value} reader:")
@@ -245,6 +256,8 @@ class Troubles:
                 await self._drain_under(owner, other, self._kill_soon(other))
             case Act.KILL:
                 await self._kill(other)
+            case Act.EVICT:
+                await self._evict(owner)
 
     async def _drain(self, source: Member, target: Member) -> None:
         self._moves.begun += 1
@@ -286,6 +299,21 @@ class Troubles:
         await self._cluster.kill(victim)
         await asyncio.sleep(self._rng.uniform(0, 5.0) * self._scenario.pace_s)
         await self._cluster.start_again(victim, self._make_host())
+
+    async def _evict(self, owner: Member) -> None:
+        self._moves.begun += 1
+        began = time.monotonic()
+        await self._cluster.evict(owner)
+        self._moves.ended += 1
+        took = time.monotonic() - began
+        has_arrived = bool(await self._cluster.owners_of(self._agent))
+        what = "done" if has_arrived else "its channels are gone"
+        self._note(f"evict {owner.number}: {what}, {took:.2f} s")
+        if not has_arrived:
+            if len(set(self._scenario.capacities)) == 1:
+                raise AssertionError("a node was stopped, and its channels are not elsewhere")
+            self._cluster.is_gone.set()
+        await self._cluster.start_again(owner, self._make_host())
 
     def _note(self, what: str) -> None:
         self.happened.append(f"{time.monotonic() - self._began:6.2f} s  {what}")
@@ -369,14 +397,16 @@ async def run(
             await do(finished, shared, make_host, tamper)
             if not finished.died:
                 await compare_counts(finished, cluster)
-    except Exception as error:
+    except (Exception, asyncio.CancelledError) as error:
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise
         finished.failure = f"{error!r} {getattr(error, 'exceptions', '')}"
     for history in ledger.histories:
         history.capacity = min(scenario.capacities)
         history.largest_capacity = max(scenario.capacities)
         history.redelivery_window_s = 10.0
         history.died = finished.died
-    finished.verdicts = [judge(history) for history in ledger.histories] + finished.verdicts
+    finished.verdicts = [judge(history) for history in ledger.histories]
     finished.seconds = time.monotonic() - began
     return finished
 
@@ -410,13 +440,18 @@ async def do(
 
 
 async def compare_counts(finished: Finished, cluster: Cluster) -> None:
-    """Hold the losses that the nodes count against those that there are."""
+    """Hold the losses that the nodes count against those that there are.
+
+    A node that was killed or stopped has taken its count with it.
+    """
     counted = sum([await member.metric("messages_lost") for member in cluster.members])
     if counted > (unseen := finished.ledger.unseen()):
-        verdict = Verdict()
         what = f"{counted:g} events counted as lost, and only {unseen} were not read"
-        verdict.anomalies.append(Anomaly(Fault.MISCOUNTED, what))
-        finished.verdicts.append(verdict)
+        finished.nodes_verdict.blame(Fault.MISCOUNTED, what)
+    told = judge(finished.ledger.histories[KINDS.index(Kind.ACKNOWLEDGING)]).lost_told
+    if counted < told and all(member.starts == 1 for member in cluster.members):
+        what = f"{counted:g} events counted as lost, and an acknowledging reader lost {told}"
+        finished.nodes_verdict.blame(Fault.MISCOUNTED, what)
 
 
 async def run_all(
@@ -444,7 +479,7 @@ async def run_all(
 def summary(runs: Sequence[Finished]) -> str:
     """Say in one line what came of some runs."""
     verdicts = list(itertools.chain.from_iterable(one.verdicts for one in runs))
-    found = Counter(anomaly.fault for verdict in verdicts for anomaly in verdict.anomalies)
+    found = sum((one.found() for one in runs), Counter[Fault]())
     parts = {
         "runs": len(runs),
         "events": sum(v.taken for v in verdicts),
