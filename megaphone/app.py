@@ -106,6 +106,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         stack.push_async_callback(pipes.aclose)
         stack.push_async_callback(asyncio.sleep, TELL_S)
         stack.push_async_callback(broker.begin_shutdown)
+        stack.push_async_callback(feeds.aclose)
         stack.callback(feeds.refuse_new, "this node is shutting down")
         stack.push_async_callback(
             drains.hand_over, settings.drain_target, settings.drain_timeout_secs

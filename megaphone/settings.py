@@ -160,6 +160,8 @@ class Settings:
     """Events that a channel holds for its reader."""
     max_channels: Annotated[int, whole(1, 100_000_000)] = 100_000
     """Channels that this node holds at once."""
+    max_replicas: Annotated[int, whole(1, 100_000)] = 1_000
+    """Agents that other nodes may bring to this one, at once."""
     max_waiting_writers: Annotated[int, whole(0, 1_000_000)] = 1_000
     """Writers that wait for room in one channel at once; more are refused."""
     max_buffered_bytes: Annotated[int, whole(1_048_576, 1 << 50)] | None = None

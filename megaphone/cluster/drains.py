@@ -183,7 +183,8 @@ class Move:
         """Let go of what came from another node for its channels, and has none any more."""
         await self._pipes.close_all(self.agent.name)
         self._feeds.forget(self.agent.name)
-        self._agents.remove(self.agent.name)
+        if self._agents.get(self.agent.name) is self.agent:  # it may have gone by itself meanwhile
+            self._agents.remove(self.agent.name)
         log.info("agent %s has no channels any more", self.agent.name)
         return 0
 

@@ -91,6 +91,8 @@ class Agent:
     """Its mode before it was forwarded."""
     was_fed: bool = field(default=False, init=False)
     """Whether its key came from another node."""
+    made_by_feed: bool = field(default=False, init=False)
+    """Whether it is here only because another node has fed it: not by a setting or a command."""
 
     @property
     def is_owned(self) -> bool:
@@ -168,6 +170,7 @@ class Agents:
         key = AddressKey(secret)
         if (agent := self._agents.get(name)) is None:
             agent = self.add(name, AgentMode.REPLICA, now=0.0)
+            agent.made_by_feed = True
         self._check(agent, Step.FEED)
         if agent.was_fed and agent.key.secret != secret:
             raise WrongMode(f"agent {name} is here with another key: two nodes have used its name")
@@ -232,6 +235,23 @@ class Agents:
     def remove(self, name: str) -> None:
         """Let go of an agent that nobody needs any more."""
         del self._agents[name]
+
+    def made_by_feeds(self) -> list[Agent]:
+        """Return the agents that are here only because other nodes have fed them, oldest first."""
+        return [agent for agent in self if agent.made_by_feed]
+
+    def is_unneeded(self, agent: Agent) -> bool:
+        """Tell whether an agent that a feed has made is of no use any more, if it has no channels.
+
+        A master is of use where there is no other one that would take new channels before it.
+        """
+        if self.get(agent.name) is not agent or not agent.made_by_feed or agent.feeds:
+            return False
+        if agent.name in self._moving or agent.mode is AgentMode.PIPED:
+            return False
+        return agent.mode is AgentMode.REPLICA or any(
+            other.mode is AgentMode.MASTER and not other.was_fed for other in self
+        )
 
     def why_absent(self, name: str) -> MegaphoneError:
         """Return what a call for a channel of an agent gets that is not here."""

@@ -13,6 +13,7 @@ from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.content import checked_body, checked_id, checked_stream_id
 from megaphone.core.ports import Observer, Store
+from megaphone.core.replicas import Replicas
 from megaphone.errors import BadRequest, LimitExceeded, MegaphoneError, ShuttingDown
 from megaphone.model import (
     AgentMode,
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 LATEST_TIMESTAMP_US = 253_402_300_799_999_999
 """The end of the year 9999, the last that RFC 3339 can say."""
+
+SOURCES_REMEMBERED = 100
+"""Of how many sources of an agent it is remembered which events they have sent."""
 
 Numbers = dict[bytes, int]
 """By channel id: the number of the last event that a source sent."""
@@ -49,29 +53,50 @@ class Feeds:
         self._numbers: dict[str, dict[str, Numbers]] = {}
         """By agent and source. They outlast a feed, for a source that comes back."""
         self._why_closed = ""
+        self._replicas = Replicas(
+            agents=agents, store=store, limit=settings.max_replicas, on_removed=self.forget
+        )
 
-    def open(self, agent: str, key: bytes, source_id: str) -> "Feed":
+    async def open(self, agent: str, key: bytes, source_id: str) -> "Feed":
         """Begin to be fed. The caller must close the feed when its stream is over.
 
         A `source_id` that was here before goes on: what it sends again is taken once, and a feed
         of its that is still open is over. Empty, it is that of a source which does not come back.
 
         Raises: BadRequest, when the name or the key cannot be one; WrongMode, when the agent is
-            not to be fed here; ShuttingDown.
+            not to be fed here; ShuttingDown; LimitExceeded, when other nodes have brought as many
+            agents here as they may.
         """
         if self._why_closed:
             raise ShuttingDown(self._why_closed)
         if source_id:
             checked_id("source id", source_id)
+        if self.agents.get(agent) is None:
+            await self._replicas.make_room()
         replica = self.agents.feed(agent, key)
-        numbers = self._numbers.setdefault(agent, {}).setdefault(source_id, {}) if source_id else {}
-        feed = Feed(self, replica, numbers)
+        self._replicas.fed(replica)
+        feed = Feed(self, replica, source_id, self._numbers_of(agent, source_id))
         if source_id:
             if (earlier := self._feeds.get((agent, source_id))) is not None:
                 earlier.close()
             self._feeds[agent, source_id] = feed
         log.info("agent %s is fed by another node", agent)
         return feed
+
+    def closed(self, agent: str, source_id: str, feed: "Feed") -> None:
+        """A feed is over: its source may begin another one."""
+        if self._feeds.get((agent, source_id)) is feed:
+            del self._feeds[agent, source_id]
+
+    def _numbers_of(self, agent: str, source_id: str) -> Numbers:
+        """Return what is remembered of a source, which is the one heard of last from now on."""
+        if not source_id:
+            return {}
+        remembered = self._numbers.setdefault(agent, {})
+        numbers = remembered[source_id] = remembered.pop(source_id, {})
+        if len(remembered) > SOURCES_REMEMBERED:
+            del remembered[next(iter(remembered))]
+        return numbers
 
     def refuse_new(self, why: str) -> None:
         """Take no new feed until `accept_new`."""
@@ -94,6 +119,10 @@ class Feeds:
         channels = {address: ConsumerAddress.parse(address).channel_id for address in addresses}
         return [address for address, id_ in channels.items() if await self.store.is_in_use(id_)]
 
+    async def aclose(self) -> None:
+        """Remove no more agents that nobody needs."""
+        await self._replicas.aclose()
+
     def forget(self, agent: str) -> None:
         """Let go of what is known of the sources of an agent."""
         self._numbers.pop(agent, None)
@@ -103,12 +132,14 @@ class Feeds:
 class Feed:
     """One agent, fed by one node."""
 
-    def __init__(self, feeds: Feeds, agent: Agent, numbers: Numbers) -> None:
+    def __init__(self, feeds: Feeds, agent: Agent, source_id: str, numbers: Numbers) -> None:
         self._feeds = feeds
         self._store = feeds.store
         self._agent = agent
+        self._source_id = source_id
         self._numbers = numbers
         self._is_open = True
+        self._refused = 0
         agent.feeds += 1
         self._store.hold(agent.name)
 
@@ -152,7 +183,12 @@ class Feed:
             self._is_open = False
             self._agent.feeds -= 1
             self._store.unhold(self._agent.name)
+            self._feeds.closed(self._agent.name, self._source_id, self)
             log.info("agent %s: the feed by another node is over", self._agent.name)
+            if self._refused > 1:
+                log.warning(
+                    "agent %s: %d fed events were refused in all", self._agent.name, self._refused
+                )
 
     # -- Changes
 
@@ -176,7 +212,9 @@ class Feed:
             raise  # the source keeps the event, and sends it again once it has connected again
         except MegaphoneError as error:
             self._feeds.observer.events_lost(1)
-            log.warning("agent %s: a fed event was refused: %s", self._agent.name, error)
+            self._refused += 1
+            if self._refused == 1:  # a line for each would be as many as a source likes
+                log.warning("agent %s: a fed event was refused: %s", self._agent.name, error)
         if number:
             self._numbers[channel_id] = number
 

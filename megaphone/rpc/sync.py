@@ -25,7 +25,7 @@ class SyncServicer(SyncServiceServicer):
         try:
             async for request in requests:
                 if feed is None:
-                    feed = self._opened(request)
+                    feed = await self._opened(request)
                     await context.send_initial_metadata(((wire.EXTENSIONS_KEY, "1"),))
                 elif request.HasField("pipe_agent_start"):
                     raise BadRequest("a second PipeAgentStart: a stream feeds one agent")
@@ -45,8 +45,8 @@ class SyncServicer(SyncServiceServicer):
         in_use = await self._feeds.in_use(request.channel_ids)
         return pb.FindChannelsInUseReply(channel_ids=in_use)
 
-    def _opened(self, request: pb.SyncRequest) -> Feed:
+    async def _opened(self, request: pb.SyncRequest) -> Feed:
         if not request.HasField("pipe_agent_start"):
             raise BadRequest("the first message must be a PipeAgentStart")
         start = request.pipe_agent_start
-        return self._feeds.open(start.agent_id, start.key, start.source_id)
+        return await self._feeds.open(start.agent_id, start.key, start.source_id)

@@ -53,6 +53,8 @@ class MemoryStore:
         self._on_removed = on_removed
         self._loop = asyncio.get_running_loop()
         self._channels: dict[bytes, StoredChannel] = {}
+        self._counts: Counter[str] = Counter()
+        """By agent: how many channels it has."""
         self._deadlines = Deadlines()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._waiting: dict[asyncio.Future[None], str] = {}
@@ -73,6 +75,7 @@ class MemoryStore:
         now = self._loop.time()
         channel = StoredChannel(channel_id, consumer_address, self._limits, now, self._budget)
         self._channels[channel_id] = channel
+        self._counts[channel.agent] += 1
         for changes in self._followers:
             changes.channel_created(channel)
         self._deadlines.add(channel_id, now + self._limits.ttl_s)
@@ -130,7 +133,7 @@ class MemoryStore:
         return [c.consumer_address for c in islice(self._of(agent), skip, skip + limit)]
 
     async def count(self, agent: str) -> int:
-        return sum(1 for _ in self._of(agent))
+        return self._counts[agent]
 
     def follow(self, agent: str) -> MemoryChanges:
         changes = MemoryChanges(
@@ -188,7 +191,7 @@ class MemoryStore:
 
     async def forget(self, channel_id: bytes) -> None:
         self._living(channel_id).close()
-        del self._channels[channel_id]
+        self._pop(channel_id)
         self._observer.channel_forgotten()
 
     async def dismiss_writers(self, agent: str) -> None:
@@ -306,8 +309,16 @@ class MemoryStore:
             if (channel := self._channels.get(channel_id)) is not None:
                 yield channel_id, channel
 
-    def _remove(self, channel_id: bytes) -> None:
+    def _pop(self, channel_id: bytes) -> StoredChannel:
         channel = self._channels.pop(channel_id)
+        agent = channel.agent
+        self._counts[agent] -= 1
+        if not self._counts[agent]:
+            del self._counts[agent]
+        return channel
+
+    def _remove(self, channel_id: bytes) -> None:
+        channel = self._pop(channel_id)
         for changes in channel.followers:
             changes.channel_ended(channel)
         lost = channel.close()

@@ -474,6 +474,20 @@ async def test_an_event_that_cannot_be_taken_is_counted_and_the_feed_goes_on(
         await serves_on(node, channel)
 
 
+async def test_refused_events_are_logged_when_they_begin_and_when_the_feed_is_over(
+    node: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "megaphone")
+    async with feeding(node) as hostile:
+        await hostile.send(created(), *(event(n, json_payload="{") for n in range(500)))
+        assert await hostile.half_close() is grpc.StatusCode.OK
+    assert node.metrics.messages_lost == 500
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 2
+    assert "a fed event was refused: " in lines[0]
+    assert lines[1] == "agent fed: 500 fed events were refused in all"
+
+
 async def test_a_message_over_the_limit_of_grpc_ends_the_stream(node: App) -> None:
     channel = await own_channel(node)
     async with feeding(node) as hostile:
@@ -505,6 +519,19 @@ async def test_more_channels_than_the_node_may_hold_end_the_stream(node: App) ->
         addresses[9]: False
     }
     await serves_on(node, channel)
+
+
+async def test_more_agents_than_other_nodes_may_bring_are_refused() -> None:
+    async with (
+        started(max_replicas=2) as node,
+        feeding(node, agent="a"),
+        feeding(node, agent="b"),
+        source(node) as greedy,
+    ):
+        await greedy.send(start(agent="c"))
+        assert await greedy.status() is FULL
+        assert "have brought 2 agents" in await greedy.details()
+        assert [agent.name for agent in node.agents] == ["own", "a", "b"]
 
 
 async def test_a_source_is_told_which_channels_are_in_use_here(node: App) -> None:

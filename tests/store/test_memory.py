@@ -617,6 +617,10 @@ async def test_channels_are_counted_by_the_whole_name_of_their_agent(bench: Benc
     assert counts == [2, 1, 1, 0, 0]
     await bench.store.remove(b"\0")
     assert await bench.store.count("a") == 1
+    await bench.store.forget(b"\1")
+    assert [await bench.store.count(agent) for agent in ("a", "ab", "b")] == [1, 0, 1]
+    await bench.at(60.0)
+    assert [await bench.store.count(agent) for agent in ("a", "ab", "b")] == [0, 0, 0]
 
 
 @virtual_time
