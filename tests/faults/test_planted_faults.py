@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from tests.support.checker import Fault, Kind
-from tests.support.move_runs import Act, Finished, Scenario, run
+from tests.support.move_runs import Finished, run
+from tests.support.move_scenarios import Act, Scenario
 from tests.support.planted import (
     Between,
     ChangesBodies,

@@ -196,7 +196,7 @@ class Cluster:
         """Set when the channels have died with their node."""
         self._dying: list[Host] = []
 
-    # -- What clients do
+    # -- For clients
 
     async def owner_of(self, agent: str, likely: Member) -> Member:
         """Find the node to which a call for an agent belongs, as the proxy does before each call:
@@ -223,7 +223,7 @@ class Cluster:
                 return answer.status == 204
         return False
 
-    # -- What operators and accidents do
+    # -- For operators, and accidents
 
     async def drain(self, source: Member, target: Member) -> dict[str, Any]:
         """Move all agents of a node. Returns: the last line of the answer, progress or an error."""

@@ -1,7 +1,7 @@
-"""What is noted in the course of a run in which channels move, and how its events are recognized.
+"""Records a run in which channels move, and recognizes its events.
 
-Bodies go down to one byte, so an event says in its stream id which it is. All that is written is
-remembered, so that a body that comes otherwise is seen.
+Bodies go down to one byte, so an event says in its stream id which it is. The ledger remembers each
+body, so that it sees one that has changed.
 """
 
 import random

@@ -35,7 +35,7 @@ from tests.support.fault_readers import (
     HttpRead,
     OpenRead,
 )
-from tests.support.move_writers import AGAIN_S, NOT_FOUND_AT_MOST, RECONNECT, Shared, Way, told
+from tests.support.move_desks import AGAIN_S, NOT_FOUND_AT_MOST, RECONNECT, Shared, Way, told
 from tests.support.raw_http import RECEIVE_BYTES, Broken, Node, post_once
 
 TRANSPORTS = ("ndjson", "sse", "grpc")

@@ -8,24 +8,18 @@ scenario, not an interleaving.
 
 import asyncio
 import itertools
-import random
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from megaphone.app import App
-from megaphone.model import DEFAULT_WINDOW
 from tests.support.checker import Fault, Kind, Verdict, judge
-from tests.support.cluster import Cluster, Host, HostHere, HostProcess, Member, another, cluster_of
-from tests.support.move_ledger import LARGEST_BYTES, Ledger
-from tests.support.move_readers import MovesSeen, Plan, Reader, Tamper
-from tests.support.move_writers import (
+from tests.support.cluster import Cluster, Host, HostHere, HostProcess, cluster_of
+from tests.support.move_desks import (
     Addresses,
     Desk,
     GrpcDesk,
@@ -33,118 +27,18 @@ from tests.support.move_writers import (
     Lines,
     PublishDesk,
     Shared,
-    Writer,
 )
+from tests.support.move_ledger import Ledger
+from tests.support.move_readers import MovesSeen, Reader, Tamper
+from tests.support.move_scenarios import Scenario
+from tests.support.move_troubles import Troubles
+from tests.support.move_writers import Writer
 from tests.support.raw_http import post_once
 
 KINDS = (Kind.PLAIN, Kind.RESUMING, Kind.ACKNOWLEDGING)
-SMALLEST_CAPACITY, LARGEST_CAPACITY = 7, 100
 BATCH_SHARE = 0.8
 """The part of the largest request body that the messages of one call may have together."""
-WINDOW_S = 0.3
-DRAIN_TIMEOUT_S = 3.0
 RUN_AT_MOST_S = 100.0
-
-
-class Act(Enum):
-    """What happens to the nodes."""
-
-    DRAIN = "drain the node of the channels to another"
-    DRAIN_ANOTHER = "drain another node"
-    PIPE = "forward the agent to another node"
-    CUT = "reset all connections between nodes"
-    CLOSE = "close the links between two nodes for a while"
-    DRAIN_CUT = "drain, and cut the links in the midst of it"
-    DRAIN_KILL = "drain, and kill the target in the midst of it"
-    KILL = "kill a node that has not the channels"
-    EVICT = "stop the node of the channels, which moves them to its successor, and start it again"
-
-
-USUAL_ACTS = (
-    *(Act.DRAIN,) * 6,
-    Act.DRAIN_ANOTHER,
-    *(Act.PIPE,) * 2,
-    *(Act.CUT,) * 2,
-    Act.CLOSE,
-    *(Act.DRAIN_CUT,) * 2,
-    *(Act.EVICT,) * 2,
-)
-KILLING_ACTS = (*USUAL_ACTS, *(Act.KILL,) * 4, *(Act.DRAIN_KILL,) * 2)
-
-
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    """What a seed stands for."""
-
-    seed: int
-    is_slow: bool
-    """Whether readers are away for up to 10 s; else for up to one, and all else is as much
-    faster."""
-    in_processes: bool
-    capacities: tuple[int, ...]
-    events: int
-    """Of each writer."""
-    largest_bytes: int
-    with_keys: tuple[bool, ...]
-    acts: tuple[Act, ...]
-    write_timeout_s: float
-
-    @classmethod
-    def draw(cls, seed: int, *, in_processes: bool = False) -> "Scenario":
-        rng = random.Random(f"moves-{seed}")
-        is_slow = rng.random() < 0.2 and not in_processes
-        capacity = draw_capacity(rng)
-        differ = rng.random() < 0.2
-        acts = KILLING_ACTS if in_processes or rng.random() < 0.35 else USUAL_ACTS
-        return cls(
-            seed=seed,
-            is_slow=is_slow,
-            in_processes=in_processes,
-            capacities=tuple(draw_capacity(rng) if differ else capacity for _ in range(3)),
-            events=rng.choice((12, 20, 20, 30)),
-            largest_bytes=LARGEST_BYTES,
-            with_keys=tuple(rng.random() < 0.8 for _ in range(4)),
-            acts=tuple(rng.choice(acts) for _ in range(rng.randint(2, 6))),
-            write_timeout_s=rng.choice((0.3, 2.0, 10.0)),
-        )
-
-    @property
-    def name(self) -> str:
-        return f"{self.seed}-processes" if self.in_processes else str(self.seed)
-
-    def rng(self, purpose: str) -> random.Random:
-        return random.Random(f"moves-{self.seed}-{purpose}")
-
-    @property
-    def pace_s(self) -> float:
-        """How long a second of the scenario takes."""
-        return 1.0 if self.is_slow else 0.1
-
-    def plan_of(self, kind: Kind) -> Plan:
-        rng = self.rng(kind.value)
-        return Plan(
-            kind=kind,
-            name=f"moves-{self.seed}-{kind.value}",
-            window_s=WINDOW_S,
-            cuts=rng.randint(2, 8),
-            longest_away_s=10.0 * self.pace_s,
-            takes_over=rng.random() < 0.4,
-            acknowledge_every=rng.choice((1, 4, 10)),
-            in_flight=rng.choice((DEFAULT_WINDOW, DEFAULT_WINDOW, 30)),
-        )
-
-    def settings_of(self, node: int) -> dict[str, Any]:
-        return {
-            "poll_duration_millis": round(WINDOW_S * 1000),
-            "buffer_capacity": self.capacities[node],
-            "write_timeout_millis": round(self.write_timeout_s * 1000),
-            "drain_timeout_secs": DRAIN_TIMEOUT_S,
-        }
-
-
-def draw_capacity(rng: random.Random) -> int:
-    ratio = LARGEST_CAPACITY / SMALLEST_CAPACITY
-    return int(SMALLEST_CAPACITY * ratio ** rng.random())
 
 
 @dataclass(slots=True)
@@ -189,143 +83,6 @@ class Finished:
                 where = f"after {read.cursor}, recovered {read.recovered}"
                 lines.append(f"    read {number}, {where}, {read.ending.value}: {events}")
         return "\n".join(lines)
-
-
-# -- What happens to the nodes
-
-
-class Troubles:
-    """Does to a cluster what the scenario says, and notes it."""
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        scenario: Scenario,
-        agent: str,
-        moves: MovesSeen,
-        make_host: Callable[[], Host],
-    ) -> None:
-        self._cluster = cluster
-        self._agent = agent
-        self._scenario = scenario
-        self._moves = moves
-        self._make_host = make_host
-        self._rng = scenario.rng("troubles")
-        self._began = time.monotonic()
-        self.happened: list[str] = []
-
-    async def run(self) -> None:
-        for act in self._scenario.acts:
-            await asyncio.sleep(self._rng.uniform(0, 3.0) * self._scenario.pace_s)
-            if self._cluster.is_gone.is_set():
-                return
-            owner = await self._owner()
-            if owner is None:
-                return
-            await self._do(act, owner)
-        await self._owner()
-
-    async def _owner(self) -> Member | None:
-        """Return the node of the channels; None if it has died with them."""
-        owners = await self._cluster.owners_of(self._agent)
-        if not owners:
-            self._cluster.is_gone.set()
-            self._note("the channels are gone")
-            return None
-        if len(owners) > 1:
-            raise AssertionError(f"{len(owners)} nodes say that the agent is theirs")
-        return owners[0]
-
-    async def _do(self, act: Act, owner: Member) -> None:
-        other = another(self._rng, self._cluster.members, owner)
-        match act:
-            case Act.DRAIN:
-                await self._drain(owner, other)
-            case Act.DRAIN_ANOTHER:
-                await self._drain(other, another(self._rng, self._cluster.members, other))
-            case Act.PIPE:
-                answer = await self._cluster.pipe(self._agent, owner, other)
-                self._note(f"pipe {owner.number} to {other.number}: {brief(answer)}")
-            case Act.CUT:
-                self._cut(self._cluster.members)
-            case Act.CLOSE:
-                await self._close(owner, other)
-            case Act.DRAIN_CUT:
-                await self._drain_under(owner, other, self._cut_soon(owner, other))
-            case Act.DRAIN_KILL:
-                await self._drain_under(owner, other, self._kill_soon(other))
-            case Act.KILL:
-                await self._kill(other)
-            case Act.EVICT:
-                await self._evict(owner)
-
-    async def _drain(self, source: Member, target: Member) -> None:
-        self._moves.begun += 1
-        began = time.monotonic()
-        last = await self._cluster.drain(source, target)
-        self._moves.ended += 1
-        took = time.monotonic() - began
-        self._note(f"drain {source.number} to {target.number}: {brief(last)}, {took:.2f} s")
-
-    async def _drain_under(self, source: Member, target: Member, trouble: Any) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._drain(source, target))
-            group.create_task(trouble)
-
-    def _cut(self, members: Iterable[Member]) -> None:
-        for member in members:
-            for link in member.feeds.values():
-                link.cut()
-        self._note("cut")
-
-    async def _cut_soon(self, *members: Member) -> None:
-        await asyncio.sleep(self._rng.uniform(0, 0.15))
-        self._cut(members)
-
-    async def _close(self, one: Member, other: Member) -> None:
-        for link in self._cluster.links_between(one, other):
-            link.close()
-        self._note(f"closed between {one.number} and {other.number}")
-        await asyncio.sleep(self._rng.uniform(0, 10.0) * self._scenario.pace_s)
-        for link in self._cluster.links_between(one, other):
-            await link.open()
-
-    async def _kill_soon(self, victim: Member) -> None:
-        await asyncio.sleep(self._rng.uniform(0, 0.15))
-        await self._kill(victim)
-
-    async def _kill(self, victim: Member) -> None:
-        self._note(f"kill {victim.number}")
-        await self._cluster.kill(victim)
-        await asyncio.sleep(self._rng.uniform(0, 5.0) * self._scenario.pace_s)
-        await self._cluster.start_again(victim, self._make_host())
-
-    async def _evict(self, owner: Member) -> None:
-        self._moves.begun += 1
-        began = time.monotonic()
-        await self._cluster.evict(owner)
-        self._moves.ended += 1
-        took = time.monotonic() - began
-        has_arrived = bool(await self._cluster.owners_of(self._agent))
-        what = "done" if has_arrived else "its channels are gone"
-        self._note(f"evict {owner.number}: {what}, {took:.2f} s")
-        if not has_arrived:
-            if len(set(self._scenario.capacities)) == 1:
-                raise AssertionError("a node was stopped, and its channels are not elsewhere")
-            self._cluster.is_gone.set()
-        await self._cluster.start_again(owner, self._make_host())
-
-    def _note(self, what: str) -> None:
-        self.happened.append(f"{time.monotonic() - self._began:6.2f} s  {what}")
-
-
-def brief(answer: dict[str, Any]) -> str:
-    if "code" in answer:
-        return f"{answer['code']} {answer['message']}"
-    return "done" if answer.get("done", True) else str(answer)
-
-
-# -- Running
 
 
 def writers_of(shared: Shared, scenario: Scenario) -> list[Writer]:
