@@ -16,6 +16,9 @@ log is one list in the order of writing, cut by two positions:
 An entry *holds a place*, and so counts against the capacity, from the moment it is taken. A plain
 reader frees the place when it takes the entry; an acknowledging one when it acknowledges it. At
 most `capacity` sent entries that hold no place are kept for replay; older ones are forgotten.
+
+What a lease took counts as sent once it is *confirmed*, which says that the connection has all its
+bytes. The next take confirms what was taken before it.
 """
 
 from collections import OrderedDict
@@ -27,6 +30,8 @@ from megaphone.model import START, ChannelLimits, Event, ReadOptions
 
 IDEMPOTENCY_KEYS = 10_000
 """Request ids that a channel remembers at most; the oldest are forgotten first."""
+EVENT_OVERHEAD_BYTES = 200
+"""What an event costs in a batch beside its body: its ids, its time, and names of fields."""
 BUSY_RETRY_AFTER_S = 1.0
 """When a writer may come back that found too many others waiting."""
 
@@ -69,7 +74,7 @@ class Entry:
         self.event = event
         self.holds_place = True
         self.sent_at: float | None = None
-        """When it was last handed to a reader."""
+        """When it was last handed to a reader; once that is confirmed, when it was confirmed."""
 
 
 class Lease:
@@ -78,6 +83,7 @@ class Lease:
     __slots__ = (
         "_channel",
         "acknowledging",
+        "confirmed",
         "is_open",
         "position",
         "recovered",
@@ -101,19 +107,38 @@ class Lease:
         """Whether the event to resume after was still known; None when none was named."""
         self.resent = 0
         """How many of the events taken so far had been sent before."""
+        self.confirmed = 0
+        """The number of the last event of the channel that was confirmed, or was passed over when
+        the read began. What was taken after it may not have left this process."""
 
-    def take(self, limit: int, now: float) -> list[Event]:
-        """Return up to `limit` events in order, none if none is ready or the lease is not open.
+    def take(self, limit: int, max_bytes: int, now: float) -> list[Event]:
+        """Confirm what was taken before, and return the next events in order.
 
-        They are in flight from now on. An acknowledging lease has at most its window in flight.
+        As many as are ready, up to `limit`, and up to `max_bytes` of bodies and overhead; but one
+        at least, however large. None if none is ready or the lease is not open.
+
+        They are in flight from now on. An acknowledging lease has at most its window in flight; a
+        plain one takes at most the capacity at once.
         """
-        return self._channel._take(self, limit, now) if self.is_open else []
+        if not self.is_open:
+            return []
+        self.confirm(now)
+        return self._channel._take(self, limit, max_bytes, now)
+
+    def confirm(self, now: float) -> None:
+        """Count what was taken as sent, as of now: the connection has taken all its bytes.
+
+        Until then a broken read sends it again, however long ago it was taken.
+        """
+        if self.is_open:
+            self._channel._confirm(self, now)
 
     def release(self, *, clean: bool, now: float) -> None:
-        """End the read. Repeating it changes nothing.
+        """End the read; a clean end confirms what was taken. Repeating it changes nothing.
 
-        What an acknowledging lease had in flight is read again first, in order. What a plain lease
-        had sent within the redelivery window is too, unless the read ended clean.
+        What an acknowledging lease had in flight is read again first, in order. Unless the read
+        ended clean, so is what a plain lease did not confirm, or confirmed within the redelivery
+        window.
         """
         if self.is_open:
             self._channel._release(self, clean=clean, now=now)
@@ -225,6 +250,7 @@ class Channel:
         if options.after_event_id is not None:
             lease.recovered = self._rewind_to(options.after_event_id)
         lease.position = self.position
+        lease.confirmed = self._forgotten + self._sent
         self._lease = lease
         self.deadline = None
         return lease
@@ -445,29 +471,49 @@ class Channel:
 
     # -- Inside: readers
 
-    def _take(self, lease: Lease, limit: int, now: float) -> list[Event]:
+    def _take(self, lease: Lease, limit: int, max_bytes: int, now: float) -> list[Event]:
         first = self._sent
         if first == len(self._log):
             return []
         if lease.acknowledging:
             limit = min(limit, lease.window - (first - self._done))
-        entries = self._log[first : first + max(0, limit)]
-        for entry in entries:
+        else:
+            limit = min(limit, self._limits.capacity)  # or it would be forgotten before it is sent
+        events: list[Event] = []
+        for entry in self._log[first : first + max(0, limit)]:
+            max_bytes -= len(entry.event.body) + EVENT_OVERHEAD_BYTES
+            if max_bytes < 0 and events:
+                break
             if entry.sent_at is not None:
                 lease.resent += 1
             entry.sent_at = now
-        self._sent = first + len(entries)
+            events.append(entry.event)
+        self._sent = first + len(events)
         if not lease.acknowledging:
-            self._free(entries)
-        return [entry.event for entry in entries]
+            self._free(self._log[first : self._sent])
+        return events
+
+    def _confirm(self, lease: Lease, now: float) -> None:
+        taken = self._log[self._first_unconfirmed(lease) : self._sent]
+        if not taken:
+            return
+        lease.confirmed = self._forgotten + self._sent
+        if taken[-1].sent_at != now:
+            for entry in taken:
+                if entry.sent_at is not None:  # and was not pushed out before it was sent
+                    entry.sent_at = now
+
+    def _first_unconfirmed(self, lease: Lease) -> int:
+        return max(0, lease.confirmed - self._forgotten)
 
     def _release(self, lease: Lease, *, clean: bool, now: float) -> None:
         if lease.acknowledging:
             self._sent = self._done
         elif clean:
+            self._confirm(lease, now)
             self._done = self._sent
         else:
-            self._sent = self._done = self._first_sent_since(now - self._limits.redelivery_window_s)
+            self._sent = self._done = self._first_owed(now)
         lease.is_open = False
         self._lease = None
         self.deadline = now + self._limits.ttl_s
@@ -477,13 +523,17 @@ class Channel:
         self._release(lease, clean=False, now=now)
         lease.wake()
 
-    def _first_sent_since(self, time: float) -> int:
-        """Where in flight the entries begin that were sent after `time`; all were sent in order."""
-        for position in range(self._done, self._sent):
+    def _first_owed(self, now: float) -> int:
+        """Where the entries begin that come again if a plain read breaks now; all in order."""
+        since = now - self._limits.redelivery_window_s
+        end = self._sent
+        if self._lease is not None:
+            end = max(self._done, min(end, self._first_unconfirmed(self._lease)))
+        for position in range(self._done, end):
             sent_at = self._log[position].sent_at
-            if sent_at is not None and sent_at > time:
+            if sent_at is not None and sent_at > since:
                 return position
-        return self._sent
+        return end
 
     def _rewind_to(self, event_id: str) -> bool:
         """Have the next take start after an event. Returns: whether the event was known."""
@@ -538,11 +588,11 @@ class Channel:
         """Drop what is kept for replay only, because memory is short.
 
         Events that a broken read would be sent again stay: those that an acknowledging reader has
-        in flight, and those that a plain one was sent within the redelivery window.
+        in flight, and those that a plain one did not confirm or was sent within the redelivery
+        window.
         """
         acknowledging = self._lease is not None and self._lease.acknowledging
-        owed_since = now - self._limits.redelivery_window_s
-        count = self._done if acknowledging else self._first_sent_since(owed_since)
+        count = self._done if acknowledging else self._first_owed(now)
         if count:
             self._drop_first(count)
 

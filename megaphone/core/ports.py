@@ -27,9 +27,14 @@ class ChannelLease(Protocol):
     def ready(self) -> int:
         """How many events could be taken now."""
 
-    async def take(self, limit: int, until: float) -> list[Event]:
-        """Return up to `limit` events in order: at once what is ready, else the next to come.
+    async def take(self, limit: int, max_bytes: int, until: float) -> list[Event]:
+        """Confirm what was taken before, and return the next events in order.
 
+        At once what is ready, else the next to come: up to `limit`, and up to `max_bytes` of
+        bodies and overhead, but one at least, however large.
+
+        The call says that the connection has all bytes of what was taken before. Until then that
+        does not count as sent: if the read breaks, it comes again, however long ago it was taken.
         Returns none when the loop's clock reaches `until` without one, and when the lease is over.
         Atomic with respect to cancellation: if it is cancelled, none was taken.
         """
@@ -42,7 +47,10 @@ class ChannelLease(Protocol):
         """Make every `take` from now on, and the one that waits, return none."""
 
     def release(self, *, clean: bool) -> None:
-        """End the read, now, without waiting for anything. Repeating it changes nothing."""
+        """End the read, now, without waiting for anything. Repeating it changes nothing.
+
+        A clean end confirms what was taken.
+        """
 
 
 class ChannelChanges(Protocol):

@@ -12,6 +12,8 @@ from megaphone.model import Event, ReadOptions
 BATCH_EVENTS = 100
 """The most events handed over at once. A face sends a batch before it asks for the next, so this
 also bounds what is in flight within the process."""
+BATCH_BYTES = 1_048_576
+"""The most bytes handed over at once, unless a single event has more."""
 
 
 class Reader:
@@ -97,7 +99,9 @@ class Reader:
 
     async def __anext__(self) -> list[Event]:
         if self._left > 0 and self._is_in_time():
-            events = await self._lease.take(min(BATCH_EVENTS, self._left), self._next_stop())
+            events = await self._lease.take(
+                min(BATCH_EVENTS, self._left), BATCH_BYTES, self._next_stop()
+            )
             self._left -= len(events)
             self._ready -= len(events)
             if events or self._heartbeat_is_due():

@@ -364,10 +364,10 @@ class MemoryLease:
     def is_over(self) -> bool:
         return self._interrupted or not self._lease.is_open
 
-    async def take(self, limit: int, until: float) -> list[Event]:
+    async def take(self, limit: int, max_bytes: int, until: float) -> list[Event]:
         while not self.is_over:
             now = self._loop.time()
-            if events := self._take_ready(limit, now):
+            if events := self._take_ready(limit, max_bytes, now):
                 return events
             if now >= until:
                 break
@@ -384,9 +384,9 @@ class MemoryLease:
         self._lease.release(clean=clean, now=self._loop.time())
         self._channel.changed()
 
-    def _take_ready(self, limit: int, now: float) -> list[Event]:
+    def _take_ready(self, limit: int, max_bytes: int, now: float) -> list[Event]:
         resent = self._lease.resent
-        events = self._lease.take(limit, now)
+        events = self._lease.take(limit, max_bytes, now)
         if events:
             self._observer.events_read(len(events), self._lease.resent - resent)
             self._channel.changed()

@@ -9,7 +9,13 @@ from functools import partial
 import pytest
 
 from megaphone.core.budget import Budget
-from megaphone.core.channel import IDEMPOTENCY_KEYS, Channel, Lease, Waiter
+from megaphone.core.channel import (
+    EVENT_OVERHEAD_BYTES,
+    IDEMPOTENCY_KEYS,
+    Channel,
+    Lease,
+    Waiter,
+)
 from megaphone.errors import ReaderBusy
 from megaphone.model import ChannelLimits, Event, ReadOptions
 
@@ -73,7 +79,14 @@ def read(
 
 
 def take(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
-    return "".join(event.id for event in lease.take(limit, now))
+    """Take events, and confirm them."""
+    letters = take_only(lease, limit, now=now)
+    lease.confirm(now)
+    return letters
+
+
+def take_only(lease: Lease, limit: int = 100, max_bytes: int = 1_000_000, now: float = 0.0) -> str:
+    return "".join(event.id for event in lease.take(limit, max_bytes, now))
 
 
 def read_once(
@@ -85,8 +98,16 @@ def read_once(
     now: float = 0.0,
 ) -> str:
     lease = read(channel, options, now)
-    letters = take(lease, limit, now)
+    letters = take_all(lease, limit, now)
     lease.release(clean=clean, now=now)
+    return letters
+
+
+def take_all(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
+    """Take again and again, because a plain lease takes no more than the capacity at once."""
+    letters = ""
+    while more := take(lease, limit - len(letters), now):
+        letters += more
     return letters
 
 
@@ -112,7 +133,7 @@ def test_events_are_read_in_the_order_of_writing() -> None:
 def test_take_hands_over_the_event_as_it_was_written() -> None:
     channel, written = make(), event("a")
     channel.offer(written, now=0.0)
-    (taken,) = read(channel).take(1, 0.0)
+    (taken,) = read(channel).take(1, 1_000_000, 0.0)
     assert taken is written
 
 
@@ -229,7 +250,7 @@ def test_withdrawal_makes_no_room_and_takes_none() -> None:
     channel.withdraw(waiter, ignore)
     assert channel.waiting_writers == 0
     write_and_wait(channel, "e")
-    assert read_once(channel) == "abc"
+    assert read_once(channel, limit=3) == "abc"
 
 
 def test_a_waiter_of_two_writers_stays_when_one_leaves() -> None:
@@ -546,7 +567,7 @@ def test_what_a_broken_read_gave_back_and_the_next_did_not_take_stays() -> None:
     assert read_once(channel, now=30.0) == "bc"
 
 
-def test_a_redelivery_window_of_zero_turns_it_off() -> None:
+def test_a_redelivery_window_of_zero_sends_nothing_again_that_was_confirmed() -> None:
     channel = make(redelivery_window_s=0.0)
     write(channel, "abc")
     assert read_once(channel, limit=2, clean=False) == "ab"
@@ -561,6 +582,102 @@ def test_a_broken_read_gives_back_no_more_than_the_capacity() -> None:
     assert take(lease) == "de"
     lease.release(clean=False, now=0.0)
     assert read_once(channel) == "cde"
+
+
+# What the connection has not taken
+
+
+def test_what_was_taken_and_not_confirmed_comes_again_however_old_it_is() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "abc")
+    lease = read(channel)
+    assert take(lease, 1) == "a"
+    assert take_only(lease, 2) == "bc"
+    lease.release(clean=False, now=50.0)
+    assert read_once(channel, now=50.0) == "bc"
+
+
+def test_the_next_take_confirms_even_if_nothing_is_ready() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "ab")
+    lease = read(channel)
+    assert [take_only(lease), take_only(lease)] == ["ab", ""]
+    lease.release(clean=False, now=50.0)
+    assert read_once(channel, now=50.0) == ""
+
+
+def test_the_redelivery_window_counts_from_the_confirmation() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "ab")
+    lease = read(channel)
+    assert take_only(lease, 1, now=0.0) == "a"
+    assert take_only(lease, 1, now=30.0) == "b"
+    lease.confirm(35.0)
+    lease.release(clean=False, now=41.0)
+    assert read_once(channel, now=41.0) == "b"
+
+
+def test_a_clean_end_confirms() -> None:
+    channel = make()
+    write(channel, "ab")
+    lease = read(channel)
+    assert take_only(lease) == "ab"
+    lease.release(clean=True, now=50.0)
+    assert read_once(channel, now=50.0) == ""
+
+
+def test_who_takes_over_gets_what_the_former_reader_had_not_confirmed() -> None:
+    channel = make(redelivery_window_s=10.0)
+    write(channel, "ab")
+    assert take_only(read(channel)) == "ab"
+    assert take_only(read(channel, ReadOptions(take_over=True), now=50.0), now=50.0) == "ab"
+
+
+def test_what_is_not_confirmed_stays_when_writers_get_in() -> None:
+    channel = holding("abc", capacity=3)
+    lease = read(channel)
+    assert take_only(lease) == "abc"
+    write(channel, "def")
+    lease.release(clean=False, now=50.0)
+    assert read_once(channel, now=50.0) == "abcdef"
+
+
+def test_an_event_can_be_acknowledged_before_its_batch_is_confirmed() -> None:
+    channel = holding("abc")
+    assert take_only(read(channel, windowed(3))) == "abc"
+    assert channel.acknowledge("b") == 2
+
+
+# The bytes of a batch
+
+
+def heavy(name: str, body_bytes: int) -> Event:
+    return Event(id=name, stream_id="s", timestamp_us=0, body=b"x" * body_bytes)
+
+
+def holding_heavy(*sizes: int) -> Channel:
+    channel = make(capacity=len(sizes))
+    for name, size in zip("abcdefgh", sizes, strict=False):
+        channel.offer(heavy(name, size), now=0.0)
+    return channel
+
+
+@pytest.mark.parametrize("options", [PLAIN, windowed(100)])
+def test_a_batch_ends_before_it_has_too_many_bytes(options: ReadOptions) -> None:
+    cost = 1_000 + EVENT_OVERHEAD_BYTES
+    lease = read(holding_heavy(1_000, 1_000, 1_000, 1_000, 1_000), options)
+    batches = [take_only(lease, max_bytes=2 * cost + rest) for rest in (0, cost - 1, cost)]
+    assert batches == ["ab", "cd", "e"]
+
+
+def test_an_event_with_more_bytes_than_a_batch_is_one_of_its_own() -> None:
+    lease = read(holding_heavy(10, 5_000, 5_000, 10))
+    assert [take_only(lease, max_bytes=1_000) for _ in range(5)] == ["a", "b", "c", "d", ""]
+
+
+def test_small_events_count_with_what_they_cost_beside_their_bodies() -> None:
+    lease = read(holding_heavy(1, 1, 1))
+    assert take_only(lease, max_bytes=2 * EVENT_OVERHEAD_BYTES + 2) == "ab"
 
 
 # Acknowledging readers
@@ -739,7 +856,7 @@ def test_resuming_after_an_unknown_event_starts_at_the_oldest_kept() -> None:
     write(channel, "d")
     lease = read(channel, resuming("z"))
     assert lease.recovered is False
-    assert take(lease) == "abcd"
+    assert take_all(lease) == "abcd"
 
 
 def test_resuming_after_an_unknown_event_frees_no_place() -> None:
@@ -874,7 +991,7 @@ def test_events_that_hold_a_place_do_not_fall_out() -> None:
     assert take(lease) == "cd"
     lease.release(clean=True, now=0.0)
     lease = read(channel, resuming("a"))
-    assert (lease.recovered, take(lease)) == (True, "bcd")
+    assert (lease.recovered, take_all(lease)) == (True, "bcd")
 
 
 def test_events_in_flight_do_not_push_kept_ones_out() -> None:

@@ -34,14 +34,18 @@ def read(channel: Channel, options: ReadOptions = PLAIN, now: float = 0.0) -> Le
 
 
 def take(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
-    return "".join(event.id for event in lease.take(limit, now))
+    events = lease.take(limit, 1_000_000, now)
+    lease.confirm(now)
+    return "".join(event.id for event in events)
 
 
 def read_once(
     channel: Channel, after: str | None = None, *, limit: int = 100, clean: bool = True
 ) -> str:
     lease = read(channel, ReadOptions(after_event_id=after))
-    letters = take(lease, limit)
+    letters = ""
+    while more := take(lease, limit - len(letters)):
+        letters += more
     lease.release(clean=clean, now=0.0)
     return letters
 

@@ -69,6 +69,7 @@ class Model:
         self.last_forgotten = BEFORE_ALL
         self.request_ids: dict[str, tuple[Record, float]] = {}
         self.reader: ReadOptions | None = None
+        self.unconfirmed: list[Record] = []
         self.dies_at: float | None = TTL_S  # the clock starts at 0
 
     def in_state(self, state: State) -> list[Record]:
@@ -134,18 +135,26 @@ class Model:
         assert self.reader is not None
         if self.reader.acknowledge:
             limit = min(limit, self.reader.window - len(self.in_state(State.SENT)))
+        else:
+            limit = min(limit, self.capacity)
         return self.in_state(State.READY)[:limit]
 
     def take(self, limit: int, now: float) -> tuple[list[int], int]:
         """The numbers taken, and how many of them had been sent before."""
         assert self.reader is not None
-        taken = self.offered(limit)
+        self.confirm(now)
+        taken = self.unconfirmed = self.offered(limit)
         again = sum(record.sent_at is not None for record in taken)
         for record in taken:
             record.state, record.sent_at = State.SENT, now
         if not self.reader.acknowledge:
             self.free(taken)
         return [record.number for record in taken], again
+
+    def confirm(self, now: float) -> None:
+        for record in self.unconfirmed:
+            record.sent_at = now
+        self.unconfirmed = []
 
     def acknowledge(self, number: int) -> int:
         at = self.find(number)
@@ -165,9 +174,9 @@ class Model:
         assert self.reader is not None
         for record in self.in_state(State.SENT):
             assert record.sent_at is not None
-            recent = now - record.sent_at < self.redelivery_s
-            again = self.reader.acknowledge or (not clean and recent)
+            again = self.is_owed(record, now) and (self.reader.acknowledge or not clean)
             record.state = State.READY if again else State.DONE
+        self.unconfirmed = []
         self.reader = None
         self.dies_at = now + TTL_S
 
@@ -181,7 +190,8 @@ class Model:
             return record.state is State.READY
         assert self.reader is not None
         assert record.sent_at is not None
-        return self.reader.acknowledge or now - record.sent_at < self.redelivery_s
+        recent = now - record.sent_at < self.redelivery_s
+        return self.reader.acknowledge or recent or record in self.unconfirmed
 
     def lost(self) -> int:
         ready, sent = len(self.in_state(State.READY)), len(self.in_state(State.SENT))
@@ -296,7 +306,7 @@ class ChannelMachine(RuleBasedStateMachine):
     def take_up_to(self, limit: int) -> list[int]:
         assert self.open is not None
         resent_before = self.open.resent
-        taken = [int(event.id[1:]) for event in self.open.take(limit, self.now)]
+        taken = [int(event.id[1:]) for event in self.open.take(limit, 1_000_000, self.now)]
         assert len(taken) <= limit
         assert taken == sorted(set(taken))
         expected, again = self.model.take(limit, self.now)
@@ -310,6 +320,13 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(limit=limits)
     def take(self, limit: int) -> None:
         self.take_up_to(limit)
+
+    @precondition(lambda self: self.open)
+    @rule()
+    def confirm(self) -> None:
+        assert self.open is not None
+        self.open.confirm(self.now)
+        self.model.confirm(self.now)
 
     @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
@@ -330,7 +347,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(clean=st.booleans(), data=st.data())
     def use_an_old_lease(self, clean: bool, data: st.DataObject) -> None:
         old = data.draw(st.sampled_from(self.old_leases))
-        assert old.take(5, self.now) == []
+        assert old.take(5, 1_000_000, self.now) == []
         old.release(clean=clean, now=self.now)
 
     @rule()
@@ -419,7 +436,7 @@ class ChannelMachine(RuleBasedStateMachine):
         if self.open:
             assert self.woken
             assert not self.open.is_open
-            assert self.open.take(5, self.now) == []
+            assert self.open.take(5, 1_000_000, self.now) == []
             self.open.release(clean=False, now=self.now)
         assert self.budget.used == 0
         assert (self.channel.is_read, self.channel.unsent) == (False, 0)

@@ -124,8 +124,10 @@ class Bench:
         return task
 
     @staticmethod
-    async def take(lease: ChannelLease, limit: int = 100, until: float = LONG_S) -> list[str]:
-        return [event.id for event in await lease.take(limit, until)]
+    async def take(
+        lease: ChannelLease, limit: int = 100, until: float = LONG_S, max_bytes: int = 1_000_000
+    ) -> list[str]:
+        return [event.id for event in await lease.take(limit, max_bytes, until)]
 
     async def create(self, channel: str = "c") -> None:
         await self.store.create(channel.encode(), self.address(channel))
