@@ -81,22 +81,26 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     management = Management(store=store, agents=agents, pipes=pipes, drains=drains)
     http = HttpServer(
         PublicApi(broker, metrics).routes(),
+        budget=budget,
         max_body_bytes=settings.max_body_bytes,
         cors_origin=settings.cors_allow_origin,
     )
     grpc = GrpcServer(
-        ChannelServicer(broker),
+        ChannelServicer(broker, budget),
         SyncServicer(feeds),
         NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_address)),
+        budget=budget,
         max_body_bytes=settings.max_body_bytes,
         with_reflection=settings.grpc_reflection,
     )
     async with AsyncExitStack() as stack:
+        trimming = asyncio.create_task(memory.keep_small())
+        stack.callback(trimming.cancel)
         await stack.enter_async_context(webhooks)  # ends last: the store's end is told too
         stack.push_async_callback(store.aclose)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(
-                managed(management, settings.mng_socket_path, settings.grpc_reflection)
+                managed(management, budget, settings.mng_socket_path, settings.grpc_reflection)
             )
         http_port = await http.start(listen(*split_endpoint(settings.address)))
         stack.push_async_callback(http.stop)
@@ -117,10 +121,12 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
 
 @asynccontextmanager
 async def managed(
-    management: Management, socket_path: str, with_reflection: bool
+    management: Management, budget: Budget, socket_path: str, with_reflection: bool
 ) -> AsyncIterator[None]:
     """Serve the management API within this context: HTTP at the path, gRPC beside it."""
-    http = HttpServer(ManagementApi(management).routes(), max_body_bytes=MANAGEMENT_BODY_BYTES)
+    http = HttpServer(
+        ManagementApi(management).routes(), budget=budget, max_body_bytes=MANAGEMENT_BODY_BYTES
+    )
     grpc = AdminServer(AdminServicer(management), with_reflection=with_reflection)
     async with AsyncExitStack() as stack:
         listening = listen_unix(socket_path)

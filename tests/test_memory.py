@@ -104,3 +104,34 @@ print(resident() - before)
 """
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(told.stdout) < 20 * MIB
+
+
+def test_small_blocks_go_back_too_where_memory_is_scarce() -> None:
+    code = """
+import asyncio
+from megaphone import memory
+
+memory.TRIM_EVERY_S = memory.TRIM_SELDOM_S = 0.01
+memory.SMALL_BYTES = SMALL
+
+async def main():
+    kept, freed = [], []
+    for number in range(10_000):
+        freed.append(b"x" * 10_000)
+        kept.append(b"y" * 1_000)
+    full = memory.resident_pages()
+    freed.clear()
+    trimming = asyncio.create_task(memory.keep_small())
+    await asyncio.wait({trimming}, timeout=0.5)
+    print((full - memory.resident_pages()) * 4096)
+
+asyncio.run(main())
+"""
+    for small, gives_back in (("memory.allowed_bytes()", True), ("0", False)):
+        told = subprocess.run(
+            [sys.executable, "-c", code.replace("= SMALL", f"= {small}")],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert (int(told.stdout) > 50 * MIB) is gives_back

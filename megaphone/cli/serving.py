@@ -10,6 +10,7 @@ from megaphone import __version__
 from megaphone.app import App, serve
 from megaphone.listening import reachable, with_port
 from megaphone.logs import LineWriter, logging_to_stderr
+from megaphone.memory import give_back_what_is_freed
 from megaphone.settings import Settings
 
 STANDARD_OUTPUT = 1
@@ -17,6 +18,7 @@ STANDARD_OUTPUT = 1
 
 def serve_until_stopped(settings: Settings) -> None:
     """Serve in the fastest event loop there is. Exits with 1 when an address cannot be had."""
+    give_back_what_is_freed()
     with (
         logging_to_stderr(settings.log_format) as lines,
         asyncio.Runner(loop_factory=new_event_loop) as runner,

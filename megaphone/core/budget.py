@@ -27,6 +27,11 @@ ENTRY_BYTES = 100
 KEY_BYTES = 350
 """What a channel remembers of an idempotency key, without its characters."""
 
+RECEIVED_SHARE = 0.25
+"""The part of the limit that unfinished requests may take, so that clients which send slowly, or
+stop in the middle, leave room for others."""
+UNCOUNTED_BYTES = 4_096
+"""How much of an unfinished request is not counted, because its connection takes more."""
 SHORT_FROM = 0.9
 """The part of the limit beyond which replay is evicted."""
 RETRY_AFTER_S = 1.0
@@ -42,14 +47,20 @@ class KeepsReplay(Protocol):
 class Budget:
     """The bytes in use, and the most there may be. Belongs to one event loop."""
 
-    __slots__ = ("_short_from", "_with_replay", "limit", "used")
+    __slots__ = ("_received", "_short_from", "_with_replay", "limit", "used")
 
     def __init__(self, limit: int = sys.maxsize) -> None:
         self.limit = limit
         self.used = 0
+        self._received = 0
         self._short_from = int(limit * SHORT_FROM)
         self._with_replay: dict[KeepsReplay, None] = {}
         """The channels that keep events for replay, in the order in which they began to."""
+
+    @property
+    def limit_of_requests(self) -> int:
+        """The most that unfinished requests may take."""
+        return int(self.limit * RECEIVED_SHARE)
 
     def ensure(self, size: int, now: float, first: KeepsReplay | None = None) -> None:
         """Make sure that `size` more bytes may be used, evicting replay if need be.
@@ -69,11 +80,14 @@ class Budget:
     def check(self, size: int) -> None:
         """Raises: LimitExceeded, when `size` more bytes are more than may be used."""
         if self.used + size > self.limit:
-            raise LimitExceeded(
-                f"this node holds as much for its clients as it may, {self.limit} bytes"
-                " (max_buffered_bytes); it takes more once readers have read",
-                retry_after_s=RETRY_AFTER_S,
-            )
+            raise self._is_full()
+
+    def _is_full(self) -> LimitExceeded:
+        return LimitExceeded(
+            f"this node holds as much for its clients as it may, {self.limit} bytes"
+            " (max_buffered_bytes); it takes more once readers have read",
+            retry_after_s=RETRY_AFTER_S,
+        )
 
     def _evict(self, channel: KeepsReplay, now: float) -> None:
         del self._with_replay[channel]
@@ -94,6 +108,33 @@ class Budget:
 
     def subtract(self, size: int) -> None:
         self.used -= size
+
+    def receive(self, size: int, more: int, now: float) -> None:
+        """Count `more` bytes of a request of which `size` bytes were received before.
+
+        Raises: LimitExceeded; then they are not counted.
+        """
+        counted = uncounted_left_out(size + more) - uncounted_left_out(size)
+        if counted == 0:
+            return
+        self.ensure(counted, now)
+        if self._received + counted > self.limit_of_requests:
+            raise self._is_full()
+        self._received += counted
+        self.used += counted
+
+    def received(self, size: int) -> None:
+        """Count a request of `size` bytes no more, because it is complete or given up."""
+        counted = uncounted_left_out(size)
+        self._received -= counted
+        self.used -= counted
+
+    @contextmanager
+    def reserved(self, size: int, now: float) -> Iterator[None]:
+        """Count `size` bytes within this context. Raises: LimitExceeded, on entering it."""
+        self.ensure(size, now)
+        with self.lent(size):
+            yield
 
     @contextmanager
     def lent(self, size: int) -> Iterator[None]:
@@ -135,6 +176,10 @@ class Budget:
         if event.awaited == 1:
             self.used -= len(event.body)
             event.rendered = None
+
+
+def uncounted_left_out(size: int) -> int:
+    return max(0, size - UNCOUNTED_BYTES)
 
 
 def cost(event: Event) -> int:

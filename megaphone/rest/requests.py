@@ -7,10 +7,13 @@ from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
 
+from megaphone.core.budget import Budget
 from megaphone.errors import BadRequest, PayloadTooLarge, TooSlow
 from megaphone.rest.answers import JSON
 from megaphone.rest.inflation import Inflater, inflater_for, undecodable
 
+BUDGET = web.AppKey("budget", Budget)
+"""Where an application has the budget that unfinished bodies count against."""
 BODY_TIMEOUT_S = 30.0
 MAX_DIGITS = 9
 
@@ -77,31 +80,53 @@ async def body_of(request: web.Request) -> bytes:
     inflater = None if encoding is None else inflater_for(encoding)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await received_body(request, inflater)
+            return await ReceivedBody(request).receive(inflater)
     except TimeoutError:
         raise TooSlow(f"the body did not arrive within {BODY_TIMEOUT_S:g} s") from None
     except web.RequestPayloadError:
         raise undecodable() from None
 
 
-async def received_body(request: web.Request, inflater: Inflater | None) -> bytes:
-    """Return the body chunk by chunk as it comes, so that one too large is refused at once."""
-    pieces: list[bytes] = []
-    received = size = 0
-    async for chunk in request.content.iter_any():
-        received += len(chunk)
-        check_size(request, received)
-        if inflater is None:
-            pieces.append(chunk)
-            continue
-        for piece in inflater.pieces(chunk):
-            size += len(piece)
-            check_size(request, size)
-            pieces.append(piece)
-            await asyncio.sleep(0)  # others get their turn
-    if inflater is not None:
+class ReceivedBody:
+    """A body that is received chunk by chunk, so that one too large is refused at once.
+
+    It counts against the budget of the node until it is complete.
+    """
+
+    def __init__(self, request: web.Request) -> None:
+        self._request = request
+        self._budget = request.app[BUDGET]
+        self._clock = asyncio.get_running_loop().time
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    async def receive(self, inflater: Inflater | None) -> bytes:
+        """Raises: PayloadTooLarge; LimitExceeded, when there is no memory for it; BadRequest."""
+        try:
+            if inflater is None:
+                async for chunk in self._request.content.iter_any():
+                    self._add(chunk)
+            else:
+                await self._inflate(inflater)
+            return b"".join(self._pieces)
+        finally:
+            self._budget.received(self._size)
+
+    async def _inflate(self, inflater: Inflater) -> None:
+        compressed = 0
+        async for chunk in self._request.content.iter_any():
+            compressed += len(chunk)
+            check_size(self._request, compressed)
+            for piece in inflater.pieces(chunk):
+                self._add(piece)
+                await asyncio.sleep(0)  # others get their turn
         inflater.finish()
-    return b"".join(pieces)
+
+    def _add(self, piece: bytes) -> None:
+        check_size(self._request, self._size + len(piece))
+        self._budget.receive(self._size, len(piece), self._clock())
+        self._size += len(piece)
+        self._pieces.append(piece)
 
 
 def check_size(request: web.Request, size: int) -> None:

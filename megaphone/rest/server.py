@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from aiohttp import web
 
+from megaphone.core.budget import Budget
 from megaphone.errors import BadRequest
 from megaphone.rest.cors import allow_origin
 from megaphone.rest.errors import answer_of, answering, internal_answer, refuse_route
+from megaphone.rest.requests import BUDGET
 from megaphone.sockets import BACKLOG
 from megaphone.wire.errors import INTERNAL_HTTP_STATUS
 
@@ -17,6 +19,10 @@ log = logging.getLogger(__name__)
 
 HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long a request's headers may take."""
+RECEIVE_BUFFER_BYTES = 32_768
+"""The kernel's buffer for what a connection receives, which it doubles. What it holds is read at
+once when the loop comes to it, before any handler can refuse it; of thousands of connections that
+would be hundreds of megabytes with the kernel's default."""
 STOP_TIMEOUT_S = 1.0
 """How long requests that are under way are waited for at the end."""
 
@@ -28,10 +34,12 @@ class HttpServer:
         self,
         routes: Sequence[web.RouteDef],
         *,
+        budget: Budget,
         max_body_bytes: int,
         cors_origin: str | None = None,
     ) -> None:
         app = web.Application(client_max_size=max_body_bytes)
+        app[BUDGET] = budget
         for route in routes:
             app.router.add_route(route.method, route.path, answering(route.handler))
         if cors_origin is not None:
@@ -99,4 +107,6 @@ class Connection(web.RequestHandler):
 def listen(host: str, port: int) -> socket.socket:
     """Raises: OSError, when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    return listening

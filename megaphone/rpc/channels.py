@@ -2,11 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 
 from megaphone.core.broker import Broker
+from megaphone.core.budget import Budget
 from megaphone.rpc.reads import read_window_s, stream_events
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
@@ -16,8 +19,17 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ChannelServicer(ChannelServiceServicer):
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, budget: Budget) -> None:
         self._broker = broker
+        self._budget = budget
+        self._clock = asyncio.get_running_loop().time
+
+    def _held(self, request: Message) -> AbstractContextManager[None]:
+        """Count a request while it is served. gRPC keeps it as it came, and as it was decoded.
+
+        Raises: LimitExceeded, on entering the context.
+        """
+        return self._budget.reserved(2 * request.ByteSize(), self._clock())
 
     async def CreateChannel(
         self, request: pb.CreateChannelRequest, context: Context
@@ -25,20 +37,22 @@ class ChannelServicer(ChannelServiceServicer):
         return wire.created(await self._broker.create(request.protocols))
 
     async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
-        event_id = await self._broker.write(
-            request.producer_address,
-            request.stream_id,
-            request.body,
-            wire.optional(request.request_id),
-        )
+        with self._held(request):
+            event_id = await self._broker.write(
+                request.producer_address,
+                request.stream_id,
+                request.body,
+                wire.optional(request.request_id),
+            )
         return wire.written(event_id)
 
     async def WriteBatch(
         self, request: pb.WriteBatchRequest, context: Context
     ) -> pb.WriteBatchResponse:
-        failures = await self._broker.write_batch(
-            request.channels, wire.batch_messages(request), wire.optional(request.request_id)
-        )
+        with self._held(request):
+            failures = await self._broker.write_batch(
+                request.channels, wire.batch_messages(request), wire.optional(request.request_id)
+            )
         response = pb.WriteBatchResponse()
         for _ in wire.batch_written(failures, response):
             await asyncio.sleep(0)  # others get their turn
@@ -48,7 +62,8 @@ class ChannelServicer(ChannelServiceServicer):
         self, requests: AsyncIterator[pb.PublishRequest], context: Context
     ) -> AsyncIterator[pb.PublishResponse]:
         async for request in requests:
-            results = await self._broker.write_each(wire.writes(request))
+            with self._held(request):
+                results = await self._broker.write_each(wire.writes(request))
             response = pb.PublishResponse()
             for _ in wire.published(results, response):
                 await asyncio.sleep(0)

@@ -100,18 +100,26 @@ def guarded_stream(method: str, behaviour: Handler) -> Handler:
 def guarded(method: str, behaviour: Handler) -> Handler:
     """Wrap a handler, a coroutine function or a generator, so that it fails with our statuses."""
 
+    # gRPC keeps the exception that ends a call, and with it the frames that it passed, in a cycle
+    # with the context. So these let the request go first: it may be large.
+
     async def call(request: Any, context: Context) -> Any:
         try:
             return await behaviour(readable(request), context)
         except Exception as error:
-            await tell(error, method, context)
+            failure = error
+        del request
+        return await tell(failure, method, context)
 
     async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
             async for response in behaviour(readable(request), context):
                 yield response
+            return
         except Exception as error:
-            await tell(error, method, context)
+            failure = error
+        del request
+        await tell(failure, method, context)
 
     return generate if inspect.isasyncgenfunction(behaviour) else call
 
@@ -131,6 +139,9 @@ async def tell(error: Exception, method: str, context: Context) -> Never:
         status_name = errors.row_of(error).grpc_status
     else:
         log.error("%s failed", method, exc_info=error)
+    error.__traceback__ = error.__context__ = error.__cause__ = (
+        None  # their frames hold the request
+    )
     status = grpc.StatusCode[status_name]
     details = error_status(status.value[0], code, message, retry_after_s)
     await context.abort(status, message, ((DETAILS_KEY, details),))

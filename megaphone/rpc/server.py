@@ -10,11 +10,13 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
+from megaphone.core.budget import Budget
 from megaphone.core.node_secret import NodeGuard
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.errors import ErrorInterceptor
 from megaphone.rpc.nodes import NodeInterceptor
+from megaphone.rpc.reception import ReceptionInterceptor
 from megaphone.rpc.sync import SyncServicer
 from megaphone.sockets import owner_only
 from megaphone_api import sync_pb2
@@ -57,16 +59,21 @@ class GrpcServer:
         sync: SyncServicer,
         guard: NodeGuard,
         *,
+        budget: Budget,
         max_body_bytes: int,
         with_reflection: bool,
     ) -> None:
+        max_message_bytes = max_body_bytes + FRAMING_BYTES
+        reception = ReceptionInterceptor(budget.limit_of_requests, max_message_bytes)
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), NodeInterceptor(guard)],
+            interceptors=[ErrorInterceptor(), NodeInterceptor(guard), reception],
             options=[
                 # With the default, a second broker would take the same port without a word.
                 ("grpc.so_reuseport", 0),
-                ("grpc.max_receive_message_length", max_body_bytes + FRAMING_BYTES),
+                ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
+                # With the probe, each call that waits for its turn would be let send megabytes.
+                ("grpc.http2.bdp_probe", 0),
                 # A client that vanished without a word is noticed after 4 s; the last of these is
                 # for one that hangs, whose kernel still acknowledges.
                 ("grpc.keepalive_time_ms", 2_000),

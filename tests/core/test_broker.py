@@ -1,6 +1,7 @@
 """The broker's rules about time and order, with a store in memory, under virtual time."""
 
 import asyncio
+import sys
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -67,7 +68,7 @@ class Node:
             limits=settings.channel_limits(),
             max_channels=settings.max_channels,
             write_timeout_s=settings.write_timeout_millis / 1000,
-            budget=Budget(),
+            budget=Budget(self._settings.max_buffered_bytes or sys.maxsize),
             observer=self.metrics,
         )
 
@@ -211,6 +212,23 @@ async def test_a_batch_with_a_wrong_message_writes_nothing_and_names_it(node: No
     with pytest.raises(BadRequest, match="message 1: the body is not JSON"):
         await node.broker.write_batch([channel.producer_address], messages)
     assert await node.read(channel, ReadOptions(wait_s=0)) == []
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_a_batch_says_what_found_no_memory(waits: bool) -> None:
+    bounds = Settings(
+        agent_warmup_secs=0,
+        max_buffered_bytes=1_048_576,
+        buffer_capacity=1 if waits else 100,
+    )
+    node = Node(bounds)
+    channel = await node.broker.create()
+    if waits:
+        await node.write(channel, 0)
+    messages = [Message("s", b'"' + b"x" * 300_000 + b'"')] * 5
+    failures = await node.broker.write_batch([channel.producer_address], messages)
+    reasons = [failure.reason for failure in failures]
+    assert reasons == (["TIMEOUT", *["SKIPPED"] * 4] if waits else ["LIMIT_EXCEEDED"] * 2)
 
 
 async def test_the_request_id_of_a_batch_is_never_taken_for_that_of_a_write(node: Node) -> None:
