@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address
 
-from megaphone.settings import Settings
+from megaphone.settings import Nodes, Settings
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int]:
@@ -61,5 +61,10 @@ def warnings(settings: Settings) -> list[str]:
         lines.append(
             "`nodes.open` is set: everybody who reaches gRPC can feed this node, and so take over"
             " agents; set `nodes.secret` instead"
+        )
+    if settings.drain_target is not None and settings.nodes == Nodes() and "gRPC" in public:
+        lines.append(
+            "`drain_target` is set, but not `nodes.secret`: a target that other machines can reach"
+            " will refuse the agents of this node when it stops"
         )
     return lines

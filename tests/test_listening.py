@@ -64,6 +64,22 @@ def test_what_others_can_reach_is_warned_of(
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("grpc", "nodes", "is_warned"),
+    [
+        ("0.0.0.0:0", Nodes(), True),
+        ("0.0.0.0:0", Nodes(secret=SECRET), False),
+        ("0.0.0.0:0", Nodes(open=True), False),
+        ("127.0.0.1:0", Nodes(), False),
+    ],
+)
+def test_a_node_that_could_not_hand_over_says_so_before_it_has_to(
+    grpc: str, nodes: Nodes, is_warned: bool
+) -> None:
+    settings = Settings(grpc_address=grpc, nodes=nodes, drain_target="http://other:3001")
+    assert any(line.startswith("`drain_target` is set") for line in warnings(settings)) is is_warned
+
+
 def test_where_a_node_is_reached_from_its_own_machine() -> None:
     for endpoint, here in (
         ("0.0.0.0:3000", "127.0.0.1:3000"),

@@ -47,8 +47,8 @@ def options(
 def serve(config: ConfigOption = None) -> None:
     """Start the broker; Ctrl-C, SIGTERM or SIGHUP stops it in order.
 
-    Nothing has to be set: HTTP is on port 3000, gRPC on port 3001. `megaphone config show` lists
-    what can be.
+    Nothing has to be set: HTTP is on port 3000 and gRPC on port 3001, both for this machine only.
+    `megaphone config show` lists what can be set.
     """
     settings = load_or_exit(config).settings
     # These take a while to import, and no other command needs them.

@@ -1,17 +1,17 @@
 """How nodes prove to each other that they have the same secret, which itself never travels. No I/O.
 
-    source                                                          target
-      │  greeting: v1.{time}.{nonce}.{HMAC}                           │
-      │ ────────────────────────────────────────────────────────────▶ │ admits the call
-      │                       v1.{id of the target}.{HMAC of nonce, id} │
-      │ ◀──────────────────────────────────────────────────────────── │
-      │  each call after it: the same, with the id under the HMAC     │
-      │ ────────────────────────────────────────────────────────────▶ │ admits the call
+    source                                                            target
+      │ FindChannelsInUse of no channels: v1.{time}.{nonce}.{HMAC}      │
+      │ ──────────────────────────────────────────────────────────────▶ │ admits it
+      │                         v1.{id of the target}.{HMAC of nonce, id} │
+      │ ◀────────────────────────────────────────────────────────────── │
+      │ ForwardEvents: the same, but the HMAC is over the id too        │
+      │ ──────────────────────────────────────────────────────────────▶ │ admits it, and is fed
 
-So the source knows the target before it sends the key of an agent. A proof is good for one call of
-one method, for a minute; but for the greeting, which gives nothing away, at one target only: the
-id is a new one at each start of a node. Other labels under the HMAC keep an answer from being sent
-back as a proof.
+So a source knows its target before it sends the key of an agent. A proof is good for one call of
+one method, for a minute. The proof of a feed is good at one target only, and only until that starts
+again, when it has another id; a question gives nothing away that would need this. Proofs and
+answers have different labels under the HMAC, so that an answer cannot be sent back as a proof.
 """
 
 import hmac
@@ -23,8 +23,8 @@ from megaphone.errors import LimitExceeded, Unauthenticated
 from megaphone.settings import Nodes
 
 GREETING = "/megaphone.SyncService/FindChannelsInUse"
-"""The method that a source calls first, about no channels: with it the two get to know each other.
-Its proofs do not depend on the target."""
+"""The method that a source calls first: with it the two get to know each other. Its proofs are not
+over the id of the target, which the source does not know then."""
 
 CLOCKS_MAY_DIFFER_S = 60
 """How far the time of a proof may be from that of the target's clock."""
@@ -67,7 +67,7 @@ class NodeSigner:
     def prove(self, method: str, now: float, target_id: str = "") -> Proof:
         """Return a new proof for a call at the Unix time `now`.
 
-        `target_id` is what `target_of` returned, for each call but the greeting.
+        `target_id` is what `target_of` returned; empty for the method of the greeting.
         """
         time, nonce = str(int(now)), secrets.token_hex(16)
         mac = mac_of_call(self._key, method, time, nonce, target_id)

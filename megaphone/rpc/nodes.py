@@ -1,5 +1,6 @@
 """Which calls of other nodes are admitted. Checked before a message of theirs is read."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -11,6 +12,10 @@ from megaphone.errors import MegaphoneError
 from megaphone.wire.sync import PROOF_KEY, proof_of
 from megaphone_api import sync_pb2
 
+log = logging.getLogger(__name__)
+
+REPORT_S = 60.0
+"""How often the log has a line of calls that were refused, at most."""
 SYNC_METHODS = f"/{sync_pb2.DESCRIPTOR.services_by_name['SyncService'].full_name}/"
 
 
@@ -22,6 +27,8 @@ class NodeInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, guard: NodeGuard) -> None:
         self._guard = guard
+        self._refused = 0
+        self._report_from = 0.0
 
     async def intercept_service(
         self,
@@ -35,10 +42,20 @@ class NodeInterceptor(grpc.aio.ServerInterceptor):
         try:
             answer = self._guard.admit(handler_call_details.method, proof, time.time())
         except MegaphoneError as error:
+            self._report(error)
             return refusing(error)
         if answer is None or handler.request_streaming:
             return handler  # a stream follows a greeting, which was answered
         return answering(handler, answer)
+
+    def _report(self, error: MegaphoneError) -> None:
+        """Log that calls were refused, in one line for all of a minute."""
+        self._refused += 1
+        if time.monotonic() < self._report_from:
+            return
+        self._report_from = time.monotonic() + REPORT_S
+        log.warning("calls of other nodes were refused: %d, the last: %s", self._refused, error)
+        self._refused = 0
 
 
 def refusing(error: MegaphoneError) -> Any:

@@ -185,6 +185,16 @@ async def test_a_node_on_loopback_without_a_secret_asks_for_no_proof(app: App) -
     assert app.agents.named("blue").mode is AgentMode.MASTER
 
 
+async def test_refused_calls_are_logged_once_a_minute(
+    caller: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(20):
+        await caller.refusal(GREETING, None, b"")
+    lines = [one.getMessage() for one in caplog.records if "were refused" in one.getMessage()]
+    assert len(lines) == 1
+    assert lines[0].startswith("calls of other nodes were refused: 1, the last: this node is fed")
+
+
 async def test_neither_secrets_nor_proofs_are_logged_or_told(
     node: App, caller: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
