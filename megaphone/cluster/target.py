@@ -41,7 +41,6 @@ OPTIONS = (
 REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
     grpc.StatusCode.FAILED_PRECONDITION: WrongMode,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
 
@@ -92,7 +91,9 @@ async def is_reachable(host: str, port: int) -> bool:
 
 
 def refusal(status: grpc.StatusCode, details: str | None) -> MegaphoneError:
-    """Return what it means that a target ended a stream with a status."""
+    """Return what it means that a target ended a stream, or a question, with a status."""
+    if status is grpc.StatusCode.UNAUTHENTICATED:
+        return Unauthenticated(f"the target refuses this node: {details}")
     kind = REFUSED.get(status, TargetUnavailable)
     return kind(f"the target ended the stream: {details or status.name}")
 

@@ -36,13 +36,14 @@ MAX_REMEMBERED = 100_000
 PROOF = re.compile(r"v1\.([0-9]{1,15})\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)
 ANSWER = re.compile(r"v1\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)
 
+# Read at the source, in an answer of the target, and in the log of the target.
 ASKS_FOR_A_PROOF = (
-    "this node is fed only by nodes that prove that they have its secret: set the same"
+    "the target is fed only by nodes that prove that they have its secret: set the same"
     " `nodes.secret` on both"
 )
 TAKES_NO_FEEDS = (
-    "no other node may feed this one: set the same `nodes.secret` on both; `nodes.open = true` on"
-    " this one lets everybody feed it"
+    "the target has no secret, and so no other machine may feed it: set the same `nodes.secret` on"
+    " both; `nodes.open = true` on the target lets everybody feed it"
 )
 HAS_NOT_PROVED = (
     "the target has not proved that it has the secret of this node: set the same `nodes.secret` on"

@@ -192,7 +192,7 @@ async def test_refused_calls_are_logged_once_a_minute(
         await caller.refusal(GREETING, None, b"")
     lines = [one.getMessage() for one in caplog.records if "were refused" in one.getMessage()]
     assert len(lines) == 1
-    assert lines[0].startswith("calls of other nodes were refused: 1, the last: this node is fed")
+    assert lines[0].startswith("calls of other nodes were refused: 1, the last: the target is fed")
 
 
 async def test_neither_secrets_nor_proofs_are_logged_or_told(
