@@ -382,6 +382,7 @@ class MemoryLease:
         if self._timer is not None:
             self._timer.cancel()
         self._lease.release(clean=clean, now=self._loop.time())
+        self._lease.wake = wake_nobody  # the two would keep each other alive otherwise
         self._channel.changed()
 
     def _take_ready(self, limit: int, max_bytes: int, now: float) -> list[Event]:
@@ -420,3 +421,7 @@ class MemoryLease:
 def wake(waiting: "asyncio.Future[None]") -> None:
     if not waiting.done():
         waiting.set_result(None)
+
+
+def wake_nobody() -> None:
+    """Do nothing."""

@@ -1,0 +1,96 @@
+"""What survives a search for cycles is looked at no more, and cycles are found all the same."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from megaphone.garbage import FEW_OBJECTS, Freezer
+from megaphone.model import ReadOptions
+from tests.core.test_slices import ROOMY, Node
+
+
+class Linked:
+    """Something that refers to itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def ring() -> "weakref.ref[Linked]":
+    return weakref.ref(Linked())
+
+
+@pytest.fixture(autouse=True)
+def no_search_but_ours() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def is_searched(wanted: object) -> bool:
+    return any(one is wanted for one in gc.get_objects())
+
+
+def test_what_was_there_and_what_survives_a_search_is_searched_no_more() -> None:
+    old = Linked()
+    with Freezer():
+        assert not is_searched(old)
+        new = Linked()
+        assert is_searched(new)
+        gc.collect(1)
+        assert is_searched(new)
+        gc.collect()
+        assert not is_searched(new)
+    assert is_searched(old)
+    assert is_searched(new)
+
+
+@pytest.mark.parametrize("generation", [0, 1, 2])
+def test_cycles_are_found_while_they_are_young(generation: int) -> None:
+    with Freezer():
+        lost = ring()
+        gc.collect(generation)
+        assert lost() is None
+
+
+def test_frozen_cycles_are_found_once_twice_as_much_is_frozen() -> None:
+    with Freezer(few_objects=1_000):
+        frozen = gc.get_freeze_count()
+        kept = Linked()
+        lost = weakref.ref(kept)
+        gc.collect()
+        del kept
+        gc.collect()
+        assert lost() is not None
+        growth = [[number] for number in range(frozen + FEW_OBJECTS // 100)]
+        gc.collect()
+        assert lost() is not None  # the search that finds so much is still one of the new only
+        gc.collect()
+        assert lost() is None
+        assert not is_searched(growth[0])
+
+
+def test_everything_is_as_it_was_afterwards() -> None:
+    thresholds, callbacks = gc.get_threshold(), list(gc.callbacks)
+    with Freezer():
+        pass
+    assert gc.get_threshold() == thresholds
+    assert gc.callbacks == callbacks
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.mark.looptime
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_read_leaves_no_cycle_behind(is_cut: bool) -> None:
+    """A long one would be frozen while it lasts."""
+    node = Node(ROOMY)
+    (channel,) = await node.create(1)
+    for _ in range(3):
+        reader = await node.broker.open_reader(channel.consumer_address, ReadOptions(wait_s=1))
+        async with reader:
+            if not is_cut:
+                assert [batch async for batch in reader] == []
+    del reader
+    assert [one for one in gc.get_objects() if type(one).__name__ in ("MemoryLease", "Lease")] == []
