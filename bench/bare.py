@@ -105,9 +105,8 @@ class GrpcRelay:
         self, requests: AsyncIterator[pb.PublishRequest], context: Context
     ) -> AsyncIterator[pb.PublishResponse]:
         message = protobuf.events(EVENTS)
-        answer = pb.PublishResponse()
-        for _ in protobuf.published([event.id for event in EVENTS], answer):
-            pass
+        pieces = protobuf.published([event.id for event in EVENTS])
+        answer = pb.PublishResponse.FromString(b"".join(pieces))
         async for request in requests:
             await self._reads[request.events[0].producer_address].write(message)
             yield answer

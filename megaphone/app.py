@@ -91,6 +91,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_address)),
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
+        max_members=max(settings.max_batch_events, settings.max_addresses),
         with_reflection=settings.grpc_reflection,
     )
     async with AsyncExitStack() as stack:

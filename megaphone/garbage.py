@@ -14,7 +14,7 @@ OLDEST = 2
 SEARCH_EVERY = 5
 """How many searches of the younger generations come before one of the oldest: some 35,000 new
 objects, and so 3 ms."""
-FEW_OBJECTS = 500_000
+FEW_OBJECTS = 200_000
 """As long as fewer are frozen it is not worth looking at them again."""
 
 

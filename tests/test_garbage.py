@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megaphone.garbage import FEW_OBJECTS, Freezer
+from megaphone.garbage import Freezer
 from megaphone.model import ReadOptions
 from tests.core.test_slices import ROOMY, Node
 
@@ -64,7 +64,7 @@ def test_frozen_cycles_are_found_once_twice_as_much_is_frozen() -> None:
         del kept
         gc.collect()
         assert lost() is not None
-        growth = [[number] for number in range(frozen + FEW_OBJECTS // 100)]
+        growth = [[number] for number in range(frozen + 10_000)]
         gc.collect()
         assert lost() is not None  # the search that finds so much is still one of the new only
         gc.collect()

@@ -3,6 +3,7 @@
 As in `core.broker`, both faces translate to these methods and back, and arguments are unchecked.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
 from megaphone.core.addresses import ConsumerAddress
@@ -29,16 +30,19 @@ class Management:
     async def list_agents(self) -> list[AgentInfo]:
         """Describe the agents of this node, in the order in which they came."""
         now = loop_time()
-        return [
-            AgentInfo(
-                name=agent.name,
-                mode=agent.mode,
-                since=agent.since,
-                warming_up=agent.is_warming_up(now),
-                channels=await self._store.count(agent.name),
+        infos = []
+        for agent in list(self._agents):  # others may come meanwhile
+            infos.append(
+                AgentInfo(
+                    name=agent.name,
+                    mode=agent.mode,
+                    since=agent.since,
+                    warming_up=agent.is_warming_up(now),
+                    channels=await self._store.count(agent.name),
+                )
             )
-            for agent in list(self._agents)  # others may come while the store counts
-        ]
+            await asyncio.sleep(0)  # the store may have counted through all its channels
+        return infos
 
     def add_agent(self, name: str) -> None:
         """Add a master agent, which warms up first.

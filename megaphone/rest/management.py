@@ -15,7 +15,7 @@ from aiohttp import web
 
 from megaphone.core.management import Management
 from megaphone.errors import MegaphoneError
-from megaphone.rest.answers import OK, json_answer
+from megaphone.rest.answers import OK, json_answer, json_answer_in_pieces
 from megaphone.rest.requests import body_of, part, path_values, require_json, whole_number
 from megaphone.rest.stream import NDJSON
 from megaphone.wire import json
@@ -76,13 +76,13 @@ class ManagementApi:
         await response.write_eof()
         return response
 
-    async def list_channels(self, request: web.Request) -> web.Response:
+    async def list_channels(self, request: web.Request) -> web.StreamResponse:
         addresses = await self._management.list_channels(
             skip=whole_number(request.query, "skip") or 0,
             limit=whole_number(request.query, "limit"),
             agent=request.query.get("agent"),
         )
-        return json_answer(json.channels(addresses))
+        return await json_answer_in_pieces(request, json.channels(addresses), status=200)
 
     async def dispose_channel(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from megaphone.core.management import Management
+from megaphone.rpc.pieces import joined
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import admin_pb2 as pb
 from megaphone_api.v1.admin_pb2_grpc import AdminServiceServicer
@@ -38,15 +39,15 @@ class AdminServicer(AdminServiceServicer):
         await self._management.pipe_agent(request.name, request.target)
         return pb.PipeAgentResponse()
 
-    async def ListChannels(
+    async def ListChannels(  # type: ignore[override]
         self, request: pb.ListChannelsRequest, context: Context
-    ) -> pb.ListChannelsResponse:
+    ) -> bytes:
         addresses = await self._management.list_channels(
             skip=request.skip,
             limit=request.limit if request.HasField("limit") else None,
             agent=wire.optional(request.agent),
         )
-        return wire.channels(addresses)
+        return await joined(wire.channels(addresses))
 
     async def DisposeChannel(
         self, request: pb.DisposeChannelRequest, context: Context

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
+from megaphone.rpc.pieces import joined
 from megaphone.rpc.reads import read_window_s, stream_events
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
@@ -46,28 +47,22 @@ class ChannelServicer(ChannelServiceServicer):
             )
         return wire.written(event_id)
 
-    async def WriteBatch(
+    async def WriteBatch(  # type: ignore[override]
         self, request: pb.WriteBatchRequest, context: Context
-    ) -> pb.WriteBatchResponse:
+    ) -> bytes:
         with self._held(request):
             failures = await self._broker.write_batch(
                 request.channels, wire.batch_messages(request), wire.optional(request.request_id)
             )
-        response = pb.WriteBatchResponse()
-        for _ in wire.batch_written(failures, response):
-            await asyncio.sleep(0)  # others get their turn
-        return response
+        return await joined(wire.batch_written(failures))
 
-    async def Publish(
+    async def Publish(  # type: ignore[override]
         self, requests: AsyncIterator[pb.PublishRequest], context: Context
-    ) -> AsyncIterator[pb.PublishResponse]:
+    ) -> AsyncIterator[bytes]:
         async for request in requests:
             with self._held(request):
                 results = await self._broker.write_each(wire.writes(request))
-            response = pb.PublishResponse()
-            for _ in wire.published(results, response):
-                await asyncio.sleep(0)
-            yield response
+            yield await joined(wire.published(results))
 
     # A coroutine that writes, not a generator: a generator whose client has gone is left hanging
     # at its `yield`, and with it the lease of the channel.

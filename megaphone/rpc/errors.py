@@ -5,14 +5,18 @@ Without it grpc.aio would send the text of any exception to the client.
 
 import inspect
 import logging
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Never
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from megaphone.errors import BadRequest, MegaphoneError
+from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge
+from megaphone.rpc.pieces import or_serialized
 from megaphone.wire import errors
+from megaphone.wire.members import has_more_members
 from megaphone.wire.protobuf import error_status
 
 log = logging.getLogger(__name__)
@@ -25,6 +29,11 @@ Handler = Callable[[Any, Context], Any]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Goes around all handlers. Requests have at most `max_members` members in a list."""
+
+    def __init__(self, max_members: int = sys.maxsize) -> None:
+        self._max_members = max_members
+
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
@@ -38,8 +47,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         guard = guarded_stream if handler.request_streaming else guarded
         return getattr(grpc, f"{kind}_rpc_method_handler")(
             guard(handler_call_details.method, behaviour),
-            lenient(handler.request_deserializer),
-            handler.response_serializer,
+            lenient(handler.request_deserializer, self._max_members),
+            or_serialized(handler.response_serializer),
         )
 
 
@@ -51,7 +60,14 @@ KINDS = {
 }
 
 
-def lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """In the place of a request that is not decoded, and why."""
+
+    error: MegaphoneError
+
+
+def lenient(deserialize: Callable[[bytes], Any], max_members: int) -> Callable[[bytes], Any]:
     """Return a deserializer that hands on what it cannot read, instead of raising.
 
     What it raises would end the call before any handler of ours could say what was wrong.
@@ -59,20 +75,27 @@ def lenient(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
     def read(message: bytes) -> Any:
         try:
+            if has_more_members(message, max_members):
+                return Unreadable(too_many(max_members))
             return deserialize(message)
         except DecodeError:
-            return UNREADABLE
+            return Unreadable(no_message())
 
     return read
 
 
-UNREADABLE = object()
+def no_message() -> BadRequest:
+    return BadRequest("the request is not a message of the type that this call takes")
+
+
+def too_many(most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the request lists more than {most} things; no call takes so many")
 
 
 def readable(request: Any) -> Any:
-    """Raises: BadRequest, for a request that could not be read."""
-    if request is UNREADABLE:
-        raise BadRequest("the request is not a message of the type that this call takes")
+    """Raises: BadRequest or PayloadTooLarge, for a request that was not decoded."""
+    if isinstance(request, Unreadable):
+        raise request.error
     return request
 
 

@@ -50,7 +50,8 @@ EVERYTHING = ""
 class GrpcServer:
     """Serves ChannelService, SyncService, health and reflection from `start` to `stop`.
 
-    SyncService is for those nodes only that `guard` admits.
+    SyncService is for those nodes only that `guard` admits. No request has more than `max_members`
+    members in a list.
     """
 
     def __init__(
@@ -61,12 +62,13 @@ class GrpcServer:
         *,
         budget: Budget,
         max_body_bytes: int,
+        max_members: int,
         with_reflection: bool,
     ) -> None:
         max_message_bytes = max_body_bytes + FRAMING_BYTES
         reception = ReceptionInterceptor(budget.limit_of_requests, max_message_bytes)
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(), NodeInterceptor(guard), reception],
+            interceptors=[ErrorInterceptor(max_members), NodeInterceptor(guard), reception],
             options=[
                 # With the default, a second broker would take the same port without a word.
                 ("grpc.so_reuseport", 0),

@@ -4,10 +4,10 @@ Names and shapes are fixed by the wire contract with existing clients. Unknown m
 are ignored, as they always were.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -23,7 +23,8 @@ from megaphone.model import (
 )
 from megaphone.wire.converted import Converted
 
-FAILURES_AT_ONCE = 500
+MEMBERS_AT_ONCE = 500
+"""How many members of an answer are made at once."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder().encode
 
@@ -147,17 +148,12 @@ def written(event_id: str) -> bytes:
 
 def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
     """Yield the answer to a batch in pieces, each made in a short time."""
-    separator = b'{"failures":['
-    for start in range(0, len(failures), FAILURES_AT_ONCE):
-        piece = encode(
-            [
-                {"channel": failure.channel, "index": failure.index, "reason": failure.reason}
-                for failure in failures[start : start + FAILURES_AT_ONCE]
-            ]
-        )
-        yield separator + piece[1:-1]
-        separator = b","
-    yield b"]}" if failures else separator + b"]}"
+    yield b'{"failures":'
+    yield from listed(
+        failures,
+        lambda one: {"channel": one.channel, "index": one.index, "reason": one.reason},
+    )
+    yield b"}"
 
 
 def existing(channels: Mapping[str, bool]) -> bytes:
@@ -183,10 +179,18 @@ def agents(infos: Iterable[AgentInfo]) -> bytes:
     )
 
 
-def channels(addresses: Iterable[str]) -> bytes:
-    return encode(
-        [{"address": address, "agentId": address.partition(".")[0]} for address in addresses]
-    )
+def channels(addresses: Sequence[str]) -> Iterator[bytes]:
+    """Yield a list of channels in pieces, each made in a short time."""
+    return listed(addresses, lambda one: {"address": one, "agentId": one.partition(".")[0]})
+
+
+def listed(members: Sequence[T], rendered: Callable[[T], Mapping[str, Any]]) -> Iterator[bytes]:
+    separator = b"["
+    for start in range(0, len(members), MEMBERS_AT_ONCE):
+        piece = encode([rendered(one) for one in members[start : start + MEMBERS_AT_ONCE]])
+        yield separator + piece[1:-1]
+        separator = b","
+    yield b"]" if members else b"[]"
 
 
 def drained(progress: DrainProgress) -> bytes:

@@ -58,13 +58,11 @@ def write_of(request: pb.WriteRequest) -> Write:
     )
 
 
-def published(
-    results: Sequence[str | WriteFailure], response: pb.PublishResponse
-) -> Iterator[None]:
-    """Fill in the answer to published events in short steps: yields after each."""
+def published(results: Sequence[str | WriteFailure]) -> Iterator[bytes]:
+    """Yield the answer to published events in pieces, each made in a short time."""
     for some in parts_of(results):
-        response.results.extend([publish_result(result) for result in some])
-        yield
+        part = pb.PublishResponse(results=[publish_result(result) for result in some])
+        yield part.SerializeToString()
 
 
 def publish_result(result: str | WriteFailure) -> pb.PublishResponse.Result:
@@ -97,13 +95,11 @@ def written(event_id: str) -> pb.WriteResponse:
     return pb.WriteResponse(event_id=event_id)
 
 
-def batch_written(
-    failures: Sequence[BatchFailure], response: pb.WriteBatchResponse
-) -> Iterator[None]:
-    """Fill in the answer to a batch in short steps: yields after each."""
+def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
+    """Yield the answer to a batch in pieces, each made in a short time."""
     for some in parts_of(failures):
-        response.failures.extend([batch_failure(failure) for failure in some])
-        yield
+        part = pb.WriteBatchResponse(failures=[batch_failure(failure) for failure in some])
+        yield part.SerializeToString()
 
 
 def batch_failure(failure: BatchFailure) -> pb.WriteBatchResponse.Failure:
@@ -113,6 +109,7 @@ def batch_failure(failure: BatchFailure) -> pb.WriteBatchResponse.Failure:
 
 
 def parts_of(members: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Cut what a message repeats. One behind the other, the parts are the message of the whole."""
     return (members[i : i + PART_MEMBERS] for i in range(0, len(members), PART_MEMBERS))
 
 
@@ -154,13 +151,15 @@ def agent(info: AgentInfo) -> admin.Agent:
     )
 
 
-def channels(addresses: Iterable[str]) -> admin.ListChannelsResponse:
-    return admin.ListChannelsResponse(
-        channels=[
-            admin.ListChannelsResponse.Channel(address=address, agent=address.partition(".")[0])
-            for address in addresses
-        ]
-    )
+def channels(addresses: Sequence[str]) -> Iterator[bytes]:
+    """Yield a list of channels in pieces, each made in a short time."""
+    for some in parts_of(addresses):
+        part = admin.ListChannelsResponse(channels=[listed_channel(one) for one in some])
+        yield part.SerializeToString()
+
+
+def listed_channel(address: str) -> admin.ListChannelsResponse.Channel:
+    return admin.ListChannelsResponse.Channel(address=address, agent=address.partition(".")[0])
 
 
 def drained(progress: DrainProgress) -> admin.DrainResponse:

@@ -674,6 +674,19 @@ async def assert_refused_as_undecodable(face: GrpcFace, told: grpcio.aio.AioRpcE
     await assert_serves(face)
 
 
+@pytest.mark.parametrize("method", ["CreateChannel", "WriteBatch", "ChannelsExist"])
+@pytest.mark.parametrize("member", [b"\n\x00", b"\x12\x00"])
+async def test_a_message_with_very_many_members_is_refused(
+    grpc: GrpcFace, method: str, member: bytes
+) -> None:
+    with pytest.raises(grpcio.aio.AioRpcError) as told:
+        await raw_call(grpc, f"{SERVICE}/{method}")(member * 500_000, timeout=5)
+    error = grpc_error(told.value)
+    assert type(error) is PayloadTooLarge
+    assert str(error) == "the request lists more than 100000 things; no call takes so many"
+    await assert_serves(grpc)
+
+
 async def test_unknown_fields_are_ignored(grpc: GrpcFace) -> None:
     channel = await grpc.create()
     request = write_request(channel.producer, "s", b"1").SerializeToString()

@@ -358,6 +358,12 @@ async def test_channels_are_listed_in_pages_and_by_agent(node: App, operator: Op
         await operator.list_channels(agent="absent")
 
 
+async def test_a_long_list_of_channels_is_whole(node: App, operator: Operator) -> None:
+    created = [(await node.broker.create()).consumer_address for _ in range(1_201)]
+    assert await operator.list_channels(limit=1_300) == [(one, "node") for one in created]
+    assert await operator.list_channels(limit=500) == [(one, "node") for one in created[:500]]
+
+
 async def test_a_channel_is_disposed_of_once(node: App, operator: Operator) -> None:
     [address] = await create(node, 1)
     await operator.dispose(address)
