@@ -14,15 +14,17 @@ OLDEST = 2
 SEARCH_EVERY = 5
 """How many searches of the younger generations come before one of the oldest: some 35,000 new
 objects, and so 3 ms."""
-FEW_OBJECTS = 200_000
-"""As long as fewer are frozen it is not worth looking at them again."""
+BYTES_AN_OBJECT = 2_000
+"""For so many bytes of memory that the process may use, one frozen object is worth no look at it.
+If all of them were cycles that nobody needs, they would take a tenth of the memory."""
 
 
 class Freezer:
     """A context in which what survives a search is frozen. There is one in a process."""
 
-    def __init__(self, few_objects: int = FEW_OBJECTS) -> None:
-        self._few = few_objects
+    def __init__(self, allowed_bytes: int) -> None:
+        """The process may use `allowed_bytes` of memory."""
+        self._few = allowed_bytes // BYTES_AN_OBJECT
         self._after_full_search = 0
         self._frozen_since = 0
         """How many were frozen since they were counted last; some of them have been freed."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from megaphone.garbage import Freezer
+from megaphone.garbage import BYTES_AN_OBJECT, Freezer
 from megaphone.model import ReadOptions
 from tests.core.test_slices import ROOMY, Node
 
@@ -35,7 +35,7 @@ def is_searched(wanted: object) -> bool:
 
 def test_what_was_there_and_what_survives_a_search_is_searched_no_more() -> None:
     old = Linked()
-    with Freezer():
+    with Freezer(1 << 40):
         assert not is_searched(old)
         new = Linked()
         assert is_searched(new)
@@ -49,14 +49,14 @@ def test_what_was_there_and_what_survives_a_search_is_searched_no_more() -> None
 
 @pytest.mark.parametrize("generation", [0, 1, 2])
 def test_cycles_are_found_while_they_are_young(generation: int) -> None:
-    with Freezer():
+    with Freezer(1 << 40):
         lost = ring()
         gc.collect(generation)
         assert lost() is None
 
 
 def test_frozen_cycles_are_found_once_twice_as_much_is_frozen() -> None:
-    with Freezer(few_objects=1_000):
+    with Freezer(1_000 * BYTES_AN_OBJECT):
         frozen = gc.get_freeze_count()
         kept = Linked()
         lost = weakref.ref(kept)
@@ -74,7 +74,7 @@ def test_frozen_cycles_are_found_once_twice_as_much_is_frozen() -> None:
 
 def test_everything_is_as_it_was_afterwards() -> None:
     thresholds, callbacks = gc.get_threshold(), list(gc.callbacks)
-    with Freezer():
+    with Freezer(1 << 40):
         pass
     assert gc.get_threshold() == thresholds
     assert gc.callbacks == callbacks

@@ -11,7 +11,7 @@ from megaphone.app import App, serve
 from megaphone.garbage import Freezer
 from megaphone.listening import reachable, with_port
 from megaphone.logs import LineWriter, logging_to_stderr
-from megaphone.memory import give_back_what_is_freed
+from megaphone.memory import allowed_bytes, give_back_what_is_freed
 from megaphone.settings import Settings
 
 STANDARD_OUTPUT = 1
@@ -21,7 +21,7 @@ def serve_until_stopped(settings: Settings) -> None:
     """Serve in the fastest event loop there is. Exits with 1 when an address cannot be had."""
     give_back_what_is_freed()
     with (
-        Freezer(),
+        Freezer(allowed_bytes()),
         logging_to_stderr(settings.log_format) as lines,
         asyncio.Runner(loop_factory=new_event_loop) as runner,
     ):

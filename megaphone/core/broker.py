@@ -150,19 +150,20 @@ class Broker:
         Raises: BadRequest; PermissionDenied, for a consumer address; ChannelNotFound;
             PayloadTooLarge; LimitExceeded; WriteTimeout; ShuttingDown.
         """
-        one = Write(address, stream_id, body, request_id)
-        event_id = await self._write(one, self._store.append)
+        event_id = await self._write(address, stream_id, body, request_id, self._store.append)
         assert event_id is not None
         return event_id
 
-    async def _write(self, one: Write, append: Append) -> str | None:
+    async def _write(
+        self, address: str, stream_id: str, body: bytes, request_id: str | None, append: Append
+    ) -> str | None:
         self._refuse_if_shutting_down()
-        if one.request_id is not None:
-            checked_id("request id", one.request_id)
-        event = await self._new_event(one.stream_id, one.body)
-        await self._settled(one.address)
+        if request_id is not None:
+            checked_id("request id", request_id)
+        event = await self._new_event(stream_id, body)
+        await self._settled(address)
         try:
-            return await append(self._writable_channel(one.address), event, one.request_id)
+            return await append(self._writable_channel(address), event, request_id)
         except ChannelNotFound:
             self._observer.events_unroutable(1)
             raise
@@ -213,7 +214,7 @@ class Broker:
 
     async def _result(self, one: Write, append: Append) -> str | WriteFailure | None:
         try:
-            return await self._write(one, append)
+            return await self._write(one.address, one.stream_id, one.body, one.request_id, append)
         except MegaphoneError as error:
             return WriteFailure(error.code, str(error))
 

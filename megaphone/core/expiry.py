@@ -6,6 +6,7 @@ present deadline. Reads cost nothing here, and finding the dead costs no scan.
 """
 
 import heapq
+import sys
 
 
 class Deadlines:
@@ -19,10 +20,10 @@ class Deadlines:
     def add(self, channel_id: bytes, time: float) -> None:
         heapq.heappush(self._queue, (time, channel_id))
 
-    def pop_due(self, now: float) -> list[bytes]:
-        """Remove and return the ids whose time has come."""
-        due = []
-        while self._queue and self._queue[0][0] <= now:
+    def pop_due(self, now: float, most: int = sys.maxsize) -> list[bytes]:
+        """Remove and return the ids whose time has come, the earliest first, `most` at most."""
+        due: list[bytes] = []
+        while self._queue and self._queue[0][0] <= now and len(due) < most:
             due.append(heapq.heappop(self._queue)[1])
         return due
 

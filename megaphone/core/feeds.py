@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer_shaped
 from megaphone.core.agents import Agent, Agents
-from megaphone.core.content import checked_body, checked_id, checked_stream_id
+from megaphone.core.content import accepted_body, checked_id, checked_stream_id
+from megaphone.core.pace import ADDRESS_WORK, Pace
 from megaphone.core.ports import Observer, Store
 from megaphone.core.replicas import Replicas
 from megaphone.errors import BadRequest, LimitExceeded, MegaphoneError, ShuttingDown
@@ -116,8 +117,13 @@ class Feeds:
 
         Raises: BadRequest, for what is no consumer address.
         """
-        channels = {address: ConsumerAddress.parse(address).channel_id for address in addresses}
-        return [address for address, id_ in channels.items() if await self.store.is_in_use(id_)]
+        in_use = []
+        pace = Pace()
+        for address in dict.fromkeys(addresses):
+            if await self.store.is_in_use(ConsumerAddress.parse(address).channel_id):
+                in_use.append(address)
+            await pace.work(ADDRESS_WORK)
+        return in_use
 
     async def aclose(self) -> None:
         """Remove no more agents that nobody needs."""
@@ -207,7 +213,7 @@ class Feed:
         if number and number <= self._numbers.get(channel_id, 0):
             return
         try:
-            await self._store.push(channel_id, self._checked(event))
+            await self._store.push(channel_id, await self._checked(event))
         except LimitExceeded:
             raise  # the source keeps the event, and sends it again once it has connected again
         except MegaphoneError as error:
@@ -224,12 +230,12 @@ class Feed:
 
     # -- What a source may send
 
-    def _checked(self, event: Event) -> Event:
+    async def _checked(self, event: Event) -> Event:
         if not 0 <= event.timestamp_us <= LATEST_TIMESTAMP_US:
             raise BadRequest("the timestamp of an event must be from 1970 to 9999")
         checked_id("event id", event.id)
         checked_stream_id(event.stream_id)
-        event.body = checked_body(event.body, self._feeds.settings.max_body_bytes)
+        event.body = await accepted_body(event.body, self._feeds.settings.max_body_bytes)
         return event
 
     def _own(self, address: str) -> ConsumerAddress:

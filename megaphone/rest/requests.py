@@ -106,6 +106,7 @@ class ReceivedBody:
             if inflater is None:
                 async for chunk in self._request.content.iter_any():
                     self._add(chunk)
+                    await asyncio.sleep(0)  # or what has come already would be parsed in one go
             else:
                 await self._inflate(inflater)
             return b"".join(self._pieces)

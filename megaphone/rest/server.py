@@ -23,6 +23,9 @@ RECEIVE_BUFFER_BYTES = 32_768
 """The kernel's buffer for what a connection receives, which it doubles. What it holds is read at
 once when the loop comes to it, before any handler can refuse it; of thousands of connections that
 would be hundreds of megabytes with the kernel's default."""
+PARSE_AHEAD_BYTES = 32_768
+"""How much of a body is parsed before a handler takes it, and a sixteenth of it in chunks: a chunk
+may hold a single byte, and to parse it takes a microsecond."""
 STOP_TIMEOUT_S = 1.0
 """How long requests that are under way are waited for at the end."""
 
@@ -79,6 +82,7 @@ class Connection(web.RequestHandler):
             loop=loop,
             access_log=None,  # type: ignore[arg-type]  # documented, and costs each request less
             keepalive_timeout=HEADER_TIMEOUT_S,
+            read_bufsize=PARSE_AHEAD_BYTES,
             auto_decompress=False,  # `requests.body_of` does it, within bounds
         )
 

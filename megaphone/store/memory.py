@@ -24,6 +24,8 @@ from megaphone.errors import (
 from megaphone.model import ChannelLimits, Event, ReadOptions
 from megaphone.store.changes import MemoryChanges, StoredChannel
 
+SWEPT_AT_ONCE = 500
+"""How many channels end before other tasks get their turn."""
 UNREAD_S = 5.0
 """How long a channel that is forwarded must be unread for its writers not to wait for readers."""
 
@@ -92,12 +94,9 @@ class MemoryStore:
     async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
         channel = self._living(channel_id)
         self._make_room(channel)
-        answer = channel.offer(event, now=self._loop.time(), request_id=request_id)
+        answer = self._offer(channel, event, request_id)
         if isinstance(answer, Waiter):
             return await self._wait_for_room(channel, answer)
-        channel.changed()
-        if answer == event.id:  # and not that of an earlier event
-            self._observer.events_written(1)
         return answer
 
     async def append_now(
@@ -107,7 +106,17 @@ class MemoryStore:
         self._make_room(channel)
         if channel.waiting_writers or not channel.has_room:
             return None
-        return await self.append(channel_id, event, request_id)
+        answer = self._offer(channel, event, request_id)
+        assert isinstance(answer, str)
+        return answer
+
+    def _offer(self, channel: StoredChannel, event: Event, request_id: str | None) -> str | Waiter:
+        answer = channel.offer(event, now=self._loop.time(), request_id=request_id)
+        if not isinstance(answer, Waiter):
+            channel.changed()
+            if answer == event.id:  # and not that of an earlier event
+                self._observer.events_written(1)
+        return answer
 
     async def lease(
         self, channel_id: bytes, consumer_address: str, options: ReadOptions
@@ -305,7 +314,7 @@ class MemoryStore:
         self._schedule_sweep()
 
     def _due(self, now: float) -> Iterator[tuple[bytes, StoredChannel]]:
-        for channel_id in self._deadlines.pop_due(now):
+        for channel_id in self._deadlines.pop_due(now, SWEPT_AT_ONCE):
             if (channel := self._channels.get(channel_id)) is not None:
                 yield channel_id, channel
 

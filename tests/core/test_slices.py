@@ -58,6 +58,12 @@ class CountingStore(MemoryStore):
         self.called()
         return await super().append(channel_id, event, request_id)
 
+    async def append_now(
+        self, channel_id: bytes, event: Event, request_id: str | None
+    ) -> str | None:
+        self.called()
+        return await super().append_now(channel_id, event, request_id)
+
 
 class Node:
     def __init__(self, settings: Settings) -> None:
@@ -68,6 +74,7 @@ class Node:
             write_timeout_s=settings.write_timeout_millis / 1000,
             budget=Budget(),
             observer=metrics,
+            on_removed=lambda _: self.store.called(),
         )
         self.agents = Agents(0)
         self.agents.add("node", AgentMode.MASTER, 0)
@@ -146,6 +153,21 @@ async def test_more_addresses_than_allowed_are_refused_before_one_is_looked_up()
             await call
         assert str(refused.value) == said
     assert node.store.calls == 0
+
+
+# -- The end of channels
+
+
+async def test_channels_that_expire_at_the_same_time_end_in_slices() -> None:
+    node = Node(ROOMY)
+    channels = await node.create(5_000)
+    await asyncio.sleep(60)
+    for _ in channels:
+        node.store.since_turn = 0
+        await asyncio.sleep(0)
+    assert len(node.store) == 0
+    assert node.store.most_in_a_turn <= 1_000
+    assert node.store.calls == len(channels)
 
 
 # -- Batches
