@@ -144,10 +144,12 @@ async def test_an_agent_stays_while_it_is_fed() -> None:
 
 async def test_an_agent_stays_while_it_is_fed_now_and_then() -> None:
     async with running() as node:
+        await node.fed("a")
+        agent = node.agents.named("a")
         for _ in range(10):
-            await node.fed("a")
             await asyncio.sleep(59)
-        assert node.names() == ["own", "a"]
+            await node.fed("a")
+        assert node.agents.named("a") is agent
 
 
 async def test_an_agent_stays_while_its_channels_are_read() -> None:
