@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from bench import fanout, memory, streams, writes
+from bench import fanout, large, memory, streams, writes
 from bench.processes import BenchError, allow_open_files, cores_at_start, go_to_load_cores
 from bench.report import Result, as_json, legend, machine, table
 from bench.rounds import FULL, QUICK, Plan, progress
@@ -21,6 +21,8 @@ MEASUREMENTS: dict[str, Callable[[Plan], Awaitable[list[Result]]]] = {
     "write": writes.measure,
     "http-stream": streams.measure_http,
     "grpc-stream": streams.measure_grpc,
+    "http-large": large.measure_http,
+    "grpc-large": large.measure_grpc,
     "fan-out": fanout.measure,
     "idle-channel": memory.measure_channels,
     "idle-http-read": memory.measure_http_reads,

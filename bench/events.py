@@ -18,5 +18,5 @@ EVENTS = [
     )
     for number, body in enumerate(BODIES)
 ]
-LINES = json.event_lines(EVENTS)
+LINES = b"".join(json.event_lines(EVENTS))
 """All of them as they go to an HTTP reader."""

@@ -12,6 +12,8 @@ from bench.rounds import Round, Sample
 
 PER_SECOND = "/s"
 BYTES = "B"
+MEGABYTES_PER_SECOND = "MB/s"
+"""The unit in which bytes per second are printed."""
 STACK = ("aiohttp", "grpcio", "uvloop", "protobuf")
 
 
@@ -26,7 +28,10 @@ class Target:
         return value < self.limit if self.at_most else value >= self.limit
 
     def text(self, unit: str) -> str:
-        return f"< {quantity(self.limit, unit)}" if self.at_most else f">= {self.limit:.2f}"
+        if self.at_most:
+            return f"< {quantity(self.limit, unit)}"
+        is_rate = unit == MEGABYTES_PER_SECOND
+        return f">= {quantity(self.limit, unit) if is_rate else f'{self.limit:.2f}'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +151,8 @@ def legend(results: Iterable[Result]) -> str:
 def quantity(value: float, unit: str) -> str:
     if unit == BYTES:
         return f"{value / 1000:,.2f} KB"
+    if unit == MEGABYTES_PER_SECOND:
+        return f"{value / 1_000_000:,.0f} {unit}"
     return f"{value:,.0f} {unit}"
 
 

@@ -2,38 +2,48 @@
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
+from megaphone.core.channel import EVENT_OVERHEAD_BYTES
 from megaphone.core.ports import ChannelLease, Observer
+from megaphone.core.progress import STALL_S, Progress
+from megaphone.errors import TooSlow
 from megaphone.model import Event, ReadOptions
 
 BATCH_EVENTS = 100
 """The most events handed over at once. A face sends a batch before it asks for the next, so this
 also bounds what is in flight within the process."""
-BATCH_BYTES = 1_048_576
-"""The most bytes handed over at once, unless a single event has more."""
+LOOK_S = 1.0
+"""How often it is looked at how much a client has taken that is waited for."""
 
 
 class Reader:
     """An open read: an asynchronous context manager, and an iterator of batches within it.
 
-    Each batch is everything that is ready, in order; it is empty when the reader asked for
-    heartbeats and one is due. The iteration ends when the read window is over, when as many
-    events were sent as were asked for, when the channel goes or another reader takes over, and on
-    `end`. Leaving the context releases the channel at once: as cleanly ended without an
-    exception, as broken with any (cancellation too), so that what a broken read had sent is sent
-    again to the next reader.
+    Each batch is everything that is ready, in order, up to as many bytes as suit how fast the
+    client takes them; it is empty when the reader asked for heartbeats and one is due. Whoever
+    asks for the next batch says that the connection has taken all of the one before: only then it
+    counts as sent. The iteration ends when the read window is over, when as many events were sent
+    as were asked for, when the channel goes or another reader takes over, and on `end`. Leaving
+    the context releases the channel at once: as cleanly ended without an exception, as broken
+    with any (cancellation too), so that what a broken read had sent is sent again to the next
+    reader.
     """
 
     __slots__ = (
         "_heartbeat_s",
         "_lease",
         "_left",
+        "_look_timer",
         "_observer",
         "_on_exit",
+        "_progress",
         "_ready",
+        "_stalled",
+        "_taken",
         "agent",
         "until",
     )
@@ -60,6 +70,10 @@ class Reader:
         """The loop time at which the read window is over."""
         self._observer = observer
         self._on_exit = on_exit
+        self._progress = Progress(is_seen=False)
+        self._stalled: asyncio.Timeout | None = None
+        self._taken: Callable[[], int] | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
 
     @property
     def position(self) -> str:
@@ -98,29 +112,85 @@ class Reader:
         return self
 
     async def __anext__(self) -> list[Event]:
+        self._progress.finish(self._now())
         if self._left > 0 and self._is_in_time():
             events = await self._lease.take(
-                min(BATCH_EVENTS, self._left), BATCH_BYTES, self._next_stop()
+                min(BATCH_EVENTS, self._left), self._progress.batch_bytes, self._next_stop()
             )
             self._left -= len(events)
             self._ready -= len(events)
             if events or self._heartbeat_is_due():
+                self._hand_over(sum(len(event.body) + EVENT_OVERHEAD_BYTES for event in events))
                 return events
+        self._hand_over(0)  # the end, which the client must take as well
         raise StopAsyncIteration
+
+    # -- Stalling
+
+    @asynccontextmanager
+    async def expecting_progress(self, taken: Callable[[], int] | None) -> AsyncIterator[None]:
+        """Iterate within this context, for a client that stalls to be noticed.
+
+        A client has stalled when it takes nothing for `STALL_S` while a batch waits for it, and is
+        never waited for less. `taken` tells how many bytes it has taken so far, at any time. With
+        None only whole batches are seen to be taken, and it is given more time for large ones.
+
+        Raises: TooSlow, wherever the task then waits.
+        """
+        self._taken = taken
+        self._progress = Progress(is_seen=taken is not None)
+        try:
+            async with asyncio.timeout(None) as self._stalled:
+                yield
+        except TimeoutError:
+            if not self._stalled.expired():
+                raise
+            raise TooSlow(f"the client took nothing for {STALL_S:g} s") from None
+        finally:
+            self._stalled = None
+            if self._look_timer is not None:
+                self._look_timer.cancel()
+
+    def _hand_over(self, size: int) -> None:
+        now = self._now()
+        self._progress.hand_over(size, now)
+        if self._look_timer is None and self._stalled is not None:
+            self._look_again(now)
+
+    def _look_again(self, now: float) -> None:
+        """Look at the client later. One timer lasts over many batches: most are taken before."""
+        due = min(self._progress.stalls_at, now + LOOK_S)
+        self._look_timer = asyncio.get_running_loop().call_at(due, self._look)
+
+    def _look(self) -> None:
+        self._look_timer = None
+        if self._stalled is None or not self._progress.is_waiting:
+            return
+        now = self._now()
+        if self._taken is not None:
+            self._progress.look(self._taken(), now)
+        if now >= self._progress.stalls_at:
+            self._stalled.reschedule(now)
+        else:
+            self._look_again(now)
+
+    # -- Time
+
+    @staticmethod
+    def _now() -> float:
+        return asyncio.get_running_loop().time()
 
     def _is_in_time(self) -> bool:
         """Whether there is more to take, or to wait for."""
-        return self._ready > 0 or asyncio.get_running_loop().time() < self.until
+        return self._ready > 0 or self._now() < self.until
 
     def _next_stop(self) -> float:
         if self._heartbeat_s is None:
             return self.until
-        return min(self.until, asyncio.get_running_loop().time() + self._heartbeat_s)
+        return min(self.until, self._now() + self._heartbeat_s)
 
     def _heartbeat_is_due(self) -> bool:
         """Whether a `take` without events ended for a heartbeat, and not with the read."""
         return (
-            self._heartbeat_s is not None
-            and not self._lease.is_over
-            and asyncio.get_running_loop().time() < self.until
+            self._heartbeat_s is not None and not self._lease.is_over and self._now() < self.until
         )

@@ -14,28 +14,33 @@ PEER_TIMEOUT_S = 4
 nothing while data waits for it."""
 FIRST_PROBE_S = 2
 PROBE_INTERVAL_S = 1
-SEND_BUFFER_BYTES = 16_384
-"""The kernel's buffer of each read, which it doubles. By default a client that has stalled would
-swallow megabytes of events before anyone noticed."""
+UNSENT_BYTES = 16_384
+"""How much the kernel may hold of each read that it has not sent yet; see `rest.sending`. By
+default a client that has stalled would swallow megabytes of events before anyone noticed."""
 
 
-def watch_peer(request: web.Request) -> None:
-    """Make the end of a client known at once, by cancelling the handler of its read."""
+def watch_peer(request: web.Request) -> asyncio.Transport:
+    """Make the end of a client known at once, by cancelling the handler of its read.
+
+    Returns: its connection. Raises: ConnectionResetError, when it has gone already.
+    """
     transport = request.transport
     if transport is None:
-        return
+        raise ConnectionResetError("the client has gone")
     # With the default of 64 KiB, events would count as sent while they are still in this process.
-    transport.set_write_buffer_limits(high=0)
+    # With 0, a transport that encrypts would pause for ever.
+    transport.set_write_buffer_limits(high=1)
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
         probe_often(connection)
     ignore_what_follows(transport)
+    return transport
 
 
 def probe_often(connection: socket.socket) -> None:
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in (
+        ("TCP_NOTSENT_LOWAT", UNSENT_BYTES),
         ("TCP_KEEPIDLE", FIRST_PROBE_S),
         ("TCP_KEEPINTVL", PROBE_INTERVAL_S),
         ("TCP_USER_TIMEOUT", PEER_TIMEOUT_S * 1000),

@@ -4,22 +4,20 @@ Existing clients split what they receive at line breaks, chunk by chunk. So each
 is one chunk of whole lines, and no line without an event is sent unless it was asked for.
 """
 
-import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import cast
 
 from aiohttp import web
-from aiohttp.http import StreamWriter
 
 from megaphone.core.reader import Reader
+from megaphone.errors import TooSlow
 from megaphone.model import Event
 from megaphone.rest.peers import cut, watch_peer
+from megaphone.rest.sending import BodyWriter
 from megaphone.wire import json, sse
 
 RECOVERED_HEADER = "Megaphone-Recovered"
-STALL_GRACE_S = 5.0
-"""How long after the end of its window a reader that takes nothing is waited for."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -36,7 +34,8 @@ class Framing:
     preamble: Callable[[str, bool | None], bytes]
     """What comes first, by the position of the read and whether it is the one that was named."""
     heartbeat: bytes
-    events: Callable[[Sequence[Event]], bytes]
+    events: Callable[[Sequence[Event]], list[bytes]]
+    """The parts of a batch, which are not joined because they may be large."""
 
 
 NDJSON = Framing("application/x-ndjson", lambda *_: b"", b"\n", json.event_lines)
@@ -59,24 +58,18 @@ async def stream_events(
     if request.version >= (1, 1):
         response.enable_chunked_encoding()
     response.force_close()  # what a client pipelines behind a read is not answered
-    watch_peer(request)
+    transport = watch_peer(request)
     await response.prepare(request)
-    try:
-        # One timer for the whole read: only a client that takes nothing can make it last so long.
-        async with asyncio.timeout_at(reader.until + STALL_GRACE_S):
-            if preamble := framing.preamble(reader.position, reader.recovered):
-                await send(request, preamble)
-            async for events in reader:
-                await send(request, framing.events(events) if events else framing.heartbeat)
-            await response.write_eof()
-    except TimeoutError:
-        cut(request)
-        raise ConnectionResetError("the client has stalled") from None
+    with closing(BodyWriter(request, transport)) as body:
+        try:
+            async with reader.expecting_progress(body.taken):
+                if preamble := framing.preamble(reader.position, reader.recovered):
+                    await body.write([preamble])
+                async for events in reader:
+                    await body.write(framing.events(events) if events else [framing.heartbeat])
+                await response.write_eof()
+                await body.drain()
+        except TooSlow:
+            cut(request)
+            raise ConnectionResetError("the client has stalled") from None
     return response
-
-
-async def send(request: web.Request, lines: bytes) -> None:
-    """Write lines as one chunk, and wait until the kernel has them all."""
-    writer = cast("StreamWriter", request.writer)
-    await writer.write(lines, drain=False)
-    await writer.drain()

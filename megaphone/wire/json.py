@@ -242,5 +242,5 @@ def event_line(event: Event) -> bytes:
     return line
 
 
-def event_lines(events: Sequence[Event]) -> bytes:
-    return b"".join([event_line(event) for event in events])
+def event_lines(events: Sequence[Event]) -> list[bytes]:
+    return [event_line(event) for event in events]

@@ -25,5 +25,10 @@ def preamble(position: str, recovered: bool | None) -> bytes:
     return begin + GAP if recovered is False else begin
 
 
-def events(batch: Sequence[Event]) -> bytes:
-    return b"".join([b"id: %b\ndata: %b\n" % (one.id.encode(), event_line(one)) for one in batch])
+def events(batch: Sequence[Event]) -> list[bytes]:
+    """Return the parts of what is sent for a batch."""
+    return [part for one in batch for part in parts_of(one)]
+
+
+def parts_of(one: Event) -> tuple[bytes, bytes, bytes]:
+    return b"id: %b\ndata: " % one.id.encode(), event_line(one), b"\n"

@@ -4,7 +4,7 @@ import pytest
 
 from megaphone.core.budget import CHANNEL_BYTES, ENTRY_BYTES, EVENT_BYTES, Budget, cost
 from megaphone.core.channel import Channel, Waiter
-from megaphone.core.reader import BATCH_BYTES
+from megaphone.core.progress import LARGEST_BATCH_BYTES
 from megaphone.errors import LimitExceeded
 from megaphone.model import START, ChannelLimits, Event, ReadOptions
 from megaphone.wire.json import event_line
@@ -33,7 +33,7 @@ def read(target: Channel, *, at: float = 0.0, after: str | None = None) -> list[
     """Read what is there, to a clean end."""
     lease = target.lease(ReadOptions(after_event_id=after), lambda: None, at)
     taken: list[str] = []
-    while events := lease.take(100, BATCH_BYTES, at):
+    while events := lease.take(100, LARGEST_BATCH_BYTES, at):
         taken += [one.id for one in events]
     lease.release(clean=True, now=at)
     return taken
@@ -179,9 +179,9 @@ def test_what_a_broken_read_is_owed_is_not_evicted() -> None:
     one = channel(Budget())
     write(one, event("1"), event("2"), event("3"))
     lease = one.lease(PLAIN, lambda: None, 0.0)
-    lease.take(1, BATCH_BYTES, 0.0)
+    lease.take(1, LARGEST_BATCH_BYTES, 0.0)
     lease.confirm(0.0)
-    lease.take(1, BATCH_BYTES, 5.0)
+    lease.take(1, LARGEST_BATCH_BYTES, 5.0)
     lease.confirm(5.0)
     one.evict_replay(11.0)
     lease.release(clean=False, now=11.0)
@@ -192,8 +192,8 @@ def test_what_a_plain_reader_has_not_wholly_is_not_evicted() -> None:
     one = channel(Budget())
     write(one, event("1"), event("2"), event("3"))
     lease = one.lease(PLAIN, lambda: None, 0.0)
-    lease.take(1, BATCH_BYTES, 0.0)
-    lease.take(1, BATCH_BYTES, 1.0)
+    lease.take(1, LARGEST_BATCH_BYTES, 0.0)
+    lease.take(1, LARGEST_BATCH_BYTES, 1.0)
     one.evict_replay(50.0)
     lease.release(clean=False, now=50.0)
     assert read(one, at=50.0) == ["2", "3"]
@@ -203,7 +203,7 @@ def test_what_is_in_flight_to_an_acknowledging_reader_is_not_evicted() -> None:
     one = channel(Budget())
     write(one, event("1"), event("2"))
     lease = one.lease(ReadOptions(acknowledge=True), lambda: None, 0.0)
-    lease.take(2, BATCH_BYTES, 0.0)
+    lease.take(2, LARGEST_BATCH_BYTES, 0.0)
     one.acknowledge("1")
     one.evict_replay(1_000.0)
     lease.release(clean=False, now=1_000.0)

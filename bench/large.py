@@ -1,0 +1,73 @@
+"""Large events to one reader: how fast a backlog is read, by the clock.
+
+There is nothing bare to compare with; the goal is a rate.
+"""
+
+import json
+import sys
+from statistics import median
+
+from bench.processes import BenchError, Broker, broker, output_of
+from bench.raw import Channel, Exchange, make_channels, post
+from bench.report import MEGABYTES_PER_SECOND, Result, Target
+from bench.rounds import Plan, Watch, progress
+
+EVENTS = 100
+BODY = b'"' + b"x" * 499_998 + b'"'
+BYTES = EVENTS * len(BODY)
+GOAL_BYTES_PER_S = 200_000_000
+
+
+async def measure_http(plan: Plan) -> list[Result]:
+    return [await measure(plan, "http-large", "http", "one HTTP reader of 500 kB events")]
+
+
+async def measure_grpc(plan: Plan) -> list[Result]:
+    return [await measure(plan, "grpc-large", "grpc", "one gRPC reader of 500 kB events")]
+
+
+async def measure(plan: Plan, name: str, kind: str, what: str) -> Result:
+    rates, busy, busy_readers = [], [], []
+    async with broker() as ours:
+        port = ours.http_port if kind == "http" else ours.grpc_port
+        for number in range(plan.rounds):
+            channel = await filled_channel(ours)
+            watch = Watch(ours.pid)
+            read = await read_once(kind, port, channel)
+            computed_s = watch.sample(EVENTS).core_seconds
+            rates.append(BYTES / read["seconds"])
+            busy.append(BYTES / computed_s)
+            busy_readers.append(read["core_seconds"] / read["seconds"])
+            progress(f"{name}: round {number + 1} of {plan.rounds}, {rates[-1] / 1e6:.0f} MB/s")
+    return Result(
+        name=name,
+        what=what,
+        unit=MEGABYTES_PER_SECOND,
+        ours=median(rates),
+        target=Target(GOAL_BYTES_PER_S),
+        notes=(
+            f"by the clock, from connecting to the end: {min(rates) / 1e6:,.0f} to"
+            f" {max(rates) / 1e6:,.0f} MB/s; per second of computing of the server"
+            f" {median(busy) / 1e6:,.0f} MB/s; the reader was busy {median(busy_readers):.0%}",
+        ),
+    )
+
+
+async def filled_channel(ours: Broker) -> Channel:
+    """Make a channel and write to it as many events as it holds."""
+    [channel] = await make_channels(ours.http_port, 1)
+    exchange = await Exchange.connect(ours.http_port)
+    try:
+        for _ in range(EVENTS):
+            await exchange.ask(post(f"/write/{channel.producer}/large", BODY), 201)
+    finally:
+        exchange.close()
+    return channel
+
+
+async def read_once(kind: str, port: int, channel: Channel) -> dict[str, float]:
+    command = (sys.executable, "-m", "bench.large_reader", kind, str(port), channel.consumer)
+    read: dict[str, float] = json.loads(await output_of(command))
+    if read["bytes"] < BYTES:
+        raise BenchError(f"{BYTES - read['bytes']:.0f} bytes of {BYTES} never came")
+    return read
