@@ -152,7 +152,8 @@ class Settings:
     channel_ttl_secs: Seconds = 60.0
     """How long a channel lives after its last read has ended, or after it was made."""
     redelivery_window_secs: SecondsOrZero = 10.0
-    """How old an event may be that a plain reader gets again after a broken read; 0: never."""
+    """How long ago an event was sent that a plain reader gets again after a broken read. With 0 it
+    gets only what was not wholly sent."""
     write_timeout_millis: Milliseconds = 10_000
     """How long a write to a full channel waits for room."""
 

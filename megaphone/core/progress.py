@@ -13,6 +13,9 @@ SLOWEST_BYTES_PER_S = 20_000
 FIRST_BATCH_BYTES = 65_536
 SMALLEST_BATCH_BYTES = 16_384
 LARGEST_BATCH_BYTES = 1_048_576
+LARGEST_UNSEEN_BATCH_BYTES = 262_144
+"""Where only whole batches are seen to be taken: a larger one would make it take long to notice a
+client that was fast and has stalled."""
 QUICK_S = 0.05
 """A full batch that is taken within this time is followed by one of twice the size."""
 SLOW_S = 0.25
@@ -24,11 +27,20 @@ class Progress:
     """Follows one read: a batch is handed over, perhaps seen to be taken bit by bit, and taken
     wholly."""
 
-    __slots__ = ("_handed_over_at", "_is_seen", "_size", "_taken", "batch_bytes", "stalls_at")
+    __slots__ = (
+        "_handed_over_at",
+        "_is_seen",
+        "_largest_bytes",
+        "_size",
+        "_taken",
+        "batch_bytes",
+        "stalls_at",
+    )
 
     def __init__(self, *, is_seen: bool) -> None:
         self._is_seen = is_seen
         """Whether `look` is called in the middle of a batch."""
+        self._largest_bytes = LARGEST_BATCH_BYTES if is_seen else LARGEST_UNSEEN_BATCH_BYTES
         self.batch_bytes = FIRST_BATCH_BYTES
         """How large the next batch may be."""
         self.stalls_at = math.inf
@@ -67,4 +79,4 @@ class Progress:
         if took_s > SLOW_S:
             self.batch_bytes = max(SMALLEST_BATCH_BYTES, self.batch_bytes // 2)
         elif took_s < QUICK_S and self._size * 2 > self.batch_bytes:
-            self.batch_bytes = min(LARGEST_BATCH_BYTES, self.batch_bytes * 2)
+            self.batch_bytes = min(self._largest_bytes, self.batch_bytes * 2)

@@ -139,11 +139,12 @@ class Reader:
         """
         self._taken = taken
         self._progress = Progress(is_seen=taken is not None)
+        self._stalled = stalled = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as self._stalled:
+            async with stalled:
                 yield
         except TimeoutError:
-            if not self._stalled.expired():
+            if not stalled.expired():
                 raise
             raise TooSlow(f"the client took nothing for {STALL_S:g} s") from None
         finally:

@@ -68,6 +68,10 @@ class Connection:
             raise
         return cls(connecting)
 
+    @property
+    def local_port(self) -> int:
+        return int(self._socket.getsockname()[1])
+
     async def send(self, data: bytes) -> None:
         try:
             await self._loop.sock_sendall(self._socket, data)
