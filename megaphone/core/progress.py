@@ -17,7 +17,7 @@ LARGEST_UNSEEN_BATCH_BYTES = 262_144
 """Where only whole batches are seen to be taken: a larger one would make it take long to notice a
 client that was fast and has stalled."""
 QUICK_S = 0.05
-"""A full batch that is taken within this time is followed by one of twice the size."""
+"""When a batch is taken within this time, the next may have twice the size, if more is ready."""
 SLOW_S = 0.25
 """A batch that takes longer is followed by one of half the size, so that a read can always end
 soon after a whole event."""
@@ -29,16 +29,16 @@ class Progress:
 
     __slots__ = (
         "_handed_over_at",
-        "_is_seen",
         "_largest_bytes",
-        "_size",
+        "_more_is_ready",
         "_taken",
         "batch_bytes",
+        "is_seen",
         "stalls_at",
     )
 
     def __init__(self, *, is_seen: bool) -> None:
-        self._is_seen = is_seen
+        self.is_seen = is_seen
         """Whether `look` is called in the middle of a batch."""
         self._largest_bytes = LARGEST_BATCH_BYTES if is_seen else LARGEST_UNSEEN_BATCH_BYTES
         self.batch_bytes = FIRST_BATCH_BYTES
@@ -46,7 +46,7 @@ class Progress:
         self.stalls_at = math.inf
         """When the client will have stalled, unless it takes something before."""
         self._handed_over_at = 0.0
-        self._size = 0
+        self._more_is_ready = False
         self._taken: int | None = None
 
     @property
@@ -54,13 +54,13 @@ class Progress:
         """Whether the client has not taken all that was handed over."""
         return self.stalls_at < math.inf
 
-    def hand_over(self, size: int, now: float) -> None:
-        """Note that the client is to take `size` bytes."""
+    def hand_over(self, size: int, now: float, *, more_is_ready: bool) -> None:
+        """Note that the client is to take a batch of `size` bytes, and perhaps more after it."""
         self._handed_over_at = now
-        self._size = size
+        self._more_is_ready = more_is_ready
         self._taken = None
         self.stalls_at = now + STALL_S
-        if not self._is_seen:
+        if not self.is_seen:
             self.stalls_at += size / SLOWEST_BYTES_PER_S
 
     def look(self, taken: int, now: float) -> None:
@@ -78,5 +78,5 @@ class Progress:
         took_s = now - self._handed_over_at
         if took_s > SLOW_S:
             self.batch_bytes = max(SMALLEST_BATCH_BYTES, self.batch_bytes // 2)
-        elif took_s < QUICK_S and self._size * 2 > self.batch_bytes:
+        elif took_s < QUICK_S and self._more_is_ready:
             self.batch_bytes = min(self._largest_bytes, self.batch_bytes * 2)

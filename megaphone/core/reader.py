@@ -120,9 +120,9 @@ class Reader:
             self._left -= len(events)
             self._ready -= len(events)
             if events or self._heartbeat_is_due():
-                self._hand_over(sum(len(event.body) + EVENT_OVERHEAD_BYTES for event in events))
+                self._hand_over(events)
                 return events
-        self._hand_over(0)  # the end, which the client must take as well
+        self._hand_over([])  # the end, which the client must take as well
         raise StopAsyncIteration
 
     # -- Stalling
@@ -152,9 +152,10 @@ class Reader:
             if self._look_timer is not None:
                 self._look_timer.cancel()
 
-    def _hand_over(self, size: int) -> None:
+    def _hand_over(self, events: list[Event]) -> None:
         now = self._now()
-        self._progress.hand_over(size, now)
+        size = 0 if self._progress.is_seen else bytes_of(events)
+        self._progress.hand_over(size, now, more_is_ready=self._lease.ready > 0)
         if self._look_timer is None and self._stalled is not None:
             self._look_again(now)
 
@@ -195,3 +196,7 @@ class Reader:
         return (
             self._heartbeat_s is not None and not self._lease.is_over and self._now() < self.until
         )
+
+
+def bytes_of(events: list[Event]) -> int:
+    return sum(len(event.body) + EVENT_OVERHEAD_BYTES for event in events)

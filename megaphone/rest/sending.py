@@ -20,6 +20,8 @@ from aiohttp.http import StreamWriter
 PIECE_BYTES = 12_288
 """Before each piece the kernel looks at what it holds. With `peers.UNSENT_BYTES`, the piece, and
 what may have been sent without a look, that is at most 32 KB that it has not sent."""
+JOINED_BYTES = 65_536
+"""Up to here it costs less to copy the parts of a chunk into one than to send them as they are."""
 OPEN_BYTES = 4_096
 """As many bytes may be sent in small pieces without a look."""
 
@@ -48,13 +50,26 @@ class BodyWriter:
 
         Raises: ConnectionResetError, when the client has gone.
         """
+        size = sum(map(len, parts))
         if self._writer.chunked:
-            parts = (b"%x\r\n" % sum(map(len, parts)), *parts, b"\r\n")
+            head = b"%x\r\n" % size
+            parts = (head, *parts, b"\r\n")
+            size += len(head) + 2
+        if size <= PIECE_BYTES:
+            await self._write_piece((b"".join(parts),), size)
+            return
+        if size <= JOINED_BYTES:
+            parts = (b"".join(parts),)
         for piece in pieces(parts):
-            if left := self._send(piece):
-                # The transport waits until the kernel wants more; that is for little again.
-                self._transport.write(left)
-                await self.drain()
+            await self._write_piece(piece, sum(map(len, piece)))
+
+    async def _write_piece(self, piece: Piece, size: int) -> None:
+        taken = self._send(piece, size)
+        self._sent += size
+        if taken < size:
+            # The transport waits until the kernel wants more.
+            self._transport.write(b"".join(piece)[taken:])
+            await self.drain()
 
     async def drain(self) -> None:
         """Return when the kernel has all that the answer has written, its end too."""
@@ -73,14 +88,12 @@ class BodyWriter:
             self._socket.detach()
             self._socket = None
 
-    def _send(self, piece: Piece) -> bytes:
-        """Give the kernel as much of a piece as it takes. Returns: the rest."""
+    def _send(self, piece: Piece, size: int) -> int:
+        """Give the kernel as much of a piece as it takes. Returns: how much that was."""
         if self._transport.is_closing():
             raise ConnectionResetError("the client has gone")
-        size = sum(map(len, piece))
-        self._sent += size
         if self._socket is None or self._transport.get_write_buffer_size() > 0:
-            return b"".join(piece)
+            return 0
         # The kernel adds to what it has not sent without a look at how much that is, up to a mark
         # that says that a record ends.
         flags = socket.MSG_DONTWAIT
@@ -89,12 +102,11 @@ class BodyWriter:
             flags |= socket.MSG_EOR
             self._open_bytes = 0
         try:
-            taken = self._socket.sendmsg(piece, (), flags)
+            return self._socket.sendmsg(piece, (), flags)
         except BlockingIOError:
-            taken = 0
+            return 0
         except OSError as error:
             raise ConnectionResetError("the client has gone") from error
-        return b"" if taken == size else b"".join(piece)[taken:]
 
 
 def socket_under(transport: asyncio.Transport) -> socket.socket | None:
@@ -119,9 +131,6 @@ def unacknowledged(connection: socket.socket) -> int:
 
 def pieces(parts: Sequence[bytes]) -> Iterator[Piece]:
     """Cut the bytes of some parts into pieces, without copying large ones."""
-    if sum(map(len, parts)) <= PIECE_BYTES:
-        yield (b"".join(parts),)
-        return
     piece: list[bytes | memoryview] = []
     room = PIECE_BYTES
     for part in parts:
