@@ -12,6 +12,7 @@ from aiohttp.typedefs import Handler
 
 from megaphone.errors import MegaphoneError, Unauthenticated
 from megaphone.rest.answers import json_answer
+from megaphone.rest.peers import ignore_what_follows
 from megaphone.wire import errors, json
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,15 @@ async def refuse_route(request: web.Request) -> web.StreamResponse:
 
 
 def last_if_unread(request: web.Request, answer: web.Response) -> web.Response:
-    """Tell the client to call anew if its body was not read: what follows cannot be understood."""
+    """Tell the client to call anew if its body was not read: what follows cannot be understood.
+
+    The rest is received and dropped for a while, since a client that is still sending would not
+    see the answer if the connection was reset.
+    """
     if not request.content.is_eof():
         answer.force_close()
+        if request.transport is not None:
+            ignore_what_follows(request.transport)
     return answer
 
 

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long a request's headers may take."""
+LINGERING_S = 5.0
+"""How long the rest of a body that was refused is received, for its client to see the answer."""
 RECEIVE_BUFFER_BYTES = 32_768
 """The kernel's buffer for what a connection receives, which it doubles. What it holds is read at
 once when the loop comes to it, before any handler can refuse it; of thousands of connections that
@@ -83,6 +85,7 @@ class Connection(web.RequestHandler):
             access_log=None,  # type: ignore[arg-type]  # documented, and costs each request less
             keepalive_timeout=HEADER_TIMEOUT_S,
             read_bufsize=PARSE_AHEAD_BYTES,
+            lingering_time=LINGERING_S,
             auto_decompress=False,  # `requests.body_of` does it, within bounds
         )
 

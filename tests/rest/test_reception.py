@@ -1,5 +1,6 @@
 """Bodies that are being received: how much memory they may take, and who is refused for it."""
 
+import asyncio
 import gzip
 import random
 from contextlib import ExitStack
@@ -8,9 +9,11 @@ import pytest
 
 from megaphone.app import App
 from megaphone.model import ReadOptions
+from megaphone.rest import server
 from tests.support.faces import Created, HttpFace, read_all
 from tests.support.raw_http import (
     JSON,
+    Broken,
     Connection,
     Node,
     receive_answer,
@@ -115,3 +118,28 @@ async def test_what_an_unfinished_body_inflates_to_counts(
         return await used(app) == before
 
     await eventually(is_given_back)
+
+
+@pytest.fixture
+def lingering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LINGERING_S", 0.3)
+
+
+@pytest.mark.settings(max_body_bytes=1_000_000)
+async def test_a_refused_client_that_goes_on_sending_sees_the_answer_and_then_the_end(
+    lingering: None, http: HttpFace, node: Node
+) -> None:
+    channel = await http.create()
+    size = 20_000_000
+    head = request_of(
+        "POST", f"/write/{channel.producer}/s", b"", JSON | {"Content-Length": str(size)}
+    )
+    connection = await begin(node, head, len(head))
+    await connection.send(b"1" * size)  # more than the buffers of both kernels hold
+    answer = await receive_head(connection)
+    assert (answer.status, answer.headers["connection"]) == (413, "close")
+    await connection.receive_exactly(int(answer.headers["content-length"]))
+    async with asyncio.timeout(5):
+        with pytest.raises(Broken):
+            await connection.receive()
+    connection.close()
