@@ -27,6 +27,9 @@ ENTRY_BYTES = 100
 KEY_BYTES = 350
 """What a channel remembers of an idempotency key, without its characters."""
 
+LINE_BODY_BYTES = 16_384
+"""The largest body of which a rendered line is made. A larger one is sent as it is, between what
+comes before and after it, so that no reader makes a copy."""
 RECEIVED_SHARE = 0.25
 """The part of the limit that unfinished requests may take, so that clients which send slowly, or
 stop in the middle, leave room for others."""
@@ -167,13 +170,13 @@ class Budget:
         While two channels or more have, its rendered line is kept, which is as long as its body.
         """
         event.awaited += 1
-        if event.awaited == 2:
+        if event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
             self.used += len(event.body)
 
     def deliver(self, event: Event) -> None:
         """Undo an `expect`."""
         event.awaited -= 1
-        if event.awaited == 1:
+        if event.awaited == 1 and len(event.body) <= LINE_BODY_BYTES:
             self.used -= len(event.body)
             event.rendered = None
 

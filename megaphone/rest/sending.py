@@ -17,6 +17,8 @@ from typing import TypeAlias, cast
 from aiohttp import web
 from aiohttp.http import StreamWriter
 
+from megaphone.rest.requests import BUDGET
+
 PIECE_BYTES = 12_288
 """Before each piece the kernel looks at what it holds. With `peers.UNSENT_BYTES`, the piece, and
 what may have been sent without a look, that is at most 32 KB that it has not sent."""
@@ -35,9 +37,10 @@ class BodyWriter:
     Belongs to the handler of the request, which must close it.
     """
 
-    __slots__ = ("_open_bytes", "_sent", "_socket", "_transport", "_writer")
+    __slots__ = ("_budget", "_open_bytes", "_sent", "_socket", "_transport", "_writer")
 
     def __init__(self, request: web.Request, transport: asyncio.Transport) -> None:
+        self._budget = request.app[BUDGET]
         self._writer = cast("StreamWriter", request.writer)
         self._transport = transport
         self._socket = socket_under(transport)
@@ -60,8 +63,9 @@ class BodyWriter:
             return
         if size <= JOINED_BYTES:
             parts = (b"".join(parts),)
-        for piece in pieces(parts):
-            await self._write_piece(piece, sum(map(len, piece)))
+        with self._budget.lent(size):  # it may take long
+            for piece in pieces(parts):
+                await self._write_piece(piece, sum(map(len, piece)))
 
     async def _write_piece(self, piece: Piece, size: int) -> None:
         taken = self._send(piece, size)

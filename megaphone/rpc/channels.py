@@ -73,7 +73,7 @@ class ChannelServicer(ChannelServiceServicer):
             within_s=read_window_s(context.time_remaining()),
         )
         async with reader:
-            await stream_events(context, reader)
+            await stream_events(context, reader, self._budget)
 
     async def Acknowledge(
         self, request: pb.AcknowledgeRequest, context: Context

@@ -8,12 +8,15 @@ from typing import Any
 
 import grpc
 
-from megaphone.core.reader import Reader
+from megaphone.core.budget import Budget
+from megaphone.core.reader import Reader, bytes_of
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
 
 RECOVERED_KEY = "megaphone-recovered"
 DEADLINE_MARGIN_S = 0.5
+COPIES = 2
+"""How often a batch is in memory while it is sent: as messages, and as their bytes."""
 
 
 def read_window_s(time_remaining_s: float | None) -> float:
@@ -24,9 +27,9 @@ def read_window_s(time_remaining_s: float | None) -> float:
 
 
 async def stream_events(
-    context: "grpc.aio.ServicerContext[Any, pb.ReadResponse]", reader: Reader
+    context: "grpc.aio.ServicerContext[Any, pb.ReadResponse]", reader: Reader, budget: Budget
 ) -> None:
-    """Send everything the reader gets, until it ends.
+    """Send everything the reader gets, until it ends. Batches count against `budget` meanwhile.
 
     Must run within the reader's context: whatever is raised here makes the read a broken one.
 
@@ -38,4 +41,5 @@ async def stream_events(
     )
     async with reader.expecting_progress(None):
         async for events in reader:
-            await context.write(wire.events(events))
+            with budget.lent(COPIES * bytes_of(events)):
+                await context.write(wire.events(events))

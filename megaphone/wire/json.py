@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
+from megaphone.core.budget import LINE_BODY_BYTES
 from megaphone.core.content import explain
 from megaphone.errors import BadRequest
 from megaphone.model import (
@@ -231,16 +232,27 @@ def event_line(event: Event) -> bytes:
     """Render an event as one line. It is kept while other channels have it to send yet."""
     if event.rendered is not None:
         return event.rendered
-    line = b'{"sid":%b,"eid":"%b","ts":"%b","body":%b}\n' % (
-        encode(event.stream_id),
-        event.id.encode(),
-        timestamp(event.timestamp_us).encode(),
-        event.body,
-    )
+    line = b"%b%b}\n" % (before_body(event), event.body)
     if event.awaited > 1:
         event.rendered = line
     return line
 
 
+def before_body(event: Event) -> bytes:
+    return b'{"sid":%b,"eid":"%b","ts":"%b","body":' % (
+        encode(event.stream_id),
+        event.id.encode(),
+        timestamp(event.timestamp_us).encode(),
+    )
+
+
+def line_parts(event: Event) -> tuple[bytes, ...]:
+    """Return the parts of an event's line; those of a large event share its body."""
+    if len(event.body) <= LINE_BODY_BYTES:
+        return (event_line(event),)
+    return before_body(event), event.body, b"}\n"
+
+
 def event_lines(events: Sequence[Event]) -> list[bytes]:
-    return [event_line(event) for event in events]
+    """Return the parts of the lines of some events."""
+    return [part for event in events for part in line_parts(event)]

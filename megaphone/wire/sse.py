@@ -7,7 +7,7 @@ of NDJSON gets, and its id is the event's, which the browser sends back as `Last
 from collections.abc import Sequence
 
 from megaphone.model import Event
-from megaphone.wire.json import event_line
+from megaphone.wire.json import line_parts
 
 RETRY_MS = 500
 HEARTBEAT = b":\n\n"
@@ -30,5 +30,5 @@ def events(batch: Sequence[Event]) -> list[bytes]:
     return [part for one in batch for part in parts_of(one)]
 
 
-def parts_of(one: Event) -> tuple[bytes, bytes, bytes]:
-    return b"id: %b\ndata: " % one.id.encode(), event_line(one), b"\n"
+def parts_of(one: Event) -> tuple[bytes, ...]:
+    return b"id: %b\ndata: " % one.id.encode(), *line_parts(one), b"\n"

@@ -7,7 +7,9 @@ import pytest
 from megaphone.app import App
 from megaphone.errors import LimitExceeded
 from megaphone.model import START, Message, ReadOptions
-from tests.support.faces import Created, Face, read_all, take
+from tests.support.faces import Created, Face, HttpFace, read_all, take
+from tests.support.fault_readers import GrpcRead, HttpRead, OpenRead, grpc_connection
+from tests.support.raw_http import Node
 from tests.support.scenes import eventually, read_once_free, resuming_after, writers_wait
 
 BODY = b'"' + b"x" * 100_000 + b'"'
@@ -108,7 +110,44 @@ async def test_no_more_writers_wait_for_one_channel_than_may(app: App, face: Fac
 async def test_metrics_say_how_much_is_used(app: App, face: Face) -> None:
     channel = await face.create()
     await face.write(channel.producer, "s", BODY)
+    assert "megaphone_buffered_bytes_limit 4000000" in app.metrics.render().decode().splitlines()
+    assert 100_000 < used(app) < 110_000
+
+
+@pytest.mark.settings(max_body_bytes=2_000_000, max_buffered_bytes=100_000_000)
+@pytest.mark.parametrize("transport", ["ndjson", "sse", "grpc"])
+async def test_what_is_under_way_to_a_reader_counts_also_when_its_channel_is_gone(
+    app: App, http: HttpFace, transport: str
+) -> None:
+    channel = await http.create()
+    for _ in range(8):
+        await http.write(channel.producer, "s", b'"' + b"x" * 1_000_000 + b'"')
+    node = Node(app.http_port, app.grpc_port)
+    async with grpc_connection(node) as connection:
+        read: OpenRead
+        if transport == "grpc":
+            read = GrpcRead(connection, channel.consumer, ReadOptions())
+        else:
+            read = await HttpRead.ask(node, channel.consumer, ReadOptions(), sse=transport == "sse")
+        try:
+            await read.begin()
+
+            async def is_under_way() -> bool:
+                return used(app) > 8_000_000 + 900_000
+
+            await eventually(is_under_way)
+            await app.management.dispose(channel.consumer)
+            assert 900_000 < used(app) < 5_000_000
+        finally:
+            read.close()
+
+        async def nothing_is_held() -> bool:
+            return used(app) == 0
+
+        await eventually(nothing_is_held, within_s=10)
+
+
+def used(app: App) -> int:
     lines = app.metrics.render().decode().splitlines()
-    assert "megaphone_buffered_bytes_limit 4000000" in lines
-    [used] = [line for line in lines if line.startswith("megaphone_buffered_bytes ")]
-    assert 100_000 < int(used.split()[1]) < 110_000
+    [line] = [line for line in lines if line.startswith("megaphone_buffered_bytes ")]
+    return int(line.split()[1])
