@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from megaphone import __version__, memory
+from megaphone import __version__, descriptors, memory
 from megaphone.cluster.drains import Drains
 from megaphone.cluster.pipes import Pipes
 from megaphone.core.agents import Agents
@@ -18,6 +18,7 @@ from megaphone.core.management import Management
 from megaphone.core.node_secret import NodeGuard
 from megaphone.listening import is_loopback, split_endpoint, warnings, who_may_feed, with_port
 from megaphone.metrics import LogCounts, Metrics
+from megaphone.rest.connections import Connections
 from megaphone.rest.management import ManagementApi
 from megaphone.rest.public import PublicApi
 from megaphone.rest.server import HttpServer, listen
@@ -34,6 +35,11 @@ log = logging.getLogger(__name__)
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 MANAGEMENT_BODY_BYTES = 65_536
+FACES = 2
+CONNECTION_BYTES = 16_384
+"""What an idle connection takes of memory, or an open read."""
+CONNECTIONS_PART = 8
+"""The part of the memory that connections may take, as long as they are idle."""
 TELL_S = 0.1
 """How long requests that were on their way are still answered, with SHUTTING_DOWN."""
 
@@ -64,7 +70,9 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     """
     webhooks = Webhooks(settings.webhooks)
     budget = Budget(settings.max_buffered_bytes or memory.allowed_bytes() // 2)
-    metrics = Metrics(webhooks, budget, logs)
+    most_connections = connections_of_each_face(settings)
+    connections = Connections(most_connections)
+    metrics = Metrics(webhooks, budget, connections, logs)
     store = MemoryStore(
         limits=settings.channel_limits(),
         max_channels=settings.max_channels,
@@ -84,6 +92,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         cors_origin=settings.cors_allow_origin,
+        connections=connections,
     )
     grpc = GrpcServer(
         ChannelServicer(broker, budget),
@@ -92,6 +101,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         max_members=max(settings.max_batch_events, settings.max_addresses),
+        max_connections=most_connections,
         with_reflection=settings.grpc_reflection,
     )
     async with AsyncExitStack() as stack:
@@ -138,6 +148,22 @@ async def managed(
         stack.callback(unlink_unix, grpc_path(socket_path))
         stack.push_async_callback(grpc.stop)
         yield
+
+
+def connections_of_each_face(settings: Settings) -> int:
+    """Return how many connections of clients each face may have at once.
+
+    An operator who wants more than there are descriptors for would have no way in any more: not
+    even to the management socket.
+    """
+    most = max(1, descriptors.for_clients() // FACES)
+    wanted = settings.max_connections
+    if wanted is None:
+        of_memory = memory.allowed_bytes() // CONNECTIONS_PART
+        return min(most, max(1, of_memory // CONNECTION_BYTES // FACES))
+    if wanted > most:
+        log.warning("max_connections is %d, not %d: there are no more descriptors", most, wanted)
+    return min(most, wanted)
 
 
 def agents_of(settings: Settings) -> Agents:

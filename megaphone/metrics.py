@@ -45,6 +45,26 @@ class NoWebhooks:
     lost: int = 0
 
 
+class ConnectionCounts(Protocol):
+    """What `megaphone.rest.connections.Connections` counts."""
+
+    @property
+    def open(self) -> int:
+        """HTTP connections that are open."""
+
+    @property
+    def refused(self) -> int:
+        """HTTP connections that were more than there may be."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoConnections:
+    """Fulfils `ConnectionCounts` where there is no HTTP face."""
+
+    open: int = 0
+    refused: int = 0
+
+
 class LogCounts(Protocol):
     """What `megaphone.logs.LineWriter` counts."""
 
@@ -61,16 +81,18 @@ class NoLogs:
 
 
 class Metrics:
-    """Fulfils `core.ports.Observer`. Webhooks, the budget and logs keep counts of their own."""
+    """Fulfils `core.ports.Observer`. Webhooks, the budget, connections and logs are asked."""
 
     def __init__(
         self,
         webhooks: WebhookCounts | None = None,
         budget: Budget | None = None,
+        connections: ConnectionCounts | None = None,
         logs: LogCounts | None = None,
     ) -> None:
         self._webhooks = webhooks or NoWebhooks()
         self._budget = budget or Budget()
+        self._connections = connections or NoConnections()
         self._logs = logs or NoLogs()
         self.channels_created = 0
         self.channels_fed = 0
@@ -171,6 +193,11 @@ class Metrics:
             ("webhooks_sent", self._webhooks.sent, "Requests to webhooks that were taken."),
             ("webhooks_failed", self._webhooks.failed, "Tries of such requests that failed."),
             ("webhooks_lost", self._webhooks.lost, "Channels gone that a hook was not told of."),
+            (
+                "connections_refused",
+                self._connections.refused,
+                "HTTP connections that were more than there may be.",
+            ),
             ("log_lines_dropped", self._logs.dropped, "Log lines that nobody took in time."),
         ):
             yield from family(name, "counter", meaning)
@@ -179,6 +206,7 @@ class Metrics:
     def _gauges(self) -> Iterator[str]:
         for name, value, meaning in (
             ("channels", self.channels_alive, "Channels alive."),
+            ("connections", self._connections.open, "HTTP connections open."),
             ("reads_open", self.reads_open, "Reads open."),
             ("writers_waiting", self.writers_waiting, "Writers that wait for room."),
             ("buffered_bytes", self._budget.used, "Memory that clients make this node use."),

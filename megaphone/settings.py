@@ -169,6 +169,10 @@ class Settings:
     """Memory that clients may make this node use: channels, events, writers that wait, bodies that
     are being received, and what is under way to readers. Unless it is set: half of what the system
     lets this process have."""
+    max_connections: Annotated[int, whole(1, 1_000_000)] | None = None
+    """Connections that HTTP and gRPC each have at once; more are refused. Unless it is set: half of
+    what descriptors (`ulimit -n`) and an eighth of the memory are enough for, at 16 KB each. It is
+    never more than there are descriptors for."""
     max_body_bytes: Annotated[int, whole(1, 1_073_741_824)] = 1_048_576
     """The largest request body, and so the largest event."""
     max_batch_events: Annotated[int, whole(1, 10_000_000)] = 100_000

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from megaphone import __version__
+from megaphone import __version__, descriptors
 from megaphone.app import App, serve
 from megaphone.garbage import Freezer
 from megaphone.listening import reachable, with_port
@@ -20,6 +20,7 @@ STANDARD_OUTPUT = 1
 def serve_until_stopped(settings: Settings) -> None:
     """Serve in the fastest event loop there is. Exits with 1 when an address cannot be had."""
     give_back_what_is_freed()
+    descriptors.raise_limit()
     with (
         Freezer(allowed_bytes()),
         logging_to_stderr(settings.log_format) as lines,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from email.utils import formatdate
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from megaphone.wire import json
@@ -17,10 +17,24 @@ WHOLE_ANSWER_BYTES = 65_536
 """A longer answer is sent in chunks, without a Content-Length."""
 
 
-def json_answer(
-    body: bytes, status: int = 200, headers: dict[str, str] | None = None
-) -> web.Response:
-    return web.Response(body=body, status=status, content_type=JSON, headers=headers)
+class Nameless(web.StreamResponse):
+    """An answer that does not name the server, as aiohttp's do: nobody needs to know."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        del self.headers[hdrs.SERVER]
+
+
+class Answer(Nameless, web.Response):
+    """An answer with all of its body."""
+
+
+class StreamedAnswer(Nameless):
+    """An answer whose body is written piece by piece."""
+
+
+def json_answer(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
+    return Answer(body=body, status=status, content_type=JSON, headers=headers)
 
 
 async def json_answer_in_pieces(
@@ -38,7 +52,7 @@ async def json_answer_in_pieces(
 async def streamed_answer(
     request: web.Request, begun: bytes, pieces: Iterator[bytes], status: int
 ) -> web.StreamResponse:
-    response = web.StreamResponse(status=status, headers={"Content-Type": JSON})
+    response = StreamedAnswer(status=status, headers={"Content-Type": JSON})
     await response.prepare(request)
     await response.write(begun)
     for piece in pieces:

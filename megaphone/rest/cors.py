@@ -6,6 +6,7 @@ ends, which create and write, are no pages.
 
 from aiohttp import web
 
+from megaphone.rest.answers import Answer
 from megaphone.rest.requests import part
 
 READERS_PATHS = ("/read/", "/ack/")
@@ -27,7 +28,7 @@ def allow_origin(app: web.Application, origin: str) -> None:
                 response.headers.add("Vary", "Origin")
 
     async def preflight(request: web.Request) -> web.Response:
-        return web.Response(status=204, headers=PREFLIGHT_HEADERS)
+        return Answer(status=204, headers=PREFLIGHT_HEADERS)
 
     app.on_response_prepare.append(add_headers)
     for path in READERS_PATHS:

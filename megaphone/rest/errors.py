@@ -1,14 +1,15 @@
-"""How errors become HTTP answers: around every handler, for answers that have not begun.
+"""How errors become HTTP answers, around the router and all handlers.
 
-What fails once a stream has begun can have no status any more: it is logged, and the connection is
-cut so that the client sees that something is missing.
+That is for answers that have not begun. What fails once a stream has begun can have no status any
+more: it is logged, and the connection is cut so that the client sees that something is missing.
 """
 
 import logging
 import math
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import hdrs, web
-from aiohttp.typedefs import Handler
 
 from megaphone.errors import MegaphoneError, Unauthenticated
 from megaphone.rest.answers import json_answer
@@ -17,29 +18,41 @@ from megaphone.wire import errors, json
 
 log = logging.getLogger(__name__)
 
+Handler = Callable[[Any], Awaitable[web.StreamResponse]]
+
 CODES_OF_HTTP = {404: "NOT_FOUND"}
 
 
 def answering(handler: Handler) -> Handler:
-    """Wrap a handler so that it answers its errors.
+    """Wrap the handler of all requests so that it answers its errors.
 
-    Not a middleware, which costs a write five parts in a hundred.
+    Not a middleware, which costs a write five parts in a hundred, and is not asked where no
+    route is found.
     """
 
-    async def answered(request: web.Request) -> web.StreamResponse:
+    async def answered(request: Any) -> web.StreamResponse:
         try:
             return await handler(request)
         except MegaphoneError as error:
             return last_if_unread(request, answer_of(error))
+        except web.HTTPNotFound as error:
+            refused = error if request.path.startswith("/") else refused_target(request)
+            return last_if_unread(request, answer_of_http(request, refused))
         except web.HTTPException as error:
             return last_if_unread(request, answer_of_http(request, error))
         except ConnectionError:
             raise
         except Exception:
-            log.exception("%s failed", request.match_info.route.resource)
+            log.exception("%s failed", route_of(request))
             return internal_answer(request)
 
     return answered
+
+
+def route_of(request: web.Request) -> str:
+    """Return the route of a request without the values in it, which are secrets."""
+    resource = request.match_info.route.resource
+    return "a request" if resource is None else resource.canonical
 
 
 async def refuse_route(request: web.Request) -> web.StreamResponse:
@@ -54,13 +67,20 @@ async def refuse_route(request: web.Request) -> web.StreamResponse:
     raise web.HTTPNotFound
 
 
-def last_if_unread(request: web.Request, answer: web.Response) -> web.Response:
-    """Tell the client to call anew if its body was not read: what follows cannot be understood.
+def refused_target(request: web.Request) -> web.HTTPMethodNotAllowed:
+    """Return the error for a request that names no path, as CONNECT and `OPTIONS *` do."""
+    methods = {route.method for route in request.app.router.routes()}
+    return web.HTTPMethodNotAllowed(request.method, methods - {hdrs.METH_ANY})
 
-    The rest is received and dropped for a while, since a client that is still sending would not
-    see the answer if the connection was reset.
+
+def last_if_unread(request: web.Request, answer: web.Response) -> web.Response:
+    """Tell the client to call anew if what follows cannot be understood.
+
+    That is so if its body was not read, and behind a CONNECT, for which it would be a tunnel. The
+    rest is received and dropped for a while, because a client that is still sending would not see
+    the answer if the connection was reset.
     """
-    if not request.content.is_eof():
+    if not request.content.is_eof() or request.method == hdrs.METH_CONNECT:
         answer.force_close()
         if request.transport is not None:
             ignore_what_follows(request.transport)

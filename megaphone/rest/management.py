@@ -15,7 +15,7 @@ from aiohttp import web
 
 from megaphone.core.management import Management
 from megaphone.errors import MegaphoneError
-from megaphone.rest.answers import OK, json_answer, json_answer_in_pieces
+from megaphone.rest.answers import OK, StreamedAnswer, json_answer, json_answer_in_pieces
 from megaphone.rest.requests import body_of, part, path_values, require_json, whole_number
 from megaphone.rest.stream import NDJSON
 from megaphone.wire import json
@@ -62,7 +62,7 @@ class ManagementApi:
         """Answer with a line for each step; an error after the first one is the last line."""
         require_json(request)
         target = json.parse_drain(await body_of(request))
-        response = web.StreamResponse(headers={"Content-Type": NDJSON.content_type})
+        response = StreamedAnswer(headers={"Content-Type": NDJSON.content_type})
         async with aclosing(self._management.drain(target)) as steps:
             first = await anext(steps)
             await response.prepare(request)

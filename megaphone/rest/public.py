@@ -23,7 +23,7 @@ from megaphone.errors import AgentNotFound, ShuttingDown
 from megaphone.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from megaphone.metrics import Metrics
 from megaphone.model import DEFAULT_WINDOW, ReadOptions
-from megaphone.rest.answers import OK, WrittenAnswer, json_answer, json_answer_in_pieces
+from megaphone.rest.answers import OK, Answer, WrittenAnswer, json_answer, json_answer_in_pieces
 from megaphone.rest.requests import (
     body_of,
     is_json,
@@ -106,9 +106,7 @@ class PublicApi:
         return json_answer(json.existing(channels))
 
     async def metrics(self, request: web.Request) -> web.Response:
-        return web.Response(
-            body=self._metrics.render(), headers={"Content-Type": METRICS_CONTENT_TYPE}
-        )
+        return Answer(body=self._metrics.render(), headers={"Content-Type": METRICS_CONTENT_TYPE})
 
     async def live(self, request: web.Request) -> web.Response:
         return json_answer(OK)
@@ -128,7 +126,7 @@ class PublicApi:
         (name,) = path_values(request)
         if not await self._broker.owns(name):
             raise AgentNotFound("the agent is not this node's")
-        return web.Response(status=204)
+        return Answer(status=204)
 
 
 def read_options(request: web.Request) -> ReadOptions:

@@ -13,6 +13,7 @@ from aiohttp import web
 from megaphone.core.reader import Reader
 from megaphone.errors import TooSlow
 from megaphone.model import Event
+from megaphone.rest.answers import StreamedAnswer
 from megaphone.rest.peers import cut, watch_peer
 from megaphone.rest.sending import BodyWriter
 from megaphone.wire import json, sse
@@ -52,7 +53,7 @@ async def stream_events(
 
     Raises: ConnectionResetError, when the client has gone or takes nothing for too long.
     """
-    response = web.StreamResponse(headers={"Content-Type": framing.content_type, **HEADERS})
+    response = StreamedAnswer(headers={"Content-Type": framing.content_type, **HEADERS})
     if reader.recovered is not None:
         response.headers[RECOVERED_HEADER] = str(reader.recovered).lower()
     if request.version >= (1, 1):

@@ -30,6 +30,8 @@ STOP_TIMEOUT_S = 1.0
 """How long calls that are under way are waited for at the end."""
 FRAMING_BYTES = 16_384
 """What a message may hold besides its largest body: addresses, ids, field numbers."""
+HANDSHAKE_TIMEOUT_MS = 10_000
+"""How long a new connection may take to begin with HTTP/2."""
 MAX_WAITING_CALLS = 20_000
 """How many calls may have come that no handler has begun yet; each takes some kilobytes."""
 WAITING_CALLS = (
@@ -63,6 +65,7 @@ class GrpcServer:
         budget: Budget,
         max_body_bytes: int,
         max_members: int,
+        max_connections: int,
         with_reflection: bool,
     ) -> None:
         max_message_bytes = max_body_bytes + FRAMING_BYTES
@@ -83,6 +86,9 @@ class GrpcServer:
                 ("grpc.http2.ping_timeout_ms", 2_000),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                ("grpc.max_allowed_incoming_connections", max_connections),
+                # One that says nothing counts too, so it must not stay.
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
                 *WAITING_CALLS,
             ],
         )

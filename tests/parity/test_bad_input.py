@@ -571,6 +571,78 @@ async def test_what_is_not_http_is_refused(http: HttpFace, request_bytes: bytes)
     await assert_serves(http)
 
 
+@pytest.mark.parametrize(
+    ("request_bytes", "status", "message"),
+    [
+        pytest.param(
+            b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+            405,
+            "CONNECT is not allowed here; allowed is GET, POST",
+            id="CONNECT",
+        ),
+        pytest.param(
+            b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01 and so on",
+            405,
+            "CONNECT is not allowed here; allowed is GET, POST",
+            id="CONNECT with what is for the tunnel",
+        ),
+        pytest.param(
+            b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            405,
+            "OPTIONS is not allowed here; allowed is GET, POST",
+            id="OPTIONS *",
+        ),
+        pytest.param(
+            b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: more\r\nConnection: close\r\n\r\n",
+            417,
+            "Expectation Failed",
+            id="Expect",
+        ),
+    ],
+)
+async def test_what_has_no_route_is_refused_in_our_form(
+    http: HttpFace, request_bytes: bytes, status: int, message: str
+) -> None:
+    answer = await exchange(http.port, request_bytes)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert (b"\r\nAllow: GET,POST" in head) == (status == 405)
+    told = json.loads(body)
+    assert (told["code"], told["message"]) == ("BAD_REQUEST", message)
+    await assert_serves(http)
+
+
+@pytest.mark.parametrize(
+    "request_line",
+    [
+        "GET /livez",
+        "GET /metrics",
+        "GET /nothing",
+        "POST /create",
+        "DELETE /create",
+        "OPTIONS *",
+        "CONNECT x:1",
+        "not HTTP",
+        "GET /agents/node",
+        "OPTIONS /read/x",
+        "GET /read/{consumer}?wait_ms=0",
+        "POST /write/{producer}/s",
+        "POST /write/x/s",
+    ],
+)
+@pytest.mark.settings(cors_allow_origin="*")
+async def test_no_answer_names_the_server(http: HttpFace, request_line: str) -> None:
+    channel = await http.create()
+    line = request_line.format(consumer=channel.consumer, producer=channel.producer)
+    headers = "Host: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 1"
+    answer = await exchange(http.port, f"{line} HTTP/1.1\r\n{headers}\r\n\r\n1".encode())
+    head = answer.partition(b"\r\n\r\n")[0].lower()
+    assert head.startswith(b"http/1.")
+    assert b"\r\ndate:" in head
+    assert b"server" not in head
+    assert b"aiohttp" not in answer.lower()
+
+
 async def test_refusal_of_a_bad_path_does_not_repeat_the_address(http: HttpFace) -> None:
     channel = await http.create()
     path = f"/write/{channel.producer}/".encode() + b"\xc3\xa9"
