@@ -40,8 +40,10 @@ CONNECTION_BYTES = 16_384
 """What an idle connection takes of memory, or an open read."""
 CONNECTIONS_PART = 8
 """The part of the memory that connections may take, as long as they are idle."""
-TELL_S = 0.1
-"""How long requests that were on their way are still answered, with SHUTTING_DOWN."""
+QUIET_S = 0.01
+"""Once no request has come for so long, a stopping node takes it that none is on its way."""
+LATEST_S = 0.1
+"""How long requests that come to a stopping node are still answered, with SHUTTING_DOWN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +64,8 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     """Serve within this context; on leaving it, stop in order.
 
     Stopping goes in the opposite order of starting: health says so, agents move to the node that
-    is to have them, nothing new is begun and every read ends cleanly after a whole event, then,
-    after a moment, the pipes come to their end, then the servers close, then the store. The
+    is to have them, nothing new is begun and every read ends cleanly after a whole event. Once no
+    more requests come the pipes come to their end, then the servers close, then the store. The
     channels that are left go with it, and webhooks are told so before the end.
 
     Raises: OSError, when an address cannot be had.
@@ -119,7 +121,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         stack.push_async_callback(grpc.stop)
         # Before the servers close: whoever finds this node gone finds its agents elsewhere.
         stack.push_async_callback(pipes.aclose)
-        stack.push_async_callback(asyncio.sleep, TELL_S)
+        stack.push_async_callback(quiet, lambda: http.requests_begun + grpc.calls_begun)
         stack.push_async_callback(broker.begin_shutdown)
         stack.push_async_callback(feeds.aclose)
         stack.callback(feeds.refuse_new, "this node is shutting down")
@@ -148,6 +150,15 @@ async def managed(
         stack.callback(unlink_unix, grpc_path(socket_path))
         stack.push_async_callback(grpc.stop)
         yield
+
+
+async def quiet(requests_begun: Callable[[], int]) -> None:
+    """Wait until no request has come for QUIET_S, but not longer than LATEST_S."""
+    for _ in range(round(LATEST_S / QUIET_S)):
+        before = requests_begun()
+        await asyncio.sleep(QUIET_S)
+        if requests_begun() == before:
+            return
 
 
 def connections_of_each_face(settings: Settings) -> int:

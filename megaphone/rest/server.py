@@ -65,6 +65,12 @@ class HttpServer:
         self._listener = await loop.create_server(connect, sock=listening, backlog=BACKLOG)
         return 0 if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
 
+    @property
+    def requests_begun(self) -> int:
+        """How many requests have come."""
+        server = self._runner.server
+        return 0 if server is None else server.requests_count
+
     async def stop(self) -> None:
         """Stop listening and close all connections, idle ones at once."""
         if self._listener is not None:

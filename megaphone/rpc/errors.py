@@ -33,12 +33,15 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
     def __init__(self, max_members: int = sys.maxsize) -> None:
         self._max_members = max_members
+        self.calls_begun = 0
+        """How many calls have come."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
+        self.calls_begun += 1
         handler = await continuation(handler_call_details)
         if handler is None:  # no such method: grpc answers UNIMPLEMENTED
             return None

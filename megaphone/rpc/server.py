@@ -70,8 +70,9 @@ class GrpcServer:
     ) -> None:
         max_message_bytes = max_body_bytes + FRAMING_BYTES
         reception = ReceptionInterceptor(budget.limit_of_requests, max_message_bytes)
+        self._calls = ErrorInterceptor(max_members)
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(max_members), NodeInterceptor(guard), reception],
+            interceptors=[self._calls, NodeInterceptor(guard), reception],
             options=[
                 # With the default, a second broker would take the same port without a word.
                 ("grpc.so_reuseport", 0),
@@ -114,6 +115,11 @@ class GrpcServer:
         for service in (EVERYTHING, CHANNEL_SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         return port
+
+    @property
+    def calls_begun(self) -> int:
+        """How many calls have come."""
+        return self._calls.calls_begun
 
     async def report_shutdown(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere."""
