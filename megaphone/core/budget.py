@@ -30,7 +30,7 @@ KEY_BYTES = 350
 LINE_BODY_BYTES = 16_384
 """The largest body of which a rendered line is made. A larger one is sent as it is, between what
 comes before and after it, so that no reader makes a copy."""
-RECEIVED_SHARE = 0.25
+RECEIVED_SHARE = 0.2
 """The part of the limit that unfinished requests may take, so that clients which send slowly, or
 stop in the middle, leave room for others."""
 UNCOUNTED_BYTES = 4_096

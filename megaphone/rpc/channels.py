@@ -18,6 +18,9 @@ from megaphone_api.v1.channels_pb2_grpc import ChannelServiceServicer
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+COPIES = 3
+"""How often gRPC has a request in memory while it is served: in slices, in one piece, decoded."""
+
 
 class ChannelServicer(ChannelServiceServicer):
     def __init__(self, broker: Broker, budget: Budget) -> None:
@@ -26,11 +29,11 @@ class ChannelServicer(ChannelServiceServicer):
         self._clock = asyncio.get_running_loop().time
 
     def _held(self, request: Message) -> AbstractContextManager[None]:
-        """Count a request while it is served. gRPC keeps it as it came, and as it was decoded.
+        """Count a request while it is served, because gRPC keeps it beside what we make of it.
 
         Raises: LimitExceeded, on entering the context.
         """
-        return self._budget.reserved(2 * request.ByteSize(), self._clock())
+        return self._budget.reserved(COPIES * request.ByteSize(), self._clock())
 
     async def CreateChannel(
         self, request: pb.CreateChannelRequest, context: Context

@@ -19,9 +19,9 @@ PATIENCE_S = 5.0
 """How long a client may take to send its message while others wait for their turn."""
 CHECK_S = 0.5
 FEWEST_AT_ONCE = 4
-COPIES = 3
-"""How often a message is in memory at the end of its reception: in the slices that came, in one
-piece, and as what it was decoded to."""
+COPIES = 6
+"""How many times its size a message takes while it is received, at most and as measured: in the
+frames that come, in slices, in one piece, and as what it is decoded to."""
 
 
 class ReceptionInterceptor(grpc.aio.ServerInterceptor):

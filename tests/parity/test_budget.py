@@ -29,7 +29,7 @@ async def fill(face: Face, channel: Created) -> list[str]:
             written.append(await face.write(channel.producer, "s", BODY))
         except LimitExceeded:
             break
-    assert ROOM - 2 <= len(written) <= ROOM
+    assert ROOM - 3 <= len(written) <= ROOM
     return written
 
 

@@ -22,9 +22,9 @@ from tests.support.raw_http import (
 )
 from tests.support.scenes import eventually
 
-BUDGET = 4_000_000
+BUDGET = 5_000_000
 SIZE = 500_000
-REQUESTS_OF_THEM = BUDGET // 4 // SIZE
+REQUESTS_OF_THEM = BUDGET // 5 // SIZE
 """As many unfinished bodies of this size as may take memory."""
 pytestmark = pytest.mark.settings(max_buffered_bytes=BUDGET)
 

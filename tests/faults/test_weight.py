@@ -1,0 +1,75 @@
+"""A node of 256 MiB under loads that are far too much for it.
+
+It lives on, its memory stays within bounds and comes back afterwards, everything that it does not
+take is refused by a code that clients know, and other clients are served meanwhile. How fast
+they are is printed and not judged, since it says as much of the machine:
+
+    make test ARGS="-s tests/faults/test_weight.py"
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.support import other_client
+from tests.support.scenes import eventually
+from tests.support.small_node import SmallNode, small_node
+from tests.support.weights import CLOSED, LOADS, MIB, OK
+
+LIMIT = 256 * MIB
+COMES_BACK_TO = 60 * MIB
+"""How much more than at the start it may have in the end: what Python keeps of small objects."""
+TTL_S = 2
+EXPECTED = {
+    "unfinished_bodies": {"SENT", "STUCK", CLOSED},
+    "gzip_bombs": {"PAYLOAD_TOO_LARGE", "LIMIT_EXCEEDED"},
+    "channels": {OK, "LIMIT_EXCEEDED"},
+}
+"""How the calls of a load may end; of any other, as those of a write to a channel that expires."""
+WRITES = {OK, "LIMIT_EXCEEDED", "TIMEOUT", "NOT_FOUND", CLOSED}
+
+
+@contextmanager
+def served_meanwhile(node: SmallNode) -> Iterator[list[float]]:
+    """Call the node from another process, every 20 ms. Yields: the answer times, at the end."""
+    times: list[float] = []
+    port = str(node.process.http_port)
+    command = [sys.executable, other_client.__file__, port]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield times
+    finally:
+        process.terminate()
+        output, _ = process.communicate()
+    times += json.loads(output)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("name", LOADS)
+async def test_a_small_node_outlives(name: str, tmp_path: Path) -> None:
+    with small_node(tmp_path, LIMIT, channel_ttl_secs=TTL_S, write_timeout_millis=2_000) as node:
+        at_start = node.resident()
+        with served_meanwhile(node) as times:
+            outcomes = await LOADS[name](node.node)
+            assert node.is_alive
+        peak = node.peak()
+        assert peak < LIMIT
+        assert set(outcomes) <= EXPECTED.get(name, WRITES)
+        assert len(times) > 10
+
+        async def has_come_back() -> bool:
+            return node.resident() < at_start + COMES_BACK_TO
+
+        await eventually(has_come_back, within_s=30)
+        print(
+            f"\n{name}: {dict(outcomes)}; memory {at_start // MIB} MiB, at most {peak // MIB},"
+            f" afterwards {node.resident() // MIB}; {len(times)} calls of another client, median"
+            f" {1000 * statistics.median(times):.1f} ms, slowest {1000 * max(times):.0f} ms"
+        )

@@ -1,0 +1,44 @@
+"""Another client of a node under load: `python other_client.py PORT`.
+
+Makes a channel every 20 ms over one connection until it is terminated, and then prints how many
+seconds each answer took, as JSON. Ends with an error if it is not served.
+"""
+
+import contextlib
+import http.client
+import json
+import signal
+import sys
+import time
+
+PAUSE_S = 0.02
+TIMEOUT_S = 20
+
+
+class Terminated(Exception):
+    pass
+
+
+def on_sigterm(number: int, frame: object) -> None:
+    raise Terminated
+
+
+def main(port: int) -> None:
+    times: list[float] = []
+    signal.signal(signal.SIGTERM, on_sigterm)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    with contextlib.suppress(Terminated):
+        while True:
+            began = time.perf_counter()
+            connection.request("POST", "/create")
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status not in (200, 429):
+                sys.exit(f"not served: {answer.status}")
+            times.append(time.perf_counter() - began)
+            time.sleep(PAUSE_S)
+    print(json.dumps(times))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

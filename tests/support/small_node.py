@@ -1,0 +1,100 @@
+"""A broker that may have little memory: in a control group of its own, as a container is.
+
+Where no control group can be made (not root, or a system that is not like that), the broker is told
+by a setting what it would have found out, and only its own peak is watched.
+"""
+
+import os
+import shlex
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.process import MEGAPHONE, BrokerProcess, broker_process
+from tests.support.raw_http import Node
+
+ROOTS = (
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),  # version 1
+    (Path("/sys/fs/cgroup"), "memory.max"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SmallNode:
+    process: BrokerProcess
+    limit: int
+
+    @property
+    def node(self) -> Node:
+        return Node(self.process.http_port, self.process.grpc_port)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.process.poll() is None
+
+    def resident(self) -> int:
+        """Return how many bytes of memory it has now."""
+        return self._status("VmRSS")
+
+    def peak(self) -> int:
+        """Return the most that it has ever had."""
+        return self._status("VmHWM")
+
+    def _status(self, name: str) -> int:
+        status = Path(f"/proc/{self.process.process.pid}/status").read_text()
+        [line] = [line for line in status.splitlines() if line.startswith(f"{name}:")]
+        return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def small_node(directory: Path, limit: int, **settings: object) -> Iterator[SmallNode]:
+    with ExitStack() as stack:
+        command = MEGAPHONE
+        group = stack.enter_context(memory_group(limit))
+        if group is None:
+            settings = {"max_buffered_bytes": limit // 2} | settings
+        else:
+            command = str(starter(directory, group))
+        process = stack.enter_context(broker_process(directory, command, **settings))
+        yield SmallNode(process, limit)
+
+
+@contextmanager
+def memory_group(limit: int) -> Iterator[Path | None]:
+    """Make a control group whose processes may have so much memory; None where none can be made."""
+    for root, name in ROOTS:
+        group = root / f"megaphone-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if bounded(group / name, limit):
+                yield group
+                return
+        finally:
+            with suppress(OSError):
+                group.rmdir()  # its processes are gone: whoever entered this context ended them
+    yield None
+
+
+def bounded(file: Path, limit: int) -> bool:
+    try:
+        file.write_text(str(limit))
+    except OSError:
+        return False
+    return True
+
+
+def starter(directory: Path, group: Path) -> Path:
+    """Make a command that runs the broker within a control group."""
+    script = directory / "megaphone-in-group"
+    script.write_text(
+        "#!/bin/sh\n"
+        f"echo $$ > {shlex.quote(str(group / 'cgroup.procs'))}\n"
+        f'exec {shlex.quote(MEGAPHONE)} "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
