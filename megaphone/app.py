@@ -75,6 +75,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     most_connections = connections_of_each_face(settings)
     connections = Connections(most_connections)
     metrics = Metrics(webhooks, budget, connections, logs)
+    agents = agents_of(settings)
     store = MemoryStore(
         limits=settings.channel_limits(),
         max_channels=settings.max_channels,
@@ -82,8 +83,8 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         budget=budget,
         observer=metrics,
         on_removed=webhooks.channel_removed,
+        owns=agents.is_owned,
     )
-    agents = agents_of(settings)
     broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
     feeds = Feeds(store=store, agents=agents, settings=settings, observer=metrics)
     pipes = Pipes(agents=agents, store=store, observer=metrics, nodes=settings.nodes)

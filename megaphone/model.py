@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
+from typing import NamedTuple
 
 DEFAULT_WINDOW = 100
 """Events that an acknowledging reader has in flight at most, unless it asks for another number."""
@@ -157,12 +158,34 @@ class ReadOptions:
     """Send a sign of life after this long without an event."""
 
 
+class Progress(NamedTuple):
+    """How far a channel was read."""
+
+    position: str = START
+    """The event after which the next read starts, or START."""
+    sent: str = START
+    """The last event that any reader was sent, or START."""
+    has_gap: bool = False
+    """Whether events were evicted that no reader had, and no reader has learned of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyOf:
+    """The idempotency key of an event."""
+
+    request_id: str = field(repr=False)
+    age_s: float
+    """How long ago the event was taken."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelAdded:
     """A channel is on the node that forwards it."""
 
     address: str = field(repr=False)
     """That of the consumer, as in all of these."""
+    capacity: int = 0
+    """How many events it holds; 0 if the node that forwards it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,24 +203,44 @@ class EventAdded:
     event: Event
     number: int
     """Its place in the channel's order, from 1; 0 if the node that forwards it does not say."""
+    key: KeyOf | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class PositionMoved:
-    """The next read of a channel starts elsewhere."""
+class KeyAdded:
+    """The key of an event is remembered in a channel that does not hold the event any more."""
 
     address: str = field(repr=False)
     event_id: str
-    """The event after which it starts, or START."""
+    key: KeyOf
 
 
-ChannelChange = ChannelAdded | ChannelEnded | EventAdded | PositionMoved
+@dataclass(frozen=True, slots=True)
+class ProgressMade:
+    """A channel was read, or its next read starts elsewhere."""
+
+    address: str = field(repr=False)
+    progress: Progress
+
+
+@dataclass(frozen=True, slots=True)
+class EventsForgotten:
+    """Events were read and are kept no more; what is told next comes after them."""
+
+    address: str = field(repr=False)
+    event_id: str
+    """The last of them."""
+    number: int
+
+
+ChannelChange = ChannelAdded | ChannelEnded | EventAdded | KeyAdded | ProgressMade | EventsForgotten
 """What another node must be told to have the same channels."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelLimits:
-    """What bounds a channel. The same for all channels of a store."""
+    """What bounds a channel. The same for all channels of a store but for the capacity, which a
+    channel brings along when it comes from another node."""
 
     capacity: int = 100
     """Events that wait for a reader or its acknowledgement, and as many again kept for replay."""

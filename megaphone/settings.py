@@ -25,6 +25,7 @@ def seconds(least: float, most: float) -> Meta:
 
 
 DAY_S = 86_400
+MAX_CAPACITY = 100_000
 
 Name = Annotated[
     str,
@@ -157,8 +158,9 @@ class Settings:
     write_timeout_millis: Milliseconds = 10_000
     """How long a write to a full channel waits for room."""
 
-    buffer_capacity: Annotated[int, whole(1, 100_000)] = 100
-    """Events that a channel holds for its reader."""
+    buffer_capacity: Annotated[int, whole(1, MAX_CAPACITY)] = 100
+    """Events that a channel holds for its reader. One that comes from another node keeps the
+    capacity that it was made with."""
     max_channels: Annotated[int, whole(1, 100_000_000)] = 100_000
     """Channels that this node holds at once."""
     max_replicas: Annotated[int, whole(1, 100_000)] = 1_000

@@ -39,6 +39,8 @@ class SyncRequest(_message.Message):
     CHANNEL_DISPOSED_FIELD_NUMBER: _builtins.int
     EVENT_RECEIVED_FIELD_NUMBER: _builtins.int
     CHANNEL_POSITION_FIELD_NUMBER: _builtins.int
+    KEY_TAKEN_FIELD_NUMBER: _builtins.int
+    EVENTS_FORGOTTEN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pipe_agent_start(self) -> Global___PipeAgentStart: ...
     @_builtins.property
@@ -53,6 +55,14 @@ class SyncRequest(_message.Message):
     def channel_position(self) -> Global___ChannelPosition:
         """Extension."""
 
+    @_builtins.property
+    def key_taken(self) -> Global___KeyTaken:
+        """Extension."""
+
+    @_builtins.property
+    def events_forgotten(self) -> Global___EventsForgotten:
+        """Extension."""
+
     def __init__(
         self,
         *,
@@ -62,12 +72,14 @@ class SyncRequest(_message.Message):
         channel_disposed: Global___ChannelDisposed | None = ...,
         event_received: Global___EventReceived | None = ...,
         channel_position: Global___ChannelPosition | None = ...,
+        key_taken: Global___KeyTaken | None = ...,
+        events_forgotten: Global___EventsForgotten | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["channel_created", b"channel_created", "channel_disposed", b"channel_disposed", "channel_position", b"channel_position", "event_received", b"event_received", "pipe_agent_end", b"pipe_agent_end", "pipe_agent_start", b"pipe_agent_start", "sync_event", b"sync_event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["channel_created", b"channel_created", "channel_disposed", b"channel_disposed", "channel_position", b"channel_position", "event_received", b"event_received", "events_forgotten", b"events_forgotten", "key_taken", b"key_taken", "pipe_agent_end", b"pipe_agent_end", "pipe_agent_start", b"pipe_agent_start", "sync_event", b"sync_event"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_created", b"channel_created", "channel_disposed", b"channel_disposed", "channel_position", b"channel_position", "event_received", b"event_received", "pipe_agent_end", b"pipe_agent_end", "pipe_agent_start", b"pipe_agent_start", "sync_event", b"sync_event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_created", b"channel_created", "channel_disposed", b"channel_disposed", "channel_position", b"channel_position", "event_received", b"event_received", "events_forgotten", b"events_forgotten", "key_taken", b"key_taken", "pipe_agent_end", b"pipe_agent_end", "pipe_agent_start", b"pipe_agent_start", "sync_event", b"sync_event"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_sync_event: _TypeAlias = _typing.Literal["pipe_agent_start", "pipe_agent_end", "channel_created", "channel_disposed", "event_received", "channel_position"]  # noqa: Y015
+    _WhichOneofReturnType_sync_event: _TypeAlias = _typing.Literal["pipe_agent_start", "pipe_agent_end", "channel_created", "channel_disposed", "event_received", "channel_position", "key_taken", "events_forgotten"]  # noqa: Y015
     _WhichOneofArgType_sync_event: _TypeAlias = _typing.Literal["sync_event", b"sync_event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_sync_event) -> _WhichOneofReturnType_sync_event | None: ...
 
@@ -134,16 +146,20 @@ class ChannelCreated(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.str
     """The consumer address."""
+    capacity: _builtins.int
+    """Extension: how many events the channel holds, here and wherever it goes; 0 says nothing."""
     def __init__(
         self,
         *,
         channel_id: _builtins.str = ...,
+        capacity: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "channel_id", b"channel_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,6 +199,8 @@ class EventReceived(_message.Message):
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     JSON_PAYLOAD_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.str
     """An address of the channel: the broker before this one sends the one that the producer used,
     and looks for that of the consumer; so nodes of ours send that of the consumer.
@@ -193,6 +211,10 @@ class EventReceived(_message.Message):
     """One JSON value."""
     sequence: _builtins.int
     """Extension: the number of the event in its channel on the source, from 1; 0 is no number."""
+    request_id: _builtins.str
+    """Extension: the idempotency key under which the event was written, or empty."""
+    age_ms: _builtins.int
+    """Extension: how long ago the event was taken; with a request_id only."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -204,14 +226,77 @@ class EventReceived(_message.Message):
         timestamp: _timestamp_pb2.Timestamp | None = ...,
         json_payload: _builtins.str = ...,
         sequence: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        age_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "event_id", b"event_id", "json_payload", b"json_payload", "sequence", b"sequence", "stream_id", b"stream_id", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "channel_id", b"channel_id", "event_id", b"event_id", "json_payload", b"json_payload", "request_id", b"request_id", "sequence", b"sequence", "stream_id", b"stream_id", "timestamp", b"timestamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EventReceived: _TypeAlias = EventReceived  # noqa: Y015
+
+@_typing.final
+class KeyTaken(_message.Message):
+    """Extension: a key is remembered in a channel that does not hold its event any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    AGE_MS_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.str
+    """The consumer address."""
+    request_id: _builtins.str
+    event_id: _builtins.str
+    age_ms: _builtins.int
+    """How long ago the event was taken."""
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        age_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "channel_id", b"channel_id", "event_id", b"event_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeyTaken: _TypeAlias = KeyTaken  # noqa: Y015
+
+@_typing.final
+class EventsForgotten(_message.Message):
+    """Extension: events were read on the source and are kept no more. What comes next comes after them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_ID_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    channel_id: _builtins.str
+    """The consumer address."""
+    event_id: _builtins.str
+    """The last of them, and its number."""
+    sequence: _builtins.int
+    def __init__(
+        self,
+        *,
+        channel_id: _builtins.str = ...,
+        event_id: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "event_id", b"event_id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EventsForgotten: _TypeAlias = EventsForgotten  # noqa: Y015
 
 @_typing.final
 class ChannelPosition(_message.Message):
@@ -221,19 +306,27 @@ class ChannelPosition(_message.Message):
 
     CHANNEL_ID_FIELD_NUMBER: _builtins.int
     EVENT_ID_FIELD_NUMBER: _builtins.int
+    SENT_EVENT_ID_FIELD_NUMBER: _builtins.int
+    HAS_GAP_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.str
     """The consumer address."""
     event_id: _builtins.str
     """The event after which the next read starts; "-" is before the first."""
+    sent_event_id: _builtins.str
+    """The last event that any reader was sent; "-" or empty is none."""
+    has_gap: _builtins.bool
+    """Events were evicted that no reader had, and no reader has learned of it."""
     def __init__(
         self,
         *,
         channel_id: _builtins.str = ...,
         event_id: _builtins.str = ...,
+        sent_event_id: _builtins.str = ...,
+        has_gap: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "event_id", b"event_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "event_id", b"event_id", "has_gap", b"has_gap", "sent_event_id", b"sent_event_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -266,18 +359,24 @@ class FindChannelsInUseReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CHANNEL_IDS_FIELD_NUMBER: _builtins.int
+    POSITIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def channel_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Those of the request that are in use."""
+
+    @_builtins.property
+    def positions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChannelPosition]:
+        """How far those of the request were read that were read here."""
 
     def __init__(
         self,
         *,
         channel_ids: _abc.Iterable[_builtins.str] | None = ...,
+        positions: _abc.Iterable[Global___ChannelPosition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_ids", b"channel_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_ids", b"channel_ids", "positions", b"positions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

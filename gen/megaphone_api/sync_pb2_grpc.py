@@ -66,7 +66,8 @@ class SyncServiceServicer(object):
 
     def FindChannelsInUse(self, request, context):
         """Extension: tell which of some channels are read on this node, or were until so lately that
-        they would live on. Who feeds them asks before it lets them expire.
+        they would live on, and how far. The source asks before it lets them expire, and while writers
+        wait for room in them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

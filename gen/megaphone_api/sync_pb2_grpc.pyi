@@ -54,7 +54,8 @@ class SyncServiceStub:
     """
     FindChannelsInUse: _grpc.UnaryUnaryMultiCallable[_sync_pb2.FindChannelsInUseRequest, _sync_pb2.FindChannelsInUseReply]
     """Extension: tell which of some channels are read on this node, or were until so lately that
-    they would live on. Who feeds them asks before it lets them expire.
+    they would live on, and how far. The source asks before it lets them expire, and while writers
+    wait for room in them.
     """
 
 @_typing.type_check_only
@@ -73,7 +74,8 @@ class SyncServiceAsyncStub(SyncServiceStub):
     """
     FindChannelsInUse: _aio.UnaryUnaryMultiCallable[_sync_pb2.FindChannelsInUseRequest, _sync_pb2.FindChannelsInUseReply]  # type: ignore[assignment]
     """Extension: tell which of some channels are read on this node, or were until so lately that
-    they would live on. Who feeds them asks before it lets them expire.
+    they would live on, and how far. The source asks before it lets them expire, and while writers
+    wait for room in them.
     """
 
 class SyncServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -101,7 +103,8 @@ class SyncServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sync_pb2.FindChannelsInUseReply, _abc.Awaitable[_sync_pb2.FindChannelsInUseReply]]:
         """Extension: tell which of some channels are read on this node, or were until so lately that
-        they would live on. Who feeds them asks before it lets them expire.
+        they would live on, and how far. The source asks before it lets them expire, and while writers
+        wait for room in them.
         """
 
 def add_SyncServiceServicer_to_server(servicer: SyncServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,23 +1,26 @@
-"""The end of channels that are on two nodes: once nobody reads them on either.
+"""What a node that forwards an agent asks its targets about the channels that are on both sides.
 
-A node that forwards an agent holds its channels, since it does not know who reads them elsewhere.
-So it asks, before a channel goes: every node that it forwards the agent to.
+It does not know which of them are read elsewhere, nor how far. So it asks every target before it
+lets a channel expire, and while writers wait for room in one.
 """
 
 import asyncio
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 
 from megaphone.cluster.target import Connection
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.ports import Store
-from megaphone.errors import MegaphoneError
+from megaphone.errors import ChannelNotFound, MegaphoneError
 
 log = logging.getLogger(__name__)
 
 CHECK_S = 1.0
 """How often is looked for channels that should go."""
+BLOCKED_CHECK_S = 0.1
+"""How often is asked how far channels were read in which writers wait for room."""
 ASKED_AT_ONCE = 1000
 
 
@@ -36,6 +39,25 @@ async def unread_anywhere(store: Store, agent: str, targets: Sequence[Connection
         gone = set(addresses).difference(*answers)
         unread += [ConsumerAddress.parse(address).channel_id for address in gone]
     return unread
+
+
+async def make_room(store: Store, agent: str, targets: Sequence[Connection]) -> None:
+    """Count what readers got at the targets of an agent as delivered, where writers wait for room.
+
+    A target that does not answer is passed over.
+    """
+    for addresses in batches(await store.blocked(agent)):
+        for answer in await asyncio.gather(
+            *(target.positions(addresses) for target in targets), return_exceptions=True
+        ):
+            if isinstance(answer, MegaphoneError):
+                continue
+            if isinstance(answer, BaseException):
+                raise answer
+            for address, event_id in answer.items():
+                if address in addresses:
+                    with suppress(ChannelNotFound):
+                        await store.advance(ConsumerAddress.parse(address).channel_id, event_id)
 
 
 def batches(addresses: Sequence[str]) -> Iterator[list[str]]:

@@ -22,6 +22,7 @@ from megaphone.cluster.credentials import Credentials
 from megaphone.cluster.target import Connection, connect, endpoint_of
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
+from megaphone.core.feeds import RUST_CAPACITY
 from megaphone.core.ports import Observer, Store
 from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
 from megaphone.model import AgentMode, ChannelChange, EventAdded
@@ -49,7 +50,8 @@ class Pipes:
         self._observer = observer
         self._credentials = Credentials(nodes)
         self._pipes: dict[tuple[str, str], Pipe] = {}
-        self._expiring: asyncio.Task[None] | None = None
+        self._asking: list[asyncio.Task[None]] = []
+        """What asks targets which channels are read there, and how far."""
 
     async def pipe(self, agent: str, target: str) -> None:
         await self.open(agent, endpoint_of(target))
@@ -62,8 +64,11 @@ class Pipes:
         """
         if (known := self.get(agent, endpoint)) is not None:
             return known
-        if self._expiring is None:
-            self._expiring = asyncio.create_task(self._expire())
+        if not self._asking:
+            self._asking = [
+                asyncio.create_task(self._expire()),
+                asyncio.create_task(self._make_room()),
+            ]
         pipe = Pipe(
             self._agents.pipe(agent), endpoint, self._store, self._observer, self._credentials
         )
@@ -108,8 +113,8 @@ class Pipes:
 
     async def aclose(self) -> None:
         """Complete each pipe, for some seconds at most, and let go of what has arrived."""
-        if self._expiring is not None:
-            self._expiring.cancel()
+        for task in self._asking:
+            task.cancel()
         pipes = list(self._pipes.values())
         results = await asyncio.gather(*(pipe.complete() for pipe in pipes))
         arrived = [pipe for pipe, has_arrived in zip(pipes, results, strict=True) if has_arrived]
@@ -123,10 +128,21 @@ class Pipes:
         while True:
             await asyncio.sleep(expiry.CHECK_S)
             for agent in {name for name, _ in self._pipes}:
-                connections = [pipe.connection for pipe in self._of(agent)]
-                targets = [connection for connection in connections if connection is not None]
-                if len(targets) == len(connections):
+                targets = self._connected(agent)
+                if len(targets) == len(self._of(agent)):
                     await self._end_unread(agent, targets)
+
+    def _connected(self, agent: str) -> list[Connection]:
+        connections = [pipe.connection for pipe in self._of(agent)]
+        return [connection for connection in connections if connection is not None]
+
+    async def _make_room(self) -> None:
+        """Follow how far channels are read elsewhere while writers wait for room in them here."""
+        while True:
+            await asyncio.sleep(expiry.BLOCKED_CHECK_S)
+            for agent in {name for name, _ in self._pipes}:
+                if targets := self._connected(agent):
+                    await expiry.make_room(self._store, agent, targets)
 
     async def _end_unread(self, agent: str, targets: Sequence[Connection]) -> None:
         for channel_id in await expiry.unread_anywhere(self._store, agent, targets):
@@ -177,7 +193,21 @@ class Pipe:
             refuses, or has not proved that it has the secret of this node.
         """
         connection = await connect(self.endpoint, self._start, self._credentials)
+        try:
+            await self._check_capacity(connection)
+        except BaseException:
+            await connection.close()
+            raise
         self._task = asyncio.create_task(self._run(connection))
+
+    async def _check_capacity(self, connection: Connection) -> None:
+        """Raises: WrongMode, when channels of the agent hold more than the target would."""
+        largest = await self._store.largest_capacity(self.agent.name)
+        if not connection.extended and largest > RUST_CAPACITY:
+            raise WrongMode(
+                f"agent {self.agent.name} has channels that hold {largest} events, and those of the"
+                f" target, which runs the Rust broker, hold {RUST_CAPACITY}"
+            )
 
     @property
     def is_running(self) -> bool:

@@ -125,15 +125,24 @@ class Connection:
         """
         if not self.extended:
             return set(addresses)
+        return set((await self._ask(addresses)).channel_ids)
+
+    async def positions(self, addresses: Sequence[str]) -> dict[str, str]:
+        """Return how far those of some channels were read that were read there, by address.
+
+        Raises: TargetUnavailable.
+        """
+        return wire.positions(await self._ask(addresses)) if self.extended else {}
+
+    async def _ask(self, addresses: Sequence[str]) -> pb.FindChannelsInUseReply:
         request = pb.FindChannelsInUseRequest(channel_ids=addresses)
         try:
             stub = SyncServiceStub(self.channel)
-            reply = await stub.FindChannelsInUse(
+            return await stub.FindChannelsInUse(
                 request, metadata=self.credentials.for_question(), timeout=CONNECT_S
             )
         except grpc.aio.AioRpcError:
             raise TargetUnavailable from None
-        return set(reply.channel_ids)
 
     async def finish(self) -> None:
         """Say that nothing more will come, and wait until everything has taken effect.

@@ -132,6 +132,11 @@ class Agents:
     def get(self, name: str) -> Agent | None:
         return self._agents.get(name)
 
+    def is_owned(self, name: str) -> bool:
+        """Tell whether this node answers for the channels of an agent, which is here or was."""
+        agent = self._agents.get(name)
+        return agent is None or agent.is_owned
+
     def named(self, name: str) -> Agent:
         """Raises: AgentNotFound."""
         if (agent := self._agents.get(name)) is None:

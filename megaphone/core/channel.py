@@ -21,17 +21,24 @@ What a lease took counts as sent once it is *confirmed*, which says that the con
 bytes. The next take confirms what was taken before it.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import NamedTuple
 
 from megaphone.core.budget import CHANNEL_BYTES, KEY_BYTES, Budget, cost
 from megaphone.errors import LimitExceeded, ReaderBusy
-from megaphone.model import START, ChannelLimits, Event, ReadOptions
+from megaphone.model import START, ChannelLimits, Event, Progress, ReadOptions
 
 IDEMPOTENCY_KEYS = 10_000
 """Request ids that a channel remembers at most; the oldest are forgotten first."""
 EVENT_OVERHEAD_BYTES = 200
 """What an event costs in a batch beside its body: its ids, its time, and names of fields."""
+REPLICA_SURPLUS = 1_000
+"""Events beyond what its source may hold that a replica takes: those that were sent before the
+source could say that older ones were read."""
+ELSEWHERE = -math.inf
+"""In place of the time at which an event was sent: a reader got it on another node."""
 BUSY_RETRY_AFTER_S = 1.0
 """When a writer may come back that found too many others waiting."""
 
@@ -88,6 +95,7 @@ class Lease:
         "position",
         "recovered",
         "resent",
+        "tells_gap",
         "wake",
         "window",
     )
@@ -104,7 +112,10 @@ class Lease:
         """The event before the first one of this read, or START. Who resumes after it misses
         nothing of this read."""
         self.recovered: bool | None = None
-        """Whether the event to resume after was still known; None when none was named."""
+        """Whether the event to resume after was still known. When none was named: False if events
+        were evicted before any reader had them, else None."""
+        self.tells_gap = True
+        """Whether the reader has learned of all evictions so far. Not of those during the read."""
         self.resent = 0
         """How many of the events taken so far had been sent before."""
         self.confirmed = 0
@@ -144,8 +155,19 @@ class Lease:
             self._channel._release(self, clean=clean, now=now)
 
 
-RequestIds = OrderedDict[str, tuple[str | Waiter, float]]
-"""By request id: the event taken for it, or the waiter, and when it was offered. Oldest first."""
+class Key(NamedTuple):
+    """What is remembered of a request id."""
+
+    answer: str | Waiter
+    """The event taken for it, or the waiter that waits for room."""
+    at: float
+    """When the event was taken. Of a waiter: when it was offered."""
+    number: int
+    """The number of the event; at most that of the last event, when the event came without it."""
+
+
+RequestIds = OrderedDict[str, Key]
+"""In the order in which events were taken."""
 
 
 class Channel:
@@ -156,14 +178,16 @@ class Channel:
         "_done",
         "_forgotten",
         "_forgotten_id",
+        "_has_gap",
         "_held",
-        "_is_fed",
         "_lease",
         "_limits",
         "_log",
         "_request_ids",
         "_sent",
+        "_sent_up_to",
         "_waiters",
+        "_was_used",
         "created_at",
         "deadline",
     )
@@ -185,8 +209,11 @@ class Channel:
         """How many events fell out of the log."""
         self._forgotten_id: str | None = None
         """The last event that fell out of the log: who resumes after it misses nothing."""
-        self._is_fed = False
-        """Whether it was fed by another node, where readers were sent what is here."""
+        self._sent_up_to = 0
+        """The highest number of an event that a reader was sent, here or elsewhere."""
+        self._was_used = False
+        self._has_gap = False
+        """Whether events were evicted, and no reader has learned of it."""
         self._lease: Lease | None = None
         # Most channels never need these two; they are made when they do, since memory counts.
         self._waiters: OrderedDict[Waiter, None] | None = None
@@ -197,9 +224,9 @@ class Channel:
     def offer(self, event: Event, *, now: float, request_id: str | None = None) -> str | Waiter:
         """Take an event, or queue it behind those that wait already if there is no room.
 
-        A `request_id` seen within the idempotency window is answered as it was the first time, and
-        the new event is dropped: with the id of the event that was taken, or with the waiter that
-        waits for it.
+        A `request_id` whose event was taken within the idempotency window, or waits for room, is
+        answered as it was the first time, and the new event is dropped: with the id of the event,
+        or with its waiter.
 
         Returns: the id under which the event is in the channel, or the waiter to join.
         Raises: LimitExceeded, when the budget has no room for the event, or as many writers wait
@@ -237,7 +264,9 @@ class Channel:
         """Start to read. The channel cannot die until the lease is released.
 
         With `after_event_id` the read starts after that event, which counts as acknowledged with
-        all before it; if the event is not known any more it starts at the oldest one kept.
+        all before it; if the event is not known any more it starts at the oldest one kept. Without
+        it, `recovered` is False if events were evicted that no reader had; this is repeated until
+        a read has ended clean.
         With `take_over` an open lease is lost to this one, as if its read had broken just now.
 
         Raises: ReaderBusy, when another lease is open and not to be taken over.
@@ -248,31 +277,37 @@ class Channel:
             self._lose_lease(self._lease, now)
         lease = Lease(self, options, wake)
         if options.after_event_id is not None:
-            lease.recovered = self._rewind_to(options.after_event_id)
+            lease.recovered = self._rewind_to(options.after_event_id, now)
+        elif self._has_gap:
+            lease.recovered = False
         lease.position = self.position
         lease.confirmed = self._forgotten + self._sent
         self._lease = lease
         self.deadline = None
         return lease
 
-    def acknowledge(self, event_id: str) -> int:
-        """Count an event that was sent, and all before it, as delivered.
-
-        In a channel that came from another node any event may have been sent, there.
+    def acknowledge(self, event_id: str, now: float) -> int:
+        """Count an event that was sent, here or elsewhere, and all before it, as delivered.
 
         Returns: how many that were not yet; 0 for an event that is not known (any more).
         """
         position = self._find(event_id)
-        if position is None or not (self._is_fed or self._log[position].sent_at is not None):
+        if position is None or self._log[position].sent_at is None:
             return 0
+        self._was_used = True
         newly = max(0, position + 1 - self._done)
-        self._finish(position + 1)
+        self._finish(position + 1, now)
         self._wake_reader()
         return newly
 
     @property
     def is_read(self) -> bool:
         return self._lease is not None
+
+    @property
+    def was_used(self) -> bool:
+        """Whether events were read or acknowledged here, and not only elsewhere."""
+        return self._was_used
 
     @property
     def unsent(self) -> int:
@@ -308,9 +343,8 @@ class Channel:
         return self._held < self._limits.capacity
 
     @property
-    def overflows(self) -> bool:
-        """Whether more is to be read than finds room in another channel that is fed with it all."""
-        return len(self._log) - self._read_so_far() > self._limits.capacity
+    def capacity(self) -> int:
+        return self._limits.capacity
 
     def is_unread_for(self, seconds: float, now: float) -> bool:
         """Whether nobody reads, or has read for so long."""
@@ -321,45 +355,120 @@ class Channel:
         """The number of the oldest event that holds a place. There must be one."""
         return self._forgotten + self._first_held() + 1
 
-    def push(self, event: Event) -> int:
-        """Take an event that another node has taken already; without room, push out the oldest.
+    def progress(self, number: int) -> Progress:
+        """Return how far it was read, in terms of the events up to a number."""
+        read, sent = min(self.read_number, number), min(self._sent_up_to, number)
+        return Progress(self._id_at(read), self._id_at(sent), self._has_gap)
 
-        Taken once only: an event that is in the log stays where it is.
+    def keys_after(self, number: int, now: float) -> list[tuple[str, Key]]:
+        """Return the request ids of events taken after a number, in the order of their events."""
+        keys: list[tuple[str, Key]] = []
+        before = now - self._limits.idempotency_window_s
+        for request_id, key in reversed((self._request_ids or RequestIds()).items()):
+            if isinstance(key.answer, Waiter):
+                continue
+            if key.number <= number:
+                break
+            if key.at >= before:
+                keys.append((request_id, key))
+        return keys[::-1]
 
-        Returns: how many events were lost by it, that is, pushed out before a reader had them.
+    def push(self, event: Event, now: float, *, is_followed: bool = False) -> int:
+        """Take an event that another node has taken already; in a full channel, evict the oldest.
+
+        Taken once only: an event that is in the log stays where it is. A channel whose source says
+        how far it was read (`follow`) is full only when it holds far more than its source may: what
+        the source has taken has its place there.
+
+        Returns: how many events were lost by it.
         """
-        self._is_fed = True
         if self._find(event.id) is not None:
             return 0
-        is_full = not self.has_room
+        capacity = self._limits.capacity
+        # After a broken read a source may hold what it was sent besides a full buffer.
+        most = 2 * capacity + REPLICA_SURPLUS if is_followed else capacity
+        is_full = self._held >= most
         self._append(event)  # first, for a writer that waits not to get the room
-        return self.push_out() if is_full else 0
+        return self.push_out(now) if is_full else 0
 
-    def push_out(self) -> int:
+    def push_out(self, now: float) -> int:
         """Take its place from the oldest event that holds one. It is still kept for replay.
 
-        Returns: how many events were lost by it: 1 if no reader had it.
+        If it was yet to be read, the next read starts after it, and that reader learns of it.
+
+        Returns: how many events were lost by it: 1 if no reader was ever sent it.
         """
         first = self._first_held()
-        lost = int(first >= self._sent)
-        if lost:
+        entry, lost = self._log[first], 0
+        if first >= self._sent:
+            lost = int(entry.sent_at is None)
+            self._has_gap = True
+            if self._lease is not None:
+                self._lease.tells_gap = False
             self._sent = first + 1
             if self._lease is None or self._lease.acknowledging:
                 self._done = self._sent  # what was never sent would never be acknowledged
-        self._free([self._log[first]])
+        self._free([entry], now)
         return lost
 
-    def move_position(self, event_id: str) -> None:
-        """Have the next read start after an event, since it does on the node that feeds this one.
+    def learn_key(self, request_id: str, event_id: str, taken_at: float, now: float) -> None:
+        """Remember a request id under which another node has taken an event."""
+        is_new = self._recall(request_id, now) is None
+        if is_new and taken_at >= now - self._limits.idempotency_window_s:
+            self._remember(request_id, event_id, taken_at)
 
-        Without effect if the event is not known, and once readers have come here: they know better.
+    def follow(self, progress: Progress, now: float) -> None:
+        """Take over how far the channel was read on the node that feeds this one.
+
+        Positions move back too, but only forward once events were read or acknowledged here, and
+        not while it is read here. Events that are not known here move nothing.
         """
-        if self._lease is not None or any(entry.sent_at is not None for entry in self._log):
+        self._mark_sent(progress.sent)
+        self._mark_sent(progress.position)
+        self._has_gap = progress.has_gap or (self._has_gap and self._was_used)
+        if self._was_used or self._lease is not None:
+            self.advance(progress.position, now)
+        elif not self._log:
+            self._forgotten_id = None if progress.position == START else progress.position
+        elif progress.position == self.before_first or self._find(progress.position) is not None:
+            self._rewind_to(progress.position, now)
+
+    def skip_to(self, event_id: str, now: float) -> None:
+        """Forget all events: they were read, up to this one, on the node that feeds this one.
+
+        Without effect once events were read or acknowledged here.
+        """
+        if self._was_used or self._lease is not None:
             return
-        if not self._log:
-            self._forgotten_id = None if event_id == START else event_id
-        elif event_id == self.before_first or self._find(event_id) is not None:
-            self._rewind_to(event_id)
+        number = self._forgotten + len(self._log)
+        self._sent = self._done = len(self._log)
+        self._free(self._log.copy(), now)
+        if number > self._forgotten:
+            self._drop_first(number - self._forgotten)
+        self._forgotten_id = event_id
+
+    def advance(self, event_id: str, now: float) -> None:
+        """Count all up to an event as delivered, because a reader got them on another node.
+
+        Without effect if the event is not known, and while the channel is read here.
+        """
+        position = self._find(event_id)
+        if self._lease is None and position is not None and position >= self._sent:
+            self._mark_sent(event_id)
+            self._rewind_to(event_id, now)
+
+    def _mark_sent(self, event_id: str) -> None:
+        position = self._find(event_id)
+        if position is None:
+            return
+        self._sent_up_to = max(self._sent_up_to, self._forgotten + position + 1)
+        while position >= 0 and self._log[position].sent_at is None:
+            self._log[position].sent_at = ELSEWHERE
+            position -= 1
+
+    def _id_at(self, number: int) -> str:
+        position = number - self._forgotten - 1
+        return self._log[position].event.id if position >= 0 else self.before_first
 
     def postpone(self, deadline: float) -> None:
         """Let the channel live until then at least, if nobody reads it before."""
@@ -380,12 +489,10 @@ class Channel:
     def close(self) -> int:
         """End the channel: its reader is woken, its writers are refused.
 
-        Returns: how many events were lost, that is, taken and not delivered as their reader wanted.
+        Returns: how many events were lost, that is, are yet to be read and were never sent.
         """
-        lost = len(self._log) - self._sent
+        lost = sum(entry.sent_at is None for entry in self._log[self._sent :])
         if (lease := self._lease) is not None:
-            if lease.acknowledging:
-                lost += self._sent - self._done
             self._lease = None
             lease.is_open = False
             lease.wake()
@@ -431,11 +538,13 @@ class Channel:
         self._budget.hold(waiter.event)
         return waiter
 
-    def _admit_waiters(self) -> None:
+    def _admit_waiters(self, now: float) -> None:
         while self._waiters and self._held < self._limits.capacity:
             waiter, _ = self._waiters.popitem(last=False)
             self._append(waiter.event)
             self._budget.drop(waiter.event)
+            if waiter.request_id is not None:
+                self._remember(waiter.request_id, waiter.event.id, now)
             waiter.settle(taken=True)
         if not self._waiters:
             self._waiters = None
@@ -443,17 +552,21 @@ class Channel:
     def _recall(self, request_id: str, now: float) -> str | Waiter | None:
         if not self._request_ids:
             return None
-        self._forget_request_ids(self._request_ids, now - self._limits.idempotency_window_s)
-        answer, _ = self._request_ids.get(request_id, (None, now))
-        if isinstance(answer, Waiter) and answer.taken:
-            return answer.event.id
-        return answer
+        before = now - self._limits.idempotency_window_s
+        self._forget_request_ids(self._request_ids, before)
+        key = self._request_ids.get(request_id)
+        if key is None:
+            return None
+        if key.at < before and not isinstance(key.answer, Waiter):
+            self._forget_request_id(request_id)  # it stands behind one that waits
+            return None
+        return key.answer
 
     def _forget_request_ids(self, known: RequestIds, before: float) -> None:
-        """Forget those offered before a time, up to the first whose event still waits for room."""
+        """Forget those taken before a time, up to the first whose event still waits for room."""
         while known:
-            request_id, (answer, offered_at) = next(iter(known.items()))
-            if offered_at >= before or (isinstance(answer, Waiter) and answer.taken is None):
+            request_id, key = next(iter(known.items()))
+            if key.at >= before or isinstance(key.answer, Waiter):
                 break
             self._forget_request_id(request_id)
 
@@ -461,11 +574,14 @@ class Channel:
         if self._request_ids is not None and self._request_ids.pop(request_id, None) is not None:
             self._budget.subtract(KEY_BYTES + len(request_id))
 
-    def _remember(self, request_id: str, answer: str | Waiter, now: float) -> None:
+    def _remember(self, request_id: str, answer: str | Waiter, at: float) -> None:
         if self._request_ids is None:
             self._request_ids = OrderedDict()
-        self._request_ids[request_id] = (answer, now)
-        self._budget.add(KEY_BYTES + len(request_id))
+        if request_id in self._request_ids:
+            self._request_ids.move_to_end(request_id)
+        else:
+            self._budget.add(KEY_BYTES + len(request_id))
+        self._request_ids[request_id] = Key(answer, at, self._forgotten + len(self._log))
         if len(self._request_ids) > IDEMPOTENCY_KEYS:
             self._forget_request_id(next(iter(self._request_ids)))
 
@@ -489,8 +605,10 @@ class Channel:
             entry.sent_at = now
             events.append(entry.event)
         self._sent = first + len(events)
+        self._sent_up_to = max(self._sent_up_to, self._forgotten + self._sent)
+        self._was_used = self._was_used or bool(events)
         if not lease.acknowledging:
-            self._free(self._log[first : self._sent])
+            self._free(self._log[first : self._sent], now)
         return events
 
     def _confirm(self, lease: Lease, now: float) -> None:
@@ -514,6 +632,8 @@ class Channel:
             self._done = self._sent
         else:
             self._sent = self._done = self._first_owed(now)
+        if clean and lease.tells_gap:
+            self._has_gap = False
         lease.is_open = False
         self._lease = None
         self.deadline = now + self._limits.ttl_s
@@ -535,24 +655,24 @@ class Channel:
                 return position
         return end
 
-    def _rewind_to(self, event_id: str) -> bool:
+    def _rewind_to(self, event_id: str, now: float) -> bool:
         """Have the next take start after an event. Returns: whether the event was known."""
         position = self._find(event_id)
         known = position is not None or event_id == (self._forgotten_id or START)
         start = 0 if position is None else position + 1
         self._sent = self._done = start
-        self._free(self._log[:start])
+        self._free(self._log[:start], now)
         return known
 
-    def _finish(self, done: int) -> None:
+    def _finish(self, done: int, now: float) -> None:
         """Count all entries before `done` as delivered: they are sent again only if asked for."""
         if done > self._done:
             finished = self._log[self._done : done]
             self._done = done
             self._sent = max(self._sent, done)
-            self._free(finished)
+            self._free(finished, now)
 
-    def _free(self, entries: list[Entry]) -> None:
+    def _free(self, entries: list[Entry], now: float) -> None:
         """Take their places from entries, for writers that wait, and forget what is too old."""
         for entry in entries:
             if entry.holds_place:
@@ -561,7 +681,7 @@ class Channel:
                 self._budget.deliver(entry.event)
         self._forget()
         self._note_replay()
-        self._admit_waiters()
+        self._admit_waiters(now)
 
     def _forget(self) -> None:
         """Keep no more than `capacity` entries for replay."""

@@ -16,6 +16,7 @@ from megaphone.errors import BadRequest, PayloadTooLarge
 EVENT_ID_LENGTH = 23
 MAX_STREAM_ID_BYTES = 1_024
 MAX_ID_LENGTH = 200
+MAX_INDEX_DIGITS = 8
 """Of event ids and request ids that clients send."""
 MAX_DEPTH = 127
 """Arrays and objects in each other. With the event around it that makes the 128 that serde_json
@@ -223,6 +224,21 @@ def checked_stream_id(stream_id: str) -> str:
     if _CONTROL_CHARACTER.search(stream_id):
         raise BadRequest("the stream id holds a control character; none is allowed")
     return stream_id
+
+
+def checked_key(text: str) -> str:
+    """Return an idempotency key as another node remembers it: a request id, or one and an index.
+
+    Raises: BadRequest.
+    """
+    request_id, _, index = text.partition(" ")
+    checked_id("request id", request_id)
+    if index and not (index.isascii() and index.isdecimal() and len(index) <= MAX_INDEX_DIGITS):
+        raise BadRequest(
+            f"after a request id there may be the index of an event in its batch,"
+            f" with at most {MAX_INDEX_DIGITS} digits"
+        )
+    return text
 
 
 def checked_id(what: str, text: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer_shaped
 from megaphone.core.agents import Agent, Agents
-from megaphone.core.content import accepted_body, checked_id, checked_stream_id
+from megaphone.core.content import accepted_body, checked_id, checked_key, checked_stream_id
 from megaphone.core.pace import ADDRESS_WORK, Pace
 from megaphone.core.ports import Observer, Store
 from megaphone.core.replicas import Replicas
@@ -23,9 +23,13 @@ from megaphone.model import (
     ChannelEnded,
     Event,
     EventAdded,
-    PositionMoved,
+    EventsForgotten,
+    KeyAdded,
+    KeyOf,
+    Progress,
+    ProgressMade,
 )
-from megaphone.settings import Settings
+from megaphone.settings import MAX_CAPACITY, Settings
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,9 @@ LATEST_TIMESTAMP_US = 253_402_300_799_999_999
 
 SOURCES_REMEMBERED = 100
 """Of how many sources of an agent it is remembered which events they have sent."""
+
+RUST_CAPACITY = 100
+"""How many events a channel of the Rust broker (0.10) holds, which does not say so."""
 
 Numbers = dict[bytes, int]
 """By channel id: the number of the last event that a source sent."""
@@ -125,6 +132,21 @@ class Feeds:
             await pace.work(ADDRESS_WORK)
         return in_use
 
+    async def positions(self, addresses: Sequence[str]) -> dict[str, str]:
+        """Return how far those of some channels were read that were read here, by their consumer
+        addresses: the event after which the next read starts, or START.
+
+        Raises: BadRequest, for what is no consumer address.
+        """
+        positions: dict[str, str] = {}
+        pace = Pace()
+        for address in dict.fromkeys(addresses):
+            event_id = await self.store.read_here(ConsumerAddress.parse(address).channel_id)
+            if event_id:
+                positions[address] = event_id
+            await pace.work(ADDRESS_WORK)
+        return positions
+
     async def aclose(self) -> None:
         """Remove no more agents that nobody needs."""
         await self._replicas.aclose()
@@ -161,14 +183,18 @@ class Feed:
         if not self._is_open:
             raise BadRequest("this stream is over: its source has begun another one")
         match change:
-            case ChannelAdded(address):
-                await self._add(self._own(address))
+            case ChannelAdded(address, capacity):
+                await self._add(self._own(address), capacity)
             case ChannelEnded(address):
                 await self._end(self._own(address).channel_id)
-            case EventAdded(address, event, number):
-                await self._push(self._channel_of(address), event, number)
-            case PositionMoved(address, event_id):
-                await self._move(self._own(address).channel_id, checked_id("event id", event_id))
+            case EventAdded(address, event, number, key):
+                await self._push(self._channel_of(address), event, number, key)
+            case KeyAdded(address, event_id, key):
+                await self._learn(self._own(address).channel_id, event_id, key)
+            case ProgressMade(address, progress):
+                await self._follow(self._own(address).channel_id, progress)
+            case EventsForgotten(address, event_id, number):
+                await self._skip(self._own(address).channel_id, event_id, number)
 
     def end(self) -> None:
         """Take the channels as complete, and promote the agent if that is configured.
@@ -198,10 +224,15 @@ class Feed:
 
     # -- Changes
 
-    async def _add(self, address: ConsumerAddress) -> None:
-        if not await self._store.exists(address.channel_id):
-            await self._store.create(address.channel_id, str(address))
-            self._feeds.observer.channel_fed()
+    async def _add(self, address: ConsumerAddress, capacity: int) -> None:
+        if await self._store.exists(address.channel_id):
+            return
+        if capacity > MAX_CAPACITY:
+            raise BadRequest(f"a channel holds at most {MAX_CAPACITY} events, not {capacity}")
+        if not capacity:
+            capacity = max(RUST_CAPACITY, self._feeds.settings.buffer_capacity)
+        await self._store.create(address.channel_id, str(address), capacity)
+        self._feeds.observer.channel_fed()
 
     async def _end(self, channel_id: bytes) -> None:
         if await self._store.is_read(channel_id):
@@ -209,11 +240,16 @@ class Feed:
         elif await self._store.exists(channel_id):
             await self._store.forget(channel_id)
 
-    async def _push(self, channel_id: bytes, event: Event, number: int) -> None:
+    async def _push(self, channel_id: bytes, event: Event, number: int, key: KeyOf | None) -> None:
         if number and number <= self._numbers.get(channel_id, 0):
             return
         try:
-            await self._store.push(channel_id, await self._checked(event))
+            await self._store.push(
+                channel_id,
+                await self._checked(event),
+                self._checked_key(key),
+                is_followed=number > 0,  # such a source says how far channels are read, too
+            )
         except LimitExceeded:
             raise  # the source keeps the event, and sends it again once it has connected again
         except MegaphoneError as error:
@@ -224,9 +260,22 @@ class Feed:
         if number:
             self._numbers[channel_id] = number
 
-    async def _move(self, channel_id: bytes, event_id: str) -> None:
+    async def _learn(self, channel_id: bytes, event_id: str, key: KeyOf) -> None:
+        checked_id("event id", event_id)
+        if await self._store.exists(channel_id) and (checked := self._checked_key(key)):
+            await self._store.learn_key(channel_id, event_id, checked)
+
+    async def _follow(self, channel_id: bytes, progress: Progress) -> None:
+        checked_id("event id", progress.position)
+        checked_id("event id", progress.sent)
         if await self._store.exists(channel_id):
-            await self._store.move_position(channel_id, event_id)
+            await self._store.follow_progress(channel_id, progress)
+
+    async def _skip(self, channel_id: bytes, event_id: str, number: int) -> None:
+        checked_id("event id", event_id)
+        if number > self._numbers.get(channel_id, 0) and await self._store.exists(channel_id):
+            await self._store.skip_to(channel_id, event_id)
+            self._numbers[channel_id] = number
 
     # -- What a source may send
 
@@ -237,6 +286,12 @@ class Feed:
         checked_stream_id(event.stream_id)
         event.body = await accepted_body(event.body, self._feeds.settings.max_body_bytes)
         return event
+
+    @staticmethod
+    def _checked_key(key: KeyOf | None) -> KeyOf | None:
+        if key is not None:
+            checked_key(key.request_id)
+        return key
 
     def _own(self, address: str) -> ConsumerAddress:
         consumer = ConsumerAddress.parse(address)

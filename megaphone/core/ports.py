@@ -6,7 +6,7 @@ Nothing here may assume that a channel lives in this process: a store may be acr
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Protocol
 
-from megaphone.model import ChannelChange, DrainProgress, Event, ReadOptions
+from megaphone.model import ChannelChange, DrainProgress, Event, KeyOf, Progress, ReadOptions
 
 Append = Callable[[bytes, Event, str | None], Awaitable[str | None]]
 """`Store.append` or `Store.append_now`."""
@@ -91,8 +91,10 @@ class Store(Protocol):
     A call may be cancelled at any point; it then has taken effect wholly or not at all.
     """
 
-    async def create(self, channel_id: bytes, consumer_address: str) -> None:
-        """Add an empty channel.
+    async def create(
+        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+    ) -> None:
+        """Add an empty channel, which holds as many events as others here, or `capacity`.
 
         Raises: LimitExceeded, when the store holds as many as it may, or has no memory for it.
         """
@@ -150,11 +152,16 @@ class Store(Protocol):
     async def count(self, agent: str) -> int:
         """Return how many channels of an agent there are."""
 
+    async def largest_capacity(self, agent: str) -> int:
+        """Return how many events that channel of an agent holds that holds most; 0 without any."""
+
     def follow(self, agent: str) -> ChannelChanges:
         """Follow what happens to the channels of an agent, present and future ones.
 
-        Meanwhile a writer does not wait for room in a channel that has not been read here for
-        some seconds: the oldest event that was told of makes room, and is kept for replay.
+        Meanwhile, if all who follow ask for what is unread only (`ChannelChanges.restart`), a
+        writer does not wait for room in a channel that has not been read here for some seconds:
+        the oldest event that all were told of is evicted. Others say how far it is read elsewhere
+        (`advance`), which makes room.
         """
 
     def hold(self, agent: str) -> None:
@@ -178,14 +185,55 @@ class Store(Protocol):
         Raises: ChannelNotFound.
         """
 
-    async def push(self, channel_id: bytes, event: Event) -> None:
+    async def push(
+        self,
+        channel_id: bytes,
+        event: Event,
+        key: KeyOf | None = None,
+        *,
+        is_followed: bool = False,
+    ) -> None:
         """Add an event that another node took, without waiting; one that is there stays once.
+
+        Its key is remembered in the same step. In a full channel the oldest event is evicted; where
+        `is_followed` says that the source tells how far it is read, a channel is full only when it
+        holds far more than the source may.
 
         Raises: ChannelNotFound; LimitExceeded, when there is no memory for it.
         """
 
-    async def move_position(self, channel_id: bytes, event_id: str) -> None:
-        """Have the next read start after an event, unless readers have come here already.
+    async def learn_key(self, channel_id: bytes, event_id: str, key: KeyOf) -> None:
+        """Remember the key of an event that another node took.
+
+        Raises: ChannelNotFound.
+        """
+
+    async def follow_progress(self, channel_id: bytes, progress: Progress) -> None:
+        """Take over how far a channel was read on the node that feeds it.
+
+        Once readers have come here, only forward.
+
+        Raises: ChannelNotFound.
+        """
+
+    async def skip_to(self, channel_id: bytes, event_id: str) -> None:
+        """Forget the events of a channel, because they were read, up to this one, on the node that
+        feeds it. Without effect once readers have come here.
+
+        Raises: ChannelNotFound.
+        """
+
+    async def blocked(self, agent: str) -> Sequence[str]:
+        """Return the consumer addresses of channels of an agent where writers wait for room."""
+
+    async def read_here(self, channel_id: bytes) -> str | None:
+        """Return the event after which the next read starts, or START; None if no reader has come
+        here, or the channel is not here."""
+
+    async def advance(self, channel_id: bytes, event_id: str) -> None:
+        """Count all up to an event as delivered, because a reader got them on another node.
+
+        Without effect if the event is not known here, and while the channel is read here.
 
         Raises: ChannelNotFound.
         """
@@ -245,7 +293,8 @@ class Observer(Protocol):
     def channel_created(self) -> None: ...
 
     def channel_removed(self, consumer_address: str, age_s: float, lost: int) -> None:
-        """A channel expired or was disposed of, with `lost` events that nobody had read."""
+        """A channel expired or was disposed of, with `lost` events that no reader was sent. None
+        are lost with the copy of a channel for which another node answers."""
 
     def events_written(self, count: int) -> None: ...
 
@@ -265,7 +314,8 @@ class Observer(Protocol):
         """Events were handed to another node, each counted for each node."""
 
     def events_lost(self, count: int) -> None:
-        """Events were pushed out of a full channel, or refused when another node sent them."""
+        """Events were evicted before any reader had them, or refused when another node sent
+        them."""
 
     def writer_waits(self) -> None:
         """A writer found a channel full and waits for room."""

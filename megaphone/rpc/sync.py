@@ -43,7 +43,8 @@ class SyncServicer(SyncServiceServicer):
         self, request: pb.FindChannelsInUseRequest, context: Context
     ) -> pb.FindChannelsInUseReply:
         in_use = await self._feeds.in_use(request.channel_ids)
-        return pb.FindChannelsInUseReply(channel_ids=in_use)
+        positions = await self._feeds.positions(request.channel_ids)
+        return wire.in_use(in_use, positions)
 
     async def _opened(self, request: pb.SyncRequest) -> Feed:
         if not request.HasField("pipe_agent_start"):

@@ -6,19 +6,23 @@ looked at. Events are never copied: they are looked up in the channel's log when
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel
 from megaphone.model import (
-    START,
     ChannelAdded,
     ChannelChange,
     ChannelEnded,
     ChannelLimits,
+    Event,
     EventAdded,
-    PositionMoved,
+    EventsForgotten,
+    KeyAdded,
+    KeyOf,
+    Progress,
+    ProgressMade,
 )
 
 
@@ -51,9 +55,17 @@ class StoredChannel(Channel):
         for follower in self.followers:
             follower.channel_changed(self)
 
+    @property
+    def may_evict(self) -> bool:
+        """Whether it is followed only by those that cannot say how far it is read elsewhere."""
+        return bool(self.followers) and not any(f.with_read for f in self.followers)
+
     def is_told_to_all(self, number: int) -> bool:
         """Whether every follower has taken the event of a number."""
         return all(follower.has_told(self, number) for follower in self.followers)
+
+
+UNREAD = Progress()
 
 
 @dataclass(slots=True)
@@ -62,8 +74,10 @@ class Cursor:
 
     number: int
     """The number of the last event that was told, or passed over."""
-    position: str | None = START
-    """The position that was told last; None if what was told since may have moved it there."""
+    keys: int = -1
+    """Up to which number the keys of events were told."""
+    progress: Progress = UNREAD
+    """What was told last."""
 
 
 class MemoryChanges:
@@ -76,13 +90,16 @@ class MemoryChanges:
         *,
         on_told: Callable[[StoredChannel], None],
         on_close: Callable[["MemoryChanges"], None],
+        now: Callable[[], float],
     ) -> None:
         self._prefix = f"{agent}."
         self._channels = channels
         self._on_told = on_told
         """Called when events of a channel were told for which writers may wait."""
         self._on_close = on_close
-        self._with_read = False
+        self._now = now
+        self.with_read = False
+        """Whether the follower has asked for what was read, too."""
         self._cursors: dict[bytes, Cursor] = {}
         self._changed: dict[bytes, None] = {}  # in the order in which they are looked at
         self._ended: deque[str] = deque()
@@ -128,7 +145,7 @@ class MemoryChanges:
         return len(self._ended) + len(self._changed)
 
     def restart(self, *, with_read: bool) -> None:
-        self._with_read = with_read
+        self.with_read = with_read
         self._cursors.clear()
         self._ended.clear()
         for channel in self._followed():
@@ -149,7 +166,7 @@ class MemoryChanges:
             return False
         if (cursor := self._cursors.get(channel_id)) is None:
             return True
-        if self._with_read and channel.position != cursor.position:
+        if self.with_read and channel.progress(cursor.number) != cursor.progress:
             return True
         return bool(channel.events_after(cursor.number, 1)[1])
 
@@ -167,26 +184,44 @@ class MemoryChanges:
     def _changes_of(self, channel: StoredChannel, limit: int) -> list[ChannelChange]:
         changes = [] if channel.channel_id in self._cursors else self._begin(channel)
         cursor = self._cursors[channel.channel_id]
-        address = channel.consumer_address
         first, events = channel.events_after(cursor.number, limit)
-        changes += [EventAdded(address, event, first + i) for i, event in enumerate(events)]
+        if self.with_read and first > cursor.number + 1:
+            cursor.progress = Progress(channel.before_first)
+            changes.append(
+                EventsForgotten(channel.consumer_address, channel.before_first, first - 1)
+            )
         cursor.number = first + len(events) - 1
-        if events and channel.overflows:
-            cursor.position = None
+        changes += self._events(channel, cursor, first, events)
+        if self.with_read and (progress := channel.progress(cursor.number)) != cursor.progress:
+            cursor.progress = progress
+            changes.append(ProgressMade(channel.consumer_address, progress))
         if len(events) == limit:
             self.channel_changed(channel)  # there may be more; its turn comes again
-        elif self._with_read and channel.position != cursor.position:
-            cursor.position = channel.position
-            changes.append(PositionMoved(address, channel.position))
         if events and channel.waiting_writers:
             self._on_told(channel)
         return changes
 
+    def _events(
+        self, channel: StoredChannel, cursor: Cursor, first: int, events: Sequence[Event]
+    ) -> Iterator[ChannelChange]:
+        """Yield events with their keys, and before them the keys of events that are gone."""
+        address, now = channel.consumer_address, self._now()
+        keys = dict[str, KeyOf]()
+        ids = {event.id for event in events}
+        for request_id, key in channel.keys_after(cursor.keys, now) if self.with_read else ():
+            event_id = str(key.answer)
+            if key.number > cursor.number:
+                break
+            if event_id in ids:
+                keys[event_id] = KeyOf(request_id, now - key.at)
+            else:
+                yield KeyAdded(address, event_id, KeyOf(request_id, now - key.at))
+        cursor.keys = cursor.number
+        for number, event in enumerate(events, first):
+            yield EventAdded(address, event, number, keys.get(event.id))
+
     def _begin(self, channel: StoredChannel) -> list[ChannelChange]:
-        changes: list[ChannelChange] = [ChannelAdded(channel.consumer_address)]
-        cursor = Cursor(0 if self._with_read else channel.read_number)
-        if self._with_read and channel.before_first != START:
-            cursor.position = channel.before_first
-            changes.append(PositionMoved(channel.consumer_address, channel.before_first))
+        changes: list[ChannelChange] = [ChannelAdded(channel.consumer_address, channel.capacity)]
+        cursor = Cursor(0 if self.with_read else channel.read_number)
         self._cursors[channel.channel_id] = cursor
         return changes

@@ -8,6 +8,7 @@ which is what makes it atomic with respect to cancellation and to every other ta
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from megaphone.core.budget import CHANNEL_BYTES, Budget, cost
@@ -21,7 +22,7 @@ from megaphone.errors import (
     ShuttingDown,
     WriteTimeout,
 )
-from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.model import ChannelLimits, Event, KeyOf, Progress, ReadOptions
 from megaphone.store.changes import MemoryChanges, StoredChannel
 
 SWEPT_AT_ONCE = 500
@@ -34,7 +35,8 @@ class MemoryStore:
     """Fulfils `core.ports.Store`. Belongs to the event loop in which it is made.
 
     `on_removed` is called with the consumer address of every channel that has gone, after the
-    observer; like that it must not raise or wait.
+    observer; like that it must not raise or wait. `owns` tells whether this node answers for the
+    channels of an agent: what is lost with a copy is not counted.
     """
 
     def __init__(
@@ -46,21 +48,24 @@ class MemoryStore:
         budget: Budget,
         observer: Observer,
         on_removed: Callable[[str], None] = lambda consumer_address: None,
+        owns: Callable[[str], bool] = lambda agent: True,
     ) -> None:
         self._limits = limits
+        self._limits_by_capacity = {limits.capacity: limits}
         self._max_channels = max_channels
         self._write_timeout_s = write_timeout_s
         self._budget = budget
         self._observer = observer
         self._on_removed = on_removed
+        self._owns = owns
         self._loop = asyncio.get_running_loop()
         self._channels: dict[bytes, StoredChannel] = {}
         self._counts: Counter[str] = Counter()
         """By agent: how many channels it has."""
         self._deadlines = Deadlines()
         self._sweep_timer: asyncio.TimerHandle | None = None
-        self._waiting: dict[asyncio.Future[None], str] = {}
-        """What writers wait for, and the agents of their channels."""
+        self._waiting: dict[asyncio.Future[None], StoredChannel] = {}
+        """What writers wait for, and at which channels."""
         self._dismissed: set[asyncio.Future[None]] = set()
         self._held: Counter[str] = Counter()
         """Agents whose channels do not expire, and by how many they are held."""
@@ -72,10 +77,13 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self._channels)
 
-    async def create(self, channel_id: bytes, consumer_address: str) -> None:
+    async def create(
+        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+    ) -> None:
         await self.check_room()
         now = self._loop.time()
-        channel = StoredChannel(channel_id, consumer_address, self._limits, now, self._budget)
+        limits = self._limits_of(capacity)
+        channel = StoredChannel(channel_id, consumer_address, limits, now, self._budget)
         self._channels[channel_id] = channel
         self._counts[channel.agent] += 1
         for changes in self._followers:
@@ -83,6 +91,14 @@ class MemoryStore:
         self._deadlines.add(channel_id, now + self._limits.ttl_s)
         if self._sweep_timer is None:
             self._schedule_sweep()
+
+    def _limits_of(self, capacity: int | None) -> ChannelLimits:
+        """Return limits that all channels of a capacity share."""
+        if capacity is None:
+            return self._limits
+        if capacity not in self._limits_by_capacity:
+            self._limits_by_capacity[capacity] = replace(self._limits, capacity=capacity)
+        return self._limits_by_capacity[capacity]
 
     async def check_room(self) -> None:
         if len(self._channels) >= self._max_channels:
@@ -126,7 +142,7 @@ class MemoryStore:
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
         channel = self._with_address(channel_id, consumer_address)
-        count = channel.acknowledge(event_id)
+        count = channel.acknowledge(event_id, self._loop.time())
         channel.changed()
         return count
 
@@ -144,12 +160,16 @@ class MemoryStore:
     async def count(self, agent: str) -> int:
         return self._counts[agent]
 
+    async def largest_capacity(self, agent: str) -> int:
+        return max((channel.capacity for channel in self._of(agent)), default=0)
+
     def follow(self, agent: str) -> MemoryChanges:
         changes = MemoryChanges(
             agent,
             self._channels,
             on_told=self._make_room,
             on_close=lambda changes: self._followers.remove(changes),
+            now=self._loop.time,
         )
         self._followers.append(changes)
         return changes
@@ -177,17 +197,47 @@ class MemoryStore:
     async def exempt(self, channel_id: bytes) -> None:
         self._living(channel_id).is_exempt = True
 
-    async def push(self, channel_id: bytes, event: Event) -> None:
-        channel = self._living(channel_id)
-        self._budget.ensure(cost(event), self._loop.time(), channel)
+    async def push(
+        self,
+        channel_id: bytes,
+        event: Event,
+        key: KeyOf | None = None,
+        *,
+        is_followed: bool = False,
+    ) -> None:
+        channel, now = self._living(channel_id), self._loop.time()
+        self._budget.ensure(cost(event), now, channel)
         self._observer.events_fed(1)
-        if lost := channel.push(event):
-            self._observer.events_lost(lost)
+        self._count_lost(channel.push(event, now, is_followed=is_followed))
+        if key is not None:
+            channel.learn_key(key.request_id, event.id, now - key.age_s, now)
         channel.changed()
 
-    async def move_position(self, channel_id: bytes, event_id: str) -> None:
+    async def learn_key(self, channel_id: bytes, event_id: str, key: KeyOf) -> None:
+        channel, now = self._living(channel_id), self._loop.time()
+        channel.learn_key(key.request_id, event_id, now - key.age_s, now)
+
+    async def follow_progress(self, channel_id: bytes, progress: Progress) -> None:
         channel = self._living(channel_id)
-        channel.move_position(event_id)
+        channel.follow(progress, self._loop.time())
+        channel.changed()
+
+    async def skip_to(self, channel_id: bytes, event_id: str) -> None:
+        channel = self._living(channel_id)
+        channel.skip_to(event_id, self._loop.time())
+        channel.changed()
+
+    async def blocked(self, agent: str) -> Sequence[str]:
+        channels = dict.fromkeys(c for c in self._waiting.values() if c.agent == agent)
+        return [channel.consumer_address for channel in channels]
+
+    async def read_here(self, channel_id: bytes) -> str | None:
+        channel = self._channels.get(channel_id)
+        return channel.position if channel is not None and channel.was_used else None
+
+    async def advance(self, channel_id: bytes, event_id: str) -> None:
+        channel = self._living(channel_id)
+        channel.advance(event_id, self._loop.time())
         channel.changed()
 
     async def is_read(self, channel_id: bytes) -> bool:
@@ -204,8 +254,8 @@ class MemoryStore:
         self._observer.channel_forgotten()
 
     async def dismiss_writers(self, agent: str) -> None:
-        for waiting, whose in self._waiting.items():
-            if whose == agent:
+        for waiting, channel in self._waiting.items():
+            if channel.agent == agent:
                 self._dismissed.add(waiting)
                 wake(waiting)
 
@@ -250,14 +300,18 @@ class MemoryStore:
     # -- Room
 
     def _make_room(self, channel: StoredChannel) -> None:
-        """Push out what other nodes have, where nobody reads here: see `ports.Store.follow`."""
-        if not channel.followers or channel.has_room:
+        """Evict what other nodes have, where nobody reads here: see `ports.Store.follow`."""
+        if channel.has_room or not channel.may_evict:
             return
         if not channel.is_unread_for(UNREAD_S, self._loop.time()):
             return
         if channel.is_told_to_all(channel.oldest_held_number):
-            channel.push_out()
+            self._count_lost(channel.push_out(self._loop.time()))
             channel.changed()  # a writer that waited may be in
+
+    def _count_lost(self, lost: int) -> None:
+        if lost:
+            self._observer.events_lost(lost)
 
     async def _wait_for_room(self, channel: StoredChannel, waiter: Waiter) -> str:
         settled = self._loop.create_future()
@@ -271,7 +325,7 @@ class MemoryStore:
             wake(settled)
 
         waiter.join(on_settled)
-        self._waiting[settled] = channel.agent
+        self._waiting[settled] = channel
         self._observer.writer_waits()
         try:
             if not self._refuses_writers:
@@ -331,6 +385,8 @@ class MemoryStore:
         for changes in channel.followers:
             changes.channel_ended(channel)
         lost = channel.close()
+        if not self._owns(channel.agent):
+            lost = 0  # the node that feeds this one has the events, and counts them
         age_s = self._loop.time() - channel.created_at
         self._observer.channel_removed(channel.consumer_address, age_s, lost)
         self._on_removed(channel.consumer_address)

@@ -1,18 +1,23 @@
 """The protobuf between nodes: changes of channels to messages, and messages to changes."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from megaphone.errors import BadRequest
 from megaphone.model import (
+    START,
     ChannelAdded,
     ChannelChange,
     ChannelEnded,
     Event,
     EventAdded,
-    PositionMoved,
+    EventsForgotten,
+    KeyAdded,
+    KeyOf,
+    Progress,
+    ProgressMade,
 )
 from megaphone_api import sync_pb2 as pb
 
@@ -44,18 +49,62 @@ def requests(changes: Sequence[ChannelChange], *, extended: bool) -> Iterator[pb
     """Yield what tells a node of changes; without extensions, what any node understands."""
     for change in changes:
         match change:
-            case ChannelAdded(address):
-                yield pb.SyncRequest(channel_created=pb.ChannelCreated(channel_id=address))
+            case ChannelAdded(address, capacity):
+                created = pb.ChannelCreated(channel_id=address, capacity=capacity)
+                yield pb.SyncRequest(channel_created=created)
             case ChannelEnded(address):
                 yield pb.SyncRequest(channel_disposed=pb.ChannelDisposed(channel_id=address))
-            case EventAdded(address, event, number):
-                yield pb.SyncRequest(event_received=event_message(address, event, number))
-            case PositionMoved(address, event_id) if extended:
-                position = pb.ChannelPosition(channel_id=address, event_id=event_id)
-                yield pb.SyncRequest(channel_position=position)
+            case EventAdded(address, event, number, key):
+                yield pb.SyncRequest(event_received=event_message(address, event, number, key))
+            case _ if extended:
+                yield extension(change)
 
 
-def event_message(address: str, event: Event, number: int) -> pb.EventReceived:
+def extension(change: KeyAdded | ProgressMade | EventsForgotten) -> pb.SyncRequest:
+    match change:
+        case KeyAdded(address, event_id, key):
+            taken = pb.KeyTaken(
+                channel_id=address,
+                request_id=key.request_id,
+                event_id=event_id,
+                age_ms=milliseconds(key.age_s),
+            )
+            return pb.SyncRequest(key_taken=taken)
+        case ProgressMade(address, progress):
+            return pb.SyncRequest(channel_position=position_message(address, progress))
+        case EventsForgotten(address, event_id, number):
+            forgotten = pb.EventsForgotten(channel_id=address, event_id=event_id, sequence=number)
+            return pb.SyncRequest(events_forgotten=forgotten)
+
+
+def position_message(address: str, progress: Progress) -> pb.ChannelPosition:
+    return pb.ChannelPosition(
+        channel_id=address,
+        event_id=progress.position,
+        sent_event_id=progress.sent,
+        has_gap=progress.has_gap,
+    )
+
+
+def in_use(addresses: Sequence[str], positions: Mapping[str, str]) -> pb.FindChannelsInUseReply:
+    return pb.FindChannelsInUseReply(
+        channel_ids=addresses,
+        positions=[
+            pb.ChannelPosition(channel_id=address, event_id=event_id)
+            for address, event_id in positions.items()
+        ],
+    )
+
+
+def positions(reply: pb.FindChannelsInUseReply) -> dict[str, str]:
+    return {position.channel_id: position.event_id for position in reply.positions}
+
+
+def milliseconds(seconds: float) -> int:
+    return max(0, int(seconds * 1000))
+
+
+def event_message(address: str, event: Event, number: int, key: KeyOf | None) -> pb.EventReceived:
     seconds, microseconds = divmod(event.timestamp_us, MICROSECONDS_PER_S)
     return pb.EventReceived(
         channel_id=address,
@@ -64,6 +113,8 @@ def event_message(address: str, event: Event, number: int) -> pb.EventReceived:
         timestamp=Timestamp(seconds=seconds, nanos=microseconds * 1000),
         json_payload=event.body.decode(),
         sequence=number,
+        request_id="" if key is None else key.request_id,
+        age_ms=0 if key is None else milliseconds(key.age_s),
     )
 
 
@@ -71,15 +122,25 @@ def change_of(request: pb.SyncRequest) -> ChannelChange:
     """Raises: BadRequest, for a message that is none of these."""
     match request.WhichOneof("sync_event"):
         case "channel_created":
-            return ChannelAdded(request.channel_created.channel_id)
+            created = request.channel_created
+            return ChannelAdded(created.channel_id, created.capacity)
         case "channel_disposed":
             return ChannelEnded(request.channel_disposed.channel_id)
         case "channel_position":
             position = request.channel_position
-            return PositionMoved(position.channel_id, position.event_id)
+            return ProgressMade(position.channel_id, progress_of(position))
+        case "key_taken":
+            taken = request.key_taken
+            key = KeyOf(taken.request_id, taken.age_ms / 1000)
+            return KeyAdded(taken.channel_id, taken.event_id, key)
+        case "events_forgotten":
+            forgotten = request.events_forgotten
+            return EventsForgotten(forgotten.channel_id, forgotten.event_id, forgotten.sequence)
         case "event_received":
             received = request.event_received
-            return EventAdded(received.channel_id, event_of(received), received.sequence)
+            return EventAdded(
+                received.channel_id, event_of(received), received.sequence, key_of(received)
+            )
         case _:
             raise BadRequest("a message without a sync_event that this node knows")
 
@@ -92,3 +153,13 @@ def event_of(received: pb.EventReceived) -> Event:
         timestamp_us=timestamp.seconds * MICROSECONDS_PER_S + timestamp.nanos // 1000,
         body=received.json_payload.encode(),
     )
+
+
+def key_of(received: pb.EventReceived) -> KeyOf | None:
+    if not received.request_id:
+        return None
+    return KeyOf(received.request_id, received.age_ms / 1000)
+
+
+def progress_of(position: pb.ChannelPosition) -> Progress:
+    return Progress(position.event_id, position.sent_event_id or START, position.has_gap)

@@ -204,7 +204,7 @@ def test_what_is_in_flight_to_an_acknowledging_reader_is_not_evicted() -> None:
     write(one, event("1"), event("2"))
     lease = one.lease(ReadOptions(acknowledge=True), lambda: None, 0.0)
     lease.take(2, LARGEST_BATCH_BYTES, 0.0)
-    one.acknowledge("1")
+    one.acknowledge("1", 0.0)
     one.evict_replay(1_000.0)
     lease.release(clean=False, now=1_000.0)
     assert read(one) == ["2"]

@@ -8,7 +8,7 @@ import pytest
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease, Waiter
-from megaphone.model import START, ChannelLimits, Event, ReadOptions
+from megaphone.model import START, ChannelLimits, Event, Progress, ReadOptions
 
 PLAIN = ReadOptions()
 ACKNOWLEDGING = ReadOptions(acknowledge=True)
@@ -26,7 +26,7 @@ def event(name: str) -> Event:
 
 
 def push(channel: Channel, letters: str) -> int:
-    return sum(channel.push(event(letter)) for letter in letters)
+    return sum(channel.push(event(letter), 0.0) for letter in letters)
 
 
 def read(channel: Channel, options: ReadOptions = PLAIN, now: float = 0.0) -> Lease:
@@ -48,6 +48,10 @@ def read_once(
         letters += more
     lease.release(clean=clean, now=0.0)
     return letters
+
+
+def follow(channel: Channel, position: str, sent: str = START, *, has_gap: bool = False) -> None:
+    channel.follow(Progress(position, sent, has_gap), 0.0)
 
 
 def after(channel: Channel, number: int, limit: int = 100) -> tuple[int, str]:
@@ -156,9 +160,9 @@ def test_an_acknowledging_reader_goes_on_however_much_was_pushed_out_before_it()
     lease = read(channel, ReadOptions(acknowledge=True, window=2))
     assert take(lease) == "ab"
     push(channel, "defghijkl")
-    channel.acknowledge("b")
+    channel.acknowledge("b", 0.0)
     assert take(lease) == "jk"
-    assert channel.acknowledge("k") == 2
+    assert channel.acknowledge("k", 0.0) == 2
     assert take(lease) == "l"
 
 
@@ -176,7 +180,7 @@ def test_push_out_gives_the_place_to_the_next_writer() -> None:
     channel = fed("abc")
     waiter = channel.offer(event("d"), now=0.0)
     assert isinstance(waiter, Waiter)
-    assert channel.push_out() == 1
+    assert channel.push_out(0.0) == 1
     assert waiter.taken
     assert read_once(channel) == "bcd"
 
@@ -185,7 +189,7 @@ def test_push_out_takes_the_oldest_place_that_is_held() -> None:
     channel = fed("abc")
     read_once(channel, limit=1)
     assert channel.oldest_held_number == 2
-    assert channel.push_out() == 1
+    assert channel.push_out(0.0) == 1
     assert channel.oldest_held_number == 3
     assert (channel.position, read_once(channel)) == ("b", "c")
 
@@ -194,7 +198,7 @@ def test_what_a_broken_reader_had_is_pushed_out_of_its_place_and_read_again() ->
     channel = fed("abc")
     lease = read(channel, ACKNOWLEDGING)
     assert take(lease, 2) == "ab"
-    assert channel.push_out() == 0
+    assert channel.push_out(0.0) == 0
     lease.release(clean=False, now=0.0)
     assert read_once(channel) == "abc"
 
@@ -204,7 +208,7 @@ def test_what_a_broken_reader_had_is_pushed_out_of_its_place_and_read_again() ->
 
 def test_the_next_read_starts_after_the_event_and_only_later_ones_hold_places() -> None:
     channel = fed("abc")
-    channel.move_position("b")
+    follow(channel, "b")
     assert (channel.position, channel.read_number, channel.unsent) == ("b", 2, 1)
     assert push(channel, "de") == 0
     assert push(channel, "f") == 1
@@ -213,55 +217,74 @@ def test_the_next_read_starts_after_the_event_and_only_later_ones_hold_places() 
 
 def test_the_position_moves_back_as_well() -> None:
     channel = fed("abc")
-    channel.move_position("c")
-    channel.move_position("a")
+    follow(channel, "c")
+    follow(channel, "a")
     assert read_once(channel) == "bc"
     channel = fed("abc")
-    channel.move_position("b")
-    channel.move_position(START)
+    follow(channel, "b")
+    follow(channel, START)
     assert read_once(channel) == "abc"
 
 
 def test_an_event_that_is_not_known_moves_nothing() -> None:
     channel = fed("abc")
-    channel.move_position("b")
-    channel.move_position("z")
+    follow(channel, "b")
+    follow(channel, "z")
     assert channel.position == "b"
 
 
 def test_the_position_of_an_empty_channel_is_before_its_first_event() -> None:
     channel = fed()
-    channel.move_position("z")
+    follow(channel, "z")
     assert (channel.position, channel.before_first) == ("z", "z")
     push(channel, "ab")
-    channel.move_position("b")
-    channel.move_position("z")
+    follow(channel, "b")
+    follow(channel, "z")
     lease = read(channel, ReadOptions("z"))
     assert (lease.recovered, lease.position, take(lease)) == (True, "z", "ab")
 
 
 def test_the_position_of_an_empty_channel_moves_to_the_start() -> None:
     channel = fed()
-    channel.move_position("z")
-    channel.move_position(START)
+    follow(channel, "z")
+    follow(channel, START)
     assert channel.position == START
 
 
 @EVERY_KIND
-def test_readers_that_are_or_were_here_know_better(options: ReadOptions) -> None:
+def test_a_reader_that_is_here_knows_better(options: ReadOptions) -> None:
     channel = fed("abc")
     lease = read(channel, options)
-    channel.move_position("b")
-    assert take(lease, 1) == "a"
-    lease.release(clean=True, now=0.0)
-    channel.move_position("c")
-    assert read_once(channel) == ("abc" if options.acknowledge else "bc")
+    follow(channel, "b")
+    assert take(lease) == "abc"
+
+
+def test_readers_that_were_here_know_better_than_a_position_before_theirs() -> None:
+    channel = fed("abc")
+    read_once(channel, limit=2)
+    follow(channel, "a")
+    assert read_once(channel) == "c"
+
+
+def test_who_acknowledges_here_knows_better_than_a_position_before() -> None:
+    channel = fed("abc")
+    follow(channel, START, sent="b")
+    assert channel.acknowledge("b", 0.0) == 2
+    follow(channel, "a", sent="b")
+    assert read_once(channel) == "c"
+
+
+def test_a_reader_that_goes_on_elsewhere_moves_the_position_on() -> None:
+    channel = fed("abc")
+    read_once(channel, limit=1)
+    follow(channel, "b", sent="b")
+    assert read_once(channel) == "c"
 
 
 def test_a_move_of_the_position_lets_in_who_waits() -> None:
     channel = fed("abc")
     waiters = [channel.offer(event(name), now=0.0) for name in "de"]
-    channel.move_position("a")
+    follow(channel, "a")
     assert [isinstance(w, Waiter) and w.taken for w in waiters] == [True, None]
 
 
@@ -280,7 +303,7 @@ def test_position_and_number_are_of_what_is_acknowledged() -> None:
     lease = read(channel, ACKNOWLEDGING)
     take(lease, 2)
     assert (channel.position, channel.read_number) == (START, 0)
-    channel.acknowledge("a")
+    channel.acknowledge("a", 0.0)
     assert (channel.position, channel.read_number) == ("a", 1)
 
 
@@ -341,7 +364,7 @@ def test_there_is_room_until_the_capacity_is_held(options: ReadOptions) -> None:
     rooms.append(channel.has_room)
     take(read(channel, options), 1)
     rooms.append(channel.has_room)
-    channel.acknowledge("a")
+    channel.acknowledge("a", 0.0)
     rooms.append(channel.has_room)
     assert rooms == [True, False, not options.acknowledge, True]
 
@@ -373,3 +396,95 @@ def test_postpone_does_not_end_the_life_of_a_channel_that_is_read() -> None:
     assert not channel.is_expired(1000.0)
     lease.release(clean=True, now=10.0)
     assert channel.deadline == 70.0
+
+
+# What was sent elsewhere
+
+
+def test_only_what_was_sent_elsewhere_can_be_acknowledged() -> None:
+    channel = fed("abc")
+    assert channel.acknowledge("a", 0.0) == 0
+    follow(channel, START, sent="b")
+    assert channel.acknowledge("c", 0.0) == 0
+    assert channel.acknowledge("b", 0.0) == 2
+    assert read_once(channel) == "c"
+
+
+def test_what_was_sent_elsewhere_comes_again_and_is_not_lost() -> None:
+    channel = fed("abc")
+    follow(channel, START, sent="b")
+    lease = read(channel)
+    assert (take(lease), lease.resent) == ("abc", 2)
+    channel = fed("abc")
+    follow(channel, START, sent="b")
+    assert channel.close() == 1
+
+
+def test_progress_is_told_in_terms_of_what_the_follower_has() -> None:
+    channel = fed("abc")
+    lease = read(channel)
+    assert take(lease, 2) == "ab"
+    assert channel.progress(1) == Progress("a", "a")
+    assert channel.progress(3) == Progress("b", "b")
+    lease.release(clean=False, now=0.0)
+    assert channel.progress(3) == Progress(START, "b")
+
+
+def test_skipping_forgets_all() -> None:
+    channel = fed("abc")
+    waiter = channel.offer(event("x"), now=0.0)
+    channel.skip_to("f", 0.0)
+    assert isinstance(waiter, Waiter)
+    assert waiter.taken
+    push(channel, "gh")
+    assert read(channel, ReadOptions("a")).recovered is False
+    assert read_once_after_taking_over(channel, "f") == (True, "xgh")
+
+
+def read_once_after_taking_over(channel: Channel, cursor: str) -> tuple[bool | None, str]:
+    lease = read(channel, ReadOptions(cursor, take_over=True))
+    return lease.recovered, take(lease)
+
+
+# Gaps
+
+
+def test_the_next_reader_learns_of_what_was_evicted_until_a_read_ends_clean() -> None:
+    channel = fed("abcd")
+    for clean in (False, True):
+        lease = read(channel)
+        assert lease.recovered is False
+        lease.release(clean=clean, now=0.0)
+    assert read(channel).recovered is None
+
+
+def test_a_reader_that_resumes_before_what_was_evicted_has_no_gap() -> None:
+    channel = fed("abcd")
+    lease = read(channel, ReadOptions(START))
+    assert (lease.recovered, take(lease) + take(lease)) == (True, "abcd")
+    lease.release(clean=True, now=0.0)
+    assert read(channel).recovered is None
+
+
+@EVERY_KIND
+def test_what_is_evicted_during_a_read_is_told_to_the_next(options: ReadOptions) -> None:
+    channel = fed("abc")
+    lease = read(channel, options)
+    assert lease.recovered is None
+    push(channel, "d")
+    lease.release(clean=True, now=0.0)
+    assert read(channel).recovered is False
+
+
+def test_a_gap_is_told_where_the_channel_goes() -> None:
+    assert fed("abcd").progress(4).has_gap
+    channel = fed("d")
+    follow(channel, START, has_gap=True)
+    assert read(channel).recovered is False
+
+
+def test_a_gap_that_a_reader_has_learned_of_is_told_nowhere_else() -> None:
+    channel = fed("d")
+    follow(channel, START, has_gap=True)
+    follow(channel, "d", has_gap=False)
+    assert read(channel).recovered is None

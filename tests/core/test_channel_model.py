@@ -84,32 +84,35 @@ class Model:
     def offer(self, number: int, request_id: str | None, now: float) -> Record:
         """The record that answers: a new one, or that of the first with this request id."""
         if request_id is not None and (known := self.request_ids.get(request_id)):
-            record, offered_at = known
-            if record in self.waiting or now - offered_at < REQUEST_IDS_S:
+            record, taken_at = known
+            if record in self.waiting or now - taken_at < REQUEST_IDS_S:
                 return record
         record = Record(number, request_id)
         if request_id is not None:
             self.request_ids[request_id] = record, now
         self.waiting.append(record)
-        self.let_in()
+        self.let_in(now)
         return record
 
-    def let_in(self) -> None:
+    def let_in(self, now: float) -> None:
         while self.waiting and self.placed() < self.capacity:
-            self.kept.append(self.waiting.pop(0))
+            record = self.waiting.pop(0)
+            self.kept.append(record)
+            if record.request_id is not None:
+                self.request_ids[record.request_id] = record, now
 
     def withdraw(self, record: Record) -> None:
         self.waiting.remove(record)
         if record.request_id is not None:
             del self.request_ids[record.request_id]
 
-    def free(self, records: list[Record]) -> None:
+    def free(self, records: list[Record], now: float) -> None:
         for record in records:
             record.has_place = False
         for record in [record for record in self.kept if not record.has_place][: -self.capacity]:
             self.kept.remove(record)
             self.last_forgotten = record.number
-        self.let_in()
+        self.let_in(now)
 
     def lease(self, options: ReadOptions, cursor: int | None, now: float) -> bool | None:
         if self.reader is not None:
@@ -122,7 +125,7 @@ class Model:
         for record in self.kept:
             passed = at is not None and record.number <= at.number
             record.state = State.DONE if passed else State.READY
-        self.free(self.in_state(State.DONE))
+        self.free(self.in_state(State.DONE), now)
         return at is not None or cursor == self.last_forgotten
 
     def position(self) -> int:
@@ -148,7 +151,7 @@ class Model:
         for record in taken:
             record.state, record.sent_at = State.SENT, now
         if not self.reader.acknowledge:
-            self.free(taken)
+            self.free(taken, now)
         return [record.number for record in taken], again
 
     def confirm(self, now: float) -> None:
@@ -156,7 +159,7 @@ class Model:
             record.sent_at = now
         self.unconfirmed = []
 
-    def acknowledge(self, number: int) -> int:
+    def acknowledge(self, number: int, now: float) -> int:
         at = self.find(number)
         if at is None or at.sent_at is None:
             return 0
@@ -167,7 +170,7 @@ class Model:
         ]
         for record in before:
             record.state = State.DONE
-        self.free(before)
+        self.free(before, now)
         return len(before)
 
     def release(self, clean: bool, now: float) -> None:
@@ -194,8 +197,7 @@ class Model:
         return self.reader.acknowledge or recent or record in self.unconfirmed
 
     def lost(self) -> int:
-        ready, sent = len(self.in_state(State.READY)), len(self.in_state(State.SENT))
-        return ready + (sent if self.reader and self.reader.acknowledge else 0)
+        return sum(record.sent_at is None for record in self.in_state(State.READY))
 
 
 limits = st.integers(1, 7)
@@ -331,7 +333,8 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def acknowledge(self, data: st.DataObject) -> None:
         number = self.any_event(data)
-        assert self.channel.acknowledge(id_of(number)) == self.model.acknowledge(number)
+        acknowledged = self.channel.acknowledge(id_of(number), self.now)
+        assert acknowledged == self.model.acknowledge(number, self.now)
 
     @precondition(lambda self: self.open)
     @rule(clean=st.booleans())
@@ -414,7 +417,8 @@ class ChannelMachine(RuleBasedStateMachine):
         """Nothing was lost: what was taken in is handed out, unless a cursor had gone past it."""
         self.start_reading(ReadOptions(acknowledge=True, take_over=True), None)
         while taken := self.take_up_to(3):
-            assert self.channel.acknowledge(id_of(taken[-1])) == self.model.acknowledge(taken[-1])
+            acknowledged = self.channel.acknowledge(id_of(taken[-1]), self.now)
+            assert acknowledged == self.model.acknowledge(taken[-1], self.now)
             self.waiters_are_let_in_as_they_came()
         assert self.writers == []
         assert self.channel.close() == 0

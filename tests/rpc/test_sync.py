@@ -108,16 +108,29 @@ def end(agent: str = "fed") -> pb.SyncRequest:
     return pb.SyncRequest(pipe_agent_end=pb.PipeAgentEnd(agent_id=agent))
 
 
-def created(address: str = ADDRESS) -> pb.SyncRequest:
-    return pb.SyncRequest(channel_created=pb.ChannelCreated(channel_id=address))
+def created(address: str = ADDRESS, capacity: int = 0) -> pb.SyncRequest:
+    message = pb.ChannelCreated(channel_id=address, capacity=capacity)
+    return pb.SyncRequest(channel_created=message)
 
 
 def disposed(address: str = ADDRESS) -> pb.SyncRequest:
     return pb.SyncRequest(channel_disposed=pb.ChannelDisposed(channel_id=address))
 
 
-def position(event_id: str, address: str = ADDRESS) -> pb.SyncRequest:
-    message = pb.ChannelPosition(channel_id=address, event_id=event_id)
+def key_taken(request_id: str, number: int, age_ms: int = 0) -> pb.SyncRequest:
+    message = pb.KeyTaken(
+        channel_id=ADDRESS, request_id=request_id, event_id=id_of(number), age_ms=age_ms
+    )
+    return pb.SyncRequest(key_taken=message)
+
+
+def forgotten(number: int) -> pb.SyncRequest:
+    message = pb.EventsForgotten(channel_id=ADDRESS, event_id=id_of(number), sequence=number)
+    return pb.SyncRequest(events_forgotten=message)
+
+
+def position(event_id: str, address: str = ADDRESS, sent: str = "") -> pb.SyncRequest:
+    message = pb.ChannelPosition(channel_id=address, event_id=event_id, sent_event_id=sent)
     return pb.SyncRequest(channel_position=message)
 
 
@@ -283,20 +296,104 @@ async def test_a_channel_that_lives_is_not_made_anew(node: App) -> None:
     assert node.metrics.channels_fed == 1
 
 
-async def test_a_full_channel_lets_go_of_the_oldest_and_counts_it(node: App) -> None:
+RUST_CAPACITY = 100
+
+
+async def test_of_an_old_source_a_full_channel_evicts_the_oldest_and_its_reader_learns_of_it(
+    node: App,
+) -> None:
     async with feeding(node) as old:
-        await old.send(created(), *(event(number) for number in range(CAPACITY + 2)))
+        await old.send(created(), *(event(number) for number in range(RUST_CAPACITY + 2)))
         assert await old.half_close() is grpc.StatusCode.OK
     assert node.metrics.messages_lost == 2
-    assert await read(node) == [2, 3, 4, 5, 6]
+    async with await node.broker.open_reader(ADDRESS, READY) as reader:
+        assert reader.recovered is False
+        assert [int(one.body) async for batch in reader for one in batch] == list(range(2, 102))
 
 
-async def test_what_a_full_channel_let_go_of_is_there_for_who_resumes(node: App) -> None:
+async def test_what_a_full_channel_evicted_is_there_for_a_reader_that_resumes(node: App) -> None:
     async with feeding(node) as old:
-        await old.send(created(), *(event(number) for number in range(CAPACITY + 2)))
+        await old.send(created(), *(event(number) for number in range(RUST_CAPACITY + 2)))
         assert await old.half_close() is grpc.StatusCode.OK
     from_the_start = ReadOptions(wait_s=0.0, after_event_id="-")
-    assert await read(node, options=from_the_start) == [0, 1, 2, 3, 4, 5, 6]
+    assert await read(node, options=from_the_start) == list(range(102))
+
+
+async def test_a_channel_holds_what_it_holds_on_its_source_and_more_until_it_is_read_there(
+    node: App,
+) -> None:
+    async with feeding(node, "s1") as new:
+        await new.send(created(capacity=7), *(event(number, number) for number in range(1, 31)))
+        await until_fed(node, 30)
+        await new.send(position(id_of(25)), end())
+        assert await new.status() is grpc.StatusCode.OK
+    assert node.metrics.messages_lost == 0
+    writing = asyncio.gather(*(node.broker.write(PRODUCER, "s", b"%d" % n) for n in (31, 32, 33)))
+    await asyncio.sleep(0)
+    assert node.metrics.writers_waiting == 1
+    assert await read(node) == list(range(26, 33))
+    await writing
+    assert await read(node) == [33]
+
+
+async def test_a_capacity_that_no_channel_can_have_is_refused(node: App) -> None:
+    async with feeding(node) as new:
+        await new.send(created(capacity=100_001))
+        assert await new.status() is INVALID
+        assert "at most 100000 events" in await new.details()
+
+
+async def test_keys_come_with_their_events_and_without(node: App) -> None:
+    async with feeding(node, "s1") as new:
+        await new.send(created(), key_taken("old", 7), event(1, 1, request_id="k", age_ms=5))
+        await new.send(event(2, 2, request_id="batch 0", age_ms=60_001), end())
+        assert await new.status() is grpc.StatusCode.OK
+    assert await node.broker.write(PRODUCER, "s", b"9", "k") == id_of(1)
+    assert await node.broker.write(PRODUCER, "s", b"9", "old") == id_of(7)
+    assert await read(node) == [1, 2]
+
+
+@pytest.mark.parametrize("key", ["a\nb", "k x", "k 1 2", " ", "x" * 201, "k " + "1" * 9])
+async def test_an_event_with_a_key_that_none_can_be_is_refused(node: App, key: str) -> None:
+    async with feeding(node, "s1") as new:
+        await new.send(created(), event(1, 1, request_id=key), event(2, 2), end())
+        assert await new.status() is grpc.StatusCode.OK
+    assert await read(node) == [2]
+    assert node.metrics.messages_lost == 1
+
+
+async def test_only_what_the_source_has_sent_can_be_acknowledged(node: App) -> None:
+    async with feeding(node, "s1") as new:
+        await new.send(created(), event(1, 1), event(2, 2), position("-", sent=id_of(1)))
+        await new.send(end())
+        assert await new.status() is grpc.StatusCode.OK
+    assert await node.broker.acknowledge(ADDRESS, id_of(2)) == 0
+    assert await node.broker.acknowledge(ADDRESS, id_of(1)) == 1
+
+
+async def test_what_the_source_has_forgotten_is_not_read_here_and_no_cursor(node: App) -> None:
+    async with feeding(node, "s1") as new:
+        await new.send(created(), event(1, 1), forgotten(5), event(6, 6))
+        await new.send(forgotten(5), end())  # again, as after a broken connection
+        assert await new.status() is grpc.StatusCode.OK
+    for cursor, recovered in ((1, False), (5, True)):
+        options = ReadOptions(wait_s=0.0, after_event_id=id_of(cursor))
+        async with await node.broker.open_reader(ADDRESS, options) as reader:
+            assert reader.recovered is recovered
+            assert [int(one.body) async for batch in reader for one in batch] == [6]
+
+
+async def test_the_source_can_ask_how_far_a_channel_was_read_here(node: App) -> None:
+    async with feeding(node, "s1") as new:
+        await new.send(created(), created(UNKNOWN), event(1, 1), event(2, 2))
+        await until_fed(node, 2)
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{node.grpc_port}") as connection:
+            stub = SyncServiceStub(connection)
+            request = pb.FindChannelsInUseRequest(channel_ids=[ADDRESS, UNKNOWN])
+            assert not (await stub.FindChannelsInUse(request)).positions
+            assert await read(node) == [1, 2]
+            [told] = (await stub.FindChannelsInUse(request)).positions
+            assert (told.channel_id, told.event_id) == (ADDRESS, id_of(2))
 
 
 async def test_a_channel_that_is_disposed_of_goes_unless_it_is_read(node: App) -> None:

@@ -99,6 +99,8 @@ class Bench:
     store: Store
     observer: RecordingObserver
     is_open: bool = True
+    owned: bool = True
+    """Whether this node answers for the channels."""
 
     @staticmethod
     def address(channel: str) -> str:
@@ -194,9 +196,11 @@ async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
             write_timeout_s=10.0,
             budget=budget or Budget(),
             observer=observer,
+            owns=lambda agent: made.owned,
         )
-        benches.append(Bench(store, observer))
-        return benches[-1]
+        made = Bench(store, observer)
+        benches.append(made)
+        return made
 
     yield make
     for bench in benches:

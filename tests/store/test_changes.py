@@ -1,7 +1,9 @@
 """Following the channels of an agent, and feeding a store with what was told.
 
 A channel holds three events here, called by letters. What is told is written as words: `+c` and
-`-c` for a channel that is added and ended, `c:a1` for event a with number 1, `c@a` for a position.
+`-c` for a channel that is added and ended, `c:a1` for event a with number 1 (`c:a1=k` with key k),
+`c!a=k` for the key of an event that is gone, `c>a1` for events forgotten up to a, and `c@a~b` for a
+position after a when b was sent, with `?` if there is a gap.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from megaphone.model import (
     ChannelEnded,
     Event,
     EventAdded,
-    PositionMoved,
+    EventsForgotten,
+    KeyAdded,
+    Progress,
+    ProgressMade,
     ReadOptions,
 )
 
@@ -48,10 +53,15 @@ def word(change: ChannelChange) -> str:
             return f"+{name}"
         case ChannelEnded():
             return f"-{name}"
-        case EventAdded(event=event, number=number):
-            return f"{name}:{event.id}{number}"
-        case PositionMoved(event_id=event_id):
-            return f"{name}@{event_id}"
+        case EventAdded(event=event, number=number, key=key):
+            return f"{name}:{event.id}{number}" + ("" if key is None else f"={key.request_id}")
+        case KeyAdded(event_id=event_id, key=key):
+            return f"{name}!{event_id}={key.request_id}"
+        case EventsForgotten(event_id=event_id, number=number):
+            return f"{name}>{event_id}{number}"
+        case ProgressMade(progress=progress):
+            also_sent = "" if progress.sent == progress.position else f"~{progress.sent}"
+            return f"{name}@{progress.position}{also_sent}{'?' * progress.has_gap}"
 
 
 def words(changes: Iterable[ChannelChange]) -> str:
@@ -121,16 +131,16 @@ async def test_what_is_not_acknowledged_is_yet_to_be_read(bench: Bench) -> None:
     await bench.take(lease)
     await bench.acknowledge("a")
     assert await told(follow(bench)) == "+c c:b2 c:c3"
-    assert await told(follow(bench, with_read=True)) == "+c c:a1 c:b2 c:c3 c@a"
+    assert await told(follow(bench, with_read=True)) == "+c c:a1 c:b2 c:c3 c@a~c"
 
 
 @virtual_time
-async def test_what_is_kept_no_more_is_told_by_the_position_before_it(bench: Bench) -> None:
+async def test_what_is_kept_no_more_is_told_to_be_forgotten(bench: Bench) -> None:
     await bench.fill("abc")
     await bench.read_once()
     await bench.write("d")
     await bench.read_once()
-    assert await told(follow(bench, with_read=True)) == "+c c@a c:b2 c:c3 c:d4 c@d"
+    assert await told(follow(bench, with_read=True)) == "+c c>a1 c:b2 c:c3 c:d4 c@d"
     assert await told(follow(bench)) == "+c"
 
 
@@ -172,9 +182,9 @@ async def test_acknowledgements_move_the_position(bench: Bench) -> None:
     changes = follow(bench, with_read=True)
     lease = await bench.read(ACKNOWLEDGING)
     await bench.take(lease)
-    assert await told(changes) == "+c c:a1 c:b2 c:c3"
+    assert await told(changes) == "+c c:a1 c:b2 c:c3 c@-~c"
     await bench.acknowledge("b")
-    assert await told(changes) == "c@b"
+    assert await told(changes) == "c@b~c"
 
 
 @virtual_time
@@ -184,9 +194,9 @@ async def test_a_position_that_goes_back_is_told(bench: Bench) -> None:
     await bench.read_once()
     assert await told(changes) == "+c c:a1 c:b2 c:c3 c@c"
     await bench.read(ReadOptions(after_event_id="a"))
-    assert await told(changes) == "c@a"
+    assert await told(changes) == "c@a~c"
     await bench.read(ReadOptions(after_event_id=START, take_over=True))
-    assert await told(changes) == "c@-"
+    assert await told(changes) == "c@-~c"
 
 
 @virtual_time
@@ -360,6 +370,101 @@ async def test_after_close_nothing_is_told_any_more(bench: Bench) -> None:
     assert not changes.are_pending
 
 
+@virtual_time
+async def test_what_was_forgotten_before_it_was_told_is_told_to_be_forgotten(bench: Bench) -> None:
+    await bench.fill("a")
+    changes = follow(bench, with_read=True)
+    await told(changes)
+    for event_id in "bcdef":
+        await bench.write(event_id)
+        await bench.read_once()
+    assert await told(changes) == "c>c3 c:d4 c:e5 c:f6 c@f"
+
+
+@virtual_time
+async def test_a_position_is_told_also_while_there_is_more(bench: Bench) -> None:
+    await bench.fill("abc")
+    await read_some(bench, 2)
+    changes = follow(bench, with_read=True)
+    assert words(await changes.take(1)) == "+c c:a1 c@a"
+    assert words(await changes.take(1)) == "c:b2 c@b"
+    assert words(await changes.take(1)) == "c:c3"
+
+
+# Keys
+
+
+@virtual_time
+async def test_a_key_is_told_with_its_event(bench: Bench) -> None:
+    await bench.create()
+    await bench.write("a", request_id="k")
+    await bench.write("b")
+    changes = follow(bench, with_read=True)
+    assert await told(changes) == "+c c:a1=k c:b2"
+    await bench.write("c", request_id="l")
+    assert await told(changes) == "c:c3=l"
+
+
+@virtual_time
+async def test_the_key_of_a_forgotten_event_is_told_by_itself(bench: Bench) -> None:
+    await bench.create()
+    await bench.write("a", request_id="k")
+    changes = follow(bench, with_read=True)
+    await told(changes)
+    for event_id in "bcdef":
+        await bench.write(event_id, request_id=f"key-{event_id}")
+        await bench.read_once()
+    assert await told(changes) == ("c>c3 c!b=key-b c!c=key-c c:d4=key-d c:e5=key-e c:f6=key-f c@f")
+    changes.restart(with_read=True)
+    assert (await told(changes)).startswith("+c c>c3 c!a=k c!b=key-b c!c=key-c c:d4=key-d")
+
+
+@virtual_time
+async def test_the_key_of_a_writer_that_waits_is_not_told_until_its_event_is_taken(
+    bench: Bench,
+) -> None:
+    await bench.fill("abc")
+    changes = follow(bench, with_read=True)
+    await told(changes)
+    writing = await bench.start(bench.write("d", request_id="k"))
+    assert await told(changes) == ""
+    await bench.at(5.0)
+    await read_some(bench, 1)
+    await writing
+    await bench.at(7.0)
+    [added, *_] = await told_at_once(changes)
+    assert isinstance(added, EventAdded)
+    assert added.key is not None
+    assert (added.key.request_id, added.key.age_s) == ("k", 2.0)
+
+
+@virtual_time
+async def test_keys_are_not_told_to_who_asks_for_unread_events_only(bench: Bench) -> None:
+    await bench.create()
+    await bench.write("a", request_id="k")
+    assert await told(follow(bench)) == "+c c:a1"
+
+
+@virtual_time
+async def test_keys_work_in_a_copy_for_as_long_as_in_the_original(
+    bench: Bench, make_bench: Callable[..., Bench]
+) -> None:
+    await bench.create()
+    for event_id in "abcdefg":
+        await bench.write(event_id, request_id=f"key-{event_id}")
+        await bench.read_once()
+    await bench.at(30.0)
+    copy = await copy_of(bench, make_bench)
+    for event_id in "abcdefg":
+        assert await copy.write("new", request_id=f"key-{event_id}") == event_id
+    lease = await copy.read()
+    await bench.at(59.0)
+    assert await copy.write("new", request_id="key-a") == "a"
+    await bench.at(61.0)
+    assert await copy.write("new", request_id="key-a") == "new"
+    lease.release(clean=True)
+
+
 # Room for writers
 
 
@@ -433,7 +538,7 @@ async def test_a_writer_waits_again_once_all_is_to_be_told_again(bench: Bench) -
     await fill_and_leave(bench)
     changes = follow(bench)
     await told(changes)
-    changes.restart(with_read=True)
+    changes.restart(with_read=False)
     writing = await bench.start(bench.write("d"))
     await asyncio.sleep(1.0)
     assert not writing.done()
@@ -480,6 +585,56 @@ async def test_a_writer_waits_again_after_close(bench: Bench) -> None:
     changes.close()
     with pytest.raises(WriteTimeout):
         await bench.write("d")
+
+
+@virtual_time
+async def test_nothing_is_evicted_if_it_can_be_learned_how_far_it_is_read_elsewhere(
+    bench: Bench,
+) -> None:
+    await fill_and_leave(bench)
+    await told(follow(bench, with_read=True))
+    await told(follow(bench))
+    with pytest.raises(WriteTimeout):
+        await bench.write("d")
+    assert await bench.read_once() == ["a", "b", "c"]
+
+
+@virtual_time
+async def test_what_was_read_elsewhere_makes_room(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    await told(follow(bench, with_read=True))
+    writing = await bench.start(bench.write("d"))
+    assert await bench.store.blocked("agent") == [bench.address("c")]
+    await bench.store.advance(b"c", "b")
+    assert await writing == "d"
+    assert await bench.store.blocked("agent") == []
+    assert await bench.read_once() == ["c", "d"]
+    assert bench.observer.pushed_out == 0
+
+
+@virtual_time
+async def test_how_far_it_was_read_here_is_known_once_it_was(bench: Bench) -> None:
+    assert await bench.store.read_here(b"c") is None
+    await bench.fill("abc")
+    await bench.store.follow_progress(b"c", Progress("a", "b"))
+    assert await bench.store.read_here(b"c") is None
+    await read_some(bench, 1)
+    assert await bench.store.read_here(b"c") == "b"
+
+
+@virtual_time
+async def test_what_is_evicted_is_counted_and_told_to_the_next_reader(bench: Bench) -> None:
+    await fill_and_leave(bench)
+    changes = follow(bench)
+    await told(changes)
+    await bench.write("d")
+    assert bench.observer.pushed_out == 1
+    lease = await bench.read()
+    assert (lease.recovered, await bench.take(lease)) == (False, ["b", "c", "d"])
+    lease.release(clean=True)
+    assert (await bench.read()).recovered is None
+    await bench.remove()
+    assert bench.observer.removed[0].lost == 0
 
 
 # Hold
@@ -573,6 +728,38 @@ async def test_a_push_wakes_the_reader_and_does_not_wait(bench: Bench) -> None:
 
 
 @virtual_time
+async def test_a_copy_holds_what_its_source_holds(bench: Bench) -> None:
+    await bench.create()
+    for event_id in "abcdefgh":
+        await bench.store.push(b"c", event(event_id), is_followed=True)
+    assert bench.observer.pushed_out == 0
+    writing = await bench.start(bench.write("x"))
+    assert await bench.read_once() == list("abcdefghx")
+    await writing
+
+
+@virtual_time
+async def test_a_channel_keeps_its_capacity(bench: Bench, make_bench: Callable[..., Bench]) -> None:
+    await bench.fill("abc")
+    copy = make_bench(capacity=7)
+    changes = follow(bench, with_read=True)
+    await Copy(copy).apply(await told_at_once(changes))
+    writing = await bench.start(copy.write("d"))
+    assert not writing.done()
+    assert await copy.read_once() == list("abcd")
+    await writing
+
+
+@virtual_time
+async def test_what_is_lost_with_a_copy_is_not_counted(bench: Bench) -> None:
+    bench.owned = False
+    await bench.create()
+    await bench.store.push(b"c", event("a"))
+    await bench.remove()
+    assert bench.observer.removed[0].lost == 0
+
+
+@virtual_time
 async def test_what_is_pushed_out_unread_is_told_to_the_observer(bench: Bench) -> None:
     await bench.create()
     for event_id in "abcde":
@@ -585,7 +772,7 @@ async def test_what_is_pushed_is_told_to_followers(bench: Bench) -> None:
     await bench.create()
     changes = follow(bench, with_read=True)
     await bench.store.push(b"c", event("a"))
-    await bench.store.move_position(b"c", "a")
+    await bench.store.follow_progress(b"c", Progress("a"))
     assert await told(changes) == "+c c:a1 c@a"
 
 
@@ -603,7 +790,7 @@ async def test_is_read(bench: Bench) -> None:
 async def test_without_the_channel_there_is_nothing_to_feed(bench: Bench) -> None:
     for call in (
         bench.store.push(b"c", event("a")),
-        bench.store.move_position(b"c", "a"),
+        bench.store.follow_progress(b"c", Progress("a")),
         bench.store.forget(b"c"),
     ):
         with pytest.raises(ChannelNotFound):
@@ -641,13 +828,17 @@ class Copy:
             match change:
                 case ChannelAdded():
                     if not await store.exists(channel_id):
-                        await store.create(channel_id, change.address)
+                        await store.create(channel_id, change.address, change.capacity)
                 case ChannelEnded():
                     await store.forget(channel_id)
                 case EventAdded():
-                    await store.push(channel_id, change.event)
-                case PositionMoved():
-                    await store.move_position(channel_id, change.event_id)
+                    await store.push(channel_id, change.event, change.key, is_followed=True)
+                case KeyAdded():
+                    await store.learn_key(channel_id, change.event_id, change.key)
+                case ProgressMade():
+                    await store.follow_progress(channel_id, change.progress)
+                case EventsForgotten():
+                    await store.skip_to(channel_id, change.event_id)
 
 
 async def copy_of(bench: Bench, make_bench: Callable[..., Bench], limit: int = 100) -> Bench:
