@@ -28,6 +28,8 @@ NEARLY_ALL = 100
 """How many channels may have news for the target when an agent is cut over: few enough that calls
 do not wait for long, and enough that it comes to that while all channels are written to."""
 CHECK_S = 0.02
+AGAIN_S = 0.5
+"""When a node that stops looks again for a target that refused, or was not there."""
 TELL_S = 0.5
 """How often a drain tells how far it is."""
 GONE_S = 10.0
@@ -48,13 +50,20 @@ class Drains:
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
-    async def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
+    def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
+        return self._draining(target, {})
+
+    async def _draining(
+        self, target: str, logged: dict[str, str]
+    ) -> AsyncGenerator[DrainProgress, None]:
+        """Drain. What is in `logged`, by agent, is not logged again."""
         if not self._is_idle.is_set():
             raise WrongMode("this node is being drained already")
         self._is_idle.clear()
         self.feeds.refuse_new("this node is being drained")
         try:
-            async with aclosing(self._moving_each(await endpoints_of(target))) as steps:
+            endpoints = await endpoints_of(target)
+            async with aclosing(self._moving_each(endpoints, logged)) as steps:
                 async for progress in steps:
                     yield progress
         finally:
@@ -64,21 +73,42 @@ class Drains:
     async def hand_over(self, target: str | None, within_s: float) -> None:
         """Drain this node, which stops, for so long at most; a drain that runs comes to its end.
 
-        What fails is logged.
+        While channels would be lost, a target that refuses, or is not there, is asked again: it may
+        be a successor that starts just now. What stays here in the end is logged.
         """
         try:
             async with asyncio.timeout(within_s):
                 await self._is_idle.wait()
                 if target is not None:
-                    async with aclosing(self.drain(target)) as steps:
-                        async for _ in steps:
-                            pass
+                    await self._drain_in_the_end(target)
         except TimeoutError:
-            log.error("the target has not caught up within %g s", within_s)
-        except MegaphoneError as error:
-            log.error("this node cannot be handed over: %s", error)
+            log.error("this node could not be handed over within %g s", within_s)
+        if target is not None and (channels := await self._channels_here()):
+            names = ", ".join(agent.name for agent in self._left(()))
+            log.error("%d channels end with this node, those of agents %s", channels, names)
 
-    async def _moving_each(self, endpoints: Sequence[str]) -> AsyncGenerator[DrainProgress, None]:
+    async def _drain_in_the_end(self, target: str) -> None:
+        """Drain until nothing is left, or nothing is lost with what is."""
+        logged: dict[str, str] = {}
+        while True:
+            try:
+                async with aclosing(self._draining(target, logged)) as steps:
+                    async for _ in steps:
+                        pass
+                return
+            except MegaphoneError as error:
+                log_once(logged, "", "this node cannot be handed over: %s", error)
+            if not await self._channels_here():
+                return
+            await asyncio.sleep(AGAIN_S)
+
+    async def _channels_here(self) -> int:
+        """Return how many channels are this node's to move."""
+        return sum([await self.store.count(agent.name) for agent in self._left(())])
+
+    async def _moving_each(
+        self, endpoints: Sequence[str], logged: dict[str, str]
+    ) -> AsyncGenerator[DrainProgress, None]:
         moved = Moved()
         failures: dict[str, MegaphoneError] = {}
         yield await self._progress(moved, failures)
@@ -97,7 +127,8 @@ class Drains:
                 moved.agents += 1
             except MegaphoneError as error:
                 failures[move.agent.name] = error
-                log.error("agent %s stays here: %s", move.agent.name, error)
+                name = move.agent.name
+                log_once(logged, name, f"agent {name} stays here: %s", error)
         yield await self._progress(moved, failures, done=not failures)
         if failures:
             raise all_in_one(failures)
@@ -115,7 +146,7 @@ class Drains:
         done: bool = False,
     ) -> DrainProgress:
         left = self._left(())
-        channels = sum([await self.store.count(agent.name) for agent in left])
+        channels = await self._channels_here()
         copied = 0 if move is None else await move.copied()
         return DrainProgress(
             agent="" if move is None else move.agent.name,
@@ -126,6 +157,13 @@ class Drains:
             channels_left=channels - copied,
             done=done,
         )
+
+
+def log_once(logged: dict[str, str], about: str, text: str, error: MegaphoneError) -> None:
+    """Log an error about something, unless it was the last one that was logged about it."""
+    if logged.get(about) != str(error):
+        logged[about] = str(error)
+        log.error(text, error)
 
 
 class Moved:

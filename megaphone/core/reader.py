@@ -10,7 +10,7 @@ from typing import Self
 from megaphone.core.channel import EVENT_OVERHEAD_BYTES
 from megaphone.core.ports import ChannelLease, Observer
 from megaphone.core.progress import STALL_S, Progress
-from megaphone.errors import TooSlow
+from megaphone.errors import AgentMoved, TooSlow
 from megaphone.model import Event, ReadOptions
 
 BATCH_EVENTS = 100
@@ -35,6 +35,7 @@ class Reader:
 
     __slots__ = (
         "_heartbeat_s",
+        "_is_broken_off",
         "_lease",
         "_left",
         "_look_timer",
@@ -72,6 +73,7 @@ class Reader:
         self._on_exit = on_exit
         self._progress = Progress(is_seen=False)
         self._stalled: asyncio.Timeout | None = None
+        self._is_broken_off = False
         self._taken: Callable[[], int] | None = None
         self._look_timer: asyncio.TimerHandle | None = None
 
@@ -90,9 +92,16 @@ class Reader:
         self._lease.interrupt()
 
     def break_off(self) -> None:
-        """End it at once, as a broken read, whatever its client takes of it yet."""
+        """End it at once, as a broken read, whatever its client takes of it yet.
+
+        Its iteration, and a context that expects progress, raise AgentMoved, so that the client
+        does not take the end for a clean one.
+        """
+        self._is_broken_off = True
         self._lease.interrupt()
         self._lease.release(clean=False)
+        if self._stalled is not None:
+            self._stalled.reschedule(self._now())
 
     async def __aenter__(self) -> Self:
         self._observer.read_started()
@@ -113,6 +122,8 @@ class Reader:
 
     async def __anext__(self) -> list[Event]:
         self._progress.finish(self._now())
+        if self._is_broken_off:
+            raise self._moved()
         if self._left > 0 and self._is_in_time():
             events = await self._lease.take(
                 min(BATCH_EVENTS, self._left), self._progress.batch_bytes, self._next_stop()
@@ -122,6 +133,8 @@ class Reader:
             if events or self._heartbeat_is_due():
                 self._hand_over(events)
                 return events
+            if self._is_broken_off:
+                raise self._moved()
         self._hand_over([])  # the end, which the client must take as well
         raise StopAsyncIteration
 
@@ -135,7 +148,7 @@ class Reader:
         never waited for less. `taken` tells how many bytes it has taken so far, at any time. With
         None only whole batches are seen to be taken, and it is given more time for large ones.
 
-        Raises: TooSlow, wherever the task then waits.
+        Raises: TooSlow, wherever the task then waits; AgentMoved likewise, after `break_off`.
         """
         self._taken = taken
         self._progress = Progress(is_seen=taken is not None)
@@ -146,11 +159,16 @@ class Reader:
         except TimeoutError:
             if not stalled.expired():
                 raise
+            if self._is_broken_off:
+                raise self._moved() from None
             raise TooSlow(f"the client took nothing for {STALL_S:g} s") from None
         finally:
             self._stalled = None
             if self._look_timer is not None:
                 self._look_timer.cancel()
+
+    def _moved(self) -> AgentMoved:
+        return AgentMoved(f"agent {self.agent} moves to another node")
 
     def _hand_over(self, events: list[Event]) -> None:
         now = self._now()

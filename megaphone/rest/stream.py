@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from megaphone.core.reader import Reader
-from megaphone.errors import TooSlow
+from megaphone.errors import AgentMoved, TooSlow
 from megaphone.model import Event
 from megaphone.rest.answers import StreamedAnswer
 from megaphone.rest.peers import cut, watch_peer
@@ -51,7 +51,8 @@ async def stream_events(
     Must run within the reader's context: whatever is raised here makes the read a broken one, so
     that what it had sent is sent again to the next reader.
 
-    Raises: ConnectionResetError, when the client has gone or takes nothing for too long.
+    Raises: ConnectionResetError, when the client has gone, takes nothing for too long, or takes
+        nothing while its channel moves.
     """
     response = StreamedAnswer(headers={"Content-Type": framing.content_type, **HEADERS})
     if reader.recovered is not None:
@@ -70,7 +71,7 @@ async def stream_events(
                     await body.write(framing.events(events) if events else [framing.heartbeat])
                 await response.write_eof()
                 await body.drain()
-        except TooSlow:
+        except (TooSlow, AgentMoved) as error:
             cut(request)
-            raise ConnectionResetError("the client has stalled") from None
+            raise ConnectionResetError(str(error)) from None
     return response

@@ -33,7 +33,8 @@ async def stream_events(
 
     Must run within the reader's context: whatever is raised here makes the read a broken one.
 
-    Raises: TooSlow, when the client has stalled.
+    Raises: TooSlow, when the client has stalled; AgentMoved, when it takes nothing while its
+        channel moves.
     """
     recovered = reader.recovered
     await context.send_initial_metadata(

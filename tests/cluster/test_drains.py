@@ -18,7 +18,7 @@ from megaphone.errors import (
     TargetUnavailable,
     WrongMode,
 )
-from megaphone.model import AgentMode, DrainProgress, ReadOptions
+from megaphone.model import START, AgentMode, DrainProgress, ReadOptions
 from megaphone_api.sync_pb2 import (
     FindChannelsInUseReply,
     FindChannelsInUseRequest,
@@ -27,6 +27,8 @@ from megaphone_api.sync_pb2 import (
 )
 from megaphone_api.sync_pb2_grpc import SyncServiceServicer, add_SyncServiceServicer_to_server
 from tests.support.faces import FACES, Created, Face, read_all, take
+from tests.support.fault_readers import GrpcRead, HttpRead, OpenRead, grpc_connection
+from tests.support.raw_http import Broken, Node
 from tests.support.settings import fast_settings
 
 READY = ReadOptions(wait_s=0.0)
@@ -187,6 +189,106 @@ async def test_a_reader_that_takes_nothing_is_broken_off_and_gets_it_again(
         await drain(source, url(target))
     async with await target.broker.open_reader(channel.consumer_address, READY) as reader:
         assert [event.id for event in await anext(reader)] == [stalled.id]
+
+
+async def end_of(read: OpenRead) -> str:
+    """Take all that comes. Returns: how the read ended."""
+    try:
+        while await read.next() is not None:
+            pass
+    except (Broken, AgentMoved) as error:
+        return type(error).__name__
+    return "clean"
+
+
+@pytest.mark.parametrize(
+    ("transport", "end"), [("ndjson", "Broken"), ("sse", "Broken"), ("grpc", "AgentMoved")]
+)
+async def test_the_client_of_a_read_that_is_broken_off_sees_a_broken_end(
+    source: App, target: App, transport: str, end: str
+) -> None:
+    channel = await source.broker.create()
+    body = b'"' + b"x" * 200_000 + b'"'
+    for _ in range(50):  # more than the buffers on the way hold
+        await source.broker.write(channel.producer_address, "s", body)
+    here = Node(source.http_port, source.grpc_port)
+    async with grpc_connection(here) as connection:
+        read: OpenRead
+        if transport == "grpc":
+            read = GrpcRead(connection, channel.consumer_address, ReadOptions())
+        else:
+            read = await HttpRead.ask(
+                here, channel.consumer_address, ReadOptions(), sse=transport == "sse"
+            )
+        try:
+            await read.begin()
+            await until(lambda: source.metrics.messages_read > 0)
+            await drain(source, url(target))
+            assert await end_of(read) == end
+        finally:
+            read.close()
+    options = ReadOptions(wait_s=0.0, after_event_id=START)
+    async with await target.broker.open_reader(channel.consumer_address, options) as again:
+        assert sum([len(batch) async for batch in again]) == 50
+
+
+# -- A node that stops
+
+
+async def test_a_node_that_stops_looks_for_a_target_until_there_is_one(
+    stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as held:  # its port is free again when the successor starts
+        held.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{held.getsockname()[1]}"
+    async with AsyncExitStack() as stopping:
+        source = await node(
+            stopping, "a", drain_target=f"http://{endpoint}", drain_timeout_secs=WITHIN_S
+        )
+        channel = await source.broker.create()
+        await source.broker.write(channel.producer_address, "s", b"1")
+        stop = asyncio.create_task(stopping.aclose())
+        await until(lambda: "cannot be reached" in caplog.text)
+        await asyncio.sleep(2.5 * drains.AGAIN_S)  # it tries again meanwhile, and says so once
+        assert not stop.done()
+        successor = await node(stack, "b", grpc_address=endpoint)
+        await stop
+    assert caplog.text.count("cannot be reached") == 1
+    async with await successor.broker.open_reader(channel.consumer_address, READY) as reader:
+        assert [event.body for event in await anext(reader)] == [b"1"]
+
+
+async def test_a_node_that_stops_asks_a_target_again_that_refuses(
+    stack: AsyncExitStack, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = await node(stack, "a")  # it has an agent of the same name
+    async with AsyncExitStack() as stopping:
+        source = await node(stopping, "a", drain_target=url(target), drain_timeout_secs=WITHIN_S)
+        channel = await source.broker.create()
+        stop = asyncio.create_task(stopping.aclose())
+        await until(lambda: "agent a stays here" in caplog.text)
+        assert not stop.done()
+        target.agents.remove("a")
+        await stop
+    assert caplog.text.count("agent a stays here") == 1
+    assert await target.broker.exists([channel.consumer_address]) == {
+        channel.consumer_address: True
+    }
+
+
+@pytest.mark.parametrize("channels", [0, 1])
+async def test_a_node_that_finds_no_target_stops_in_time_and_says_what_is_lost(
+    channels: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    timeout_s = 1.2 if channels else WITHIN_S  # without channels there is nothing to wait for
+    async with AsyncExitStack() as stopping, asyncio.timeout(WITHIN_S / 2):
+        source = await node(
+            stopping, "a", drain_target="http://127.0.0.1:1", drain_timeout_secs=timeout_s
+        )
+        for _ in range(channels):
+            await source.broker.create()
+        await stopping.aclose()
+    assert ("1 channels end with this node, those of agents a" in caplog.text) is bool(channels)
 
 
 # -- What stays
