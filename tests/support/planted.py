@@ -12,6 +12,7 @@ from typing import Any
 
 from megaphone.app import App
 from megaphone.core.content import new_event_id
+from megaphone.core.ports import Append
 from megaphone.errors import MegaphoneError, WriteTimeout
 from megaphone.model import Event
 from tests.support.checker import History, Kind, Seen
@@ -59,17 +60,22 @@ class StoresTwice(Plant):
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
-        append = store.append
+        store.append, store.append_now = self._twice(store.append), self._twice(store.append_now)
 
-        async def append_twice(channel_id: bytes, event: Event, request_id: str | None) -> Any:
+    def _twice(self, append: Append) -> Append:
+        async def append_twice(
+            channel_id: bytes, event: Event, request_id: str | None
+        ) -> str | None:
             answer = await append(channel_id, event, request_id)
             writer, *_ = parse_stream_id(event.stream_id)
-            if request_id is not None and writer in self._writers and self.is_due():
+            is_taken_under_key = answer is not None and request_id is not None
+            if is_taken_under_key and writer in self._writers and self.is_due():
+                again = Event(new_event_id(), event.stream_id, event.timestamp_us, event.body)
                 with suppress(MegaphoneError):
-                    await append(channel_id, replace(event, id=new_event_id()), None)
+                    await append(channel_id, again, None)
             return answer
 
-        store.append = append_twice
+        return append_twice
 
 
 class TakesAndRefuses(Plant):
