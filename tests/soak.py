@@ -1,9 +1,12 @@
 """Runs readers of all kinds, writers and faults for minutes, and looks for what is left over.
 
     python -m tests.soak [--minutes 10]
+    python -m tests.soak --moves 1000 [--first 0] [--at-once 8]
 
 Prints a line every ten seconds. At the end nothing may be left: no open read, no waiting writer, no
 channel; and memory must be flat: its mean in the last quarter is compared with that in the second.
+With `--moves` there are so many runs instead in which channels move between three nodes, under
+faults (`tests.support.move_runs`): it explains those that are not as promised, and sums up.
 Exit code 0 if all that holds, and every run was as promised; 1 otherwise.
 """
 
@@ -20,8 +23,10 @@ from statistics import mean
 
 import aiohttp
 
+from tests.support import move_runs
 from tests.support.checker import Kind
 from tests.support.fault_runs import Finished, Scenario, run_all
+from tests.support.move_scenarios import Scenario as MoveScenario
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.raw_http import Node
 
@@ -30,6 +35,7 @@ TTL_S = 3
 AT_ONCE = 6
 RUNS_A_ROUND = 30
 REPORT_EVERY_S = 10.0
+REPORT_EVERY_RUNS = 100
 GROWTH_ALLOWED = 0.05
 LEFTOVERS = ("megaphone_reads_open", "megaphone_writers_waiting", "megaphone_channels")
 RESIDENT = "process_resident_memory_bytes"
@@ -114,10 +120,35 @@ async def soak(minutes: float) -> list[str]:
         return [*run.complaints(), *await leftovers(broker)]
 
 
+async def soak_moves(runs: int, first: int, at_once: int) -> list[str]:
+    done: list[move_runs.Finished] = []
+
+    def report(finished: move_runs.Finished) -> None:
+        done.append(finished)
+        if not finished.is_as_promised:
+            print(finished.explanation(), flush=True)
+        if len(done) % REPORT_EVERY_RUNS == 0:
+            print(move_runs.summary(done), flush=True)
+
+    scenarios = (MoveScenario.draw(seed) for seed in range(first, first + runs))
+    await move_runs.run_all(scenarios, at_once=at_once, report=report)
+    wrong = [f"run {one.scenario.name}" for one in done if not one.is_as_promised]
+    print(move_runs.summary(done))
+    return [f"not as promised: {', '.join(wrong)}"] if wrong else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0)
-    complaints = asyncio.run(soak(parser.parse_args().minutes))
+    parser.add_argument("--moves", type=int, metavar="RUNS")
+    parser.add_argument("--first", type=int, default=0, metavar="SEED")
+    parser.add_argument("--at-once", type=int, default=8)
+    asked = parser.parse_args()
+    if asked.moves is not None:
+        wrong = asyncio.run(soak_moves(asked.moves, asked.first, asked.at_once))
+        print("\n".join(wrong) or "Every run was as promised.")
+        sys.exit(1 if wrong else 0)
+    complaints = asyncio.run(soak(asked.minutes))
     print("\n".join(complaints) or "Nothing is left over, and memory is flat.")
     sys.exit(1 if complaints else 0)
 

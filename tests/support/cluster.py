@@ -241,6 +241,10 @@ class Cluster:
         _, [answer] = await source.manage("POST", "/vagent/pipe", body)
         return dict(answer)
 
+    def successor_of(self, member: Member) -> Member:
+        """Return the node to which another one moves its agents when it is stopped."""
+        return self.members[(member.number + 1) % len(self.members)]
+
     def links_between(self, one: Member, other: Member) -> list[Link]:
         return [one.feeds[other.number], other.feeds[one.number]]
 
@@ -297,7 +301,8 @@ async def cluster_of(
             member.feeds = {m.number: Link() for m in members if m is not member}
         cluster = Cluster(members, session)
         stack.push_async_callback(cluster.aclose)
-        for member, following in zip(members, [*members[1:], members[0]], strict=True):
+        for member in members:
+            following = cluster.successor_of(member)
             await following.feeds[member.number].open()
             member.successor = following.target_for(member)
         await asyncio.gather(*(member.start() for member in members))

@@ -154,9 +154,7 @@ async def run(
             await do(finished, shared, make_host, tamper)
             if not finished.died:
                 await compare_counts(finished, cluster)
-    except (Exception, asyncio.CancelledError) as error:
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise
+    except Exception as error:
         finished.failure = f"{error!r} {getattr(error, 'exceptions', '')}"
     for history in ledger.histories:
         history.capacity = min(scenario.capacities)

@@ -12,7 +12,7 @@ from tests.support.move_readers import Plan
 
 SMALLEST_CAPACITY, LARGEST_CAPACITY = 7, 100
 WINDOW_S = 0.3
-DRAIN_TIMEOUT_S = 3.0
+DRAIN_TIMEOUT_S = 10.0
 
 
 class Act(Enum):
@@ -27,6 +27,7 @@ class Act(Enum):
     DRAIN_KILL = "drain, and kill the target in the midst of it"
     KILL = "kill a node that has not the channels"
     EVICT = "stop the node of the channels, which moves them to its successor, and start it again"
+    EVICT_EARLY = "stop the node of the channels while its successor is away for a moment"
 
 
 USUAL_ACTS = (
@@ -38,7 +39,7 @@ USUAL_ACTS = (
     *(Act.DRAIN_CUT,) * 2,
     *(Act.EVICT,) * 2,
 )
-KILLING_ACTS = (*USUAL_ACTS, *(Act.KILL,) * 4, *(Act.DRAIN_KILL,) * 2)
+KILLING_ACTS = (*USUAL_ACTS, *(Act.KILL,) * 4, *(Act.DRAIN_KILL,) * 2, Act.EVICT_EARLY)
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,8 @@ class Troubles:
                 await self._kill(other)
             case Act.EVICT:
                 await self._evict(owner)
+            case Act.EVICT_EARLY:
+                await self._evict_early(owner)
 
     async def _drain(self, source: Member, target: Member) -> None:
         self._moves.begun += 1
@@ -117,6 +119,19 @@ class Troubles:
         await self._cluster.kill(victim)
         await asyncio.sleep(self._rng.uniform(0, 5.0) * self._scenario.pace_s)
         await self._cluster.start_again(victim, self._make_host())
+
+    async def _evict_early(self, owner: Member) -> None:
+        successor = self._cluster.successor_of(owner)
+        self._note(f"kill {successor.number}")
+        await self._cluster.kill(successor)
+
+        async def come_back() -> None:
+            await asyncio.sleep(self._rng.uniform(0, 1.0))
+            await self._cluster.start_again(successor, self._make_host())
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._evict(owner))
+            group.create_task(come_back())
 
     async def _evict(self, owner: Member) -> None:
         self._moves.begun += 1
