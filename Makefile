@@ -60,7 +60,7 @@ compat: $(READY) ## Test against the original broker and its client; needs Rust,
 	$(BIN)/python -m pytest tests/compat $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## Measure the broker against bare handlers (about a minute).
+bench: $(READY) ## Measure the broker: against bare handlers, and how long requests hold it (two minutes).
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: soak

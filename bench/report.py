@@ -143,8 +143,9 @@ def legend(results: Iterable[Result]) -> str:
     ]
     for result in results:
         notes = ([f"baseline: {result.against}"] if result.against else []) + list(result.notes)
-        lines.append(result.what)
-        lines += [f"  {note}" for note in notes]
+        if notes:
+            lines.append(result.what)
+            lines += [f"  {note}" for note in notes]
     return "\n".join(lines)
 
 

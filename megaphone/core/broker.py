@@ -21,7 +21,7 @@ from megaphone.core.addresses import (
 )
 from megaphone.core.agents import Agents
 from megaphone.core.content import accepted_body, checked_id, checked_stream_id, new_event_id
-from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace
+from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace, many_tasks
 from megaphone.core.ports import Append, Observer, Store
 from megaphone.core.reader import Reader
 from megaphone.errors import (
@@ -200,7 +200,7 @@ class Broker:
             del behind[address]
 
         pace = Pace()
-        async with asyncio.TaskGroup() as group:
+        async with many_tasks() as start:
             for index, one in enumerate(writes):
                 if (queue := behind.get(one.address)) is not None:
                     queue.append((index, one))
@@ -208,7 +208,7 @@ class Broker:
                     results[index] = result
                 else:
                     behind[one.address] = deque([(index, one)])
-                    group.create_task(write_in_order(one.address))
+                    start(write_in_order(one.address))
                 await pace.work(EVENT_WORK + ADDRESS_WORK + len(one.body))
         return results
 
@@ -266,12 +266,12 @@ class Broker:
         async def write_rest(index: int, first: int) -> None:
             untaken[index] = await self._write_all(addresses[index], batch, first)
 
-        async with asyncio.TaskGroup() as group:
+        async with many_tasks() as start:
             for index, address in enumerate(addresses):
                 try:
                     untaken[index] = await self._write_all(address, batch, waits=False)
                 except MustWait as wait:
-                    group.create_task(write_rest(index, wait.first))
+                    start(write_rest(index, wait.first))
                 await batch.pace.work(ADDRESS_WORK)
         failures: list[BatchFailure] = []
         for address, rest in zip(addresses, untaken, strict=True):

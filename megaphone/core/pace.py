@@ -5,6 +5,8 @@ takes a millisecond or so.
 """
 
 import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 
 SLICE = 16_384
 """The work of one slice. Looking through a byte of a body is 1."""
@@ -14,6 +16,8 @@ EVENT_WORK = 128
 """To make an event, or to write it to a channel."""
 ANSWER_WORK = 32
 """To make one of many parts of an answer."""
+CANCELLED_AT_ONCE = 200
+"""How many tasks are cancelled before others get their turn."""
 
 
 class Pace:
@@ -30,3 +34,26 @@ class Pace:
         if self._left <= 0:
             self._left = SLICE
             await asyncio.sleep(0)
+
+
+Start = Callable[[Coroutine[None, None, None]], None]
+
+
+@asynccontextmanager
+async def many_tasks() -> AsyncIterator[Start]:
+    """A context that starts tasks and ends when they have ended, as `asyncio.TaskGroup`.
+
+    If it is cancelled, it cancels them in slices.
+    """
+    tasks: list[asyncio.Task[None]] = []
+    async with asyncio.TaskGroup() as group:
+        try:
+            yield lambda work: tasks.append(group.create_task(work))
+            if tasks:
+                await asyncio.wait(tasks)
+        except asyncio.CancelledError:
+            for number, task in enumerate(tasks, start=1):
+                task.cancel()
+                if number % CANCELLED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            raise

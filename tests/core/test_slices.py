@@ -15,7 +15,8 @@ import pytest
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE
+from megaphone.core.channel import Waiter
+from megaphone.core.pace import ADDRESS_WORK, CANCELLED_AT_ONCE, EVENT_WORK, SLICE
 from megaphone.errors import BadRequest, PayloadTooLarge
 from megaphone.metrics import Metrics
 from megaphone.model import (
@@ -29,6 +30,7 @@ from megaphone.model import (
     WriteFailure,
 )
 from megaphone.settings import Settings
+from megaphone.store.changes import StoredChannel
 from megaphone.store.memory import MemoryStore
 
 pytestmark = pytest.mark.looptime
@@ -63,6 +65,12 @@ class CountingStore(MemoryStore):
     ) -> str | None:
         self.called()
         return await super().append_now(channel_id, event, request_id)
+
+    async def _wait_for_room(self, channel: StoredChannel, waiter: Waiter) -> str:
+        try:
+            return await super()._wait_for_room(channel, waiter)
+        finally:
+            self.called()
 
 
 class Node:
@@ -260,6 +268,22 @@ async def test_a_batch_that_is_cancelled_leaves_no_writer_behind() -> None:
     for channel in channels:
         assert await node.events(channel) == [0, 1, 2]
         assert await node.events(channel) == []
+
+
+async def test_a_batch_with_many_writers_that_wait_is_cancelled_in_slices() -> None:
+    node = Node(TIGHT)
+    channels = await node.create(2_000)
+    writing = asyncio.create_task(
+        node.broker.write_batch([c.producer_address for c in channels], messages(4))
+    )
+    await asyncio.sleep(1)
+    node.store.calls = node.store.most_in_a_turn = 0
+    async with node.beside():
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
+    assert node.store.calls == len(channels)
+    assert node.store.most_in_a_turn <= 2 * CANCELLED_AT_ONCE
 
 
 async def test_what_a_batch_has_not_written_when_its_agent_leaves_is_told() -> None:
