@@ -122,17 +122,17 @@ def acknowledged(count: int) -> pb.AcknowledgeResponse:
 
 
 def events(batch: Sequence[Event]) -> pb.ReadResponse:
-    return pb.ReadResponse(events=[event(one) for one in batch])
-
-
-def event(one: Event) -> pb.Event:
-    seconds, microseconds = divmod(one.timestamp_us, MICROSECONDS_PER_S)
-    return pb.Event(
-        event_id=one.id,
-        stream_id=one.stream_id,
-        timestamp=Timestamp(seconds=seconds, nanos=microseconds * 1000),
-        body=one.body,
-    )
+    response = pb.ReadResponse()
+    for one in batch:
+        seconds, microseconds = divmod(one.timestamp_us, MICROSECONDS_PER_S)
+        # In its place: a message that was made before would be copied into it with its body.
+        response.events.add(
+            event_id=one.id,
+            stream_id=one.stream_id,
+            timestamp=Timestamp(seconds=seconds, nanos=microseconds * 1000),
+            body=one.body,
+        )
+    return response
 
 
 def agents(infos: Iterable[AgentInfo]) -> admin.ListAgentsResponse:
