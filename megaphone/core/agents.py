@@ -126,7 +126,21 @@ class Agents:
             raise BadRequest(f"agent {name} is on this node already")
         agent = Agent(name, mode, AddressKey.random(), datetime.now(UTC), now + self._warmup_s)
         self._agents[name] = agent
-        self._moved.pop(name, None)
+        if mode is not AgentMode.REPLICA:
+            self._moved.pop(name, None)
+        return agent
+
+    def served(self, name: str) -> Agent:
+        """Return an agent whose clients this node serves.
+
+        One that has moved away, and is fed to this node again, is not served before it is promoted:
+        clients that have not learned of its move would write where no reader comes.
+
+        Raises: AgentMoved; ChannelNotFound.
+        """
+        agent = self._agents.get(name)
+        if agent is None or name in self._moved:
+            raise self.why_absent(name)
         return agent
 
     def get(self, name: str) -> Agent | None:
@@ -192,6 +206,7 @@ class Agents:
         if agent.pipes:
             raise WrongMode(f"agent {name} cannot be promoted while its pipe is connected")
         self._take(agent, Step.PROMOTE)
+        self._moved.pop(name, None)
         agent.warm_at = now
         return agent
 

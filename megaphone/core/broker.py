@@ -25,6 +25,7 @@ from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pa
 from megaphone.core.ports import Append, Observer, Store
 from megaphone.core.reader import Reader
 from megaphone.errors import (
+    AgentMoved,
     BadRequest,
     ChannelNotFound,
     MegaphoneError,
@@ -425,8 +426,7 @@ class Broker:
 
     def _consumer(self, address: str) -> ConsumerAddress:
         consumer = ConsumerAddress.parse(address)
-        if self._agents.get(consumer.agent) is None:
-            raise self._agents.why_absent(consumer.agent)
+        self._agents.served(consumer.agent)
         return consumer
 
     def _writable_channel(self, address: str) -> bytes:
@@ -438,9 +438,11 @@ class Broker:
 
     def _open_producer_address(self, address: str) -> bytes:
         name, _, sealed = address.partition(".")
-        agent = self._agents.get(name)
-        if agent is None:
-            raise self._agents.why_absent(SealedAddress.parse(address).agent)
+        try:
+            agent = self._agents.served(name)
+        except (AgentMoved, ChannelNotFound):
+            SealedAddress.parse(address)  # what is no address at all is a bad request
+            raise
         return agent.key.open(sealed)
 
 

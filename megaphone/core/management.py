@@ -97,6 +97,5 @@ class Management:
         """
         consumer = ConsumerAddress.parse(address)
         await self._agents.settled(consumer.agent)
-        if self._agents.get(consumer.agent) is None:
-            raise self._agents.why_absent(consumer.agent)
+        self._agents.served(consumer.agent)
         await self._store.remove(consumer.channel_id)

@@ -232,6 +232,28 @@ async def test_the_client_of_a_read_that_is_broken_off_sees_a_broken_end(
         assert sum([len(batch) async for batch in again]) == 50
 
 
+async def test_a_node_that_an_agent_left_serves_it_only_once_it_has_come_back(
+    source: App, target: App, faces: tuple[Face, Face]
+) -> None:
+    here, there = faces
+    channel = await channel_of(source, here, "a")
+    await drain(source, url(target))
+    await target.management.pipe_agent("a", url(source))
+    await until(lambda: source.metrics.channels_fed == 1)
+    for call in (
+        here.write(channel.producer, "s", b"1"),
+        here.acknowledge(channel.consumer, "x" * 23),
+        read_all(here, channel.consumer, READY),
+    ):
+        with pytest.raises(AgentMoved):
+            await call
+    await there.write(channel.producer, "s", b"2")
+    await drain(target, url(source))
+    await here.write(channel.producer, "s", b"3")
+    events = await read_all(here, channel.consumer, READY)
+    assert [event.body for event in events] == [b"2", b"3"]
+
+
 # -- A node that stops
 
 

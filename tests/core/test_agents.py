@@ -241,6 +241,10 @@ def test_an_agent_that_has_left_is_remembered_until_it_is_back() -> None:
     assert isinstance(agents.why_absent("a"), AgentMoved)
     assert isinstance(agents.why_absent("b"), ChannelNotFound)
     agents.feed("a", agent.key.secret)
+    with pytest.raises(AgentMoved):
+        agents.served("a")
+    agents.promote("a", 0.0)
+    assert agents.served("a").name == "a"
     agents.remove("a")
     assert isinstance(agents.why_absent("a"), ChannelNotFound)
 
