@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from megaphone.app import App, running
+from megaphone.errors import MegaphoneError
 from megaphone.model import AgentMode
 from tests.support.links import Link
 from tests.support.process import BrokerProcess, broker_process
@@ -26,6 +27,7 @@ from tests.support.raw_http import Node
 from tests.support.settings import fast_settings
 
 NODES = 3
+MANY = 1_000
 LOOK_AGAIN_S = 0.02
 ANSWER_S = 8.0
 """How long a node may take to say whose an agent is: it waits while the agent moves."""
@@ -61,6 +63,8 @@ class HostHere:
         self._on_start = on_start
         self._ending = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self._app: App | None = None
+        self._emptying: asyncio.Task[None] | None = None
 
     async def start(self, name: str, socket: Path, **settings: Any) -> None:
         self._ending = asyncio.Event()
@@ -78,17 +82,28 @@ class HostHere:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if self._running.done():
             await self._running
-        app = started.result()
+        self._app = app = started.result()
         self._on_start(app)
         self.http_port, self.grpc_port = app.http_port, app.grpc_port
 
     async def kill(self) -> None:
         self._ending.set()  # cut off as it is, it may take its time
+        if self._app is not None and self._emptying is None:
+            self._emptying = asyncio.create_task(empty(self._app))
 
     async def stop(self) -> None:
         self._ending.set()
+        if self._emptying is not None:
+            await self._emptying
         if self._running is not None:
             await self._running
+
+
+async def empty(app: App) -> None:
+    """End all channels of a node, which then has nothing to hand over when it stops."""
+    for address in await app.management.list_channels(limit=MANY):
+        with suppress(MegaphoneError):
+            await app.management.dispose(address)
 
 
 class HostProcess:
@@ -195,6 +210,8 @@ class Cluster:
         self.is_gone = asyncio.Event()
         """Set when the channels have died with their node."""
         self._dying: list[Host] = []
+        self._cut_off: list[Link] = []
+        """Links from nodes that were killed; those that took their places have others."""
 
     # -- For clients
 
@@ -265,16 +282,27 @@ class Cluster:
     async def start_again(self, member: Member, host: Host) -> None:
         """Start a node that was killed or evicted, with nothing, where it was."""
         member.host = host
-        await member.start()
         for other in self.members:
             if other is not member:
-                await other.feeds[member.number].open()
+                await self._renew_link(member, other)
+        member.successor = self.successor_of(member).target_for(member)
+        await member.start()
+
+    async def _renew_link(self, source: Member, target: Member) -> None:
+        self._cut_off.append(target.feeds[source.number])
+        link = target.feeds[source.number] = Link(target.host.grpc_port)
+        await link.open()
+        if not target.is_alive:
+            link.close()
 
     async def aclose(self) -> None:
         for member in self.members:  # what is left of the nodes concerns nobody
             for link in member.feeds.values():
                 link.close()
         hosts = [*self._dying, *(member.host for member in self.members if member.is_alive)]
+        for host in hosts:
+            if isinstance(host, HostHere):
+                await host.kill()
         await asyncio.gather(*(host.stop() for host in hosts if isinstance(host, HostHere)))
         for host in hosts:
             if isinstance(host, HostProcess) and host not in self._dying:
@@ -282,6 +310,8 @@ class Cluster:
         for member in self.members:
             for link in (member.http, member.grpc, *member.feeds.values()):
                 await link.aclose()
+        for link in self._cut_off:
+            await link.aclose()
 
 
 @asynccontextmanager
