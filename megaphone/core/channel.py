@@ -24,14 +24,12 @@ bytes. The next take confirms what was taken before it.
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import NamedTuple
 
-from megaphone.core.budget import CHANNEL_BYTES, KEY_BYTES, Budget, cost
+from megaphone.core.budget import CHANNEL_BYTES, Budget, cost
+from megaphone.core.idempotency import Key, Keys
 from megaphone.errors import LimitExceeded, ReaderBusy
 from megaphone.model import START, ChannelLimits, Event, Progress, ReadOptions
 
-IDEMPOTENCY_KEYS = 10_000
-"""Request ids that a channel remembers at most; the oldest are forgotten first."""
 EVENT_OVERHEAD_BYTES = 200
 """What an event costs in a batch beside its body: its ids, its time, and names of fields."""
 REPLICA_SURPLUS = 1_000
@@ -155,21 +153,6 @@ class Lease:
             self._channel._release(self, clean=clean, now=now)
 
 
-class Key(NamedTuple):
-    """What is remembered of a request id."""
-
-    answer: str | Waiter
-    """The event taken for it, or the waiter that waits for room."""
-    at: float
-    """When the event was taken. Of a waiter: when it was offered."""
-    number: int
-    """The number of the event; at most that of the last event, when the event came without it."""
-
-
-RequestIds = OrderedDict[str, Key]
-"""In the order in which events were taken."""
-
-
 class Channel:
     """See the module. All methods take effect at once and wholly, or raise and change nothing."""
 
@@ -180,10 +163,10 @@ class Channel:
         "_forgotten_id",
         "_has_gap",
         "_held",
+        "_keys",
         "_lease",
         "_limits",
         "_log",
-        "_request_ids",
         "_sent",
         "_sent_up_to",
         "_waiters",
@@ -217,7 +200,7 @@ class Channel:
         self._lease: Lease | None = None
         # Most channels never need these two; they are made when they do, since memory counts.
         self._waiters: OrderedDict[Waiter, None] | None = None
-        self._request_ids: RequestIds | None = None
+        self._keys: Keys | None = None
 
     # -- Writing
 
@@ -232,8 +215,10 @@ class Channel:
         Raises: LimitExceeded, when the budget has no room for the event, or as many writers wait
             as may.
         """
-        if request_id is not None and (earlier := self._recall(request_id, now)) is not None:
-            return earlier
+        if request_id is not None and self._keys is not None:
+            earlier = self._keys.answer(request_id, now)
+            if earlier is not None:
+                return earlier
         self._budget.ensure(cost(event), now, self)
         answer: str | Waiter
         if self._held < self._limits.capacity and not self._waiters:
@@ -251,8 +236,8 @@ class Channel:
             assert self._waiters is not None
             del self._waiters[waiter]
             self._budget.drop(waiter.event)
-            if waiter.request_id is not None and self._request_ids is not None:
-                self._forget_request_id(waiter.request_id)
+            if waiter.request_id is not None and self._keys is not None:
+                self._keys.forget(waiter.request_id)
 
     @property
     def waiting_writers(self) -> int:
@@ -362,16 +347,7 @@ class Channel:
 
     def keys_after(self, number: int, now: float) -> list[tuple[str, Key]]:
         """Return the request ids of events taken after a number, in the order of their events."""
-        keys: list[tuple[str, Key]] = []
-        before = now - self._limits.idempotency_window_s
-        for request_id, key in reversed((self._request_ids or RequestIds()).items()):
-            if isinstance(key.answer, Waiter):
-                continue
-            if key.number <= number:
-                break
-            if key.at >= before:
-                keys.append((request_id, key))
-        return keys[::-1]
+        return [] if self._keys is None else self._keys.after(number, now)
 
     def push(self, event: Event, now: float, *, is_followed: bool = False) -> int:
         """Take an event that another node has taken already; in a full channel, evict the oldest.
@@ -413,9 +389,8 @@ class Channel:
 
     def learn_key(self, request_id: str, event_id: str, taken_at: float, now: float) -> None:
         """Remember a request id under which another node has taken an event."""
-        is_new = self._recall(request_id, now) is None
-        if is_new and taken_at >= now - self._limits.idempotency_window_s:
-            self._remember(request_id, event_id, taken_at)
+        number = self._forgotten + len(self._log)
+        self._known_keys().learn(request_id, event_id, at=taken_at, number=number, now=now)
 
     def follow(self, progress: Progress, now: float) -> None:
         """Take over how far the channel was read on the node that feeds this one.
@@ -511,8 +486,8 @@ class Channel:
             if entry.holds_place:
                 self._budget.deliver(entry.event)
             self._budget.drop(entry.event)
-        while self._request_ids:
-            self._forget_request_id(next(iter(self._request_ids)))
+        if self._keys is not None:
+            self._keys.clear()
         self._budget.forget(self)
         self._budget.subtract(CHANNEL_BYTES)
 
@@ -549,41 +524,14 @@ class Channel:
         if not self._waiters:
             self._waiters = None
 
-    def _recall(self, request_id: str, now: float) -> str | Waiter | None:
-        if not self._request_ids:
-            return None
-        before = now - self._limits.idempotency_window_s
-        self._forget_request_ids(self._request_ids, before)
-        key = self._request_ids.get(request_id)
-        if key is None:
-            return None
-        if key.at < before and not isinstance(key.answer, Waiter):
-            self._forget_request_id(request_id)  # it stands behind one that waits
-            return None
-        return key.answer
+    def _remember(self, request_id: str, answer: str | Waiter, now: float) -> None:
+        number = self._forgotten + len(self._log)
+        self._known_keys().remember(request_id, answer, at=now, number=number)
 
-    def _forget_request_ids(self, known: RequestIds, before: float) -> None:
-        """Forget those taken before a time, up to the first whose event still waits for room."""
-        while known:
-            request_id, key = next(iter(known.items()))
-            if key.at >= before or isinstance(key.answer, Waiter):
-                break
-            self._forget_request_id(request_id)
-
-    def _forget_request_id(self, request_id: str) -> None:
-        if self._request_ids is not None and self._request_ids.pop(request_id, None) is not None:
-            self._budget.subtract(KEY_BYTES + len(request_id))
-
-    def _remember(self, request_id: str, answer: str | Waiter, at: float) -> None:
-        if self._request_ids is None:
-            self._request_ids = OrderedDict()
-        if request_id in self._request_ids:
-            self._request_ids.move_to_end(request_id)
-        else:
-            self._budget.add(KEY_BYTES + len(request_id))
-        self._request_ids[request_id] = Key(answer, at, self._forgotten + len(self._log))
-        if len(self._request_ids) > IDEMPOTENCY_KEYS:
-            self._forget_request_id(next(iter(self._request_ids)))
+    def _known_keys(self) -> Keys:
+        if self._keys is None:
+            self._keys = Keys(self._limits.idempotency_window_s, self._budget)
+        return self._keys
 
     # -- Inside: readers
 

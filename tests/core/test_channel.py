@@ -11,11 +11,11 @@ import pytest
 from megaphone.core.budget import Budget
 from megaphone.core.channel import (
     EVENT_OVERHEAD_BYTES,
-    IDEMPOTENCY_KEYS,
     Channel,
     Lease,
     Waiter,
 )
+from megaphone.core.idempotency import MOST_KEYS
 from megaphone.errors import ReaderBusy
 from megaphone.model import ChannelLimits, Event, ReadOptions
 
@@ -1279,11 +1279,11 @@ def test_a_request_id_is_kept_while_one_of_its_writers_waits() -> None:
 
 
 def test_a_bounded_number_of_request_ids_is_remembered_oldest_forgotten_first() -> None:
-    channel = make(capacity=IDEMPOTENCY_KEYS + 10)
-    for number in range(IDEMPOTENCY_KEYS + 1):
+    channel = make(capacity=MOST_KEYS + 10)
+    for number in range(MOST_KEYS + 1):
         repeat(channel, f"e{number}", f"r{number}")
     assert repeat(channel, "x", "r1") == "e1"
-    assert repeat(channel, "y", f"r{IDEMPOTENCY_KEYS}") == f"e{IDEMPOTENCY_KEYS}"
+    assert repeat(channel, "y", f"r{MOST_KEYS}") == f"e{MOST_KEYS}"
     assert repeat(channel, "z", "r0") == "z"
 
 
