@@ -171,6 +171,7 @@ class Channel:
         "_sent_up_to",
         "_waiters",
         "_was_used",
+        "_was_written",
         "created_at",
         "deadline",
     )
@@ -195,6 +196,7 @@ class Channel:
         self._sent_up_to = 0
         """The highest number of an event that a reader was sent, here or elsewhere."""
         self._was_used = False
+        self._was_written = False
         self._has_gap = False
         """Whether events were evicted, and no reader has learned of it."""
         self._lease: Lease | None = None
@@ -220,6 +222,7 @@ class Channel:
             if earlier is not None:
                 return earlier
         self._budget.ensure(cost(event), now, self)
+        self._was_written = True
         answer: str | Waiter
         if self._held < self._limits.capacity and not self._waiters:
             self._append(event)
@@ -293,6 +296,11 @@ class Channel:
     def was_used(self) -> bool:
         """Whether events were read or acknowledged here, and not only elsewhere."""
         return self._was_used
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it holds only what other nodes fed: nobody has read it, or written to it, here."""
+        return not (self._was_used or self._was_written or self._lease is not None)
 
     @property
     def unsent(self) -> int:

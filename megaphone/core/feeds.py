@@ -226,13 +226,24 @@ class Feed:
 
     async def _add(self, address: ConsumerAddress, capacity: int) -> None:
         if await self._store.exists(address.channel_id):
-            return
+            if not await self._is_outdated(address.channel_id):
+                return
+            await self._store.forget(address.channel_id)
         if capacity > MAX_CAPACITY:
             raise BadRequest(f"a channel holds at most {MAX_CAPACITY} events, not {capacity}")
         if not capacity:
             capacity = max(RUST_CAPACITY, self._feeds.settings.buffer_capacity)
         await self._store.create(address.channel_id, str(address), capacity)
         self._feeds.observer.channel_fed()
+
+    async def _is_outdated(self, channel_id: bytes) -> bool:
+        """Whether a channel is a copy that another source left behind.
+
+        It may lack events that this one still has, which would come after later ones.
+        """
+        is_from_here = channel_id in self._numbers
+        is_alone = self._agent.feeds == 1
+        return is_alone and not is_from_here and await self._store.is_copy(channel_id)
 
     async def _end(self, channel_id: bytes) -> None:
         if await self._store.is_read(channel_id):

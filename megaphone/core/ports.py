@@ -238,6 +238,9 @@ class Store(Protocol):
         Raises: ChannelNotFound.
         """
 
+    async def is_copy(self, channel_id: bytes) -> bool:
+        """Tell whether a channel is here, and nobody has read it, or written to it, here."""
+
     async def is_read(self, channel_id: bytes) -> bool:
         """Tell whether a channel is read now."""
 

@@ -240,6 +240,10 @@ class MemoryStore:
         channel.advance(event_id, self._loop.time())
         channel.changed()
 
+    async def is_copy(self, channel_id: bytes) -> bool:
+        channel = self._channels.get(channel_id)
+        return channel is not None and channel.is_copy
+
     async def is_read(self, channel_id: bytes) -> bool:
         channel = self._channels.get(channel_id)
         return channel is not None and channel.is_read

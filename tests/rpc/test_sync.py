@@ -336,6 +336,36 @@ async def test_a_channel_holds_what_it_holds_on_its_source_and_more_until_it_is_
     assert await read(node) == [33]
 
 
+async def test_a_copy_that_another_source_left_is_replaced(node: App) -> None:
+    async with feeding(node, "s1") as first:
+        await first.send(created(), *(event(number, number) for number in (2, 3)))
+        await until_fed(node, 2)
+    async with feeding(node, "s2") as second:  # it keeps an event that the first one did not
+        await second.send(created(), *(event(number, number) for number in (1, 2, 3)), end())
+        assert await second.status() is grpc.StatusCode.OK
+    assert await read(node) == [1, 2, 3]
+
+
+async def test_a_copy_that_was_used_here_is_not_replaced(node: App) -> None:
+    async with feeding(node, "s1") as first:
+        await first.send(created(), event(2, 2))
+        await until_fed(node, 1)
+    await node.broker.write(PRODUCER, "s", b"9")
+    async with feeding(node, "s2") as second:
+        await second.send(created(), *(event(number, number) for number in (2, 3)), end())
+        assert await second.status() is grpc.StatusCode.OK
+    assert await read(node) == [2, 9, 3]
+
+
+async def test_two_sources_that_feed_at_once_replace_nothing(node: App) -> None:
+    async with feeding(node, "s1") as first, feeding(node, "s2") as second:
+        await first.send(created(), event(1, 1))
+        await until_fed(node, 1)
+        await second.send(created(), event(1, 1), event(2, 2))
+        await until_fed(node, 3)
+        assert await read(node) == [1, 2]
+
+
 async def test_a_capacity_that_no_channel_can_have_is_refused(node: App) -> None:
     async with feeding(node) as new:
         await new.send(created(capacity=100_001))
