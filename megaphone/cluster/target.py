@@ -26,9 +26,8 @@ TARGET = re.compile(r"(?:http://)?((?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s@]+):[0-9]{1,
 
 CONNECT_S = 5.0
 """How long a target may take to be reached."""
-EXTENSIONS_S = 1.0
-"""How long a target may take to say that it understands the extensions. One that does says so at
-once; the broker before this one says nothing before the end of the stream."""
+RUST_REFUSES_WITHIN_S = 1.0
+"""How long the Rust broker is waited for to refuse an agent. That it takes one it does not say."""
 OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -176,10 +175,11 @@ async def connect(endpoint: str, start: pb.SyncRequest, credentials: Credentials
         async with asyncio.timeout(CONNECT_S):
             await channel.channel_ready()
         metadata = await credentials.greet(channel, CONNECT_S)
+        is_known = await answers_questions(channel, credentials)
         call = SyncServiceStub(channel).ForwardEvents(metadata=metadata)
         connection = Connection(channel, call, extended=False, credentials=credentials)
         await connection.send(start)
-        connection.extended = await answers_with_extensions(connection)
+        connection.extended = await has_taken(connection, is_known=is_known)
     except TimeoutError:
         await channel.close()
         raise TargetUnavailable from None
@@ -192,21 +192,43 @@ async def connect(endpoint: str, start: pb.SyncRequest, credentials: Credentials
     return connection
 
 
-async def answers_with_extensions(connection: Connection) -> bool:
-    """Wait for a target to say that it understands the extensions, or to be silent for long enough.
+async def answers_questions(channel: grpc.aio.Channel, credentials: Credentials) -> bool:
+    """Tell whether a target has the extensions. The Rust broker does not know the question.
 
-    Raises: MegaphoneError, when it ends the stream instead.
+    Raises: AioRpcError, when it refuses this node, or does not answer.
+    """
+    try:
+        await SyncServiceStub(channel).FindChannelsInUse(
+            pb.FindChannelsInUseRequest(), metadata=credentials.for_question(), timeout=CONNECT_S
+        )
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return False
+        raise
+    return True
+
+
+async def has_taken(connection: Connection, *, is_known: bool) -> bool:
+    """Wait until a target has taken the agent, or may have.
+
+    One that `is_known` to have the extensions says so, however slow it is. Taken for a Rust broker,
+    it would be sent neither keys nor how far channels were read.
+
+    Returns: whether it understands the extensions.
+    Raises: MegaphoneError, when it ends the stream instead, or has the extensions and is silent.
     """
     over = asyncio.ensure_future(connection.call.code())
     metadata = asyncio.ensure_future(connection.call.initial_metadata())
     try:
-        async with asyncio.timeout(EXTENSIONS_S):
+        async with asyncio.timeout(CONNECT_S if is_known else RUST_REFUSES_WITHIN_S):
             await asyncio.wait({over, metadata}, return_when=asyncio.FIRST_COMPLETED)
             if not over.done() and wire.EXTENSIONS_KEY in dict(metadata.result() or ()):
                 return True
             await over  # a refusal has metadata too, which come before its status
         raise await connection.failure()
     except TimeoutError:
+        if is_known:
+            raise TargetUnavailable("the target does not say whether it takes the agent") from None
         return False
     finally:
         over.cancel()

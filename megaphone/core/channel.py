@@ -299,7 +299,7 @@ class Channel:
 
     @property
     def is_copy(self) -> bool:
-        """Whether it holds only what other nodes fed: nobody has read it, or written to it, here."""
+        """Whether it holds only what other nodes fed, and nobody has read or written it here."""
         return not (self._was_used or self._was_written or self._lease is not None)
 
     @property

@@ -11,6 +11,7 @@ import pytest
 
 from megaphone.app import App, running
 from megaphone.cluster import expiry, pipes
+from megaphone.cluster import target as target_module
 from megaphone.errors import (
     AgentNotFound,
     BadRequest,
@@ -96,7 +97,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Stalled(SyncServiceServicer):
-    """A node that takes the first message, and never another."""
+    """A node, as old as the Rust broker, that takes the first message, and never another."""
 
     async def ForwardEvents(
         self, requests: AsyncIterator[SyncRequest], context: "grpc.aio.ServicerContext[Any, Any]"
@@ -109,7 +110,7 @@ class Stalled(SyncServiceServicer):
     async def FindChannelsInUse(
         self, request: FindChannelsInUseRequest, context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> FindChannelsInUseReply:
-        raise NotImplementedError
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
 
 
 @asynccontextmanager
@@ -498,3 +499,44 @@ async def test_a_target_that_takes_nothing_makes_writers_wait_and_nothing_is_los
         await write(source, channel, [100])
     assert await numbers_read(source, channel, EVERYTHING_READY) == list(range(100))
     assert source.app.metrics.messages_lost == 0
+
+
+class Slow(SyncServiceServicer):
+    """A node of ours that takes long to say that it has taken an agent."""
+
+    def __init__(self) -> None:
+        self.changes: list[str | None] = []
+
+    async def ForwardEvents(
+        self, requests: AsyncIterator[SyncRequest], context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> SyncReply:
+        await anext(aiter(requests))
+        await asyncio.sleep(1.5 * target_module.RUST_REFUSES_WITHIN_S)
+        await context.send_initial_metadata((("megaphone-sync", "1"),))
+        async for request in requests:
+            self.changes.append(request.WhichOneof("sync_event"))
+        return SyncReply()
+
+    async def FindChannelsInUse(
+        self, request: FindChannelsInUseRequest, context: "grpc.aio.ServicerContext[Any, Any]"
+    ) -> FindChannelsInUseReply:
+        return FindChannelsInUseReply()
+
+
+async def test_a_target_that_is_slow_is_not_taken_for_a_rust_broker(
+    stack: AsyncExitStack, source_stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_module, "RUST_REFUSES_WITHIN_S", 0.2)
+    source = await start(source_stack, "moving")
+    channel = await source.face.create()
+    await source.face.write(channel.producer, "s", b"1")
+    await read_all(source.face, channel.consumer, ReadOptions(wait_s=0))
+    slow = Slow()
+    server = grpc.aio.server()
+    add_SyncServiceServicer_to_server(slow, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    stack.push_async_callback(server.stop, 0)
+    await source.app.pipes.pipe("moving", f"http://127.0.0.1:{port}")
+    # What was read already, and how far, goes only to nodes that have the extensions.
+    await until(lambda: slow.changes == ["channel_created", "event_received", "channel_position"])
