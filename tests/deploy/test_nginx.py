@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ from tests.support.nginx import (
     static_nodes,
 )
 from tests.support.process import BrokerProcess, broker_process
+from tests.support.scenes import eventually
 
 if TYPE_CHECKING:
     from megaphone_api.v1.channels_pb2_grpc import ChannelServiceAsyncStub
@@ -458,11 +460,25 @@ async def test_nodes_are_found_by_a_name_and_may_come_and_go(nodes: Cluster) -> 
             second = await create(http, "n2")  # as soon as the name is looked up again
             names.addresses = hosts
             await create(http, "n1")
+            # Each upstream looks the name up for itself, so one may know both nodes a second later.
             for channel in (first, second):
-                path = f"/write/{channel['producerAddress']}/s"
-                assert (await call(http, "POST", path, json=1))[0] == 201
-                exists = await ChannelServiceStub(connection).ChannelsExist(
-                    pb.ChannelsExistRequest(channels=[channel["consumerAddress"]]),
-                    metadata=named(channel["consumerAddress"]),
-                )
-                assert exists.channels[channel["consumerAddress"]]
+                await eventually(partial(is_written, http, channel))
+                await eventually(partial(is_found, connection, channel))
+
+
+async def is_written(http: aiohttp.ClientSession, channel: dict[str, str]) -> bool:
+    path = f"/write/{channel['producerAddress']}/s"
+    return (await call(http, "POST", path, json=1))[0] == 201
+
+
+async def is_found(connection: grpc.aio.Channel, channel: dict[str, str]) -> bool:
+    stub: ChannelServiceAsyncStub = ChannelServiceStub(connection)
+    address = channel["consumerAddress"]
+    request = pb.ChannelsExistRequest(channels=[address])
+    try:
+        answer = await stub.ChannelsExist(request, metadata=named(address))
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return False
+    return answer.channels[address]
