@@ -45,7 +45,8 @@ def read(
     recovered: bool | None = None,
 ) -> Read:
     cursor = None if after is None else event_id(after)
-    return Read(at, cursor, recovered, ending, [seen(number) for number in numbers])
+    events = [seen(number) for number in numbers]
+    return Read(at, cursor, recovered, ending, events, answered=at + 1)
 
 
 def broken(*numbers: int, at: int = 0, after: int | None = None, recovered: bool = True) -> Read:
@@ -380,6 +381,25 @@ def test_a_loss_with_too_few_events_behind_it_is_found() -> None:
     verdict = judge(history(Kind.PLAIN, 4, broken(0, at=200), read(3, at=210)))
     assert verdict.lost_beyond_ring == 0
     assert faults(verdict) == [Fault.LOST, Fault.LOST]
+
+
+def test_a_broken_read_may_go_on_until_the_next_is_answered() -> None:
+    """The node may have sent it all of these, and learned only then that its reader had left."""
+    late = [written(number, at=205) for number in range(3, 6)]
+    writes = [*(written(number) for number in range(3)), *late]
+    waited_for = replace(read(3, 4, 5, at=200), answered=210)
+    verdict = judge(history(Kind.PLAIN, writes, broken(0, at=100), waited_for))
+    assert (verdict.lost_beyond_ring, verdict.anomalies) == (2, [])
+
+
+def test_a_read_that_was_not_answered_does_not_say_that_the_one_before_is_over() -> None:
+    late = [written(number, at=205) for number in range(3, 6)]
+    writes = [*(written(number) for number in range(3)), *late]
+    unanswered = replace(broken(at=200), answered=None)
+    verdict = judge(
+        history(Kind.PLAIN, writes, broken(0, at=100), unanswered, read(3, 4, 5, at=210))
+    )
+    assert (verdict.lost_beyond_ring, verdict.anomalies) == (2, [])
 
 
 def test_events_that_were_not_begun_when_the_read_broke_excuse_no_loss() -> None:

@@ -111,6 +111,8 @@ class Read:
     """Whether a part of an event came last, though the read ended cleanly."""
     asked_at: float = 0.0
     """When it was asked for, in seconds."""
+    answered: int | None = None
+    """When its answer began to come; None when none did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +367,7 @@ class Judge:
             for number in range(max(0, before), after)
             if reads[number].ending is not Ending.CLEAN and self._is_plain(reads[number + 1])
         ]
-        if any(self._could_follow(write, reads[n + 1]) >= self._history.capacity for n in broken):
+        if any(self._could_follow(write, n) >= self._history.capacity for n in broken):
             self._verdict.lost_beyond_ring += 1
         elif any(reads[n].ending is Ending.BROKEN_AT_WINDOW_END for n in broken):
             self._verdict.lost_at_window_end += 1
@@ -398,13 +400,22 @@ class Judge:
             if write is not None:
                 yield read_number, write
 
-    def _could_follow(self, lost: Write, read: Read) -> int:
-        """Return how many events may have been sent after a lost one before a read was opened."""
+    def _could_follow(self, lost: Write, broken: int) -> int:
+        """Return how many events a broken read may have been sent after a lost one."""
+        over = self._known_to_be_over(broken)
         return sum(
-            write.began < read.opened and write is not lost and not precedes(write, lost)
+            write.began < over and write is not lost and not precedes(write, lost)
             for write in self._history.writes
             if write.outcome is not Outcome.REFUSED
         )
+
+    def _known_to_be_over(self, number: int) -> float:
+        """Return when it was known that the node had ended a broken read: a later one was answered.
+
+        The node may have gone on with it for long after a later one was asked for.
+        """
+        later = self._history.reads[number + 1 :]
+        return min((read.answered for read in later if read.answered is not None), default=math.inf)
 
 
 def precedes(one: Write, other: Write) -> bool:

@@ -358,6 +358,7 @@ class FaultyReader:
             return
         await asked.begin()
         begun_at = asyncio.get_running_loop().time()
+        attempt.read.answered = self._ledger.tick()
         attempt.read.recovered = asked.recovered
         while cut is None or attempt.events < cut.after_events:
             events = await asked.next()

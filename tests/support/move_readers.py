@@ -254,6 +254,7 @@ class Reader:
         try:
             await asked.begin()
             begun_at = asyncio.get_running_loop().time()
+            read.answered = self._ledger.tick()
             read.recovered = asked.recovered
             while cut is None or len(read.events) < cut.after_events:
                 events = await asked.next()

@@ -15,7 +15,7 @@ from megaphone.core.content import new_event_id
 from megaphone.core.ports import Append
 from megaphone.errors import MegaphoneError, WriteTimeout
 from megaphone.model import Event
-from tests.support.checker import History, Kind, Seen
+from tests.support.checker import Ending, History, Kind, Seen
 from tests.support.fault_readers import Cut, HttpRead, OpenRead
 from tests.support.move_ledger import parse_stream_id
 
@@ -245,7 +245,9 @@ def settled_events(history: History) -> Sequence[Seen]:
         acknowledged = {one.event_id for one in history.acknowledgements if one.answered}
         return [seen for seen in events if seen.event_id in acknowledged]
     if history.kind is Kind.PLAIN:
-        return events[:1]
+        clean = [n for n, read in enumerate(history.reads) if read.ending is Ending.CLEAN]
+        until = clean[-1] + 1 if clean else 0
+        return [seen for read in history.reads[:until] for seen in read.events]
     return events
 
 
