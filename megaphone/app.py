@@ -8,14 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from megaphone import __version__, descriptors, memory
-from megaphone.cluster.drains import Drains
-from megaphone.cluster.pipes import Pipes
+from megaphone.cluster.incoming import IncomingPipes
+from megaphone.cluster.moves import Drains
+from megaphone.cluster.node_secret import NodeGuard
+from megaphone.cluster.outgoing import OutgoingPipes
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.feeds import Feeds
 from megaphone.core.management import Management
-from megaphone.core.node_secret import NodeGuard
 from megaphone.listening import is_loopback, split_endpoint, warnings, who_may_feed, with_port
 from megaphone.metrics import LogCounts, Metrics
 from megaphone.rest.connections import Connections
@@ -53,7 +53,7 @@ class App:
     broker: Broker
     management: Management
     agents: Agents
-    pipes: Pipes
+    pipes: OutgoingPipes
     metrics: Metrics
     http_port: int
     grpc_port: int
@@ -86,9 +86,9 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         owns=agents.is_owned,
     )
     broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
-    feeds = Feeds(store=store, agents=agents, settings=settings, observer=metrics)
-    pipes = Pipes(agents=agents, store=store, observer=metrics, nodes=settings.nodes)
-    drains = Drains(agents=agents, broker=broker, store=store, feeds=feeds, pipes=pipes)
+    incoming = IncomingPipes(store=store, agents=agents, settings=settings, observer=metrics)
+    pipes = OutgoingPipes(agents=agents, store=store, observer=metrics, nodes=settings.nodes)
+    drains = Drains(agents=agents, broker=broker, store=store, incoming=incoming, pipes=pipes)
     management = Management(store=store, agents=agents, pipes=pipes, drains=drains)
     http = HttpServer(
         PublicApi(broker, metrics).routes(),
@@ -99,7 +99,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     )
     grpc = GrpcServer(
         ChannelServicer(broker, budget),
-        SyncServicer(feeds),
+        SyncServicer(incoming),
         NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_address)),
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
@@ -124,8 +124,8 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         stack.push_async_callback(pipes.aclose)
         stack.push_async_callback(quiet, lambda: http.requests_begun + grpc.calls_begun)
         stack.push_async_callback(broker.begin_shutdown)
-        stack.push_async_callback(feeds.aclose)
-        stack.callback(feeds.refuse_new, "this node is shutting down")
+        stack.push_async_callback(incoming.aclose)
+        stack.callback(incoming.refuse_new, "this node is shutting down")
         stack.push_async_callback(
             drains.hand_over, settings.drain_target, settings.drain_timeout_secs
         )

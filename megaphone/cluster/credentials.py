@@ -4,7 +4,7 @@ import time
 
 import grpc
 
-from megaphone.core.node_secret import GREETING, HAS_NOT_PROVED, NodeSigner, Proof
+from megaphone.cluster.node_secret import GREETING, HAS_NOT_PROVED, NodeSigner, Proof
 from megaphone.errors import Unauthenticated
 from megaphone.settings import Nodes
 from megaphone.wire.sync import PROOF_KEY, proof_of

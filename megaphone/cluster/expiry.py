@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 
-from megaphone.cluster.target import Connection
+from megaphone.cluster.peer import Connection
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.ports import Store
 from megaphone.errors import ChannelNotFound, MegaphoneError

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from megaphone.core.node_secret import NodeGuard
+from megaphone.cluster.node_secret import NodeGuard
 from megaphone.errors import MegaphoneError
 from megaphone.wire.sync import PROOF_KEY, proof_of
 from megaphone_api import sync_pb2

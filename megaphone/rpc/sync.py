@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from megaphone.core.feeds import Feed, Feeds
+from megaphone.cluster.incoming import IncomingPipe, IncomingPipes
 from megaphone.errors import BadRequest
 from megaphone.wire import sync as wire
 from megaphone_api import sync_pb2 as pb
@@ -15,39 +15,39 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class SyncServicer(SyncServiceServicer):
-    def __init__(self, feeds: Feeds) -> None:
-        self._feeds = feeds
+    def __init__(self, incoming: IncomingPipes) -> None:
+        self._incoming = incoming
 
     async def ForwardEvents(
         self, requests: AsyncIterator[pb.SyncRequest], context: Context
     ) -> pb.SyncReply:
-        feed: Feed | None = None
+        pipe: IncomingPipe | None = None
         try:
             async for request in requests:
-                if feed is None:
-                    feed = await self._opened(request)
+                if pipe is None:
+                    pipe = await self._opened(request)
                     await context.send_initial_metadata(((wire.EXTENSIONS_KEY, "1"),))
                 elif request.HasField("pipe_agent_start"):
                     raise BadRequest("a second PipeAgentStart: a stream feeds one agent")
                 elif request.HasField("pipe_agent_end"):
-                    feed.end()
+                    pipe.end()
                     break
                 else:
-                    await feed.apply(wire.change_of(request))
+                    await pipe.apply(wire.change_of(request))
         finally:
-            if feed is not None:
-                feed.close()
+            if pipe is not None:
+                pipe.close()
         return pb.SyncReply(message=wire.REPLY)
 
     async def FindChannelsInUse(
         self, request: pb.FindChannelsInUseRequest, context: Context
     ) -> pb.FindChannelsInUseReply:
-        in_use = await self._feeds.in_use(request.channel_ids)
-        positions = await self._feeds.positions(request.channel_ids)
+        in_use = await self._incoming.in_use(request.channel_ids)
+        positions = await self._incoming.positions(request.channel_ids)
         return wire.in_use(in_use, positions)
 
-    async def _opened(self, request: pb.SyncRequest) -> Feed:
+    async def _opened(self, request: pb.SyncRequest) -> IncomingPipe:
         if not request.HasField("pipe_agent_start"):
             raise BadRequest("the first message must be a PipeAgentStart")
         start = request.pipe_agent_start
-        return await self._feeds.open(start.agent_id, start.key, start.source_id)
+        return await self._incoming.open(start.agent_id, start.key, start.source_id)

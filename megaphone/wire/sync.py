@@ -27,7 +27,7 @@ EXTENSIONS_KEY = "megaphone-sync"
 """The initial metadata by which a node says that it understands the extensions."""
 PROOF_KEY = "megaphone-node"
 """The metadata by which nodes prove to each other that they have the same secret: that of a call,
-and the initial metadata of the answer to a greeting (see `core.node_secret`)."""
+and the initial metadata of the answer to a greeting (see `cluster.node_secret`)."""
 REPLY = "OK"
 
 

@@ -10,8 +10,7 @@ import grpc
 import pytest
 
 from megaphone.app import App, running
-from megaphone.cluster import expiry, pipes
-from megaphone.cluster import target as target_module
+from megaphone.cluster import expiry, outgoing, peer
 from megaphone.errors import (
     AgentNotFound,
     BadRequest,
@@ -49,7 +48,7 @@ class Node:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for long for targets that are gone."""
-    monkeypatch.setattr(pipes, "COMPLETE_S", 0.5)
+    monkeypatch.setattr(outgoing, "COMPLETE_S", 0.5)
 
 
 @pytest.fixture
@@ -511,7 +510,7 @@ class Slow(SyncServiceServicer):
         self, requests: AsyncIterator[SyncRequest], context: "grpc.aio.ServicerContext[Any, Any]"
     ) -> SyncReply:
         await anext(aiter(requests))
-        await asyncio.sleep(1.5 * target_module.RUST_REFUSES_WITHIN_S)
+        await asyncio.sleep(1.5 * peer.RUST_REFUSES_WITHIN_S)
         await context.send_initial_metadata((("megaphone-sync", "1"),))
         async for request in requests:
             self.changes.append(request.WhichOneof("sync_event"))
@@ -526,7 +525,7 @@ class Slow(SyncServiceServicer):
 async def test_a_target_that_is_slow_is_not_taken_for_a_rust_broker(
     stack: AsyncExitStack, source_stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(target_module, "RUST_REFUSES_WITHIN_S", 0.2)
+    monkeypatch.setattr(peer, "RUST_REFUSES_WITHIN_S", 0.2)
     source = await start(source_stack, "moving")
     channel = await source.face.create()
     await source.face.write(channel.producer, "s", b"1")

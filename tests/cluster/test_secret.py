@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from megaphone.app import App, running
-from megaphone.cluster import expiry, pipes
+from megaphone.cluster import expiry, outgoing
 from megaphone.errors import MegaphoneError, Unauthenticated
 from megaphone.model import AgentMode, ReadOptions
 from megaphone.settings import Nodes
@@ -29,7 +29,7 @@ WITHIN_S = 10.0
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do not wait for long for targets that are gone."""
-    monkeypatch.setattr(pipes, "COMPLETE_S", 0.5)
+    monkeypatch.setattr(outgoing, "COMPLETE_S", 0.5)
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from megaphone.cluster.drains import Drains
-from megaphone.cluster.pipes import Pipes
+from megaphone.cluster.incoming import IncomingPipes
+from megaphone.cluster.moves import Drains
+from megaphone.cluster.outgoing import OutgoingPipes
 from megaphone.core.addresses import MALFORMED
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.feeds import Feeds
 from megaphone.core.management import Management
 from megaphone.core.reader import Reader
 from megaphone.errors import (
@@ -56,9 +56,9 @@ class Node:
     @cached_property
     def management(self) -> Management:
         parts: Any = {"agents": self.agents, "store": self.store}
-        pipes = Pipes(**parts, observer=self.metrics, nodes=Settings().nodes)
-        feeds = Feeds(**parts, settings=Settings(), observer=self.metrics)
-        drains = Drains(**parts, broker=self.broker, feeds=feeds, pipes=pipes)
+        pipes = OutgoingPipes(**parts, observer=self.metrics, nodes=Settings().nodes)
+        incoming = IncomingPipes(**parts, settings=Settings(), observer=self.metrics)
+        drains = Drains(**parts, broker=self.broker, incoming=incoming, pipes=pipes)
         return Management(**parts, pipes=pipes, drains=drains)
 
     @cached_property

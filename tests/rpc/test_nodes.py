@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from megaphone.app import App, running
-from megaphone.core.node_secret import GREETING, NodeSigner
+from megaphone.cluster.node_secret import GREETING, NodeSigner
 from megaphone.errors import MegaphoneError, Unauthenticated
 from megaphone.model import AgentMode
 from megaphone.settings import Nodes

@@ -4,7 +4,7 @@ A pipe whose target goes away connects again, after longer and longer pauses, an
 is forwarded is looked up in the channels themselves, so that there is no queue that could overflow
 (see `core.ports.ChannelChanges`). A pipe can be completed: what is left is sent and then said to be
 all, so that the target may take the agent over. So ends each pipe of a node that stops, and of an
-agent that moves (`cluster.drains`).
+agent that moves (`cluster.moves`).
 """
 
 import asyncio
@@ -19,10 +19,10 @@ import grpc
 
 from megaphone.cluster import expiry
 from megaphone.cluster.credentials import Credentials
-from megaphone.cluster.target import Connection, connect, endpoint_of
+from megaphone.cluster.incoming import RUST_CAPACITY
+from megaphone.cluster.peer import Connection, connect, endpoint_of
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
-from megaphone.core.feeds import RUST_CAPACITY
 from megaphone.core.ports import Observer, Store
 from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
 from megaphone.model import AgentMode, ChannelChange, EventAdded
@@ -41,7 +41,7 @@ FORGOTTEN_AT_ONCE = 1000
 """How many channels are let go of before others have their turn."""
 
 
-class Pipes:
+class OutgoingPipes:
     """Fulfils `core.ports.Pipes`."""
 
     def __init__(self, *, agents: Agents, store: Store, observer: Observer, nodes: Nodes) -> None:
@@ -49,14 +49,14 @@ class Pipes:
         self._store = store
         self._observer = observer
         self._credentials = Credentials(nodes)
-        self._pipes: dict[tuple[str, str], Pipe] = {}
+        self._pipes: dict[tuple[str, str], OutgoingPipe] = {}
         self._asking: list[asyncio.Task[None]] = []
         """What asks targets which channels are read there, and how far."""
 
     async def pipe(self, agent: str, target: str) -> None:
         await self.open(agent, endpoint_of(target))
 
-    async def open(self, agent: str, endpoint: str) -> "Pipe":
+    async def open(self, agent: str, endpoint: str) -> "OutgoingPipe":
         """Begin to forward an agent, unless it is forwarded there already.
 
         Returns once the target has taken it. Raises: AgentNotFound; BadRequest; WrongMode;
@@ -69,7 +69,7 @@ class Pipes:
                 asyncio.create_task(self._expire()),
                 asyncio.create_task(self._make_room()),
             ]
-        pipe = Pipe(
+        pipe = OutgoingPipe(
             self._agents.pipe(agent), endpoint, self._store, self._observer, self._credentials
         )
         self._pipes[agent, endpoint] = pipe
@@ -80,7 +80,7 @@ class Pipes:
             raise
         return pipe
 
-    def get(self, agent: str, endpoint: str) -> "Pipe | None":
+    def get(self, agent: str, endpoint: str) -> "OutgoingPipe | None":
         """Return the pipe that forwards an agent to a node.
 
         Raises: AgentNotFound.
@@ -89,7 +89,7 @@ class Pipes:
         pipe = self._pipes.get((agent, endpoint))
         return pipe if pipe is not None and pipe.is_running else None
 
-    async def close(self, pipe: "Pipe") -> None:
+    async def close(self, pipe: "OutgoingPipe") -> None:
         """End a pipe where it is. With its last pipe an agent is what it was before."""
         self._pipes.pop((pipe.agent.name, pipe.endpoint), None)
         await pipe.close()
@@ -108,7 +108,7 @@ class Pipes:
             del self._pipes[agent, pipe.endpoint]
             await pipe.close()
 
-    def _of(self, agent: str) -> "list[Pipe]":
+    def _of(self, agent: str) -> "list[OutgoingPipe]":
         return [pipe for (name, _), pipe in self._pipes.items() if name == agent]
 
     async def aclose(self) -> None:
@@ -159,7 +159,7 @@ async def forget_channels(store: Store, agent: str) -> None:
             await asyncio.sleep(0)
 
 
-class Pipe:
+class OutgoingPipe:
     """One agent, forwarded to one node."""
 
     def __init__(

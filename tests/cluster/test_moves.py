@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from megaphone.app import App, running
-from megaphone.cluster import drains, pipes
+from megaphone.cluster import moves, outgoing
 from megaphone.errors import (
     AgentMoved,
     BadRequest,
@@ -271,7 +271,7 @@ async def test_a_node_that_stops_looks_for_a_target_until_there_is_one(
         await source.broker.write(channel.producer_address, "s", b"1")
         stop = asyncio.create_task(stopping.aclose())
         await until(lambda: "cannot be reached" in caplog.text)
-        await asyncio.sleep(2.5 * drains.AGAIN_S)  # it tries again meanwhile, and says so once
+        await asyncio.sleep(2.5 * moves.AGAIN_S)  # it tries again meanwhile, and says so once
         assert not stop.done()
         successor = await node(stack, "b", grpc_address=endpoint)
         await stop
@@ -500,7 +500,7 @@ async def test_where_the_answer_is_lost_it_is_asked_again(stack: AsyncExitStack)
 async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipes, "COMPLETE_S", 0.3)
+    monkeypatch.setattr(outgoing, "COMPLETE_S", 0.3)
     source = await node(stack, "a")
     servicer = Target("pipe_agent_end", be_silent)
     channel = await source.broker.create()
@@ -519,7 +519,7 @@ async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here
 async def test_a_refusal_after_a_move_that_failed_is_not_taken_for_an_arrival(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipes, "COMPLETE_S", 0.3)
+    monkeypatch.setattr(outgoing, "COMPLETE_S", 0.3)
     source = await node(stack, "a")
     channel = await source.broker.create()
     answers = iter([be_silent])
@@ -534,7 +534,7 @@ async def test_a_refusal_after_a_move_that_failed_is_not_taken_for_an_arrival(
         with pytest.raises(TargetUnavailable):
             await drain(source, target)
         await source.broker.write(channel.producer_address, "s", b"1")  # the target lacks it
-        monkeypatch.setattr(drains, "GONE_S", 0.1)
+        monkeypatch.setattr(moves, "GONE_S", 0.1)
         with pytest.raises(MegaphoneError):
             await drain(source, target)
     async with await source.broker.open_reader(channel.consumer_address, READY) as reader:
@@ -544,8 +544,8 @@ async def test_a_refusal_after_a_move_that_failed_is_not_taken_for_an_arrival(
 async def test_a_target_that_goes_away_leaves_the_agent_here(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drains, "GONE_S", 0.1)
-    monkeypatch.setattr(drains, "NEARLY_ALL", -1)  # it is never thought to have it all
+    monkeypatch.setattr(moves, "GONE_S", 0.1)
+    monkeypatch.setattr(moves, "NEARLY_ALL", -1)  # it is never thought to have it all
     source = await node(stack, "a")
     await source.broker.create()
     servicer = Target("channel_created", be_silent)
@@ -561,7 +561,7 @@ async def test_a_target_that_goes_away_leaves_the_agent_here(
 async def test_a_drain_that_is_given_up_leaves_the_agent_here(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drains, "NEARLY_ALL", -1)
+    monkeypatch.setattr(moves, "NEARLY_ALL", -1)
     source = await node(stack, "a")
     channel = await source.broker.create()
     servicer = Target("channel_created", be_silent)

@@ -1,20 +1,20 @@
 """What other nodes forward to this one: their agents, as replicas, and their channels.
 
-A feed is one agent from one node, for as long as its stream lasts. Meanwhile it is the source that
-lets channels expire, after it has asked here whether they are in use. Whatever a source sends, it
-cannot touch a channel that is not its agent's, nor make one anew that lives here.
+An incoming pipe is one agent from one source, for as long as its stream lasts. Meanwhile it is the
+source that lets channels expire, after it has asked here whether they are in use. Whatever a
+source sends, it cannot touch a channel that is not its agent's, nor make one anew that lives here.
 """
 
 import asyncio
 import logging
 from collections.abc import Sequence
 
+from megaphone.cluster.replicas import Replicas
 from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer_shaped
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.content import accepted_body, checked_id, checked_key, checked_stream_id
 from megaphone.core.pace import ADDRESS_WORK, Pace
 from megaphone.core.ports import Observer, Store
-from megaphone.core.replicas import Replicas
 from megaphone.errors import BadRequest, LimitExceeded, MegaphoneError, ShuttingDown
 from megaphone.model import (
     AgentMode,
@@ -46,8 +46,8 @@ Numbers = dict[bytes, int]
 """By channel id: the number of the last event that a source sent."""
 
 
-class Feeds:
-    """The feeds of this node."""
+class IncomingPipes:
+    """The pipes that other nodes have to this one."""
 
     def __init__(
         self, *, store: Store, agents: Agents, settings: Settings, observer: Observer
@@ -56,19 +56,19 @@ class Feeds:
         self.agents = agents
         self.settings = settings
         self.observer = observer
-        self._feeds: dict[tuple[str, str], Feed] = {}
+        self._pipes: dict[tuple[str, str], IncomingPipe] = {}
         """By agent and source, of those that have an id."""
         self._numbers: dict[str, dict[str, Numbers]] = {}
-        """By agent and source. They outlast a feed, for a source that comes back."""
+        """By agent and source. They outlast a pipe, for a source that comes back."""
         self._why_closed = ""
         self._replicas = Replicas(
             agents=agents, store=store, limit=settings.max_replicas, on_removed=self.forget
         )
 
-    async def open(self, agent: str, key: bytes, source_id: str) -> "Feed":
-        """Begin to be fed. The caller must close the feed when its stream is over.
+    async def open(self, agent: str, key: bytes, source_id: str) -> "IncomingPipe":
+        """Begin to be fed. The caller must close the pipe when its stream is over.
 
-        A `source_id` that was here before goes on: what it sends again is taken once, and a feed
+        A `source_id` that was here before goes on: what it sends again is taken once, and a pipe
         of its that is still open is over. Empty, it is that of a source which does not come back.
 
         Raises: BadRequest, when the name or the key cannot be one; WrongMode, when the agent is
@@ -83,18 +83,18 @@ class Feeds:
             await self._replicas.make_room()
         replica = self.agents.feed(agent, key)
         self._replicas.fed(replica)
-        feed = Feed(self, replica, source_id, self._numbers_of(agent, source_id))
+        pipe = IncomingPipe(self, replica, source_id, self._numbers_of(agent, source_id))
         if source_id:
-            if (earlier := self._feeds.get((agent, source_id))) is not None:
+            if (earlier := self._pipes.get((agent, source_id))) is not None:
                 earlier.close()
-            self._feeds[agent, source_id] = feed
+            self._pipes[agent, source_id] = pipe
         log.info("agent %s is fed by another node", agent)
-        return feed
+        return pipe
 
-    def closed(self, agent: str, source_id: str, feed: "Feed") -> None:
-        """A feed is over: its source may begin another one."""
-        if self._feeds.get((agent, source_id)) is feed:
-            del self._feeds[agent, source_id]
+    def closed(self, agent: str, source_id: str, pipe: "IncomingPipe") -> None:
+        """A pipe is over: its source may begin another one."""
+        if self._pipes.get((agent, source_id)) is pipe:
+            del self._pipes[agent, source_id]
 
     def _numbers_of(self, agent: str, source_id: str) -> Numbers:
         """Return what is remembered of a source, which is the one heard of last from now on."""
@@ -107,7 +107,7 @@ class Feeds:
         return numbers
 
     def refuse_new(self, why: str) -> None:
-        """Take no new feed until `accept_new`."""
+        """Take no new pipe until `accept_new`."""
         self._why_closed = why
 
     def accept_new(self) -> None:
@@ -154,15 +154,17 @@ class Feeds:
     def forget(self, agent: str) -> None:
         """Let go of what is known of the sources of an agent."""
         self._numbers.pop(agent, None)
-        self._feeds = {key: feed for key, feed in self._feeds.items() if key[0] != agent}
+        self._pipes = {key: pipe for key, pipe in self._pipes.items() if key[0] != agent}
 
 
-class Feed:
+class IncomingPipe:
     """One agent, fed by one node."""
 
-    def __init__(self, feeds: Feeds, agent: Agent, source_id: str, numbers: Numbers) -> None:
-        self._feeds = feeds
-        self._store = feeds.store
+    def __init__(
+        self, pipes: IncomingPipes, agent: Agent, source_id: str, numbers: Numbers
+    ) -> None:
+        self._pipes = pipes
+        self._store = pipes.store
         self._agent = agent
         self._source_id = source_id
         self._numbers = numbers
@@ -175,9 +177,9 @@ class Feed:
         """Let a change take effect here. Without effect where this node knows better.
 
         An event that cannot be taken is counted as lost, so that it does not stop all that come
-        after it; anything else that cannot be right should end the feed.
+        after it; anything else that cannot be right should end the pipe.
 
-        Raises: BadRequest, for what is no channel of the agent, and once the feed is over;
+        Raises: BadRequest, for what is no channel of the agent, and once the pipe is over;
             LimitExceeded.
         """
         if not self._is_open:
@@ -203,11 +205,11 @@ class Feed:
         """
         if (
             self._is_open
-            and self._feeds.settings.promote_replicas
+            and self._pipes.settings.promote_replicas
             and self._agent.feeds == 1
             and self._agent.mode is AgentMode.REPLICA
         ):
-            self._feeds.promote(self._agent)
+            self._pipes.promote(self._agent)
 
     def close(self) -> None:
         """The stream is over, in whatever way. Repeating it changes nothing."""
@@ -215,7 +217,7 @@ class Feed:
             self._is_open = False
             self._agent.feeds -= 1
             self._store.unhold(self._agent.name)
-            self._feeds.closed(self._agent.name, self._source_id, self)
+            self._pipes.closed(self._agent.name, self._source_id, self)
             log.info("agent %s: the feed by another node is over", self._agent.name)
             if self._refused > 1:
                 log.warning(
@@ -232,9 +234,9 @@ class Feed:
         if capacity > MAX_CAPACITY:
             raise BadRequest(f"a channel holds at most {MAX_CAPACITY} events, not {capacity}")
         if not capacity:
-            capacity = max(RUST_CAPACITY, self._feeds.settings.buffer_capacity)
+            capacity = max(RUST_CAPACITY, self._pipes.settings.buffer_capacity)
         await self._store.create(address.channel_id, str(address), capacity)
-        self._feeds.observer.channel_fed()
+        self._pipes.observer.channel_fed()
 
     async def _is_outdated(self, channel_id: bytes) -> bool:
         """Whether a channel is a copy that another source left behind.
@@ -264,7 +266,7 @@ class Feed:
         except LimitExceeded:
             raise  # the source keeps the event, and sends it again once it has connected again
         except MegaphoneError as error:
-            self._feeds.observer.events_lost(1)
+            self._pipes.observer.events_lost(1)
             self._refused += 1
             if self._refused == 1:  # a line for each would be as many as a source likes
                 log.warning("agent %s: a fed event was refused: %s", self._agent.name, error)
@@ -295,7 +297,7 @@ class Feed:
             raise BadRequest("the timestamp of an event must be from 1970 to 9999")
         checked_id("event id", event.id)
         checked_stream_id(event.stream_id)
-        event.body = await accepted_body(event.body, self._feeds.settings.max_body_bytes)
+        event.body = await accepted_body(event.body, self._pipes.settings.max_body_bytes)
         return event
 
     @staticmethod

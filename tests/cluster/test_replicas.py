@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from megaphone.cluster.incoming import SOURCES_REMEMBERED, IncomingPipe, IncomingPipes
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.feeds import SOURCES_REMEMBERED, Feed, Feeds
 from megaphone.errors import LimitExceeded, WrongMode
 from megaphone.metrics import Metrics
 from megaphone.model import AgentMode, ChannelAdded, Event, EventAdded, ReadOptions
@@ -40,7 +40,7 @@ class Node:
             observer=metrics,
         )
         parts = {"store": self.store, "agents": self.agents, "settings": settings}
-        self.feeds = Feeds(**parts, observer=metrics)  # type: ignore[arg-type]
+        self.incoming = IncomingPipes(**parts, observer=metrics)  # type: ignore[arg-type]
         self.broker = Broker(**parts, observer=metrics)  # type: ignore[arg-type]
 
     def names(self) -> list[str]:
@@ -48,11 +48,11 @@ class Node:
 
     async def fed(self, agent: str, *channels: str, end: bool = False) -> None:
         """Have an agent fed and the feed broken off, or ended."""
-        feed = await self.feeds.open(agent, KEY, "")
-        await add(feed, agent, *channels)
+        pipe = await self.incoming.open(agent, KEY, "")
+        await add(pipe, agent, *channels)
         if end:
-            feed.end()
-        feed.close()
+            pipe.end()
+        pipe.close()
 
     async def read(self, agent: str) -> list[bytes]:
         """Read what is ready in the first channel of an agent."""
@@ -67,7 +67,7 @@ async def running(own: AgentMode | None = AgentMode.MASTER, limit: int = 2) -> A
     try:
         yield node
     finally:
-        await node.feeds.aclose()
+        await node.incoming.aclose()
         await node.store.aclose()
 
 
@@ -79,20 +79,20 @@ def event(number: int) -> Event:
     return Event(id=str(number), stream_id="s", timestamp_us=0, body=b"%d" % number)
 
 
-async def add(feed: Feed, agent: str, *channels: str) -> None:
+async def add(pipe: IncomingPipe, agent: str, *channels: str) -> None:
     for channel in channels:
-        await feed.apply(ChannelAdded(address(agent, channel)))
+        await pipe.apply(ChannelAdded(address(agent, channel)))
 
 
 async def test_other_nodes_bring_so_many_agents_and_no_more() -> None:
     async with running() as node:
-        feeds = [await node.feeds.open(name, KEY, "") for name in ("a", "b")]
+        pipes = [await node.incoming.open(name, KEY, "") for name in ("a", "b")]
         with pytest.raises(LimitExceeded, match="have brought 2 agents to this one"):
-            await node.feeds.open("c", KEY, "")
+            await node.incoming.open("c", KEY, "")
         assert node.names() == ["own", "a", "b"]
-        await node.feeds.open("a", KEY, "")  # one that is here may have a second source
-        feeds[1].close()
-        await node.feeds.open("c", KEY, "")
+        await node.incoming.open("a", KEY, "")  # one that is here may have a second source
+        pipes[1].close()
+        await node.incoming.open("c", KEY, "")
         assert node.names() == ["own", "a", "c"]
 
 
@@ -100,9 +100,9 @@ async def test_an_agent_with_channels_keeps_its_place_while_they_live() -> None:
     async with running(limit=1) as node:
         await node.fed("a", "x")
         with pytest.raises(LimitExceeded):
-            await node.feeds.open("b", KEY, "")
+            await node.incoming.open("b", KEY, "")
         await asyncio.sleep(61)
-        await node.feeds.open("b", KEY, "")
+        await node.incoming.open("b", KEY, "")
         assert node.names() == ["own", "b"]
 
 
@@ -117,7 +117,7 @@ async def test_strangers_cannot_pile_up_agents(end: bool) -> None:
 async def test_replicas_of_the_configuration_do_not_count_and_stay() -> None:
     async with running(AgentMode.REPLICA, limit=1) as node:
         await node.fed("own")
-        await node.feeds.open("a", KEY, "")
+        await node.incoming.open("a", KEY, "")
         await asyncio.sleep(A_WHILE_S)
         assert node.names() == ["own", "a"]
 
@@ -134,10 +134,10 @@ async def test_an_agent_that_nobody_needs_goes_after_a_while(end: bool) -> None:
 
 async def test_an_agent_stays_while_it_is_fed() -> None:
     async with running() as node:
-        feed = await node.feeds.open("a", KEY, "")
+        pipe = await node.incoming.open("a", KEY, "")
         await asyncio.sleep(10 * A_WHILE_S)
         assert node.names() == ["own", "a"]
-        feed.close()
+        pipe.close()
         await asyncio.sleep(A_WHILE_S)
         assert node.names() == ["own"]
 
@@ -185,7 +185,7 @@ async def test_the_only_master_stays_because_it_takes_new_channels() -> None:
 
 async def test_what_is_known_of_sources_is_bounded() -> None:
     async with running() as node:
-        first = await node.feeds.open("a", KEY, "source-0")
+        first = await node.incoming.open("a", KEY, "source-0")
         await add(first, "a", "x")
         await first.apply(EventAdded(address("a"), event(1), 1))
         first.close()
@@ -193,28 +193,28 @@ async def test_what_is_known_of_sources_is_bounded() -> None:
         del first
         assert over() is None
         assert await node.read("a") == [b"1"]
-        again = await node.feeds.open("a", KEY, "source-0")
+        again = await node.incoming.open("a", KEY, "source-0")
         await again.apply(EventAdded(address("a"), event(2), 1))
         assert await node.read("a") == []  # the source has sent its first event before
         again.close()
         for number in range(1, SOURCES_REMEMBERED + 1):
-            (await node.feeds.open("a", KEY, f"source-{number}")).close()
-        again = await node.feeds.open("a", KEY, "source-0")
+            (await node.incoming.open("a", KEY, f"source-{number}")).close()
+        again = await node.incoming.open("a", KEY, "source-0")
         await again.apply(EventAdded(address("a"), event(2), 1))
         assert await node.read("a") == [b"2"]
 
 
 async def test_an_agent_that_went_may_come_back_as_any_other() -> None:
     async with running() as node:
-        feed = await node.feeds.open("a", KEY, "source")
-        await add(feed, "a", "x")
-        await feed.apply(EventAdded(address("a"), event(1), 1))
+        pipe = await node.incoming.open("a", KEY, "source")
+        await add(pipe, "a", "x")
+        await pipe.apply(EventAdded(address("a"), event(1), 1))
         with pytest.raises(WrongMode, match="another key"):
-            await node.feeds.open("a", OTHER_KEY, "")
-        feed.close()
+            await node.incoming.open("a", OTHER_KEY, "")
+        pipe.close()
         await asyncio.sleep(60 + A_WHILE_S)
         assert node.names() == ["own"]
-        feed = await node.feeds.open("a", OTHER_KEY, "source")
-        await add(feed, "a", "x")
-        await feed.apply(EventAdded(address("a"), event(1), 1))
+        pipe = await node.incoming.open("a", OTHER_KEY, "source")
+        await add(pipe, "a", "x")
+        await pipe.apply(EventAdded(address("a"), event(1), 1))
         assert await node.read("a") == [b"1"]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from megaphone.core import node_secret
-from megaphone.core.node_secret import GREETING, NodeGuard, NodeSigner
+from megaphone.cluster import node_secret
+from megaphone.cluster.node_secret import GREETING, NodeGuard, NodeSigner
 from megaphone.errors import LimitExceeded, Unauthenticated
 from megaphone.settings import Nodes
 

@@ -1,6 +1,6 @@
 """Drains: every agent of this node moves to another one, while clients go on.
 
-An agent moves in two steps. First it is forwarded (`cluster.pipes`) until the target has nearly
+An agent moves in two steps. First it is forwarded (`cluster.outgoing`) until the target has nearly
 all; that may take long, and readers and writers do not feel it. Then it is cut over, which takes
 some milliseconds: calls for it wait, its reads end cleanly, what is left is sent, the target makes
 it a master and says so. Now this node lets go of it, and the calls that wait are told that it has
@@ -13,11 +13,11 @@ from collections.abc import AsyncGenerator, Collection, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
-from megaphone.cluster.pipes import Pipe, Pipes
-from megaphone.cluster.target import endpoints_of
+from megaphone.cluster.incoming import IncomingPipes
+from megaphone.cluster.outgoing import OutgoingPipe, OutgoingPipes
+from megaphone.cluster.peer import endpoints_of
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.broker import Broker
-from megaphone.core.feeds import Feeds
 from megaphone.core.ports import Store
 from megaphone.errors import MegaphoneError, TargetUnavailable, WrongMode
 from megaphone.model import AgentMode, DrainProgress
@@ -40,12 +40,18 @@ class Drains:
     """Fulfils `core.ports.Drains`."""
 
     def __init__(
-        self, *, agents: Agents, broker: Broker, store: Store, feeds: Feeds, pipes: Pipes
+        self,
+        *,
+        agents: Agents,
+        broker: Broker,
+        store: Store,
+        incoming: IncomingPipes,
+        pipes: OutgoingPipes,
     ) -> None:
         self.agents = agents
         self.broker = broker
         self.store = store
-        self.feeds = feeds
+        self.incoming = incoming
         self.pipes = pipes
         self._is_idle = asyncio.Event()
         self._is_idle.set()
@@ -60,14 +66,14 @@ class Drains:
         if not self._is_idle.is_set():
             raise WrongMode("this node is being drained already")
         self._is_idle.clear()
-        self.feeds.refuse_new("this node is being drained")
+        self.incoming.refuse_new("this node is being drained")
         try:
             endpoints = await endpoints_of(target)
             async with aclosing(self._moving_each(endpoints, logged)) as steps:
                 async for progress in steps:
                     yield progress
         finally:
-            self.feeds.accept_new()
+            self.incoming.accept_new()
             self._is_idle.set()
 
     async def hand_over(self, target: str | None, within_s: float) -> None:
@@ -188,9 +194,9 @@ class Move:
         self._agents = drains.agents
         self._store = drains.store
         self._pipes = drains.pipes
-        self._feeds = drains.feeds
+        self._incoming = drains.incoming
         self._endpoints = endpoints
-        self._pipe: Pipe | None = None
+        self._pipe: OutgoingPipe | None = None
 
     async def copied(self) -> int:
         """Return how many channels the target has, as far as is known."""
@@ -220,13 +226,13 @@ class Move:
     async def _drop(self) -> int:
         """Let go of what came from another node for its channels, and has none any more."""
         await self._pipes.close_all(self.agent.name)
-        self._feeds.forget(self.agent.name)
+        self._incoming.forget(self.agent.name)
         if self._agents.get(self.agent.name) is self.agent:  # it may have gone by itself meanwhile
             self._agents.remove(self.agent.name)
         log.info("agent %s has no channels any more", self.agent.name)
         return 0
 
-    async def _open_pipe(self) -> tuple[Pipe, bool]:
+    async def _open_pipe(self) -> tuple[OutgoingPipe, bool]:
         """Return a pipe to a node that takes the agent, and whether it is a new one."""
         refusal: MegaphoneError = TargetUnavailable()
         for endpoint in self._endpoints:
@@ -237,7 +243,7 @@ class Move:
                 refusal = error
         raise refusal
 
-    async def _catch_up(self, pipe: Pipe) -> None:
+    async def _catch_up(self, pipe: OutgoingPipe) -> None:
         """Wait until the target has nearly all. Raises: TargetUnavailable, when it is gone."""
         clock = asyncio.get_running_loop().time
         seen_at = clock()
@@ -248,7 +254,7 @@ class Move:
                 raise TargetUnavailable("the target has gone")
             await asyncio.sleep(CHECK_S)
 
-    async def _cut_over(self, pipe: Pipe) -> int:
+    async def _cut_over(self, pipe: OutgoingPipe) -> int:
         """Raises: TargetUnavailable, when the target has not said that it has it all."""
         name = self.agent.name
         with self._agents.moving(name):
@@ -258,11 +264,11 @@ class Move:
             if not await pipe.complete(as_master=as_master):
                 raise TargetUnavailable("the target did not say that it has it all")
             await self._pipes.let_go(self.agent)
-            self._feeds.forget(name)
+            self._incoming.forget(name)
         log.info("agent %s is on another node now, with %d channels", name, channels)
         return channels
 
-    async def _stay(self, pipe: Pipe, *, is_new: bool) -> None:
+    async def _stay(self, pipe: OutgoingPipe, *, is_new: bool) -> None:
         if is_new:
             await self._pipes.close(pipe)
         elif not pipe.is_running:
