@@ -13,7 +13,7 @@ from bench import fanout, hold, large, memory, streams, writes
 from bench.processes import BenchError, allow_open_files, cores_at_start, go_to_load_cores
 from bench.report import Result, as_json, legend, machine, table
 from bench.rounds import FULL, QUICK, Plan, progress
-from megaphone.cli.serving import new_event_loop
+from megaphone.cli.serve import new_event_loop
 
 MEASUREMENT_TIMEOUT_S = 120.0
 

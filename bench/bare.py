@@ -18,7 +18,7 @@ from aiohttp import web
 
 from bench.events import EVENTS, LINES
 from bench.processes import HOST
-from megaphone.cli.serving import new_event_loop
+from megaphone.cli.serve import new_event_loop
 from megaphone.wire import json, protobuf
 from megaphone_api.v1 import channels_pb2 as pb
 

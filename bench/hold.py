@@ -26,10 +26,10 @@ from bench.raw import Channel, make_channels
 from bench.report import Result, Target
 from bench.rounds import Plan, progress
 from megaphone import app
-from megaphone.cli.serving import new_event_loop
-from megaphone.garbage import Freezer
-from megaphone.memory import allowed_bytes
+from megaphone.cli.serve import new_event_loop
 from megaphone.model import AgentMode
+from megaphone.process.garbage import Freezer
+from megaphone.process.memory import allowed_bytes
 from megaphone.settings import Settings
 from megaphone_api.v1 import channels_pb2 as pb
 

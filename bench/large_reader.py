@@ -14,7 +14,7 @@ import grpc
 
 from bench.processes import HOST
 from bench.raw import get
-from megaphone.cli.serving import new_event_loop
+from megaphone.cli.serve import new_event_loop
 from megaphone_api.v1 import channels_pb2 as pb
 
 RECEIVE_BYTES = 262_144

@@ -14,7 +14,7 @@ from pathlib import Path
 from bench.events import BODIES
 from bench.processes import HOST, BenchError, output_of
 from bench.raw import Exchange, post
-from megaphone.cli.serving import new_event_loop
+from megaphone.cli.serve import new_event_loop
 
 CONNECTIONS = 32
 BODY = BODIES[0]

@@ -20,12 +20,12 @@ from bench.raw import Tally, make_channels
 from bench.report import BYTES, Result, Target
 from bench.rounds import Plan, progress
 from bench.streams import read_call
-from megaphone.cli.serving import new_event_loop
+from megaphone.cli.serve import new_event_loop
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.metrics import Metrics
 from megaphone.model import AgentMode
+from megaphone.observe.metrics import Metrics
 from megaphone.settings import Settings
 from megaphone.store.memory import MemoryStore
 

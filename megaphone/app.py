@@ -7,29 +7,30 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from megaphone import __version__, descriptors, memory
+from megaphone import __version__
 from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.moves import Drains
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.cluster.outgoing import OutgoingPipes
+from megaphone.core.admin import Management
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.management import Management
-from megaphone.listening import is_loopback, split_endpoint, warnings, who_may_feed, with_port
-from megaphone.metrics import LogCounts, Metrics
-from megaphone.rest.connections import Connections
-from megaphone.rest.management import ManagementApi
-from megaphone.rest.public import PublicApi
+from megaphone.listen.exposure import is_loopback, split_endpoint, warnings, who_may_feed, with_port
+from megaphone.listen.sockets import grpc_path, listen_unix, unlink_unix
+from megaphone.observe.metrics import LogCounts, Metrics
+from megaphone.observe.webhooks import Webhooks
+from megaphone.process import descriptors, memory
+from megaphone.rest.admin import ManagementApi
+from megaphone.rest.channels import PublicApi
+from megaphone.rest.connection.protocol import Connections
 from megaphone.rest.server import HttpServer, listen
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.server import AdminServer, GrpcServer
 from megaphone.rpc.sync import SyncServicer
 from megaphone.settings import Settings
-from megaphone.sockets import grpc_path, listen_unix, unlink_unix
 from megaphone.store.memory import MemoryStore
-from megaphone.webhooks import Webhooks
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import msgspec
 import yaml
 
-from megaphone import memory
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
+from megaphone.process import memory
 from megaphone.settings import Name, Nodes, Settings, Webhook
 
 PREFIX = "megaphone_"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from megaphone.cli.configuration import config_app
+from megaphone.cli.config import config_app
 from megaphone.config import KEYS, ConfigError, load
 from megaphone.core.agents import AGENT_NAME
 from megaphone.model import AgentMode

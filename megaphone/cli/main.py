@@ -7,9 +7,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from megaphone import __version__
-from megaphone.cli.configuration import config_app, load_or_exit
-from megaphone.cli.megactl import megactl_app
-from megaphone.cli.streams import open_standard_streams
+from megaphone.cli.admin import megactl_app
+from megaphone.cli.config import config_app, load_or_exit
+from megaphone.cli.output import open_standard_streams
 
 app = typer.Typer(
     name="megaphone",
@@ -52,7 +52,7 @@ def serve(config: ConfigOption = None) -> None:
     """
     settings = load_or_exit(config).settings
     # These take a while to import, and no other command needs them.
-    from megaphone.cli.serving import serve_until_stopped
+    from megaphone.cli.serve import serve_until_stopped
 
     serve_until_stopped(settings)
 

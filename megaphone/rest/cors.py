@@ -6,7 +6,7 @@ ends, which create and write, are no pages.
 
 from aiohttp import web
 
-from megaphone.rest.answers import Answer
+from megaphone.rest.connection.answers import Answer
 from megaphone.rest.requests import part
 
 READERS_PATHS = ("/read/", "/ack/")

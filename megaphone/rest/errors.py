@@ -12,8 +12,8 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from megaphone.errors import MegaphoneError, Unauthenticated
-from megaphone.rest.answers import json_answer
-from megaphone.rest.peers import ignore_what_follows
+from megaphone.rest.connection.answers import json_answer
+from megaphone.rest.connection.peers import ignore_what_follows
 from megaphone.wire import errors, json
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from megaphone.core.budget import Budget
 from megaphone.errors import BadRequest, PayloadTooLarge, TooSlow
-from megaphone.rest.answers import JSON
+from megaphone.rest.connection.answers import JSON
 from megaphone.rest.inflation import Inflater, inflater_for, undecodable
 
 BUDGET = web.AppKey("budget", Budget)

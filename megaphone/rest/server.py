@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from megaphone.core.budget import Budget
-from megaphone.rest.connections import Connection, Connections
+from megaphone.listen.sockets import BACKLOG
+from megaphone.rest.connection.protocol import Connection, Connections
 from megaphone.rest.cors import allow_origin
 from megaphone.rest.errors import answering, refuse_route
 from megaphone.rest.requests import BUDGET
-from megaphone.sockets import BACKLOG
 
 RECEIVE_BUFFER_BYTES = 32_768
 """The kernel's buffer for what a connection receives, which it doubles. What it holds is read at

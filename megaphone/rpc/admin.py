@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from megaphone.core.management import Management
+from megaphone.core.admin import Management
 from megaphone.rpc.pieces import joined
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import admin_pb2 as pb

@@ -12,13 +12,13 @@ from grpc_reflection.v1alpha import reflection
 
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.budget import Budget
+from megaphone.listen.sockets import owner_only
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.errors import ErrorInterceptor
 from megaphone.rpc.nodes import NodeInterceptor
-from megaphone.rpc.reception import ReceptionInterceptor
+from megaphone.rpc.requests import ReceptionInterceptor
 from megaphone.rpc.sync import SyncServicer
-from megaphone.sockets import owner_only
 from megaphone_api import sync_pb2
 from megaphone_api.sync_pb2_grpc import add_SyncServiceServicer_to_server
 from megaphone_api.v1 import admin_pb2

@@ -13,8 +13,8 @@ from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.errors import LimitExceeded, WrongMode
-from megaphone.metrics import Metrics
 from megaphone.model import AgentMode, ChannelAdded, Event, EventAdded, ReadOptions
+from megaphone.observe.metrics import Metrics
 from megaphone.settings import Settings
 from megaphone.store.memory import MemoryStore
 

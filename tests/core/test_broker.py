@@ -12,10 +12,10 @@ from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.moves import Drains
 from megaphone.cluster.outgoing import OutgoingPipes
 from megaphone.core.addresses import MALFORMED
+from megaphone.core.admin import Management
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.management import Management
 from megaphone.core.reader import Reader
 from megaphone.errors import (
     AgentNotFound,
@@ -28,8 +28,8 @@ from megaphone.errors import (
     WriteTimeout,
     WrongMode,
 )
-from megaphone.metrics import Metrics
 from megaphone.model import AgentMode, Message, NewChannel, ReadOptions, Write, WriteFailure
+from megaphone.observe.metrics import Metrics
 from megaphone.settings import Settings
 from megaphone.store.memory import MemoryStore
 

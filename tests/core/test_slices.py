@@ -18,7 +18,6 @@ from megaphone.core.budget import Budget
 from megaphone.core.channel import Waiter
 from megaphone.core.pace import ADDRESS_WORK, CANCELLED_AT_ONCE, EVENT_WORK, SLICE
 from megaphone.errors import BadRequest, PayloadTooLarge
-from megaphone.metrics import Metrics
 from megaphone.model import (
     AgentMode,
     BatchFailure,
@@ -29,6 +28,7 @@ from megaphone.model import (
     Write,
     WriteFailure,
 )
+from megaphone.observe.metrics import Metrics
 from megaphone.settings import Settings
 from megaphone.store.changes import StoredChannel
 from megaphone.store.memory import MemoryStore

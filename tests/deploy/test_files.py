@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from megaphone.config import load
-from megaphone.listening import who_may_feed
+from megaphone.listen.exposure import who_may_feed
 from tests.support.process import BrokerProcess, broker_process
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import pytest
 
 from megaphone.app import App
-from megaphone.rest import connections
-from megaphone.rest.connections import MAX_HEAD_BYTES, SPARE
+from megaphone.rest.connection import protocol
+from megaphone.rest.connection.protocol import MAX_HEAD_BYTES, SPARE
 from tests.support.raw_http import JSON, Broken, Connection, Head, Node, receive_head, request_of
 from tests.support.scenes import eventually
 
@@ -100,7 +100,7 @@ async def test_beyond_those_for_probes_the_answer_does_not_wait_for_a_request(ap
 
 @pytest.mark.settings(max_connections=MOST)
 async def test_nobody_keeps_the_place_of_a_probe(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "SPARE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(protocol, "SPARE_TIMEOUT_S", 0.1)
     async with connected(app, MOST), connected(app, SPARE) as spare:
         await eventually(connections_are(app, MOST))
         for connection in spare:

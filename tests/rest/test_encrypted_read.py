@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from megaphone.app import App
 from megaphone.core.budget import Budget
-from megaphone.rest.public import PublicApi
+from megaphone.rest.channels import PublicApi
 from megaphone.rest.requests import BUDGET
 from tests.support.faces import HttpFace
 

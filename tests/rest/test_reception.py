@@ -9,7 +9,7 @@ import pytest
 
 from megaphone.app import App
 from megaphone.model import ReadOptions
-from megaphone.rest import connections
+from megaphone.rest.connection import protocol
 from tests.support.faces import Created, HttpFace, read_all
 from tests.support.raw_http import (
     JSON,
@@ -122,7 +122,7 @@ async def test_what_an_unfinished_body_inflates_to_counts(
 
 @pytest.fixture
 def lingering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "LINGERING_S", 0.3)
+    monkeypatch.setattr(protocol, "LINGERING_S", 0.3)
 
 
 @pytest.mark.settings(max_body_bytes=1_000_000)

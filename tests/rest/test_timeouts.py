@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from megaphone.app import App
-from megaphone.rest import connections, requests
+from megaphone.rest import requests
+from megaphone.rest.connection import protocol
 from tests.support.raw_http import Broken, Connection, Node, receive_head, request_of
 
 SHORT_S = 0.2
@@ -41,7 +42,7 @@ async def test_a_body_that_does_not_arrive_is_answered(
 async def test_headers_that_do_not_arrive_end_the_connection(
     app: App, monkeypatch: pytest.MonkeyPatch, begun: bytes
 ) -> None:
-    monkeypatch.setattr(connections, "HEADER_TIMEOUT_S", SHORT_S)
+    monkeypatch.setattr(protocol, "HEADER_TIMEOUT_S", SHORT_S)
     async with connected(app) as connection, asyncio.timeout(5):
         await connection.send(begun)
         with pytest.raises(Broken):

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from megaphone.app import App, running
-from megaphone.sockets import grpc_path
+from megaphone.listen.sockets import grpc_path
 from megaphone_api.v1 import admin_pb2, channels_pb2
 from megaphone_api.v1.admin_pb2_grpc import AdminServiceStub
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub

@@ -6,8 +6,8 @@ from aiohttp import web
 from google.api import annotations_pb2
 
 from megaphone.core.broker import Broker
-from megaphone.metrics import Metrics
-from megaphone.rest.public import PublicApi
+from megaphone.observe.metrics import Metrics
+from megaphone.rest.channels import PublicApi
 from megaphone_api.v1 import channels_pb2 as pb
 
 NOT_IN_THE_SCHEMA = {

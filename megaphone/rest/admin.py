@@ -13,11 +13,11 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from megaphone.core.management import Management
+from megaphone.core.admin import Management
 from megaphone.errors import MegaphoneError
-from megaphone.rest.answers import OK, StreamedAnswer, json_answer, json_answer_in_pieces
+from megaphone.rest.connection.answers import OK, StreamedAnswer, json_answer, json_answer_in_pieces
+from megaphone.rest.reads import NDJSON
 from megaphone.rest.requests import body_of, part, path_values, require_json, whole_number
-from megaphone.rest.stream import NDJSON
 from megaphone.wire import json
 from megaphone.wire.errors import row_of
 

@@ -21,7 +21,7 @@ DURATION_BUCKETS_S = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
 
 
 class WebhookCounts(Protocol):
-    """What `megaphone.webhooks.Webhooks` counts, all hooks together."""
+    """What `megaphone.observe.webhooks.Webhooks` counts, all hooks together."""
 
     @property
     def sent(self) -> int:
@@ -46,7 +46,7 @@ class NoWebhooks:
 
 
 class ConnectionCounts(Protocol):
-    """What `megaphone.rest.connections.Connections` counts."""
+    """What `megaphone.rest.connection.protocol.Connections` counts."""
 
     @property
     def open(self) -> int:
@@ -66,7 +66,7 @@ class NoConnections:
 
 
 class LogCounts(Protocol):
-    """What `megaphone.logs.LineWriter` counts."""
+    """What `megaphone.observe.logs.LineWriter` counts."""
 
     @property
     def dropped(self) -> int:

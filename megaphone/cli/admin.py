@@ -14,8 +14,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 import typer
 
-from megaphone.cli.configuration import WRONG_CONFIGURATION
-from megaphone.cli.streams import open_standard_streams
+from megaphone.cli.config import WRONG_CONFIGURATION
+from megaphone.cli.output import open_standard_streams
 from megaphone.config import ConfigError, load_here
 
 megactl_app = typer.Typer(
@@ -93,7 +93,7 @@ class Node:
 
     def drain(self, target: str) -> None:
         """Have all agents moved, and tell how far it is."""
-        from megaphone.cli.management import CallFailed, follow
+        from megaphone.cli.admin_client import CallFailed, follow
 
         meter = Meter()
         tell = typer.echo if self._output is Output.JSON else meter.show
@@ -108,7 +108,7 @@ class Node:
 
     def _call(self, method: str, route: str, body: object = None) -> bytes:
         # This takes a while to import, and help does not need it.
-        from megaphone.cli.management import CallFailed, call
+        from megaphone.cli.admin_client import CallFailed, call
 
         try:
             return call(self._path(), method, route, body)

@@ -19,7 +19,7 @@ from aiohttp.http_parser import HttpParser
 
 from megaphone.core.budget import Budget
 from megaphone.errors import BadRequest, LimitExceeded
-from megaphone.rest.answers import JSON
+from megaphone.rest.connection.answers import JSON
 from megaphone.rest.errors import answer_of, internal_answer
 from megaphone.wire import json
 from megaphone.wire.errors import INTERNAL_HTTP_STATUS, row_of

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megaphone import memory
+from megaphone.process import memory
 
 MIB = 1 << 20
 
@@ -73,7 +73,7 @@ def test_where_the_system_says_nothing_something_modest_is_assumed(system: Path)
 
 def test_a_limit_of_the_process_counts() -> None:
     code = (
-        "import resource; from megaphone import memory;"
+        "import resource; from megaphone.process import memory;"
         f"resource.setrlimit(resource.RLIMIT_DATA, ({256 * MIB}, {256 * MIB}));"
         "print(memory.allowed_bytes())"
     )
@@ -86,7 +86,7 @@ def test_large_blocks_go_back_to_the_system_when_they_are_freed() -> None:
     """Large blocks between small ones stay with the process unless it asks for their return."""
     code = """
 import pathlib
-from megaphone import memory
+from megaphone.process import memory
 
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
@@ -109,7 +109,7 @@ print(resident() - before)
 def test_small_blocks_go_back_too_where_memory_is_scarce() -> None:
     code = """
 import asyncio
-from megaphone import memory
+from megaphone.process import memory
 
 memory.TRIM_EVERY_S = memory.TRIM_SELDOM_S = 0.01
 memory.SMALL_BYTES = SMALL

@@ -11,8 +11,8 @@ import aiohttp
 import pytest
 
 from megaphone.app import App, running
+from megaphone.listen.sockets import grpc_path, is_served, listen_unix
 from megaphone.model import AgentMode
-from megaphone.sockets import grpc_path, is_served, listen_unix
 from tests.support.owners import ANOTHER_USER, needs_root, open_to_all
 from tests.support.settings import fast_settings
 

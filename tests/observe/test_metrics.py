@@ -4,8 +4,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from megaphone.app import App
-from megaphone.metrics import Metrics
 from megaphone.model import ReadOptions
+from megaphone.observe.metrics import Metrics
 from tests.support.faces import GrpcFace, HttpFace
 
 CONTRACT = {

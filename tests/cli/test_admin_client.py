@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from megaphone.cli import management
-from megaphone.cli.management import CallFailed, call, cannot_connect
+from megaphone.cli import admin_client
+from megaphone.cli.admin_client import CallFailed, call, cannot_connect
 
 
 def test_a_socket_of_another_user_is_told() -> None:
@@ -30,7 +30,7 @@ def test_a_socket_of_another_user_is_told() -> None:
 async def test_what_is_no_broker_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, told: str
 ) -> None:
-    monkeypatch.setattr(management, "ANSWERS_WITHIN_S", 0.3)
+    monkeypatch.setattr(admin_client, "ANSWERS_WITHIN_S", 0.3)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

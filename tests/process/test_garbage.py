@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from megaphone.garbage import BYTES_AN_OBJECT, Freezer
 from megaphone.model import ReadOptions
+from megaphone.process.garbage import BYTES_AN_OBJECT, Freezer
 from tests.core.test_slices import ROOMY, Node
 
 

@@ -26,9 +26,9 @@ from megaphone.errors import (
     Unauthenticated,
     WrongMode,
 )
+from megaphone.listen.sockets import grpc_path
 from megaphone.model import AgentMode
 from megaphone.settings import Nodes
-from megaphone.sockets import grpc_path
 from megaphone.wire.errors import error_from, row_of
 from megaphone_api.v1 import admin_pb2 as pb
 from megaphone_api.v1.admin_pb2_grpc import AdminServiceStub

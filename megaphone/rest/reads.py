@@ -13,9 +13,9 @@ from aiohttp import web
 from megaphone.core.reader import Reader
 from megaphone.errors import AgentMoved, TooSlow
 from megaphone.model import Event
-from megaphone.rest.answers import StreamedAnswer
-from megaphone.rest.peers import cut, watch_peer
-from megaphone.rest.sending import BodyWriter
+from megaphone.rest.connection.answers import StreamedAnswer
+from megaphone.rest.connection.body import BodyWriter
+from megaphone.rest.connection.peers import cut, watch_peer
 from megaphone.wire import json, sse
 
 RECOVERED_HEADER = "Megaphone-Recovered"

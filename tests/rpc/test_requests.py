@@ -7,22 +7,22 @@ import pytest
 
 from megaphone.app import App
 from megaphone.model import ReadOptions
-from megaphone.rpc import reception
+from megaphone.rpc import requests
 from tests.support.faces import GrpcFace, read_all
 from tests.support.raw_grpc import unfinished_call
 from tests.support.raw_http import Node
 
 WRITE = "/megaphone.v1.ChannelService/Write"
 SIZE = 500_000
-FEWEST = reception.FEWEST_AT_ONCE
+FEWEST = requests.FEWEST_AT_ONCE
 pytestmark = pytest.mark.settings(max_buffered_bytes=4_000_000, buffer_capacity=200)
 """So little that no more than the fewest messages are received at once."""
 
 
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reception, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(reception, "CHECK_S", 0.05)
+    monkeypatch.setattr(requests, "PATIENCE_S", 0.3)
+    monkeypatch.setattr(requests, "CHECK_S", 0.05)
 
 
 @pytest.fixture

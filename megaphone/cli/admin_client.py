@@ -12,7 +12,7 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.tracing import Trace
 from yarl import URL
 
-from megaphone.sockets import check_owner, check_peer
+from megaphone.listen.sockets import check_owner, check_peer
 
 ORIGIN = "http://megaphone"
 """Some host, as HTTP wants one: the socket decides who answers."""

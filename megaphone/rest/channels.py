@@ -20,10 +20,17 @@ from aiohttp import web
 
 from megaphone.core.broker import Broker
 from megaphone.errors import AgentNotFound, ShuttingDown
-from megaphone.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
-from megaphone.metrics import Metrics
 from megaphone.model import DEFAULT_WINDOW, ReadOptions
-from megaphone.rest.answers import OK, Answer, WrittenAnswer, json_answer, json_answer_in_pieces
+from megaphone.observe.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from megaphone.observe.metrics import Metrics
+from megaphone.rest.connection.answers import (
+    OK,
+    Answer,
+    WrittenAnswer,
+    json_answer,
+    json_answer_in_pieces,
+)
+from megaphone.rest.reads import NDJSON, SSE, stream_events
 from megaphone.rest.requests import (
     body_of,
     is_json,
@@ -35,7 +42,6 @@ from megaphone.rest.requests import (
     wants_sse,
     whole_number,
 )
-from megaphone.rest.stream import NDJSON, SSE, stream_events
 from megaphone.wire import json
 
 SSE_HEARTBEAT_S = 10.0

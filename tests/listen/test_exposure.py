@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaphone.listening import is_loopback, reachable, warnings, who_may_feed, with_port
+from megaphone.listen.exposure import is_loopback, reachable, warnings, who_may_feed, with_port
 from megaphone.settings import Nodes, Settings
 
 SECRET = "s" * 32

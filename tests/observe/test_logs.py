@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megaphone.logs import JsonFormatter, LineHandler, LineWriter, TextFormatter
+from megaphone.observe.logs import JsonFormatter, LineHandler, LineWriter, TextFormatter
 
 LINE = b"x" * 999 + b"\n"
 

@@ -20,9 +20,9 @@ from itertools import pairwise
 import pytest
 from aiohttp import web
 
-from megaphone.metrics import Metrics
+from megaphone.observe.metrics import Metrics
+from megaphone.observe.webhooks import WebhookLimits, Webhooks, key_of, signature
 from megaphone.settings import Webhook
-from megaphone.webhooks import WebhookLimits, Webhooks, key_of, signature
 
 NEVER_S = 60.0
 """Longer than any test."""

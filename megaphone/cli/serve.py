@@ -6,12 +6,13 @@ import sys
 
 import typer
 
-from megaphone import __version__, descriptors
+from megaphone import __version__
 from megaphone.app import App, serve
-from megaphone.garbage import Freezer
-from megaphone.listening import reachable, with_port
-from megaphone.logs import LineWriter, logging_to_stderr
-from megaphone.memory import allowed_bytes, give_back_what_is_freed
+from megaphone.listen.exposure import reachable, with_port
+from megaphone.observe.logs import LineWriter, logging_to_stderr
+from megaphone.process import descriptors
+from megaphone.process.garbage import Freezer
+from megaphone.process.memory import allowed_bytes, give_back_what_is_freed
 from megaphone.settings import Settings
 
 STANDARD_OUTPUT = 1

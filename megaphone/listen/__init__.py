@@ -1,0 +1,1 @@
+"""Where a node listens: its sockets, and who can reach them."""
