@@ -50,24 +50,27 @@ class SyncServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ForwardEvents(self, request_iterator, context):
-        """Feed an agent's channels to this node.
+        """Replicate the channels of an agent to this node.
 
-        The first message is a PipeAgentStart. The node then holds the agent as a REPLICA, with the
-        same key, until the stream ends. What it refuses ends the stream: INVALID_ARGUMENT for a
-        message that cannot be right, FAILED_PRECONDITION for an agent that is not to be fed here,
-        UNAVAILABLE for a node that is stopping. The reply comes once all messages have taken effect.
+        The first message is a PipeAgentStart. From then on this node has the agent as a REPLICA with
+        the same key, until the stream ends. This node ends the stream if it refuses a message: with
+        INVALID_ARGUMENT if the message is wrong, with FAILED_PRECONDITION if this node does not accept
+        the agent, and with UNAVAILABLE if this node is stopping. It sends the reply after it has
+        applied every message.
 
-        Extension: the initial metadata has `megaphone-sync: 1`, and comes once the first message was
-        taken.
+        Extension: the initial metadata have `megaphone-sync: 1`. This node sends them after it has
+        accepted the first message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def FindChannelsInUse(self, request, context):
-        """Extension: tell which of some channels are read on this node, or were until so lately that
-        they would live on, and how far. The source asks before it lets them expire, and while writers
-        wait for room in them.
+        """Extension: return which of the given channels are in use on this node, and how far they were
+        read here.
+
+        A channel is in use while it is read, and after a read until its TTL is over. The source asks
+        this before it lets a channel expire, and while writers wait for a place in a channel.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

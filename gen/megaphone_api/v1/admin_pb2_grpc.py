@@ -75,36 +75,36 @@ class AdminServiceServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def ListAgents(self, request, context):
-        """List the virtual agents of this node, in the order in which they came.
+        """List the virtual agents of this node, in the order in which they were added.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AddAgent(self, request, context):
-        """Add a MASTER agent, which takes new channels once it is warm.
+        """Add a MASTER agent. It takes new channels once it is warm.
 
-        Fails with INVALID_ARGUMENT for a name that cannot be one, or is taken.
+        Fails with INVALID_ARGUMENT if the name is not allowed or is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PipeAgent(self, request, context):
-        """Forward the channels of an agent to another node, from now until this node stops.
+        """Replicate the channels of an agent to another node, from now until this node stops.
 
-        The agent is PIPED from then on and takes no new channels. Fails with UNAVAILABLE
-        (TARGET_UNAVAILABLE) when the target cannot be reached, and with FAILED_PRECONDITION
-        (WRONG_MODE) for a REPLICA that another node feeds.
+        The agent becomes PIPED and takes no new channels. Fails with UNAVAILABLE (TARGET_UNAVAILABLE)
+        if this node cannot reach the target, and with FAILED_PRECONDITION (WRONG_MODE) if another node
+        replicates the agent to this one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PromoteAgent(self, request, context):
-        """Make a REPLICA a MASTER, or take a PIPED agent back once none of its pipes is connected.
+        """Make a REPLICA a MASTER, or take a PIPED agent back if none of its pipes is connected.
 
-        Fails with FAILED_PRECONDITION (WRONG_MODE) in any other mode.
+        Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -118,20 +118,22 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DisposeChannel(self, request, context):
-        """End a channel now: its reader's call ends, and what nobody has read is lost.
+        """Remove a channel now. Its open read ends, and events that nobody has read are lost.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Drain(self, request, context):
-        """Move every agent of this node to another, and end when nothing is left to move.
+        """Move every agent of this node to another node.
 
-        Clients go on meanwhile: the read of a channel that moves ends cleanly, and the same channel is
-        on the other node. An agent that another node feeds stays: it is that node's to move.
-        Responses come while it goes on; the last one has `done`. What has not moved when the call
-        fails, or is cancelled, is as it was before. Fails with UNAVAILABLE (TARGET_UNAVAILABLE) and
-        with FAILED_PRECONDITION (WRONG_MODE) when the target refuses, and while another drain runs.
+        The call ends when nothing is left to move. Clients go on meanwhile: the read of a channel that
+        moves ends cleanly, and the client reads the same channel on the other node. If another node
+        replicates an agent to this one, the agent stays, because only that node may move it. The
+        stream reports the progress; its last response has `done`. If the call fails or is cancelled,
+        the agents that have not moved are as they were before. Fails with UNAVAILABLE
+        (TARGET_UNAVAILABLE) if the target cannot be reached, and with FAILED_PRECONDITION (WRONG_MODE)
+        if the target refuses an agent, or if another drain is running.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,17 +3,18 @@
 isort:skip_file
 The Megaphone API for services: create channels, write events to them, read them.
 
-The same channels, rules and errors are served over HTTP; each call names its HTTP route.
-Every error of the broker carries a google.rpc.ErrorInfo whose `reason` is a stable code
-(NOT_FOUND, BUSY, TIMEOUT, …) and whose `domain` is "megaphone"; an error that asks to be tried
-again later carries a google.rpc.RetryInfo too. What gRPC itself refuses, such as an unknown
-method or a message over the limit, carries neither.
+HTTP serves the same channels with the same rules and errors. Each call below names its HTTP
+route. Every error of the broker carries a google.rpc.ErrorInfo: its `reason` is a stable code
+(NOT_FOUND, BUSY, TIMEOUT, …), and its `domain` is "megaphone". If the client should try again
+later, the error carries a google.rpc.RetryInfo too. Errors of gRPC itself, such as an unknown
+method or a message over the size limit, carry neither.
 
-Before several nodes stands a proxy, which cannot look into messages. So every call but
-CreateChannel names the agent of its channels in the metadata key `megaphone-agent`: the part of
-an address before its first dot. A node by itself needs no such key. A call that reaches the
-wrong node fails with NOT_FOUND, whose message names the agent, or with UNAVAILABLE (MOVED) if
-the agent has left that node; through a proxy, calling again leads to the right one.
+A proxy before several nodes cannot look into messages. So every call except CreateChannel names
+the agent of its channels in the metadata key `megaphone-agent`. The agent is the part of an
+address before its first dot. A single node does not need this key. A call that reaches the wrong
+node fails with NOT_FOUND, and the message names the agent. If the agent has moved away from that
+node, the call fails with UNAVAILABLE (MOVED). In both cases a proxy routes the next call to the
+right node.
 """
 
 from collections import abc as _abc
@@ -34,7 +35,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Event(_message.Message):
-    """One event as a reader gets it."""
+    """An event, as a reader gets it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -43,14 +44,16 @@ class Event(_message.Message):
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
-    """Identifies the event: 23 random letters and digits. A repeated delivery repeats it."""
+    """23 random letters and digits that identify the event. If the event is sent again, it has the
+    same id.
+    """
     stream_id: _builtins.str
-    """The stream within the channel that the writer named."""
+    """The name that the writer gave to a stream within the channel."""
     body: _builtins.bytes
-    """The JSON value as it was written, in UTF-8, without line breaks."""
+    """The JSON value in UTF-8, as it was written. Line breaks between its tokens are spaces."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
-        """When the broker took the event."""
+        """The time at which the broker accepted the event."""
 
     def __init__(
         self,
@@ -75,8 +78,8 @@ class CreateChannelRequest(_message.Message):
     PROTOCOLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def protocols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Ways of reading that the consumer supports, best first, for example "HTTP_STREAM_NDJSON_V1"
-        or "GRPC_STREAM_V1". None means no preference.
+        """The read protocols that the consumer supports, best first, for example "HTTP_STREAM_NDJSON_V1"
+        or "GRPC_STREAM_V1". An empty list means no preference.
         """
 
     def __init__(
@@ -100,12 +103,12 @@ class CreateChannelResponse(_message.Message):
     CONSUMER_ADDRESS_FIELD_NUMBER: _builtins.int
     PROTOCOLS_FIELD_NUMBER: _builtins.int
     producer_address: _builtins.str
-    """For the back end: where events are written. Nobody can derive the consumer address from it."""
+    """The back end writes to this address. Nobody can derive the consumer address from it."""
     consumer_address: _builtins.str
-    """For the client: where events are read."""
+    """The client reads from this address."""
     @_builtins.property
     def protocols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Those of the requested ways of reading that the broker supports, in the requested order."""
+        """The requested protocols that the broker supports, in the requested order."""
 
     def __init__(
         self,
@@ -136,8 +139,8 @@ class WriteRequest(_message.Message):
     body: _builtins.bytes
     """One JSON value in UTF-8."""
     request_id: _builtins.str
-    """Optional. A write that repeats the id of one that its channel took in the last 60 seconds
-    is answered as that one was, and stored once.
+    """An optional idempotency key. If the channel has accepted a write with the same key in the last
+    60 seconds, the node stores no second event and returns the id of the first one.
     """
     def __init__(
         self,
@@ -180,7 +183,7 @@ class WriteBatchRequest(_message.Message):
 
     @_typing.final
     class Message(_message.Message):
-        """An event without its channel."""
+        """An event that is written to every channel of the batch."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -206,14 +209,14 @@ class WriteBatchRequest(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Optional, as in WriteRequest; it covers the whole batch."""
+    """An optional idempotency key, as in WriteRequest. It covers the whole batch."""
     @_builtins.property
     def channels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Producer addresses."""
 
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriteBatchRequest.Message]:
-        """Written to each channel in this order."""
+        """The events, in the order in which the node writes them to each channel."""
 
     def __init__(
         self,
@@ -236,7 +239,7 @@ class WriteBatchResponse(_message.Message):
 
     @_typing.final
     class Failure(_message.Message):
-        """One event that one channel did not take."""
+        """An event that one channel did not accept."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -244,11 +247,11 @@ class WriteBatchResponse(_message.Message):
         INDEX_FIELD_NUMBER: _builtins.int
         REASON_FIELD_NUMBER: _builtins.int
         channel: _builtins.str
-        """The address, as it was given."""
+        """The producer address, as in the request."""
         index: _builtins.int
-        """Which of the request's messages, from 0."""
+        """The index of the event in `messages`, from 0."""
         reason: _builtins.str
-        """An error code, or SKIPPED when an earlier event of the channel timed out."""
+        """An error code, or SKIPPED if an earlier event for the channel timed out."""
         def __init__(
             self,
             *,
@@ -285,7 +288,7 @@ class PublishRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriteRequest]:
-        """At most as many as one batch may write, 100,000 by default."""
+        """At most as many events as one batch may write: 100,000 by default."""
 
     def __init__(
         self,
@@ -306,7 +309,7 @@ class PublishResponse(_message.Message):
 
     @_typing.final
     class Result(_message.Message):
-        """What became of one event."""
+        """The result of one event."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -314,11 +317,11 @@ class PublishResponse(_message.Message):
         REASON_FIELD_NUMBER: _builtins.int
         MESSAGE_FIELD_NUMBER: _builtins.int
         event_id: _builtins.str
-        """Set when the event was taken."""
+        """Set if the event was accepted; the other fields are empty then."""
         reason: _builtins.str
-        """Otherwise an error code, or SKIPPED when an earlier event of the channel timed out."""
+        """An error code, or SKIPPED if an earlier event for the channel timed out."""
         message: _builtins.str
-        """Otherwise what was wrong, for people."""
+        """The error in words, for people."""
         def __init__(
             self,
             *,
@@ -335,7 +338,7 @@ class PublishResponse(_message.Message):
     RESULTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishResponse.Result]:
-        """One for each event of the request, in its order."""
+        """One result for each event of the request, in the same order."""
 
     def __init__(
         self,
@@ -364,27 +367,27 @@ class ReadRequest(_message.Message):
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     consumer_address: _builtins.str
     after_event_id: _builtins.str
-    """Optional: resume after this event, which acknowledges it and all before it; "-" is before the
-    first event.
+    """An optional cursor. The read starts after this event, and the call acknowledges this event and
+    every event before it. "-" stands before the first event.
     """
     acknowledge: _builtins.bool
-    """Events stay in the buffer until they are acknowledged; what was not is read again, in order,
-    by the next read.
+    """Keep events in the buffer until they are acknowledged. The next read gets the events again, in
+    order, that were not acknowledged.
     """
     window: _builtins.int
-    """With `acknowledge`: how many events may be in flight; 0 means 100."""
+    """With `acknowledge`: the largest number of events in flight; 0 means 100."""
     take_over: _builtins.bool
-    """End the read that is open, if there is one, and take its place: for a client that knows that
-    its former read is dead. Nothing is lost by it.
+    """If a read is open, end it as broken and start this one. A client sets this when it knows that
+    its former read is dead. No event is lost.
     """
     limit: _builtins.int
-    """End after this many events; 0 means no limit. 1 makes the call a long poll."""
+    """End the read after this many events; 0 means no limit. 1 makes the call a long poll."""
     wait_ms: _builtins.int
-    """End after this many milliseconds, if that is sooner than the poll duration; 0 takes what is
-    ready.
+    """End the read after this many milliseconds, if that is sooner than the poll duration. With 0 the
+    read returns only the events that are ready.
     """
     heartbeat_ms: _builtins.int
-    """Send a response without events after this many milliseconds without one; 0 means never."""
+    """After this many milliseconds without an event, send a response without events; 0 means never."""
     def __init__(
         self,
         *,
@@ -414,7 +417,7 @@ class ReadResponse(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
-        """In the order of the channel. None in a heartbeat, which is sent only on request."""
+        """The events, in the order of the channel. A heartbeat has none; it is sent only on request."""
 
     def __init__(
         self,
@@ -457,7 +460,7 @@ class AcknowledgeResponse(_message.Message):
 
     ACKNOWLEDGED_FIELD_NUMBER: _builtins.int
     acknowledged: _builtins.int
-    """How many events this call acknowledged for the first time."""
+    """The number of events that were not acknowledged before this call."""
     def __init__(
         self,
         *,
@@ -518,7 +521,7 @@ class ChannelsExistResponse(_message.Message):
     CHANNELS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def channels(self) -> _containers.ScalarMap[_builtins.str, _builtins.bool]:
-        """By address, as it was given."""
+        """For each address of the request: whether its channel exists."""
 
     def __init__(
         self,

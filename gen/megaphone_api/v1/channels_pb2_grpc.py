@@ -79,8 +79,8 @@ class ChannelServiceServicer(object):
     def CreateChannel(self, request, context):
         """Create a channel on this node.
 
-        Fails with UNAVAILABLE (NO_AGENT) while no agent of the node takes channels, and with
-        RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) when the node holds as many channels as it may.
+        Fails with UNAVAILABLE (NO_AGENT) if no agent of the node takes new channels at the moment, and
+        with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,9 +89,9 @@ class ChannelServiceServicer(object):
     def Write(self, request, context):
         """Write one event.
 
-        A full channel makes the call wait, first come first served, for at most the node's write
-        timeout; then it fails with UNAVAILABLE (TIMEOUT) and the event was not taken. An answer
-        means: the event is in the buffer of the owning node.
+        If the channel is full, the call waits for a place, first come, first served. After the write
+        timeout of the node it fails with UNAVAILABLE (TIMEOUT): the event was not accepted. A response
+        means that the event is in the buffer of the owning node.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -100,51 +100,54 @@ class ChannelServiceServicer(object):
     def WriteBatch(self, request, context):
         """Write the same events to many channels.
 
-        Channels are written concurrently, the events of one channel in order. The answer names what
-        was not taken; after the first TIMEOUT on a channel its remaining events are SKIPPED.
+        The node writes to the channels concurrently, and writes the events of each channel in order.
+        The response names the events that were not accepted. After the first TIMEOUT on a channel, the
+        remaining events for that channel are SKIPPED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Publish(self, request_iterator, context):
-        """Write a stream of batches, each event to a channel of its own choice.
+        """Write a stream of batches. Each event of a batch names its own channel.
 
-        Batches are worked on one after the other, and each is answered by one response with a result
-        for each of its events, in their order. A full channel holds the stream back, so that
-        the sender feels it. An event that is refused does not end the stream. After the first TIMEOUT on
-        a channel the remaining events of that channel in the batch are SKIPPED.
+        The node processes one batch after the other. It answers each batch with one response, which
+        has a result for each event in the same order. If a channel is full, the stream waits, so the
+        sender slows down too. A refused event does not end the stream. After the first TIMEOUT on a
+        channel, the remaining events for that channel in the batch are SKIPPED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Read(self, request, context):
-        """Read a channel: everything that is ready, then events as they come.
+        """Read a channel: first the events that are ready, then each event when it is written.
 
-        Ends with OK when the read window is over (the node's poll duration, or shortly before the
-        caller's deadline, whichever comes first); call again at once to go on. A channel has one
-        reader at a time: a second fails with ABORTED (BUSY).
+        Ends with OK when the read time is over: after the poll duration of the node, or shortly before
+        the deadline of the call, whichever comes first. Call again at once to continue. A channel has
+        one reader at a time: a second read fails with ABORTED (BUSY).
 
-        The initial metadata comes at once, before any event. With `after_event_id` it has
-        `megaphone-recovered`: "true" when that event was still known, "false" when it was not, the
-        read starts at the oldest event kept and something may be missing.
+        The node sends the initial metadata at once, before any event. With `after_event_id` they have
+        `megaphone-recovered`. It is "true" if the node still knew that event. Otherwise it is "false",
+        the read starts at the oldest event that the node has, and events may be missing. Without
+        `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
+        otherwise.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Acknowledge(self, request, context):
-        """Acknowledge an event and all that came before it on its channel.
+        """Acknowledge an event and every event before it in its channel.
 
-        May be repeated, and may be sent while a read runs or after it has ended.
+        A client may repeat the call, and may send it while a read is open or after it has ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ChannelsExist(self, request, context):
-        """Tell which of some addresses, of producers or consumers, belong to a living channel.
+        """Return for each given producer or consumer address whether its channel exists.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,17 +3,18 @@
 isort:skip_file
 The Megaphone API for services: create channels, write events to them, read them.
 
-The same channels, rules and errors are served over HTTP; each call names its HTTP route.
-Every error of the broker carries a google.rpc.ErrorInfo whose `reason` is a stable code
-(NOT_FOUND, BUSY, TIMEOUT, …) and whose `domain` is "megaphone"; an error that asks to be tried
-again later carries a google.rpc.RetryInfo too. What gRPC itself refuses, such as an unknown
-method or a message over the limit, carries neither.
+HTTP serves the same channels with the same rules and errors. Each call below names its HTTP
+route. Every error of the broker carries a google.rpc.ErrorInfo: its `reason` is a stable code
+(NOT_FOUND, BUSY, TIMEOUT, …), and its `domain` is "megaphone". If the client should try again
+later, the error carries a google.rpc.RetryInfo too. Errors of gRPC itself, such as an unknown
+method or a message over the size limit, carry neither.
 
-Before several nodes stands a proxy, which cannot look into messages. So every call but
-CreateChannel names the agent of its channels in the metadata key `megaphone-agent`: the part of
-an address before its first dot. A node by itself needs no such key. A call that reaches the
-wrong node fails with NOT_FOUND, whose message names the agent, or with UNAVAILABLE (MOVED) if
-the agent has left that node; through a proxy, calling again leads to the right one.
+A proxy before several nodes cannot look into messages. So every call except CreateChannel names
+the agent of its channels in the metadata key `megaphone-agent`. The agent is the part of an
+address before its first dot. A single node does not need this key. A call that reaches the wrong
+node fails with NOT_FOUND, and the message names the agent. If the agent has moved away from that
+node, the call fails with UNAVAILABLE (MOVED). In both cases a proxy routes the next call to the
+right node.
 """
 
 from collections import abc as _abc
@@ -49,48 +50,51 @@ class ChannelServiceStub:
     CreateChannel: _grpc.UnaryUnaryMultiCallable[_channels_pb2.CreateChannelRequest, _channels_pb2.CreateChannelResponse]
     """Create a channel on this node.
 
-    Fails with UNAVAILABLE (NO_AGENT) while no agent of the node takes channels, and with
-    RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) when the node holds as many channels as it may.
+    Fails with UNAVAILABLE (NO_AGENT) if no agent of the node takes new channels at the moment, and
+    with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel.
     """
     Write: _grpc.UnaryUnaryMultiCallable[_channels_pb2.WriteRequest, _channels_pb2.WriteResponse]
     """Write one event.
 
-    A full channel makes the call wait, first come first served, for at most the node's write
-    timeout; then it fails with UNAVAILABLE (TIMEOUT) and the event was not taken. An answer
-    means: the event is in the buffer of the owning node.
+    If the channel is full, the call waits for a place, first come, first served. After the write
+    timeout of the node it fails with UNAVAILABLE (TIMEOUT): the event was not accepted. A response
+    means that the event is in the buffer of the owning node.
     """
     WriteBatch: _grpc.UnaryUnaryMultiCallable[_channels_pb2.WriteBatchRequest, _channels_pb2.WriteBatchResponse]
     """Write the same events to many channels.
 
-    Channels are written concurrently, the events of one channel in order. The answer names what
-    was not taken; after the first TIMEOUT on a channel its remaining events are SKIPPED.
+    The node writes to the channels concurrently, and writes the events of each channel in order.
+    The response names the events that were not accepted. After the first TIMEOUT on a channel, the
+    remaining events for that channel are SKIPPED.
     """
     Publish: _grpc.StreamStreamMultiCallable[_channels_pb2.PublishRequest, _channels_pb2.PublishResponse]
-    """Write a stream of batches, each event to a channel of its own choice.
+    """Write a stream of batches. Each event of a batch names its own channel.
 
-    Batches are worked on one after the other, and each is answered by one response with a result
-    for each of its events, in their order. A full channel holds the stream back, so that
-    the sender feels it. An event that is refused does not end the stream. After the first TIMEOUT on
-    a channel the remaining events of that channel in the batch are SKIPPED.
+    The node processes one batch after the other. It answers each batch with one response, which
+    has a result for each event in the same order. If a channel is full, the stream waits, so the
+    sender slows down too. A refused event does not end the stream. After the first TIMEOUT on a
+    channel, the remaining events for that channel in the batch are SKIPPED.
     """
     Read: _grpc.UnaryStreamMultiCallable[_channels_pb2.ReadRequest, _channels_pb2.ReadResponse]
-    """Read a channel: everything that is ready, then events as they come.
+    """Read a channel: first the events that are ready, then each event when it is written.
 
-    Ends with OK when the read window is over (the node's poll duration, or shortly before the
-    caller's deadline, whichever comes first); call again at once to go on. A channel has one
-    reader at a time: a second fails with ABORTED (BUSY).
+    Ends with OK when the read time is over: after the poll duration of the node, or shortly before
+    the deadline of the call, whichever comes first. Call again at once to continue. A channel has
+    one reader at a time: a second read fails with ABORTED (BUSY).
 
-    The initial metadata comes at once, before any event. With `after_event_id` it has
-    `megaphone-recovered`: "true" when that event was still known, "false" when it was not, the
-    read starts at the oldest event kept and something may be missing.
+    The node sends the initial metadata at once, before any event. With `after_event_id` they have
+    `megaphone-recovered`. It is "true" if the node still knew that event. Otherwise it is "false",
+    the read starts at the oldest event that the node has, and events may be missing. Without
+    `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
+    otherwise.
     """
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_channels_pb2.AcknowledgeRequest, _channels_pb2.AcknowledgeResponse]
-    """Acknowledge an event and all that came before it on its channel.
+    """Acknowledge an event and every event before it in its channel.
 
-    May be repeated, and may be sent while a read runs or after it has ended.
+    A client may repeat the call, and may send it while a read is open or after it has ended.
     """
     ChannelsExist: _grpc.UnaryUnaryMultiCallable[_channels_pb2.ChannelsExistRequest, _channels_pb2.ChannelsExistResponse]
-    """Tell which of some addresses, of producers or consumers, belong to a living channel."""
+    """Return for each given producer or consumer address whether its channel exists."""
 
 @_typing.type_check_only
 class ChannelServiceAsyncStub(ChannelServiceStub):
@@ -100,48 +104,51 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     CreateChannel: _aio.UnaryUnaryMultiCallable[_channels_pb2.CreateChannelRequest, _channels_pb2.CreateChannelResponse]  # type: ignore[assignment]
     """Create a channel on this node.
 
-    Fails with UNAVAILABLE (NO_AGENT) while no agent of the node takes channels, and with
-    RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) when the node holds as many channels as it may.
+    Fails with UNAVAILABLE (NO_AGENT) if no agent of the node takes new channels at the moment, and
+    with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel.
     """
     Write: _aio.UnaryUnaryMultiCallable[_channels_pb2.WriteRequest, _channels_pb2.WriteResponse]  # type: ignore[assignment]
     """Write one event.
 
-    A full channel makes the call wait, first come first served, for at most the node's write
-    timeout; then it fails with UNAVAILABLE (TIMEOUT) and the event was not taken. An answer
-    means: the event is in the buffer of the owning node.
+    If the channel is full, the call waits for a place, first come, first served. After the write
+    timeout of the node it fails with UNAVAILABLE (TIMEOUT): the event was not accepted. A response
+    means that the event is in the buffer of the owning node.
     """
     WriteBatch: _aio.UnaryUnaryMultiCallable[_channels_pb2.WriteBatchRequest, _channels_pb2.WriteBatchResponse]  # type: ignore[assignment]
     """Write the same events to many channels.
 
-    Channels are written concurrently, the events of one channel in order. The answer names what
-    was not taken; after the first TIMEOUT on a channel its remaining events are SKIPPED.
+    The node writes to the channels concurrently, and writes the events of each channel in order.
+    The response names the events that were not accepted. After the first TIMEOUT on a channel, the
+    remaining events for that channel are SKIPPED.
     """
     Publish: _aio.StreamStreamMultiCallable[_channels_pb2.PublishRequest, _channels_pb2.PublishResponse]  # type: ignore[assignment]
-    """Write a stream of batches, each event to a channel of its own choice.
+    """Write a stream of batches. Each event of a batch names its own channel.
 
-    Batches are worked on one after the other, and each is answered by one response with a result
-    for each of its events, in their order. A full channel holds the stream back, so that
-    the sender feels it. An event that is refused does not end the stream. After the first TIMEOUT on
-    a channel the remaining events of that channel in the batch are SKIPPED.
+    The node processes one batch after the other. It answers each batch with one response, which
+    has a result for each event in the same order. If a channel is full, the stream waits, so the
+    sender slows down too. A refused event does not end the stream. After the first TIMEOUT on a
+    channel, the remaining events for that channel in the batch are SKIPPED.
     """
     Read: _aio.UnaryStreamMultiCallable[_channels_pb2.ReadRequest, _channels_pb2.ReadResponse]  # type: ignore[assignment]
-    """Read a channel: everything that is ready, then events as they come.
+    """Read a channel: first the events that are ready, then each event when it is written.
 
-    Ends with OK when the read window is over (the node's poll duration, or shortly before the
-    caller's deadline, whichever comes first); call again at once to go on. A channel has one
-    reader at a time: a second fails with ABORTED (BUSY).
+    Ends with OK when the read time is over: after the poll duration of the node, or shortly before
+    the deadline of the call, whichever comes first. Call again at once to continue. A channel has
+    one reader at a time: a second read fails with ABORTED (BUSY).
 
-    The initial metadata comes at once, before any event. With `after_event_id` it has
-    `megaphone-recovered`: "true" when that event was still known, "false" when it was not, the
-    read starts at the oldest event kept and something may be missing.
+    The node sends the initial metadata at once, before any event. With `after_event_id` they have
+    `megaphone-recovered`. It is "true" if the node still knew that event. Otherwise it is "false",
+    the read starts at the oldest event that the node has, and events may be missing. Without
+    `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
+    otherwise.
     """
     Acknowledge: _aio.UnaryUnaryMultiCallable[_channels_pb2.AcknowledgeRequest, _channels_pb2.AcknowledgeResponse]  # type: ignore[assignment]
-    """Acknowledge an event and all that came before it on its channel.
+    """Acknowledge an event and every event before it in its channel.
 
-    May be repeated, and may be sent while a read runs or after it has ended.
+    A client may repeat the call, and may send it while a read is open or after it has ended.
     """
     ChannelsExist: _aio.UnaryUnaryMultiCallable[_channels_pb2.ChannelsExistRequest, _channels_pb2.ChannelsExistResponse]  # type: ignore[assignment]
-    """Tell which of some addresses, of producers or consumers, belong to a living channel."""
+    """Return for each given producer or consumer address whether its channel exists."""
 
 class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Channels: ordered, bounded, with one reader at a time."""
@@ -154,8 +161,8 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_channels_pb2.CreateChannelResponse, _abc.Awaitable[_channels_pb2.CreateChannelResponse]]:
         """Create a channel on this node.
 
-        Fails with UNAVAILABLE (NO_AGENT) while no agent of the node takes channels, and with
-        RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) when the node holds as many channels as it may.
+        Fails with UNAVAILABLE (NO_AGENT) if no agent of the node takes new channels at the moment, and
+        with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel.
         """
 
     @_abc_1.abstractmethod
@@ -166,9 +173,9 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_channels_pb2.WriteResponse, _abc.Awaitable[_channels_pb2.WriteResponse]]:
         """Write one event.
 
-        A full channel makes the call wait, first come first served, for at most the node's write
-        timeout; then it fails with UNAVAILABLE (TIMEOUT) and the event was not taken. An answer
-        means: the event is in the buffer of the owning node.
+        If the channel is full, the call waits for a place, first come, first served. After the write
+        timeout of the node it fails with UNAVAILABLE (TIMEOUT): the event was not accepted. A response
+        means that the event is in the buffer of the owning node.
         """
 
     @_abc_1.abstractmethod
@@ -179,8 +186,9 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_channels_pb2.WriteBatchResponse, _abc.Awaitable[_channels_pb2.WriteBatchResponse]]:
         """Write the same events to many channels.
 
-        Channels are written concurrently, the events of one channel in order. The answer names what
-        was not taken; after the first TIMEOUT on a channel its remaining events are SKIPPED.
+        The node writes to the channels concurrently, and writes the events of each channel in order.
+        The response names the events that were not accepted. After the first TIMEOUT on a channel, the
+        remaining events for that channel are SKIPPED.
         """
 
     @_abc_1.abstractmethod
@@ -189,12 +197,12 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_channels_pb2.PublishRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_channels_pb2.PublishResponse], _abc.AsyncIterator[_channels_pb2.PublishResponse]]:
-        """Write a stream of batches, each event to a channel of its own choice.
+        """Write a stream of batches. Each event of a batch names its own channel.
 
-        Batches are worked on one after the other, and each is answered by one response with a result
-        for each of its events, in their order. A full channel holds the stream back, so that
-        the sender feels it. An event that is refused does not end the stream. After the first TIMEOUT on
-        a channel the remaining events of that channel in the batch are SKIPPED.
+        The node processes one batch after the other. It answers each batch with one response, which
+        has a result for each event in the same order. If a channel is full, the stream waits, so the
+        sender slows down too. A refused event does not end the stream. After the first TIMEOUT on a
+        channel, the remaining events for that channel in the batch are SKIPPED.
         """
 
     @_abc_1.abstractmethod
@@ -203,15 +211,17 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _channels_pb2.ReadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_channels_pb2.ReadResponse], _abc.AsyncIterator[_channels_pb2.ReadResponse]]:
-        """Read a channel: everything that is ready, then events as they come.
+        """Read a channel: first the events that are ready, then each event when it is written.
 
-        Ends with OK when the read window is over (the node's poll duration, or shortly before the
-        caller's deadline, whichever comes first); call again at once to go on. A channel has one
-        reader at a time: a second fails with ABORTED (BUSY).
+        Ends with OK when the read time is over: after the poll duration of the node, or shortly before
+        the deadline of the call, whichever comes first. Call again at once to continue. A channel has
+        one reader at a time: a second read fails with ABORTED (BUSY).
 
-        The initial metadata comes at once, before any event. With `after_event_id` it has
-        `megaphone-recovered`: "true" when that event was still known, "false" when it was not, the
-        read starts at the oldest event kept and something may be missing.
+        The node sends the initial metadata at once, before any event. With `after_event_id` they have
+        `megaphone-recovered`. It is "true" if the node still knew that event. Otherwise it is "false",
+        the read starts at the oldest event that the node has, and events may be missing. Without
+        `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
+        otherwise.
         """
 
     @_abc_1.abstractmethod
@@ -220,9 +230,9 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _channels_pb2.AcknowledgeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_channels_pb2.AcknowledgeResponse, _abc.Awaitable[_channels_pb2.AcknowledgeResponse]]:
-        """Acknowledge an event and all that came before it on its channel.
+        """Acknowledge an event and every event before it in its channel.
 
-        May be repeated, and may be sent while a read runs or after it has ended.
+        A client may repeat the call, and may send it while a read is open or after it has ended.
         """
 
     @_abc_1.abstractmethod
@@ -231,6 +241,6 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _channels_pb2.ChannelsExistRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_channels_pb2.ChannelsExistResponse, _abc.Awaitable[_channels_pb2.ChannelsExistResponse]]:
-        """Tell which of some addresses, of producers or consumers, belong to a living channel."""
+        """Return for each given producer or consumer address whether its channel exists."""
 
 def add_ChannelServiceServicer_to_server(servicer: ChannelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
