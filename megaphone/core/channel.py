@@ -3,7 +3,8 @@
 This is a state machine without an event loop. Nothing here waits, and time is an argument (seconds
 on any clock that does not go back), so that every rule can be tested without one. Whoever waits
 leaves a callback: a writer that found the channel full has its `Waiter` settled, a reader that
-found nothing is woken.
+found nothing is woken. A *listener* is called whenever the events, or how far they were read, have
+changed; nobody else needs to say so.
 
 Reading is a *lease*, not a pop: what was sent stays known until it is safely out of reach. The
 log is one list in the order of writing, cut by two positions:
@@ -174,6 +175,7 @@ class Channel:
         "_was_written",
         "created_at",
         "deadline",
+        "listener",
     )
 
     def __init__(self, limits: ChannelLimits, now: float, budget: Budget) -> None:
@@ -183,6 +185,11 @@ class Channel:
         self.created_at = now
         self.deadline: float | None = now + limits.ttl_s
         """When the channel dies; None while it is read."""
+        self.listener: Callable[[], None] | None = None
+        """Called whenever `progress` or `events_after` would answer otherwise than before.
+
+        The call comes in the middle of the change, and maybe several times: the listener must only
+        take note, and look later. The channel calls nobody any more once it is closed."""
         self._limits = limits
         self._log: list[Entry] = []
         self._done = 0
@@ -386,10 +393,11 @@ class Channel:
         entry, lost = self._log[first], 0
         if first >= self._sent:
             lost = int(entry.sent_at is None)
-            self._has_gap = True
+            self._set_gap(True)
             if self._lease is not None:
                 self._lease.tells_gap = False
             self._sent = first + 1
+            self._changed()
             if self._lease is None or self._lease.acknowledging:
                 self._done = self._sent  # what was never sent would never be acknowledged
         self._free([entry], now)
@@ -408,11 +416,11 @@ class Channel:
         """
         self._mark_sent(progress.sent)
         self._mark_sent(progress.position)
-        self._has_gap = progress.has_gap or (self._has_gap and self._was_used)
+        self._set_gap(progress.has_gap or (self._has_gap and self._was_used))
         if self._was_used or self._lease is not None:
             self.advance(progress.position, now)
         elif not self._log:
-            self._forgotten_id = None if progress.position == START else progress.position
+            self._set_forgotten(progress.position)
         elif progress.position == self.before_first or self._find(progress.position) is not None:
             self._rewind_to(progress.position, now)
 
@@ -424,11 +432,11 @@ class Channel:
         if self._was_used or self._lease is not None:
             return
         number = self._forgotten + len(self._log)
-        self._sent = self._done = len(self._log)
+        self._move_to(len(self._log))
         self._free(self._log.copy(), now)
         if number > self._forgotten:
             self._drop_first(number - self._forgotten)
-        self._forgotten_id = event_id
+        self._set_forgotten(event_id)
 
     def advance(self, event_id: str, now: float) -> None:
         """Count all up to an event as delivered, because a reader got them on another node.
@@ -444,10 +452,16 @@ class Channel:
         position = self._find(event_id)
         if position is None:
             return
-        self._sent_up_to = max(self._sent_up_to, self._forgotten + position + 1)
+        self._count_as_sent(position + 1)
         while position >= 0 and self._log[position].sent_at is None:
             self._log[position].sent_at = ELSEWHERE
             position -= 1
+
+    def _count_as_sent(self, position: int) -> None:
+        number = self._forgotten + position
+        if number > self._sent_up_to:
+            self._sent_up_to = number
+            self._changed()
 
     def _id_at(self, number: int) -> str:
         position = number - self._forgotten - 1
@@ -474,6 +488,7 @@ class Channel:
 
         Returns: how many events were lost, that is, are yet to be read and were never sent.
         """
+        self.listener = None
         lost = sum(entry.sent_at is None for entry in self._log[self._sent :])
         if (lease := self._lease) is not None:
             self._lease = None
@@ -507,6 +522,7 @@ class Channel:
         self._log.append(Entry(event))
         self._held += 1
         self._wake_reader()
+        self._changed()
 
     def _queue(self, waiter: Waiter) -> Waiter:
         if self._waiters is None:
@@ -561,9 +577,11 @@ class Channel:
             entry.sent_at = now
             events.append(entry.event)
         self._sent = first + len(events)
-        self._sent_up_to = max(self._sent_up_to, self._forgotten + self._sent)
+        self._count_as_sent(self._sent)
         self._was_used = self._was_used or bool(events)
         if not lease.acknowledging:
+            if events:
+                self._changed()
             self._free(self._log[first : self._sent], now)
         return events
 
@@ -587,9 +605,9 @@ class Channel:
             self._confirm(lease, now)
             self._done = self._sent
         else:
-            self._sent = self._done = self._first_owed(now)
+            self._move_to(self._first_owed(now))
         if clean and lease.tells_gap:
-            self._has_gap = False
+            self._set_gap(False)
         lease.is_open = False
         self._lease = None
         self.deadline = now + self._limits.ttl_s
@@ -616,16 +634,24 @@ class Channel:
         position = self._find(event_id)
         known = position is not None or event_id == (self._forgotten_id or START)
         start = 0 if position is None else position + 1
-        self._sent = self._done = start
+        self._move_to(start)
         self._free(self._log[:start], now)
         return known
+
+    def _move_to(self, start: int) -> None:
+        """Have the next take start at a position, with nothing in flight."""
+        if not self._done == self._sent == start:
+            self._sent = self._done = start
+            self._changed()
 
     def _finish(self, done: int, now: float) -> None:
         """Count all entries before `done` as delivered: they are sent again only if asked for."""
         if done > self._done:
-            finished = self._log[self._done : done]
+            finished, read = self._log[self._done : done], self._read_so_far()
             self._done = done
             self._sent = max(self._sent, done)
+            if self._read_so_far() != read:
+                self._changed()
             self._free(finished, now)
 
     def _free(self, entries: list[Entry], now: float) -> None:
@@ -651,10 +677,10 @@ class Channel:
         del self._log[:count]
         for entry in dropped:
             self._budget.drop(entry.event)
-        self._forgotten_id = dropped[-1].event.id
         self._forgotten += count
         self._done = max(0, self._done - count)
         self._sent -= count
+        self._set_forgotten(dropped[-1].event.id)
 
     def _note_replay(self) -> None:
         if self._log and not self._log[0].holds_place:
@@ -685,6 +711,20 @@ class Channel:
             if entry.event.id == event_id:
                 return position
         return None
+
+    def _set_forgotten(self, event_id: str) -> None:
+        if event_id != self.before_first:
+            self._forgotten_id = None if event_id == START else event_id
+            self._changed()
+
+    def _set_gap(self, has_gap: bool) -> None:
+        if has_gap != self._has_gap:
+            self._has_gap = has_gap
+            self._changed()
+
+    def _changed(self) -> None:
+        if self.listener is not None:
+            self.listener()
 
     def _wake_reader(self) -> None:
         if self._lease is not None:

@@ -50,8 +50,12 @@ class StoredChannel(Channel):
     def agent(self) -> str:
         return self.consumer_address.partition(".")[0]
 
-    def changed(self) -> None:
-        """Tell those who follow that there is something new. Costs nothing when nobody does."""
+    def set_followers(self, followers: "tuple[MemoryChanges, ...]") -> None:
+        """Have each of these hear of every change from now on, and nobody else."""
+        self.followers = followers
+        self.listener = self._tell_followers if followers else None
+
+    def _tell_followers(self) -> None:
         for follower in self.followers:
             follower.channel_changed(self)
 
@@ -111,7 +115,7 @@ class MemoryChanges:
 
     def channel_created(self, channel: StoredChannel) -> None:
         if channel.consumer_address.startswith(self._prefix):
-            channel.followers += (self,)
+            channel.set_followers((*channel.followers, self))
             self.channel_changed(channel)
 
     def channel_changed(self, channel: StoredChannel) -> None:
@@ -153,7 +157,7 @@ class MemoryChanges:
 
     def close(self) -> None:
         for channel in self._followed():
-            channel.followers = tuple(f for f in channel.followers if f is not self)
+            channel.set_followers(tuple(f for f in channel.followers if f is not self))
         self._on_close(self)
 
     # -- Inside

@@ -128,10 +128,8 @@ class MemoryStore:
 
     def _offer(self, channel: StoredChannel, event: Event, request_id: str | None) -> str | Waiter:
         answer = channel.offer(event, now=self._loop.time(), request_id=request_id)
-        if not isinstance(answer, Waiter):
-            channel.changed()
-            if answer == event.id:  # and not that of an earlier event
-                self._observer.events_written(1)
+        if answer == event.id:  # and not that of an earlier event, or a waiter
+            self._observer.events_written(1)
         return answer
 
     async def lease(
@@ -142,9 +140,7 @@ class MemoryStore:
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
         channel = self._with_address(channel_id, consumer_address)
-        count = channel.acknowledge(event_id, self._loop.time())
-        channel.changed()
-        return count
+        return channel.acknowledge(event_id, self._loop.time())
 
     async def exists(self, channel_id: bytes) -> bool:
         channel = self._channels.get(channel_id)
@@ -211,7 +207,6 @@ class MemoryStore:
         self._count_lost(channel.push(event, now, is_followed=is_followed))
         if key is not None:
             channel.learn_key(key.request_id, event.id, now - key.age_s, now)
-        channel.changed()
 
     async def learn_key(self, channel_id: bytes, event_id: str, key: KeyOf) -> None:
         channel, now = self._living(channel_id), self._loop.time()
@@ -220,12 +215,10 @@ class MemoryStore:
     async def follow_progress(self, channel_id: bytes, progress: Progress) -> None:
         channel = self._living(channel_id)
         channel.follow(progress, self._loop.time())
-        channel.changed()
 
     async def skip_to(self, channel_id: bytes, event_id: str) -> None:
         channel = self._living(channel_id)
         channel.skip_to(event_id, self._loop.time())
-        channel.changed()
 
     async def blocked(self, agent: str) -> Sequence[str]:
         channels = dict.fromkeys(c for c in self._waiting.values() if c.agent == agent)
@@ -238,7 +231,6 @@ class MemoryStore:
     async def advance(self, channel_id: bytes, event_id: str) -> None:
         channel = self._living(channel_id)
         channel.advance(event_id, self._loop.time())
-        channel.changed()
 
     async def is_copy(self, channel_id: bytes) -> bool:
         channel = self._channels.get(channel_id)
@@ -311,7 +303,6 @@ class MemoryStore:
             return
         if channel.is_told_to_all(channel.oldest_held_number):
             self._count_lost(channel.push_out(self._loop.time()))
-            channel.changed()  # a writer that waited may be in
 
     def _count_lost(self, lost: int) -> None:
         if lost:
@@ -415,7 +406,6 @@ class MemoryLease:
         self._interrupted = False
         self._channel = channel
         self._lease: Lease = channel.lease(options, self._wake, loop.time())
-        channel.changed()  # it may have gone back
 
     @property
     def position(self) -> str:
@@ -452,14 +442,12 @@ class MemoryLease:
             self._timer.cancel()
         self._lease.release(clean=clean, now=self._loop.time())
         self._lease.wake = wake_nobody  # the two would keep each other alive otherwise
-        self._channel.changed()
 
     def _take_ready(self, limit: int, max_bytes: int, now: float) -> list[Event]:
         resent = self._lease.resent
         events = self._lease.take(limit, max_bytes, now)
         if events:
             self._observer.events_read(len(events), self._lease.resent - resent)
-            self._channel.changed()
         return events
 
     async def _wait(self, until: float) -> None:
