@@ -16,15 +16,15 @@ from megaphone.core.admin import Management
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.listen.exposure import is_loopback, split_endpoint, warnings, who_may_feed, with_port
-from megaphone.listen.sockets import grpc_path, listen_unix, unlink_unix
+from megaphone.listen.exposure import is_loopback, warnings, who_may_feed
+from megaphone.listen.sockets import grpc_path, listen_tcp, listen_unix, unlink_unix
 from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
 from megaphone.rest.admin import ManagementApi
 from megaphone.rest.channels import PublicApi
 from megaphone.rest.connection.protocol import Connections
-from megaphone.rest.server import HttpServer, listen
+from megaphone.rest.server import HttpServer
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.server import AdminServer, GrpcServer
@@ -101,7 +101,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     grpc = GrpcServer(
         ChannelServicer(broker, budget),
         SyncServicer(incoming),
-        NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_address)),
+        NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_endpoint)),
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         max_members=max(settings.max_batch_events, settings.max_addresses),
@@ -117,9 +117,9 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
             await stack.enter_async_context(
                 managed(management, budget, settings.mng_socket_path, settings.grpc_reflection)
             )
-        http_port = await http.start(listen(*split_endpoint(settings.address)))
+        http_port = await http.start(listen_tcp(settings.http_endpoint))
         stack.push_async_callback(http.stop)
-        grpc_port = await grpc.start(*split_endpoint(settings.grpc_address))
+        grpc_port = await grpc.start(settings.grpc_endpoint)
         stack.push_async_callback(grpc.stop)
         # Before the servers close: whoever finds this node gone finds its agents elsewhere.
         stack.push_async_callback(pipes.aclose)
@@ -202,8 +202,8 @@ async def serve(
         log.info(
             "megaphone %s serves HTTP on %s and gRPC on %s; it may be fed by %s",
             __version__,
-            with_port(settings.address, app.http_port),
-            with_port(settings.grpc_address, app.grpc_port),
+            settings.http_endpoint.with_port(app.http_port),
+            settings.grpc_endpoint.with_port(app.grpc_port),
             who_may_feed(settings),
         )
         for warning in warnings(settings):

@@ -138,3 +138,9 @@ class TargetUnavailable(Unavailable):
 
     def __init__(self, message: str = "the target node cannot be reached") -> None:
         super().__init__(message)
+
+
+def explain(error: Exception) -> str:
+    """Return what a JSON decoder found wrong, as the second half of a sentence."""
+    text = str(error).removeprefix("JSON is malformed: ")
+    return text[:1].lower() + text[1:]

@@ -1,9 +1,10 @@
 """The values that all parts of the broker share. Plain data: no I/O, no rules."""
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 DEFAULT_WINDOW = 100
 """Events that an acknowledging reader has in flight at most, unless it asks for another number."""
@@ -16,6 +17,45 @@ START = "-"
 
 SKIPPED = "SKIPPED"
 """Why an event of a batch was not written: an earlier one of its channel timed out."""
+
+
+PORT_PATTERN = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
+HOST_PATTERN = r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s@]+)"
+ENDPOINT_PATTERN = rf"{HOST_PATTERN}:{PORT_PATTERN}"
+
+LINE_BODY_BYTES = 16_384
+"""An event with a body up to this size is rendered once, as one line that all its readers share. A
+larger body is sent between the two halves of its line instead, because no reader may copy it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A host and a port: where a server listens, or where a client reaches it."""
+
+    host: str
+    """A name or an IP address; an IPv6 address without its brackets."""
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read host:port; the host may be an IPv6 address in brackets.
+
+        Raises: ValueError, with a message for the user, if the text has another form or the port
+            is above 65535.
+        """
+        found = re.fullmatch(ENDPOINT_PATTERN, text)
+        if found is None:
+            raise ValueError("an endpoint is host:port, such as 0.0.0.0:3000 or [::]:3000")
+        host, port = found.groups()
+        return cls(host.strip("[]"), int(port))
+
+    def with_port(self, port: int) -> Self:
+        """Return the same host with another port."""
+        return replace(self, port=port)
+
+    def __str__(self) -> str:
+        """Return the text that `parse` reads."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 class AgentMode(Enum):

@@ -11,9 +11,14 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from megaphone.model import MAX_NAME_LENGTH, AgentMode, ChannelLimits
-
-PORT = r"(6553[0-5]|655[0-2]\d|65[0-4]\d{2}|6[0-4]\d{3}|[1-5]\d{4}|\d{1,4})"
+from megaphone.model import (
+    ENDPOINT_PATTERN,
+    MAX_NAME_LENGTH,
+    PORT_PATTERN,
+    AgentMode,
+    ChannelLimits,
+    Endpoint,
+)
 
 
 def whole(least: int, most: int) -> Meta:
@@ -34,10 +39,10 @@ Name = Annotated[
         description=f"1 to {MAX_NAME_LENGTH} letters, digits, underscores and hyphens",
     ),
 ]
-Endpoint = Annotated[
+EndpointText = Annotated[
     str,
     Meta(
-        pattern=rf"^(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s]+):{PORT}$",
+        pattern=rf"^{ENDPOINT_PATTERN}\Z",
         description="host:port, such as 0.0.0.0:3000 or [::]:3000",
     ),
 ]
@@ -58,7 +63,7 @@ QUERY = rf"(\?({PLAIN}|[:@/?])*)?"
 Url = Annotated[
     str,
     Meta(
-        pattern=rf"^(?i:https?)://{USER}{HOST}(:{PORT})?{PATH}{QUERY}\Z",
+        pattern=rf"^(?i:https?)://{USER}{HOST}(:{PORT_PATTERN})?{PATH}{QUERY}\Z",
         description="an http or https URL in ASCII, such as https://example.com/gone",
     ),
 ]
@@ -84,7 +89,7 @@ NodeSecret = Annotated[
 NodeUrl = Annotated[
     str,
     Meta(
-        pattern=rf"^http://(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s@]+):{PORT}/?\Z",
+        pattern=rf"^http://{ENDPOINT_PATTERN}/?\Z",
         description="the gRPC address of a node, such as http://host:3001",
     ),
 ]
@@ -126,9 +131,9 @@ class Nodes:
 class Settings:
     """Everything an operator can set. Nothing is required."""
 
-    address: Endpoint = "127.0.0.1:3000"
+    address: EndpointText = "127.0.0.1:3000"
     """Where HTTP is served, as host:port; port 0 takes a free one. 0.0.0.0 is for all of IPv4."""
-    grpc_address: Endpoint = "127.0.0.1:3001"
+    grpc_address: EndpointText = "127.0.0.1:3001"
     """Where gRPC is served, as host:port; port 0 takes a free one. 0.0.0.0 is for all of IPv4."""
     mng_socket_path: Annotated[str, Meta(min_length=1, description="a path")] | None = None
     """The Unix socket of the management API. Unless it is set: /run/megaphone.sock if this user may
@@ -194,6 +199,16 @@ class Settings:
     """Answer gRPC server reflection, for grpcurl and the like."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """Lines for people, or JSON; `auto` is text on a terminal and JSON elsewhere."""
+
+    @property
+    def http_endpoint(self) -> Endpoint:
+        """`address`, as a value."""
+        return Endpoint.parse(self.address)
+
+    @property
+    def grpc_endpoint(self) -> Endpoint:
+        """`grpc_address`, as a value."""
+        return Endpoint.parse(self.grpc_address)
 
     def channel_limits(self) -> ChannelLimits:
         return ChannelLimits(

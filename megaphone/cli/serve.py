@@ -8,7 +8,7 @@ import typer
 
 from megaphone import __version__
 from megaphone.app import App, serve
-from megaphone.listen.exposure import reachable, with_port
+from megaphone.listen.exposure import reachable
 from megaphone.observe.logs import LineWriter, logging_to_stderr
 from megaphone.process import descriptors
 from megaphone.process.garbage import Freezer
@@ -46,11 +46,11 @@ def announce(settings: Settings, app: App) -> None:
     """Tell people where to go next; machines read the log."""
     if not os.isatty(STANDARD_OUTPUT):
         return
-    http = f"http://{reachable(with_port(settings.address, app.http_port))}"
+    http = f"http://{reachable(settings.http_endpoint.with_port(app.http_port))}"
     text = (
         f"\n  Megaphone {__version__} is ready.\n\n"
         f"    HTTP   {http}\n"
-        f"    gRPC   {reachable(with_port(settings.grpc_address, app.grpc_port))}\n"
+        f"    gRPC   {reachable(settings.grpc_endpoint.with_port(app.grpc_port))}\n"
         f"    agent  {', '.join(settings.agent)}\n\n"
         f"  Make a channel:  curl -X POST {http}/create\n"
         "  Stop with Ctrl-C.\n\n"

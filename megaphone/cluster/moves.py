@@ -20,7 +20,7 @@ from megaphone.core.agents import Agent, Agents
 from megaphone.core.broker import Broker
 from megaphone.core.ports import Store
 from megaphone.errors import MegaphoneError, TargetUnavailable, WrongMode
-from megaphone.model import AgentMode, DrainProgress
+from megaphone.model import AgentMode, DrainProgress, Endpoint
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Drains:
         return sum([await self.store.count(agent.name) for agent in self._left(())])
 
     async def _moving_each(
-        self, endpoints: Sequence[str], logged: dict[str, str]
+        self, endpoints: Sequence[Endpoint], logged: dict[str, str]
     ) -> AsyncGenerator[DrainProgress, None]:
         moved = Moved()
         failures: dict[str, MegaphoneError] = {}
@@ -188,7 +188,7 @@ def all_in_one(failures: dict[str, MegaphoneError]) -> MegaphoneError:
 class Move:
     """One agent, on its way to the first of some nodes that takes it."""
 
-    def __init__(self, drains: Drains, agent: Agent, endpoints: Sequence[str]) -> None:
+    def __init__(self, drains: Drains, agent: Agent, endpoints: Sequence[Endpoint]) -> None:
         self.agent = agent
         self._broker = drains.broker
         self._agents = drains.agents

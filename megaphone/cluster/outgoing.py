@@ -25,7 +25,7 @@ from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.ports import Observer, Store
 from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
-from megaphone.model import AgentMode, ChannelChange, EventAdded
+from megaphone.model import AgentMode, ChannelChange, Endpoint, EventAdded
 from megaphone.settings import Nodes
 from megaphone.wire import sync as wire
 
@@ -49,14 +49,14 @@ class OutgoingPipes:
         self._store = store
         self._observer = observer
         self._credentials = Credentials(nodes)
-        self._pipes: dict[tuple[str, str], OutgoingPipe] = {}
+        self._pipes: dict[tuple[str, Endpoint], OutgoingPipe] = {}
         self._asking: list[asyncio.Task[None]] = []
         """What asks targets which channels are read there, and how far."""
 
     async def pipe(self, agent: str, target: str) -> None:
         await self.open(agent, endpoint_of(target))
 
-    async def open(self, agent: str, endpoint: str) -> "OutgoingPipe":
+    async def open(self, agent: str, endpoint: Endpoint) -> "OutgoingPipe":
         """Begin to forward an agent, unless it is forwarded there already.
 
         Returns once the target has taken it. Raises: AgentNotFound; BadRequest; WrongMode;
@@ -80,7 +80,7 @@ class OutgoingPipes:
             raise
         return pipe
 
-    def get(self, agent: str, endpoint: str) -> "OutgoingPipe | None":
+    def get(self, agent: str, endpoint: Endpoint) -> "OutgoingPipe | None":
         """Return the pipe that forwards an agent to a node.
 
         Raises: AgentNotFound.
@@ -165,7 +165,7 @@ class OutgoingPipe:
     def __init__(
         self,
         agent: Agent,
-        endpoint: str,
+        endpoint: Endpoint,
         store: Store,
         observer: Observer,
         credentials: Credentials,

@@ -18,11 +18,12 @@ from megaphone.errors import (
     Unauthenticated,
     WrongMode,
 )
+from megaphone.model import ENDPOINT_PATTERN, Endpoint
 from megaphone.wire import sync as wire
 from megaphone_api import sync_pb2 as pb
 from megaphone_api.sync_pb2_grpc import SyncServiceStub
 
-TARGET = re.compile(r"(?:http://)?((?:\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s@]+):[0-9]{1,5})/?")
+TARGET = re.compile(rf"(?:http://)?({ENDPOINT_PATTERN})/?")
 
 CONNECT_S = 5.0
 """How long a target may take to be reached."""
@@ -43,46 +44,42 @@ REFUSED = {
 }
 
 
-def endpoint_of(target: str) -> str:
-    """Return host:port of a target such as http://host:3001.
+def endpoint_of(target: str) -> Endpoint:
+    """Return the endpoint of a target such as http://host:3001.
 
     Raises: BadRequest.
     """
     if found := TARGET.fullmatch(target):
-        return found[1]
+        return Endpoint.parse(found[1])
     raise BadRequest("the target must be the gRPC address of a node, such as http://host:3001")
 
 
-async def endpoints_of(target: str) -> list[str]:
-    """Return host:port of every node that a target stands for, in any order: its name may have
+async def endpoints_of(target: str) -> list[Endpoint]:
+    """Return the endpoint of every node that a target stands for, in any order: its name may have
     several addresses. Those that cannot be reached are left out.
 
     Raises: BadRequest; TargetUnavailable, when none can.
     """
-    host, _, port = endpoint_of(target).rpartition(":")
+    endpoint = endpoint_of(target)
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
+            endpoint.host, endpoint.port, type=socket.SOCK_STREAM
         )
     except OSError:
         raise TargetUnavailable("the name of the target cannot be resolved") from None
-    addresses = [(str(address[0]), int(address[1])) for *_, address in found]
-    reached = await asyncio.gather(*(is_reachable(*address) for address in addresses))
-    endpoints = [
-        f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        for (host, port), is_there in zip(addresses, reached, strict=True)
-        if is_there
-    ]
-    if not endpoints:
+    endpoints = [Endpoint(str(address[0]), int(address[1])) for *_, address in found]
+    reached = await asyncio.gather(*map(is_reachable, endpoints))
+    there = [endpoint for endpoint, is_there in zip(endpoints, reached, strict=True) if is_there]
+    if not there:
         raise TargetUnavailable
-    return random.sample(endpoints, len(endpoints))
+    return random.sample(there, len(there))
 
 
-async def is_reachable(host: str, port: int) -> bool:
+async def is_reachable(endpoint: Endpoint) -> bool:
     """Tell whether somebody listens there. gRPC itself would try for as long as it may."""
     try:
         async with asyncio.timeout(CONNECT_S):
-            _, writer = await asyncio.open_connection(host, port)
+            _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
     except OSError:
         return False
     writer.close()
@@ -161,16 +158,17 @@ class Connection:
         await self.channel.close()
 
 
-async def connect(endpoint: str, start: pb.SyncRequest, credentials: Credentials) -> Connection:
+async def connect(
+    endpoint: Endpoint, start: pb.SyncRequest, credentials: Credentials
+) -> Connection:
     """Begin a stream with its first message, once the target has proved what it has to.
 
     Raises: TargetUnavailable; Unauthenticated, when it has not, or refuses this node; BadRequest
         and WrongMode, when it refuses the agent.
     """
-    host, _, port = endpoint.rpartition(":")
-    if not await is_reachable(host.strip("[]"), int(port)):
+    if not await is_reachable(endpoint):
         raise TargetUnavailable
-    channel = grpc.aio.insecure_channel(endpoint, options=OPTIONS)
+    channel = grpc.aio.insecure_channel(str(endpoint), options=OPTIONS)
     try:
         async with asyncio.timeout(CONNECT_S):
             await channel.channel_ready()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from megaphone.errors import LimitExceeded
-from megaphone.model import Event
+from megaphone.model import LINE_BODY_BYTES, Event
 
 CHANNEL_BYTES = 700
 """A channel without events."""
@@ -26,10 +26,6 @@ ENTRY_BYTES = 100
 """An event's place in the log of one channel."""
 KEY_BYTES = 350
 """What a channel remembers of an idempotency key, without its characters."""
-
-LINE_BODY_BYTES = 16_384
-"""The largest body of which a rendered line is made. A larger one is sent as it is, between what
-comes before and after it, so that no reader makes a copy."""
 RECEIVED_SHARE = 0.2
 """The part of the limit that unfinished requests may take, so that clients which send slowly, or
 stop in the middle, leave room for others."""

@@ -11,7 +11,7 @@ import msgspec
 
 from megaphone.core.addresses import alphanumerics
 from megaphone.core.pace import SLICE
-from megaphone.errors import BadRequest, PayloadTooLarge
+from megaphone.errors import BadRequest, PayloadTooLarge, explain
 
 EVENT_ID_LENGTH = 23
 MAX_STREAM_ID_BYTES = 1_024
@@ -193,12 +193,6 @@ def in_one_line(body: bytes) -> bytes:
     if b"\n" in body or b"\r" in body:
         return body.translate(_LINE_BREAKS_TO_SPACES)
     return body
-
-
-def explain(error: msgspec.MsgspecError) -> str:
-    """Say what a decoder found wrong, as the second half of a sentence."""
-    text = str(error).removeprefix("JSON is malformed: ")
-    return text[:1].lower() + text[1:]
 
 
 def too_deep() -> BadRequest:

@@ -1,55 +1,47 @@
-"""Where a node listens, and what it says of that when it starts."""
+"""Who can reach a node, and the warnings that an operator gets about it at the start."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
+from megaphone.model import Endpoint
 from megaphone.settings import Nodes, Settings
 
-
-def split_endpoint(endpoint: str) -> tuple[str, int]:
-    """Return the host, without brackets, and the port."""
-    host, _, port = endpoint.rpartition(":")
-    return host.strip("[]"), int(port)
+LOOPBACK_OF_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+"""Hosts that stand for every address of this machine, and the address that it reaches itself by."""
 
 
-def is_loopback(endpoint: str) -> bool:
-    """Tell whether only processes of this machine can reach an endpoint.
+def is_loopback(endpoint: Endpoint) -> bool:
+    """Return whether only processes of this machine can reach an endpoint.
 
-    Judged by where a node listens, not by whom a connection comes from: behind a sidecar all come
-    from the machine itself. A name is not looked up: but for `localhost` it may be any address.
+    The endpoint decides this, and not the address that a connection comes from: behind a sidecar
+    every connection comes from the machine itself. Names are not resolved, so every name except
+    `localhost` counts as reachable by others.
     """
-    host, _ = split_endpoint(endpoint)
     try:
-        return ip_address(host).is_loopback
+        return ip_address(endpoint.host).is_loopback
     except ValueError:
-        return host.lower() == "localhost"
+        return endpoint.host.lower() == "localhost"
 
 
-def with_port(endpoint: str, port: int) -> str:
-    """Return where a node really listens, which for port 0 is any free one."""
-    return f"{endpoint.rpartition(':')[0]}:{port}"
-
-
-def reachable(endpoint: str) -> str:
+def reachable(endpoint: Endpoint) -> Endpoint:
     """Return where a process of this machine reaches an endpoint."""
-    host, port = split_endpoint(endpoint)
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
-    return f"{everywhere[host]}:{port}" if host in everywhere else endpoint
+    return replace(endpoint, host=LOOPBACK_OF_ANY.get(endpoint.host, endpoint.host))
 
 
 def who_may_feed(settings: Settings) -> str:
-    """Say which other nodes may feed this one, for its log."""
+    """Describe which other nodes may replicate their agents to this one, for the log."""
     if settings.nodes.open:
         return "everybody who reaches it"
     if settings.nodes.secret is not None:
         return "nodes that have its secret"
-    if is_loopback(settings.grpc_address):
+    if is_loopback(settings.grpc_endpoint):
         return "processes of this machine"
     return "nobody: `nodes.secret` is not set"
 
 
 def warnings(settings: Settings) -> list[str]:
-    """Return what an operator should know of a node that others can reach, one line each."""
-    endpoints = {"HTTP": settings.address, "gRPC": settings.grpc_address}
+    """Return one line for each risk of a node that other machines can reach."""
+    endpoints = {"HTTP": settings.http_endpoint, "gRPC": settings.grpc_endpoint}
     public = [face for face, endpoint in endpoints.items() if not is_loopback(endpoint)]
     lines = []
     if public:

@@ -1,4 +1,4 @@
-"""Unix sockets that only the owner of this process may use, whichever face serves there."""
+"""The sockets on which both faces listen: TCP, and Unix sockets for the owner of this process."""
 
 import errno
 import os
@@ -10,10 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from megaphone.model import Endpoint
+
 BACKLOG = 1_024
+RECEIVE_BUFFER_BYTES = 32_768
+"""The size of the kernel's receive buffer for each connection; the kernel doubles it. The event
+loop reads the whole buffer at once, before a handler can refuse it. With the kernel's default,
+thousands of connections could fill hundreds of megabytes."""
 PROBE_TIMEOUT_S = 1.0
 PEER = struct.Struct("3i")
 """What Linux says of the process at the other end: its number, its user and its group."""
+
+
+def listen_tcp(endpoint: Endpoint) -> socket.socket:
+    """Return a socket that listens on TCP; port 0 takes a free port.
+
+    Raises: OSError, if the endpoint is in use or does not belong to this machine.
+    """
+    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+    address = (endpoint.host, endpoint.port)
+    listening = socket.create_server(address, family=family, backlog=BACKLOG)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+    return listening
 
 
 @contextmanager

@@ -13,10 +13,6 @@ from megaphone.rest.cors import allow_origin
 from megaphone.rest.errors import answering, refuse_route
 from megaphone.rest.requests import BUDGET
 
-RECEIVE_BUFFER_BYTES = 32_768
-"""The kernel's buffer for what a connection receives, which it doubles. What it holds is read at
-once when the loop comes to it, before any handler can refuse it; of thousands of connections that
-would be hundreds of megabytes with the kernel's default."""
 STOP_TIMEOUT_S = 1.0
 """How long requests that are under way are waited for at the end."""
 
@@ -76,11 +72,3 @@ class HttpServer:
         if self._listener is not None:
             self._listener.close()
         await self._runner.cleanup()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Raises: OSError, when the address cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-    return listening

@@ -16,8 +16,7 @@ from google.protobuf.message import DecodeError
 from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge
 from megaphone.rpc.pieces import or_serialized
 from megaphone.wire import errors
-from megaphone.wire.members import has_more_members
-from megaphone.wire.protobuf import error_status
+from megaphone.wire.protobuf import error_status, has_more_members
 
 log = logging.getLogger(__name__)
 

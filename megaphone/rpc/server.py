@@ -13,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.budget import Budget
 from megaphone.listen.sockets import owner_only
+from megaphone.model import Endpoint
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.errors import ErrorInterceptor
@@ -101,16 +102,15 @@ class GrpcServer:
             names = (CHANNEL_SERVICE, SYNC_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
 
-    async def start(self, host: str, port: int) -> int:
+    async def start(self, endpoint: Endpoint) -> int:
         """Begin to listen, and to report SERVING. Returns: the port.
 
         Raises: OSError, when the address cannot be had.
         """
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            port = self._server.add_insecure_port(address)
+            port = self._server.add_insecure_port(str(endpoint))
         except RuntimeError as error:
-            raise OSError(f"cannot listen on {address} for gRPC: is it in use?") from error
+            raise OSError(f"cannot listen on {endpoint} for gRPC: is it in use?") from error
         await self._server.start()
         for service in (EVERYTHING, CHANNEL_SERVICE):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)

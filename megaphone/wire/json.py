@@ -11,10 +11,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from megaphone.core.budget import LINE_BODY_BYTES
-from megaphone.core.content import explain
 from megaphone.errors import BadRequest
 from megaphone.model import (
+    LINE_BODY_BYTES,
     AgentInfo,
     BatchFailure,
     DrainProgress,
@@ -22,7 +21,7 @@ from megaphone.model import (
     Message,
     NewChannel,
 )
-from megaphone.wire.converted import Converted
+from megaphone.wire.decode import Converted, decode_json
 
 MEMBERS_AT_ONCE = 500
 """How many members of an answer are made at once."""
@@ -70,27 +69,14 @@ class AckRequest(msgspec.Struct):
 T = TypeVar("T")
 
 
-def parse(body: bytes, kind: type[T]) -> T:
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except UnicodeDecodeError:
-        raise BadRequest("the body is not valid UTF-8") from None
-    except RecursionError:
-        raise BadRequest("the body is nested too deep") from None
-    except msgspec.ValidationError as error:
-        raise BadRequest(f"the body does not fit: {explain(error)}") from None
-    except msgspec.DecodeError as error:
-        raise BadRequest(f"the body is not JSON: {explain(error)}") from None
-
-
 def parse_create(body: bytes) -> list[str]:
     """Return the protocols that a request to create a channel names."""
-    return parse(body, CreateRequest).protocols
+    return decode_json(body, CreateRequest).protocols
 
 
 def parse_batch(body: bytes) -> tuple[list[str], Sequence[Message]]:
     """Return the addresses and the messages of a batch."""
-    request = parse(body, BatchRequest)
+    request = decode_json(body, BatchRequest)
     return named_channels(request), Converted(request.messages, message_of)
 
 
@@ -100,28 +86,28 @@ def message_of(message: BatchMessage) -> Message:
 
 def parse_exists(body: bytes) -> list[str]:
     """Return the addresses that a request asks about."""
-    return named_channels(parse(body, ExistsRequest))
+    return named_channels(decode_json(body, ExistsRequest))
 
 
 def parse_ack(body: bytes) -> str:
     """Return the id of the event that a request acknowledges."""
-    return parse(body, AckRequest).eid
+    return decode_json(body, AckRequest).eid
 
 
 def parse_agent_name(body: bytes) -> str:
     """Return the name of the agent that a request adds or promotes."""
-    return parse(body, AgentRequest).name
+    return decode_json(body, AgentRequest).name
 
 
 def parse_pipe_agent(body: bytes) -> tuple[str, str]:
     """Return the name of the agent that a request forwards, and the target."""
-    request = parse(body, PipeAgentRequest)
+    request = decode_json(body, PipeAgentRequest)
     return request.name, request.target
 
 
 def parse_drain(body: bytes) -> str:
     """Return the target of a request to drain."""
-    return parse(body, DrainRequest).target
+    return decode_json(body, DrainRequest).target
 
 
 def named_channels(request: BatchRequest | ExistsRequest) -> list[str]:

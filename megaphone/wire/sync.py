@@ -26,8 +26,8 @@ MICROSECONDS_PER_S = 1_000_000
 EXTENSIONS_KEY = "megaphone-sync"
 """The initial metadata by which a node says that it understands the extensions."""
 PROOF_KEY = "megaphone-node"
-"""The metadata by which nodes prove to each other that they have the same secret: that of a call,
-and the initial metadata of the answer to a greeting (see `cluster.node_secret`)."""
+"""The metadata in which a node proves that it has the node secret: the metadata of a call, and the
+initial metadata of the answer to a greeting. `cluster.node_secret` makes and checks both."""
 REPLY = "OK"
 
 

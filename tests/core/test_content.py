@@ -8,12 +8,10 @@ import tracemalloc
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
-import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from megaphone.core import content
 from megaphone.core.content import (
     accepted_body,
     checked_body,
@@ -417,12 +415,6 @@ def test_the_refusal_says_what_is_wrong_and_where() -> None:
     with pytest.raises(BadRequest) as refused:
         checked(b'{"a":01}')
     assert str(refused.value) == "the body is not JSON: invalid number (byte 6)"
-
-
-def test_explain_makes_half_a_sentence() -> None:
-    assert content.explain(msgspec.DecodeError("JSON is malformed: Odd thing")) == "odd thing"
-    assert content.explain(msgspec.DecodeError("Expected `int`")) == "expected `int`"
-    assert content.explain(msgspec.DecodeError("")) == ""
 
 
 # Ids

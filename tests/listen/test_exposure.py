@@ -2,7 +2,8 @@
 
 import pytest
 
-from megaphone.listen.exposure import is_loopback, reachable, warnings, who_may_feed, with_port
+from megaphone.listen.exposure import is_loopback, reachable, warnings, who_may_feed
+from megaphone.model import Endpoint
 from megaphone.settings import Nodes, Settings
 
 SECRET = "s" * 32
@@ -12,7 +13,7 @@ SECRET = "s" * 32
     "endpoint", ["127.0.0.1:0", "127.0.0.2:3001", "127.255.255.254:1", "[::1]:3001", "localhost:1"]
 )
 def test_what_only_this_machine_reaches(endpoint: str) -> None:
-    assert is_loopback(endpoint)
+    assert is_loopback(Endpoint.parse(endpoint))
 
 
 @pytest.mark.parametrize(
@@ -29,7 +30,7 @@ def test_what_only_this_machine_reaches(endpoint: str) -> None:
     ],
 )
 def test_what_others_may_reach(endpoint: str) -> None:
-    assert not is_loopback(endpoint)
+    assert not is_loopback(Endpoint.parse(endpoint))
 
 
 @pytest.mark.parametrize(
@@ -87,5 +88,4 @@ def test_where_a_node_is_reached_from_its_own_machine() -> None:
         ("10.0.0.1:3000", "10.0.0.1:3000"),
         ("[::1]:3000", "[::1]:3000"),
     ):
-        assert reachable(endpoint) == here
-    assert with_port("[::1]:0", 5) == "[::1]:5"
+        assert str(reachable(Endpoint.parse(endpoint))) == here

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaphone.wire.members import has_more_members
+from megaphone.wire.protobuf import has_more_members
 from megaphone_api.v1 import channels_pb2 as pb
 
 texts = st.lists(st.sampled_from(["", "a", "\n", "\x12\n\n", "\n\x00" * 20]), max_size=12)
