@@ -67,6 +67,13 @@ bench: $(READY) ## Measure the broker: against bare handlers, and how long reque
 soak: $(READY) ## Run readers, writers and faults for ten minutes and look for leaks.
 	$(BIN)/python -m tests.soak $(ARGS)
 
+.PHONY: release
+release: $(READY) ## Check everything and build the distributions into dist/; publishes nothing.
+	@$(BIN)/python -m release ready
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory test
+	@$(BIN)/python -m release build
+
 .PHONY: lock
 lock: $(READY) ## Take the newest versions that pyproject.toml allows into requirements.lock.
 	@$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet --disable-pip-version-check uv

@@ -1,5 +1,6 @@
 """The wheel, installed where nothing of the checkout can be seen, serves."""
 
+import os
 import subprocess
 import sys
 import urllib.request
@@ -15,10 +16,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the wheel and install it. Returns: the folder of the commands."""
+    """Install the wheel under test. Returns: the folder of the commands."""
     built = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(built), cwd=ROOT)
-    [wheel] = built.glob("*.whl")
+    wheel = wheel_under_test(built)
     home = tmp_path_factory.mktemp("installed")
     venv.create(home, with_pip=True)
     pip = [str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
@@ -26,6 +26,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     constraints.write_text("\n".join(locked_versions()))
     run(*pip, "install", "--quiet", "-c", str(constraints), str(wheel), cwd=home)
     return home / "bin"
+
+
+def wheel_under_test(folder: Path) -> Path:
+    """Return the wheel that `make release` has built, or build one into a folder."""
+    if given := os.environ.get("MEGAPHONE_WHEEL"):
+        return Path(given)
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=ROOT)
+    [wheel] = folder.glob("*.whl")
+    return wheel
 
 
 def locked_versions() -> list[str]:

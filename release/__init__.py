@@ -1,0 +1,1 @@
+"""`make release`: check that the repository can be released, and build the distributions."""

@@ -1,0 +1,52 @@
+"""The steps of `make release`.
+
+    python -m release ready    check the tree, the version and the changelog; takes a second
+    python -m release build    build the distributions into dist/, and check them
+
+Neither publishes anything. A failed check ends the program with a message that says what to do.
+"""
+
+import sys
+
+from release.checks import check_changelog, check_tree, check_version
+from release.distributions import build_twice, check_metadata, check_wheel
+
+NEXT = """\
+dist/ has megaphone-broker {version}. What remains to be done:
+
+    git tag -a v{version} -m "Megaphone {version}"
+    git push origin v{version}
+    twine upload dist/*
+    docker build -f deploy/Dockerfile -t megaphone:{version} .
+
+The last two need the accounts of the project."""
+
+
+def ready() -> str:
+    """Return the version to release. Raises: SystemExit, if something is not ready."""
+    check_tree()
+    version = check_version()
+    check_changelog(version)
+    return version
+
+
+def build() -> None:
+    version = ready()
+    distributions = build_twice()
+    check_metadata(distributions, version)
+    check_wheel(distributions)
+    print(NEXT.format(version=version))
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["ready"]:
+            print(f"ready to release {ready()}")
+        case ["build"]:
+            build()
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
