@@ -12,7 +12,7 @@ from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.moves import Drains
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.cluster.outgoing import OutgoingPipes
-from megaphone.core.admin import Management
+from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
@@ -21,9 +21,10 @@ from megaphone.listen.sockets import grpc_path, listen_tcp, listen_unix, unlink_
 from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
-from megaphone.rest.admin import ManagementApi
-from megaphone.rest.channels import PublicApi
-from megaphone.rest.connection.protocol import Connections
+from megaphone.rest.admin import AdminApi
+from megaphone.rest.channels import ChannelApi
+from megaphone.rest.connection.limits import Connections
+from megaphone.rest.probes import ProbeApi
 from megaphone.rest.server import HttpServer
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
@@ -35,7 +36,7 @@ from megaphone.store.memory import MemoryStore
 log = logging.getLogger(__name__)
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-MANAGEMENT_BODY_BYTES = 65_536
+ADMIN_BODY_BYTES = 65_536
 FACES = 2
 CONNECTION_BYTES = 16_384
 """What an idle connection takes of memory, or an open read."""
@@ -52,7 +53,7 @@ class App:
     """A broker that serves."""
 
     broker: Broker
-    management: Management
+    admin: Admin
     agents: Agents
     pipes: OutgoingPipes
     metrics: Metrics
@@ -90,9 +91,9 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     incoming = IncomingPipes(store=store, agents=agents, settings=settings, observer=metrics)
     pipes = OutgoingPipes(agents=agents, store=store, observer=metrics, nodes=settings.nodes)
     drains = Drains(agents=agents, broker=broker, store=store, incoming=incoming, pipes=pipes)
-    management = Management(store=store, agents=agents, pipes=pipes, drains=drains)
+    admin = Admin(store=store, agents=agents, pipes=pipes, drains=drains)
     http = HttpServer(
-        PublicApi(broker, metrics).routes(),
+        [*ChannelApi(broker).routes(), *ProbeApi(broker, metrics).routes()],
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         cors_origin=settings.cors_allow_origin,
@@ -115,7 +116,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         stack.push_async_callback(store.aclose)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(
-                managed(management, budget, settings.mng_socket_path, settings.grpc_reflection)
+                serving_admin(admin, budget, settings.mng_socket_path, settings.grpc_reflection)
             )
         http_port = await http.start(listen_tcp(settings.http_endpoint))
         stack.push_async_callback(http.stop)
@@ -131,18 +132,16 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
             drains.hand_over, settings.drain_target, settings.drain_timeout_secs
         )
         stack.push_async_callback(grpc.report_shutdown)
-        yield App(broker, management, agents, pipes, metrics, http_port, grpc_port)
+        yield App(broker, admin, agents, pipes, metrics, http_port, grpc_port)
 
 
 @asynccontextmanager
-async def managed(
-    management: Management, budget: Budget, socket_path: str, with_reflection: bool
+async def serving_admin(
+    admin: Admin, budget: Budget, socket_path: str, with_reflection: bool
 ) -> AsyncIterator[None]:
-    """Serve the management API within this context: HTTP at the path, gRPC beside it."""
-    http = HttpServer(
-        ManagementApi(management).routes(), budget=budget, max_body_bytes=MANAGEMENT_BODY_BYTES
-    )
-    grpc = AdminServer(AdminServicer(management), with_reflection=with_reflection)
+    """Serve the admin API within this context: HTTP at the path, gRPC beside it."""
+    http = HttpServer(AdminApi(admin).routes(), budget=budget, max_body_bytes=ADMIN_BODY_BYTES)
+    grpc = AdminServer(AdminServicer(admin), with_reflection=with_reflection)
     async with AsyncExitStack() as stack:
         listening = listen_unix(socket_path)
         stack.callback(unlink_unix, socket_path)
@@ -167,7 +166,7 @@ def connections_of_each_face(settings: Settings) -> int:
     """Return how many connections of clients each face may have at once.
 
     An operator who wants more than there are descriptors for would have no way in any more: not
-    even to the management socket.
+    even to the admin socket.
     """
     most = max(1, descriptors.for_clients() // FACES)
     wanted = settings.max_connections

@@ -16,7 +16,7 @@ DEFAULT_LIMIT = 50
 """How many channels are listed unless another number is asked for."""
 
 
-class Management:
+class Admin:
     """The use cases of operators, one method each."""
 
     def __init__(self, *, store: Store, agents: Agents, pipes: Pipes, drains: Drains) -> None:

@@ -1,4 +1,4 @@
-"""The management API, on a Unix socket that only its owner may use.
+"""What operators call over HTTP, on the Unix socket that only the owner of the node may use.
 
 GET    /vagent/list
 POST   /vagent/add
@@ -13,20 +13,25 @@ from contextlib import aclosing
 
 from aiohttp import web
 
-from megaphone.core.admin import Management
+from megaphone.core.admin import Admin
 from megaphone.errors import MegaphoneError
-from megaphone.rest.connection.answers import OK, StreamedAnswer, json_answer, json_answer_in_pieces
+from megaphone.rest.connection.answers import (
+    OK,
+    StreamedAnswer,
+    json_answer,
+    json_answer_in_pieces,
+)
 from megaphone.rest.reads import NDJSON
-from megaphone.rest.requests import body_of, part, path_values, require_json, whole_number
+from megaphone.rest.requests import body_of, path_values, require_json, segment, whole_number
 from megaphone.wire import json
 from megaphone.wire.errors import row_of
 
 
-class ManagementApi:
-    """The handlers of the management API."""
+class AdminApi:
+    """The handlers of the calls of operators."""
 
-    def __init__(self, management: Management) -> None:
-        self._management = management
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -36,34 +41,34 @@ class ManagementApi:
             web.post("/vagent/pipe", self.pipe_agent),
             web.post("/node/drain", self.drain),
             web.get("/channel/list", self.list_channels),
-            web.delete(f"/channel/{part('address')}", self.dispose_channel),
+            web.delete(f"/channel/{segment('address')}", self.dispose_channel),
         ]
 
     async def list_agents(self, request: web.Request) -> web.Response:
-        return json_answer(json.agents(await self._management.list_agents()))
+        return json_answer(json.agents(await self._admin.list_agents()))
 
     async def add_agent(self, request: web.Request) -> web.Response:
         require_json(request)
-        self._management.add_agent(json.parse_agent_name(await body_of(request)))
+        self._admin.add_agent(json.parse_agent_name(await body_of(request)))
         return json_answer(OK, status=201)
 
     async def promote_agent(self, request: web.Request) -> web.Response:
         require_json(request)
-        self._management.promote_agent(json.parse_agent_name(await body_of(request)))
+        self._admin.promote_agent(json.parse_agent_name(await body_of(request)))
         return json_answer(OK)
 
     async def pipe_agent(self, request: web.Request) -> web.Response:
         require_json(request)
         name, target = json.parse_pipe_agent(await body_of(request))
-        await self._management.pipe_agent(name, target)
+        await self._admin.pipe_agent(name, target)
         return json_answer(OK, status=202)
 
     async def drain(self, request: web.Request) -> web.StreamResponse:
-        """Answer with a line for each step; an error after the first one is the last line."""
+        """Answer with a line for each step. An error after the first step is the last line."""
         require_json(request)
         target = json.parse_drain(await body_of(request))
         response = StreamedAnswer(headers={"Content-Type": NDJSON.content_type})
-        async with aclosing(self._management.drain(target)) as steps:
+        async with aclosing(self._admin.drain(target)) as steps:
             first = await anext(steps)
             await response.prepare(request)
             await response.write(json.drained(first))
@@ -71,13 +76,13 @@ class ManagementApi:
                 async for progress in steps:
                     await response.write(json.drained(progress))
             except MegaphoneError as error:
-                told = json.error(error.code, str(error), row_of(error).http_status)
-                await response.write(told + b"\n")
+                line = json.error(error.code, str(error), row_of(error).http_status)
+                await response.write(line + b"\n")
         await response.write_eof()
         return response
 
     async def list_channels(self, request: web.Request) -> web.StreamResponse:
-        addresses = await self._management.list_channels(
+        addresses = await self._admin.list_channels(
             skip=whole_number(request.query, "skip") or 0,
             limit=whole_number(request.query, "limit"),
             agent=request.query.get("agent"),
@@ -86,5 +91,5 @@ class ManagementApi:
 
     async def dispose_channel(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)
-        await self._management.dispose(address)
+        await self._admin.dispose(address)
         return json_answer(OK)

@@ -1,13 +1,13 @@
-"""Lets pages of another origin read and acknowledge (the Fetch standard's CORS protocol).
+"""Lets pages of another origin read and acknowledge (CORS, as the Fetch standard defines it).
 
-Off unless it is set: a proxy in front may add these headers itself, and twice is an error. Back
-ends, which create and write, are no pages.
+Off by default, because a proxy in front may add these headers itself, and browsers reject them
+twice. Creating and writing stay off, because services do that and not pages.
 """
 
 from aiohttp import web
 
 from megaphone.rest.connection.answers import Answer
-from megaphone.rest.requests import part
+from megaphone.rest.requests import segment
 
 READERS_PATHS = ("/read/", "/ack/")
 PREFLIGHT_HEADERS = {
@@ -18,7 +18,7 @@ PREFLIGHT_HEADERS = {
 
 
 def allow_origin(app: web.Application, origin: str) -> None:
-    """Answer pages of `origin`, or of any origin if that is `*`."""
+    """Allow pages of `origin` to read and acknowledge; `*` stands for every origin."""
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
         if request.path.startswith(READERS_PATHS):
@@ -32,4 +32,4 @@ def allow_origin(app: web.Application, origin: str) -> None:
 
     app.on_response_prepare.append(add_headers)
     for path in READERS_PATHS:
-        app.router.add_route("OPTIONS", path + part("address"), preflight)
+        app.router.add_route("OPTIONS", path + segment("address"), preflight)

@@ -1,4 +1,4 @@
-"""What handlers read of a request."""
+"""Reads what a request says: its path, its query, its headers, and its body within bounds."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,38 +13,73 @@ from megaphone.rest.connection.answers import JSON
 from megaphone.rest.inflation import Inflater, inflater_for, undecodable
 
 BUDGET = web.AppKey("budget", Budget)
-"""Where an application has the budget that unfinished bodies count against."""
+"""The key under which an application holds the budget that incomplete bodies count against."""
 BODY_TIMEOUT_S = 30.0
 MAX_DIGITS = 9
 
 T = TypeVar("T")
 
 
-def part(name: str) -> str:
-    """Return a variable part of a route: all there is up to the next slash.
+# -- The path
 
-    aiohttp's own leaves out braces, so that a path with one would lead nowhere.
+
+def segment(name: str) -> str:
+    """Return a variable segment for the path of a route: everything up to the next slash.
+
+    The variables of aiohttp exclude braces, so that no route would match a path with a brace.
     """
     return f"{{{name}:[^/]+}}"
 
 
 def path_values(request: web.Request) -> list[str]:
-    """Return the variable parts of the path, percent-decoded once.
+    """Return the variable segments of the path, percent-decoded once.
 
-    aiohttp's own decoding keeps `%80` as it is, so that two paths could mean the same text.
+    aiohttp decodes them too, but leaves `%80` as it is, so that two paths could mean the same text.
 
-    Raises: BadRequest, when they are not UTF-8.
+    Raises: BadRequest, if a segment is not UTF-8.
     """
-    return [decoded(part) for part in request.rel_url.raw_path.split("/")[2:]]
+    return [decoded(raw) for raw in request.rel_url.raw_path.split("/")[2:]]
 
 
-def decoded(part: str) -> str:
-    if "%" not in part:
-        return part
+def decoded(raw: str) -> str:
+    if "%" not in raw:
+        return raw
     try:
-        return unquote_to_bytes(part).decode()
+        return unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
         raise BadRequest("the path is not percent-encoded UTF-8") from None
+
+
+# -- The query
+
+
+def whole_number(query: Mapping[str, str], name: str) -> int | None:
+    """Return a number from the query, or None if it is missing. Raises: BadRequest."""
+    text = query.get(name)
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise BadRequest(f"`{name}` must be a whole number of at most {MAX_DIGITS} digits")
+    return int(text)
+
+
+def seconds_of_ms(query: Mapping[str, str], name: str) -> float | None:
+    """Return in seconds a number of milliseconds from the query. Raises: BadRequest."""
+    milliseconds = whole_number(query, name)
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def choice(query: Mapping[str, str], name: str, choices: Mapping[str, T], *, default: T) -> T:
+    """Return the value for a word in the query. Raises: BadRequest, for an unknown word."""
+    word = query.get(name)
+    if word is None:
+        return default
+    if word not in choices:
+        raise BadRequest(f"`{name}` must be {' or '.join(choices)}")
+    return choices[word]
+
+
+# -- The body
 
 
 def is_json(request: web.Request) -> bool:
@@ -60,16 +95,11 @@ def require_json(request: web.Request) -> None:
         raise BadRequest(f"the Content-Type must be {JSON}")
 
 
-def wants_sse(request: web.Request) -> bool:
-    accepted = request.headers.get("Accept", "")
-    return "text/event-stream" in accepted and "application/x-ndjson" not in accepted
-
-
 async def body_of(request: web.Request) -> bytes:
-    """Return the body, inflated if it came compressed.
+    """Return the body of a request, inflated if the client has compressed it.
 
-    Raises: PayloadTooLarge, before any of it is read if its headers say so; TooSlow; BadRequest,
-        when it cannot be decoded.
+    Raises: PayloadTooLarge, before the body is read if its headers say so; TooSlow;
+        LimitExceeded, if there is no memory for it; BadRequest, if it cannot be inflated.
     """
     encoding = request.headers.get(hdrs.CONTENT_ENCODING)
     if encoding is None and request.content.is_eof():  # it came with its headers, as most do
@@ -88,9 +118,9 @@ async def body_of(request: web.Request) -> bytes:
 
 
 class ReceivedBody:
-    """A body that is received chunk by chunk, so that one too large is refused at once.
+    """Receives a body chunk by chunk, so that a body that is too large is refused at once.
 
-    It counts against the budget of the node until it is complete.
+    The body counts against the budget of the node until it is complete.
     """
 
     def __init__(self, request: web.Request) -> None:
@@ -101,12 +131,13 @@ class ReceivedBody:
         self._size = 0
 
     async def receive(self, inflater: Inflater | None) -> bytes:
-        """Raises: PayloadTooLarge; LimitExceeded, when there is no memory for it; BadRequest."""
+        """Return the whole body. Raises: PayloadTooLarge; LimitExceeded; BadRequest."""
         try:
             if inflater is None:
                 async for chunk in self._request.content.iter_any():
                     self._add(chunk)
-                    await asyncio.sleep(0)  # or what has come already would be parsed in one go
+                    # Otherwise everything that has come already would be parsed in one go.
+                    await asyncio.sleep(0)
             else:
                 await self._inflate(inflater)
             return b"".join(self._pieces)
@@ -120,7 +151,7 @@ class ReceivedBody:
             check_size(self._request, compressed)
             for piece in inflater.pieces(chunk):
                 self._add(piece)
-                await asyncio.sleep(0)  # others get their turn
+                await asyncio.sleep(0)  # lets other tasks run
         inflater.finish()
 
     def _add(self, piece: bytes) -> None:
@@ -131,34 +162,8 @@ class ReceivedBody:
 
 
 def check_size(request: web.Request, size: int) -> None:
-    """Raises: PayloadTooLarge, for more bytes than a body may have."""
+    """Raises: PayloadTooLarge, if a body of this size is larger than the node allows."""
     if size > request.client_max_size:
         raise PayloadTooLarge(
             f"the body is too large: at most {request.client_max_size} bytes are allowed"
         )
-
-
-def whole_number(query: Mapping[str, str], name: str) -> int | None:
-    """Return a number from the query; None when it is not there. Raises: BadRequest."""
-    text = query.get(name)
-    if text is None:
-        return None
-    if not text.isascii() or not text.isdecimal() or len(text) > MAX_DIGITS:
-        raise BadRequest(f"`{name}` must be a whole number of at most {MAX_DIGITS} digits")
-    return int(text)
-
-
-def seconds_of_ms(query: Mapping[str, str], name: str) -> float | None:
-    """Return seconds for milliseconds in the query. Raises: BadRequest."""
-    milliseconds = whole_number(query, name)
-    return None if milliseconds is None else milliseconds / 1000
-
-
-def one_of(query: Mapping[str, str], name: str, choices: Mapping[str, T], *, default: T) -> T:
-    """Return what a word in the query stands for. Raises: BadRequest, for another word."""
-    word = query.get(name)
-    if word is None:
-        return default
-    if word not in choices:
-        raise BadRequest(f"`{name}` must be {' or '.join(choices)}")
-    return choices[word]

@@ -1,4 +1,4 @@
-"""Runs the HTTP face: its listening sockets, their limits, and their orderly end."""
+"""Runs the HTTP face: its routes on a listening socket, and its orderly end."""
 
 import asyncio
 import socket
@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from megaphone.core.budget import Budget
-from megaphone.listen.sockets import BACKLOG
-from megaphone.rest.connection.protocol import Connection, Connections
+from megaphone.rest.connection.limits import Connections
+from megaphone.rest.connection.protocol import serve_connections
 from megaphone.rest.cors import allow_origin
-from megaphone.rest.errors import answering, refuse_route
+from megaphone.rest.errors import refuse_route, with_error_responses
+from megaphone.rest.probes import HEALTH_PATHS
 from megaphone.rest.requests import BUDGET
 
 STOP_TIMEOUT_S = 1.0
-"""How long requests that are under way are waited for at the end."""
+"""How long `stop` waits for requests that are under way."""
 
 
 class HttpServer:
@@ -38,7 +39,7 @@ class HttpServer:
         app.router.add_route("*", "/{anything:.*}", refuse_route)
         self._runner = web.AppRunner(
             app,
-            # Without this a handler whose client has left sleeps on, and takes and loses events.
+            # Without this a handler whose client has left goes on, and takes and loses events.
             handler_cancellation=True,
             shutdown_timeout=STOP_TIMEOUT_S,
         )
@@ -51,19 +52,19 @@ class HttpServer:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
-        # Around the router too: it refuses some requests itself, and in a form of its own.
-        server.request_handler = answering(server.request_handler)
-        loop = asyncio.get_running_loop()
-
-        def connect() -> Connection:
-            return Connection(server, loop, connections=self._connections, budget=self._budget)
-
-        self._listener = await loop.create_server(connect, sock=listening, backlog=BACKLOG)
+        self._listener = await serve_connections(
+            server,
+            listening,
+            around=with_error_responses,
+            connections=self._connections,
+            budget=self._budget,
+            probe_paths=HEALTH_PATHS,
+        )
         return 0 if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
 
     @property
     def requests_begun(self) -> int:
-        """How many requests have come."""
+        """How many requests have come since the start."""
         server = self._runner.server
         return 0 if server is None else server.requests_count
 

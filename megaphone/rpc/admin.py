@@ -5,8 +5,8 @@ from typing import Any
 
 import grpc
 
-from megaphone.core.admin import Management
-from megaphone.rpc.pieces import joined
+from megaphone.core.admin import Admin
+from megaphone.rpc.answers import joined
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import admin_pb2 as pb
 from megaphone_api.v1.admin_pb2_grpc import AdminServiceServicer
@@ -15,34 +15,34 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdminServicer(AdminServiceServicer):
-    def __init__(self, management: Management) -> None:
-        self._management = management
+    def __init__(self, admin: Admin) -> None:
+        self._admin = admin
 
     async def ListAgents(
         self, request: pb.ListAgentsRequest, context: Context
     ) -> pb.ListAgentsResponse:
-        return wire.agents(await self._management.list_agents())
+        return wire.agents(await self._admin.list_agents())
 
     async def AddAgent(self, request: pb.AddAgentRequest, context: Context) -> pb.AddAgentResponse:
-        self._management.add_agent(request.name)
+        self._admin.add_agent(request.name)
         return pb.AddAgentResponse()
 
     async def PromoteAgent(
         self, request: pb.PromoteAgentRequest, context: Context
     ) -> pb.PromoteAgentResponse:
-        self._management.promote_agent(request.name)
+        self._admin.promote_agent(request.name)
         return pb.PromoteAgentResponse()
 
     async def PipeAgent(
         self, request: pb.PipeAgentRequest, context: Context
     ) -> pb.PipeAgentResponse:
-        await self._management.pipe_agent(request.name, request.target)
+        await self._admin.pipe_agent(request.name, request.target)
         return pb.PipeAgentResponse()
 
     async def ListChannels(  # type: ignore[override]
         self, request: pb.ListChannelsRequest, context: Context
     ) -> bytes:
-        addresses = await self._management.list_channels(
+        addresses = await self._admin.list_channels(
             skip=request.skip,
             limit=request.limit if request.HasField("limit") else None,
             agent=wire.optional(request.agent),
@@ -52,11 +52,11 @@ class AdminServicer(AdminServiceServicer):
     async def DisposeChannel(
         self, request: pb.DisposeChannelRequest, context: Context
     ) -> pb.DisposeChannelResponse:
-        await self._management.dispose(request.address)
+        await self._admin.dispose(request.address)
         return pb.DisposeChannelResponse()
 
     # A coroutine that writes, as ChannelServicer.Read is: a drain must not outlive its call.
     async def Drain(self, request: pb.DrainRequest, context: Context) -> None:  # type: ignore[override]
-        async with aclosing(self._management.drain(request.target)) as steps:
+        async with aclosing(self._admin.drain(request.target)) as steps:
             async for progress in steps:
                 await context.write(wire.drained(progress))

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.rpc.pieces import joined
+from megaphone.rpc.answers import joined
 from megaphone.rpc.reads import read_window_s, stream_events
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb

@@ -1,37 +1,45 @@
-"""Bounds the memory that gRPC takes for messages which are being received.
+"""Receives and decodes requests, within bounds on their memory.
 
-The library receives a whole message before any handler runs, of as many calls at once as there
-are. So a call that brings one message waits here until it may be received: before that, only
-what the flow control of HTTP/2 lets through is held, which all calls of a connection share.
+grpc receives a whole message before any handler runs, for as many calls at once as there are. So a
+call with a single message waits here until it may be received. Until then only the bytes that the
+flow control of HTTP/2 allows are held, and all calls of a connection share those.
 
-A stream of messages passes at once, because it may be silent for hours: what it has not finished
-sending is bounded by one message a stream.
+A stream of messages does not wait, because it may be silent for hours. The messages that it has not
+completed are limited to one for each stream.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
+
+from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge
+from megaphone.wire.protobuf import has_more_members
 
 PATIENCE_S = 5.0
-"""How long a client may take to send its message while others wait for their turn."""
-CHECK_S = 0.5
+"""How long a client may take to send its message while other calls wait to be received."""
+PATIENCE_CHECK_S = 0.5
 FEWEST_AT_ONCE = 4
 COPIES = 6
-"""How many times its size a message takes while it is received, at most and as measured: in the
-frames that come, in slices, in one piece, and as what it is decoded to."""
+"""How many times its size a message takes at most while it is received, as measured: in the frames,
+in slices, in one piece, and decoded."""
+
+
+# -- Receiving
 
 
 class ReceptionInterceptor(grpc.aio.ServerInterceptor):
-    """Lets so many messages be received at once, first come first served."""
+    """Limits how many messages are received at once. Calls wait in the order in which they came."""
 
     def __init__(self, max_bytes: int, max_message_bytes: int) -> None:
-        """Messages of `max_message_bytes` each are received while they fit into `max_bytes`."""
+        """Receive as many messages of `max_message_bytes` at once as fit into `max_bytes`."""
         self._at_once = max(FEWEST_AT_ONCE, max_bytes // (COPIES * max_message_bytes))
         self._receiving: dict[asyncio.Task[Any], float] = {}
-        """The calls whose message is being received, and since when; the first ones first."""
+        """The calls whose message is being received and when each began, in that order."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._clock = asyncio.get_running_loop().time
 
@@ -48,7 +56,7 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
         if len(self._receiving) >= self._at_once or self._waiting:
             await self._wait_for_turn()
         self._receiving[call] = self._clock()
-        call.add_done_callback(self._leave)  # for one that is cancelled before its message came
+        call.add_done_callback(self._leave)  # for a call that is cancelled before its message came
         deserialize = handler.request_deserializer
 
         def on_received(message: bytes) -> Any:
@@ -62,17 +70,17 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
         self._waiting.append(turn)
         try:
             while not turn.done():
-                await asyncio.wait({turn}, timeout=CHECK_S)
-                self._cancel_the_slow()
+                await asyncio.wait({turn}, timeout=PATIENCE_CHECK_S)
+                self._cancel_slow_calls()
         except BaseException:
             if turn.done():
-                self._admit_next()  # the turn is another's now
+                self._admit_next()  # this call does not use its turn
             else:
                 self._waiting.remove(turn)
             raise
 
-    def _cancel_the_slow(self) -> None:
-        """End calls that keep others waiting, because their clients do not send."""
+    def _cancel_slow_calls(self) -> None:
+        """End the calls whose clients do not send, because other calls wait for them."""
         latest = self._clock() - PATIENCE_S
         for call, since in list(self._receiving.items()):
             if since > latest:
@@ -89,3 +97,53 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
             if not turn.done():
                 turn.set_result(None)
                 return
+
+
+# -- Decoding
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Replaces a request that was not decoded."""
+
+    error: MegaphoneError
+    """The reason, as the client gets it."""
+
+
+def lenient(deserialize: Callable[[bytes], Any], max_members: int) -> Callable[[bytes], Any]:
+    """Return a deserializer that returns `Unreadable` instead of raising.
+
+    An error that it raised would end the call before our handlers could tell the client the reason.
+    A message with more than `max_members` members in its lists is not decoded.
+    """
+
+    def read(message: bytes) -> Any:
+        try:
+            if has_more_members(message, max_members):
+                return Unreadable(too_many(max_members))
+            return deserialize(message)
+        except DecodeError:
+            return Unreadable(no_message())
+
+    return read
+
+
+def no_message() -> BadRequest:
+    return BadRequest("the request is not a message of the type that this call takes")
+
+
+def too_many(most: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the request lists more than {most} things; no call takes so many")
+
+
+def readable(request: Any) -> Any:
+    """Return a decoded request. Raises: BadRequest or PayloadTooLarge, if it was not decoded."""
+    if isinstance(request, Unreadable):
+        raise request.error
+    return request
+
+
+async def all_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """Yield decoded requests. Raises: BadRequest or PayloadTooLarge, if one was not decoded."""
+    async for request in requests:
+        yield readable(request)

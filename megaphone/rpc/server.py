@@ -1,4 +1,4 @@
-"""Runs the gRPC face: one port, its limits, health and reflection, and its orderly end.
+"""Runs the gRPC face: one port, its limits, its services, and its orderly end.
 
 Operators have a server of their own, on a Unix socket.
 """
@@ -6,9 +6,6 @@ Operators have a server of their own, on a Unix socket.
 from urllib.parse import quote
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection
 
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.budget import Budget
@@ -18,6 +15,7 @@ from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.errors import ErrorInterceptor
 from megaphone.rpc.nodes import NodeInterceptor
+from megaphone.rpc.probes import HEALTH_SERVICE, Health, serve_reflection
 from megaphone.rpc.requests import ReceptionInterceptor
 from megaphone.rpc.sync import SyncServicer
 from megaphone_api import sync_pb2
@@ -28,16 +26,16 @@ from megaphone_api.v1.admin_pb2_grpc import add_AdminServiceServicer_to_server
 from megaphone_api.v1.channels_pb2_grpc import add_ChannelServiceServicer_to_server
 
 STOP_TIMEOUT_S = 1.0
-"""How long calls that are under way are waited for at the end."""
+"""How long `stop` waits for calls that are under way."""
 FRAMING_BYTES = 16_384
-"""What a message may hold besides its largest body: addresses, ids, field numbers."""
+"""The most bytes of a message beside its largest body: addresses, ids, field numbers."""
 HANDSHAKE_TIMEOUT_MS = 10_000
 """How long a new connection may take to begin with HTTP/2."""
 MAX_WAITING_CALLS = 20_000
-"""How many calls may have come that no handler has begun yet; each takes some kilobytes."""
+"""How many calls may wait that no handler has begun yet. Each takes some kilobytes."""
 WAITING_CALLS = (
-    # From the first number on gRPC cancels calls at random, and all from the second on, without
-    # a word that our clients know. With its defaults, 1,000 and 3,000, a burst is enough.
+    # From the first number on, grpc cancels calls at random; from the second on, every call. Our
+    # clients do not know its message. With the defaults, 1,000 and 3,000, a burst is enough.
     ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
 )
@@ -45,16 +43,13 @@ WAITING_CALLS = (
 CHANNEL_SERVICE = pb.DESCRIPTOR.services_by_name["ChannelService"].full_name
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 SYNC_SERVICE = sync_pb2.DESCRIPTOR.services_by_name["SyncService"].full_name
-HEALTH_SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
-EVERYTHING = ""
-"""The name under which `grpc.health.v1` answers for the server as a whole."""
 
 
 class GrpcServer:
-    """Serves ChannelService, SyncService, health and reflection from `start` to `stop`.
+    """Serves ChannelService, SyncService, health and reflection, from `start` to `stop`.
 
-    SyncService is for those nodes only that `guard` admits. No request has more than `max_members`
-    members in a list.
+    SyncService admits only the nodes that `guard` admits. A request with more than `max_members`
+    members in its lists is refused.
     """
 
     def __init__(
@@ -75,55 +70,52 @@ class GrpcServer:
         self._server = grpc.aio.server(
             interceptors=[self._calls, NodeInterceptor(guard), reception],
             options=[
-                # With the default, a second broker would take the same port without a word.
+                # With the default, a second broker would take the same port without an error.
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                # With the probe, each call that waits for its turn would be let send megabytes.
+                # With the probe, each call that waits for its turn could send megabytes.
                 ("grpc.http2.bdp_probe", 0),
-                # A client that vanished without a word is noticed after 4 s; the last of these is
-                # for one that hangs, whose kernel still acknowledges.
+                # These notice after 4 s that a client has vanished. The third of them is for a
+                # client that hangs while its kernel still acknowledges.
                 ("grpc.keepalive_time_ms", 2_000),
                 ("grpc.keepalive_timeout_ms", 2_000),
                 ("grpc.http2.ping_timeout_ms", 2_000),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.max_allowed_incoming_connections", max_connections),
-                # One that says nothing counts too, so it must not stay.
+                # A connection that sends nothing counts too, so it must not stay.
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
                 *WAITING_CALLS,
             ],
         )
-        self._health = health.HealthServicer()
+        self._health = Health(self._server, CHANNEL_SERVICE)
         add_ChannelServiceServicer_to_server(channels, self._server)
         add_SyncServiceServicer_to_server(sync, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if with_reflection:
-            names = (CHANNEL_SERVICE, SYNC_SERVICE, HEALTH_SERVICE, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            serve_reflection(self._server, (CHANNEL_SERVICE, SYNC_SERVICE, HEALTH_SERVICE))
 
     async def start(self, endpoint: Endpoint) -> int:
         """Begin to listen, and to report SERVING. Returns: the port.
 
-        Raises: OSError, when the address cannot be had.
+        Raises: OSError, if the endpoint is in use or does not belong to this machine.
         """
         try:
             port = self._server.add_insecure_port(str(endpoint))
         except RuntimeError as error:
             raise OSError(f"cannot listen on {endpoint} for gRPC: is it in use?") from error
         await self._server.start()
-        for service in (EVERYTHING, CHANNEL_SERVICE):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self._health.report_serving()
         return port
 
     @property
     def calls_begun(self) -> int:
-        """How many calls have come."""
+        """How many calls have come since the start."""
         return self._calls.calls_begun
 
     async def report_shutdown(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere."""
-        await self._health.enter_graceful_shutdown()
+        await self._health.report_shutdown()
 
     async def stop(self) -> None:
         """Stop listening, and end the calls that are left."""
@@ -137,13 +129,12 @@ class AdminServer:
         self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=WAITING_CALLS)
         add_AdminServiceServicer_to_server(admin, self._server)
         if with_reflection:
-            names = (ADMIN_SERVICE, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self._server)
+            serve_reflection(self._server, (ADMIN_SERVICE,))
 
     async def start(self, path: str) -> None:
-        """Begin to listen where only the owner of this process can connect.
+        """Begin to listen on a socket to which only the owner of this process can connect.
 
-        Raises: OSError, when the path cannot be had, or a living broker has it.
+        Raises: OSError, if the path cannot be used, or another broker serves there.
         """
         with owner_only(path):
             try:

@@ -198,7 +198,7 @@ async def test_it_gives_up_when_its_channel_has_gone(
 ) -> None:
     await page.call("listen", url_of(app.http_port, "read", channel))
     await page.becomes("opens === 1")
-    await app.management.dispose(channel.consumer)
+    await app.admin.dispose(channel.consumer)
     await page.becomes(f"source.readyState === {CLOSED}")
 
 

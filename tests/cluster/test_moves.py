@@ -76,7 +76,7 @@ def url(app: App) -> str:
 
 
 async def drain(source: App, target: str) -> list[DrainProgress]:
-    async with aclosing(source.management.drain(target)) as steps:
+    async with aclosing(source.admin.drain(target)) as steps:
         return [progress async for progress in steps]
 
 
@@ -238,7 +238,7 @@ async def test_a_node_that_an_agent_left_serves_it_only_once_it_has_come_back(
     here, there = faces
     channel = await channel_of(source, here, "a")
     await drain(source, url(target))
-    await target.management.pipe_agent("a", url(source))
+    await target.admin.pipe_agent("a", url(source))
     await until(lambda: source.metrics.channels_fed == 1)
     for call in (
         here.write(channel.producer, "s", b"1"),
@@ -364,7 +364,7 @@ async def test_of_several_addresses_another_node_is_taken(
 async def test_one_drain_runs_at_a_time_and_meanwhile_nothing_is_fed(
     source: App, target: App
 ) -> None:
-    async with aclosing(source.management.drain(url(target))) as steps:
+    async with aclosing(source.admin.drain(url(target))) as steps:
         await anext(steps)
         with pytest.raises(WrongMode, match="is being drained already"):
             await drain(source, url(target))

@@ -237,7 +237,7 @@ async def test_a_channel_that_is_disposed_of_goes_at_the_target_too(
     channel = await source.face.create()
     await source.app.pipes.pipe("moving", target.url)
     await until(lambda: target.app.metrics.channels_fed == 1)
-    await source.app.management.dispose(channel.consumer)
+    await source.app.admin.dispose(channel.consumer)
     await gone(target, channel)
     with pytest.raises(ChannelNotFound):
         await read_all(target.face, channel.consumer)
@@ -457,7 +457,7 @@ async def test_a_channel_that_is_disposed_of_while_it_is_read_elsewhere_expires_
     source, target = piped.source, piped.target
     async with target.face.read(piped.channel.consumer) as read:
         for channel in (piped.channel, piped.other):
-            await source.app.management.dispose(channel.consumer)
+            await source.app.admin.dispose(channel.consumer)
         await until(lambda: target.app.metrics.channels_forgotten == 1)
         await target.face.write(piped.channel.producer, "s", b"1")
         [event] = await take(read, 1)

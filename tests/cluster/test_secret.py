@@ -71,7 +71,7 @@ async def test_agents_move_between_nodes_with_the_same_secret(
     from_node = await start(stack, "moving", source)
     channel = await from_node.broker.create()
     await from_node.broker.write(channel.producer_address, "s", b"1")
-    async for progress in from_node.management.drain(url(to_node)):
+    async for progress in from_node.admin.drain(url(to_node)):
         last = progress
     assert last.done
     assert await read_at(to_node, channel.consumer_address) == [b"1"]
@@ -95,7 +95,7 @@ async def test_agents_stay_where_the_secrets_are_not_the_same(
     to_node = await start(stack, "home", target)
     from_node = await start(stack, "moving", source)
     for step in (
-        from_node.management.pipe_agent("moving", url(to_node)),
+        from_node.admin.pipe_agent("moving", url(to_node)),
         drained(from_node, to_node),
     ):
         with pytest.raises(Unauthenticated, match=why):
@@ -106,7 +106,7 @@ async def test_agents_stay_where_the_secrets_are_not_the_same(
 
 
 async def drained(source: App, target: App) -> None:
-    async for _ in source.management.drain(url(target)):
+    async for _ in source.admin.drain(url(target)):
         pass
 
 

@@ -12,7 +12,7 @@ from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.moves import Drains
 from megaphone.cluster.outgoing import OutgoingPipes
 from megaphone.core.addresses import MALFORMED
-from megaphone.core.admin import Management
+from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
@@ -54,12 +54,12 @@ class Node:
         )
 
     @cached_property
-    def management(self) -> Management:
+    def admin(self) -> Admin:
         parts: Any = {"agents": self.agents, "store": self.store}
         pipes = OutgoingPipes(**parts, observer=self.metrics, nodes=Settings().nodes)
         incoming = IncomingPipes(**parts, settings=Settings(), observer=self.metrics)
         drains = Drains(**parts, broker=self.broker, incoming=incoming, pipes=pipes)
-        return Management(**parts, pipes=pipes, drains=drains)
+        return Admin(**parts, pipes=pipes, drains=drains)
 
     @cached_property
     def store(self) -> MemoryStore:
@@ -377,40 +377,40 @@ async def test_disposing_of_a_channel_ends_its_read_and_counts_what_was_lost(
     channel, task = await channel_being_read(node)
     unread = await node.broker.create()
     await node.write(unread, 1, 2, 3)
-    await node.management.dispose(channel.consumer_address)
+    await node.admin.dispose(channel.consumer_address)
     assert await task == []
-    await node.management.dispose(unread.consumer_address)
+    await node.admin.dispose(unread.consumer_address)
     assert node.metrics.messages_lost == 3
     with pytest.raises(ChannelNotFound):
-        await node.management.dispose(unread.consumer_address)
+        await node.admin.dispose(unread.consumer_address)
 
 
 async def test_channels_are_listed_oldest_first_in_pages(node: Node) -> None:
     made = [(await node.broker.create()).consumer_address for _ in range(5)]
-    assert list(await node.management.list_channels(0, 50)) == made
-    assert list(await node.management.list_channels(1, 2)) == made[1:3]
-    assert list(await node.management.list_channels(9, 2)) == []
+    assert list(await node.admin.list_channels(0, 50)) == made
+    assert list(await node.admin.list_channels(1, 2)) == made[1:3]
+    assert list(await node.admin.list_channels(9, 2)) == []
 
 
 async def test_channels_are_listed_by_agent(node: Node) -> None:
     mine = (await node.broker.create()).consumer_address
-    node.management.add_agent("second")
-    assert list(await node.management.list_channels(agent="node")) == [mine]
-    assert list(await node.management.list_channels(agent="second")) == []
+    node.admin.add_agent("second")
+    assert list(await node.admin.list_channels(agent="node")) == [mine]
+    assert list(await node.admin.list_channels(agent="second")) == []
     with pytest.raises(AgentNotFound):
-        await node.management.list_channels(agent="third")
+        await node.admin.list_channels(agent="third")
 
 
 async def test_a_replica_that_is_promoted_takes_channels_at_once() -> None:
     node = Node(Settings(agent_warmup_secs=60), AgentMode.REPLICA)
-    node.management.promote_agent("node")
-    [info] = await node.management.list_agents()
+    node.admin.promote_agent("node")
+    [info] = await node.admin.list_agents()
     assert (info.mode, info.warming_up) == (AgentMode.MASTER, False)
     await node.broker.create()
     with pytest.raises(WrongMode):
-        node.management.promote_agent("node")
+        node.admin.promote_agent("node")
     with pytest.raises(AgentNotFound):
-        node.management.promote_agent("second")
+        node.admin.promote_agent("second")
 
 
 async def test_an_agent_takes_channels_once_it_is_warm() -> None:
@@ -419,11 +419,11 @@ async def test_an_agent_takes_channels_once_it_is_warm() -> None:
     await asyncio.sleep(59.9)
     with pytest.raises(NoAgentAvailable):
         await node.broker.create()
-    [info] = await node.management.list_agents()
+    [info] = await node.admin.list_agents()
     assert info.warming_up
     await asyncio.sleep(0.1)
     await node.broker.create()
-    [info] = await node.management.list_agents()
+    [info] = await node.admin.list_agents()
     assert (info.warming_up, info.channels) == (False, 1)
 
 

@@ -136,7 +136,7 @@ async def test_what_is_under_way_to_a_reader_counts_also_when_its_channel_is_gon
                 return used(app) > 8_000_000 + 900_000
 
             await eventually(is_under_way)
-            await app.management.dispose(channel.consumer)
+            await app.admin.dispose(channel.consumer)
             assert 900_000 < used(app) < 5_000_000
         finally:
             read.close()

@@ -393,7 +393,7 @@ async def test_batch_names_what_was_not_taken(writer: Face, reader: Face) -> Non
 
 async def test_batch_to_a_channel_that_went_is_not_found(app: App, face: Face) -> None:
     channel = await face.create()
-    await app.management.dispose(channel.consumer)
+    await app.admin.dispose(channel.consumer)
     failures = await face.write_batch([channel.producer], [Message("s", b"0")])
     assert failures == [BatchFailure(channel.producer, 0, "NOT_FOUND")]
 
@@ -450,7 +450,7 @@ async def test_batch_with_one_bad_message_is_refused_as_a_whole(face: Face) -> N
 
 async def test_exists_answers_for_each_address(app: App, writer: Face, reader: Face) -> None:
     dead, living = await writer.create(), await writer.create()
-    await app.management.dispose(dead.consumer)
+    await app.admin.dispose(dead.consumer)
     expected = {
         living.producer: True,
         living.consumer: True,

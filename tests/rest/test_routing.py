@@ -114,7 +114,7 @@ async def test_a_node_that_is_full_says_that_it_takes_no_new_channels() -> None:
             created = await response.json()
         assert await asked(session, "/readyz/create") == (429, "LIMIT_EXCEEDED")
         assert await asked(session, "/readyz") == (200, "")
-        await app.management.dispose(created["consumerAddress"])
+        await app.admin.dispose(created["consumerAddress"])
         assert await asked(session, "/readyz/create") == (200, "")
 
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.settings(max_buffered_bytes=4_000_000, buffer_capacity=
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "PATIENCE_S", 0.3)
-    monkeypatch.setattr(requests, "CHECK_S", 0.05)
+    monkeypatch.setattr(requests, "PATIENCE_CHECK_S", 0.05)
 
 
 @pytest.fixture

@@ -101,9 +101,9 @@ class HostHere:
 
 async def empty(app: App) -> None:
     """End all channels of a node, which then has nothing to hand over when it stops."""
-    for address in await app.management.list_channels(limit=MANY):
+    for address in await app.admin.list_channels(limit=MANY):
         with suppress(MegaphoneError):
-            await app.management.dispose(address)
+            await app.admin.dispose(address)
 
 
 class HostProcess:

@@ -6,7 +6,7 @@ import grpc
 import pytest
 
 from megaphone.errors import MegaphoneError, Unavailable
-from megaphone.rest.errors import answer_of
+from megaphone.rest.connection.answers import error_answer
 from megaphone.wire.errors import INTERNAL_GRPC_STATUS, TABLE, error_from, row_of
 
 
@@ -43,6 +43,6 @@ def test_every_status_exists_in_both_protocols() -> None:
 
 @pytest.mark.parametrize("kind", BY_CODE)
 def test_http_asks_to_come_back_exactly_where_that_helps(kind: type[MegaphoneError]) -> None:
-    answer = answer_of(kind("as told"))
+    answer = error_answer(kind("as told"))
     assert answer.status == row_of(kind("as told")).http_status
     assert ("Retry-After" in answer.headers) == (kind.retry_after_s is not None)

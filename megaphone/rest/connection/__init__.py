@@ -1,1 +1,6 @@
-"""All that leans on the inside of aiohttp: connections, and the bytes that they carry."""
+"""The connections of the HTTP face, and the bytes on them.
+
+Only this package uses the inside of aiohttp, which may change with any release of aiohttp:
+`tests/rest/test_aiohttp_inside.py` holds that. The other modules of the face use its documented
+interface.
+"""

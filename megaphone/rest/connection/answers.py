@@ -1,6 +1,7 @@
-"""Answers that are more than a body: JSON by its bytes, and the fast path of a write."""
+"""Answers: JSON, errors, long lists, streams, and the fast path of a write."""
 
 import asyncio
+import math
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -8,7 +9,8 @@ from email.utils import formatdate
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
-from megaphone.wire import json
+from megaphone.errors import MegaphoneError, Unauthenticated
+from megaphone.wire import errors, json
 
 JSON = "application/json"
 OK = b'{"status":"OK"}'
@@ -18,7 +20,7 @@ WHOLE_ANSWER_BYTES = 65_536
 
 
 class Nameless(web.StreamResponse):
-    """An answer that does not name the server, as aiohttp's do: nobody needs to know."""
+    """An answer without the Server header, which aiohttp adds and no client needs."""
 
     async def _prepare_headers(self) -> None:
         await super()._prepare_headers()
@@ -30,7 +32,7 @@ class Answer(Nameless, web.Response):
 
 
 class StreamedAnswer(Nameless):
-    """An answer whose body is written piece by piece."""
+    """An answer whose body the handler writes piece by piece."""
 
 
 def json_answer(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Answer:
@@ -40,7 +42,7 @@ def json_answer(body: bytes, status: int = 200, headers: dict[str, str] | None =
 async def json_answer_in_pieces(
     request: web.Request, pieces: Iterator[bytes], status: int
 ) -> web.StreamResponse:
-    """Answer with JSON that comes in pieces. One that is long is sent as it is made."""
+    """Answer with JSON that comes in pieces. A long answer is sent while it is still being made."""
     body = b""
     for piece in pieces:
         body += piece
@@ -56,24 +58,54 @@ async def streamed_answer(
     await response.prepare(request)
     await response.write(begun)
     for piece in pieces:
-        await asyncio.sleep(0)  # others get their turn, also where the client takes all at once
+        await asyncio.sleep(0)  # lets other tasks run even if the client takes every piece at once
         await response.write(piece)
     await response.write_eof()
     return response
 
 
-class WrittenAnswer(web.StreamResponse):
-    """201 with the id of the event, as bytes that are ready to go.
+# -- Errors
 
-    Building an answer header by header is a third of what a write costs, and a write is what
-    happens most. So this one writes its few lines itself; `docs/architecture.md` has the figures.
+
+def error_answer(error: MegaphoneError) -> Answer:
+    """Return the answer for an error that the client may see."""
+    status = errors.row_of(error).http_status
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthenticated):  # HTTP requires it beside the status 401
+        headers["WWW-Authenticate"] = "Megaphone-Node"
+    return json_answer(json.error(error.code, str(error), status), status, headers)
+
+
+def internal_answer(request: web.BaseRequest) -> Answer:
+    """Return the answer for a failure of the broker itself.
+
+    Raises: ConnectionResetError, if another answer to the request has begun. aiohttp then closes
+        the connection, so that the client sees that the answer is incomplete.
+    """
+    if request.writer.output_size > 0:
+        raise ConnectionResetError
+    body = json.error(errors.INTERNAL_CODE, errors.INTERNAL_MESSAGE, errors.INTERNAL_HTTP_STATUS)
+    return json_answer(body, errors.INTERNAL_HTTP_STATUS)
+
+
+# -- Writes
+
+
+class WrittenAnswer(web.StreamResponse):
+    """201 with the id of the event, written to the connection as bytes.
+
+    To build an answer header by header is a third of the cost of a write, and no call is more
+    frequent than a write. So this answer writes its few lines itself.
     """
 
     _date_line = b""
     _date_of = 0
 
     def __init__(self, event_id: str) -> None:
-        # Without the base class's, which prepares headers and cookies that are not used here.
+        # The initializer of the base class is left out, because it prepares headers and cookies
+        # that this answer does not use.
         self._written = json.written(event_id)
         self._keeps_alive = False
 
@@ -102,7 +134,7 @@ class WrittenAnswer(web.StreamResponse):
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """Do nothing: `prepare` has written all there is."""
+        """Do nothing, because `prepare` has written the whole answer."""
 
     @classmethod
     def date_line(cls) -> bytes:

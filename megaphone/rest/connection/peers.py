@@ -1,28 +1,30 @@
-"""Noticing that the client of a long read is gone: closed, killed, cut off or stalled.
+"""Notices that the client of a long read has closed, crashed, vanished or stalled.
 
-TCP tells the first two by itself, but only to who reads the connection; the others it does not tell
-for minutes or hours unless it is asked to look.
+A close or a reset is seen only while the server reads the socket. A client that has vanished or
+stalled is not seen for minutes or hours, unless keepalive and TCP_USER_TIMEOUT are set.
 """
 
 import asyncio
 import socket
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 PEER_TIMEOUT_S = 4
-"""How long a client may leave data or a probe unanswered by its kernel, and how long it may take
-nothing while data waits for it."""
+"""How long the kernel of a client may leave data or a probe unacknowledged, and how long the client
+may take nothing while data waits for it."""
 FIRST_PROBE_S = 2
 PROBE_INTERVAL_S = 1
 UNSENT_BYTES = 16_384
-"""How much the kernel may hold of each read that it has not sent yet; see `rest.sending`. By
-default a client that has stalled would swallow megabytes of events before anyone noticed."""
+"""How many bytes of each read the kernel may hold that it has not sent yet (`connection.writer`
+has more). By default a client that has stalled would swallow megabytes of events unnoticed."""
 
 
 def watch_peer(request: web.Request) -> asyncio.Transport:
-    """Make the end of a client known at once, by cancelling the handler of its read.
+    """Cancel the handler of a read as soon as its client goes, and return its transport.
 
-    Returns: its connection. Raises: ConnectionResetError, when it has gone already.
+    From now on everything that the client sends is dropped.
+
+    Raises: ConnectionResetError, if the client has gone already.
     """
     transport = request.transport
     if transport is None:
@@ -33,7 +35,7 @@ def watch_peer(request: web.Request) -> asyncio.Transport:
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family in (socket.AF_INET, socket.AF_INET6):
         probe_often(connection)
-    ignore_what_follows(transport)
+    drop_input(transport)
     return transport
 
 
@@ -45,15 +47,15 @@ def probe_often(connection: socket.socket) -> None:
         ("TCP_KEEPINTVL", PROBE_INTERVAL_S),
         ("TCP_USER_TIMEOUT", PEER_TIMEOUT_S * 1000),
     ):
-        if hasattr(socket, option):  # not everywhere; then the system's own, slower, rules hold
+        if hasattr(socket, option):  # a system without it keeps its own, slower timeouts
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
-def ignore_what_follows(transport: asyncio.Transport) -> None:
-    """Go on reading the connection, and drop what comes.
+def drop_input(transport: asyncio.Transport) -> None:
+    """Keep reading the connection, and drop what comes.
 
-    aiohttp stops reading once a few requests are queued behind the one it serves, and then it
-    cannot see that the client closes.
+    aiohttp stops reading once a few requests wait behind the one that it serves. Then it cannot
+    see that the client closes.
     """
     served = transport.get_protocol()
     if isinstance(served, asyncio.Protocol):
@@ -62,13 +64,13 @@ def ignore_what_follows(transport: asyncio.Transport) -> None:
 
 
 class DeafProtocol(asyncio.Protocol):
-    """Passes on all that happens to a connection except what is received."""
+    """Passes on every event of a connection except received data."""
 
     def __init__(self, served: asyncio.Protocol) -> None:
         self._served = served
 
     def data_received(self, data: bytes) -> None:
-        """Drop it: the answer in progress is the last of its connection."""
+        """Drop the data, because the answer in progress is the last on its connection."""
 
     def eof_received(self) -> bool | None:
         return self._served.eof_received()
@@ -83,7 +85,21 @@ class DeafProtocol(asyncio.Protocol):
         self._served.resume_writing()
 
 
-def cut(request: web.Request) -> None:
-    """Reset the connection: its client cannot be told anything any more."""
+def close_if_unread(request: web.Request, answer: web.Response) -> web.Response:
+    """Make an answer the last on its connection if the bytes behind its request are no request.
+
+    That is so if the body was not read, and after a CONNECT, which asks for a tunnel. aiohttp
+    receives and drops the rest for a while, because a client that is still sending would not see
+    the answer if the connection was reset.
+    """
+    if not request.content.is_eof() or request.method == hdrs.METH_CONNECT:
+        answer.force_close()
+        if request.transport is not None:
+            drop_input(request.transport)
+    return answer
+
+
+def abort(request: web.Request) -> None:
+    """Reset the connection, so that the client sees that the answer is incomplete."""
     if request.transport is not None:
         request.transport.abort()

@@ -1,9 +1,9 @@
-"""Sending the body of a long read, so that the kernel holds little of it for a client that stalls.
+"""Sends the body of a long read, so that the kernel holds few unsent bytes for a stalled client.
 
-What the kernel has taken counts as sent. A small send buffer would keep that small, but it makes
-each round trip carry as little, however fast the client. So the buffer is as large as the kernel
-makes it for what is on the way to this client, and only what has not left yet is bounded
-(TCP_NOTSENT_LOWAT).
+Bytes count as sent when the kernel has them. A small send buffer would limit the bytes in the
+kernel, but it would also limit the bytes in each round trip, and with them the speed of fast
+clients. So the kernel sizes the buffer for the bytes on their way to the client, and only the bytes
+that have not left yet are limited (TCP_NOTSENT_LOWAT).
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from typing import TypeAlias, cast
 from aiohttp import web
 from aiohttp.http import StreamWriter
 
-from megaphone.rest.requests import BUDGET
+from megaphone.core.budget import Budget
 
 PIECE_BYTES = 12_288
-"""Before each piece the kernel looks at what it holds. With `peers.UNSENT_BYTES`, the piece, and
-what may have been sent without a look, that is at most 32 KB that it has not sent."""
+"""The kernel checks its limit of unsent bytes before each piece. With `peers.UNSENT_BYTES`, the
+piece, and OPEN_BYTES, at most 32 KB are unsent."""
 JOINED_BYTES = 65_536
-"""Up to here it costs less to copy the parts of a chunk into one than to send them as they are."""
+"""Up to this size it is cheaper to copy the parts of a chunk into one than to send each."""
 OPEN_BYTES = 4_096
-"""As many bytes may be sent in small pieces without a look."""
+"""How many bytes may be sent in small pieces without a check of the limit."""
 
 
 Piece: TypeAlias = Sequence[bytes | memoryview]
@@ -34,24 +34,25 @@ Piece: TypeAlias = Sequence[bytes | memoryview]
 class BodyWriter:
     """Writes the body of an answer whose headers have been written.
 
-    Belongs to the handler of the request, which must close it.
+    The handler of the request owns it and must close it. Large chunks count against the budget
+    while they are being sent.
     """
 
     __slots__ = ("_budget", "_open_bytes", "_sent", "_socket", "_transport", "_writer")
 
-    def __init__(self, request: web.Request, transport: asyncio.Transport) -> None:
-        self._budget = request.app[BUDGET]
+    def __init__(self, request: web.Request, transport: asyncio.Transport, budget: Budget) -> None:
+        self._budget = budget
         self._writer = cast("StreamWriter", request.writer)
         self._transport = transport
         self._socket = socket_under(transport)
         self._sent = 0
         self._open_bytes = 0
-        """How much was sent since the kernel last had to look at what it holds."""
+        """How many bytes were sent since the kernel last checked its limit."""
 
     async def write(self, parts: Sequence[bytes]) -> None:
-        """Send some bytes as one chunk, and return when the kernel has them all.
+        """Send some bytes as one chunk. Returns when the kernel has all of them.
 
-        Raises: ConnectionResetError, when the client has gone.
+        Raises: ConnectionResetError, if the client has gone.
         """
         size = sum(map(len, parts))
         if self._writer.chunked:
@@ -63,7 +64,7 @@ class BodyWriter:
             return
         if size <= JOINED_BYTES:
             parts = (b"".join(parts),)
-        with self._budget.lent(size):  # it may take long
+        with self._budget.lent(size):  # because it may take long
             for piece in pieces(parts):
                 await self._write_piece(piece, sum(map(len, piece)))
 
@@ -71,35 +72,41 @@ class BodyWriter:
         taken = self._send(piece, size)
         self._sent += size
         if taken < size:
-            # The transport waits until the kernel wants more.
+            # The transport sends the rest when the kernel has room.
             self._transport.write(b"".join(piece)[taken:])
             await self.drain()
 
     async def drain(self) -> None:
-        """Return when the kernel has all that the answer has written, its end too."""
+        """Return when the kernel has everything that was written, the end of the body included."""
         await self._writer.drain()
 
     def taken(self) -> int:
-        """Return how many bytes the client's kernel has acknowledged, from any starting point."""
+        """Return how many bytes the kernel of the client has acknowledged.
+
+        The number has an arbitrary starting point: only differences mean something.
+        """
         waiting = self._transport.get_write_buffer_size()
         if self._socket is not None and not self._transport.is_closing():
             waiting += unacknowledged(self._socket)
         return self._sent - waiting
 
     def close(self) -> None:
-        """Let the transport have its connection for itself again."""
+        """Give the socket back to the transport."""
         if self._socket is not None:
             self._socket.detach()
             self._socket = None
 
     def _send(self, piece: Piece, size: int) -> int:
-        """Give the kernel as much of a piece as it takes. Returns: how much that was."""
+        """Offer a piece to the kernel. Returns: how many bytes the kernel took.
+
+        Raises: ConnectionResetError, if the client has gone.
+        """
         if self._transport.is_closing():
             raise ConnectionResetError("the client has gone")
         if self._socket is None or self._transport.get_write_buffer_size() > 0:
             return 0
-        # The kernel adds to what it has not sent without a look at how much that is, up to a mark
-        # that says that a record ends.
+        # The kernel adds data to a segment without a check of its limit, until a mark ends the
+        # record.
         flags = socket.MSG_DONTWAIT
         self._open_bytes += size
         if self._open_bytes >= OPEN_BYTES:
@@ -114,10 +121,10 @@ class BodyWriter:
 
 
 def socket_under(transport: asyncio.Transport) -> socket.socket | None:
-    """Return the socket of a transport; None where bytes are not sent as they are given (TLS).
+    """Return the socket of a transport; None if the transport encrypts what it sends.
 
-    It may be used only while the transport is not closing, and must be detached in the end: the
-    transport closes it.
+    The caller may use the socket only while the transport is not closing, and must detach it in
+    the end, because the transport closes it.
     """
     connection = transport.get_extra_info("socket")
     if connection is None or transport.get_extra_info("sslcontext") is not None:
@@ -126,15 +133,15 @@ def socket_under(transport: asyncio.Transport) -> socket.socket | None:
 
 
 def unacknowledged(connection: socket.socket) -> int:
-    """Return how many bytes the kernel holds that its peer has not acknowledged."""
+    """Return how many bytes the kernel holds that the peer has not acknowledged."""
     try:
         return int(struct.unpack("i", ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0])
-    except OSError:  # it is no TCP connection, or has just been closed
+    except OSError:  # the socket is not TCP, or has just been closed
         return 0
 
 
 def pieces(parts: Sequence[bytes]) -> Iterator[Piece]:
-    """Cut the bytes of some parts into pieces, without copying large ones."""
+    """Cut some parts into pieces of at most PIECE_BYTES. Large parts are not copied."""
     piece: list[bytes | memoryview] = []
     room = PIECE_BYTES
     for part in parts:

@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 
 from megaphone.app import App
 from megaphone.core.budget import Budget
-from megaphone.rest.channels import PublicApi
+from megaphone.rest.channels import ChannelApi
 from megaphone.rest.requests import BUDGET
 from tests.support.faces import HttpFace
 
@@ -60,7 +60,7 @@ async def encrypted(app: App, tmp_path: Path) -> AsyncIterator[aiohttp.ClientSes
     serving.load_cert_chain(certificate)
     served = web.Application()
     served[BUDGET] = Budget()
-    api = PublicApi(app.broker, app.metrics)
+    api = ChannelApi(app.broker)
     served.router.add_routes([route for route in api.routes() if route.path.startswith("/read/")])
     runner = web.AppRunner(served, handler_cancellation=True)
     await runner.setup()

@@ -1,4 +1,4 @@
-"""Responses that are serialized piece by piece, so that long ones do not hold the event loop."""
+"""Answers that are serialized piece by piece, so that a long one does not hold the event loop."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from typing import Any
 
 
 async def joined(pieces: Iterator[bytes]) -> bytes:
-    """Put a serialized response together, giving way between two pieces."""
+    """Return a serialized response from its pieces. Other tasks run between two pieces."""
     made: list[bytes] = []
     for piece in pieces:
         if made:
@@ -16,5 +16,5 @@ async def joined(pieces: Iterator[bytes]) -> bytes:
 
 
 def or_serialized(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
-    """Return a serializer that leaves what a handler has put together itself as it is."""
+    """Return a serializer that passes on responses which a handler has serialized itself."""
     return lambda response: response if isinstance(response, bytes) else serialize(response)

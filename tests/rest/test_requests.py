@@ -1,7 +1,8 @@
-"""Bodies that are being received: how much memory they may take, and who is refused for it."""
+"""Bodies that are being received: how much memory and time they may take."""
 
 import asyncio
 import gzip
+import json
 import random
 from contextlib import ExitStack
 
@@ -9,7 +10,9 @@ import pytest
 
 from megaphone.app import App
 from megaphone.model import ReadOptions
+from megaphone.rest import requests
 from megaphone.rest.connection import protocol
+from tests.support.connections import connected, metric
 from tests.support.faces import Created, HttpFace, read_all
 from tests.support.raw_http import (
     JSON,
@@ -23,6 +26,7 @@ from tests.support.raw_http import (
 from tests.support.scenes import eventually
 
 BUDGET = 5_000_000
+SHORT_S = 0.2
 SIZE = 500_000
 REQUESTS_OF_THEM = BUDGET // 5 // SIZE
 """As many unfinished bodies of this size as may take memory."""
@@ -47,9 +51,7 @@ async def begin(node: Node, request: bytes, sent: int) -> Connection:
 
 
 async def used(app: App) -> int:
-    lines = app.metrics.render().decode().splitlines()
-    [line] = [line for line in lines if line.startswith("megaphone_buffered_bytes ")]
-    return int(line.split()[1])
+    return await metric(app, "megaphone_buffered_bytes")
 
 
 async def test_unfinished_bodies_take_no_more_than_their_part(
@@ -143,3 +145,17 @@ async def test_a_refused_client_that_goes_on_sending_sees_the_answer_and_then_th
         with pytest.raises(Broken):
             await connection.receive()
     connection.close()
+
+
+async def test_a_body_that_does_not_arrive_is_answered(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests, "BODY_TIMEOUT_S", SHORT_S)
+    promised = {"Content-Type": "application/json", "Content-Length": "9"}
+    async with connected(app) as [connection], asyncio.timeout(5):
+        await connection.send(request_of("POST", "/channelsExists", headers=promised) + b"{")
+        answer = await receive_head(connection)
+        body = await connection.receive_exactly(int(answer.headers["content-length"]))
+    assert answer.status == 408
+    assert json.loads(body)["code"] == "TOO_SLOW"
+    assert answer.headers["connection"] == "close"

@@ -1,0 +1,58 @@
+"""What supervisors, proxies and Prometheus ask a node.
+
+GET /livez           the process answers
+GET /readyz          the node takes requests; 503 once it is stopping
+GET /readyz/create   `/create` would make a channel now
+GET /agents/{name}   calls for the channels of an agent belong to this node
+GET /metrics
+"""
+
+from aiohttp import web
+
+from megaphone.core.broker import Broker
+from megaphone.errors import AgentNotFound, ShuttingDown
+from megaphone.observe.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from megaphone.observe.metrics import Metrics
+from megaphone.rest.connection.answers import OK, Answer, json_answer
+from megaphone.rest.requests import path_values, segment
+
+HEALTH_PATHS = frozenset({"/livez", "/readyz", "/readyz/create", "/metrics"})
+"""The paths that a node serves even on connections beyond its limit."""
+
+
+class ProbeApi:
+    """The handlers of the probes."""
+
+    def __init__(self, broker: Broker, metrics: Metrics) -> None:
+        self._broker = broker
+        self._metrics = metrics
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/livez", self.live),
+            web.get("/readyz", self.ready),
+            web.get("/readyz/create", self.ready_to_create),
+            web.get(f"/agents/{segment('name')}", self.owns_agent),
+            web.get("/metrics", self.metrics),
+        ]
+
+    async def live(self, request: web.Request) -> web.Response:
+        return json_answer(OK)
+
+    async def ready(self, request: web.Request) -> web.Response:
+        if self._broker.is_shutting_down:
+            raise ShuttingDown
+        return json_answer(OK)
+
+    async def ready_to_create(self, request: web.Request) -> web.Response:
+        await self._broker.check_takes_channels()
+        return json_answer(OK)
+
+    async def owns_agent(self, request: web.Request) -> web.Response:
+        (name,) = path_values(request)
+        if not await self._broker.owns(name):
+            raise AgentNotFound("the agent is not this node's")
+        return Answer(status=204)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        return Answer(body=self._metrics.render(), headers={"Content-Type": METRICS_CONTENT_TYPE})
