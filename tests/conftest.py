@@ -8,12 +8,17 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
+import hypothesis
 import pytest
 
 from megaphone.app import App, running
 from megaphone.settings import Settings
 from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
 from tests.support.settings import fast_settings
+
+# How long one example takes says more about the machine's other work than about our code.
+hypothesis.settings.register_profile("megaphone", deadline=None)
+hypothesis.settings.load_profile("megaphone")
 
 
 def pytest_configure(config: pytest.Config) -> None:
