@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto' | sort)
 GEN_PACKAGE := megaphone_api
 
+# Compiled code is kept: each process of a test would compile the broker anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -28,8 +31,8 @@ run: $(READY) ## Start the broker: HTTP on port 3000, gRPC on port 3001.
 	@exec $(BIN)/megaphone serve
 
 .PHONY: test
-test: $(READY) ## Run every test. More pytest options: make test ARGS="-k read -x"
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## Run every test, two at a time. More pytest options: make test ARGS="-k read -n 0"
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 .PHONY: check
 check: $(READY) proto-check ## Check format, lint, types, imports and the schema.

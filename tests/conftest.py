@@ -23,6 +23,9 @@ hypothesis.settings.load_profile("megaphone")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**changes): settings of the test's broker")
+    # How long an example takes says more of the machine, and of the other tests on it.
+    hypothesis.settings.register_profile("suite", deadline=None)
+    hypothesis.settings.load_profile("suite")
     # looptime asks for the event loop before each test; without this, asking would make one for
     # tests that have none, and nobody would close it.
     asyncio.set_event_loop(None)

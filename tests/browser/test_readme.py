@@ -11,6 +11,7 @@ from tests.support.chromium import CHROMIUM, Page
 from tests.support.faces import Created, HttpFace
 
 pytestmark = [
+    pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.settings(cors_allow_origin="*"),
 ]

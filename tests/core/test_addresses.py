@@ -205,7 +205,11 @@ def test_a_consumer_address_cannot_write() -> None:
         SealedAddress.parse(CONSUMER)
 
 
-@pytest.mark.parametrize("text", ["", ".", f".{PRODUCER}", PRODUCER + "=", PRODUCER + "\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", ".", f".{PRODUCER}", PRODUCER + "=", PRODUCER + "\n"],
+    ids=["empty", "dot", "dot before", "padding after", "line break after"],
+)
 def test_a_malformed_producer_address_is_refused(text: str) -> None:
     assert not is_producer_shaped(text)
     with pytest.raises(BadRequest, match="not an address"):
@@ -314,7 +318,11 @@ def test_no_secret_shows_in_a_repr(value: object) -> None:
     assert KEY.secret.hex() not in shown
 
 
-@pytest.mark.parametrize("text", [CONSUMER + "0x", PRODUCER[:-1] + "B", CONSUMER, PRODUCER])
+@pytest.mark.parametrize(
+    "text",
+    [CONSUMER + "0x", PRODUCER[:-1] + "B", CONSUMER, PRODUCER],
+    ids=["consumer, longer", "producer, altered", "consumer", "producer"],
+)
 def test_no_error_repeats_the_text_it_refuses(text: str) -> None:
     another_key = AddressKey(bytes(32))
     for parse in ConsumerAddress.parse, lambda text: opened(text, another_key):

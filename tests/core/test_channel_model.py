@@ -451,6 +451,5 @@ TestChannelMachine = ChannelMachine.TestCase
 TestChannelMachine.settings = settings(
     max_examples=800,
     stateful_step_count=60,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )

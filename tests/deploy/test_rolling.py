@@ -19,7 +19,11 @@ from tests.support.cluster_load import Channel, clients
 from tests.support.nginx import free_port, needs_nginx, nginx, static_nodes
 from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, environment
 
-pytestmark = [needs_nginx, pytest.mark.timeout(180)]
+pytestmark = [
+    needs_nginx,
+    pytest.mark.timeout(180),
+    pytest.mark.xdist_group("heavy load"),
+]
 
 HOSTS = ["127.0.0.11", "127.0.0.12", "127.0.0.13"]
 CHANNELS = 200

@@ -12,6 +12,8 @@ import pytest
 
 from tests.support.process import broker_process, environment, wait_until_it_serves
 
+pytestmark = pytest.mark.xdist_group("README")
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)

@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.process import broker_process
 
+pytestmark = pytest.mark.xdist_group("wheel")
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -29,6 +29,8 @@ from tests.support.planted import (
     swap_two,
 )
 
+pytestmark = pytest.mark.xdist_group("planted faults")  # one fixture makes all runs at once
+
 PLANTED: dict[str, tuple[Plant, Fault]] = {
     "an event is lost": (Between(lose_one), Fault.LOST),
     "an event is lost in a drain": (LosesInDrains(), Fault.LOST),

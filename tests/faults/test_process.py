@@ -3,6 +3,7 @@ vanish: a link that goes down, and a node that stops."""
 
 import asyncio
 import json
+import os
 import random
 import shutil
 import statistics
@@ -167,7 +168,11 @@ async def test_a_lease_is_free_at_once_after_fin_and_rst(tmp_path: Path, reset: 
 
 # -- A link that goes down
 
-NAMESPACE = "megaphone-test"
+# Names and addresses that no other run of these tests on this machine has.
+NAMESPACE = f"megaphone-{os.getpid()}"
+LINK = f"mp-{os.getpid()}"
+NETWORK = f"10.{213 + os.getpid() // 256 % 32}.{os.getpid() % 256}"
+HERE, THERE = f"{NETWORK}.1", f"{NETWORK}.2"
 
 
 def ip(*arguments: str) -> None:
@@ -176,7 +181,7 @@ def ip(*arguments: str) -> None:
 
 @contextmanager
 def namespace() -> Iterator[None]:
-    """Make a network namespace with a link to it: 10.213.7.1 here, 10.213.7.2 there."""
+    """Make a network namespace with a link to it: its ends are `HERE` and `THERE`."""
     if shutil.which("ip") is None:
         pytest.skip("needs ip: apt-get install iproute2")
     try:
@@ -184,24 +189,24 @@ def namespace() -> Iterator[None]:
     except subprocess.CalledProcessError as error:
         pytest.skip(f"needs network namespaces: {error.stderr.decode().strip()}")
     try:
-        ip("link", "add", "mp-here", "type", "veth", "peer", "name", "mp-there", "netns", NAMESPACE)
-        ip("addr", "add", "10.213.7.1/24", "dev", "mp-here")
-        ip("link", "set", "mp-here", "up")
+        ip("link", "add", LINK, "type", "veth", "peer", "name", "there", "netns", NAMESPACE)
+        ip("addr", "add", f"{HERE}/24", "dev", LINK)
+        ip("link", "set", LINK, "up")
         for command in (
-            ["addr", "add", "10.213.7.2/24", "dev", "mp-there"],
-            ["link", "set", "mp-there", "up"],
+            ["addr", "add", f"{THERE}/24", "dev", "there"],
+            ["link", "set", "there", "up"],
         ):
             ip("-n", NAMESPACE, *command)
         yield
     finally:
         # The link too: the namespace takes it along only after a while.
-        subprocess.run(["ip", "link", "del", "mp-here"], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", LINK], check=False, capture_output=True)
         ip("netns", "del", NAMESPACE)
 
 
 HTTP_READ = """
 import http.client, sys
-connection = http.client.HTTPConnection("10.213.7.1", int(sys.argv[1]))
+connection = http.client.HTTPConnection(sys.argv[4], int(sys.argv[1]))
 connection.request("GET", "/read/" + sys.argv[3])
 response = connection.getresponse()
 print("open", flush=True)
@@ -211,7 +216,7 @@ GRPC_READ = """
 import grpc, sys
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
-with grpc.insecure_channel("10.213.7.1:" + sys.argv[2]) as connection:
+with grpc.insecure_channel(sys.argv[4] + ":" + sys.argv[2]) as connection:
     call = ChannelServiceStub(connection).Read(pb.ReadRequest(consumer_address=sys.argv[3]))
     call.initial_metadata()
     print("open", flush=True)
@@ -235,12 +240,12 @@ async def test_a_lease_is_free_soon_after_its_reader_has_vanished(
             producer, consumer = await client.create()
             reader = await asyncio.create_subprocess_exec(
                 *("ip", "netns", "exec", NAMESPACE, sys.executable, "-c", script),
-                *(str(broker.http_port), str(broker.grpc_port), consumer),
+                *(str(broker.http_port), str(broker.grpc_port), consumer, HERE),
                 stdout=subprocess.PIPE,
             )
             assert reader.stdout is not None
             assert await reader.stdout.readline() == b"open\n"
-            ip("link", "set", "mp-here", "down")
+            ip("link", "set", LINK, "down")
             if with_traffic:
                 assert await client.write(producer, "x" * 1000) == 201
             assert await time_until_free(client, broker, consumer) < VANISHED_WITHIN_S

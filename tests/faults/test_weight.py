@@ -51,6 +51,7 @@ def served_meanwhile(node: SmallNode) -> Iterator[list[float]]:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.xdist_group("heavy load")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", LOADS)
 async def test_a_small_node_outlives(name: str, tmp_path: Path) -> None:

@@ -431,7 +431,6 @@ async def test_input_is_answered_by_its_code(app: App, name: str, case: Case) ->
 
 @settings(
     max_examples=50,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # one broker for all examples

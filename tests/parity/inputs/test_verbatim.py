@@ -74,7 +74,6 @@ spellings = st.fixed_dictionaries(
 )
 few_examples = settings(
     max_examples=25,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],  # one broker for all examples
