@@ -16,7 +16,7 @@ from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.listen.exposure import is_loopback, warnings, who_may_feed
+from megaphone.listen.exposure import accepted_sources, is_loopback, warnings
 from megaphone.listen.sockets import grpc_path, listen_tcp, listen_unix, unlink_unix
 from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
@@ -163,10 +163,10 @@ async def quiet(requests_begun: Callable[[], int]) -> None:
 
 
 def connections_of_each_face(settings: Settings) -> int:
-    """Return how many connections of clients each face may have at once.
+    """Return how many client connections each face may have.
 
-    An operator who wants more than there are descriptors for would have no way in any more: not
-    even to the admin socket.
+    The number leaves descriptors for the rest of the node. Without them an operator could not even
+    reach the admin socket.
     """
     most = max(1, descriptors.for_clients() // FACES)
     wanted = settings.max_connections
@@ -174,7 +174,7 @@ def connections_of_each_face(settings: Settings) -> int:
         of_memory = memory.allowed_bytes() // CONNECTIONS_PART
         return min(most, max(1, of_memory // CONNECTION_BYTES // FACES))
     if wanted > most:
-        log.warning("max_connections is %d, not %d: there are no more descriptors", most, wanted)
+        log.warning("max_connections is %d, not %d: there are too few descriptors", most, wanted)
     return min(most, wanted)
 
 
@@ -199,11 +199,11 @@ async def serve(
     handle_signals(stopped)
     async with running(settings, logs) as app:
         log.info(
-            "megaphone %s serves HTTP on %s and gRPC on %s; it may be fed by %s",
+            "megaphone %s serves HTTP on %s and gRPC on %s; it accepts agents from %s",
             __version__,
             settings.http_endpoint.with_port(app.http_port),
             settings.grpc_endpoint.with_port(app.grpc_port),
-            who_may_feed(settings),
+            accepted_sources(settings),
         )
         for warning in warnings(settings):
             log.warning("%s", warning)

@@ -1,22 +1,22 @@
-"""Every error a user of the broker can meet, each with its stable code.
+"""Every error that a user of the broker can get, each with its stable code.
 
-A code is what clients act on; it never changes. How codes travel over HTTP and gRPC is said in one
-place, `megaphone.wire.errors`. Texts are for people: they say what was wrong and what is allowed,
-and never contain an address or a key, since those are secrets.
+Clients act on the code, so a code never changes. Only `megaphone.wire.errors` maps codes to
+statuses of HTTP and gRPC. Messages are for people: they say what is wrong and what is allowed. They
+never contain an address or a key, because those are secrets.
 
     MegaphoneError
-     ├── BadRequest            the request itself is wrong; repeating it cannot help
-     ├── Unauthenticated       the caller has not proved that it is one that may call
-     ├── PermissionDenied      understood, and not allowed
-     ├── ChannelNotFound       no such channel, or no longer
-     ├── AgentNotFound         no such agent on this node
-     ├── ReaderBusy            the channel has a reader already
-     ├── WrongMode             an agent is in a mode in which this cannot be done to it
-     ├── TooSlow               the client sent or took too little for too long
-     ├── PayloadTooLarge       more bytes, or more events, than the broker takes at once
-     ├── LimitExceeded         the broker is full; try again after a while
-     ├── WriteTimeout          the channel stayed full; the event was not taken
-     └── Unavailable           this node cannot serve the request now; another may
+     ├── BadRequest            the request itself is wrong; it would fail again
+     ├── Unauthenticated       the calling node has not proved that it has the secret
+     ├── PermissionDenied      the request is understood, but not allowed
+     ├── ChannelNotFound       the channel does not exist, or does not exist any more
+     ├── AgentNotFound         the agent is not on this node
+     ├── ReaderBusy            the channel already has a reader
+     ├── WrongMode             the mode of the agent does not allow this command
+     ├── TooSlow               the client sent or took too few bytes for too long
+     ├── PayloadTooLarge       the request has more bytes or events than one may have
+     ├── LimitExceeded         a limit of the node is reached; try again later
+     ├── WriteTimeout          the channel stayed full; the event was not accepted
+     └── Unavailable           this node cannot serve the request now; another node may
           ├── NoAgentAvailable
           ├── AgentMoved
           ├── ShuttingDown
@@ -28,14 +28,14 @@ from typing import ClassVar
 
 
 class MegaphoneError(Exception):
-    """An error that is told to the user as it is.
+    """An error whose code and message the user gets.
 
-    Anything else that is raised is a bug, and reaches users as `INTERNAL_SERVER_ERROR` only.
+    Any other exception is a bug. The user then gets only `INTERNAL_SERVER_ERROR`.
     """
 
     code: ClassVar[str]
     retry_after_s: float | None = None
-    """Seconds after which the same request may succeed; None where there is no saying."""
+    """Seconds after which the same request may succeed; None if that is not known."""
 
 
 class BadRequest(MegaphoneError):
@@ -93,12 +93,14 @@ class WriteTimeout(MegaphoneError):
     code = "TIMEOUT"
     retry_after_s = 1.0
 
-    def __init__(self, message: str = "the channel stayed full: the event was not taken") -> None:
+    def __init__(
+        self, message: str = "the channel stayed full: the event was not accepted"
+    ) -> None:
         super().__init__(message)
 
 
 class Unavailable(MegaphoneError):
-    """This node cannot serve the request now. Not raised itself."""
+    """This node cannot serve the request now. Only subclasses are raised."""
 
 
 class NoAgentAvailable(Unavailable):
@@ -110,7 +112,7 @@ class NoAgentAvailable(Unavailable):
 
 
 class AgentMoved(Unavailable):
-    """The agent was here and is on another node now, where a proxy finds it."""
+    """The agent has moved from this node to another one, where a proxy finds it."""
 
     code = "MOVED"
     retry_after_s = 1.0

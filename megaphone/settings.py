@@ -1,8 +1,9 @@
 """The settings of a node: names, defaults, units and what is allowed. No I/O.
 
-Every default lives here and nowhere else. `megaphone.config` reads them from a file and the
-environment, and checks them against the constraints written here; the description of a constraint
-is what a wrong value is answered with.
+This module states the default of every setting; None means that `megaphone.config` computes the
+default when the node starts. `megaphone.config` reads the settings from a file and the environment,
+and checks them against the constraints in this module. If a value is wrong, the error message
+contains the description of its constraint.
 """
 
 from collections.abc import Mapping
@@ -54,8 +55,8 @@ Origin = Annotated[
     ),
 ]
 PLAIN = r"[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2}"
-"""The characters that mean themselves everywhere in a URL. Any others must be escaped: an endpoint
-is called just as it is written."""
+"""The characters that need no escape anywhere in a URL. All others must be escaped, because the
+broker calls an endpoint exactly as it is written."""
 USER = rf"(({PLAIN}|:)*@)?"
 HOST = r"(\[[0-9A-Fa-f]*:[0-9A-Fa-f:.]+\]|[A-Za-z0-9][A-Za-z0-9._-]*)"
 PATH = rf"(/({PLAIN}|[:@/])*)?"
@@ -69,7 +70,7 @@ Url = Annotated[
 ]
 BASE64 = r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
 PLAIN_SECRET = r"(?!whsec_|…\Z)\S(.*\S)?"
-"""The dots are what `megaphone config show` prints in the place of a secret."""
+"""`megaphone config show` prints `…` instead of a secret, so `…` is not allowed as a secret."""
 Secret = Annotated[
     str,
     Meta(
@@ -100,105 +101,113 @@ SecondsOrZero = Annotated[float, seconds(0, DAY_S)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
-    """A service that is told of what happens here. Its endpoint and its secret are never logged."""
+    """A service to which this node reports what happens. Endpoint and secret are never logged."""
 
     hook: Annotated[Literal["on-channel-deleted"], Meta(description="on-channel-deleted")] = (
         "on-channel-deleted"
     )
-    """What it is told of: that channels have gone, expired or disposed of."""
+    """The kind of report: `on-channel-deleted` reports channels that have ended."""
     endpoint: Url = field(repr=False)
-    """Where it is told so, by POST."""
+    """The URL to which the node sends its reports, by POST."""
     secret: Secret | None = field(default=None, repr=False)
-    """What requests are signed with: the bytes of the text or, after `whsec_`, those that the
-    base64 stands for. Unless it is set they are not signed."""
+    """The key that signs requests: the bytes of the text or, after `whsec_`, the bytes that the
+    base64 stands for. Without it, requests are not signed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nodes:
-    """Which other nodes may feed this one, and which it feeds. The secrets are never logged."""
+    """The nodes with which this node may exchange agents. The secrets are never logged."""
 
     secret: NodeSecret | None = field(default=None, repr=False)
-    """What nodes prove to each other to have, the same on all of them. Unless it is set, only
-    processes of this machine may feed the node, and none if gRPC listens for others too."""
+    """A text that all nodes share, and that they prove to each other to have. Without it, the node
+    accepts agents only from processes on its own machine, and from nobody if other machines can
+    reach gRPC."""
     previous_secret: NodeSecret | None = field(default=None, repr=False)
-    """Another secret that is taken too, but not used to call others: while the secret changes."""
+    """A second secret that the node accepts but does not use to call others. Set it while you
+    change the secret."""
     open: bool = False
-    """Let everybody who reaches the node feed it, and let it feed nodes without a secret, as the
-    Rust broker (0.10) is one."""
+    """Accept agents from everybody who can reach the node, and replicate agents to nodes without a
+    proof. The Rust broker (0.10) needs this, because it has no secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything an operator can set. Nothing is required."""
+    """Everything that an operator can set. No setting is required."""
 
     address: EndpointText = "127.0.0.1:3000"
-    """Where HTTP is served, as host:port; port 0 takes a free one. 0.0.0.0 is for all of IPv4."""
+    """The host and port on which HTTP listens. Port 0 means any free port; 0.0.0.0 means all IPv4
+    addresses of the machine."""
     grpc_address: EndpointText = "127.0.0.1:3001"
-    """Where gRPC is served, as host:port; port 0 takes a free one. 0.0.0.0 is for all of IPv4."""
+    """The host and port on which gRPC listens, as for `address`."""
     mng_socket_path: Annotated[str, Meta(min_length=1, description="a path")] | None = None
-    """The Unix socket of the management API. Unless it is set: /run/megaphone.sock if this user may
-    write there, else one in the user's runtime directory or in that for temporary files."""
+    """The Unix socket of the admin API. Default: /run/megaphone.sock if this user may write there,
+    otherwise a socket in the user's runtime directory or in the directory for temporary files."""
     agent: Mapping[Name, AgentMode] = field(default_factory=dict)
-    """The virtual agents of this node and their modes. A file or a variable may also give just a
-    name, for one MASTER. Without any there is one, warm at once, with a new name at each start."""
+    """The virtual agents of this node and their modes. A file or a variable may also give only a
+    name, which means one MASTER. Default: one MASTER that is warm at once and gets a new name at
+    each start."""
     agent_warmup_secs: SecondsOrZero = 60.0
-    """How long a new agent waits before it takes channels, so that proxies learn of it."""
+    """How long a new agent waits before it takes channels, so that proxies can learn about it."""
     promote_replicas: bool = True
-    """Make a replica a MASTER when the node that feeds it says that its channels are complete."""
+    """Make a REPLICA a MASTER when its source says that it has sent everything."""
 
     nodes: Nodes = field(default_factory=Nodes)
-    """Which nodes may forward their agents to which."""
+    """The nodes with which this node may exchange agents."""
     drain_target: NodeUrl | None = None
-    """Where this node hands its agents over when it stops. Unless it is set, they go with it."""
+    """The node to which this node moves its agents when it stops. Without it, they end with this
+    node."""
     drain_timeout_secs: Seconds = 30.0
-    """How long a stopping node may take to forward what its channels hold."""
+    """How long a stopping node may take to move its agents."""
 
     poll_duration_millis: Milliseconds = 20_000
-    """How long a read stays open before it ends cleanly and the client comes back."""
+    """How long a read stays open before it ends cleanly and the client reads again."""
     channel_ttl_secs: Seconds = 60.0
-    """How long a channel lives after its last read has ended, or after it was made."""
+    """How long a channel lives after its last read has ended, or, if it was never read, after it
+    was created."""
     redelivery_window_secs: SecondsOrZero = 10.0
-    """How long ago an event was sent that a plain reader gets again after a broken read. With 0 it
-    gets only what was not wholly sent."""
+    """After a broken read, a plain reader gets again the events that it was sent within this time.
+    With 0 it gets again only events that were not completely sent."""
     write_timeout_millis: Milliseconds = 10_000
-    """How long a write to a full channel waits for room."""
+    """How long a write to a full channel waits for a free place."""
 
     buffer_capacity: Annotated[int, whole(1, MAX_CAPACITY)] = 100
-    """Events that a channel holds for its reader. One that comes from another node keeps the
-    capacity that it was made with."""
+    """How many places a channel has for events that are not delivered yet. A channel that comes
+    from another node keeps the capacity that it had there."""
     max_channels: Annotated[int, whole(1, 100_000_000)] = 100_000
-    """Channels that this node holds at once."""
+    """The largest number of channels on this node."""
     max_replicas: Annotated[int, whole(1, 100_000)] = 1_000
-    """Agents that other nodes may bring to this one, at once."""
+    """The largest number of agents that other nodes may have brought to this node."""
     max_waiting_writers: Annotated[int, whole(0, 1_000_000)] = 1_000
-    """Writers that wait for room in one channel at once; more are refused."""
+    """The largest number of writers that may wait for a place in one channel. The node refuses
+    further writers."""
     max_buffered_bytes: Annotated[int, whole(1_048_576, 1 << 50)] | None = None
-    """Memory that clients may make this node use: channels, events, writers that wait, bodies that
-    are being received, and what is under way to readers. Unless it is set: half of what the system
-    lets this process have."""
+    """How much memory clients may make this node use: for channels, events, waiting writers,
+    request bodies that are being received, and data on its way to readers. Default: half of the
+    memory that the system allows this process."""
     max_connections: Annotated[int, whole(1, 1_000_000)] | None = None
-    """Connections that HTTP and gRPC each have at once; more are refused. Unless it is set: half of
-    what descriptors (`ulimit -n`) and an eighth of the memory are enough for, at 16 KB each. It is
-    never more than there are descriptors for."""
+    """The largest number of open connections for HTTP, and the same number for gRPC. The node
+    refuses further connections. Default: half of the number for which the descriptors (`ulimit -n`)
+    and an eighth of the memory are enough, at 16 KB per connection. The number is never larger than
+    the descriptors allow."""
     max_body_bytes: Annotated[int, whole(1, 1_073_741_824)] = 1_048_576
-    """The largest request body, and so the largest event."""
+    """The size of the largest request body, and so of the largest event."""
     max_batch_events: Annotated[int, whole(1, 10_000_000)] = 100_000
-    """The most events one batch, or one message of `Publish`, may write. Those of a batch are its
-    channels times its messages."""
+    """The largest number of events that one batch, or one message of `Publish`, may write. A batch
+    writes as many events as its channels times its messages."""
     max_addresses: Annotated[int, whole(1, 10_000_000)] = 10_000
-    """The most addresses that one request may name, to write to or to ask about."""
+    """The largest number of addresses that one request may name."""
 
     webhooks: Mapping[Name, Webhook] = field(default_factory=dict)
-    """Services that are told when channels have gone, each under a name of its own."""
+    """Services to which the node reports channels that have ended, each under its own name."""
     cors_allow_origin: Origin | None = None
-    """The origin whose pages may read and acknowledge from a browser, or `*` for all. Unless it is
-    set, only pages of the broker's own origin (or that of a proxy before it) can."""
+    """The origin whose pages may read and acknowledge in a browser, or `*` for all origins. Without
+    it, only pages of the broker's own origin can, which is that of the proxy before it."""
     legacy_channel_id_writes: bool = False
-    """Let consumer addresses write too, as the broker before 0.11 did."""
+    """Allow writes to consumer addresses, as the Rust broker (0.10) does."""
     grpc_reflection: bool = True
-    """Answer gRPC server reflection, for grpcurl and the like."""
+    """Serve gRPC reflection, which tools such as grpcurl use."""
     log_format: Literal["auto", "text", "json"] = "auto"
-    """Lines for people, or JSON; `auto` is text on a terminal and JSON elsewhere."""
+    """Log lines for people (`text`) or in JSON; `auto` means text on a terminal, JSON elsewhere."""
 
     @property
     def http_endpoint(self) -> Endpoint:

@@ -180,12 +180,14 @@ def options(
             "--socket-path",
             "-p",
             metavar="SOCKET",
-            help="The management socket of the node; unless named, that of the configuration here.",
+            help="The admin socket of the node. Default: mng_socket_path of the configuration.",
         ),
     ] = None,
     output: Annotated[
         Output,
-        typer.Option("--output", "--out-format", "-o", help="JSON is that of the management API."),
+        typer.Option(
+            "--output", "--out-format", "-o", help="Print tables, or the JSON of the admin API."
+        ),
     ] = Output.PLAIN,
 ) -> None:
     """Look after the agents and channels of a node."""
@@ -202,13 +204,13 @@ def list_agents(context: typer.Context) -> None:
 
 @megactl_app.command()
 def add_agent(context: typer.Context, name: AgentName) -> None:
-    """Add a MASTER agent, which takes new channels once it is warm."""
+    """Add a MASTER agent. It takes new channels once it is warm."""
     node(context).command("POST", "/vagent/add", {"name": name})
 
 
 @megactl_app.command()
 def promote_agent(context: typer.Context, name: AgentName) -> None:
-    """Make a REPLICA a MASTER, or take a PIPED agent back that is forwarded to nobody now."""
+    """Make a REPLICA a MASTER, or take a PIPED agent back if none of its pipes is connected."""
     node(context).command("POST", "/vagent/promote", {"name": name})
 
 
@@ -219,11 +221,14 @@ def pipe_agent(
     target: Annotated[
         str,
         typer.Option(
-            "--target", "-t", metavar="URL", help="The gRPC of a node, as http://host:3001."
+            "--target",
+            "-t",
+            metavar="URL",
+            help="The gRPC address of a node, such as http://host:3001.",
         ),
     ],
 ) -> None:
-    """Forward an agent to another node; it takes no new channels here from now on."""
+    """Replicate an agent to another node. It takes no new channels here from now on."""
     node(context).command("POST", "/vagent/pipe", {"name": name, "target": target})
 
 
@@ -233,21 +238,24 @@ def drain(
     target: Annotated[
         str,
         typer.Option(
-            "--target", "-t", metavar="URL", help="The gRPC of a node, as http://host:3001."
+            "--target",
+            "-t",
+            metavar="URL",
+            help="The gRPC address of a node, such as http://host:3001.",
         ),
     ],
 ) -> None:
-    """Move every agent to another node while clients go on; ends when nothing is left to move."""
+    """Move every agent to another node while clients go on. Ends when nothing is left to move."""
     node(context).drain(target)
 
 
 @megactl_app.command()
 def list_channels(
     context: typer.Context,
-    skip: Annotated[int, typer.Option("--skip", "-s", min=0, help="How many to pass over.")] = 0,
+    skip: Annotated[int, typer.Option("--skip", "-s", min=0, help="How many to skip.")] = 0,
     limit: Annotated[int, typer.Option("--limit", "-l", min=0, help="How many to list.")] = 50,
     agent: Annotated[
-        str | None, typer.Option("--agent", "-a", metavar="NAME", help="Only those of an agent.")
+        str | None, typer.Option("--agent", "-a", metavar="NAME", help="List only its channels.")
     ] = None,
 ) -> None:
     """List channels, oldest first."""
@@ -267,7 +275,7 @@ def dispose_channel(
         typer.Option("--name", "-n", metavar="ADDRESS", help="The channel's consumer address."),
     ],
 ) -> None:
-    """End a channel now; what nobody has read is lost."""
+    """Remove a channel now. Events that nobody has read are lost."""
     node(context).command("DELETE", f"/channel/{quote(name, safe='')}")
 
 

@@ -24,7 +24,11 @@ HIDDEN = "…"
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Read this file, not the one that is here."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Read this file instead of the one in the working directory.",
+    ),
 ]
 
 
@@ -39,7 +43,7 @@ def load_or_exit(file: Path | None) -> Config:
 
 @config_app.command()
 def check(config: ConfigOption = None) -> None:
-    """Say whether the broker would start with the configuration that it finds here."""
+    """Check whether the broker would start with this configuration."""
     sources = load_or_exit(config).sources
     counts = Counter(kind_of(sources[key]) for key in KEYS)
     found = [f"{count} from {kind}" for kind, count in counts.items()]
@@ -51,10 +55,10 @@ def show(
     config: ConfigOption = None,
     secrets: Annotated[bool, typer.Option("--secrets", help="Print secrets too.")] = False,
 ) -> None:
-    """Print every setting and where it comes from, in the form of a megaphone.toml.
+    """Print every setting and its source, as a megaphone.toml.
 
-    What is secret stands there as a comment only: the secrets of nodes and webhooks, and the
-    endpoint of a webhook if that has a user part or a query.
+    Secrets appear only as comments: the secrets of nodes and webhooks, and the endpoint of a
+    webhook if it has a user part or a query.
     """
     loaded = load_or_exit(config)
     for setting in fields(Settings):

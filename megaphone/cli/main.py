@@ -23,7 +23,11 @@ app.add_typer(megactl_app, name="ctl")
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", metavar="FILE", help="Read this file, not the one that is here."),
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Read this file instead of the one in the working directory.",
+    ),
 ]
 
 

@@ -28,12 +28,12 @@ def reachable(endpoint: Endpoint) -> Endpoint:
     return replace(endpoint, host=LOOPBACK_OF_ANY.get(endpoint.host, endpoint.host))
 
 
-def who_may_feed(settings: Settings) -> str:
+def accepted_sources(settings: Settings) -> str:
     """Describe which other nodes may replicate their agents to this one, for the log."""
     if settings.nodes.open:
-        return "everybody who reaches it"
+        return "everybody who can reach it"
     if settings.nodes.secret is not None:
-        return "nodes that have its secret"
+        return "nodes that have the same secret"
     if is_loopback(settings.grpc_endpoint):
         return "processes of this machine"
     return "nobody: `nodes.secret` is not set"
@@ -51,8 +51,8 @@ def warnings(settings: Settings) -> list[str]:
         )
     if settings.nodes.open and "gRPC" in public:
         lines.append(
-            "`nodes.open` is set: everybody who reaches gRPC can feed this node, and so take over"
-            " agents; set `nodes.secret` instead"
+            "`nodes.open` is set: everybody who can reach gRPC can replicate agents to this node"
+            " and so take them over; set `nodes.secret` instead"
         )
     if settings.drain_target is not None and settings.nodes == Nodes() and "gRPC" in public:
         lines.append(

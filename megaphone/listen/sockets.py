@@ -59,7 +59,7 @@ def owner_only(path: str) -> Iterator[None]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"the management socket {path}: {error.strerror or error};"
+            f"the admin socket {path}: {error.strerror or error};"
             " set mng_socket_path to another path",
         ) from None
 

@@ -145,7 +145,7 @@ class LineHandler(logging.Handler):
 
 def dropped(count: int) -> logging.LogRecord:
     """Return a record which says that lines are missing."""
-    message = "%d log lines are missing here: nobody took them in time"
+    message = "%d log lines are missing here, because nobody read the log"
     return log.makeRecord(log.name, logging.WARNING, __file__, 0, message, (count,), None)
 
 
@@ -207,7 +207,7 @@ def log_what_python_would_print() -> None:
 
     def unraisable(what: "sys.UnraisableHookArgs") -> None:
         if what.exc_value is not None:
-            log.error("an error could not be raised", exc_info=what.exc_value)
+            log.error("an error was raised where nothing can catch it", exc_info=what.exc_value)
 
     def ended_thread(what: threading.ExceptHookArgs) -> None:
         if what.exc_value is not None:

@@ -54,7 +54,7 @@ class ConnectionCounts(Protocol):
 
     @property
     def refused(self) -> int:
-        """HTTP connections that were more than there may be."""
+        """HTTP connections refused because `max_connections` was reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,48 +175,72 @@ class Metrics:
 
     def _counters(self) -> Iterator[str]:
         for name, value, meaning in (
-            ("channel_created", self.channels_created, "Channels made."),
-            ("channel_fed", self.channels_fed, "Channels that came from other nodes."),
-            ("channel_forgotten", self.channels_forgotten, "Channels left to other nodes."),
-            ("channel_disposed", self.channels_disposed, "Channels expired or disposed of."),
-            ("messages_received", self.messages_received, "Events taken from writers."),
-            ("messages_read", self.messages_read, "Events handed to readers, each counted once."),
-            ("messages_redelivered", self.messages_redelivered, "Events handed to readers again."),
-            ("messages_unroutable", self.messages_unroutable, "Events for unknown channels."),
+            ("channel_created", self.channels_created, "Channels created."),
+            ("channel_fed", self.channels_fed, "Channels received from other nodes."),
+            ("channel_forgotten", self.channels_forgotten, "Channels released to other nodes."),
+            (
+                "channel_disposed",
+                self.channels_disposed,
+                "Channels that expired or were disposed of.",
+            ),
+            ("messages_received", self.messages_received, "Events accepted from writers."),
+            ("messages_read", self.messages_read, "Events sent to readers, each counted once."),
+            ("messages_redelivered", self.messages_redelivered, "Events sent to readers again."),
+            (
+                "messages_unroutable",
+                self.messages_unroutable,
+                "Events written to unknown channels.",
+            ),
             (
                 "messages_lost",
                 self.messages_lost,
-                "Events that went unread, or could not be taken.",
+                "Events that no reader was sent, or that were refused.",
             ),
-            ("messages_fed", self.messages_fed, "Events taken from other nodes."),
-            ("messages_forwarded", self.messages_forwarded, "Events handed to other nodes."),
-            ("webhooks_sent", self._webhooks.sent, "Requests to webhooks that were taken."),
-            ("webhooks_failed", self._webhooks.failed, "Tries of such requests that failed."),
-            ("webhooks_lost", self._webhooks.lost, "Channels gone that a hook was not told of."),
+            ("messages_fed", self.messages_fed, "Events received from other nodes."),
+            ("messages_forwarded", self.messages_forwarded, "Events sent to other nodes."),
+            ("webhooks_sent", self._webhooks.sent, "Webhook requests that were accepted."),
+            (
+                "webhooks_failed",
+                self._webhooks.failed,
+                "Attempts to send a webhook request that failed.",
+            ),
+            (
+                "webhooks_lost",
+                self._webhooks.lost,
+                "Ended channels that were not reported to a webhook.",
+            ),
             (
                 "connections_refused",
                 self._connections.refused,
-                "HTTP connections that were more than there may be.",
+                "HTTP connections refused at the limit.",
             ),
-            ("log_lines_dropped", self._logs.dropped, "Log lines that nobody took in time."),
+            (
+                "log_lines_dropped",
+                self._logs.dropped,
+                "Log lines dropped because nobody read the log.",
+            ),
         ):
             yield from family(name, "counter", meaning)
             yield f"megaphone_{name} {value}"
 
     def _gauges(self) -> Iterator[str]:
         for name, value, meaning in (
-            ("channels", self.channels_alive, "Channels alive."),
+            ("channels", self.channels_alive, "Channels on this node."),
             ("connections", self._connections.open, "HTTP connections open."),
             ("reads_open", self.reads_open, "Reads open."),
-            ("writers_waiting", self.writers_waiting, "Writers that wait for room."),
-            ("buffered_bytes", self._budget.used, "Memory that clients make this node use."),
-            ("buffered_bytes_limit", self._budget.limit, "The most that they may."),
+            ("writers_waiting", self.writers_waiting, "Writers that wait for a place."),
+            ("buffered_bytes", self._budget.used, "Bytes of memory used for clients."),
+            (
+                "buffered_bytes_limit",
+                self._budget.limit,
+                "The largest number of bytes for clients.",
+            ),
         ):
             yield from family(name, "gauge", meaning)
             yield f"megaphone_{name} {value}"
 
     def _duration_histogram(self) -> Iterator[str]:
-        yield from family("channel_duration", "histogram", "How long channels lived, in seconds.")
+        yield from family("channel_duration", "histogram", "Lifetime of channels in seconds.")
         cumulated = list(accumulate(self._durations))
         for bound, count in zip((*DURATION_BUCKETS_S, "+Inf"), cumulated, strict=True):
             yield f'megaphone_channel_duration_bucket{{le="{bound}"}} {count}'

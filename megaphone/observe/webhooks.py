@@ -198,14 +198,17 @@ class Hook:
         self.lost += len(self._waiting)
         self._waiting.clear()
         if self.lost:
-            self._log("stopped; %d channels in all were not told", self.lost)
+            self._log("stopped; %d channels in total were not reported", self.lost)
 
     def _overflow(self) -> None:
         """Lose a channel. Logged once, until the queue was empty again."""
         self.lost += 1
         if not self._overflows:
             self._overflows = True
-            self._log("%d channels wait to be told; further ones are lost", self._limits.capacity)
+            self._log(
+                "%d channels wait to be reported; further channels will not be reported",
+                self._limits.capacity,
+            )
 
     async def _pause(self, length_s: float) -> None:
         """Wait for a time, or until `stop`."""
@@ -244,7 +247,9 @@ class Hook:
             # Random, lest all nodes that an endpoint failed at once come back at once.
             pause_s = least_pause_s * random.uniform(1.0, 1.5)
             if loop_time() + pause_s > give_up_at:
-                self._log("gave up a request (%s): %d channels are lost", reason, len(addresses))
+                self._log(
+                    "gave up a request (%s): %d channels are not reported", reason, len(addresses)
+                )
                 return False
             await self._pause(pause_s)
             least_pause_s = min(2 * least_pause_s, self._limits.longest_retry_s)
@@ -266,14 +271,14 @@ class Hook:
         self.sent += 1
         if self._last_reason is not None:
             self._last_reason = None
-            self._log("requests are taken again", level=logging.INFO)
+            self._log("requests are accepted again", level=logging.INFO)
 
     def _failed(self, reason: str) -> None:
         """Count a failure. Logged once, until a request is taken or fails otherwise."""
         self.failed += 1
         if reason != self._last_reason:
             self._last_reason = reason
-            self._log("a request was not taken (%s)", reason)
+            self._log("a request was not accepted (%s)", reason)
 
     def _log(self, what: str, *values: object, level: int = logging.WARNING) -> None:
         log.log(level, f"webhook %s: {what}", self._name, *values)

@@ -49,12 +49,12 @@ class NodeInterceptor(grpc.aio.ServerInterceptor):
         return answering(handler, answer)
 
     def _report(self, error: MegaphoneError) -> None:
-        """Log that calls were refused, in one line for all of a minute."""
+        """Log the number of refused calls, at most once a minute."""
         self._refused += 1
         if time.monotonic() < self._report_from:
             return
         self._report_from = time.monotonic() + REPORT_S
-        log.warning("calls of other nodes were refused: %d, the last: %s", self._refused, error)
+        log.warning("refused calls of other nodes: %d; the last error: %s", self._refused, error)
         self._refused = 0
 
 

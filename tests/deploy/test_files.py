@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from megaphone.config import load
-from megaphone.listen.exposure import who_may_feed
+from megaphone.listen.exposure import accepted_sources
 from tests.support.process import BrokerProcess, broker_process
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ def test_the_settings_are_settings_of_the_broker(
     settings = load(tmp_path, environment).settings
     assert settings.drain_target == "http://megaphone:3001"
     assert (settings.address, settings.grpc_address) == ("0.0.0.0:3000", "0.0.0.0:3001")
-    assert who_may_feed(settings) == "nodes that have its secret"
+    assert accepted_sources(settings) == "nodes that have the same secret"
 
 
 def test_no_secret_is_in_the_files_and_none_is_made_up() -> None:

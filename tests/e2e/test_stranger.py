@@ -47,14 +47,14 @@ def says_it_has_blue(broker: BrokerProcess) -> bool:
     ("settings", "feeders"),
     [
         ({"grpc_address": EVERYWHERE}, "nobody: `nodes.secret` is not set"),
-        ({"grpc_address": EVERYWHERE, "nodes.secret": SECRET}, "nodes that have its secret"),
-        ({"nodes.secret": SECRET}, "nodes that have its secret"),
+        ({"grpc_address": EVERYWHERE, "nodes.secret": SECRET}, "nodes that have the same secret"),
+        ({"nodes.secret": SECRET}, "nodes that have the same secret"),
     ],
     ids=["everywhere", "everywhere with a secret", "loopback with a secret"],
 )
 def test_a_stranger_is_refused(tmp_path: Path, settings: dict[str, str], feeders: str) -> None:
     with broker_process(tmp_path, **settings) as broker:
-        assert f"it may be fed by {feeders}" in broker.start_line
+        assert f"it accepts agents from {feeders}" in broker.start_line
         assert SECRET not in broker.start_line
         assert takes_over(broker) is grpc.StatusCode.UNAUTHENTICATED
         assert not says_it_has_blue(broker)
@@ -63,11 +63,11 @@ def test_a_stranger_is_refused(tmp_path: Path, settings: dict[str, str], feeders
 def test_an_open_node_takes_anybody_and_warns_of_it(tmp_path: Path) -> None:
     open_to_all = {"nodes.open": "true"}
     with broker_process(tmp_path, grpc_address=EVERYWHERE, **open_to_all) as broker:
-        assert "it may be fed by everybody who reaches it" in broker.start_line
+        assert "it accepts agents from everybody who can reach it" in broker.start_line
         assert broker.process.stderr is not None
         warnings = [broker.process.stderr.readline() for _ in range(2)]
         assert "other machines can reach gRPC" in warnings[0]
-        assert "`nodes.open` is set: everybody who reaches gRPC can feed" in warnings[1]
+        assert "`nodes.open` is set: everybody who can reach gRPC can replicate" in warnings[1]
         assert takes_over(broker) is grpc.StatusCode.OK
         assert says_it_has_blue(broker)
 
@@ -76,7 +76,7 @@ def test_a_node_says_where_it_listens(tmp_path: Path) -> None:
     with broker_process(tmp_path) as broker:
         assert (
             f"serves HTTP on 127.0.0.1:{broker.http_port} and gRPC on {broker.grpc_target};"
-            " it may be fed by processes of this machine" in broker.start_line
+            " it accepts agents from processes of this machine" in broker.start_line
         )
     with broker_process(tmp_path, grpc_address=EVERYWHERE) as broker:
         assert f"gRPC on 0.0.0.0:{broker.grpc_port};" in broker.start_line

@@ -158,7 +158,7 @@ async def test_a_receiver_that_was_away_is_told_when_it_is_back(
         assert len(set(receiver.ids)) == 1
         assert await counts(broker) == {"sent": 1, "failed": 2, "lost": 0}
         log = await stopped(broker)
-    assert "webhook audit: a request was not taken (status 503)" in log
+    assert "webhook audit: a request was not accepted (status 503)" in log
     for unspoken in (address, receiver.secret, receiver.url):
         assert unspoken not in log
 
@@ -183,7 +183,7 @@ async def test_a_receiver_that_refuses_does_not_hold_up_the_stop_and_the_loss_is
         log = await stopped(broker)
     assert time.monotonic() - started < 3
     assert receiver.told == []
-    assert "webhook audit: stopped; 3 channels in all were not told" in log
+    assert "webhook audit: stopped; 3 channels in total were not reported" in log
 
 
 async def test_what_the_broker_did_not_sign_is_not_genuine(receiver: Receiver) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaphone.listen.exposure import is_loopback, reachable, warnings, who_may_feed
+from megaphone.listen.exposure import accepted_sources, is_loopback, reachable, warnings
 from megaphone.model import Endpoint
 from megaphone.settings import Nodes, Settings
 
@@ -37,15 +37,15 @@ def test_what_others_may_reach(endpoint: str) -> None:
     ("endpoint", "nodes", "feeders"),
     [
         ("127.0.0.1:3001", Nodes(), "processes of this machine"),
-        ("127.0.0.1:3001", Nodes(secret=SECRET), "nodes that have its secret"),
-        ("127.0.0.1:3001", Nodes(open=True), "everybody who reaches it"),
+        ("127.0.0.1:3001", Nodes(secret=SECRET), "nodes that have the same secret"),
+        ("127.0.0.1:3001", Nodes(open=True), "everybody who can reach it"),
         ("0.0.0.0:3001", Nodes(), "nobody: `nodes.secret` is not set"),
-        ("0.0.0.0:3001", Nodes(secret=SECRET), "nodes that have its secret"),
-        ("0.0.0.0:3001", Nodes(secret=SECRET, open=True), "everybody who reaches it"),
+        ("0.0.0.0:3001", Nodes(secret=SECRET), "nodes that have the same secret"),
+        ("0.0.0.0:3001", Nodes(secret=SECRET, open=True), "everybody who can reach it"),
     ],
 )
-def test_who_may_feed_a_node_is_said(endpoint: str, nodes: Nodes, feeders: str) -> None:
-    assert who_may_feed(Settings(grpc_address=endpoint, nodes=nodes)) == feeders
+def test_the_sources_that_a_node_accepts(endpoint: str, nodes: Nodes, feeders: str) -> None:
+    assert accepted_sources(Settings(grpc_address=endpoint, nodes=nodes)) == feeders
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_records_are_lines_and_so_is_the_number_of_those_that_are_missing(pipe: 
     for number in range(20_000):
         handler.emit(record("number %d", number))
     assert handler.writer.dropped > 0
-    received = pipe.read_until(lambda received: received.endswith(b'in time"}\n'))
+    received = pipe.read_until(lambda received: received.endswith(b'read the log"}\n'))
     handler.writer.close()
     messages = [json.loads(line)["message"] for line in received.splitlines()]
     taken = 20_000 - handler.writer.dropped

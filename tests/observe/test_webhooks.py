@@ -386,7 +386,7 @@ async def test_an_endpoint_that_cannot_be_reached_is_tried_again(
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.failed == 3)
     assert (webhooks.sent, webhooks.lost) == (0, 1)
-    (line,) = lines_of(caplog, "not taken")
+    (line,) = lines_of(caplog, "not accepted")
     assert "Connection refused" in line
 
 
@@ -483,7 +483,7 @@ async def test_what_is_beyond_the_bound_is_counted_as_lost_and_logged_once(
         assert webhooks.lost == 50
         await until(lambda: webhooks.sent == 5)
     assert endpoint.told == addresses(110)
-    (line,) = lines_of(caplog, "further ones")
+    (line,) = lines_of(caplog, "further channels")
     assert "100 channels" in line
 
 
@@ -496,10 +496,10 @@ async def test_being_full_is_logged_again_only_after_nothing_waited(
         await until(lambda: webhooks.sent >= 1)
         remove(webhooks, addresses(11))
         assert webhooks.lost > 2
-        assert len(lines_of(caplog, "further ones")) == 1
+        assert len(lines_of(caplog, "further channels")) == 1
         await until(lambda: webhooks.sent + webhooks.lost == 22)
         remove(webhooks, addresses(11))
-        assert len(lines_of(caplog, "further ones")) == 2
+        assert len(lines_of(caplog, "further channels")) == 2
 
 
 def test_before_the_start_channels_wait_within_the_bound() -> None:
@@ -666,7 +666,7 @@ async def test_an_answer_that_is_not_http_is_a_failure_that_may_pass(
         async with Webhooks({"audit": hook}, limits=FAST) as webhooks:
             remove(webhooks, addresses(1))
             await until(lambda: webhooks.failed > 2)
-    (line,) = lines_of(caplog, "not taken")
+    (line,) = lines_of(caplog, "not accepted")
     assert line.endswith("(ClientResponseError)")
 
 
