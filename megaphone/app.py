@@ -16,6 +16,7 @@ from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
+from megaphone.core.ports import OnRemoved
 from megaphone.listen.exposure import accepted_sources, is_loopback, warnings
 from megaphone.listen.sockets import grpc_path, listen_tcp, listen_unix, unlink_unix
 from megaphone.observe.metrics import LogCounts, Metrics
@@ -84,13 +85,31 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         write_timeout_s=settings.write_timeout_millis / 1000,
         budget=budget,
         observer=metrics,
-        on_removed=webhooks.channel_removed,
-        owns=agents.is_owned,
+        on_removed=removals(agents, metrics, webhooks),
     )
     broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
-    incoming = IncomingPipes(store=store, agents=agents, settings=settings, observer=metrics)
-    pipes = OutgoingPipes(agents=agents, store=store, observer=metrics, nodes=settings.nodes)
-    drains = Drains(agents=agents, broker=broker, store=store, incoming=incoming, pipes=pipes)
+    incoming = IncomingPipes(
+        store=store,
+        replication=store.replication,
+        agents=agents,
+        settings=settings,
+        observer=metrics,
+    )
+    pipes = OutgoingPipes(
+        agents=agents,
+        store=store,
+        replication=store.replication,
+        observer=metrics,
+        nodes=settings.nodes,
+    )
+    drains = Drains(
+        agents=agents,
+        broker=broker,
+        store=store,
+        replication=store.replication,
+        incoming=incoming,
+        pipes=pipes,
+    )
     admin = Admin(store=store, agents=agents, pipes=pipes, drains=drains)
     http = HttpServer(
         [*ChannelApi(broker).routes(), *ProbeApi(broker, metrics).routes()],
@@ -176,6 +195,18 @@ def connections_of_each_face(settings: Settings) -> int:
     if wanted > most:
         log.warning("max_connections is %d, not %d: there are too few descriptors", most, wanted)
     return min(most, wanted)
+
+
+def removals(agents: Agents, metrics: Metrics, webhooks: Webhooks) -> OnRemoved:
+    """Return what counts the channels that go, and tells webhooks of them."""
+
+    def removed(consumer_address: str, age_s: float, lost: int) -> None:
+        # The events of a copy are not lost: the node that forwards it has them, and counts them.
+        is_owned = agents.is_owned(consumer_address.partition(".")[0])
+        metrics.channel_removed(age_s, lost if is_owned else 0)
+        webhooks.channel_removed(consumer_address)
+
+    return removed
 
 
 def agents_of(settings: Settings) -> Agents:

@@ -276,6 +276,22 @@ class EventsForgotten:
 ChannelChange = ChannelAdded | ChannelEnded | EventAdded | KeyAdded | ProgressMade | EventsForgotten
 """What another node must be told to have the same channels."""
 
+HistoryChange = EventAdded | KeyAdded | ProgressMade | EventsForgotten
+"""A change within a channel that is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelState:
+    """How a channel is used on this node."""
+
+    is_read: bool
+    is_in_use: bool
+    """Whether it is read, or was until less than its time to live ago, kept alive or not."""
+    is_copy: bool
+    """Whether nobody has read it, or written to it, here."""
+    cursor: str | None
+    """The event after which the next read starts, or START; None if no reader has come here."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChannelLimits:

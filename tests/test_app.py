@@ -7,7 +7,11 @@ import grpc
 import pytest
 
 from megaphone import app as composition
-from megaphone.app import LATEST_S, QUIET_S, quiet, running
+from megaphone.app import LATEST_S, QUIET_S, quiet, removals, running
+from megaphone.core.agents import Agents
+from megaphone.model import AgentMode
+from megaphone.observe.metrics import Metrics
+from megaphone.observe.webhooks import Webhooks
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.raw_http import Connection, Node, receive_head, request_of
@@ -60,3 +64,14 @@ async def test_calls_on_their_way_to_a_node_that_stops_are_answered(patient: Non
             await node.aclose()
             details = [await call.details() for call in calls]
     assert set(details) <= {"", "this node is shutting down"}
+
+
+@pytest.mark.parametrize(("mode", "lost"), [(AgentMode.MASTER, 3), (AgentMode.REPLICA, 0)])
+async def test_what_is_lost_with_a_copy_counts_at_its_source_only(
+    mode: AgentMode, lost: int
+) -> None:
+    agents = Agents(0)
+    agents.add("agent", mode, 0)
+    metrics = Metrics()
+    removals(agents, metrics, Webhooks({}))("agent.secret.1", 2.0, 3)
+    assert (metrics.messages_lost, metrics.channels_disposed) == (lost, 1)

@@ -11,8 +11,8 @@ from contextlib import suppress
 from itertools import islice
 
 from megaphone.cluster.peer import Connection
+from megaphone.cluster.ports import Replicable
 from megaphone.core.addresses import ConsumerAddress
-from megaphone.core.ports import Store
 from megaphone.errors import ChannelNotFound, MegaphoneError
 
 log = logging.getLogger(__name__)
@@ -24,13 +24,15 @@ BLOCKED_CHECK_S = 0.1
 ASKED_AT_ONCE = 1000
 
 
-async def unread_anywhere(store: Store, agent: str, targets: Sequence[Connection]) -> list[bytes]:
+async def unread_anywhere(
+    replication: Replicable, agent: str, targets: Sequence[Connection]
+) -> list[bytes]:
     """Return the channels of an agent that are overdue here and in use at none of its targets.
 
     Where a target does not answer, they stay for another life.
     """
     unread: list[bytes] = []
-    for addresses in batches(store.pop_overdue(agent)):
+    while addresses := await replication.expired_but_kept(agent, ASKED_AT_ONCE):
         try:
             answers = await asyncio.gather(*(target.in_use(addresses) for target in targets))
         except MegaphoneError as error:
@@ -41,12 +43,12 @@ async def unread_anywhere(store: Store, agent: str, targets: Sequence[Connection
     return unread
 
 
-async def make_room(store: Store, agent: str, targets: Sequence[Connection]) -> None:
+async def make_room(replication: Replicable, agent: str, targets: Sequence[Connection]) -> None:
     """Count what readers got at the targets of an agent as delivered, where writers wait for room.
 
     A target that does not answer is passed over.
     """
-    for addresses in batches(await store.blocked(agent)):
+    for addresses in batches(await replication.blocked(agent)):
         for answer in await asyncio.gather(
             *(target.positions(addresses) for target in targets), return_exceptions=True
         ):
@@ -57,7 +59,9 @@ async def make_room(store: Store, agent: str, targets: Sequence[Connection]) -> 
             for address, event_id in answer.items():
                 if address in addresses:
                     with suppress(ChannelNotFound):
-                        await store.advance(ConsumerAddress.parse(address).channel_id, event_id)
+                        await replication.advance(
+                            ConsumerAddress.parse(address).channel_id, event_id
+                        )
 
 
 def batches(addresses: Sequence[str]) -> Iterator[list[str]]:

@@ -8,25 +8,33 @@ source sends, it cannot touch a channel that is not its agent's, nor make one an
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack, suppress
+from typing import NamedTuple
 
+from megaphone.cluster.ports import Replicable
 from megaphone.cluster.replicas import Replicas
 from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer_shaped
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.content import accepted_body, checked_id, checked_key, checked_stream_id
-from megaphone.core.pace import ADDRESS_WORK, Pace
+from megaphone.core.pace import ADDRESS_WORK, Pace, free_in_slices
 from megaphone.core.ports import Observer, Store
-from megaphone.errors import BadRequest, LimitExceeded, MegaphoneError, ShuttingDown
+from megaphone.errors import (
+    BadRequest,
+    ChannelNotFound,
+    LimitExceeded,
+    MegaphoneError,
+    ShuttingDown,
+)
 from megaphone.model import (
     AgentMode,
     ChannelAdded,
     ChannelChange,
     ChannelEnded,
-    Event,
+    ChannelState,
     EventAdded,
     EventsForgotten,
+    HistoryChange,
     KeyAdded,
-    KeyOf,
-    Progress,
     ProgressMade,
 )
 from megaphone.settings import MAX_CAPACITY, Settings
@@ -46,13 +54,30 @@ Numbers = dict[bytes, int]
 """By channel id: the number of the last event that a source sent."""
 
 
+class Usage(NamedTuple):
+    """What a source asks about channels that are here too."""
+
+    in_use: list[str]
+    """The consumer addresses of those that are read here, or were lately."""
+    cursors: dict[str, str]
+    """By consumer address, for channels that readers have come to here: the event after which the
+    next read starts, or START."""
+
+
 class IncomingPipes:
     """The pipes that other nodes have to this one."""
 
     def __init__(
-        self, *, store: Store, agents: Agents, settings: Settings, observer: Observer
+        self,
+        *,
+        store: Store,
+        replication: Replicable,
+        agents: Agents,
+        settings: Settings,
+        observer: Observer,
     ) -> None:
         self.store = store
+        self.replication = replication
         self.agents = agents
         self.settings = settings
         self.observer = observer
@@ -119,33 +144,21 @@ class IncomingPipes:
         self.agents.promote(agent.name, asyncio.get_running_loop().time())
         log.info("agent %s is MASTER here now: its feed is complete", agent.name)
 
-    async def in_use(self, addresses: Sequence[str]) -> list[str]:
-        """Return those of some consumer addresses whose channels are read here, or were lately.
+    async def usage(self, addresses: Sequence[str]) -> Usage:
+        """Return how the channels of some consumer addresses are used here.
 
         Raises: BadRequest, for what is no consumer address.
         """
-        in_use = []
+        usage = Usage([], {})
         pace = Pace()
         for address in dict.fromkeys(addresses):
-            if await self.store.is_in_use(ConsumerAddress.parse(address).channel_id):
-                in_use.append(address)
+            state = await self.replication.state(ConsumerAddress.parse(address).channel_id)
+            if state is not None and state.is_in_use:
+                usage.in_use.append(address)
+            if state is not None and state.cursor is not None:
+                usage.cursors[address] = state.cursor
             await pace.work(ADDRESS_WORK)
-        return in_use
-
-    async def positions(self, addresses: Sequence[str]) -> dict[str, str]:
-        """Return how far those of some channels were read that were read here, by their consumer
-        addresses: the event after which the next read starts, or START.
-
-        Raises: BadRequest, for what is no consumer address.
-        """
-        positions: dict[str, str] = {}
-        pace = Pace()
-        for address in dict.fromkeys(addresses):
-            event_id = await self.store.read_here(ConsumerAddress.parse(address).channel_id)
-            if event_id:
-                positions[address] = event_id
-            await pace.work(ADDRESS_WORK)
-        return positions
+        return usage
 
     async def aclose(self) -> None:
         """Remove no more agents that nobody needs."""
@@ -153,7 +166,8 @@ class IncomingPipes:
 
     def forget(self, agent: str) -> None:
         """Let go of what is known of the sources of an agent."""
-        self._numbers.pop(agent, None)
+        for numbers in self._numbers.pop(agent, {}).values():
+            free_in_slices(numbers)
         self._pipes = {key: pipe for key, pipe in self._pipes.items() if key[0] != agent}
 
 
@@ -165,13 +179,15 @@ class IncomingPipe:
     ) -> None:
         self._pipes = pipes
         self._store = pipes.store
+        self._replication = pipes.replication
         self._agent = agent
         self._source_id = source_id
         self._numbers = numbers
         self._is_open = True
         self._refused = 0
         agent.feeds += 1
-        self._store.hold(agent.name)
+        self._keeping_alive = ExitStack()
+        self._keeping_alive.enter_context(self._replication.keep_alive(agent.name))
 
     async def apply(self, change: ChannelChange) -> None:
         """Let a change take effect here. Without effect where this node knows better.
@@ -189,14 +205,18 @@ class IncomingPipe:
                 await self._add(self._own(address), capacity)
             case ChannelEnded(address):
                 await self._end(self._own(address).channel_id)
-            case EventAdded(address, event, number, key):
-                await self._push(self._channel_of(address), event, number, key)
+            case EventAdded(address):
+                await self._add_event(self._channel_of(address), change)
             case KeyAdded(address, event_id, key):
-                await self._learn(self._own(address).channel_id, event_id, key)
+                checked_id("event id", event_id)
+                checked_key(key.request_id)
+                await self._apply(self._own(address).channel_id, change)
             case ProgressMade(address, progress):
-                await self._follow(self._own(address).channel_id, progress)
-            case EventsForgotten(address, event_id, number):
-                await self._skip(self._own(address).channel_id, event_id, number)
+                checked_id("event id", progress.position)
+                checked_id("event id", progress.sent)
+                await self._apply(self._own(address).channel_id, change)
+            case EventsForgotten(address):
+                await self._skip(self._own(address).channel_id, change)
 
     def end(self) -> None:
         """Take the channels as complete, and promote the agent if that is configured.
@@ -216,7 +236,7 @@ class IncomingPipe:
         if self._is_open:
             self._is_open = False
             self._agent.feeds -= 1
-            self._store.unhold(self._agent.name)
+            self._keeping_alive.close()
             self._pipes.closed(self._agent.name, self._source_id, self)
             log.info("agent %s: the feed by another node is over", self._agent.name)
             if self._refused > 1:
@@ -227,10 +247,11 @@ class IncomingPipe:
     # -- Changes
 
     async def _add(self, address: ConsumerAddress, capacity: int) -> None:
-        if await self._store.exists(address.channel_id):
-            if not await self._is_outdated(address.channel_id):
+        state = await self._replication.state(address.channel_id)
+        if state is not None:
+            if not self._is_outdated(address.channel_id, state):
                 return
-            await self._store.forget(address.channel_id)
+            await self._release(address.channel_id)
         if capacity > MAX_CAPACITY:
             raise BadRequest(f"a channel holds at most {MAX_CAPACITY} events, not {capacity}")
         if not capacity:
@@ -238,31 +259,36 @@ class IncomingPipe:
         await self._store.create(address.channel_id, str(address), capacity)
         self._pipes.observer.channel_fed()
 
-    async def _is_outdated(self, channel_id: bytes) -> bool:
+    def _is_outdated(self, channel_id: bytes, state: ChannelState) -> bool:
         """Whether a channel is a copy that another source left behind.
 
         It may lack events that this one still has, which would come after later ones.
         """
         is_from_here = channel_id in self._numbers
         is_alone = self._agent.feeds == 1
-        return is_alone and not is_from_here and await self._store.is_copy(channel_id)
+        return is_alone and not is_from_here and state.is_copy
 
     async def _end(self, channel_id: bytes) -> None:
-        if await self._store.is_read(channel_id):
-            await self._store.exempt(channel_id)
-        elif await self._store.exists(channel_id):
-            await self._store.forget(channel_id)
+        state = await self._replication.state(channel_id)
+        with suppress(ChannelNotFound):
+            if state is not None and state.is_read:
+                await self._replication.allow_expiry(channel_id)
+            elif state is not None:
+                await self._release(channel_id)
 
-    async def _push(self, channel_id: bytes, event: Event, number: int, key: KeyOf | None) -> None:
-        if number and number <= self._numbers.get(channel_id, 0):
+    async def _release(self, channel_id: bytes) -> None:
+        await self._replication.release(channel_id)
+        self._pipes.observer.channel_forgotten()
+
+    async def _add_event(self, channel_id: bytes, change: EventAdded) -> None:
+        if change.number and change.number <= self._numbers.get(channel_id, 0):
             return
         try:
-            await self._store.push(
-                channel_id,
-                await self._checked(event),
-                self._checked_key(key),
-                is_followed=number > 0,  # such a source says how far channels are read, too
-            )
+            await self._check(change)
+            lost = await self._replication.apply(channel_id, change)
+            self._pipes.observer.events_fed(1)
+            if lost:
+                self._pipes.observer.events_lost(lost)
         except LimitExceeded:
             raise  # the source keeps the event, and sends it again once it has connected again
         except MegaphoneError as error:
@@ -270,41 +296,35 @@ class IncomingPipe:
             self._refused += 1
             if self._refused == 1:  # a line for each would be as many as a source likes
                 log.warning("agent %s: a fed event was refused: %s", self._agent.name, error)
-        if number:
-            self._numbers[channel_id] = number
+        if change.number:
+            self._numbers[channel_id] = change.number
 
-    async def _learn(self, channel_id: bytes, event_id: str, key: KeyOf) -> None:
-        checked_id("event id", event_id)
-        if await self._store.exists(channel_id) and (checked := self._checked_key(key)):
-            await self._store.learn_key(channel_id, event_id, checked)
+    async def _skip(self, channel_id: bytes, change: EventsForgotten) -> None:
+        checked_id("event id", change.event_id)
+        if change.number > self._numbers.get(channel_id, 0) and await self._apply(
+            channel_id, change
+        ):
+            self._numbers[channel_id] = change.number
 
-    async def _follow(self, channel_id: bytes, progress: Progress) -> None:
-        checked_id("event id", progress.position)
-        checked_id("event id", progress.sent)
-        if await self._store.exists(channel_id):
-            await self._store.follow_progress(channel_id, progress)
-
-    async def _skip(self, channel_id: bytes, event_id: str, number: int) -> None:
-        checked_id("event id", event_id)
-        if number > self._numbers.get(channel_id, 0) and await self._store.exists(channel_id):
-            await self._store.skip_to(channel_id, event_id)
-            self._numbers[channel_id] = number
+    async def _apply(self, channel_id: bytes, change: HistoryChange) -> bool:
+        """Make a change, if its channel is here. Returns: whether it is."""
+        try:
+            await self._replication.apply(channel_id, change)
+        except ChannelNotFound:
+            return False
+        return True
 
     # -- What a source may send
 
-    async def _checked(self, event: Event) -> Event:
+    async def _check(self, change: EventAdded) -> None:
+        event = change.event
         if not 0 <= event.timestamp_us <= LATEST_TIMESTAMP_US:
             raise BadRequest("the timestamp of an event must be from 1970 to 9999")
         checked_id("event id", event.id)
         checked_stream_id(event.stream_id)
         event.body = await accepted_body(event.body, self._pipes.settings.max_body_bytes)
-        return event
-
-    @staticmethod
-    def _checked_key(key: KeyOf | None) -> KeyOf | None:
-        if key is not None:
-            checked_key(key.request_id)
-        return key
+        if change.key is not None:
+            checked_key(change.key.request_id)
 
     def _own(self, address: str) -> ConsumerAddress:
         consumer = ConsumerAddress.parse(address)

@@ -16,6 +16,7 @@ from typing import Any
 from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.outgoing import OutgoingPipe, OutgoingPipes
 from megaphone.cluster.peer import endpoints_of
+from megaphone.cluster.ports import Replicable
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.broker import Broker
 from megaphone.core.ports import Store
@@ -45,12 +46,14 @@ class Drains:
         agents: Agents,
         broker: Broker,
         store: Store,
+        replication: Replicable,
         incoming: IncomingPipes,
         pipes: OutgoingPipes,
     ) -> None:
         self.agents = agents
         self.broker = broker
         self.store = store
+        self.replication = replication
         self.incoming = incoming
         self.pipes = pipes
         self._is_idle = asyncio.Event()
@@ -193,6 +196,7 @@ class Move:
         self._broker = drains.broker
         self._agents = drains.agents
         self._store = drains.store
+        self._replication = drains.replication
         self._pipes = drains.pipes
         self._incoming = drains.incoming
         self._endpoints = endpoints
@@ -202,7 +206,7 @@ class Move:
         """Return how many channels the target has, as far as is known."""
         if self._pipe is None or self._pipe.connection is None:
             return 0
-        return max(0, await self._store.count(self.agent.name) - self._pipe.untold)
+        return max(0, await self._store.count(self.agent.name) - self._pipe.backlog)
 
     async def run(self) -> int:
         """Move it. If this fails, or is cancelled before the cut, the agent is as it was.
@@ -247,7 +251,7 @@ class Move:
         """Wait until the target has nearly all. Raises: TargetUnavailable, when it is gone."""
         clock = asyncio.get_running_loop().time
         seen_at = clock()
-        while pipe.connection is None or pipe.untold > NEARLY_ALL:
+        while pipe.connection is None or pipe.backlog > NEARLY_ALL:
             if pipe.connection is not None:
                 seen_at = clock()
             elif not pipe.is_running or clock() > seen_at + GONE_S:
@@ -258,7 +262,8 @@ class Move:
         """Raises: TargetUnavailable, when the target has not said that it has it all."""
         name = self.agent.name
         with self._agents.moving(name):
-            await self._broker.let_go(name)
+            await self._replication.dismiss_writers(name)
+            await self._broker.end_reads(name)
             channels = await self._store.count(name)
             as_master = self.agent.before_pipe is AgentMode.MASTER
             if not await pipe.complete(as_master=as_master):

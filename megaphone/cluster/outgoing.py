@@ -2,7 +2,7 @@
 
 A pipe whose target goes away connects again, after longer and longer pauses, and catches up: what
 is forwarded is looked up in the channels themselves, so that there is no queue that could overflow
-(see `core.ports.ChannelChanges`). A pipe can be completed: what is left is sent and then said to be
+(see `cluster.ports.Changes`). A pipe can be completed: what is left is sent and then said to be
 all, so that the target may take the agent over. So ends each pipe of a node that stops, and of an
 agent that moves (`cluster.moves`).
 """
@@ -21,6 +21,7 @@ from megaphone.cluster import expiry
 from megaphone.cluster.credentials import Credentials
 from megaphone.cluster.incoming import RUST_CAPACITY
 from megaphone.cluster.peer import Connection, connect, endpoint_of
+from megaphone.cluster.ports import Replicable
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.ports import Observer, Store
@@ -37,16 +38,25 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 COMPLETE_S = 5.0
 """How long a target may take to take the rest. Who calls for an agent that moves waits as long."""
-FORGOTTEN_AT_ONCE = 1000
-"""How many channels are let go of before others have their turn."""
+RELEASED_AT_ONCE = 100
+"""How many channels are released before other tasks get their turn."""
 
 
 class OutgoingPipes:
     """Fulfils `core.ports.Pipes`."""
 
-    def __init__(self, *, agents: Agents, store: Store, observer: Observer, nodes: Nodes) -> None:
+    def __init__(
+        self,
+        *,
+        agents: Agents,
+        store: Store,
+        replication: Replicable,
+        observer: Observer,
+        nodes: Nodes,
+    ) -> None:
         self._agents = agents
         self._store = store
+        self._replication = replication
         self._observer = observer
         self._credentials = Credentials(nodes)
         self._pipes: dict[tuple[str, Endpoint], OutgoingPipe] = {}
@@ -70,7 +80,7 @@ class OutgoingPipes:
                 asyncio.create_task(self._make_room()),
             ]
         pipe = OutgoingPipe(
-            self._agents.pipe(agent), endpoint, self._store, self._observer, self._credentials
+            self._agents.pipe(agent), endpoint, self._replication, self._observer, self._credentials
         )
         self._pipes[agent, endpoint] = pipe
         try:
@@ -99,7 +109,7 @@ class OutgoingPipes:
     async def let_go(self, agent: Agent) -> None:
         """Let go of an agent that has arrived elsewhere, and of its channels, which live there."""
         await self.close_all(agent.name)
-        await forget_channels(self._store, agent.name)
+        await self._release_channels(agent.name)
         self._agents.leave(agent.name)
 
     async def close_all(self, agent: str) -> None:
@@ -142,20 +152,20 @@ class OutgoingPipes:
             await asyncio.sleep(expiry.BLOCKED_CHECK_S)
             for agent in {name for name, _ in self._pipes}:
                 if targets := self._connected(agent):
-                    await expiry.make_room(self._store, agent, targets)
+                    await expiry.make_room(self._replication, agent, targets)
 
     async def _end_unread(self, agent: str, targets: Sequence[Connection]) -> None:
-        for channel_id in await expiry.unread_anywhere(self._store, agent, targets):
+        for channel_id in await expiry.unread_anywhere(self._replication, agent, targets):
             if not self._agents.is_moving(agent):  # then its channels are not this node's to end
-                await self._store.expire(channel_id)
+                await self._replication.expire(channel_id)
 
-
-async def forget_channels(store: Store, agent: str) -> None:
-    """Let go of all channels of an agent, and of the loop now and then."""
-    for number, address in enumerate(await store.addresses(0, await store.count(agent), agent)):
-        with suppress(ChannelNotFound):
-            await store.forget(ConsumerAddress.parse(address).channel_id)
-        if number % FORGOTTEN_AT_ONCE == 0:
+    async def _release_channels(self, agent: str) -> None:
+        """Drop all channels of an agent, in slices."""
+        while addresses := await self._store.list(agent, 0, RELEASED_AT_ONCE):
+            for address in addresses:
+                with suppress(ChannelNotFound):
+                    await self._replication.release(ConsumerAddress.parse(address).channel_id)
+                    self._observer.channel_forgotten()
             await asyncio.sleep(0)
 
 
@@ -166,17 +176,17 @@ class OutgoingPipe:
         self,
         agent: Agent,
         endpoint: Endpoint,
-        store: Store,
+        replication: Replicable,
         observer: Observer,
         credentials: Credentials,
     ) -> None:
         self.agent = agent
         self.endpoint = endpoint
-        self._store = store
+        self._replication = replication
         self._observer = observer
         self._credentials = credentials
         self._start = wire.start(agent.name, agent.key.secret, secrets.token_hex(8))
-        self._changes = store.follow(agent.name)
+        self._changes = replication.follow(agent.name)
         self._is_completing = asyncio.Event()
         self._as_master = True
         self._has_said_all = False
@@ -202,7 +212,7 @@ class OutgoingPipe:
 
     async def _check_capacity(self, connection: Connection) -> None:
         """Raises: WrongMode, when channels of the agent hold more than the target would."""
-        largest = await self._store.largest_capacity(self.agent.name)
+        largest = await self._replication.largest_capacity(self.agent.name)
         if not connection.extended and largest > RUST_CAPACITY:
             raise WrongMode(
                 f"agent {self.agent.name} has channels that hold {largest} events, and those of the"
@@ -215,9 +225,9 @@ class OutgoingPipe:
         return self._task is None or not self._task.done()
 
     @property
-    def untold(self) -> int:
+    def backlog(self) -> int:
         """How many channels may have something that the target does not have yet."""
-        return self._changes.untold
+        return self._changes.backlog
 
     async def complete(self, *, as_master: bool = True) -> bool:
         """Send what is left, and that this is all; the pipe is over then.
@@ -295,45 +305,41 @@ class OutgoingPipe:
         """
         self.agent.pipes += 1
         self.connection = connection
-        self._store.hold(self.agent.name)
         self._changes.restart(with_read=connection.extended)
         over = asyncio.ensure_future(connection.call.code())
         try:
-            while changes := await self._next_changes(connection, over):
-                await self._send(connection, changes)
-            if self._as_master:
-                self._has_said_all = True
-                await connection.send(wire.end(self.agent.name))
-            await connection.finish()
+            with self._replication.keep_alive(self.agent.name):
+                while changes := await self._next_changes(connection, over):
+                    await self._send(connection, changes)
+                if self._as_master:
+                    self._has_said_all = True
+                    await connection.send(wire.end(self.agent.name))
+                await connection.finish()
         finally:
             over.cancel()
             self.agent.pipes -= 1
             self.connection = None
-            self._store.unhold(self.agent.name)
             await connection.close()
 
     async def _next_changes(
         self, connection: Connection, over: "asyncio.Future[grpc.StatusCode]"
     ) -> Sequence[ChannelChange]:
         """Wait for something to send; none when nothing is left and this is the end."""
-        if self._is_completing.is_set() and not self._changes.are_pending:
-            return ()
-        taking = asyncio.ensure_future(self._changes.take(BATCH))
-        completing = asyncio.ensure_future(self._is_completing.wait())
-        try:
-            while not taking.done():
-                if over.done():
-                    raise await connection.failure()
-                if completing.done() and not self._changes.are_pending:
-                    return ()
-                waits: list[asyncio.Future[Any]] = [taking, over]
-                if not completing.done():
-                    waits.append(completing)
+        while True:
+            if over.done():
+                raise await connection.failure()
+            if self._is_completing.is_set():
+                return await self._changes.take(BATCH, wait=False)
+            taking = asyncio.ensure_future(self._changes.take(BATCH))
+            completing = asyncio.ensure_future(self._is_completing.wait())
+            try:
+                waits: list[asyncio.Future[Any]] = [taking, completing, over]
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            return taking.result()
-        finally:
-            taking.cancel()
-            completing.cancel()
+                if taking.done():
+                    return taking.result()
+            finally:
+                taking.cancel()
+                completing.cancel()
 
     async def _send(self, connection: Connection, changes: Sequence[ChannelChange]) -> None:
         for request in wire.requests(changes, extended=connection.extended):

@@ -41,7 +41,7 @@ class Admin:
                     channels=await self._store.count(agent.name),
                 )
             )
-            await asyncio.sleep(0)  # the store may have counted through all its channels
+            await asyncio.sleep(0)
         return infos
 
     def add_agent(self, name: str) -> None:
@@ -88,7 +88,7 @@ class Admin:
         """
         if agent is not None:
             self._agents.named(agent)
-        return await self._store.addresses(skip, DEFAULT_LIMIT if limit is None else limit, agent)
+        return await self._store.list(agent, skip, DEFAULT_LIMIT if limit is None else limit)
 
     async def dispose(self, address: str) -> None:
         """End a channel now.

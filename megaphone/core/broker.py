@@ -57,8 +57,8 @@ SHORTEST_HEARTBEAT_S = 0.1
 SKIPPED_WRITE = WriteFailure(
     SKIPPED, "not tried: the channel was full for an earlier event of the request"
 )
-LET_GO_S = 1.0
-"""How long a reader whose agent leaves may take to send what it has."""
+DRAIN_GRACE_S = 1.0
+"""How long a read whose agent leaves may take to send what it has."""
 
 
 class Broker:
@@ -380,18 +380,17 @@ class Broker:
 
     # -- The end
 
-    async def let_go(self, agent: str) -> None:
-        """End what waits at the channels of an agent that leaves for another node.
+    async def end_reads(self, agent: str) -> None:
+        """End every read of an agent that leaves for another node.
 
-        Writers are answered with AgentMoved, and every read ends cleanly; one whose client takes
-        nothing is broken off. The caller keeps new ones from coming (`Agents.moving`).
+        A read ends cleanly; if its client takes nothing, it is broken off. The caller keeps new
+        reads from coming (`Agents.moving`).
         """
-        await self._store.dismiss_writers(agent)
         readers = {reader for reader in self._readers if reader.agent == agent}
         for reader in readers:
             reader.end()
         with suppress(TimeoutError):
-            async with asyncio.timeout(LET_GO_S):
+            async with asyncio.timeout(DRAIN_GRACE_S):
                 while readers & self._readers:
                     self._left.clear()
                     await self._left.wait()
@@ -409,7 +408,7 @@ class Broker:
     async def begin_shutdown(self) -> None:
         """Refuse all that is new, writers that wait for room too, and end every read cleanly."""
         self._shutting_down = True
-        await self._store.refuse_writers()
+        await self._store.quiesce()
         for reader in self._readers:
             reader.end()
 

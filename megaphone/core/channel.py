@@ -185,8 +185,9 @@ class Channel:
         self.created_at = now
         self.deadline: float | None = now + limits.ttl_s
         """When the channel dies; None while it is read."""
-        self.listener: Callable[[], None] | None = None
-        """Called whenever `progress` or `events_after` would answer otherwise than before.
+        self.listener: Callable[[Channel], None] | None = None
+        """Called with this channel whenever `progress` or `events_after` would answer
+        otherwise than before.
 
         The call comes in the middle of the change, and maybe several times: the listener must only
         take note, and look later. The channel calls nobody any more once it is closed."""
@@ -724,7 +725,7 @@ class Channel:
 
     def _changed(self) -> None:
         if self.listener is not None:
-            self.listener()
+            self.listener(self)
 
     def _wake_reader(self) -> None:
         if self._lease is not None:

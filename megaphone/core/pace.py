@@ -7,6 +7,7 @@ takes a millisecond or so.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, Protocol
 
 SLICE = 16_384
 """The work of one slice. Looking through a byte of a body is 1."""
@@ -18,6 +19,8 @@ ANSWER_WORK = 32
 """To make one of many parts of an answer."""
 CANCELLED_AT_ONCE = 200
 """How many tasks are cancelled before others get their turn."""
+FREED_AT_ONCE = 2_000
+"""How many entries of a mapping are freed before tasks get their turn."""
 
 
 class Pace:
@@ -57,3 +60,22 @@ async def many_tasks() -> AsyncIterator[Start]:
                 if number % CANCELLED_AT_ONCE == 0:
                     await asyncio.sleep(0)
             raise
+
+
+class Mapping(Protocol):
+    """A dict of any kind."""
+
+    def __len__(self) -> int: ...
+
+    def popitem(self) -> Any: ...
+
+
+def free_in_slices(mapping: Mapping) -> None:
+    """Empty a mapping that nobody uses any more, in later turns of the event loop.
+
+    To free very many entries at once would hold the loop.
+    """
+    for _ in range(min(len(mapping), FREED_AT_ONCE)):
+        mapping.popitem()
+    if len(mapping):
+        asyncio.get_running_loop().call_soon(free_in_slices, mapping)

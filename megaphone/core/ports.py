@@ -6,10 +6,14 @@ Nothing here may assume that a channel lives in this process: a store may be acr
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Protocol
 
-from megaphone.model import ChannelChange, DrainProgress, Event, KeyOf, Progress, ReadOptions
+from megaphone.model import DrainProgress, Event, ReadOptions
 
 Append = Callable[[bytes, Event, str | None], Awaitable[str | None]]
 """`Store.append` or `Store.append_now`."""
+
+OnRemoved = Callable[[str, float, int], None]
+"""Called when a channel has expired or was removed, with its consumer address, its age in seconds,
+and the number of events that no reader was ever sent. Must not raise or wait."""
 
 
 class ChannelLease(Protocol):
@@ -51,38 +55,6 @@ class ChannelLease(Protocol):
 
         A clean end confirms what was taken.
         """
-
-
-class ChannelChanges(Protocol):
-    """What happens to the channels of one agent, told so that another node can have the same.
-
-    Nothing is queued: it is known of each channel how far it was told, and the rest is looked up
-    when it is asked for. So whoever is slow costs no memory, and whoever comes back catches up.
-    """
-
-    async def take(self, limit: int) -> Sequence[ChannelChange]:
-        """Return the next changes, waiting for one: those of a channel in their order.
-
-        About `limit` at most. Atomic with respect to cancellation.
-        """
-
-    @property
-    def are_pending(self) -> bool:
-        """Whether `take` would return at once."""
-
-    @property
-    def untold(self) -> int:
-        """How many channels are to be looked at; each may have something to tell."""
-
-    def restart(self, *, with_read: bool) -> None:
-        """Tell everything from the start: each channel and what it holds.
-
-        `with_read` tells events that were read too, as far as they are kept, and how far each
-        channel was read; otherwise only what is yet to be read is told.
-        """
-
-    def close(self) -> None:
-        """Stop to follow the channels."""
 
 
 class Store(Protocol):
@@ -146,121 +118,17 @@ class Store(Protocol):
         Raises: ChannelNotFound.
         """
 
-    async def addresses(self, skip: int, limit: int, agent: str | None = None) -> Sequence[str]:
+    async def list(self, agent: str | None, skip: int, limit: int) -> Sequence[str]:
         """Return the consumer addresses of channels, or of those of one agent, oldest first."""
 
     async def count(self, agent: str) -> int:
         """Return how many channels of an agent there are."""
 
-    async def largest_capacity(self, agent: str) -> int:
-        """Return how many events that channel of an agent holds that holds most; 0 without any."""
-
-    def follow(self, agent: str) -> ChannelChanges:
-        """Follow what happens to the channels of an agent, present and future ones.
-
-        Meanwhile, if all who follow ask for what is unread only (`ChannelChanges.restart`), a
-        writer does not wait for room in a channel that has not been read here for some seconds:
-        the oldest event that all were told of is evicted. Others say how far it is read elsewhere
-        (`advance`), which makes room.
-        """
-
-    def hold(self, agent: str) -> None:
-        """Let no channel of an agent expire until `unhold`, as often as it was held."""
-
-    def unhold(self, agent: str) -> None:
-        """Let channels expire again; those that are not read have their whole life before them."""
-
-    def pop_overdue(self, agent: str) -> Sequence[str]:
-        """Return the consumer addresses of channels that live on only since they are held.
-
-        Each of them again and again, but only once in a channel's life.
-        """
-
-    async def expire(self, channel_id: bytes) -> None:
-        """End a channel that lives on only since it is held; otherwise do nothing."""
-
-    async def exempt(self, channel_id: bytes) -> None:
-        """Let a channel expire though its agent is held.
-
-        Raises: ChannelNotFound.
-        """
-
-    async def push(
-        self,
-        channel_id: bytes,
-        event: Event,
-        key: KeyOf | None = None,
-        *,
-        is_followed: bool = False,
-    ) -> None:
-        """Add an event that another node took, without waiting; one that is there stays once.
-
-        Its key is remembered in the same step. In a full channel the oldest event is evicted; where
-        `is_followed` says that the source tells how far it is read, a channel is full only when it
-        holds far more than the source may.
-
-        Raises: ChannelNotFound; LimitExceeded, when there is no memory for it.
-        """
-
-    async def learn_key(self, channel_id: bytes, event_id: str, key: KeyOf) -> None:
-        """Remember the key of an event that another node took.
-
-        Raises: ChannelNotFound.
-        """
-
-    async def follow_progress(self, channel_id: bytes, progress: Progress) -> None:
-        """Take over how far a channel was read on the node that feeds it.
-
-        Once readers have come here, only forward.
-
-        Raises: ChannelNotFound.
-        """
-
-    async def skip_to(self, channel_id: bytes, event_id: str) -> None:
-        """Forget the events of a channel, because they were read, up to this one, on the node that
-        feeds it. Without effect once readers have come here.
-
-        Raises: ChannelNotFound.
-        """
-
-    async def blocked(self, agent: str) -> Sequence[str]:
-        """Return the consumer addresses of channels of an agent where writers wait for room."""
-
-    async def read_here(self, channel_id: bytes) -> str | None:
-        """Return the event after which the next read starts, or START; None if no reader has come
-        here, or the channel is not here."""
-
-    async def advance(self, channel_id: bytes, event_id: str) -> None:
-        """Count all up to an event as delivered, because a reader got them on another node.
-
-        Without effect if the event is not known here, and while the channel is read here.
-
-        Raises: ChannelNotFound.
-        """
-
-    async def is_copy(self, channel_id: bytes) -> bool:
-        """Tell whether a channel is here, and nobody has read it, or written to it, here."""
-
-    async def is_read(self, channel_id: bytes) -> bool:
-        """Tell whether a channel is read now."""
-
-    async def is_in_use(self, channel_id: bytes) -> bool:
-        """Tell whether a channel is read, or was until less than its life ago, held or not."""
-
-    async def forget(self, channel_id: bytes) -> None:
-        """Let go of a channel that lives, or has ended, on another node, which answers for it.
-
-        Raises: ChannelNotFound.
-        """
-
-    async def dismiss_writers(self, agent: str) -> None:
-        """Answer those who wait for room in channels of an agent with AgentMoved."""
-
-    async def refuse_writers(self) -> None:
+    async def quiesce(self) -> None:
         """From now on answer writers that wait, or would, with ShuttingDown."""
 
     async def aclose(self) -> None:
-        """Let go of everything. Nothing else may be called after it."""
+        """Drop everything. Nothing else may be called after it."""
 
 
 class Drains(Protocol):
@@ -295,7 +163,7 @@ class Observer(Protocol):
 
     def channel_created(self) -> None: ...
 
-    def channel_removed(self, consumer_address: str, age_s: float, lost: int) -> None:
+    def channel_removed(self, age_s: float, lost: int) -> None:
         """A channel expired or was disposed of, with `lost` events that no reader was sent. None
         are lost with the copy of a channel for which another node answers."""
 

@@ -118,7 +118,7 @@ class Metrics:
     def channel_created(self) -> None:
         self.channels_created += 1
 
-    def channel_removed(self, consumer_address: str, age_s: float, lost: int) -> None:
+    def channel_removed(self, age_s: float, lost: int) -> None:
         self.channels_disposed += 1
         self.messages_lost += lost
         self._durations[bisect_left(DURATION_BUCKETS_S, age_s)] += 1

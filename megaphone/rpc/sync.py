@@ -42,9 +42,8 @@ class SyncServicer(SyncServiceServicer):
     async def FindChannelsInUse(
         self, request: pb.FindChannelsInUseRequest, context: Context
     ) -> pb.FindChannelsInUseReply:
-        in_use = await self._incoming.in_use(request.channel_ids)
-        positions = await self._incoming.positions(request.channel_ids)
-        return wire.in_use(in_use, positions)
+        usage = await self._incoming.usage(request.channel_ids)
+        return wire.in_use(usage.in_use, usage.cursors)
 
     async def _opened(self, request: pb.SyncRequest) -> IncomingPipe:
         if not request.HasField("pipe_agent_start"):

@@ -40,7 +40,11 @@ class Node:
             observer=metrics,
         )
         parts = {"store": self.store, "agents": self.agents, "settings": settings}
-        self.incoming = IncomingPipes(**parts, observer=metrics)  # type: ignore[arg-type]
+        self.incoming = IncomingPipes(
+            replication=self.store.replication,
+            observer=metrics,
+            **parts,  # type: ignore[arg-type]
+        )
         self.broker = Broker(**parts, observer=metrics)  # type: ignore[arg-type]
 
     def names(self) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from megaphone.store.memory import UNREAD_S
+from megaphone.store.memory.waiting import UNREAD_S
 from tests.compat.brokers import Broker, Channel, Start, ours, theirs
 from tests.compat.http import post
 from tests.compat.original import MEGACTL as THEIR_MEGACTL

@@ -56,9 +56,10 @@ class Node:
     @cached_property
     def admin(self) -> Admin:
         parts: Any = {"agents": self.agents, "store": self.store}
-        pipes = OutgoingPipes(**parts, observer=self.metrics, nodes=Settings().nodes)
-        incoming = IncomingPipes(**parts, settings=Settings(), observer=self.metrics)
-        drains = Drains(**parts, broker=self.broker, incoming=incoming, pipes=pipes)
+        more = parts | {"replication": self.store.replication}
+        pipes = OutgoingPipes(**more, observer=self.metrics, nodes=Settings().nodes)
+        incoming = IncomingPipes(**more, settings=Settings(), observer=self.metrics)
+        drains = Drains(**more, broker=self.broker, incoming=incoming, pipes=pipes)
         return Admin(**parts, pipes=pipes, drains=drains)
 
     @cached_property
@@ -70,6 +71,7 @@ class Node:
             write_timeout_s=settings.write_timeout_millis / 1000,
             budget=Budget(self._settings.max_buffered_bytes or sys.maxsize),
             observer=self.metrics,
+            on_removed=lambda _, age_s, lost: self.metrics.channel_removed(age_s, lost),
         )
 
     @cached_property

@@ -70,7 +70,7 @@ class FollowedChannel(RuleBasedStateMachine):
         self.channel = Channel(ChannelLimits(capacity), self.now, Budget())
         self.channel.listener = self.heard
 
-    def heard(self) -> None:
+    def heard(self, channel: Channel) -> None:
         self.calls += 1
 
     @contextmanager
@@ -219,7 +219,7 @@ def test_no_call_is_left_out(kind: type) -> None:
 def test_nobody_is_told_of_a_channel_that_ends() -> None:
     calls: list[None] = []
     channel = Channel(ChannelLimits(), 0.0, Budget())
-    channel.listener = lambda: calls.append(None)
+    channel.listener = lambda _: calls.append(None)
     channel.push(event("a"), 0.0)
     calls.clear()
     channel.close()

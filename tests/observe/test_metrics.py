@@ -43,7 +43,7 @@ def test_the_process_is_described_too() -> None:
 @pytest.mark.parametrize(("age_s", "bucket"), [(0, 80), (80, 80), (80.1, 160), (99_999, None)])
 def test_the_life_of_a_channel_falls_into_its_bucket(age_s: float, bucket: int | None) -> None:
     metrics = Metrics()
-    metrics.channel_removed("x", age_s, 0)
+    metrics.channel_removed(age_s, 0)
     text = metrics.render().decode()
     for bound in BUCKETS:
         inside = int(bucket is not None and bound >= bucket)

@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pytest
 
+from megaphone.cluster.ports import Replicable
 from megaphone.core.budget import Budget
 from megaphone.core.ports import ChannelLease, Store
 from megaphone.model import ChannelLimits, Event, ReadOptions
@@ -49,7 +51,10 @@ class RecordingObserver:
     def channel_created(self) -> None:
         self.created += 1
 
-    def channel_removed(self, consumer_address: str, age_s: float, lost: int) -> None:
+    def channel_removed(self, age_s: float, lost: int) -> None:
+        """Not called by a store."""
+
+    def note_removed(self, consumer_address: str, age_s: float, lost: int) -> None:
         now = asyncio.get_running_loop().time()
         self.removed.append(Removed(consumer_address, age_s, lost, now))
 
@@ -97,10 +102,10 @@ class Bench:
     """Calls a store with short names for channels and events."""
 
     store: Store
+    replication: Replicable
     observer: RecordingObserver
     is_open: bool = True
-    owned: bool = True
-    """Whether this node answers for the channels."""
+    keeping_alive: ExitStack = field(default_factory=ExitStack)
 
     @staticmethod
     def address(channel: str) -> str:
@@ -169,6 +174,7 @@ class Bench:
 
     async def close(self) -> None:
         self.is_open = False
+        self.keeping_alive.close()
         await self.store.aclose()
 
 
@@ -196,9 +202,9 @@ async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
             write_timeout_s=10.0,
             budget=budget or Budget(),
             observer=observer,
-            owns=lambda agent: made.owned,
+            on_removed=observer.note_removed,
         )
-        made = Bench(store, observer)
+        made = Bench(store, store.replication, observer)
         benches.append(made)
         return made
 

@@ -603,10 +603,10 @@ async def test_addresses_are_listed_oldest_first_page_by_page(bench: Bench) -> N
     for channel in "dacbe":
         await bench.create(channel)
     await bench.remove("c")
-    assert list(await bench.store.addresses(0, 100)) == [bench.address(c) for c in "dabe"]
-    assert list(await bench.store.addresses(1, 2)) == [bench.address(c) for c in "ab"]
-    assert list(await bench.store.addresses(4, 2)) == []
-    assert list(await bench.store.addresses(0, 0)) == []
+    assert list(await bench.store.list(None, 0, 100)) == [bench.address(c) for c in "dabe"]
+    assert list(await bench.store.list(None, 1, 2)) == [bench.address(c) for c in "ab"]
+    assert list(await bench.store.list(None, 4, 2)) == []
+    assert list(await bench.store.list(None, 0, 0)) == []
 
 
 @virtual_time
@@ -617,7 +617,7 @@ async def test_channels_are_counted_by_the_whole_name_of_their_agent(bench: Benc
     assert counts == [2, 1, 1, 0, 0]
     await bench.store.remove(b"\0")
     assert await bench.store.count("a") == 1
-    await bench.store.forget(b"\1")
+    await bench.replication.release(b"\1")
     assert [await bench.store.count(agent) for agent in ("a", "ab", "b")] == [1, 0, 1]
     await bench.at(60.0)
     assert [await bench.store.count(agent) for agent in ("a", "ab", "b")] == [0, 0, 0]
@@ -846,7 +846,7 @@ async def test_writers_that_wait_are_refused_at_once_when_the_node_stops(bench: 
     await bench.fill("abc")
     writers = [await bench.start(bench.write(name, request_id=name)) for name in "dde"]
     await bench.at(5.0)
-    await bench.store.refuse_writers()
+    await bench.store.quiesce()
     assert [await outcome(writing) for writing in writers] == ["ShuttingDown"] * 3
     assert bench.now() == 5.0
     assert await bench.read_once() == ["a", "b", "c"]
@@ -856,7 +856,7 @@ async def test_writers_that_wait_are_refused_at_once_when_the_node_stops(bench: 
 @virtual_time
 async def test_writers_that_would_wait_are_refused_then_and_others_are_not(bench: Bench) -> None:
     await bench.fill("ab")
-    await bench.store.refuse_writers()
+    await bench.store.quiesce()
     assert await bench.write("c") == "c"
     with pytest.raises(ShuttingDown):
         await bench.write("d")
@@ -870,7 +870,7 @@ async def test_a_writer_that_got_in_as_the_node_stops_is_told_truly(bench: Bench
     writing = await bench.start(bench.write("d"))
     lease = await bench.read()
     assert await bench.take(lease) == ["a", "b", "c"]
-    await bench.store.refuse_writers()
+    await bench.store.quiesce()
     assert await writing == "d"
     assert await bench.take(lease) == ["d"]
 

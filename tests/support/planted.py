@@ -14,7 +14,7 @@ from megaphone.app import App
 from megaphone.core.content import new_event_id
 from megaphone.core.ports import Append
 from megaphone.errors import MegaphoneError, WriteTimeout
-from megaphone.model import Event
+from megaphone.model import Event, EventAdded, HistoryChange
 from tests.support.checker import Ending, History, Kind, Seen
 from tests.support.fault_readers import Cut, HttpRead, OpenRead
 from tests.support.move_ledger import parse_stream_id
@@ -136,14 +136,18 @@ class LosesInDrains(Plant):
     """A node to which an agent moves does not take each third of its events, and says nothing."""
 
     def sabotage(self, app: App) -> None:
-        store = store_of(app)
-        push = store.push
+        replication = store_of(app).replication
+        apply = replication.apply
 
-        async def push_or_not(*arguments: Any, **named: Any) -> Any:
-            self.times += 1
-            return await push(*arguments, **named) if self.times % 3 else None
+        async def apply_or_not(channel_id: bytes, change: HistoryChange) -> int:
+            if isinstance(change, EventAdded):
+                self.times += 1
+                if self.times % 3 == 0:
+                    return 0
+            lost: int = await apply(channel_id, change)
+            return lost
 
-        store.push = push_or_not
+        replication.apply = apply_or_not
 
 
 class CountsTooMany(Plant):

@@ -33,7 +33,8 @@ from megaphone.model import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from megaphone.core.ports import ChannelChanges, ChannelLease
+    from megaphone.cluster.ports import Changes
+    from megaphone.core.ports import ChannelLease
     from tests.store.conftest import Bench
 
 ACKNOWLEDGING = ReadOptions(acknowledge=True)
@@ -68,20 +69,20 @@ def words(changes: Iterable[ChannelChange]) -> str:
     return " ".join(map(word, changes))
 
 
-async def told(changes: ChannelChanges, limit: int = 100) -> str:
+async def told(changes: Changes, limit: int = 100) -> str:
     """What is told at once."""
     return words(await told_at_once(changes, limit))
 
 
-async def told_at_once(changes: ChannelChanges, limit: int = 100) -> list[ChannelChange]:
+async def told_at_once(changes: Changes, limit: int = 100) -> list[ChannelChange]:
     taken: list[ChannelChange] = []
-    while changes.are_pending:
-        taken += await asyncio.wait_for(changes.take(limit), 0.001)
+    while more := await asyncio.wait_for(changes.take(limit, wait=False), 0.001):
+        taken += more
     return taken
 
 
-def follow(bench: Bench, *, with_read: bool = False) -> ChannelChanges:
-    changes = bench.store.follow("agent")
+def follow(bench: Bench, *, with_read: bool = False) -> Changes:
+    changes = bench.replication.follow("agent")
     changes.restart(with_read=with_read)
     return changes
 
@@ -96,13 +97,29 @@ def event(name: str) -> Event:
     return Event(name, "s", 0, b"{}")
 
 
+def added(name: str, number: int = 0) -> EventAdded:
+    return EventAdded("", event(name), number)
+
+
+async def is_read(bench: Bench) -> bool:
+    state = await bench.replication.state(b"c")
+    assert state is not None
+    return state.is_read
+
+
+async def cursor_here(bench: Bench) -> str | None:
+    state = await bench.replication.state(b"c")
+    assert state is not None
+    return state.cursor
+
+
 # What was there before
 
 
 @virtual_time
 async def test_nothing_is_pending_without_channels(bench: Bench) -> None:
-    changes = bench.store.follow("agent")
-    assert not changes.are_pending
+    changes = bench.replication.follow("agent")
+    assert await told(changes) == ""
     taking = await bench.start(changes.take(10))
     assert not taking.done()
     taking.cancel()
@@ -148,11 +165,11 @@ async def test_what_is_kept_no_more_is_told_to_be_forgotten(bench: Bench) -> Non
 async def test_other_agents_are_not_told_of(bench: Bench) -> None:
     for name in ("other", "agent2", "agen"):
         await bench.store.create(name.encode(), f"{name}.c.1")
-    changes = bench.store.follow("agent")
+    changes = bench.replication.follow("agent")
     await bench.store.create(b"later", "agent2.later.1")
     await bench.store.append(b"other", event("a"), None)
     await bench.store.remove(b"other")
-    assert not changes.are_pending
+    assert await told(changes) == ""
 
 
 # What happens meanwhile
@@ -173,7 +190,7 @@ async def test_what_happens_is_told_as_it_happens(bench: Bench) -> None:
         assert not taking.done()
         await happens
         assert words(await taking) == expected
-    assert not changes.are_pending
+    assert await told(changes) == ""
 
 
 @virtual_time
@@ -224,20 +241,19 @@ async def test_the_event_of_a_writer_that_waited_is_told(bench: Bench) -> None:
 
 @EITHER_WAY
 @virtual_time
-async def test_pending_is_what_take_returns_at_once(bench: Bench, with_read: bool) -> None:
+async def test_a_take_that_does_not_wait_returns_what_there_is(
+    bench: Bench, with_read: bool
+) -> None:
     await bench.fill("ab")
     changes = follow(bench, with_read=with_read)
-    assert changes.are_pending
-    await changes.take(3)
+    assert words(await changes.take(3, wait=False)) == "+c c:a1 c:b2"
     lease = await bench.read()
     await bench.take(lease, 1)
-    assert changes.are_pending is with_read
-    await told(changes)
+    assert words(await changes.take(3, wait=False)) == ("c@a" if with_read else "")
     await bench.remove()
-    assert changes.are_pending
-    assert await told(changes) == "-c"
+    assert words(await changes.take(3, wait=False)) == "-c"
     lease.release(clean=True)
-    assert not changes.are_pending
+    assert await changes.take(3, wait=False) == ()
 
 
 @virtual_time
@@ -245,7 +261,7 @@ async def test_nothing_is_pending_after_as_many_events_as_the_limit(bench: Bench
     await bench.fill("ab")
     changes = follow(bench)
     assert words(await changes.take(2)) == "+c c:a1 c:b2"
-    assert not changes.are_pending
+    assert await told(changes) == ""
 
 
 @virtual_time
@@ -282,8 +298,8 @@ async def test_a_limit_smaller_than_a_channel_gives_each_its_turn(bench: Bench) 
     await bench.write("x", channel="d")
     changes = follow(bench, with_read=True)
     batches = []
-    while changes.are_pending:
-        batches.append(words(await changes.take(1)))
+    while batch := words(await changes.take(1, wait=False)):
+        batches.append(batch)
     assert max(batch.count(":") for batch in batches) == 1
     assert batches[:2] == ["+c c:a1", "+d d:x1"]
     joined = " ".join(batches).split()
@@ -331,7 +347,7 @@ async def test_restart_tells_all_again_and_as_it_is_asked_to(bench: Bench) -> No
     changes.restart(with_read=False)
     assert await told(changes) == "+c c:b2"
     await read_some(bench, 1)
-    assert not changes.are_pending
+    assert await told(changes) == ""
     changes.restart(with_read=True)
     assert await told(changes) == "+c c:a1 c:b2 c@b"
 
@@ -367,7 +383,7 @@ async def test_after_close_nothing_is_told_any_more(bench: Bench) -> None:
     await bench.write("b")
     await bench.create("d")
     await bench.remove()
-    assert not changes.are_pending
+    assert await told(changes) == ""
 
 
 @virtual_time
@@ -604,22 +620,22 @@ async def test_what_was_read_elsewhere_makes_room(bench: Bench) -> None:
     await fill_and_leave(bench)
     await told(follow(bench, with_read=True))
     writing = await bench.start(bench.write("d"))
-    assert await bench.store.blocked("agent") == [bench.address("c")]
-    await bench.store.advance(b"c", "b")
+    assert await bench.replication.blocked("agent") == [bench.address("c")]
+    await bench.replication.advance(b"c", "b")
     assert await writing == "d"
-    assert await bench.store.blocked("agent") == []
+    assert await bench.replication.blocked("agent") == []
     assert await bench.read_once() == ["c", "d"]
     assert bench.observer.pushed_out == 0
 
 
 @virtual_time
 async def test_how_far_it_was_read_here_is_known_once_it_was(bench: Bench) -> None:
-    assert await bench.store.read_here(b"c") is None
+    assert await bench.replication.state(b"c") is None
     await bench.fill("abc")
-    await bench.store.follow_progress(b"c", Progress("a", "b"))
-    assert await bench.store.read_here(b"c") is None
+    await bench.replication.apply(b"c", ProgressMade("", Progress("a", "b")))
+    assert await cursor_here(bench) is None
     await read_some(bench, 1)
-    assert await bench.store.read_here(b"c") == "b"
+    assert await cursor_here(bench) == "b"
 
 
 @virtual_time
@@ -637,26 +653,25 @@ async def test_what_is_evicted_is_counted_and_told_to_the_next_reader(bench: Ben
     assert bench.observer.removed[0].lost == 0
 
 
-# Hold
+# Keeping alive
 
 
 @virtual_time
-async def test_a_held_channel_lives_past_its_deadline(bench: Bench) -> None:
+async def test_a_channel_that_is_kept_alive_lives_past_its_deadline(bench: Bench) -> None:
     await bench.create()
-    bench.store.hold("agent")
-    await bench.at(1000.0)
-    assert await bench.exists()
-    await bench.write("a")
-    assert await bench.read_once() == ["a"]
-    assert bench.observer.removed == []
+    with bench.replication.keep_alive("agent"):
+        await bench.at(1000.0)
+        assert await bench.exists()
+        await bench.write("a")
+        assert await bench.read_once() == ["a"]
+        assert bench.observer.removed == []
 
 
 @virtual_time
-async def test_after_unhold_a_channel_has_its_whole_life_before_it(bench: Bench) -> None:
+async def test_a_channel_that_was_kept_alive_has_its_whole_life_before_it(bench: Bench) -> None:
     await bench.create()
-    bench.store.hold("agent")
-    await bench.at(100.0)
-    bench.store.unhold("agent")
+    with bench.replication.keep_alive("agent"):
+        await bench.at(100.0)
     await bench.at(159.9)
     assert await bench.exists()
     await bench.at(160.5)
@@ -665,15 +680,13 @@ async def test_after_unhold_a_channel_has_its_whole_life_before_it(bench: Bench)
 
 
 @virtual_time
-async def test_a_channel_is_held_as_often_as_it_was_held(bench: Bench) -> None:
+async def test_a_channel_is_kept_alive_until_nobody_does_so(bench: Bench) -> None:
     await bench.create()
-    bench.store.hold("agent")
-    bench.store.hold("agent")
-    await bench.at(100.0)
-    bench.store.unhold("agent")
-    await bench.at(300.0)
-    assert await bench.exists()
-    bench.store.unhold("agent")
+    with bench.replication.keep_alive("agent"):
+        with bench.replication.keep_alive("agent"):
+            await bench.at(100.0)
+        await bench.at(300.0)
+        assert await bench.exists()
     await bench.at(359.9)
     assert await bench.exists()
     await bench.at(361.0)
@@ -681,11 +694,10 @@ async def test_a_channel_is_held_as_often_as_it_was_held(bench: Bench) -> None:
 
 
 @virtual_time
-async def test_unhold_leaves_a_channel_that_is_read(bench: Bench) -> None:
+async def test_a_channel_that_is_read_lives_on_when_it_is_kept_alive_no_more(bench: Bench) -> None:
     await bench.create()
-    bench.store.hold("agent")
-    lease = await bench.read()
-    bench.store.unhold("agent")
+    with bench.replication.keep_alive("agent"):
+        lease = await bench.read()
     await bench.at(200.0)
     assert await bench.exists()
     lease.release(clean=True)
@@ -694,20 +706,20 @@ async def test_unhold_leaves_a_channel_that_is_read(bench: Bench) -> None:
 
 
 @virtual_time
-async def test_hold_is_for_one_agent(bench: Bench) -> None:
+async def test_one_agent_is_kept_alive(bench: Bench) -> None:
     await bench.create()
-    bench.store.hold("agen")
-    bench.store.hold("agent2")
-    await bench.at(60.5)
+    with bench.replication.keep_alive("agen"), bench.replication.keep_alive("agent2"):
+        await bench.at(60.5)
     assert [r.at for r in bench.observer.removed] == [60.0]
 
 
 @virtual_time
-async def test_a_channel_made_while_held_expires_after_unhold(bench: Bench) -> None:
-    bench.store.hold("agent")
-    await bench.create()
-    await bench.at(30.0)
-    bench.store.unhold("agent")
+async def test_a_channel_made_while_its_agent_is_kept_alive_expires_after_that(
+    bench: Bench,
+) -> None:
+    with bench.replication.keep_alive("agent"):
+        await bench.create()
+        await bench.at(30.0)
     await bench.at(91.0)
     assert [r.at for r in bench.observer.removed] == [90.0]
 
@@ -720,10 +732,9 @@ async def test_a_push_wakes_the_reader_and_does_not_wait(bench: Bench) -> None:
     await bench.create()
     taking = await bench.start(bench.take(await bench.read(ACKNOWLEDGING)))
     for event_id in "aabc":
-        await bench.store.push(b"c", event(event_id))
+        await bench.replication.apply(b"c", added(event_id))
     assert await taking == ["a", "b", "c"]
     assert bench.now() == 0.0
-    assert bench.observer.fed == 4
     assert bench.observer.written == 0
 
 
@@ -731,8 +742,7 @@ async def test_a_push_wakes_the_reader_and_does_not_wait(bench: Bench) -> None:
 async def test_a_copy_holds_what_its_source_holds(bench: Bench) -> None:
     await bench.create()
     for event_id in "abcdefgh":
-        await bench.store.push(b"c", event(event_id), is_followed=True)
-    assert bench.observer.pushed_out == 0
+        assert await bench.replication.apply(b"c", added(event_id, 1)) == 0
     writing = await bench.start(bench.write("x"))
     assert await bench.read_once() == list("abcdefghx")
     await writing
@@ -751,47 +761,37 @@ async def test_a_channel_keeps_its_capacity(bench: Bench, make_bench: Callable[.
 
 
 @virtual_time
-async def test_what_is_lost_with_a_copy_is_not_counted(bench: Bench) -> None:
-    bench.owned = False
+async def test_it_is_returned_how_many_events_were_lost(bench: Bench) -> None:
     await bench.create()
-    await bench.store.push(b"c", event("a"))
-    await bench.remove()
-    assert bench.observer.removed[0].lost == 0
-
-
-@virtual_time
-async def test_what_is_pushed_out_unread_is_told_to_the_observer(bench: Bench) -> None:
-    await bench.create()
-    for event_id in "abcde":
-        await bench.store.push(b"c", event(event_id))
-    assert bench.observer.pushed_out == 2
+    lost = [await bench.replication.apply(b"c", added(event_id)) for event_id in "abcde"]
+    assert lost == [0, 0, 0, 1, 1]
 
 
 @virtual_time
 async def test_what_is_pushed_is_told_to_followers(bench: Bench) -> None:
     await bench.create()
     changes = follow(bench, with_read=True)
-    await bench.store.push(b"c", event("a"))
-    await bench.store.follow_progress(b"c", Progress("a"))
+    await bench.replication.apply(b"c", added("a"))
+    await bench.replication.apply(b"c", ProgressMade("", Progress("a")))
     assert await told(changes) == "+c c:a1 c@a"
 
 
 @virtual_time
 async def test_is_read(bench: Bench) -> None:
-    assert not await bench.store.is_read(b"c")
+    assert await bench.replication.state(b"c") is None
     await bench.create()
     lease = await bench.read()
-    assert await bench.store.is_read(b"c")
+    assert await is_read(bench)
     lease.release(clean=True)
-    assert not await bench.store.is_read(b"c")
+    assert not await is_read(bench)
 
 
 @virtual_time
 async def test_without_the_channel_there_is_nothing_to_feed(bench: Bench) -> None:
     for call in (
-        bench.store.push(b"c", event("a")),
-        bench.store.follow_progress(b"c", Progress("a")),
-        bench.store.forget(b"c"),
+        bench.replication.apply(b"c", added("a")),
+        bench.replication.apply(b"c", ProgressMade("", Progress("a"))),
+        bench.replication.release(b"c"),
     ):
         with pytest.raises(ChannelNotFound):
             await call
@@ -802,7 +802,7 @@ async def test_no_observer_is_told_that_a_forgotten_channel_was_removed(bench: B
     await bench.fill("abc")
     lease = await bench.read(ACKNOWLEDGING)
     writing = await bench.start(bench.write("d"))
-    await bench.store.forget(b"c")
+    await bench.replication.release(b"c")
     with pytest.raises(ChannelNotFound):
         await writing
     assert lease.is_over
@@ -822,7 +822,7 @@ class Copy:
         self.bench = bench
 
     async def apply(self, changes: Iterable[ChannelChange]) -> None:
-        store = self.bench.store
+        store, replication = self.bench.store, self.bench.replication
         for change in changes:
             channel_id = name_of(change.address).encode()
             match change:
@@ -830,15 +830,9 @@ class Copy:
                     if not await store.exists(channel_id):
                         await store.create(channel_id, change.address, change.capacity)
                 case ChannelEnded():
-                    await store.forget(channel_id)
-                case EventAdded():
-                    await store.push(channel_id, change.event, change.key, is_followed=True)
-                case KeyAdded():
-                    await store.learn_key(channel_id, change.event_id, change.key)
-                case ProgressMade():
-                    await store.follow_progress(channel_id, change.progress)
-                case EventsForgotten():
-                    await store.skip_to(channel_id, change.event_id)
+                    await replication.release(channel_id)
+                case _:
+                    await replication.apply(channel_id, change)
 
 
 async def copy_of(bench: Bench, make_bench: Callable[..., Bench], limit: int = 100) -> Bench:
@@ -871,6 +865,11 @@ async def test_a_copy_has_what_is_read_again_besides_a_full_buffer(
     assert await remaining(copy, "c") == (None, START, list("abcdef"))
 
 
+def kept_alive(bench: Bench) -> None:
+    """Keep the channels of a store alive until its end."""
+    bench.keeping_alive.enter_context(bench.replication.keep_alive("agent"))
+
+
 class Scenario:
     """Random things happen to a store that is copied to others."""
 
@@ -878,7 +877,7 @@ class Scenario:
         self.random = random.Random(seed)
         self.make_bench = make_bench
         self.source = make_bench()
-        self.source.store.hold("agent")
+        kept_alive(self.source)
         self.changes = follow(self.source, with_read=True)
         self.copy = self.new_copy()
         self.names: list[str] = []
@@ -888,7 +887,7 @@ class Scenario:
 
     def new_copy(self) -> Copy:
         bench = self.make_bench()
-        bench.store.hold("agent")
+        kept_alive(bench)
         return Copy(bench)
 
     async def step(self) -> None:
@@ -960,8 +959,8 @@ class Scenario:
             lease.release(clean=self.random.random() < 0.5)
 
     async def follow(self) -> None:
-        if self.changes.are_pending:
-            await self.copy.apply(await self.changes.take(self.random.choice([1, 2, 3, 100])))
+        limit = self.random.choice([1, 2, 3, 100])
+        await self.copy.apply(await self.changes.take(limit, wait=False))
 
     async def restart(self) -> None:
         self.changes.restart(with_read=True)
@@ -979,7 +978,7 @@ class Scenario:
         new = self.new_copy()
         await new.apply(await told_at_once(self.changes))
         for copy in [new] if gaps else [new, self.copy]:
-            addresses = await copy.bench.store.addresses(0, 1000)
+            addresses = await copy.bench.store.list(None, 0, 1000)
             assert sorted(map(name_of, addresses)) == sorted(self.names)
         for name in self.names:
             expected = await remaining(self.source, name)

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megaphone.core.expiry import Deadlines
+from megaphone.store.memory.deadlines import Deadlines
 
 times = st.floats(0, 1e6) | st.integers(0, 5).map(float)
 entries = st.lists(st.tuples(st.binary(min_size=1, max_size=4), times))

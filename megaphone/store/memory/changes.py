@@ -1,0 +1,198 @@
+"""Following the channels of an agent, for another node to have the same.
+
+A follower knows of each channel how far it was taken, and which channels have changed since. Events
+are never copied: they are looked up in the channel's log when they are asked for.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from megaphone.core.pace import free_in_slices
+from megaphone.model import (
+    ChannelAdded,
+    ChannelChange,
+    ChannelEnded,
+    Event,
+    EventAdded,
+    EventsForgotten,
+    KeyAdded,
+    KeyOf,
+    Progress,
+    ProgressMade,
+)
+from megaphone.store.memory.index import AgentChannels, Index, StoredChannel
+
+LOOKED_AT_ONCE = 200
+"""How many channels without news are looked at before other tasks get their turn."""
+UNREAD = Progress()
+
+
+@dataclass(slots=True)
+class FollowerState:
+    """How far a follower has taken the changes of one channel."""
+
+    number: int
+    """The number of the last event that was taken, or passed over."""
+    keys: int = -1
+    """Up to which number the keys of events were taken."""
+    progress: Progress = UNREAD
+    """The progress that was taken last."""
+
+
+class MemoryChanges:
+    """Fulfils `cluster.ports.Changes`. Follows from the moment it is made."""
+
+    def __init__(
+        self,
+        home: AgentChannels,
+        index: Index,
+        *,
+        on_taken: Callable[[StoredChannel], None],
+        on_close: Callable[["MemoryChanges"], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._home = home
+        self._index = index
+        self._on_taken = on_taken
+        """Called when events of a channel were taken for which writers may wait."""
+        self._on_close = on_close
+        self._now = now
+        self.with_read = False
+        """Whether the follower has asked for events that were read, too."""
+        self._states: dict[bytes, FollowerState] = {}
+        self._walk = iter(home)
+        """The channels that were there at the start, in the order in which they came. They are
+        looked at first."""
+        self._left_to_walk = home.count
+        self._changed: OrderedDict[bytes, None] = OrderedDict()
+        """The channels that have changed since they were looked at."""
+        self._ended: deque[str] = deque()
+        self._woken = asyncio.Event()
+
+    # -- What the store says
+
+    def channel_changed(self, channel: StoredChannel) -> None:
+        self._changed[channel.channel_id] = None
+        self._woken.set()
+
+    def channel_ended(self, channel: StoredChannel) -> None:
+        self._changed.pop(channel.channel_id, None)
+        if self._states.pop(channel.channel_id, None) is not None:
+            self._ended.append(channel.consumer_address)
+            self._woken.set()
+
+    def has_taken(self, channel: StoredChannel, number: int) -> bool:
+        state = self._states.get(channel.channel_id)
+        return state is not None and state.number >= number
+
+    # -- What the follower asks
+
+    async def take(self, limit: int, *, wait: bool = True) -> Sequence[ChannelChange]:
+        while True:
+            if changes := self._take_ready(limit):
+                return changes
+            if self.backlog:
+                await asyncio.sleep(0)
+            elif wait:
+                self._woken.clear()
+                await self._woken.wait()
+            else:
+                return ()
+
+    @property
+    def backlog(self) -> int:
+        return len(self._ended) + len(self._changed) + self._left_to_walk
+
+    def restart(self, *, with_read: bool) -> None:
+        self.with_read = with_read
+        self._forget_states()
+        self._ended.clear()
+        self._walk = iter(self._home)
+        self._left_to_walk = self._home.count
+        self._woken.set()
+
+    def close(self) -> None:
+        self._on_close(self)
+        self._walk = iter(())
+        self._left_to_walk = 0
+        self._forget_states()
+        changed, self._changed = self._changed, OrderedDict()
+        free_in_slices(changed)
+
+    # -- Inside
+
+    def _forget_states(self) -> None:
+        states, self._states = self._states, {}
+        free_in_slices(states)
+
+    def _take_ready(self, limit: int) -> list[ChannelChange]:
+        """Return changes, or none if there are none in the channels looked at so far."""
+        changes: list[ChannelChange] = []
+        while self._ended and len(changes) < limit:
+            changes.append(ChannelEnded(self._ended.popleft()))
+        for _ in range(LOOKED_AT_ONCE):
+            if len(changes) >= limit or (channel := self._next_channel()) is None:
+                break
+            changes += self._changes_of(channel, limit)
+        return changes
+
+    def _next_channel(self) -> StoredChannel | None:
+        """Return the next channel to look at, which then counts as looked at."""
+        for channel in self._walk:
+            self._left_to_walk = max(0, self._left_to_walk - 1)
+            if self._index.holds(channel):
+                self._changed.pop(channel.channel_id, None)
+                return channel
+        self._left_to_walk = 0
+        while self._changed:
+            channel_id, _ = self._changed.popitem(last=False)
+            if (changed := self._index.get(channel_id)) is not None:
+                return changed
+        return None
+
+    def _changes_of(self, channel: StoredChannel, limit: int) -> list[ChannelChange]:
+        changes = [] if channel.channel_id in self._states else self._begin(channel)
+        state = self._states[channel.channel_id]
+        first, events = channel.events_after(state.number, limit)
+        if self.with_read and first > state.number + 1:
+            state.progress = Progress(channel.before_first)
+            changes.append(
+                EventsForgotten(channel.consumer_address, channel.before_first, first - 1)
+            )
+        state.number = first + len(events) - 1
+        changes += self._events(channel, state, first, events)
+        if self.with_read and (progress := channel.progress(state.number)) != state.progress:
+            state.progress = progress
+            changes.append(ProgressMade(channel.consumer_address, progress))
+        if len(events) == limit:
+            self.channel_changed(channel)  # there may be more; its turn comes again
+        if events and channel.waiting_writers:
+            self._on_taken(channel)
+        return changes
+
+    def _events(
+        self, channel: StoredChannel, state: FollowerState, first: int, events: Sequence[Event]
+    ) -> Iterator[ChannelChange]:
+        """Yield events with their keys, and before them the keys of events that are gone."""
+        address, now = channel.consumer_address, self._now()
+        keys = dict[str, KeyOf]()
+        ids = {event.id for event in events}
+        for request_id, key in channel.keys_after(state.keys, now) if self.with_read else ():
+            event_id = str(key.answer)
+            if key.number > state.number:
+                break
+            if event_id in ids:
+                keys[event_id] = KeyOf(request_id, now - key.at)
+            else:
+                yield KeyAdded(address, event_id, KeyOf(request_id, now - key.at))
+        state.keys = state.number
+        for number, event in enumerate(events, first):
+            yield EventAdded(address, event, number, keys.get(event.id))
+
+    def _begin(self, channel: StoredChannel) -> list[ChannelChange]:
+        changes: list[ChannelChange] = [ChannelAdded(channel.consumer_address, channel.capacity)]
+        state = FollowerState(0 if self.with_read else channel.read_number)
+        self._states[channel.channel_id] = state
+        return changes

@@ -1,0 +1,141 @@
+"""How channels come into a store and how they end: at their deadline, at a call, with the store."""
+
+import asyncio
+from dataclasses import replace
+
+from megaphone.core.budget import CHANNEL_BYTES, Budget
+from megaphone.core.ports import OnRemoved
+from megaphone.errors import ChannelNotFound, LimitExceeded
+from megaphone.model import ChannelLimits
+from megaphone.store.memory.deadlines import Deadlines
+from megaphone.store.memory.index import Index, StoredChannel
+
+ENDED_AT_ONCE = 100
+"""How many channels end before other tasks get their turn."""
+
+
+class Table:
+    """The channels of a store. Every method takes effect at once."""
+
+    def __init__(
+        self, *, limits: ChannelLimits, max_channels: int, budget: Budget, on_removed: OnRemoved
+    ) -> None:
+        self.index = Index()
+        self.limits = limits
+        self.budget = budget
+        self._limits_by_capacity = {limits.capacity: limits}
+        self._max_channels = max_channels
+        self._on_removed = on_removed
+        self._loop = asyncio.get_running_loop()
+        self._deadlines = Deadlines()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+
+    # -- Coming
+
+    def check_room(self) -> None:
+        """Raises: LimitExceeded, when there is no room for one more channel."""
+        if len(self.index) >= self._max_channels:
+            raise LimitExceeded(
+                f"this node holds {self._max_channels} channels already; no more are allowed"
+            )
+        self.budget.ensure(CHANNEL_BYTES, self._loop.time())
+
+    def create(self, channel_id: bytes, consumer_address: str, capacity: int | None) -> None:
+        """Add an empty channel, in the place of one that has expired but is still there.
+
+        Raises: LimitExceeded.
+        """
+        if (expired := self.index.get(channel_id)) is not None:
+            self.remove(expired)
+        self.check_room()
+        home = self.index.agent(consumer_address.partition(".")[0])
+        channel = StoredChannel(
+            channel_id,
+            consumer_address,
+            home,
+            self._limits_of(capacity),
+            self._loop.time(),
+            self.budget,
+        )
+        self.index.add(channel)
+        for changes in home.followers:
+            changes.channel_changed(channel)
+        assert channel.deadline is not None
+        self._deadlines.add(channel_id, channel.deadline)
+        if self._sweep_timer is None:
+            self._schedule_sweep()
+
+    def _limits_of(self, capacity: int | None) -> ChannelLimits:
+        """Return limits that all channels of a capacity share."""
+        if capacity is None:
+            return self.limits
+        if capacity not in self._limits_by_capacity:
+            self._limits_by_capacity[capacity] = replace(self.limits, capacity=capacity)
+        return self._limits_by_capacity[capacity]
+
+    # -- Finding
+
+    def living(self, channel_id: bytes) -> StoredChannel:
+        """Raises: ChannelNotFound."""
+        channel = self.index.get(channel_id)
+        if channel is None or channel.is_dead(self._loop.time()):
+            raise ChannelNotFound
+        return channel
+
+    def readable(self, channel_id: bytes, consumer_address: str) -> StoredChannel:
+        """Raises: ChannelNotFound, also when the address is not exactly that of the channel."""
+        channel = self.living(channel_id)
+        if channel.consumer_address != consumer_address:
+            raise ChannelNotFound
+        return channel
+
+    # -- Going
+
+    def remove(self, channel: StoredChannel) -> None:
+        """End a channel: its reader, its writers, its followers and the listener are told."""
+        self.index.remove(channel)
+        for changes in channel.home.followers:
+            changes.channel_ended(channel)
+        lost = channel.close()
+        age_s = self._loop.time() - channel.created_at
+        self._on_removed(channel.consumer_address, age_s, lost)
+
+    def release(self, channel: StoredChannel) -> None:
+        """Drop a channel for which another node answers: neither followers nor the listener are
+        told."""
+        channel.close()
+        self.index.remove(channel)
+
+    async def aclose(self) -> None:
+        """Remove all channels, in slices."""
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        for home in self.index.agents():
+            for number, channel in enumerate(home):
+                if self.index.holds(channel):
+                    self.remove(channel)
+                if number % ENDED_AT_ONCE == 0:
+                    await asyncio.sleep(0)
+
+    # -- Expiry
+
+    def _schedule_sweep(self) -> None:
+        due = self._deadlines.next
+        self._sweep_timer = None if due is None else self._loop.call_at(due, self._sweep)
+
+    def _sweep(self) -> None:
+        now = self._loop.time()
+        for channel_id in self._deadlines.pop_due(now, ENDED_AT_ONCE):
+            if (channel := self.index.get(channel_id)) is None:
+                continue
+            if channel.is_dead(now):
+                self.remove(channel)
+                continue
+            if channel.is_kept_past_deadline(now):
+                channel.home.kept[channel_id] = None
+            dies_at = channel.dies_at
+            if dies_at is None or dies_at <= now:
+                # A channel that is read or kept alive now cannot die before a whole ttl has passed.
+                dies_at = now + self.limits.ttl_s
+            self._deadlines.add(channel_id, dies_at)
+        self._schedule_sweep()
