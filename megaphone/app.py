@@ -1,4 +1,4 @@
-"""The composition root: builds every part, and owns the order in which they start and stop."""
+"""Builds every part of a node, and owns the order in which they start and stop."""
 
 import asyncio
 import logging
@@ -40,13 +40,13 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ADMIN_BODY_BYTES = 65_536
 FACES = 2
 CONNECTION_BYTES = 16_384
-"""What an idle connection takes of memory, or an open read."""
-CONNECTIONS_PART = 8
-"""The part of the memory that connections may take, as long as they are idle."""
+"""The memory of an idle connection, or of an open read."""
+CONNECTIONS_FRACTION = 8
+"""Idle connections may take one part in so many of the memory."""
 QUIET_S = 0.01
-"""Once no request has come for so long, a stopping node takes it that none is on its way."""
-LATEST_S = 0.1
-"""How long requests that come to a stopping node are still answered, with SHUTTING_DOWN."""
+"""If no request has come for so long, a stopping node assumes that none is on its way."""
+STOP_GRACE_S = 0.1
+"""How long a stopping node still answers requests, with SHUTTING_DOWN, while more of them come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,14 @@ class App:
 
 @asynccontextmanager
 async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIterator[App]:
-    """Serve within this context; on leaving it, stop in order.
+    """Serve within this context, and stop in order at its end.
 
-    Stopping goes in the opposite order of starting: health says so, agents move to the node that
-    is to have them, nothing new is begun and every read ends cleanly after a whole event. Once no
-    more requests come the pipes come to their end, then the servers close, then the store. The
-    channels that are left go with it, and webhooks are told so before the end.
+    The parts stop in the opposite order of their start: health reports the shutdown, agents move to
+    the drain target, new requests are refused, and every read ends cleanly after a whole event.
+    When no more requests come, the pipes finish, then the servers close, then the store. The store
+    removes the channels that are left, and webhooks report them before the end.
 
-    Raises: OSError, when an address cannot be had.
+    Raises: OSError, if the node cannot listen.
     """
     webhooks = Webhooks(settings.webhooks)
     budget = Budget(settings.max_buffered_bytes or memory.allowed_bytes() // 2)
@@ -131,7 +131,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     async with AsyncExitStack() as stack:
         trimming = asyncio.create_task(memory.keep_small())
         stack.callback(trimming.cancel)
-        await stack.enter_async_context(webhooks)  # ends last: the store's end is told too
+        await stack.enter_async_context(webhooks)  # ends last, to report the channels of the store
         stack.push_async_callback(store.aclose)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(
@@ -141,7 +141,8 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         stack.push_async_callback(http.stop)
         grpc_port = await grpc.start(settings.grpc_endpoint)
         stack.push_async_callback(grpc.stop)
-        # Before the servers close: whoever finds this node gone finds its agents elsewhere.
+        # Before the servers close, so that a client that misses this node finds its agents
+        # elsewhere.
         stack.push_async_callback(pipes.aclose)
         stack.push_async_callback(quiet, lambda: http.requests_begun + grpc.calls_begun)
         stack.push_async_callback(broker.begin_shutdown)
@@ -173,8 +174,8 @@ async def serving_admin(
 
 
 async def quiet(requests_begun: Callable[[], int]) -> None:
-    """Wait until no request has come for QUIET_S, but not longer than LATEST_S."""
-    for _ in range(round(LATEST_S / QUIET_S)):
+    """Wait until no request has come for QUIET_S, at most STOP_GRACE_S."""
+    for _ in range(round(STOP_GRACE_S / QUIET_S)):
         before = requests_begun()
         await asyncio.sleep(QUIET_S)
         if requests_begun() == before:
@@ -190,7 +191,7 @@ def connections_of_each_face(settings: Settings) -> int:
     most = max(1, descriptors.for_clients() // FACES)
     wanted = settings.max_connections
     if wanted is None:
-        of_memory = memory.allowed_bytes() // CONNECTIONS_PART
+        of_memory = memory.allowed_bytes() // CONNECTIONS_FRACTION
         return min(most, max(1, of_memory // CONNECTION_BYTES // FACES))
     if wanted > most:
         log.warning("max_connections is %d, not %d: there are too few descriptors", most, wanted)
@@ -222,9 +223,9 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP, then stop in order.
 
-    A second SIGTERM or SIGINT ends the process at once. SIGHUP never does, because terminals and
-    service managers send it along with other signals. `announce` is called once everything
-    listens.
+    A second SIGTERM or SIGINT ends the process at once. A second SIGHUP does not, because terminals
+    and service managers send SIGHUP together with other signals. `announce` is called when every
+    server listens.
     """
     stopped = asyncio.Event()
     handle_signals(stopped)
@@ -244,7 +245,7 @@ async def serve(
 
 
 def handle_signals(stopped: asyncio.Event) -> None:
-    """Set an event when this process is to stop."""
+    """Set an event when a signal asks this process to stop."""
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
@@ -258,5 +259,5 @@ def handle_signals(stopped: asyncio.Event) -> None:
 
     for number in ENDING_SIGNALS:
         loop.add_signal_handler(number, stop, number)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` sets it
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which `nohup` sets
         loop.add_signal_handler(signal.SIGHUP, stop, signal.SIGHUP)

@@ -1,9 +1,9 @@
-"""Reads the settings: defaults, then one file, then the environment. Nothing else does.
+"""Reads the settings: defaults, then one file, then the environment.
 
 The file is `megaphone.toml`, `.yaml` or `.json` in the working directory. Variables are named
-`megaphone_KEY`, or the same in upper case, with dots for what is nested, such as
-`megaphone_agent.virtual.node1=MASTER`. Whatever is wrong ends in a `ConfigError`, which says in one
-line where it stands, what it is (but for what may be secret), and what is allowed.
+`megaphone_KEY`, in this or in upper case, with dots for nested keys, such as
+`megaphone_agent.virtual.node1=MASTER`. Every mistake raises a `ConfigError`, which says in one line
+where the value is, what it is unless it may be secret, and which values are allowed.
 """
 
 import json
@@ -32,16 +32,16 @@ AGENT = "agent"
 WEBHOOKS = "webhooks"
 NODES = "nodes"
 CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
-"""The modes an agent may start in; PIPED needs a target, which a command names."""
+"""The modes in which an agent may start. PIPED is none, because it needs a target."""
 FORMS = {
     AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
     WEBHOOKS: 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
     NODES: "a table such as nodes = {secret = TEXT, open = false}",
 }
-"""What is allowed for keys with more than one value."""
+"""The allowed forms of keys with more than one value."""
 DEFAULT = "default"
 VARIABLE = "variable "
-"""What the source of a value begins with that comes from the environment."""
+"""How the source of a value from the environment begins."""
 SOCKET = "mng_socket_path"
 WARMUP = "agent_warmup_secs"
 BUFFERED = "max_buffered_bytes"
@@ -60,34 +60,34 @@ Table = TypeVar("Table")
 
 
 class ConfigError(Exception):
-    """A setting that cannot be taken. One line, for the operator."""
+    """A setting is not allowed. The text is one line for the operator."""
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings of this node, and where each comes from."""
+    """The settings of this node, and the source of each."""
 
     settings: Settings
     sources: Mapping[str, str] = field(default_factory=dict)
-    """By key: the name of a file or of a variable, or `default`. The parts of `nodes` and of a
-    webhook have keys of their own too, such as `webhooks.audit.endpoint`."""
+    """By key: the name of a file or of a variable, or `default`. The members of `nodes` and of a
+    webhook have keys of their own, such as `webhooks.audit.endpoint`."""
 
 
 @dataclass(slots=True)
 class Value:
-    """What the sources say about one key, as it stands there."""
+    """The value of one key, as its sources give it, before it is checked."""
 
     raw: Any
     source: str
     parts: Mapping[str, str] = field(default_factory=dict)
-    """Where parts of a table come from, by their dotted paths, once sources are joined."""
+    """The sources of the members of a table, by dotted path, if it has several sources."""
 
     def source_of(self, path: str) -> str:
         return self.parts.get(path, self.source)
 
 
 def load(directory: Path, environment: Mapping[str, str], file: Path | None = None) -> Config:
-    """Read `file`, or the one in `directory` if there is one, and then the environment.
+    """Read a file and then the environment. Without `file`, read the one in `directory`, if any.
 
     Raises: ConfigError.
     """
@@ -96,12 +96,12 @@ def load(directory: Path, environment: Mapping[str, str], file: Path | None = No
     if chosen is not None:
         values |= read_file(chosen)
     for key, value in read_environment(environment).items():
-        values[key] = laid_over(values.get(key), value)
+        values[key] = overlay(values.get(key), value)
     return build(values, environment)
 
 
 def load_here(file: Path | None = None) -> Config:
-    """Read the configuration of this process. Raises: ConfigError."""
+    """Read the configuration in the working directory and environment. Raises: ConfigError."""
     return load(Path.cwd(), os.environ, file)
 
 
@@ -125,7 +125,9 @@ def read_file(file: Path) -> dict[str, Value]:
     except OSError as error:
         raise ConfigError(f"{file.name}: cannot be read: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file.name}: is not {file.suffix[1:].upper()}: {why(error)}") from None
+        raise ConfigError(
+            f"{file.name}: is not {file.suffix[1:].upper()}: {describe(error)}"
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -136,10 +138,10 @@ def read_file(file: Path) -> dict[str, Value]:
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
-    """Return what variables with our prefix say.
+    """Return the values in variables with our prefix.
 
-    In upper case, variables with other names are passed over: Kubernetes makes such for a service
-    that is called megaphone.
+    Unknown variables in upper case are ignored, because Kubernetes sets such variables for a
+    service with the name megaphone.
     """
     values: dict[str, Value] = {}
     for name, text in environment.items():
@@ -150,16 +152,16 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
             continue
         key = key.lower()
         check_known(key, f"{VARIABLE}{name}")
-        if key == NODES:  # others have names in their paths, whose case counts
-            path = [part.lower() for part in path]
-        values[key] = laid_over(values.get(key), Value(nested(path, text), f"{VARIABLE}{name}"))
+        if key == NODES:  # the paths of other keys contain names, whose case counts
+            path = [name.lower() for name in path]
+        values[key] = overlay(values.get(key), Value(nested(path, text), f"{VARIABLE}{name}"))
     return values
 
 
-def why(error: Exception) -> str:
-    """Say in one line why a file cannot be read, without a line of it: it may hold a secret."""
+def describe(error: Exception) -> str:
+    """Describe in one line why a file is malformed, without its text, which may hold a secret."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        # Names that the file made up are quoted here; a secret without quotes may look like one.
+        # The problem quotes names from the file, and an unquoted secret may look like a name.
         problem = re.sub(r"""(['"]).{2,}\1""", "…", error.problem or "")
         mark = error.problem_mark
         return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"
@@ -179,8 +181,8 @@ def nested(path: list[str], value: Any) -> Any:
     return value
 
 
-def laid_over(below: Value | None, above: Value) -> Value:
-    """Lay what one source says over what those before it say."""
+def overlay(below: Value | None, above: Value) -> Value:
+    """Return the value of a key in two sources, of which the later wins."""
     if below is None:
         return above
     parts = {path: value.source_of(path) for value in (below, above) for path in leaves(value.raw)}
@@ -188,7 +190,7 @@ def laid_over(below: Value | None, above: Value) -> Value:
 
 
 def leaves(raw: Any, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted path of everything in a table that is not a table."""
+    """Yield the dotted paths of all values in a table, and in the tables within it."""
     if isinstance(raw, dict):
         for name, value in raw.items():
             yield from leaves(value, within(prefix, str(name)))
@@ -197,12 +199,12 @@ def leaves(raw: Any, prefix: str = "") -> Iterator[str]:
 
 
 def within(path: str, name: str) -> str:
-    """Return the dotted path of what has a name in the table at a path."""
+    """Return the dotted path of a name in the table at a path."""
     return f"{path}.{name}" if path else name
 
 
 def merged(below: Any, above: Any) -> Any:
-    """Lay one source over another: tables are joined, all else is replaced."""
+    """Return one value over another. Tables are joined; any other value is replaced."""
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {key: merged(below.get(key), value) for key, value in above.items()}
     return above
@@ -216,8 +218,8 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
     sources = {key: values[key].source if key in values else DEFAULT for key in KEYS}
     if WEBHOOKS in values:
         for name in checked[WEBHOOKS]:
-            sources |= part_sources(WEBHOOKS, Webhook, values[WEBHOOKS], name)
-    sources |= part_sources(NODES, Nodes, values.get(NODES, Value({}, DEFAULT)))
+            sources |= member_sources(WEBHOOKS, Webhook, values[WEBHOOKS], name)
+    sources |= member_sources(NODES, Nodes, values.get(NODES, Value({}, DEFAULT)))
     if not checked.get(AGENT):
         checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
@@ -243,7 +245,7 @@ def refused(key: str, value: Value, what_is_allowed: str) -> ConfigError:
 
 
 def refused_unshown(key: str, source: str, what_is_allowed: str) -> ConfigError:
-    """Refuse a value that may be secret, or hold a secret."""
+    """Return the error for a value that may be secret, or may contain a secret."""
     return not_allowed(source, key, "…", what_is_allowed)
 
 
@@ -252,7 +254,7 @@ def not_allowed(source: str, key: str, shown: str, what_is_allowed: str) -> Conf
 
 
 def allowed(kind: Any) -> str | None:
-    """Say which values a type allows."""
+    """Describe which values a type allows; None if its own error says so."""
     if kind is bool:
         return "true or false"
     if get_origin(kind) is Literal:
@@ -260,13 +262,13 @@ def allowed(kind: Any) -> str | None:
     for note in getattr(kind, "__metadata__", ()):
         if isinstance(note, msgspec.Meta) and note.description:
             return note.description
-    if get_origin(kind) is Union:  # a kind or None, which stands for "not set"
+    if get_origin(kind) is Union:  # a type or None, which means "not set"
         return allowed(get_args(kind)[0])
     return None
 
 
 def agents_table(value: Value) -> dict[str, str]:
-    """Bring the forms of the key `agent` to one: a table of names and modes."""
+    """Return the agents as a table of names and modes, whichever form the key has."""
     names, modes = allowed(get_args(TYPES[AGENT])[0]), " or ".join(CONFIGURABLE_MODES)
     match value.raw:
         case str(name):
@@ -287,9 +289,9 @@ def agents_table(value: Value) -> dict[str, str]:
 
 
 def webhooks_table(value: Value) -> dict[str, Webhook]:
-    """Check the tables of webhooks, piece by piece.
+    """Check the tables of webhooks member by member.
 
-    So a message can say where the mistake is without repeating what may be secret.
+    So an error can name the place of a mistake without repeating a value that may be secret.
     """
     if not isinstance(value.raw, dict):
         raise refused_unshown(WEBHOOKS, value.source, FORMS[WEBHOOKS])
@@ -311,10 +313,10 @@ def nodes_table(value: Value) -> Nodes:
 
 
 def checked_table(kind: type[Table], key: str, value: Value, inner: str = "") -> Table:
-    """Check a table whose keys are the fields of a dataclass, piece by piece.
+    """Check member by member a table whose keys are the fields of a dataclass.
 
-    It is the one at the path `inner` of a value, or the value itself. A message says where the
-    mistake is without repeating what may be secret.
+    The table is the value itself, or the one at the path `inner` within it. An error names the
+    place of a mistake without repeating a value that may be secret.
     """
     path, table = within(key, inner) if inner else key, value.raw
     if inner:
@@ -329,15 +331,15 @@ def checked_table(kind: type[Table], key: str, value: Value, inner: str = "") ->
         check_known(name, source, f"{path}.", list(types))
         if not fits(raw, types[name]):
             raise refused_unshown(f"{path}.{name}", source, allowed(types[name]) or FORMS[key])
-    for part in fields(kind):  # type: ignore[arg-type]
-        if part.name not in table and part.default is part.default_factory is MISSING:
-            what = allowed(types[part.name])
-            raise ConfigError(f"{value.source}: {path}.{part.name} is missing; allowed is {what}")
+    for member in fields(kind):  # type: ignore[arg-type]
+        if member.name not in table and member.default is member.default_factory is MISSING:
+            form = allowed(types[member.name])
+            raise ConfigError(f"{value.source}: {path}.{member.name} is missing; allowed is {form}")
     return msgspec.convert(table, kind, strict=False)
 
 
 def fits(raw: Any, kind: Any) -> bool:
-    """Tell whether a value, as it stands in a file or a variable, is one of a type."""
+    """Return whether a value from a file or a variable fits a type."""
     try:
         msgspec.convert(raw, kind, strict=False)
     except msgspec.ValidationError:
@@ -345,19 +347,19 @@ def fits(raw: Any, kind: Any) -> bool:
     return True
 
 
-def part_sources(key: str, kind: Any, value: Value, inner: str = "") -> dict[str, str]:
-    """Return where each part of a table that was checked comes from."""
+def member_sources(key: str, kind: Any, value: Value, inner: str = "") -> dict[str, str]:
+    """Return the source of each member of a checked table."""
     table = value.raw[inner] if inner else value.raw
     return {
-        within(within(key, inner) if inner else key, part.name): (
-            value.source_of(within(inner, part.name)) if part.name in table else DEFAULT
+        within(within(key, inner) if inner else key, member.name): (
+            value.source_of(within(inner, member.name)) if member.name in table else DEFAULT
         )
-        for part in fields(kind)
+        for member in fields(kind)
     }
 
 
 def default_socket_path(environment: Mapping[str, str]) -> str:
-    """Return the first place for the management socket where this user may write."""
+    """Return the path of the admin socket in the first folder where this user may write."""
     folders = ["/run", environment.get("XDG_RUNTIME_DIR", "")]
     for folder in folders:
         if folder and os.access(folder, os.W_OK | os.X_OK):
@@ -366,10 +368,10 @@ def default_socket_path(environment: Mapping[str, str]) -> str:
 
 
 def new_agent_name() -> str:
-    """Return a name for an agent that no other has: that of the host, and something random.
+    """Return a unique name for an agent: the name of the host, and a random suffix.
 
-    A node that starts again on its host must not take the name of the agent that it had before,
-    since that may have moved to another node with its channels.
+    A node that restarts on its host must not reuse the name of its former agent, because that agent
+    may have moved to another node with its channels.
     """
     host = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname()).strip("-") or "megaphone"
     suffix = secrets.token_hex(3)

@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from megaphone import app as composition
-from megaphone.app import LATEST_S, QUIET_S, quiet, removals, running
+from megaphone.app import STOP_GRACE_S, QUIET_S, quiet, removals, running
 from megaphone.core.agents import Agents
 from megaphone.model import AgentMode
 from megaphone.observe.metrics import Metrics
@@ -24,7 +24,7 @@ AT_ONCE = 50
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with other work may take longer than QUIET_S to bring a request to its handler."""
     monkeypatch.setattr(composition, "QUIET_S", 10 * QUIET_S)
-    monkeypatch.setattr(composition, "LATEST_S", 10 * LATEST_S)
+    monkeypatch.setattr(composition, "STOP_GRACE_S", 10 * STOP_GRACE_S)
 
 
 async def elapsed(requests: list[int]) -> float:
@@ -40,7 +40,7 @@ async def elapsed(requests: list[int]) -> float:
 async def test_a_node_that_stops_waits_for_requests_only_while_they_come() -> None:
     assert await elapsed([7, 7]) == pytest.approx(QUIET_S)
     assert await elapsed([7, 8, 8, 9, 9, 9]) == pytest.approx(3 * QUIET_S)
-    assert await elapsed(list(range(100))) == pytest.approx(LATEST_S)
+    assert await elapsed(list(range(100))) == pytest.approx(STOP_GRACE_S)
 
 
 async def test_requests_on_their_way_to_a_node_that_stops_are_answered(patient: None) -> None:

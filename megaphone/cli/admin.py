@@ -1,6 +1,6 @@
-"""`megactl`: look after the agents and channels of a node, on its management socket.
+"""`megactl`: look after the agents and channels of a node, on its admin socket.
 
-What it prints is what the tool of the broker before this one printed, so that scripts go on.
+It prints what the tool of the Rust broker (0.10) printed, so that existing scripts go on.
 """
 
 import json
@@ -38,7 +38,7 @@ class Output(StrEnum):
 
 
 class Agent(msgspec.Struct, rename="camel"):
-    """An agent, as the management API tells it."""
+    """An agent, as the admin API returns it."""
 
     name: str
     since: datetime
@@ -48,14 +48,14 @@ class Agent(msgspec.Struct, rename="camel"):
 
 
 class Channel(msgspec.Struct, rename="camel"):
-    """A channel, as the management API tells it."""
+    """A channel, as the admin API returns it."""
 
     address: str
     agent_id: str
 
 
 class Progress(msgspec.Struct, rename="camel"):
-    """How far a drain is, as the management API tells it."""
+    """The progress of a drain, as the admin API returns it."""
 
     agent: str
     agents_moved: int
@@ -69,19 +69,19 @@ T = TypeVar("T")
 
 
 class Node:
-    """The broker that is called, and how its answers are printed."""
+    """Calls one broker, and prints its answers in one format."""
 
     def __init__(self, socket_path: str | None, output: Output) -> None:
         self._socket_path = socket_path
         self._output = output
 
     def command(self, method: str, route: str, body: object = None) -> None:
-        """Have something done, and say so."""
+        """Make a call, and print that it succeeded."""
         answer = self._call(method, route, body)
         typer.echo(answer if self._output is Output.JSON else DONE)
 
     def listing(self, route: str, kind: type[T]) -> list[T]:
-        """Return what is to be printed as a table: nothing, once it is printed as JSON."""
+        """Return a list for a table. If the format is JSON, print the list and exit instead."""
         answer = self._call("GET", route)
         if self._output is Output.JSON:
             typer.echo(answer)
@@ -92,13 +92,13 @@ class Node:
             self._fail(f"the broker's answer cannot be understood: {error}")
 
     def drain(self, target: str) -> None:
-        """Have all agents moved, and tell how far it is."""
+        """Move all agents to another node, and print the progress."""
         from megaphone.cli.admin_client import CallFailed, follow
 
         meter = Meter()
-        tell = typer.echo if self._output is Output.JSON else meter.show
+        show = typer.echo if self._output is Output.JSON else meter.show
         try:
-            follow(self._path(), "/node/drain", {"target": target}, lambda line: tell(line.strip()))
+            follow(self._path(), "/node/drain", {"target": target}, lambda line: show(line.strip()))
         except CallFailed as error:
             meter.clear()
             self._fail(str(error))
@@ -107,7 +107,7 @@ class Node:
             typer.echo(DONE)
 
     def _call(self, method: str, route: str, body: object = None) -> bytes:
-        # This takes a while to import, and help does not need it.
+        # Imported here, because it is slow to import and `--help` does not need it.
         from megaphone.cli.admin_client import CallFailed, call
 
         try:
@@ -122,7 +122,7 @@ class Node:
             path = load_here().settings.mng_socket_path
         except ConfigError as error:
             self._fail(str(error), WRONG_CONFIGURATION)
-        assert path is not None  # the configuration has a default for it
+        assert path is not None  # because the configuration always has one
         return path
 
     def _fail(self, message: str, exit_code: int = FAILED) -> Never:
@@ -134,7 +134,7 @@ class Node:
 
 
 class Meter:
-    """How far a drain is, for people: one line on a terminal, and elsewhere a line per agent."""
+    """Prints the progress of a drain: one line on a terminal, a line for each agent elsewhere."""
 
     def __init__(self) -> None:
         self._shown = ""
@@ -163,8 +163,8 @@ class Meter:
             self._shown = ""
 
 
-def amount(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+def amount(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 AgentName = Annotated[str, typer.Option("--name", "-n", help="The name of the agent.")]
@@ -295,7 +295,7 @@ def time(when: datetime) -> str:
 def print_table(
     head: Sequence[str], widths: Sequence[int], rows: Sequence[Sequence[object]]
 ) -> None:
-    """Print columns of at least some widths; on a terminal the head stands out."""
+    """Print a table whose columns have at least some widths. On a terminal its head is bold."""
     lines = [[str(cell) for cell in row] for row in (head, *rows)]
     columns = zip(widths, *lines, strict=True)
     wide = [max(width, *map(len, cells)) for width, *cells in columns]

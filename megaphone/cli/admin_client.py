@@ -1,4 +1,4 @@
-"""Calls the management API of a broker on its Unix socket."""
+"""Calls the admin API of a broker on its Unix socket."""
 
 import asyncio
 import os
@@ -15,7 +15,7 @@ from yarl import URL
 from megaphone.listen.sockets import check_owner, check_peer
 
 ORIGIN = "http://megaphone"
-"""Some host, as HTTP wants one: the socket decides who answers."""
+"""HTTP requires a host. Any will do, because the socket decides which broker answers."""
 ANSWERS_WITHIN_S = 30.0
 
 
@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class CallFailed(Exception):
-    """A call without the answer that was asked for. One line, for the operator."""
+    """A call failed. The text is one line for the operator."""
 
 
 class Refusal(msgspec.Struct):
-    """What a broker says when it refuses."""
+    """The answer of a broker that refuses a call."""
 
     code: str
     message: str
@@ -35,18 +35,18 @@ class Refusal(msgspec.Struct):
 
 def call(socket_path: str, method: str, route: str, body: object = None) -> bytes:
     """Return the body of the broker's answer. Raises: CallFailed."""
-    return called(socket_path, answer(socket_path, method, route, body))
+    return run_call(socket_path, answer(socket_path, method, route, body))
 
 
-def follow(socket_path: str, route: str, body: object, tell: Callable[[bytes], None]) -> None:
-    """Have something done that takes a while, and be told each line of the answer as it comes.
+def follow(socket_path: str, route: str, body: object, on_line: Callable[[bytes], None]) -> None:
+    """Make a call that takes long, and pass each line of its answer to `on_line` as it comes.
 
     Raises: CallFailed.
     """
-    called(socket_path, tell_lines(socket_path, route, body, tell))
+    run_call(socket_path, pass_lines(socket_path, route, body, on_line))
 
 
-def called(socket_path: str, calling: Coroutine[object, object, T]) -> T:
+def run_call(socket_path: str, calling: Coroutine[object, object, T]) -> T:
     try:
         return asyncio.run(calling)
     except TimeoutError:
@@ -64,26 +64,26 @@ def called(socket_path: str, calling: Coroutine[object, object, T]) -> T:
 async def answer(socket_path: str, method: str, route: str, body: object) -> bytes:
     async with (
         asyncio.timeout(ANSWERS_WITHIN_S),
-        answering(socket_path, method, route, body) as response,
+        response_to(socket_path, method, route, body) as response,
     ):
         return await response.read()
 
 
-async def tell_lines(
-    socket_path: str, route: str, body: object, tell: Callable[[bytes], None]
+async def pass_lines(
+    socket_path: str, route: str, body: object, on_line: Callable[[bytes], None]
 ) -> None:
-    async with answering(socket_path, "POST", route, body) as response:
+    async with response_to(socket_path, "POST", route, body) as response:
         async for line in response.content:
             if is_refusal(line):
                 raise CallFailed(refusal(response.status, line))
-            tell(line)
+            on_line(line)
 
 
 @asynccontextmanager
-async def answering(
+async def response_to(
     socket_path: str, method: str, route: str, body: object
 ) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Raises: CallFailed, for any answer but what was asked for."""
+    """Return a context with the response to a call. Raises: CallFailed, if it is an error."""
     check_owner(socket_path, *trusted_users())
     async with aiohttp.ClientSession(
         connector=TrustingConnector(path=socket_path),
@@ -97,7 +97,7 @@ async def answering(
 
 
 class TrustingConnector(aiohttp.UnixConnector):
-    """Connects to brokers of trusted users only."""
+    """Connects only to brokers of trusted users."""
 
     async def _create_connection(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
@@ -114,7 +114,7 @@ class TrustingConnector(aiohttp.UnixConnector):
 
 
 def trusted_users() -> tuple[int, ...]:
-    """Return this user and root, who may use every socket anyway."""
+    """Return this user and root, because root may use every socket anyway."""
     return os.geteuid(), 0
 
 
@@ -128,10 +128,10 @@ def is_refusal(line: bytes) -> bool:
 
 def refusal(status: int, content: bytes) -> str:
     try:
-        told = msgspec.json.decode(content, type=Refusal)
+        refused = msgspec.json.decode(content, type=Refusal)
     except msgspec.DecodeError:
         return f"the broker answers with the HTTP status {status}"
-    return f"{told.code}: {told.message}"
+    return f"{refused.code}: {refused.message}"
 
 
 def cannot_connect(socket_path: str, error: OSError) -> str:

@@ -1,4 +1,4 @@
-"""`megaphone config`: say whether the configuration is in order, and what it amounts to."""
+"""`megaphone config`: check the configuration, and show the settings that it results in."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from megaphone.settings import Nodes, Settings, Webhook
 config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
 
 WRONG_CONFIGURATION = 2
-"""The exit code of a configuration that cannot be taken."""
+"""The exit code if the configuration is not allowed."""
 
 HIDDEN = "…"
 
@@ -33,7 +33,7 @@ ConfigOption = Annotated[
 
 
 def load_or_exit(file: Path | None) -> Config:
-    """Read the configuration, or exit with one line that says what is wrong with it."""
+    """Return the configuration, or print one line about its mistake and exit."""
     try:
         return load_here(file)
     except ConfigError as error:
@@ -68,7 +68,7 @@ def show(
             continue
         if not isinstance(value, Mapping):
             typer.echo(line(setting.name, value, source))
-        elif source == DEFAULT:  # an agent has another name at the next start
+        elif source == DEFAULT:  # because the agent gets another name at the next start
             typer.echo(line(setting.name, None, source))
     if (source := loaded.sources["agent"]) != DEFAULT:
         typer.echo(f"\n[agent.virtual]  # {source}")
@@ -83,11 +83,12 @@ def show_table(
     path: str, table: Nodes | Webhook, sources: Mapping[str, str], secrets: bool
 ) -> None:
     typer.echo(f"\n[{path}]")
-    for part in fields(table):
-        show_part(part.name, getattr(table, part.name), sources[f"{path}.{part.name}"], secrets)
+    for member in fields(table):
+        source = sources[f"{path}.{member.name}"]
+        show_member(member.name, getattr(table, member.name), source, secrets)
 
 
-def show_part(key: str, value: Any, source: str, secrets: bool) -> None:
+def show_member(key: str, value: Any, source: str, secrets: bool) -> None:
     shown = value if secrets else without_secrets(key, value)
     if shown == value:
         typer.echo(line(key, value, source))
@@ -115,7 +116,7 @@ def kind_of(source: str) -> str:
 
 
 def line(key: str, value: Any, source: str) -> str:
-    if value is None:  # TOML has no word for it
+    if value is None:  # TOML has no null
         return f"{f'# {key} is not set':<43} # {source}"
     return f"{f'{key} = {toml(value)}':<43} # {source}"
 

@@ -55,7 +55,7 @@ def serve(config: ConfigOption = None) -> None:
     `megaphone config show` lists what can be set.
     """
     settings = load_or_exit(config).settings
-    # These take a while to import, and no other command needs them.
+    # Imported here, because it is slow to import and no other command needs it.
     from megaphone.cli.serve import serve_until_stopped
 
     serve_until_stopped(settings)

@@ -1,10 +1,10 @@
-"""What `megaphone serve` does, from its settings to its exit code."""
+"""`megaphone serve`, from the settings to the exit code."""
 
 import asyncio
 import os
-import sys
 
 import typer
+import uvloop
 
 from megaphone import __version__
 from megaphone.app import App, serve
@@ -12,15 +12,15 @@ from megaphone.listen.exposure import reachable
 from megaphone.observe.logs import LineWriter, logging_to_stderr
 from megaphone.process import descriptors
 from megaphone.process.garbage import Freezer
-from megaphone.process.memory import allowed_bytes, give_back_what_is_freed
+from megaphone.process.memory import allowed_bytes, return_freed_memory
 from megaphone.settings import Settings
 
 STANDARD_OUTPUT = 1
 
 
 def serve_until_stopped(settings: Settings) -> None:
-    """Serve in the fastest event loop there is. Exits with 1 when an address cannot be had."""
-    give_back_what_is_freed()
+    """Serve until a signal stops the process. Exits with 1 if the node cannot listen."""
+    return_freed_memory()
     descriptors.raise_limit()
     with (
         Freezer(allowed_bytes()),
@@ -35,15 +35,11 @@ def serve_until_stopped(settings: Settings) -> None:
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:
-    if sys.platform == "win32":
-        return asyncio.new_event_loop()
-    import uvloop
-
     return uvloop.new_event_loop()
 
 
 def announce(settings: Settings, app: App) -> None:
-    """Tell people where to go next; machines read the log."""
+    """Print the addresses of the node on a terminal. Machines read them in the log."""
     if not os.isatty(STANDARD_OUTPUT):
         return
     http = f"http://{reachable(settings.http_endpoint.with_port(app.http_port))}"
@@ -55,5 +51,5 @@ def announce(settings: Settings, app: App) -> None:
         f"  Make a channel:  curl -X POST {http}/create\n"
         "  Stop with Ctrl-C.\n\n"
     )
-    # A terminal that Ctrl-S has stopped takes nothing, and must not hold the event loop.
+    # A LineWriter, because a terminal that Ctrl-S has stopped would block a plain write.
     LineWriter(STANDARD_OUTPUT, report=lambda count: b"").write(text.encode())

@@ -1,1 +1,1 @@
-"""Where a node listens: its sockets, and who can reach them."""
+"""Where a node listens: its sockets, and which other machines can reach them."""

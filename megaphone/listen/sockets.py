@@ -19,7 +19,7 @@ loop reads the whole buffer at once, before a handler can refuse it. With the ke
 thousands of connections could fill hundreds of megabytes."""
 PROBE_TIMEOUT_S = 1.0
 PEER = struct.Struct("3i")
-"""What Linux says of the process at the other end: its number, its user and its group."""
+"""The id, the user and the group of the process at the other end, as Linux reports them."""
 
 
 def listen_tcp(endpoint: Endpoint) -> socket.socket:
@@ -36,13 +36,13 @@ def listen_tcp(endpoint: Endpoint) -> socket.socket:
 
 @contextmanager
 def owner_only(path: str) -> Iterator[None]:
-    """Within this context, and without an `await`, bind a socket to `path`.
+    """Return a context in which the caller may bind a socket to `path`, without an `await`.
 
-    Only the owner of this process can connect to it. A socket that a broker left behind that was
-    killed is removed before.
+    Only the owner of this process can connect to that socket. If a killed broker has left a socket
+    at the path, it is removed first.
 
-    Raises: OSError, when the path cannot be had, or a living broker has it, or another user has put
-        a socket there where everybody may.
+    Raises: OSError, if the path cannot be used, if another broker serves there, or if another user
+        has put a socket into a folder where everybody may write.
     """
     try:
         check_owner(path, os.geteuid())
@@ -65,9 +65,9 @@ def owner_only(path: str) -> Iterator[None]:
 
 
 def listen_unix(path: str) -> socket.socket:
-    """Listen where only the owner of this process can connect.
+    """Return a socket that listens at a path, and that only the owner of this process can use.
 
-    Raises: OSError, when the path cannot be had, or a living broker has it.
+    Raises: OSError, if the path cannot be used, or another broker serves there.
     """
     listening = socket.socket(socket.AF_UNIX)
     try:
@@ -81,18 +81,20 @@ def listen_unix(path: str) -> socket.socket:
 
 
 class ForeignSocket(OSError):
-    """A socket belongs to another user, and stands where everybody may put one."""
+    """A socket belongs to another user, and is in a folder where everybody may write."""
 
     def __init__(self, owner: int) -> None:
-        told = f"it belongs to {user_name(owner)}, and everybody may put a socket there"
-        super().__init__(errno.EPERM, told)
+        reason = f"it belongs to {user_name(owner)}, and everybody may put a socket there"
+        super().__init__(errno.EPERM, reason)
 
 
 def check_owner(path: str, *trusted: int) -> None:
-    """Raises: ForeignSocket, when what is at `path` belongs to none of the trusted users.
+    """Check that the socket at `path` belongs to a trusted user.
 
-    Where only some may write, they decide who has the path. But in a folder such as /tmp any user
-    may have made it first, to be taken for a broker or for what one has left behind.
+    In a folder where only some users may write, they decide about the path. But in a folder such as
+    /tmp any user may have put a socket there first, to imitate a broker or its leftover.
+
+    Raises: ForeignSocket.
     """
     try:
         owner = os.lstat(path).st_uid
@@ -103,9 +105,11 @@ def check_owner(path: str, *trusted: int) -> None:
 
 
 def check_peer(connected: socket.socket, path: str, *trusted: int) -> None:
-    """Raises: ForeignSocket, when the process that listens at `path` is of no trusted user.
+    """Check that the process that listens at `path` belongs to a trusted user.
 
-    What `check_owner` has seen may have been replaced since.
+    The socket may have been replaced after `check_owner` saw it.
+
+    Raises: ForeignSocket.
     """
     if not hasattr(socket, "SO_PEERCRED") or not is_world_writable(path):
         return
@@ -116,7 +120,7 @@ def check_peer(connected: socket.socket, path: str, *trusted: int) -> None:
 
 
 def is_world_writable(path: str) -> bool:
-    """Tell whether everybody may write in the folder of a path."""
+    """Return whether everybody may write in the folder of a path."""
     return bool(Path(path).absolute().parent.stat().st_mode & stat.S_IWOTH)
 
 
@@ -145,5 +149,5 @@ def is_served(path: str) -> bool:
 
 
 def grpc_path(path: str) -> str:
-    """Return where gRPC is served beside a socket: `m.grpc.sock` beside `m.sock`."""
+    """Return the path of the gRPC socket beside an HTTP socket: `m.grpc.sock` beside `m.sock`."""
     return f"{path.removesuffix('.sock')}.grpc{'.sock' if path.endswith('.sock') else ''}"

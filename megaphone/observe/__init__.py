@@ -1,1 +1,1 @@
-"""What a node tells of itself: counts for Prometheus, log lines, and webhooks."""
+"""Reports of a node about itself: counts for Prometheus, log lines, and webhooks."""

@@ -1,7 +1,7 @@
-"""Log lines: text for people, JSON for machines. Never with an address or a key in them.
+"""Log lines: text for people, JSON for machines, and never an address or a key in them.
 
-A thread of its own writes them, because whoever should read the log may be away: then a write to it
-can last for ever, and must not hold the event loop.
+A thread of its own writes them. If nobody reads the log, a write can block for ever, and it must
+not hold the event loop.
 """
 
 import json
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 
 STANDARD_ERROR = 2
 MAX_WAITING_BYTES = 1_048_576
-"""How much may wait for a reader. What comes beyond it is dropped."""
+"""How many bytes of lines may wait to be written. Further lines are dropped."""
 CLOSE_TIMEOUT_S = 1.0
-"""How long the end waits for lines that have not been read."""
+"""How long `close` waits for lines that are not written yet."""
 
 
 class LineWriter:
-    """Writes lines to a file descriptor without ever holding its caller. May be used by any thread.
+    """Writes lines to a file descriptor, and never blocks its caller. Any thread may use it.
 
-    While the descriptor takes nothing, lines wait, up to a number of bytes. Once that is reached,
-    all further lines are dropped and counted until those that wait are written. Then the line that
-    `report` makes of the number of dropped lines follows.
+    While the descriptor takes nothing, lines wait, up to a number of bytes. Beyond that number,
+    lines are dropped and counted until all waiting lines are written. Then one more line says how
+    many are missing; `report` makes it.
     """
 
     def __init__(
@@ -41,24 +41,24 @@ class LineWriter:
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
         self.dropped = 0
-        """Lines that were not written, and will not be."""
+        """How many lines were dropped."""
         self._descriptor = descriptor
         self._report = report
         self._max_waiting_bytes = max_waiting_bytes
         self._changed = threading.Condition()
-        """Guards all that follows."""
+        """Guards all attributes below."""
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._is_idle = True
         self._is_full = False
         self._is_closed = False
         self._unreported = 0
-        # A daemon: its write may never return, and must not keep the process.
+        # A daemon, because its write may never return and must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def write(self, line: bytes) -> None:
-        """Have a line written soon, or drop it. Returns at once."""
+        """Queue a line, or drop it if too many bytes wait. Returns at once."""
         with self._changed:
             if self._waiting_bytes + len(line) > self._max_waiting_bytes:
                 self._is_full = True
@@ -71,7 +71,7 @@ class LineWriter:
             self._changed.notify_all()
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """Wait until all is written, but not longer than `timeout_s`. Later lines are dropped."""
+        """Wait until all lines are written, at most `timeout_s`. Later lines are dropped."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -94,7 +94,7 @@ class LineWriter:
                 self._report_dropped()
 
     def _next(self) -> bytes | None:
-        """Return the next line, waiting for one; None at the end."""
+        """Return the next line, and wait for it if necessary; None after `close`."""
         with self._changed:
             if not self._waiting:
                 self._is_idle, self._is_full = True, False
@@ -103,7 +103,7 @@ class LineWriter:
             return self._waiting.popleft() if self._waiting else None
 
     def _report_dropped(self) -> None:
-        """Say how many lines were dropped, once those before them are written."""
+        """Write how many lines were dropped, after the lines before them."""
         with self._changed:
             count = 0 if self._waiting else self._unreported
         if count and self._write(self._report(count)):
@@ -111,20 +111,20 @@ class LineWriter:
                 self._unreported -= count
 
     def _write(self, line: bytes) -> bool:
-        """Write a line, for as long as that takes. Returns: whether it could be written."""
+        """Write a line, however long that takes. Returns: whether it was written."""
         rest = memoryview(line)
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
-            except BlockingIOError:  # another process has made the descriptor so
+            except BlockingIOError:  # another process has made the descriptor non-blocking
                 select.select([], [self._descriptor], [])
-            except OSError:  # nobody will read it, or the disk is full
+            except OSError:  # the reader has gone, or the disk is full
                 return False
         return True
 
 
 class LineHandler(logging.Handler):
-    """Hands log lines to a `LineWriter`."""
+    """Passes log lines to a `LineWriter`."""
 
     def __init__(self, descriptor: int, formatter: logging.Formatter) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = self._line(record)
-        except Exception:  # as every handler of the standard library
+        except Exception:  # as the handlers of the standard library do
             self.handleError(record)
         else:
             self.writer.write(line)
@@ -150,10 +150,10 @@ def dropped(count: int) -> logging.LogRecord:
 
 
 class TextFormatter(logging.Formatter):
-    """One line for each message. A traceback follows it in lines of their own, each indented.
+    """Formats a message as one line, followed by the lines of a traceback, each indented.
 
-    Parts of a message may come from other machines. So what is no printable character stands there
-    as an escape: it cannot begin a line of its own, nor reach a terminal.
+    Parts of a message may come from other machines. So characters that are not printable are
+    escaped: no message can begin a line of its own, or control a terminal.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -166,14 +166,14 @@ class TextFormatter(logging.Formatter):
 
 
 def printable(text: str) -> str:
-    """Return a text with escapes for control characters and all else that cannot be printed."""
+    """Return a text with escapes for all characters that are not printable."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line: ts, level, logger, message, and exception where there is one."""
+    """Formats a message as one JSON object: ts, level, logger, message, and exception if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -189,11 +189,11 @@ class JsonFormatter(logging.Formatter):
 
 @contextmanager
 def logging_to_stderr(log_format: Literal["auto", "text", "json"]) -> Iterator[LineWriter]:
-    """Within this context send all log lines to standard error; at the end write what waits."""
+    """Return a context in which all log lines go to standard error. Its end waits for them."""
     as_text = log_format == "text" or (log_format == "auto" and os.isatty(STANDARD_ERROR))
     handler = LineHandler(STANDARD_ERROR, TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # aiohttp logs requests that were refused with a trace each; those are no news of ours.
+    # aiohttp would log each refused request with a traceback.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     log_what_python_would_print()
     try:
@@ -203,7 +203,7 @@ def logging_to_stderr(log_format: Literal["auto", "text", "json"]) -> Iterator[L
 
 
 def log_what_python_would_print() -> None:
-    """Log warnings and errors that the interpreter would else write to standard error itself."""
+    """Log the warnings and errors that the interpreter would write to standard error itself."""
 
     def unraisable(what: "sys.UnraisableHookArgs") -> None:
         if what.exc_value is not None:

@@ -1,9 +1,9 @@
-"""What the broker counts, as Prometheus text.
+"""Counts what happens, and renders the counts as Prometheus text.
 
-Counts are plain integers: everything happens on one event loop, so there is nothing to lock. The
-names are those of the broker before this one, so that its dashboards go on working. They lack the
-`_total` that prometheus-client would add, so our own are rendered here, and only those of
-the process and the interpreter by that library.
+The counts are plain integers, because everything happens on one event loop and nothing needs a
+lock. Their names are those of the Rust broker (0.10), so that its dashboards go on working. These
+names lack the `_total` that prometheus-client would add. So this module renders our own metrics,
+and that library renders only those of the process and the interpreter.
 """
 
 from bisect import bisect_left
@@ -21,24 +21,24 @@ DURATION_BUCKETS_S = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
 
 
 class WebhookCounts(Protocol):
-    """What `megaphone.observe.webhooks.Webhooks` counts, all hooks together."""
+    """The counts of `megaphone.observe.webhooks.Webhooks`, for all hooks together."""
 
     @property
     def sent(self) -> int:
-        """Requests that an endpoint took."""
+        """Requests that an endpoint accepted."""
 
     @property
     def failed(self) -> int:
-        """Tries to send a request that failed."""
+        """Failed tries to send a request."""
 
     @property
     def lost(self) -> int:
-        """Channels gone that a hook was not told of, and will not be."""
+        """Removed channels that were not reported to a hook, and will not be."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoWebhooks:
-    """Fulfils `WebhookCounts` where there are none."""
+    """The `WebhookCounts` of a node without webhooks."""
 
     sent: int = 0
     failed: int = 0
@@ -46,11 +46,11 @@ class NoWebhooks:
 
 
 class ConnectionCounts(Protocol):
-    """What `megaphone.rest.connection.protocol.Connections` counts."""
+    """The counts of `megaphone.rest.connection.limits.Connections`."""
 
     @property
     def open(self) -> int:
-        """HTTP connections that are open."""
+        """Open HTTP connections."""
 
     @property
     def refused(self) -> int:
@@ -59,29 +59,29 @@ class ConnectionCounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoConnections:
-    """Fulfils `ConnectionCounts` where there is no HTTP face."""
+    """The `ConnectionCounts` of a node without an HTTP face."""
 
     open: int = 0
     refused: int = 0
 
 
 class LogCounts(Protocol):
-    """What `megaphone.observe.logs.LineWriter` counts."""
+    """The counts of `megaphone.observe.logs.LineWriter`."""
 
     @property
     def dropped(self) -> int:
-        """Log lines that were not written, because nobody took them."""
+        """Log lines that were dropped, because nobody read the log in time."""
 
 
 @dataclass(frozen=True, slots=True)
 class NoLogs:
-    """Fulfils `LogCounts` where log lines are not written by us."""
+    """The `LogCounts` of a node whose log lines another writer writes."""
 
     dropped: int = 0
 
 
 class Metrics:
-    """Fulfils `core.ports.Observer`. Webhooks, the budget, connections and logs are asked."""
+    """Implements `core.ports.Observer`, and reads the counts of webhooks, connections and logs."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Metrics:
     def writer_waited(self) -> None:
         self.writers_waiting -= 1
 
-    # -- What is told
+    # -- The text
 
     def render(self) -> bytes:
         """Return all metrics as Prometheus text, format 0.0.4."""

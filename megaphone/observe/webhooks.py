@@ -1,13 +1,14 @@
-"""Webhooks: other services are told which channels have gone.
+"""Webhooks report removed channels to other services.
 
-Each hook has a queue and a task of its own, so that a slow endpoint holds back no other. What
-gathers within a second goes out together, in one request at a time. A request that is not taken is
-tried again, after longer and longer pauses, for some minutes. What is not told in the end is
-counted as lost; nothing waits without bound.
+Each hook has a queue and a task of its own, so that a slow endpoint delays no other hook. A hook
+collects channels for a second and reports them together, with one request at a time. If an endpoint
+does not accept a request, the hook tries it again for some minutes, with growing pauses. Channels
+that are not reported in the end are counted as lost. Every queue has a limit.
 
-Requests have the form of the Standard Webhooks specification: one id for all tries of a request,
-the time of the try, and a signature of both and the body where a secret is set. An address, a
-secret and an endpoint, which may hold a secret, never get into a log line: hooks are named there.
+Requests have the form of the Standard Webhooks specification: an id, which is the same in every try
+of a request; the time of the try; and, if a secret is set, a signature of both and of the body. Log
+lines contain the name of a hook, but never an address, a secret, or an endpoint, which may contain
+a secret.
 """
 
 import asyncio
@@ -35,19 +36,19 @@ log = logging.getLogger(__name__)
 
 BASE64_SECRET = "whsec_"
 LAST_TRIES_AT_ONCE = 8
-"""How many requests of a hook are under way at once while the node stops."""
+"""How many requests of a hook may be under way at once while the node stops."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookLimits:
-    """What bounds each hook."""
+    """The limits of each hook."""
 
     batch: int = 1_000
     """The most addresses in one request."""
     capacity: int = 100_000
-    """The most addresses that wait for a request."""
+    """The most addresses that may wait for a request."""
     interval_s: float = 1.0
-    """How long addresses are gathered before they are told."""
+    """How long a hook collects addresses before it sends them."""
     timeout_s: float = 10.0
     """How long an endpoint may take to answer."""
     retry_s: float = 1.0
@@ -55,7 +56,7 @@ class WebhookLimits:
     longest_retry_s: float = 60.0
     """The longest of these pauses."""
     give_up_s: float = 300.0
-    """How long after its first try a request is tried again."""
+    """How long after its first try a request may be tried again."""
     stop_s: float = 2.0
     """How long the end waits for the last tries."""
 
@@ -64,10 +65,11 @@ DEFAULT_LIMITS = WebhookLimits()
 
 
 class Webhooks:
-    """All hooks of a node: an asynchronous context manager, within which they are served.
+    """All hooks of a node. They send requests while the asynchronous context is entered.
 
-    `channel_removed` may be called at any time: what comes before the start waits for it, and what
-    comes after the end is lost. Leaving the context tries once more to tell what waits.
+    `channel_removed` may be called at any time. Channels from before the start wait for it, and
+    channels from after the end are lost. On leaving the context each waiting channel is tried once
+    more.
     """
 
     def __init__(
@@ -80,21 +82,21 @@ class Webhooks:
 
     @property
     def sent(self) -> int:
-        """Requests that an endpoint took."""
+        """Requests that an endpoint accepted."""
         return sum(hook.sent for hook in self._hooks)
 
     @property
     def failed(self) -> int:
-        """Tries to send a request that failed."""
+        """Failed tries to send a request."""
         return sum(hook.failed for hook in self._hooks)
 
     @property
     def lost(self) -> int:
-        """Addresses that a hook was not told of, and will not be."""
+        """Addresses that were not reported to a hook, and will not be."""
         return sum(hook.lost for hook in self._hooks)
 
     def channel_removed(self, consumer_address: str) -> None:
-        """Have every hook told that a channel has gone. Never raises and never waits."""
+        """Report to every hook, soon, that a channel was removed. Never raises and never waits."""
         for hook in self._hooks:
             hook.add(consumer_address)
 
@@ -110,7 +112,7 @@ class Webhooks:
         for hook in self._hooks:
             hook.stop()
             for _ in range(LAST_TRIES_AT_ONCE):
-                self._tasks.append(asyncio.create_task(hook.tell_rest(self._session)))
+                self._tasks.append(asyncio.create_task(hook.send_rest(self._session)))
         try:
             await asyncio.wait(self._tasks, timeout=self._limits.stop_s)
         finally:
@@ -124,9 +126,9 @@ class Webhooks:
 
 def new_session(timeout_s: float) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        # Each request has a connection of its own: one that is kept may be closed by the endpoint
-        # at the moment it is used again. The hooks bound their number; were it bounded here, a
-        # slow endpoint could hold back others.
+        # Each request has a connection of its own, because an endpoint may close a kept connection
+        # at the moment of its next use. The hooks limit the number of connections. With a limit
+        # here, a slow endpoint could delay other hooks.
         connector=aiohttp.TCPConnector(force_close=True, limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=timeout_s),
@@ -135,7 +137,7 @@ def new_session(timeout_s: float) -> aiohttp.ClientSession:
 
 
 class Request:
-    """What is told in one go; the same in every try but for the time and what depends on it."""
+    """One report. Its tries differ only in their time and signature."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self.id = f"msg_{uuid4().hex}"
@@ -149,14 +151,14 @@ class Request:
 
 
 class Hook:
-    """One hook: what waits for it, and what has become of the rest."""
+    """One hook: its queue, its requests and its counts."""
 
     def __init__(self, name: str, webhook: Webhook, limits: WebhookLimits) -> None:
         self.sent = 0
         self.failed = 0
         self.lost = 0
         self._name = name
-        url = URL(webhook.endpoint, encoded=True)  # goes out just as it was written
+        url = URL(webhook.endpoint, encoded=True)  # is sent exactly as it is written in the setting
         self._url = url.with_user(None)
         self._authorization = authorization_of(url)
         self._key = None if webhook.secret is None else key_of(webhook.secret)
@@ -164,11 +166,11 @@ class Hook:
         self._waiting: deque[str] = deque()
         self._is_stopping = asyncio.Event()
         self._is_closed = False
-        self._overflows = False
+        self._is_full = False
         self._last_reason: str | None = None
 
     def add(self, address: str) -> None:
-        """Let an address wait for the next request, if there is room."""
+        """Queue an address for the next request, if there is room."""
         if self._is_closed:
             self.lost += 1
         elif len(self._waiting) < self._limits.capacity:
@@ -177,23 +179,23 @@ class Hook:
             self._overflow()
 
     async def run(self, session: aiohttp.ClientSession) -> None:
-        """Tell what has gathered in an interval, or sooner a whole batch, until `stop`."""
+        """Send the addresses of each interval, or a whole batch sooner, until `stop`."""
         while not self._is_stopping.is_set():
             if len(self._waiting) < self._limits.batch:
                 await self._pause(self._limits.interval_s)
-            await self._tell_next(session)
+            await self._send_next(session)
 
-    async def tell_rest(self, session: aiohttp.ClientSession) -> None:
-        """Tell all that waits. May run several times at once."""
+    async def send_rest(self, session: aiohttp.ClientSession) -> None:
+        """Send all waiting addresses. May run several times at once."""
         while self._waiting:
-            await self._tell_next(session)
+            await self._send_next(session)
 
     def stop(self) -> None:
-        """From now on make no pauses, and try each request only once more."""
+        """Make no more pauses, and try each request only once more."""
         self._is_stopping.set()
 
     def close(self) -> None:
-        """Count what still waits as lost, and whatever comes. Nothing may run any more."""
+        """Count waiting and further addresses as lost. No task of the hook may run any more."""
         self._is_closed = True
         self.lost += len(self._waiting)
         self._waiting.clear()
@@ -201,41 +203,41 @@ class Hook:
             self._log("stopped; %d channels in total were not reported", self.lost)
 
     def _overflow(self) -> None:
-        """Lose a channel. Logged once, until the queue was empty again."""
+        """Count a lost channel. Logged once, until the queue was empty again."""
         self.lost += 1
-        if not self._overflows:
-            self._overflows = True
+        if not self._is_full:
+            self._is_full = True
             self._log(
                 "%d channels wait to be reported; further channels will not be reported",
                 self._limits.capacity,
             )
 
     async def _pause(self, length_s: float) -> None:
-        """Wait for a time, or until `stop`."""
+        """Wait for a time, or until `stop` is called."""
         with suppress(TimeoutError):
             async with asyncio.timeout(length_s):
                 await self._is_stopping.wait()
 
     # -- Requests
 
-    async def _tell_next(self, session: aiohttp.ClientSession) -> None:
+    async def _send_next(self, session: aiohttp.ClientSession) -> None:
         size = min(len(self._waiting), self._limits.batch)
         if size == 0:
             return
         addresses = [self._waiting.popleft() for _ in range(size)]
         if not self._waiting:
-            self._overflows = False
-        is_told = False
+            self._is_full = False
+        is_sent = False
         try:
-            is_told = await self._send(session, addresses)
-        finally:  # also when it is cancelled, at the end
-            if not is_told:
+            is_sent = await self._send(session, addresses)
+        finally:  # also if the task is cancelled at the end
+            if not is_sent:
                 self.lost += size
 
     async def _send(self, session: aiohttp.ClientSession, addresses: Sequence[str]) -> bool:
-        """Try until a request is taken or it is time to give up.
+        """Try a request until the endpoint accepts it or it is time to give up.
 
-        Returns: whether it was taken.
+        Returns: whether the endpoint accepted it.
         """
         request = Request(addresses)
         give_up_at = loop_time() + self._limits.give_up_s
@@ -244,7 +246,7 @@ class Hook:
             self._failed(reason)
             if self._is_stopping.is_set():
                 return False  # `close` logs what was lost
-            # Random, lest all nodes that an endpoint failed at once come back at once.
+            # Random, so that nodes whose requests failed together do not come back together.
             pause_s = least_pause_s * random.uniform(1.0, 1.5)
             if loop_time() + pause_s > give_up_at:
                 self._log(
@@ -257,14 +259,14 @@ class Hook:
         return True
 
     async def _try(self, session: aiohttp.ClientSession, request: Request) -> str | None:
-        """Send a request. Returns: why it was not taken; None if it was."""
+        """Send a request. Returns: the reason of a failure; None on success."""
         headers = self._authorization | request.headers(int(time.time()), self._key)
         try:
             async with session.post(
                 self._url, data=request.body, headers=headers, allow_redirects=False
             ) as response:
                 return None if 200 <= response.status < 300 else f"status {response.status}"
-        except Exception as error:  # whatever it is, the hook must go on
+        except Exception as error:  # the hook must go on after any error
             return reason_of(error)
 
     def _succeeded(self) -> None:
@@ -274,18 +276,18 @@ class Hook:
             self._log("requests are accepted again", level=logging.INFO)
 
     def _failed(self, reason: str) -> None:
-        """Count a failure. Logged once, until a request is taken or fails otherwise."""
+        """Count a failure. Logged once, until a request succeeds or fails for another reason."""
         self.failed += 1
         if reason != self._last_reason:
             self._last_reason = reason
             self._log("a request was not accepted (%s)", reason)
 
-    def _log(self, what: str, *values: object, level: int = logging.WARNING) -> None:
-        log.log(level, f"webhook %s: {what}", self._name, *values)
+    def _log(self, text: str, *values: object, level: int = logging.WARNING) -> None:
+        log.log(level, f"webhook %s: {text}", self._name, *values)
 
 
 def authorization_of(url: URL) -> dict[str, str]:
-    """Return the header for the user part of a URL, in UTF-8: aiohttp's own would be Latin-1."""
+    """Return the header for the user part of a URL, in UTF-8, because aiohttp would use Latin-1."""
     if url.user is None and url.password is None:
         return {}
     user = f"{url.user or ''}:{url.password or ''}"
@@ -293,10 +295,10 @@ def authorization_of(url: URL) -> dict[str, str]:
 
 
 def key_of(secret: str) -> bytes:
-    """Return the key that a secret stands for."""
+    """Return the signing key that a secret encodes."""
     if secret.startswith(BASE64_SECRET):
         return b64decode(secret.removeprefix(BASE64_SECRET), validate=True)
-    return secret.encode(errors="surrogateescape")  # a variable may hold any bytes
+    return secret.encode(errors="surrogateescape")  # an environment variable may hold any bytes
 
 
 def signature(key: bytes, request_id: str, timestamp: int, body: bytes) -> str:
@@ -306,10 +308,10 @@ def signature(key: bytes, request_id: str, timestamp: int, body: bytes) -> str:
 
 
 def reason_of(error: Exception) -> str:
-    """Say what went wrong, without the error's own text, which may hold the endpoint."""
+    """Describe an error without its own text, because that may contain the endpoint."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    # Those of TLS and DNS are numbered in ways of their own.
+    # The errors of TLS and DNS have numbers of their own.
     is_numbered = not isinstance(error, (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError))
     if isinstance(error, OSError) and error.errno and is_numbered:
         return os.strerror(error.errno)

@@ -1,1 +1,1 @@
-"""What the broker does with its own process: its memory, its file descriptors, its garbage."""
+"""The process of the broker: its memory, its file descriptors, its garbage collection."""

@@ -1,23 +1,23 @@
-"""File descriptors of this process: how many the connections of clients may take."""
+"""File descriptors of this process, and how many the connections of clients may take."""
 
 import resource
 from contextlib import suppress
 
 MOST = 1_048_576
-"""As many as anybody needs. Some systems allow a thousand times more."""
+"""More than any node needs. Some systems allow a thousand times as many."""
 RESERVED_PART = 4
 LEAST_RESERVED, MOST_RESERVED = 64, 256
-"""What is kept for all that is not a client's: a quarter, within these bounds. That is the
-management socket, pipes to other nodes, webhooks, the log, and what the libraries open."""
+"""A quarter of the descriptors, within these bounds, is reserved for everything that is not a
+client: the admin socket, pipes, webhooks, the log, and the files that libraries open."""
 
 
 def raise_limit() -> None:
-    """Let this process have as many descriptors as the system allows it to take."""
+    """Raise the limit of descriptors as far as the system allows, up to MOST."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST if hard == resource.RLIM_INFINITY else min(hard, MOST)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    with suppress(ValueError, OSError):  # some systems have a limit beside this one
+    with suppress(ValueError, OSError):  # some systems have a second, lower limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 

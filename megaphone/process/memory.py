@@ -1,4 +1,4 @@
-"""The memory of this process: how much the system lets it have, and giving back what it frees."""
+"""The memory of this process: how much it may use, and returning freed memory to the system."""
 
 import asyncio
 import ctypes
@@ -13,27 +13,27 @@ MEMORY_INFO = Path("/proc/meminfo")
 STATISTICS = Path("/proc/self/statm")
 """The memory of this process in pages: all, resident, …"""
 FALLBACK_BYTES = 1 << 30
-"""What is assumed where the system does not say."""
+"""Assumed if the system does not tell the limit."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Options of glibc's mallopt(3)."""
 MAPPED_FROM_BYTES = 131_072
-"""Blocks from this size on are mapped one by one, so that each goes back when it is freed."""
+"""Blocks of this size and above are mapped one by one, so that each can be returned alone."""
 
 SMALL_BYTES = 1 << 31
-"""A process that may have no more than this gives back small blocks too. It takes some milliseconds
-for each 100 MB, which a larger one would not earn back."""
+"""A process that may use at most this much returns small blocks too. That takes some milliseconds
+for each 100 MB, which is not worthwhile in a larger process."""
 TRIM_EVERY_S = 5.0
 TRIM_SELDOM_S = 80.0
 WORTHWHILE = 0.02
-"""The part of its memory that a process must have given back for the next try to come as soon."""
+"""If a try returns more than this part of the memory, the next try comes soon too."""
 
 
 def allowed_bytes() -> int:
     """Return how many bytes of memory this process may use.
 
-    That is the least of what the machine has, of the limits of the process (`ulimit -d`, `-v`), and
-    of those of its control groups (versions 1 and 2), by which containers are bounded.
+    That is the smallest of the memory of the machine, the limits of the process (`ulimit -d`,
+    `-v`), and the limits of its control groups (versions 1 and 2), which bound containers.
     """
     return min(_limits(), default=FALLBACK_BYTES)
 
@@ -45,7 +45,7 @@ def _limits() -> Iterator[int]:
             yield soft
     for file in _cgroup_files():
         text = _read(file).strip()
-        if text.isdecimal():  # version 2 says "max" where there is no limit
+        if text.isdecimal():  # version 2 writes "max" for no limit
             yield int(text)
     for line in _read(MEMORY_INFO).splitlines():
         if line.startswith("MemTotal:"):
@@ -55,8 +55,8 @@ def _limits() -> Iterator[int]:
 def _cgroup_files() -> Iterator[Path]:
     """Yield the files with the limits of each control group of this process, up to the root.
 
-    In a container the path of the group may not be there, because the container sees its own
-    group as the root; so the root is always among them.
+    A container sees its own group as the root, so the path of the group may be missing there.
+    Therefore the root is always among them.
     """
     for line in _read(MEMBERSHIP).splitlines():
         _, controllers, path = line.split(":", 2)
@@ -80,24 +80,25 @@ def _read(file: Path) -> str:
         return ""
 
 
-def give_back_what_is_freed() -> None:
-    """Have the C library return the memory of large blocks to the system when they are freed.
+def return_freed_memory() -> None:
+    """Make the C library return the memory of large blocks to the system when they are freed.
 
-    By default glibc raises its threshold for mapped blocks to the size of whatever was freed last.
-    From then on large blocks lie between small ones, and their memory stays with the process.
-    Without effect under another C library.
+    By default glibc raises its threshold for mapped blocks to the size of the last block that was
+    freed. From then on large blocks lie between small ones, and the process keeps their memory.
+    Another C library is left as it is.
     """
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, MAPPED_FROM_BYTES)
-        library.mallopt(M_ARENA_MAX, 1)  # one heap for all threads, or each keeps what it freed
+        library.mallopt(M_ARENA_MAX, 1)  # one heap, because each heap keeps what it frees
 
 
 async def keep_small() -> None:
-    """Give back the memory of small blocks too, again and again, where memory is scarce.
+    """Return the memory of small blocks to the system too, again and again, if memory is scarce.
 
-    The C library does so by itself only at the end of its heap. Returns where there is plenty.
+    The C library does that by itself only at the end of its heap. If memory is not scarce, this
+    coroutine ends at once.
     """
     library = ctypes.CDLL(None)
     if allowed_bytes() > SMALL_BYTES or not hasattr(library, "malloc_trim"):

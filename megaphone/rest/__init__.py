@@ -1,1 +1,1 @@
-"""The HTTP face of the broker. It only translates: rules live in `megaphone.core`."""
+"""The HTTP face: it translates between HTTP and the core, and has no rules of its own."""

@@ -1,4 +1,4 @@
-"""What operators call over HTTP, on the Unix socket that only the owner of the node may use.
+"""The calls of operators over HTTP, on a Unix socket that only the owner of the node may use.
 
 GET    /vagent/list
 POST   /vagent/add

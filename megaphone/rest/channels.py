@@ -1,4 +1,4 @@
-"""What clients call over HTTP, each call a translation to the broker and back.
+"""The calls of clients over HTTP, translated to the broker and back.
 
 POST /create
 POST /write/{producerAddress}/{streamId}

@@ -1,8 +1,8 @@
 """Inflates bodies that clients have compressed, within bounds on their size and on the work.
 
-aiohttp would inflate while it parses, before any handler runs and whatever comes out. Here a body
-is inflated in slices, so that other requests get their turn between two of them, and it is refused
-as soon as it is too large.
+aiohttp would inflate a body while it parses, before any handler runs and without a bound. Here a
+body is inflated in slices, other tasks run between two slices, and a body that becomes too large is
+refused at once.
 """
 
 import zlib
@@ -11,30 +11,30 @@ from collections.abc import Iterator
 from megaphone.errors import BadRequest, PayloadTooLarge
 
 INPUT_SLICE_BYTES = 16_384
-"""How much compressed input is inflated at once: some input costs time and yields nothing."""
+"""How much input is inflated at once, because some input costs time and yields nothing."""
 OUTPUT_SLICE_BYTES = 131_072
-"""How much may come out at once."""
+"""How much output one step may make."""
 MAX_RATIO = 100
-"""How many times larger than its compressed form a body may be. JSON seldom reaches a fifth of
-this, while deflate reaches 1,032. Without this bound a client could make the broker hold and check
-a megabyte for each kilobyte that it sends."""
+"""The largest ratio between a body and its compressed form. JSON seldom reaches a fifth of it, and
+deflate can reach 1,032. Without this bound a client could make the broker hold and check a megabyte
+for each kilobyte that it sends."""
 RATIO_FREE_BYTES = 65_536
-"""So much may come out whatever the ratio, because it costs little."""
+"""Output up to this size is accepted at any ratio, because it costs little."""
 
 GZIP_WBITS = 16 + zlib.MAX_WBITS
 ZLIB_WBITS = zlib.MAX_WBITS
 RAW_WBITS = -zlib.MAX_WBITS
 DEFLATE_METHOD = 8
-"""In the lower half of the first byte of a zlib header."""
+"""The value of the lower four bits in the first byte of a zlib header."""
 ENCODINGS = ("gzip", "deflate")
 GZIP_ALIAS = "x-gzip"
 IDENTITIES = ("", "identity")
 
 
 def inflater_for(encoding: str) -> "Inflater | None":
-    """Return what decodes a Content-Encoding, None for one that leaves a body as it is.
+    """Return the decoder for a Content-Encoding; None for `identity`.
 
-    Raises: BadRequest, for one that is not supported.
+    Raises: BadRequest, if the encoding is not supported.
     """
     name = encoding.strip().lower()
     if name in IDENTITIES:
@@ -56,12 +56,12 @@ class Inflater:
         """None at the start, and between two members of a gzip file."""
 
     def pieces(self, received: bytes) -> Iterator[bytes]:
-        """Yield what comes out of the next part of the body, piece by piece.
+        """Inflate the next part of the body, and yield the output in pieces.
 
-        Each step is short; the caller may do other things between two of them. A piece may be
-        empty.
+        Each step is short, so that the caller can let other tasks run between two pieces. A piece
+        may be empty.
 
-        Raises: BadRequest, when this is not compressed data; PayloadTooLarge, when it inflates to
+        Raises: BadRequest, if the input is not compressed data; PayloadTooLarge, if it inflates to
             more than `MAX_RATIO` times its size.
         """
         for start in range(0, len(received), INPUT_SLICE_BYTES):
@@ -73,12 +73,12 @@ class Inflater:
                 yield piece
 
     def finish(self) -> None:
-        """Raises: BadRequest, when the compressed data is cut."""
+        """Check that the compressed data is complete. Raises: BadRequest."""
         if self._stream is not None and not self._stream.eof:
             raise undecodable()
 
     def _step(self, data: bytes) -> tuple[bytes, bytes, bool]:
-        """Inflate a part. Returns: what came out, the input that is left, whether to go on."""
+        """Inflate one slice. Returns: the output, the input that is left, whether to go on."""
         stream = self._stream or zlib.decompressobj(self._wbits(data))
         try:
             piece = stream.decompress(data, OUTPUT_SLICE_BYTES)
@@ -92,7 +92,7 @@ class Inflater:
             )
         if not stream.eof:
             self._stream = stream
-            # A full slice may have left output behind even where no input is left.
+            # After a full slice the decompressor may hold more output, even if no input is left.
             has_more = bool(stream.unconsumed_tail) or len(piece) == OUTPUT_SLICE_BYTES
             return piece, stream.unconsumed_tail, has_more
         if stream.unused_data and not self._is_gzip:
@@ -103,7 +103,7 @@ class Inflater:
     def _wbits(self, start: bytes) -> int:
         if self._is_gzip:
             return GZIP_WBITS
-        # Some clients call by this name what has no zlib header around it.
+        # Some clients send deflate without a zlib header, which the name does not allow.
         return ZLIB_WBITS if start[0] & 0xF == DEFLATE_METHOD else RAW_WBITS
 
 

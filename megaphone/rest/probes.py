@@ -1,4 +1,4 @@
-"""What supervisors, proxies and Prometheus ask a node.
+"""The questions of supervisors, proxies and Prometheus to a node.
 
 GET /livez           the process answers
 GET /readyz          the node takes requests; 503 once it is stopping

@@ -1,1 +1,1 @@
-"""The gRPC face of the broker. It only translates: rules live in `megaphone.core`."""
+"""The gRPC face: it translates between protobuf and the core, and has no rules of its own."""

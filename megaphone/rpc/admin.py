@@ -1,4 +1,4 @@
-"""`megaphone.v1.AdminService`: what operators do, each call a translation and back."""
+"""`megaphone.v1.AdminService`: the calls of operators, translated to the core and back."""
 
 from contextlib import aclosing
 from typing import Any
@@ -55,7 +55,7 @@ class AdminServicer(AdminServiceServicer):
         await self._admin.dispose(request.address)
         return pb.DisposeChannelResponse()
 
-    # A coroutine that writes, as ChannelServicer.Read is: a drain must not outlive its call.
+    # A coroutine that writes, like `ChannelServicer.Read`, because a drain must end with its call.
     async def Drain(self, request: pb.DrainRequest, context: Context) -> None:  # type: ignore[override]
         async with aclosing(self._admin.drain(request.target)) as steps:
             async for progress in steps:

@@ -1,4 +1,4 @@
-"""`megaphone.v1.ChannelService`: each call a translation to the broker and back."""
+"""`megaphone.v1.ChannelService`: the calls of clients, translated to the broker and back."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ from megaphone_api.v1.channels_pb2_grpc import ChannelServiceServicer
 Context = grpc.aio.ServicerContext[Any, Any]
 
 COPIES = 3
-"""How often gRPC has a request in memory while it is served: in slices, in one piece, decoded."""
+"""How many times grpc has a request in memory while it is served: in slices, whole, and decoded."""
 
 
 class ChannelServicer(ChannelServiceServicer):
@@ -29,9 +29,9 @@ class ChannelServicer(ChannelServiceServicer):
         self._clock = asyncio.get_running_loop().time
 
     def _held(self, request: Message) -> AbstractContextManager[None]:
-        """Count a request while it is served, because gRPC keeps it beside what we make of it.
+        """Return a context in which a request counts against the budget, because grpc keeps it.
 
-        Raises: LimitExceeded, on entering the context.
+        Raises: LimitExceeded, on entering the context, if there is no memory for the request.
         """
         return self._budget.reserved(COPIES * request.ByteSize(), self._clock())
 
@@ -67,8 +67,8 @@ class ChannelServicer(ChannelServiceServicer):
                 results = await self._broker.write_each(wire.writes(request))
             yield await joined(wire.published(results))
 
-    # A coroutine that writes, not a generator: a generator whose client has gone is left hanging
-    # at its `yield`, and with it the lease of the channel.
+    # This is a coroutine that writes, and not a generator: a generator whose client has gone would
+    # hang at its `yield` and keep the lease of the channel.
     async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # type: ignore[override]
         reader = await self._broker.open_reader(
             request.consumer_address,

@@ -1,4 +1,4 @@
-"""Which calls of other nodes are admitted. Checked before a message of theirs is read."""
+"""Admits the calls of other nodes, before it reads a message of theirs."""
 
 import logging
 import time
@@ -15,14 +15,14 @@ from megaphone_api import sync_pb2
 log = logging.getLogger(__name__)
 
 REPORT_S = 60.0
-"""How often the log has a line of calls that were refused, at most."""
+"""The shortest time between two log lines about refused calls."""
 SYNC_METHODS = f"/{sync_pb2.DESCRIPTOR.services_by_name['SyncService'].full_name}/"
 
 
 class NodeInterceptor(grpc.aio.ServerInterceptor):
-    """Admits the calls of SyncService that a guard admits; other services are not its business.
+    """Admits the calls of SyncService that a guard admits, and every call of other services.
 
-    Must stand behind the `ErrorInterceptor`, which tells callers why they were refused.
+    The `ErrorInterceptor` must come before it, because that sends the reason of a refusal.
     """
 
     def __init__(self, guard: NodeGuard) -> None:
@@ -43,10 +43,10 @@ class NodeInterceptor(grpc.aio.ServerInterceptor):
             answer = self._guard.admit(handler_call_details.method, proof, time.time())
         except MegaphoneError as error:
             self._report(error)
-            return refusing(error)
+            return failing_handler(error)
         if answer is None or handler.request_streaming:
-            return handler  # a stream follows a greeting, which was answered
-        return answering(handler, answer)
+            return handler  # a greeting came before the stream, and was answered
+        return with_proof(handler, answer)
 
     def _report(self, error: MegaphoneError) -> None:
         """Log the number of refused calls, at most once a minute."""
@@ -58,11 +58,11 @@ class NodeInterceptor(grpc.aio.ServerInterceptor):
         self._refused = 0
 
 
-def refusing(error: MegaphoneError) -> Any:
+def failing_handler(error: MegaphoneError) -> Any:
     """Return a handler that fails with an error.
 
-    It takes a stream whatever its method takes. On the wire the two are the same, but grpc reads a
-    single message before it calls a handler.
+    It takes a stream, whether or not its method does. On the wire both are the same, but grpc would
+    read a single message before it calls a handler.
     """
 
     async def refuse(requests: Any, context: Any) -> Any:
@@ -71,11 +71,11 @@ def refusing(error: MegaphoneError) -> Any:
     return grpc.stream_unary_rpc_method_handler(refuse)
 
 
-def answering(handler: Any, answer: str) -> Any:
-    """Return a handler that sends the node's own proof before it does what another one does."""
+def with_proof(handler: Any, proof: str) -> Any:
+    """Return a handler that sends the proof of this node first, and then calls `handler`."""
 
     async def call(request: Any, context: Any) -> Any:
-        await context.send_initial_metadata(((PROOF_KEY, answer),))
+        await context.send_initial_metadata(((PROOF_KEY, proof),))
         return await handler.unary_unary(request, context)
 
     return grpc.unary_unary_rpc_method_handler(

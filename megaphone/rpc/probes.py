@@ -1,4 +1,4 @@
-"""What load balancers and tools ask a gRPC server: its health, and the services that it has."""
+"""The questions of load balancers and tools to a gRPC server: its health, and its services."""
 
 from collections.abc import Sequence
 

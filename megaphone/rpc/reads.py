@@ -1,6 +1,6 @@
-"""A read over gRPC: one server stream, each message everything that is ready.
+"""Reads over gRPC: one server stream, whose messages each hold all events that are ready.
 
-A message costs grpc.aio the same however small it is, so batches are what makes it fast.
+A small message costs grpc.aio as much as a large one, so batches make a read fast.
 """
 
 import math
@@ -16,11 +16,14 @@ from megaphone_api.v1 import channels_pb2 as pb
 RECOVERED_KEY = "megaphone-recovered"
 DEADLINE_MARGIN_S = 0.5
 COPIES = 2
-"""How often a batch is in memory while it is sent: as messages, and as their bytes."""
+"""How many times a batch is in memory while it is sent: as messages, and as their bytes."""
 
 
 def read_window_s(time_remaining_s: float | None) -> float:
-    """How long a read with a deadline lasts: a little less, so that it ends with OK before it."""
+    """Return how long a read with a deadline may last.
+
+    That is a little less than the time to the deadline, so that the read ends with OK before it.
+    """
     if time_remaining_s is None:
         return math.inf
     return max(0.0, time_remaining_s - min(DEADLINE_MARGIN_S, time_remaining_s / 10))
@@ -29,11 +32,12 @@ def read_window_s(time_remaining_s: float | None) -> float:
 async def stream_events(
     context: "grpc.aio.ServicerContext[Any, pb.ReadResponse]", reader: Reader, budget: Budget
 ) -> None:
-    """Send everything the reader gets, until it ends. Batches count against `budget` meanwhile.
+    """Send every batch of a reader until the read ends.
 
-    Must run within the reader's context: whatever is raised here makes the read a broken one.
+    A batch counts against `budget` while it is sent. The caller must be within the context of the
+    reader: an error that is raised here makes the read a broken one.
 
-    Raises: TooSlow, when the client has stalled; AgentMoved, when it takes nothing while its
+    Raises: TooSlow, if the client has stalled; AgentMoved, if the client takes nothing while its
         channel moves.
     """
     recovered = reader.recovered

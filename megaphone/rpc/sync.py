@@ -1,4 +1,4 @@
-"""`megaphone.SyncService`: other nodes feed their channels to this one."""
+"""`megaphone.SyncService`: the calls with which other nodes replicate channels to this one."""
 
 from collections.abc import AsyncIterator
 from typing import Any

@@ -1,1 +1,1 @@
-"""Between bytes and the model: the one place that knows JSON, protobuf and the codes of errors."""
+"""Translates between bytes and the model: JSON, server-sent events, protobuf, and error codes."""

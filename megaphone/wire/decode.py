@@ -1,4 +1,4 @@
-"""What every decoder of requests needs: JSON with our errors, and members converted on demand."""
+"""Decodes JSON with our errors, and converts the members of a list only as they are read."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, overload

@@ -1,6 +1,6 @@
-"""The one table of errors: how each is told over HTTP and over gRPC.
+"""The table of errors: the HTTP status and the gRPC status of each code.
 
-Both faces and the client read it. A class is rebuilt from its code, never from a text.
+Both faces use it. Clients rebuild an error from its code, never from its text.
 """
 
 from dataclasses import dataclass
@@ -52,6 +52,6 @@ def row_of(error: MegaphoneError) -> Row:
 
 
 def error_from(code: str, message: str) -> MegaphoneError | None:
-    """Rebuild the error that a broker told by its code; None when it is not one of these."""
+    """Return the error that a broker sent; None if the code is unknown."""
     row = _BY_CODE.get(code)
     return None if row is None else row.error(message)

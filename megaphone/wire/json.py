@@ -1,7 +1,7 @@
 """The JSON of the HTTP face: requests to the model, and the model to answers and event lines.
 
-Names and shapes are fixed by the wire contract with existing clients. Unknown members of requests
-are ignored, as they always were.
+Existing clients fix its names and forms. Unknown members of requests are ignored, as they always
+were.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from megaphone.model import (
 from megaphone.wire.decode import Converted, decode_json
 
 MEMBERS_AT_ONCE = 500
-"""How many members of an answer are made at once."""
+"""How many members of an answer are encoded at once."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder().encode
 
@@ -70,7 +70,7 @@ T = TypeVar("T")
 
 
 def parse_create(body: bytes) -> list[str]:
-    """Return the protocols that a request to create a channel names."""
+    """Return the protocols in a request to create a channel."""
     return decode_json(body, CreateRequest).protocols
 
 
@@ -85,7 +85,7 @@ def message_of(message: BatchMessage) -> Message:
 
 
 def parse_exists(body: bytes) -> list[str]:
-    """Return the addresses that a request asks about."""
+    """Return the addresses in a request that asks which channels exist."""
     return named_channels(decode_json(body, ExistsRequest))
 
 
@@ -95,12 +95,12 @@ def parse_ack(body: bytes) -> str:
 
 
 def parse_agent_name(body: bytes) -> str:
-    """Return the name of the agent that a request adds or promotes."""
+    """Return the name in a request to add or promote an agent."""
     return decode_json(body, AgentRequest).name
 
 
 def parse_pipe_agent(body: bytes) -> tuple[str, str]:
-    """Return the name of the agent that a request forwards, and the target."""
+    """Return the name and the target in a request to replicate an agent."""
     request = decode_json(body, PipeAgentRequest)
     return request.name, request.target
 
@@ -134,7 +134,7 @@ def written(event_id: str) -> bytes:
 
 
 def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
-    """Yield the answer to a batch in pieces, each made in a short time."""
+    """Yield the answer to a batch in pieces. Each takes a short time to make."""
     yield b'{"failures":'
     yield from listed(
         failures,
@@ -167,7 +167,7 @@ def agents(infos: Iterable[AgentInfo]) -> bytes:
 
 
 def channels(addresses: Sequence[str]) -> Iterator[bytes]:
-    """Yield a list of channels in pieces, each made in a short time."""
+    """Yield a list of channels in pieces. Each takes a short time to make."""
     return listed(addresses, lambda one: {"address": one, "agentId": one.partition(".")[0]})
 
 
@@ -181,8 +181,8 @@ def listed(members: Sequence[T], rendered: Callable[[T], Mapping[str, Any]]) -> 
 
 
 def drained(progress: DrainProgress) -> bytes:
-    """Return a line of a drain."""
-    told = {
+    """Return one line of the answer to a drain."""
+    line = {
         "agent": progress.agent,
         "agentsMoved": progress.agents_moved,
         "agentsLeft": progress.agents_left,
@@ -191,11 +191,11 @@ def drained(progress: DrainProgress) -> bytes:
         "channelsLeft": progress.channels_left,
         "done": progress.done,
     }
-    return encode(told) + b"\n"
+    return encode(line) + b"\n"
 
 
 def error(code: str, message: str, status: int) -> bytes:
-    """Render an error: what existing clients read, and beside it the members of RFC 9457."""
+    """Return an error: `code` and `message` for existing clients, and the members of RFC 9457."""
     return encode(
         {
             "code": code,
@@ -209,13 +209,13 @@ def error(code: str, message: str, status: int) -> bytes:
 
 
 def timestamp(microseconds: int) -> str:
-    """Render a time as RFC 3339 in UTC, to the microsecond."""
+    """Return a time as RFC 3339 in UTC, to the microsecond."""
     text = (EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")
     return text.replace("+00:00", "Z")
 
 
 def event_line(event: Event) -> bytes:
-    """Render an event as one line. It is kept while other channels have it to send yet."""
+    """Return an event as one line. The event keeps the line until its last channel has sent it."""
     if event.rendered is not None:
         return event.rendered
     line = b"%b%b}\n" % (before_body(event), event.body)
@@ -233,12 +233,12 @@ def before_body(event: Event) -> bytes:
 
 
 def line_parts(event: Event) -> tuple[bytes, ...]:
-    """Return the parts of an event's line; those of a large event share its body."""
+    """Return the line of an event in parts. The body of a large event is not copied."""
     if len(event.body) <= LINE_BODY_BYTES:
         return (event_line(event),)
     return before_body(event), event.body, b"}\n"
 
 
 def event_lines(events: Sequence[Event]) -> list[bytes]:
-    """Return the parts of the lines of some events."""
+    """Return the lines of some events in parts."""
     return [part for event in events for part in line_parts(event)]

@@ -29,7 +29,7 @@ from megaphone_api.v1 import admin_pb2 as admin
 from megaphone_api.v1 import channels_pb2 as pb
 
 MICROSECONDS_PER_S = 1_000_000
-PART_MEMBERS = 500
+MEMBERS_AT_ONCE = 500
 """How many members of an answer are made at once."""
 REPEATED_FIELDS = (1, 2)
 """The numbers of the repeated fields in the requests of ChannelService."""
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def optional(text: str) -> str | None:
-    """An unset text is an empty one in proto3."""
+    """Return a text, or None if it is empty, because proto3 has no other form for an unset text."""
     return text or None
 
 
@@ -66,7 +66,7 @@ def write_of(request: pb.WriteRequest) -> Write:
 
 
 def published(results: Sequence[str | WriteFailure]) -> Iterator[bytes]:
-    """Yield the answer to published events in pieces, each made in a short time."""
+    """Yield the answer to published events in pieces. Each takes a short time to make."""
     for some in parts_of(results):
         part = pb.PublishResponse(results=[publish_result(result) for result in some])
         yield part.SerializeToString()
@@ -103,7 +103,7 @@ def written(event_id: str) -> pb.WriteResponse:
 
 
 def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
-    """Yield the answer to a batch in pieces, each made in a short time."""
+    """Yield the answer to a batch in pieces. Each takes a short time to make."""
     for some in parts_of(failures):
         part = pb.WriteBatchResponse(failures=[batch_failure(failure) for failure in some])
         yield part.SerializeToString()
@@ -116,8 +116,8 @@ def batch_failure(failure: BatchFailure) -> pb.WriteBatchResponse.Failure:
 
 
 def parts_of(members: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cut what a message repeats. One behind the other, the parts are the message of the whole."""
-    return (members[i : i + PART_MEMBERS] for i in range(0, len(members), PART_MEMBERS))
+    """Cut a list. The messages of its parts, serialized and joined, are that of the whole list."""
+    return (members[i : i + MEMBERS_AT_ONCE] for i in range(0, len(members), MEMBERS_AT_ONCE))
 
 
 def existing(channels: Mapping[str, bool]) -> pb.ChannelsExistResponse:
@@ -132,7 +132,7 @@ def events(batch: Sequence[Event]) -> pb.ReadResponse:
     response = pb.ReadResponse()
     for one in batch:
         seconds, microseconds = divmod(one.timestamp_us, MICROSECONDS_PER_S)
-        # In its place: a message that was made before would be copied into it with its body.
+        # `add` makes the message in its place. A message made elsewhere would be copied, body too.
         response.events.add(
             event_id=one.id,
             stream_id=one.stream_id,
@@ -159,7 +159,7 @@ def agent(info: AgentInfo) -> admin.Agent:
 
 
 def channels(addresses: Sequence[str]) -> Iterator[bytes]:
-    """Yield a list of channels in pieces, each made in a short time."""
+    """Yield a list of channels in pieces. Each takes a short time to make."""
     for some in parts_of(addresses):
         part = admin.ListChannelsResponse(channels=[listed_channel(one) for one in some])
         yield part.SerializeToString()
@@ -182,7 +182,7 @@ def drained(progress: DrainProgress) -> admin.DrainResponse:
 
 
 def error_status(grpc_code: int, code: str, message: str, retry_after_s: float | None) -> bytes:
-    """Render a `google.rpc.Status` for the trailing metadata `grpc-status-details-bin`."""
+    """Return a `google.rpc.Status` for the trailing metadata `grpc-status-details-bin`."""
     status = Status(code=grpc_code, message=message)
     status.details.add().Pack(ErrorInfo(reason=code, domain=DOMAIN))
     if retry_after_s is not None:

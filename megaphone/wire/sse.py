@@ -1,7 +1,7 @@
 """Server-sent events: the events of a channel as the browser's EventSource reads them.
 
-The form is that of the HTML standard, section 9.2. The data of each is the very line that a reader
-of NDJSON gets, and its id is the event's, which the browser sends back as `Last-Event-ID`.
+The HTML standard, section 9.2, defines the form. The data of each is the line that a reader of
+NDJSON gets, and its id is the event id, which the browser sends back as `Last-Event-ID`.
 """
 
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ from megaphone.wire.json import line_parts
 RETRY_MS = 500
 HEARTBEAT = b":\n\n"
 GAP = b'event: gap\ndata: {"recovered":false}\n\n'
-"""What a page is told whose last event is not known any more: it cannot see headers."""
+"""Tells a page that its cursor is not known any more, because a page cannot see headers."""
 
 
-def preamble(position: str, recovered: bool | None) -> bytes:
-    """Return what comes before the first event.
+def preamble(cursor: str, recovered: bool | None) -> bytes:
+    """Return the bytes before the first event of a read that starts at a cursor.
 
-    It gives the browser an id at once: so it has one to send when it comes back, even if its
-    connection broke before any event, and can be told from a second reader.
+    They give the browser an id at once. So it sends one when it comes back, even if its connection
+    broke before any event, and the broker can distinguish it from a second reader.
     """
-    begin = f"retry: {RETRY_MS}\nid: {position}\n\n".encode()
+    begin = f"retry: {RETRY_MS}\nid: {cursor}\n\n".encode()
     return begin + GAP if recovered is False else begin
 
 
 def events(batch: Sequence[Event]) -> list[bytes]:
-    """Return the parts of what is sent for a batch."""
+    """Return the bytes of a batch in parts."""
     return [part for one in batch for part in parts_of(one)]
 
 

@@ -1,4 +1,4 @@
-"""The protobuf between nodes: changes of channels to messages, and messages to changes."""
+"""The protobuf between nodes: from changes of channels to messages, and back."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -24,7 +24,7 @@ from megaphone_api import sync_pb2 as pb
 MICROSECONDS_PER_S = 1_000_000
 
 EXTENSIONS_KEY = "megaphone-sync"
-"""The initial metadata by which a node says that it understands the extensions."""
+"""The initial metadata with which a node says that it understands the extensions."""
 PROOF_KEY = "megaphone-node"
 """The metadata in which a node proves that it has the node secret: the metadata of a call, and the
 initial metadata of the answer to a greeting. `cluster.node_secret` makes and checks both."""
@@ -32,7 +32,7 @@ REPLY = "OK"
 
 
 def proof_of(metadata: Iterable[tuple[str, Any]]) -> str | None:
-    """Return the proof that a node has sent with a call or an answer, if any."""
+    """Return the proof in the metadata of a call or an answer; None if there is none."""
     return next((str(value) for key, value in metadata if key == PROOF_KEY), None)
 
 
@@ -46,7 +46,7 @@ def end(agent: str) -> pb.SyncRequest:
 
 
 def requests(changes: Sequence[ChannelChange], *, extended: bool) -> Iterator[pb.SyncRequest]:
-    """Yield what tells a node of changes; without extensions, what any node understands."""
+    """Yield the messages for some changes; without extensions, only those that every node knows."""
     for change in changes:
         match change:
             case ChannelAdded(address, capacity):
@@ -119,7 +119,7 @@ def event_message(address: str, event: Event, number: int, key: KeyOf | None) ->
 
 
 def change_of(request: pb.SyncRequest) -> ChannelChange:
-    """Raises: BadRequest, for a message that is none of these."""
+    """Return the change in a message. Raises: BadRequest, if the message has no known change."""
     match request.WhichOneof("sync_event"):
         case "channel_created":
             created = request.channel_created

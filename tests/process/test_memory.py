@@ -91,7 +91,7 @@ from megaphone.process import memory
 def resident():
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-memory.give_back_what_is_freed()
+memory.return_freed_memory()
 freed = b"z" * (8 << 20)
 del freed
 before = resident()

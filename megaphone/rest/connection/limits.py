@@ -29,7 +29,7 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Admission(Enum):
-    """What the node does with a new connection."""
+    """The ways in which a node treats a new connection."""
 
     SERVED = auto()
     SPARE = auto()
