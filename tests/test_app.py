@@ -1,4 +1,4 @@
-"""A node that stops answers what is on its way to it, and waits for nothing else."""
+"""A stopping node answers the requests that are on their way to it, and waits for nothing else."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -22,13 +22,13 @@ AT_ONCE = 50
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with other work may take longer than QUIET_S to bring a request to its handler."""
+    """On a machine with other work, a request may need longer than QUIET_S to reach its handler."""
     monkeypatch.setattr(composition, "QUIET_S", 10 * QUIET_S)
     monkeypatch.setattr(composition, "STOP_GRACE_S", 10 * STOP_GRACE_S)
 
 
 async def elapsed(requests: list[int]) -> float:
-    """Return how long a node waits to which a number of requests have come at each look."""
+    """Return how long a node waits, given its number of requests at each look."""
     loop = asyncio.get_running_loop()
     looks = iter(requests)
     began = loop.time()

@@ -1,4 +1,4 @@
-"""Settings come from defaults, one file and the environment, and wrong ones are named exactly."""
+"""Settings come from defaults, one file and the environment. Errors name the exact place."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What operators see who type `megactl`, against a broker process."""
+"""The output of `megactl`, with a broker in another process."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_the_head_stands_out_on_a_terminal_only(broker: BrokerProcess, tmp_path:
     assert shown == "\x1b[1m" + piped.replace("\n", "\x1b[0m\r\n")
 
 
-def test_an_agent_that_is_not_warm_yet_is_told(tmp_path: Path) -> None:
+def test_an_agent_that_is_warming_up_is_marked(tmp_path: Path) -> None:
     with broker_process(tmp_path, agent="node", agent_warmup_secs=60):
         head, row = megactl(tmp_path, "list-agents").stdout.splitlines()
     assert "| Master (warming up) |" in row
@@ -204,7 +204,7 @@ def test_a_refusal_is_one_line_and_exit_code_1(
     assert json.loads(done.stderr) == {"out": "error", "message": told}
 
 
-def test_a_broker_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_broker_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "megaphone.sock"
     expected = f"megactl: no broker serves at {path}; --path names another socket\n"
     done = megactl(tmp_path, "list-agents")
@@ -221,7 +221,7 @@ def test_a_broker_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_a_socket_of_another_user_is_not_trusted_where_everybody_may_put_one(
     tmp_path: Path, shown: int
 ) -> None:
-    """Its owner may show it as that of root; but not who listens there."""
+    """Its owner is root, but the process that listens there belongs to another user."""
     path = tmp_path / "megaphone.sock"
     open_to_all(tmp_path)
     with socket.socket(socket.AF_UNIX) as listening:
@@ -257,7 +257,7 @@ def test_ones_own_socket_is_trusted_where_everybody_may_put_one(
     assert megactl(tmp_path, "list-agents").returncode == 0
 
 
-def test_what_is_no_socket_is_told(tmp_path: Path) -> None:
+def test_a_path_without_a_socket_is_reported(tmp_path: Path) -> None:
     for path in (tmp_path / "x" / "m.sock", tmp_path / ("x" * 120)):
         done = megactl(tmp_path, "-p", str(path), "list-agents")
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)

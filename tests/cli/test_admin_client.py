@@ -1,4 +1,4 @@
-"""What an operator is told when a call of the management API fails before it is answered."""
+"""The errors that an operator gets when a call of the admin API fails without an answer."""
 
 import asyncio
 import errno
@@ -11,7 +11,7 @@ from megaphone.cli import admin_client
 from megaphone.cli.admin_client import CallFailed, call, cannot_connect
 
 
-def test_a_socket_of_another_user_is_told() -> None:
+def test_a_socket_of_another_user_is_reported() -> None:
     error = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     assert cannot_connect("/run/m.sock", error) == (
         "permission denied for /run/m.sock: only the owner of the broker may use it"
@@ -27,7 +27,7 @@ def test_a_socket_of_another_user_is_told() -> None:
         (None, "did not answer within 0.3 s"),
     ],
 )
-async def test_what_is_no_broker_is_told(
+async def test_a_server_that_is_no_broker_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None, told: str
 ) -> None:
     monkeypatch.setattr(admin_client, "ANSWERS_WITHIN_S", 0.3)

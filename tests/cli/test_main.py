@@ -1,4 +1,4 @@
-"""What people see who type `megaphone`."""
+"""The output of `megaphone`."""
 
 import subprocess
 import tomllib
@@ -23,7 +23,7 @@ def megaphone(
     )
 
 
-def test_the_version_is_told(tmp_path: Path) -> None:
+def test_the_version_is_printed(tmp_path: Path) -> None:
     assert megaphone(tmp_path, "--version").stdout == f"megaphone {__version__}\n"
 
 
@@ -42,7 +42,7 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(tmp_path: Path, command: li
     )
 
 
-def test_what_show_prints_is_a_configuration_that_means_the_same(tmp_path: Path) -> None:
+def test_the_output_of_show_is_a_configuration_with_the_same_meaning(tmp_path: Path) -> None:
     printed = megaphone(tmp_path, "config", "show", buffer_capacity=7, agent="node1").stdout
     assert tomllib.loads(printed)["buffer_capacity"] == 7
     (tmp_path / "megaphone.toml").write_text(printed)

@@ -1,4 +1,4 @@
-"""Who can reach a node is judged by where it listens, and said when it starts."""
+"""The endpoint of a node decides who can reach it, and the node warns about it at the start."""
 
 import pytest
 
@@ -12,7 +12,7 @@ SECRET = "s" * 32
 @pytest.mark.parametrize(
     "endpoint", ["127.0.0.1:0", "127.0.0.2:3001", "127.255.255.254:1", "[::1]:3001", "localhost:1"]
 )
-def test_what_only_this_machine_reaches(endpoint: str) -> None:
+def test_endpoints_that_only_this_machine_reaches(endpoint: str) -> None:
     assert is_loopback(Endpoint.parse(endpoint))
 
 
@@ -29,12 +29,12 @@ def test_what_only_this_machine_reaches(endpoint: str) -> None:
         "localhost.example.com:3001",
     ],
 )
-def test_what_others_may_reach(endpoint: str) -> None:
+def test_endpoints_that_other_machines_may_reach(endpoint: str) -> None:
     assert not is_loopback(Endpoint.parse(endpoint))
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "nodes", "feeders"),
+    ("endpoint", "nodes", "sources"),
     [
         ("127.0.0.1:3001", Nodes(), "processes of this machine"),
         ("127.0.0.1:3001", Nodes(secret=SECRET), "nodes that have the same secret"),
@@ -44,8 +44,8 @@ def test_what_others_may_reach(endpoint: str) -> None:
         ("0.0.0.0:3001", Nodes(secret=SECRET, open=True), "everybody who can reach it"),
     ],
 )
-def test_the_sources_that_a_node_accepts(endpoint: str, nodes: Nodes, feeders: str) -> None:
-    assert accepted_sources(Settings(grpc_address=endpoint, nodes=nodes)) == feeders
+def test_the_sources_that_a_node_accepts(endpoint: str, nodes: Nodes, sources: str) -> None:
+    assert accepted_sources(Settings(grpc_address=endpoint, nodes=nodes)) == sources
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_sources_that_a_node_accepts(endpoint: str, nodes: Nodes, feeders: s
         ("127.0.0.1:0", "[::]:0", True, ["other machines can reach gRPC,", "`nodes.open` is set:"]),
     ],
 )
-def test_what_others_can_reach_is_warned_of(
+def test_a_node_warns_about_faces_that_other_machines_reach(
     http: str, grpc: str, is_open: bool, starts: list[str]
 ) -> None:
     lines = warnings(Settings(address=http, grpc_address=grpc, nodes=Nodes(open=is_open)))

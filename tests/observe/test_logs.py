@@ -1,4 +1,4 @@
-"""Log lines reach whoever reads them, whole and in order, and never hold whoever writes them."""
+"""Log lines arrive whole and in order, and a write never blocks."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ LINE = b"x" * 999 + b"\n"
 
 
 class Pipe:
-    """What is written to one end of it is read from the other, as long as both are open."""
+    """A pipe whose ends a test opens and closes."""
 
     def __init__(self) -> None:
         self.reading, self.writing = (
@@ -60,7 +60,7 @@ def test_lines_come_in_order(pipe: Pipe) -> None:
     assert writer.dropped == 0
 
 
-def test_what_nobody_takes_is_dropped_and_reported_once_lines_flow_again(pipe: Pipe) -> None:
+def test_lines_beyond_the_limit_are_dropped_and_reported_when_lines_flow_again(pipe: Pipe) -> None:
     writer = pipe.writer(max_waiting_bytes=100_000)
     for _ in range(1_000):  # more than the pipe and the queue hold together
         writer.write(LINE)
@@ -74,7 +74,7 @@ def test_what_nobody_takes_is_dropped_and_reported_once_lines_flow_again(pipe: P
     assert pipe.read() == b"again\n"
 
 
-def test_the_end_does_not_wait_for_a_reader_who_is_away(pipe: Pipe) -> None:
+def test_the_end_does_not_wait_for_an_absent_reader(pipe: Pipe) -> None:
     writer = pipe.writer()
     for _ in range(200):
         writer.write(LINE)
@@ -86,7 +86,7 @@ def test_the_end_does_not_wait_for_a_reader_who_is_away(pipe: Pipe) -> None:
     writer.close()
 
 
-def test_a_reader_who_has_gone_for_good_costs_lines_and_nothing_else(pipe: Pipe) -> None:
+def test_a_reader_that_has_gone_for_good_costs_lines_and_nothing_else(pipe: Pipe) -> None:
     pipe.reading.close()
     writer = pipe.writer()
     for _ in range(10):
@@ -143,7 +143,7 @@ def text_of(line: logging.LogRecord) -> str:
         ("\ud800", r"\ud800"),
     ],
 )
-def test_what_comes_from_others_stays_in_its_line(foreign: str, shown: str) -> None:
+def test_text_from_other_machines_stays_in_its_line(foreign: str, shown: str) -> None:
     assert text_of(record("told: %s", foreign)) == f"told: {shown}"
     assert text_of(record(foreign.replace("%", "%%"))) == shown
 

@@ -1,4 +1,4 @@
-"""A webhook is told of every channel that goes, in good time, or the loss of it is counted.
+"""A webhook gets a report of every removed channel in time, or the loss is counted.
 
 The endpoints are real servers on loopback; only the times are shorter than in production.
 """
@@ -49,7 +49,7 @@ class Received:
     headers: dict[str, str]
     body: bytes
     at: float
-    """By the clock of the loop."""
+    """The time on the clock of the event loop."""
 
     @property
     def channels(self) -> list[str]:
@@ -74,14 +74,14 @@ HANG = Answer(after_s=NEVER_S)
 
 @dataclass(slots=True)
 class Endpoint:
-    """A server that keeps what it is sent, and answers as it is told."""
+    """A server that keeps the requests it gets, and answers as a test sets it."""
 
     port: int = 0
     received: list[Received] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
-    """The first ones, in order."""
+    """The first answers, in order."""
     then: Answer = field(default_factory=Answer)
-    """All others."""
+    """All further answers."""
 
     def hook(self, path: str = "/gone", secret: str | None = None, user: str = "") -> Webhook:
         return Webhook(endpoint=f"http://{user}127.0.0.1:{self.port}{path}", secret=secret)
@@ -153,7 +153,7 @@ async def a_moment() -> None:
 
 
 async def nothing_more(endpoint: Endpoint, for_s: float = 0.15) -> bool:
-    """Tell whether no further request arrives within a time."""
+    """Return whether no further request arrives within a time."""
     before = len(endpoint.received)
     with suppress(TimeoutError):
         await until(lambda: len(endpoint.received) > before, for_s)
@@ -184,7 +184,9 @@ def lines_of(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
 # -- Requests
 
 
-async def test_channels_that_go_are_told_in_the_form_of_the_contract(endpoint: Endpoint) -> None:
+async def test_removed_channels_are_reported_in_the_form_of_the_contract(
+    endpoint: Endpoint,
+) -> None:
     async with Webhooks({"audit": endpoint.hook("/gone")}, limits=FAST) as webhooks:
         remove(webhooks, addresses(3))
         (request, *others) = await endpoint.has(1)
@@ -196,7 +198,7 @@ async def test_channels_that_go_are_told_in_the_form_of_the_contract(endpoint: E
     assert (webhooks.sent, webhooks.failed, webhooks.lost) == (1, 0, 0)
 
 
-async def test_every_hook_is_told(endpoint: Endpoint) -> None:
+async def test_every_hook_gets_the_report(endpoint: Endpoint) -> None:
     hooks = {"a": endpoint.hook("/a"), "b": endpoint.hook("/b")}
     async with Webhooks(hooks, limits=FAST) as webhooks:
         remove(webhooks, addresses(1))
@@ -294,7 +296,9 @@ async def test_a_request_has_at_most_a_thousand_addresses(endpoint: Endpoint) ->
     assert endpoint.told == addresses(2_500)
 
 
-async def test_what_goes_within_the_interval_is_told_together(endpoint: Endpoint) -> None:
+async def test_channels_removed_within_the_interval_are_reported_together(
+    endpoint: Endpoint,
+) -> None:
     async with Webhooks({"audit": endpoint.hook()}, limits=limits(interval_s=0.4)) as webhooks:
         for address in addresses(4):
             webhooks.channel_removed(address)
@@ -306,7 +310,7 @@ async def test_what_goes_within_the_interval_is_told_together(endpoint: Endpoint
     assert gaps(requests)[0] > 0.35
 
 
-async def test_a_slow_endpoint_is_told_no_more_often(endpoint: Endpoint) -> None:
+async def test_a_slow_endpoint_gets_one_request_at_a_time(endpoint: Endpoint) -> None:
     endpoint.then = Answer(after_s=0.1)
     async with Webhooks({"audit": endpoint.hook()}, limits=limits(interval_s=0.3)) as webhooks:
         for address in addresses(30):
@@ -346,7 +350,7 @@ def test_the_limits_are_those_that_are_promised() -> None:
 
 
 @pytest.mark.parametrize("status", [304, 400, 401, 404, 408, 410, 413, 429, 500, 502, 503, 504])
-async def test_what_is_not_taken_is_tried_again(endpoint: Endpoint, status: int) -> None:
+async def test_a_refused_request_is_tried_again(endpoint: Endpoint, status: int) -> None:
     endpoint.answers = [Answer(status), Answer(status)]
     async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
         remove(webhooks, addresses(1))
@@ -472,7 +476,7 @@ async def test_slow_endpoints_on_one_host_do_not_hold_back_another_there(
     assert len(endpoint.received) == 151
 
 
-async def test_what_is_beyond_the_bound_is_counted_as_lost_and_logged_once(
+async def test_channels_beyond_the_limit_are_counted_as_lost_and_logged_once(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint.answers = [Answer(after_s=0.2)]
@@ -509,7 +513,7 @@ def test_before_the_start_channels_wait_within_the_bound() -> None:
     assert webhooks.lost == 20
 
 
-async def test_what_went_before_the_start_is_told(endpoint: Endpoint) -> None:
+async def test_channels_removed_before_the_start_are_reported(endpoint: Endpoint) -> None:
     webhooks = Webhooks({"audit": endpoint.hook()}, limits=FAST)
     remove(webhooks, addresses(3))
     async with webhooks:
@@ -528,7 +532,7 @@ async def test_without_hooks_there_is_nothing_to_do() -> None:
 # -- The end
 
 
-async def test_at_the_end_what_waits_is_told_at_once(endpoint: Endpoint) -> None:
+async def test_at_the_end_waiting_channels_are_reported_at_once(endpoint: Endpoint) -> None:
     patient = limits(interval_s=NEVER_S, stop_s=10)
     async with Webhooks({"audit": endpoint.hook()}, limits=patient) as webhooks:
         await a_moment()  # by now it gathers
@@ -566,7 +570,7 @@ async def test_at_the_end_nothing_is_tried_twice(
     assert "5 channels" in line
 
 
-async def test_the_end_is_not_held_up_and_what_was_not_told_is_counted_and_logged(
+async def test_the_end_is_not_delayed_and_unreported_channels_are_counted_and_logged(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint.then = HANG
@@ -603,7 +607,7 @@ async def test_at_the_end_several_requests_go_out_at_once(endpoint: Endpoint) ->
     assert (webhooks.sent, webhooks.lost) == (16, 0)
 
 
-async def test_what_goes_after_the_end_is_counted_as_lost(endpoint: Endpoint) -> None:
+async def test_channels_removed_after_the_end_are_counted_as_lost(endpoint: Endpoint) -> None:
     async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
         pass
     remove(webhooks, addresses(3))
@@ -631,7 +635,7 @@ async def test_an_end_that_is_cancelled_leaves_nothing_running(endpoint: Endpoin
     assert not hook_tasks()
 
 
-# -- What must not be told
+# -- Secrets
 
 
 async def test_no_address_secret_or_endpoint_gets_into_the_log(
@@ -673,7 +677,7 @@ async def test_an_answer_that_is_not_http_is_a_failure_that_may_pass(
 # -- Metrics
 
 
-async def test_metrics_tell_what_webhooks_count(endpoint: Endpoint) -> None:
+async def test_metrics_contain_the_counts_of_webhooks(endpoint: Endpoint) -> None:
     endpoint.answers = [Answer(500), Answer(404)]
     async with Webhooks({"audit": endpoint.hook()}, limits=limits(capacity=5)) as webhooks:
         remove(webhooks, addresses(10))

@@ -1,4 +1,4 @@
-"""What survives a search for cycles is looked at no more, and cycles are found all the same."""
+"""Objects that survive a collection are frozen, and cycles are still collected."""
 
 import gc
 import weakref
@@ -12,7 +12,7 @@ from tests.core.test_slices import ROOMY, Node
 
 
 class Linked:
-    """Something that refers to itself."""
+    """An object that refers to itself."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -33,7 +33,7 @@ def is_searched(wanted: object) -> bool:
     return any(one is wanted for one in gc.get_objects())
 
 
-def test_what_was_there_and_what_survives_a_search_is_searched_no_more() -> None:
+def test_objects_that_exist_or_survive_a_collection_are_frozen() -> None:
     old = Linked()
     with Freezer(1 << 40):
         assert not is_searched(old)
@@ -66,7 +66,7 @@ def test_frozen_cycles_are_found_once_twice_as_much_is_frozen() -> None:
         assert lost() is not None
         growth = [[number] for number in range(frozen + 10_000)]
         gc.collect()
-        assert lost() is not None  # the search that finds so much is still one of the new only
+        assert lost() is not None  # this collection still looks at new objects only
         gc.collect()
         assert lost() is None
         assert not is_searched(growth[0])
@@ -84,7 +84,7 @@ def test_everything_is_as_it_was_afterwards() -> None:
 @pytest.mark.looptime
 @pytest.mark.parametrize("is_cut", [False, True])
 async def test_a_read_leaves_no_cycle_behind(is_cut: bool) -> None:
-    """A long one would be frozen while it lasts."""
+    """A long cycle would be frozen while it is in use."""
     node = Node(ROOMY)
     (channel,) = await node.create(1)
     for _ in range(3):

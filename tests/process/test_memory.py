@@ -17,14 +17,14 @@ def lay_out(root: Path, files: dict[str, str]) -> None:
 
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the root of a system that says nothing of memory; tests lay out what it says."""
+    """Return the root of a system without information about memory. Tests add files to it."""
     monkeypatch.setattr(memory, "CGROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
     monkeypatch.setattr(memory, "MEMORY_INFO", tmp_path / "meminfo")
     return tmp_path
 
 
-def test_the_memory_of_the_machine_is_what_a_process_may_have(system: Path) -> None:
+def test_a_process_may_use_the_memory_of_the_machine(system: Path) -> None:
     lay_out(system, {"meminfo": "MemTotal:        2048 kB\nMemFree:          12 kB\n"})
     assert memory.allowed_bytes() == 2 * MIB
 
@@ -83,7 +83,7 @@ def test_a_limit_of_the_process_counts() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_large_blocks_go_back_to_the_system_when_they_are_freed() -> None:
-    """Large blocks between small ones stay with the process unless it asks for their return."""
+    """The process keeps large blocks between small ones unless it asks for their return."""
     code = """
 import pathlib
 from megaphone.process import memory

@@ -1,4 +1,4 @@
-"""The management API on its Unix socket, as `megactl` and operators call it."""
+"""The admin API over HTTP on its Unix socket, as `megactl` and operators call it."""
 
 import json
 import os
@@ -32,7 +32,7 @@ async def node(socket_path: str) -> AsyncIterator[App]:
 
 @pytest.fixture
 async def target() -> AsyncIterator[App]:
-    """Another node; where a test takes it before `node`, it lives longer."""
+    """Another node. If a test requests it before `node`, it stops after `node`."""
     async with running(fast_settings(agent={"other": AgentMode.MASTER})) as app:
         yield app
 
@@ -47,7 +47,7 @@ async def operator(node: App, socket_path: str) -> AsyncIterator[aiohttp.ClientS
 async def answer(
     operator: aiohttp.ClientSession, method: str, path: str, body: object = None
 ) -> tuple[int, bytes]:
-    """Return status and body of an answer, after a look at what all have in common."""
+    """Return the status and the body of an answer, after a check of its headers."""
     async with operator.request(method, path, json=body) as response:
         assert response.headers["Content-Type"] == "application/json"
         return response.status, await response.read()
@@ -91,7 +91,7 @@ async def test_an_agent_is_forwarded(target: App, operator: aiohttp.ClientSessio
     assert (status, json.loads(body)["code"]) == (409, "WRONG_MODE")
 
 
-async def test_a_target_that_is_not_there_is_told(operator: aiohttp.ClientSession) -> None:
+async def test_an_unreachable_target_is_reported(operator: aiohttp.ClientSession) -> None:
     pipe = {"name": "node", "target": "http://127.0.0.1:1"}
     status, body = await answer(operator, "POST", "/vagent/pipe", pipe)
     assert (status, json.loads(body)["code"]) == (503, "TARGET_UNAVAILABLE")
@@ -123,9 +123,7 @@ async def test_a_wrong_target_is_refused(
 
 
 @pytest.mark.parametrize("command", ["promote", "pipe"])
-async def test_an_agent_that_is_not_here_is_told(
-    operator: aiohttp.ClientSession, command: str
-) -> None:
+async def test_an_unknown_agent_is_reported(operator: aiohttp.ClientSession, command: str) -> None:
     body = {"name": "absent", "target": "http://127.0.0.1:1"}
     status, answered = await answer(operator, "POST", f"/vagent/{command}", body)
     assert (status, json.loads(answered)["code"]) == (404, "NO_SUCH_AGENT")
@@ -188,7 +186,7 @@ async def test_sockets_that_were_left_behind_are_replaced(socket_path: str) -> N
 @needs_root
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("lives", [False, True])
-async def test_what_another_user_put_where_everybody_may_is_not_taken(
+async def test_the_socket_of_another_user_in_an_open_folder_is_refused(
     socket_path: str, which: int, lives: bool
 ) -> None:
     foreign = both(socket_path)[which]
@@ -212,7 +210,7 @@ async def test_ones_own_socket_is_replaced_where_everybody_may_put_one(socket_pa
 
 
 @needs_root
-async def test_what_another_user_left_behind_in_a_folder_of_ours_is_replaced(
+async def test_the_socket_of_another_user_in_our_folder_is_replaced(
     socket_path: str,
 ) -> None:
     listen_unix(socket_path).close()
@@ -256,7 +254,7 @@ async def test_a_path_may_have_any_letters(tmp_path: Path) -> None:
         assert all(is_served(one) for one in both(path))
 
 
-async def test_a_path_that_is_too_long_is_told(tmp_path: Path) -> None:
+async def test_a_path_that_is_too_long_is_reported(tmp_path: Path) -> None:
     path = str(tmp_path / f"{'x' * 120}.sock")
     with pytest.raises(OSError, match="too long; set mng_socket_path"):
         async with running(fast_settings(mng_socket_path=path)):

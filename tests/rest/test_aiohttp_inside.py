@@ -1,4 +1,4 @@
-"""Only `megaphone.rest.connection` uses the inside of aiohttp, so that an upgrade is one review."""
+"""Only `megaphone.rest.connection` uses the inside of aiohttp, so an upgrade needs one review."""
 
 import ast
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ import megaphone
 ROOT = Path(megaphone.__file__).parent
 ALLOWED = "rest/connection/"
 CLIENT_SIDE = "cli/admin_client.py"
-"""Its connector asks for the owner of a broker's socket; no server depends on it."""
+"""Its connector checks who owns the socket of a broker. No server depends on it."""
 DOCUMENTED = {"aiohttp", "aiohttp.web", "aiohttp.hdrs"}
 INNER_ATTRIBUTES = {"writer", "transport", "protocol", "task"}
-"""Attributes of a request that the documentation of aiohttp does not promise, or calls internal."""
+"""Attributes of a request that the documentation of aiohttp does not mention, or calls internal."""
 
 
 def uses_of_the_inside(tree: ast.Module) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Bodies as they come: in chunks, compressed or not, and refused before they cost anything."""
+"""Bodies in chunks, compressed or not, are accepted, or refused before they cost anything."""
 
 import asyncio
 import gzip
@@ -61,14 +61,14 @@ async def in_pieces(body: bytes, size: int = 100) -> AsyncIterator[bytes]:
 
 
 async def refusal(http: HttpFace, body: bytes, **headers: str) -> tuple[int, str]:
-    """Post a batch. Returns: the status and what it says."""
+    """Post a batch. Returns: the status and the decoded answer."""
     url = http.url("/write-batch")
     async with http.session.post(url, data=body, headers=JSON | headers) as response:
         answer = await response.json()
         return response.status, answer.get("message", "")
 
 
-# -- What is taken
+# -- Accepted bodies
 
 
 @pytest.mark.parametrize(("encoding", "compress"), FORMS)
@@ -115,7 +115,7 @@ async def test_no_body_may_have_any_encoding(http: HttpFace) -> None:
 
 @pytest.mark.parametrize(("encoding", "compress"), FORMS)
 @given(body=st.binary(max_size=300), repeats=st.integers(1, 900), step=st.integers(1, 5_000))
-def test_whatever_was_compressed_comes_out_in_short_steps(
+def test_compressed_bodies_are_inflated_in_short_steps(
     encoding: str, compress: Callable[[bytes], bytes], body: bytes, repeats: int, step: int
 ) -> None:
     body = body * repeats
@@ -142,7 +142,7 @@ def test_input_from_which_nothing_comes_takes_many_steps_too() -> None:
     assert len(steps) > 50
 
 
-# -- What is refused
+# -- Refused bodies
 
 
 async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(app: App) -> None:
@@ -161,7 +161,7 @@ async def test_a_body_that_is_announced_too_large_is_refused_before_it_comes(app
 
 @pytest.mark.parametrize("encoding", ["identity", "gzip", "deflate"])
 async def test_a_body_that_turns_out_too_large_is_refused_at_once(app: App, encoding: str) -> None:
-    """In chunks, whose sum nobody announced; compressed, also if little or nothing comes out."""
+    """The chunks have no announced total, and some compressed ones inflate to little or nothing."""
     prefix = {
         "identity": b"",
         "gzip": gzip.compress(b"")[:10],
@@ -214,7 +214,7 @@ async def test_an_encoding_that_is_not_known_is_named_as_the_reason(
 
 @pytest.mark.parametrize(("encoding", "compress"), FORMS)
 @pytest.mark.parametrize("damage", ["cut", "longer", "other"])
-def test_what_is_not_well_compressed_is_refused(
+def test_malformed_compressed_bodies_are_refused(
     encoding: str, compress: Callable[[bytes], bytes], damage: str
 ) -> None:
     sent = compress(BODY)

@@ -29,7 +29,7 @@ BUDGET = 5_000_000
 SHORT_S = 0.2
 SIZE = 500_000
 REQUESTS_OF_THEM = BUDGET // 5 // SIZE
-"""As many unfinished bodies of this size as may take memory."""
+"""How many incomplete bodies of this size may take memory at once."""
 pytestmark = pytest.mark.settings(max_buffered_bytes=BUDGET)
 
 
@@ -73,7 +73,7 @@ async def test_unfinished_bodies_take_no_more_than_their_part(
         connections.callback(refused.close)
         head = await receive_head(refused)
         assert (head.status, head.headers["retry-after"]) == (429, "1")
-        # Small ones, and those that come with their headers, are taken all the same.
+        # Small bodies, and bodies that come with their headers, are still accepted.
         await http.write(channel.producer, "s", b"1")
         small = request_of("POST", f"/write/{channel.producer}/s", b"2", JSON)
         in_two = await begin(node, small, len(small) - 1)
@@ -96,11 +96,11 @@ async def test_a_body_that_comes_to_its_end_is_taken(app: App, http: HttpFace, n
     await connection.send(request[len(request) // 2 :])
     assert (await receive_answer(connection))["status"] == "OK"
     connection.close()
-    # It counts as an event now, and no more as a body.
+    # It counts as an event now, and not as a body any more.
     assert SIZE < await used(app) < SIZE + 10_000
 
 
-async def test_what_an_unfinished_body_inflates_to_counts(
+async def test_the_inflated_part_of_an_incomplete_body_counts(
     app: App, http: HttpFace, node: Node
 ) -> None:
     channel = await http.create()

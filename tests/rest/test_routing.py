@@ -1,4 +1,4 @@
-"""What proxies ask a node: whose an agent is, and whether channels can be made here."""
+"""Proxies ask a node whether it owns an agent, and whether it takes new channels."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ async def node(**settings: Any) -> AsyncIterator[tuple[App, aiohttp.ClientSessio
 
 
 async def asked(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
-    """Return the status, and the code if it is an error's."""
+    """Return the status, and the error code if there is one."""
     async with session.get(path) as response:
         return response.status, (await response.json())["code"] if response.status >= 400 else ""
 
@@ -44,7 +44,7 @@ async def test_a_node_says_which_agents_are_its_own(name: str, answer: tuple[int
         assert await asked(session, f"/agents/{name}") == answer
 
 
-async def test_who_asks_for_an_agent_that_is_leaving_waits_until_it_has_left() -> None:
+async def test_a_question_for_a_moving_agent_waits_until_it_has_moved() -> None:
     async with node() as (app, session):
         with app.agents.moving("node"):
             asking = asyncio.create_task(asked(session, "/agents/node"))
@@ -54,7 +54,7 @@ async def test_who_asks_for_an_agent_that_is_leaving_waits_until_it_has_left() -
         assert await asking == (404, "NO_SUCH_AGENT")
 
 
-async def test_a_call_for_an_agent_that_is_leaving_waits_and_is_told_where_it_belongs() -> None:
+async def test_a_call_for_a_moving_agent_waits_and_gets_moved() -> None:
     async with node() as (app, session):
         async with session.post("/create") as response:
             created = await response.json()

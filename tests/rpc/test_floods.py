@@ -1,4 +1,4 @@
-"""Many calls at once: each is served, however many come before a handler can begin with them."""
+"""Many calls at once are all served, even if they come faster than handlers can begin."""
 
 import asyncio
 from collections import Counter
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 async def outcomes(call: Callable[[], Awaitable[object]]) -> Counter[str]:
-    """Make many calls at once. Returns: how many of them ended with each status."""
+    """Make many calls at once. Returns: the number of calls that ended with each status."""
 
     async def outcome() -> str:
         try:

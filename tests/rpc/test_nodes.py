@@ -1,4 +1,4 @@
-"""Only nodes that prove that they have the secret may call SyncService, once it is set."""
+"""If a node secret is set, only nodes that prove to have it may call SyncService."""
 
 import logging
 import time
@@ -40,13 +40,13 @@ async def connection(node: App) -> AsyncIterator[grpc.aio.Channel]:
 
 
 class Caller:
-    """Calls SyncService, with a proof of one's choice."""
+    """Calls SyncService with any proof."""
 
     def __init__(self, connection: grpc.aio.Channel) -> None:
         self._connection = connection
 
     async def call(self, method: str, proof: str | None, *messages: bytes) -> str | None:
-        """Returns: what the node has proved in return. Raises: MegaphoneError."""
+        """Returns: the proof of the node in its answer. Raises: MegaphoneError."""
         raw: Any = self._connection.stream_unary(method)
         shown = () if proof is None else (("megaphone-node", proof),)
         call = raw(iter(messages), metadata=shown)
@@ -195,7 +195,7 @@ async def test_refused_calls_are_logged_once_a_minute(
     assert lines[0].startswith("refused calls of other nodes: 1; the last error: the target is fed")
 
 
-async def test_neither_secrets_nor_proofs_are_logged_or_told(
+async def test_neither_secrets_nor_proofs_are_logged_or_sent(
     node: App, caller: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "megaphone")

@@ -1,4 +1,4 @@
-"""Messages that are being received over gRPC: how many at once, and what of those that stop."""
+"""The number of messages that gRPC receives at once is limited, and slow clients give way."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -16,7 +16,7 @@ WRITE = "/megaphone.v1.ChannelService/Write"
 SIZE = 500_000
 FEWEST = requests.FEWEST_AT_ONCE
 pytestmark = pytest.mark.settings(max_buffered_bytes=4_000_000, buffer_capacity=200)
-"""So little that no more than the fewest messages are received at once."""
+"""So little memory that only the smallest number of messages is received at once."""
 
 
 @pytest.fixture(autouse=True)

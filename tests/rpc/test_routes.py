@@ -1,4 +1,4 @@
-"""The HTTP routes that the schema names are the ones that are served."""
+"""The HTTP routes in the schema are those that the HTTP face serves to clients."""
 
 import re
 

@@ -311,7 +311,7 @@ async def test_of_an_old_source_a_full_channel_evicts_the_oldest_and_its_reader_
         assert [int(one.body) async for batch in reader for one in batch] == list(range(2, 102))
 
 
-async def test_what_a_full_channel_evicted_is_there_for_a_reader_that_resumes(node: App) -> None:
+async def test_evicted_events_are_there_for_a_reader_that_resumes(node: App) -> None:
     async with feeding(node) as old:
         await old.send(created(), *(event(number) for number in range(RUST_CAPACITY + 2)))
         assert await old.half_close() is grpc.StatusCode.OK
@@ -401,7 +401,9 @@ async def test_only_what_the_source_has_sent_can_be_acknowledged(node: App) -> N
     assert await node.broker.acknowledge(ADDRESS, id_of(1)) == 1
 
 
-async def test_what_the_source_has_forgotten_is_not_read_here_and_no_cursor(node: App) -> None:
+async def test_events_that_the_source_has_dropped_are_not_read_here_and_are_no_cursors(
+    node: App,
+) -> None:
     async with feeding(node, "s1") as new:
         await new.send(created(), event(1, 1), forgotten(5), event(6, 6))
         await new.send(forgotten(5), end())  # again, as after a broken connection
@@ -661,7 +663,7 @@ async def test_more_agents_than_other_nodes_may_bring_are_refused() -> None:
         assert [agent.name for agent in node.agents] == ["own", "a", "b"]
 
 
-async def test_a_source_is_told_which_channels_are_in_use_here(node: App) -> None:
+async def test_a_source_can_ask_which_channels_are_in_use_here(node: App) -> None:
     async with (
         feeding(node) as old,
         grpc.aio.insecure_channel(f"127.0.0.1:{node.grpc_port}") as connection,

@@ -1,4 +1,4 @@
-"""HTTP connections to a broker in this process, and what its metrics say of them."""
+"""HTTP connections to a broker in this process, and its metrics."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager

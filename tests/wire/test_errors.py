@@ -1,4 +1,4 @@
-"""The one table of errors covers every class, and a class survives the way to a client."""
+"""The table of errors covers every class, and a client gets the class that the broker raised."""
 
 from operator import attrgetter
 

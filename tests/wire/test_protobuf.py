@@ -1,4 +1,4 @@
-"""What a message lists is counted before it is decoded."""
+"""The members of a message are counted before it is decoded."""
 
 import pytest
 from hypothesis import given
@@ -29,6 +29,6 @@ def test_empty_members_are_members(unit: bytes) -> None:
     assert not has_more_members(unit * 1_000, 1_000)
 
 
-def test_what_lists_nothing_has_no_members() -> None:
+def test_a_message_without_lists_has_no_members() -> None:
     write = pb.WriteRequest(body=b"\n" * 5_000)
     assert not has_more_members(write.SerializeToString(), 1_000)

@@ -26,7 +26,7 @@ def connections_are(app: App, count: int) -> Callable[[], Awaitable[bool]]:
 
 
 @pytest.mark.settings(max_connections=MOST)
-async def test_connections_beyond_the_limit_are_told_so_and_counted(app: App) -> None:
+async def test_connections_beyond_the_limit_are_refused_and_counted(app: App) -> None:
     async with connected(app, MOST) as served, connected(app, SPARE) as spare:
         await eventually(connections_are(app, MOST + SPARE))
         for connection in (*spare, *served):

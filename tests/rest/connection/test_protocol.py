@@ -1,4 +1,4 @@
-"""What a connection may hold, and how long it may take, before its request is complete."""
+"""A connection has limits of memory and time until its request is complete."""
 
 import asyncio
 import json
@@ -47,10 +47,10 @@ async def test_headers_that_do_not_end_are_refused(app: App, in_one: bool) -> No
             await connection.receive()
 
 
-async def test_what_came_before_such_headers_is_answered_first(app: App) -> None:
+async def test_requests_before_such_headers_are_answered_first(app: App) -> None:
     async with connected(app) as [connection]:
         await connection.send(request_of("GET", "/livez"))
-        # What comes along with the end of a request is not counted, so there are more.
+        # Bytes that come together with the end of a request are not counted, so more are sent.
         with suppress(Broken):
             await send_in_pieces(connection, [IDLE_HEAD, *headers(3 * MAX_HEAD_BYTES)])
         assert [(await answer_of(connection))[0].status for _ in range(2)] == [200, 400]

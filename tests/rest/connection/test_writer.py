@@ -1,4 +1,4 @@
-"""The long read over a transport that encrypts, where the socket cannot be used beside it."""
+"""The long read over TLS, where the broker cannot write to the socket itself."""
 
 import datetime
 import ipaddress
@@ -24,7 +24,7 @@ BODIES = [b"1", b'"' + b"x" * 500_000 + b'"', b"2", b'"' + b"y" * 40_000 + b'"',
 
 
 def write_certificate(folder: Path) -> Path:
-    """Write a key and a certificate for 127.0.0.1, signed by itself, into one file."""
+    """Write a key and a self-signed certificate for 127.0.0.1 into one file."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.datetime.now(datetime.UTC)
@@ -54,7 +54,7 @@ def write_certificate(folder: Path) -> Path:
 
 @pytest.fixture
 async def encrypted(app: App, tmp_path: Path) -> AsyncIterator[aiohttp.ClientSession]:
-    """A client of the reads of the broker, served with TLS."""
+    """A client that reads from the broker over TLS."""
     certificate = write_certificate(tmp_path)
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(certificate)
