@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from megaphone import app as composition
-from megaphone.app import STOP_GRACE_S, QUIET_S, quiet, removals, running
+from megaphone.app import QUIET_S, STOP_GRACE_S, quiet, removals, running
 from megaphone.core.agents import Agents
 from megaphone.model import AgentMode
 from megaphone.observe.metrics import Metrics
