@@ -1,8 +1,8 @@
-"""Build what the tests here run against, into `.compat/`: `python -m tests.compat.build`.
+"""Build the programs that these tests need, into `.compat/`: `python -m tests.compat.build`.
 
-That is the original broker with its `megactl`, from crates.io, and a reader on its client library.
-The code is not locked to the versions the original was published with: its lock file names a
-`metrics` 0.22.3, which compilers from Rust 1.9x on refuse.
+It builds the published Rust broker (0.10) with its `megactl`, and a reader that uses the client
+library of that broker. The build does not use the lock file of the Rust broker, because that file
+names `metrics` 0.22.3, which compilers from Rust 1.9x on refuse.
 """
 
 import os
@@ -19,24 +19,24 @@ CLIENT_MANIFEST = HERE / "client" / "Cargo.toml"
 
 def main() -> None:
     if reason := unable():
-        print(f"the tests against the original are skipped: {reason}")
+        print(f"the tests against the Rust broker are skipped: {reason}")
         return
     BUILT.mkdir(exist_ok=True)
     (BUILT / ".gitignore").write_text("*\n")
     if not (BROKER.exists() and MEGACTL.exists()):
-        print(f"building the original {VERSION} into {INSTALLED} (a few minutes, once)", flush=True)
+        print(f"building the Rust broker {VERSION} into {INSTALLED} (minutes, once)", flush=True)
         install_original()
     cargo("build", "--release", "--locked", *where(CLIENT_MANIFEST), "--target-dir", str(TARGET))
 
 
 def unable() -> str | None:
-    """Say what is missing for building; None when nothing is."""
+    """Return the reason why this machine cannot build; None if it can."""
     if shutil.which("cargo") is None:
-        return "there is no Rust toolchain (https://rustup.rs installs one)"
+        return "there is no Rust toolchain"
     if not finds_openssl():
         return "OpenSSL's headers are missing (Debian: apt-get install pkg-config libssl-dev)"
     if run("cargo", "fetch", "--quiet", "--locked", *where(CLIENT_MANIFEST)) != 0:
-        return "cargo cannot fetch from crates.io"
+        return "cargo cannot fetch the packages"
     return None
 
 
@@ -57,14 +57,14 @@ def where(manifest: Path) -> tuple[str, str]:
 
 
 def cargo(*arguments: str) -> None:
-    """Run cargo, which says itself how far it is. Raises: SystemExit, when it fails."""
+    """Run cargo, which reports its own progress. Raises: SystemExit, if cargo fails."""
     if code := run("cargo", *arguments):
         sys.exit(f"`cargo {' '.join(arguments)}` failed with {code}")
 
 
 def run(*command: str) -> int:
-    # The original generates code from its schema. The protoc of grpcio-tools will do, and brings
-    # the files of google/protobuf, which Debian's leaves to another package.
+    # The build of the Rust broker generates code from its schema. The protoc of grpcio-tools has
+    # the files of google/protobuf, which Debian has in another package than protoc.
     protoc = {"PROTOC": str(HERE / "protoc"), "PYTHON": sys.executable}
     return subprocess.run(command, env=os.environ | protoc, stdin=subprocess.DEVNULL).returncode
 
