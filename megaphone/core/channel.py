@@ -1,45 +1,35 @@
-"""A channel: an ordered, bounded list of events with one reader at a time and a deadline.
+"""A channel: a log of events with one reader at a time, writers that wait, and a deadline.
 
 This is a state machine without an event loop. Nothing here waits, and time is an argument (seconds
-on any clock that does not go back), so that every rule can be tested without one. Whoever waits
-leaves a callback: a writer that found the channel full has its `Waiter` settled, a reader that
-found nothing is woken. A *listener* is called whenever the events, or how far they were read, have
-changed; nobody else needs to say so.
+on any clock that does not go back), so that every rule can be tested without one. A caller that
+must wait leaves a callback: a writer that found the channel full has its `Waiter` settled, a reader
+that found nothing is woken.
 
-Reading is a *lease*, not a pop: what was sent stays known until it is safely out of reach. The
-log is one list in the order of writing, cut by two positions:
-
-    ┌───── done ─────┬── in flight ──┬──── unsent ────┐
-    │ kept for       │ sent by the   │ what the next  │
-    │ replay         │ current lease │ take returns   │
-    0               done            sent             len
-
-An entry *holds a place*, and so counts against the capacity, from the moment it is taken. A plain
-reader frees the place when it takes the entry; an acknowledging one when it acknowledges it. At
-most `capacity` sent entries that hold no place are kept for replay; older ones are forgotten.
+Reading is a *lease*, not a pop: what was sent stays in the log (see `core.log`) until it is safely
+out of reach. An event that an acknowledging reader takes is in flight, and holds its place, until
+the reader acknowledges it. An event that a plain reader takes is delivered at once; the lease
+remembers when it was sent, and a broken end goes back to the first event that the reader is owed.
 
 What a lease took counts as sent once it is *confirmed*, which says that the connection has all its
 bytes. The next take confirms what was taken before it.
 """
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
 
 from megaphone.core.budget import CHANNEL_BYTES, Budget, cost
 from megaphone.core.idempotency import Key, Keys
+from megaphone.core.log import Batch, Log
 from megaphone.errors import LimitExceeded, ReaderBusy
-from megaphone.model import START, ChannelLimits, Event, Progress, ReadOptions
+from megaphone.model import ChannelLimits, Event, Progress, ReadOptions
 
-EVENT_OVERHEAD_BYTES = 200
-"""What an event costs in a batch beside its body: its ids, its time, and names of fields."""
 REPLICA_SURPLUS = 1_000
 """Events beyond what its source may hold that a replica takes: those that were sent before the
 source could say that older ones were read."""
-ELSEWHERE = -math.inf
-"""In place of the time at which an event was sent: a reader got it on another node."""
 BUSY_RETRY_AFTER_S = 1.0
 """When a writer may come back that found too many others waiting."""
+SENDINGS_KEPT = 64
+"""How many takes a plain lease remembers before it drops those that nobody is owed any more."""
 
 
 class Waiter:
@@ -71,35 +61,33 @@ class Waiter:
             settled()
 
 
-class Entry:
-    """An event in the log of one channel."""
-
-    __slots__ = ("event", "holds_place", "sent_at")
-
-    def __init__(self, event: Event) -> None:
-        self.event = event
-        self.holds_place = True
-        self.sent_at: float | None = None
-        """When it was last handed to a reader; once that is confirmed, when it was confirmed."""
-
-
 class Lease:
     """The right to read a channel, until it is released or lost."""
 
     __slots__ = (
         "_channel",
+        "_confirmed",
+        "_first_taken",
+        "_last_taken",
+        "_sendings",
+        "_sendings_kept",
         "acknowledging",
-        "confirmed",
+        "floor",
         "is_open",
         "position",
         "recovered",
-        "resent",
         "tells_gap",
         "wake",
         "window",
     )
 
-    def __init__(self, channel: "Channel", options: ReadOptions, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        channel: "Channel",
+        options: ReadOptions,
+        wake: Callable[[], None],
+        recovered: bool | None,
+    ) -> None:
         self._channel = channel
         self.acknowledging = options.acknowledge
         self.window = options.window
@@ -107,41 +95,57 @@ class Lease:
         """Called when `take` may have something new to say. May be called too often."""
         self.is_open = True
         """False once released, once taken over, and once the channel went."""
-        self.position = START
-        """The event before the first one of this read, or START. Who resumes after it misses
-        nothing of this read."""
-        self.recovered: bool | None = None
+        self.position = channel.position
+        """The event before the first one of this read, or START. A reader that resumes after it
+        misses nothing of this read."""
+        self.recovered = recovered
         """Whether the event to resume after was still known. When none was named: False if events
         were evicted before any reader had them, else None."""
         self.tells_gap = True
         """Whether the reader has learned of all evictions so far. Not of those during the read."""
-        self.resent = 0
-        """How many of the events taken so far had been sent before."""
-        self.confirmed = 0
-        """The number of the last event of the channel that was confirmed, or was passed over when
-        the read began. What was taken after it may not have left this process."""
+        self.floor = channel.log.sent
+        """Of a plain lease: the offset up to which its reader is owed nothing, however the read
+        ends, because it began later, or because the reader has acknowledged so much."""
+        self._confirmed = self.floor
+        """The offset up to which all is confirmed, or was passed over when the read began. What
+        was taken after it may not have left this process."""
+        self._first_taken = self._last_taken = 0
+        """The offsets at both ends of the latest take."""
+        self._sendings: list[tuple[int, int, float]] = []
+        """Of a plain lease: the first and the last offset of each take that was confirmed, and
+        when it was. A broken end needs them; they are dropped in bulk once it does no more."""
+        self._sendings_kept = SENDINGS_KEPT
 
-    def take(self, limit: int, max_bytes: int, now: float) -> list[Event]:
+    def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         """Confirm what was taken before, and return the next events in order.
 
         As many as are ready, up to `limit`, and up to `max_bytes` of bodies and overhead; but one
-        at least, however large. None if none is ready or the lease is not open.
+        at least, however large. None if no event is ready or the lease is not open.
 
         They are in flight from now on. An acknowledging lease has at most its window in flight; a
         plain one takes at most the capacity at once.
         """
         if not self.is_open:
-            return []
+            return None
         self.confirm(now)
-        return self._channel._take(self, limit, max_bytes, now)
+        batch = self._channel._take(self, limit, max_bytes, now)
+        if batch is not None:
+            self._first_taken = batch.first_offset
+            self._last_taken = self._channel.log.sent
+        return batch
 
     def confirm(self, now: float) -> None:
         """Count what was taken as sent, as of now: the connection has taken all its bytes.
 
         Until then a broken read sends it again, however long ago it was taken.
         """
-        if self.is_open:
-            self._channel._confirm(self, now)
+        if not self.is_open:
+            return
+        if self._last_taken > self._confirmed and not self.acknowledging:
+            self._sendings.append((self._first_taken, self._last_taken, now))
+            if len(self._sendings) > self._sendings_kept:
+                self._drop_sendings(now)
+        self._confirmed = self._channel.log.sent
 
     def release(self, *, clean: bool, now: float) -> None:
         """End the read; a clean end confirms what was taken. Repeating it changes nothing.
@@ -153,64 +157,69 @@ class Lease:
         if self.is_open:
             self._channel._release(self, clean=clean, now=now)
 
+    def owed_after(self, now: float) -> int:
+        """Return the offset after which a reader gets events again if this plain read breaks."""
+        floor = max(self.floor, self._channel.log.dropped)
+        for first, last, sent_at in self._sendings:
+            if self._is_owed(last, sent_at, now):
+                return max(floor, first - 1)
+        return max(floor, self._confirmed)
+
+    def _is_owed(self, last: int, sent_at: float, now: float) -> bool:
+        is_recent = sent_at > now - self._channel.log.limits.redelivery_window_s
+        return is_recent and last > self.floor and last > self._channel.log.dropped
+
+    def _drop_sendings(self, now: float) -> None:
+        """Drop the sendings of which no event is owed: all of them are at the front."""
+        count = 0
+        for _, last, sent_at in self._sendings:
+            if self._is_owed(last, sent_at, now):
+                break
+            count += 1
+        del self._sendings[:count]
+        self._sendings_kept = max(SENDINGS_KEPT, 2 * len(self._sendings))
+
 
 class Channel:
     """See the module. All methods take effect at once and wholly, or raise and change nothing."""
 
     __slots__ = (
-        "_budget",
-        "_done",
-        "_forgotten",
-        "_forgotten_id",
-        "_has_gap",
-        "_held",
         "_keys",
         "_lease",
-        "_limits",
-        "_log",
-        "_sent",
-        "_sent_up_to",
         "_waiters",
         "_was_used",
         "_was_written",
         "created_at",
         "deadline",
-        "listener",
+        "log",
     )
 
-    def __init__(self, limits: ChannelLimits, now: float, budget: Budget) -> None:
-        """What the channel holds counts against `budget`, until it is closed."""
-        self._budget = budget
+    def __init__(
+        self,
+        limits: ChannelLimits,
+        now: float,
+        budget: Budget,
+        *,
+        epoch: int = 0,
+        channel_id: bytes = b"",
+    ) -> None:
+        """What the channel holds counts against `budget`, until it is closed.
+
+        `epoch` is that of the store that makes the channel; the listener is called with
+        `channel_id`: see `core.log.Log`.
+        """
         budget.add(CHANNEL_BYTES)
         self.created_at = now
         self.deadline: float | None = now + limits.ttl_s
         """When the channel dies; None while it is read."""
-        self.listener: Callable[[Channel], None] | None = None
-        """Called with this channel whenever `progress` or `events_after` would answer
-        otherwise than before.
-
-        The call comes in the middle of the change, and maybe several times: the listener must only
-        take note, and look later. The channel calls nobody any more once it is closed."""
-        self._limits = limits
-        self._log: list[Entry] = []
-        self._done = 0
-        self._sent = 0
-        self._held = 0
-        """How many entries hold a place."""
-        self._forgotten = 0
-        """How many events fell out of the log."""
-        self._forgotten_id: str | None = None
-        """The last event that fell out of the log: who resumes after it misses nothing."""
-        self._sent_up_to = 0
-        """The highest number of an event that a reader was sent, here or elsewhere."""
+        self.log = Log(limits, epoch, budget, channel_id)
+        """Others may look at it, and set its listener. Only the channel changes it."""
         self._was_used = False
         self._was_written = False
-        self._has_gap = False
-        """Whether events were evicted, and no reader has learned of it."""
         self._lease: Lease | None = None
         # Most channels never need these two; they are made when they do, since memory counts.
         self._waiters: OrderedDict[Waiter, None] | None = None
-        self._keys: Keys | None = None
+        self._keys: Keys[Waiter] | None = None
 
     # -- Writing
 
@@ -229,10 +238,11 @@ class Channel:
             earlier = self._keys.answer(request_id, now)
             if earlier is not None:
                 return earlier
-        self._budget.ensure(cost(event), now, self)
+        self.log.budget.ensure(cost(event), now, self)
         self._was_written = True
         answer: str | Waiter
-        if self._held < self._limits.capacity and not self._waiters:
+        log = self.log
+        if not self._waiters and log.end - log.freed < log.limits.capacity:
             self._append(event)
             answer = event.id
         else:
@@ -246,7 +256,7 @@ class Channel:
         if waiter.taken is None and waiter.leave(settled):
             assert self._waiters is not None
             del self._waiters[waiter]
-            self._budget.drop(waiter.event)
+            self.log.budget.drop(waiter.event)
             if waiter.request_id is not None and self._keys is not None:
                 self._keys.forget(waiter.request_id)
 
@@ -271,14 +281,10 @@ class Channel:
             if not options.take_over:
                 raise ReaderBusy
             self._lose_lease(self._lease, now)
-        lease = Lease(self, options, wake)
+        recovered = False if self.log.has_gap else None
         if options.after_event_id is not None:
-            lease.recovered = self._rewind_to(options.after_event_id, now)
-        elif self._has_gap:
-            lease.recovered = False
-        lease.position = self.position
-        lease.confirmed = self._forgotten + self._sent
-        self._lease = lease
+            recovered = self._resume(options.after_event_id, now)
+        lease = self._lease = Lease(self, options, wake, recovered)
         self.deadline = None
         return lease
 
@@ -287,14 +293,18 @@ class Channel:
 
         Returns: how many that were not yet; 0 for an event that is not known (any more).
         """
-        position = self._find(event_id)
-        if position is None or self._log[position].sent_at is None:
+        offset = self.log.find(event_id)
+        if offset is None or not self.log.was_sent(offset):
             return 0
         self._was_used = True
-        newly = max(0, position + 1 - self._done)
-        self._finish(position + 1, now)
+        lease, delivered = self._lease, self.log.delivered
+        if lease is not None and not lease.acknowledging:
+            delivered = max(lease.floor, self.log.dropped)
+            lease.floor = max(lease.floor, offset)
+        self.log.deliver(offset)
+        self._use_room(now)
         self._wake_reader()
-        return newly
+        return max(0, offset - delivered)
 
     @property
     def is_read(self) -> bool:
@@ -313,57 +323,30 @@ class Channel:
     @property
     def unsent(self) -> int:
         """How many events the next reader would get now."""
-        return len(self._log) - self._sent
+        return self.log.end - self.log.sent
 
     # -- Forwarding to other nodes, and being fed by one
 
     @property
-    def before_first(self) -> str:
-        """The event before the first one that is kept, or START."""
-        return self._forgotten_id or START
-
-    @property
     def position(self) -> str:
         """The event after which the next read would start, or START."""
-        read = self._read_so_far()
-        return self._log[read - 1].event.id if read else self.before_first
-
-    @property
-    def read_number(self) -> int:
-        """The number of that event. An event's number is its place in the channel, from 1."""
-        return self._forgotten + self._read_so_far()
-
-    def events_after(self, number: int, limit: int) -> tuple[int, list[Event]]:
-        """Return the number of the first event kept after a number, and up to `limit` from it."""
-        first = max(0, number - self._forgotten)
-        events = [entry.event for entry in self._log[first : first + limit]]
-        return self._forgotten + first + 1, events
+        return self.log.id_at(self.log.delivered)
 
     @property
     def has_room(self) -> bool:
-        return self._held < self._limits.capacity
+        return self.log.held < self.log.limits.capacity
 
     @property
     def capacity(self) -> int:
-        return self._limits.capacity
+        return self.log.limits.capacity
 
     def is_unread_for(self, seconds: float, now: float) -> bool:
         """Whether nobody reads, or has read for so long."""
-        return self.deadline is not None and self.deadline - self._limits.ttl_s <= now - seconds
+        return self.deadline is not None and self.deadline - self.log.limits.ttl_s <= now - seconds
 
-    @property
-    def oldest_held_number(self) -> int:
-        """The number of the oldest event that holds a place. There must be one."""
-        return self._forgotten + self._first_held() + 1
-
-    def progress(self, number: int) -> Progress:
-        """Return how far it was read, in terms of the events up to a number."""
-        read, sent = min(self.read_number, number), min(self._sent_up_to, number)
-        return Progress(self._id_at(read), self._id_at(sent), self._has_gap)
-
-    def keys_after(self, number: int, now: float) -> list[tuple[str, Key]]:
-        """Return the request ids of events taken after a number, in the order of their events."""
-        return [] if self._keys is None else self._keys.after(number, now)
+    def keys_after(self, offset: int, now: float) -> list[tuple[str, Key[Waiter]]]:
+        """Return the request ids of events taken after an offset, in the order of their events."""
+        return [] if self._keys is None else self._keys.after(offset, now)
 
     def push(self, event: Event, now: float, *, is_followed: bool = False) -> int:
         """Take an event that another node has taken already; in a full channel, evict the oldest.
@@ -374,12 +357,12 @@ class Channel:
 
         Returns: how many events were lost by it.
         """
-        if self._find(event.id) is not None:
+        if self.log.has(event.id):
             return 0
-        capacity = self._limits.capacity
+        capacity = self.log.limits.capacity
         # After a broken read a source may hold what it was sent besides a full buffer.
         most = 2 * capacity + REPLICA_SURPLUS if is_followed else capacity
-        is_full = self._held >= most
+        is_full = self.log.held >= most
         self._append(event)  # first, for a writer that waits not to get the room
         return self.push_out(now) if is_full else 0
 
@@ -390,24 +373,16 @@ class Channel:
 
         Returns: how many events were lost by it: 1 if no reader was ever sent it.
         """
-        first = self._first_held()
-        entry, lost = self._log[first], 0
-        if first >= self._sent:
-            lost = int(entry.sent_at is None)
-            self._set_gap(True)
-            if self._lease is not None:
-                self._lease.tells_gap = False
-            self._sent = first + 1
-            self._changed()
-            if self._lease is None or self._lease.acknowledging:
-                self._done = self._sent  # what was never sent would never be acknowledged
-        self._free([entry], now)
-        return lost
+        sent = self.log.sent
+        lost = self.log.evict_oldest()
+        if self._lease is not None and self.log.sent != sent:
+            self._lease.tells_gap = False
+        self._use_room(now)
+        return int(lost)
 
     def learn_key(self, request_id: str, event_id: str, taken_at: float, now: float) -> None:
         """Remember a request id under which another node has taken an event."""
-        number = self._forgotten + len(self._log)
-        self._known_keys().learn(request_id, event_id, at=taken_at, number=number, now=now)
+        self._known_keys().learn(request_id, event_id, at=taken_at, offset=self.log.end, now=now)
 
     def follow(self, progress: Progress, now: float) -> None:
         """Take over how far the channel was read on the node that feeds this one.
@@ -415,63 +390,56 @@ class Channel:
         Positions move back too, but only forward once events were read or acknowledged here, and
         not while it is read here. Events that are not known here move nothing.
         """
-        self._mark_sent(progress.sent)
-        self._mark_sent(progress.position)
-        self._set_gap(progress.has_gap or (self._has_gap and self._was_used))
-        if self._was_used or self._lease is not None:
+        log, is_used = self.log, self._was_used or self._lease is not None
+        for event_id in (progress.sent, progress.position):
+            if (offset := log.find(event_id)) is not None:
+                log.count_as_sent(offset)
+        log.set_gap(progress.has_gap or (log.has_gap and self._was_used))
+        if is_used:
             self.advance(progress.position, now)
-        elif not self._log:
-            self._set_forgotten(progress.position)
-        elif progress.position == self.before_first or self._find(progress.position) is not None:
-            self._rewind_to(progress.position, now)
+        elif log.end == log.dropped:
+            log.skip_to(progress.position)
+        elif (offset := log.find_cursor(progress.position)) is not None:
+            log.rewind(offset)
+            self._use_room(now)
 
     def skip_to(self, event_id: str, now: float) -> None:
         """Forget all events: they were read, up to this one, on the node that feeds this one.
 
         Without effect once events were read or acknowledged here.
         """
-        if self._was_used or self._lease is not None:
-            return
-        number = self._forgotten + len(self._log)
-        self._move_to(len(self._log))
-        self._free(self._log.copy(), now)
-        if number > self._forgotten:
-            self._drop_first(number - self._forgotten)
-        self._set_forgotten(event_id)
+        if not (self._was_used or self._lease is not None):
+            self.log.skip_to(event_id)
+            self._use_room(now)
 
     def advance(self, event_id: str, now: float) -> None:
         """Count all up to an event as delivered, because a reader got them on another node.
 
         Without effect if the event is not known, and while the channel is read here.
         """
-        position = self._find(event_id)
-        if self._lease is None and position is not None and position >= self._sent:
-            self._mark_sent(event_id)
-            self._rewind_to(event_id, now)
-
-    def _mark_sent(self, event_id: str) -> None:
-        position = self._find(event_id)
-        if position is None:
-            return
-        self._count_as_sent(position + 1)
-        while position >= 0 and self._log[position].sent_at is None:
-            self._log[position].sent_at = ELSEWHERE
-            position -= 1
-
-    def _count_as_sent(self, position: int) -> None:
-        number = self._forgotten + position
-        if number > self._sent_up_to:
-            self._sent_up_to = number
-            self._changed()
-
-    def _id_at(self, number: int) -> str:
-        position = number - self._forgotten - 1
-        return self._log[position].event.id if position >= 0 else self.before_first
+        offset = self.log.find(event_id)
+        if self._lease is None and offset is not None and offset > self.log.sent:
+            self.log.count_as_sent(offset)
+            self.log.rewind(offset)
+            self._use_room(now)
 
     def postpone(self, deadline: float) -> None:
         """Let the channel live until then at least, if nobody reads it before."""
         if self.deadline is not None:
             self.deadline = max(self.deadline, deadline)
+
+    def evict_replay(self, now: float) -> None:
+        """Drop what is kept for replay only, because memory is short.
+
+        Events that a broken read would be sent again stay: those that an acknowledging reader has
+        in flight, and those that a plain one did not confirm or was sent within the redelivery
+        window.
+        """
+        lease = self._lease
+        if lease is None or lease.acknowledging:
+            self.log.drop_to(self.log.delivered)
+        else:
+            self.log.drop_to(lease.owed_after(now))
 
     # -- The end
 
@@ -482,67 +450,52 @@ class Channel:
         """Whether it is read, or was until less than its life ago."""
         if self.deadline is None:
             return True
-        return now < self.deadline != self.created_at + self._limits.ttl_s
+        return now < self.deadline != self.created_at + self.log.limits.ttl_s
 
     def close(self) -> int:
         """End the channel: its reader is woken, its writers are refused.
 
         Returns: how many events were lost, that is, are yet to be read and were never sent.
         """
-        self.listener = None
-        lost = sum(entry.sent_at is None for entry in self._log[self._sent :])
         if (lease := self._lease) is not None:
             self._lease = None
             lease.is_open = False
             lease.wake()
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
-            self._budget.drop(waiter.event)
+            self.log.budget.drop(waiter.event)
             waiter.settle(taken=False)
-        self._give_back_all()
-        self._log = []
-        self._done = self._sent = self._held = 0
-        return lost
-
-    def _give_back_all(self) -> None:
-        """Let nothing of the channel count any more."""
-        for entry in self._log:
-            if entry.holds_place:
-                self._budget.deliver(entry.event)
-            self._budget.drop(entry.event)
         if self._keys is not None:
             self._keys.clear()
-        self._budget.forget(self)
-        self._budget.subtract(CHANNEL_BYTES)
+        self.log.budget.forget(self)
+        self.log.budget.subtract(CHANNEL_BYTES)
+        return self.log.clear()
 
     # -- Inside: writers
 
     def _append(self, event: Event) -> None:
-        self._budget.hold(event)
-        self._budget.expect(event)
-        self._log.append(Entry(event))
-        self._held += 1
-        self._wake_reader()
-        self._changed()
+        self.log.append(event)
+        if self._lease is not None:
+            self._lease.wake()
 
     def _queue(self, waiter: Waiter) -> Waiter:
         if self._waiters is None:
             self._waiters = OrderedDict()
-        if len(self._waiters) >= self._limits.max_waiting_writers:
+        if len(self._waiters) >= self.log.limits.max_waiting_writers:
             raise LimitExceeded(
                 f"{len(self._waiters)} writers wait for room in this channel already;"
                 " no more may (max_waiting_writers)",
                 retry_after_s=BUSY_RETRY_AFTER_S,
             )
         self._waiters[waiter] = None
-        self._budget.hold(waiter.event)
+        self.log.budget.hold(waiter.event)
         return waiter
 
     def _admit_waiters(self, now: float) -> None:
-        while self._waiters and self._held < self._limits.capacity:
+        while self._waiters and self.has_room:
             waiter, _ = self._waiters.popitem(last=False)
             self._append(waiter.event)
-            self._budget.drop(waiter.event)
+            self.log.budget.drop(waiter.event)
             if waiter.request_id is not None:
                 self._remember(waiter.request_id, waiter.event.id, now)
             waiter.settle(taken=True)
@@ -550,182 +503,56 @@ class Channel:
             self._waiters = None
 
     def _remember(self, request_id: str, answer: str | Waiter, now: float) -> None:
-        number = self._forgotten + len(self._log)
-        self._known_keys().remember(request_id, answer, at=now, number=number)
+        self._known_keys().remember(request_id, answer, at=now, offset=self.log.end)
 
-    def _known_keys(self) -> Keys:
+    def _known_keys(self) -> Keys[Waiter]:
         if self._keys is None:
-            self._keys = Keys(self._limits.idempotency_window_s, self._budget)
+            self._keys = Keys(self.log.limits.idempotency_window_s, self.log.budget)
         return self._keys
+
+    def _use_room(self, now: float) -> None:
+        """Let waiting writers in, where events were delivered or evicted."""
+        if self.log.freed > self.log.dropped:
+            self.log.budget.keeps_replay(self)
+        if self._waiters is not None:
+            self._admit_waiters(now)
 
     # -- Inside: readers
 
-    def _take(self, lease: Lease, limit: int, max_bytes: int, now: float) -> list[Event]:
-        first = self._sent
-        if first == len(self._log):
-            return []
-        if lease.acknowledging:
-            limit = min(limit, lease.window - (first - self._done))
-        else:
-            limit = min(limit, self._limits.capacity)  # or it would be forgotten before it is sent
-        events: list[Event] = []
-        for entry in self._log[first : first + max(0, limit)]:
-            max_bytes -= len(entry.event.body) + EVENT_OVERHEAD_BYTES
-            if max_bytes < 0 and events:
-                break
-            if entry.sent_at is not None:
-                lease.resent += 1
-            entry.sent_at = now
-            events.append(entry.event)
-        self._sent = first + len(events)
-        self._count_as_sent(self._sent)
-        self._was_used = self._was_used or bool(events)
-        if not lease.acknowledging:
-            if events:
-                self._changed()
-            self._free(self._log[first : self._sent], now)
-        return events
+    def _resume(self, cursor: str, now: float) -> bool:
+        """Have the next take start after a cursor. Returns: whether the cursor was known."""
+        offset = self.log.find_cursor(cursor)
+        self.log.rewind(self.log.dropped if offset is None else offset)
+        self._use_room(now)
+        return offset is not None
 
-    def _confirm(self, lease: Lease, now: float) -> None:
-        taken = self._log[self._first_unconfirmed(lease) : self._sent]
-        if not taken:
-            return
-        lease.confirmed = self._forgotten + self._sent
-        if taken[-1].sent_at != now:
-            for entry in taken:
-                if entry.sent_at is not None:  # and was not pushed out before it was sent
-                    entry.sent_at = now
-
-    def _first_unconfirmed(self, lease: Lease) -> int:
-        return max(0, lease.confirmed - self._forgotten)
+    def _take(self, lease: Lease, limit: int, max_bytes: int, now: float) -> Batch | None:
+        log, is_plain = self.log, not lease.acknowledging
+        # A plain lease that took more would have events dropped before they are sent.
+        most = log.limits.capacity if is_plain else lease.window - (log.sent - log.delivered)
+        batch = log.take(most if most < limit else limit, max_bytes, deliver=is_plain)
+        if batch is not None:
+            self._was_used = True
+            if is_plain:
+                self._use_room(now)
+        return batch
 
     def _release(self, lease: Lease, *, clean: bool, now: float) -> None:
         if lease.acknowledging:
-            self._sent = self._done
-        elif clean:
-            self._confirm(lease, now)
-            self._done = self._sent
-        else:
-            self._move_to(self._first_owed(now))
+            self.log.take_back()
+        elif not clean:
+            self.log.rewind(lease.owed_after(now))
         if clean and lease.tells_gap:
-            self._set_gap(False)
+            self.log.set_gap(False)
         lease.is_open = False
         self._lease = None
-        self.deadline = now + self._limits.ttl_s
-        self._note_replay()
+        self.deadline = now + self.log.limits.ttl_s
+        if self.log.freed > self.log.dropped:
+            self.log.budget.keeps_replay(self)
 
     def _lose_lease(self, lease: Lease, now: float) -> None:
         self._release(lease, clean=False, now=now)
         lease.wake()
-
-    def _first_owed(self, now: float) -> int:
-        """Where the entries begin that come again if a plain read breaks now; all in order."""
-        since = now - self._limits.redelivery_window_s
-        end = self._sent
-        if self._lease is not None:
-            end = max(self._done, min(end, self._first_unconfirmed(self._lease)))
-        for position in range(self._done, end):
-            sent_at = self._log[position].sent_at
-            if sent_at is not None and sent_at > since:
-                return position
-        return end
-
-    def _rewind_to(self, event_id: str, now: float) -> bool:
-        """Have the next take start after an event. Returns: whether the event was known."""
-        position = self._find(event_id)
-        known = position is not None or event_id == (self._forgotten_id or START)
-        start = 0 if position is None else position + 1
-        self._move_to(start)
-        self._free(self._log[:start], now)
-        return known
-
-    def _move_to(self, start: int) -> None:
-        """Have the next take start at a position, with nothing in flight."""
-        if not self._done == self._sent == start:
-            self._sent = self._done = start
-            self._changed()
-
-    def _finish(self, done: int, now: float) -> None:
-        """Count all entries before `done` as delivered: they are sent again only if asked for."""
-        if done > self._done:
-            finished, read = self._log[self._done : done], self._read_so_far()
-            self._done = done
-            self._sent = max(self._sent, done)
-            if self._read_so_far() != read:
-                self._changed()
-            self._free(finished, now)
-
-    def _free(self, entries: list[Entry], now: float) -> None:
-        """Take their places from entries, for writers that wait, and forget what is too old."""
-        for entry in entries:
-            if entry.holds_place:
-                entry.holds_place = False
-                self._held -= 1
-                self._budget.deliver(entry.event)
-        self._forget()
-        self._note_replay()
-        self._admit_waiters(now)
-
-    def _forget(self) -> None:
-        """Keep no more than `capacity` entries for replay."""
-        excess = self._read_so_far() - self._limits.capacity
-        if excess > 0:
-            self._drop_first(excess)
-
-    def _drop_first(self, count: int) -> None:
-        """Drop entries that hold no place from the beginning of the log."""
-        dropped = self._log[:count]
-        del self._log[:count]
-        for entry in dropped:
-            self._budget.drop(entry.event)
-        self._forgotten += count
-        self._done = max(0, self._done - count)
-        self._sent -= count
-        self._set_forgotten(dropped[-1].event.id)
-
-    def _note_replay(self) -> None:
-        if self._log and not self._log[0].holds_place:
-            self._budget.keeps_replay(self)
-
-    def evict_replay(self, now: float) -> None:
-        """Drop what is kept for replay only, because memory is short.
-
-        Events that a broken read would be sent again stay: those that an acknowledging reader has
-        in flight, and those that a plain one did not confirm or was sent within the redelivery
-        window.
-        """
-        acknowledging = self._lease is not None and self._lease.acknowledging
-        count = self._done if acknowledging else self._first_owed(now)
-        if count:
-            self._drop_first(count)
-
-    def _read_so_far(self) -> int:
-        """How many entries the next read would not get, if the present one ended clean now."""
-        holds_in_flight = self._lease is not None and self._lease.acknowledging
-        return self._done if holds_in_flight else self._sent
-
-    def _first_held(self) -> int:
-        return next(i for i in range(self._done, len(self._log)) if self._log[i].holds_place)
-
-    def _find(self, event_id: str) -> int | None:
-        for position, entry in enumerate(self._log):
-            if entry.event.id == event_id:
-                return position
-        return None
-
-    def _set_forgotten(self, event_id: str) -> None:
-        if event_id != self.before_first:
-            self._forgotten_id = None if event_id == START else event_id
-            self._changed()
-
-    def _set_gap(self, has_gap: bool) -> None:
-        if has_gap != self._has_gap:
-            self._has_gap = has_gap
-            self._changed()
-
-    def _changed(self) -> None:
-        if self.listener is not None:
-            self.listener(self)
 
     def _wake_reader(self) -> None:
         if self._lease is not None:

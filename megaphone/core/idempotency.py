@@ -5,33 +5,33 @@ for room.
 """
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from megaphone.core.budget import KEY_BYTES, Budget
 
-if TYPE_CHECKING:
-    from megaphone.core.channel import Waiter
+Pending = TypeVar("Pending")
+"""What stands for an event that waits for room. Not a string."""
 
 MOST_KEYS = 10_000
 """Keys that a channel remembers; the oldest are forgotten first."""
 
 
-class Key(NamedTuple):
+class Key(NamedTuple, Generic[Pending]):
     """What is remembered of a key."""
 
-    answer: "str | Waiter"
-    """The id of the event taken for it, or the waiter that waits for room."""
+    answer: str | Pending
+    """The id of the event taken for it, or what stands for it while it waits for room."""
     at: float
-    """When the event was taken. Of a waiter: when it was offered."""
-    number: int
-    """The number of the event; at most that of the last event, when the event came without it."""
+    """When the event was taken. While it waits: when it was offered."""
+    offset: int
+    """The offset of the event; at most that of the last event, when the event came without it."""
 
     @property
     def is_taken(self) -> bool:
         return isinstance(self.answer, str)
 
 
-class Keys:
+class Keys(Generic[Pending]):
     """The keys of a channel, in the order in which their events were taken.
 
     What they take counts against a budget.
@@ -43,9 +43,9 @@ class Keys:
         """A key is remembered for `window_s` after its event was taken."""
         self._window_s = window_s
         self._budget = budget
-        self._keys: OrderedDict[str, Key] = OrderedDict()
+        self._keys: OrderedDict[str, Key[Pending]] = OrderedDict()
 
-    def answer(self, request_id: str, now: float) -> "str | Waiter | None":
+    def answer(self, request_id: str, now: float) -> str | Pending | None:
         """Return what a write with this key is answered; None for one that is not known (any more).
 
         Forgets what is too old.
@@ -64,20 +64,20 @@ class Keys:
             return None
         return known.answer
 
-    def remember(self, request_id: str, answer: "str | Waiter", *, at: float, number: int) -> None:
+    def remember(self, request_id: str, answer: str | Pending, *, at: float, offset: int) -> None:
         """Remember a key, as the latest; what was remembered of it before is replaced."""
         if request_id in self._keys:
             self._keys.move_to_end(request_id)
         else:
             self._budget.add(KEY_BYTES + len(request_id))
-        self._keys[request_id] = Key(answer, at, number)
+        self._keys[request_id] = Key(answer, at, offset)
         if len(self._keys) > MOST_KEYS:
             self.forget(next(iter(self._keys)))
 
-    def learn(self, request_id: str, event_id: str, *, at: float, number: int, now: float) -> None:
+    def learn(self, request_id: str, event_id: str, *, at: float, offset: int, now: float) -> None:
         """Remember a key under which another node took an event, unless it is known or too old."""
         if self.answer(request_id, now) is None and at >= now - self._window_s:
-            self.remember(request_id, event_id, at=at, number=number)
+            self.remember(request_id, event_id, at=at, offset=offset)
 
     def forget(self, request_id: str) -> None:
         """Forget a key, if it is known."""
@@ -89,14 +89,14 @@ class Keys:
         while self._keys:
             self.forget(next(iter(self._keys)))
 
-    def after(self, number: int, now: float) -> list[tuple[str, Key]]:
-        """Return the keys of events taken after a number, in the order of their events."""
-        keys: list[tuple[str, Key]] = []
+    def after(self, offset: int, now: float) -> list[tuple[str, Key[Pending]]]:
+        """Return the keys of events taken after an offset, in the order of their events."""
+        keys: list[tuple[str, Key[Pending]]] = []
         before = now - self._window_s
         for request_id, key in reversed(self._keys.items()):
             if not key.is_taken:
                 continue
-            if key.number <= number:
+            if key.offset <= offset:
                 break
             if key.at >= before:
                 keys.append((request_id, key))

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
-from megaphone.core.channel import EVENT_OVERHEAD_BYTES
+from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.ports import ChannelLease, Observer
 from megaphone.core.progress import STALL_S, Progress
 from megaphone.errors import AgentMoved, TooSlow

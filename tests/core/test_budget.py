@@ -33,8 +33,8 @@ def read(target: Channel, *, at: float = 0.0, after: str | None = None) -> list[
     """Read what is there, to a clean end."""
     lease = target.lease(ReadOptions(after_event_id=after), lambda: None, at)
     taken: list[str] = []
-    while events := lease.take(100, LARGEST_BATCH_BYTES, at):
-        taken += [one.id for one in events]
+    while batch := lease.take(100, LARGEST_BATCH_BYTES, at):
+        taken += [one.id for one in batch.events]
     lease.release(clean=True, now=at)
     return taken
 

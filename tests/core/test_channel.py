@@ -9,13 +9,9 @@ from functools import partial
 import pytest
 
 from megaphone.core.budget import Budget
-from megaphone.core.channel import (
-    EVENT_OVERHEAD_BYTES,
-    Channel,
-    Lease,
-    Waiter,
-)
+from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.core.idempotency import MOST_KEYS
+from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.errors import ReaderBusy
 from megaphone.model import ChannelLimits, Event, ReadOptions
 
@@ -91,7 +87,14 @@ def take(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
 
 
 def take_only(lease: Lease, limit: int = 100, max_bytes: int = 1_000_000, now: float = 0.0) -> str:
-    return "".join(event.id for event in lease.take(limit, max_bytes, now))
+    batch = lease.take(limit, max_bytes, now)
+    return "".join(event.id for event in batch.events) if batch else ""
+
+
+def redelivered(lease: Lease, limit: int = 100) -> int:
+    """Take events. Returns: how many had been sent before."""
+    batch = lease.take(limit, 1_000_000, 0.0)
+    return batch.redelivered if batch else 0
 
 
 def read_once(
@@ -138,8 +141,20 @@ def test_events_are_read_in_the_order_of_writing() -> None:
 def test_take_hands_over_the_event_as_it_was_written() -> None:
     channel, written = make(), event("a")
     channel.offer(written, now=0.0)
-    (taken,) = read(channel).take(1, 1_000_000, 0.0)
-    assert taken is written
+    batch = read(channel).take(1, 1_000_000, 0.0)
+    assert batch is not None
+    assert batch.events[0] is written
+
+
+def test_take_names_the_epoch_and_the_first_offset() -> None:
+    channel = Channel(ChannelLimits(capacity=3), 0.0, Budget(), epoch=7)
+    write(channel, "abc")
+    lease = read(channel)
+    for first, letters in ((1, "ab"), (3, "c")):
+        batch = lease.take(2, 1_000_000, 0.0)
+        assert batch is not None
+        taken = "".join(event.id for event in batch.events)
+        assert (batch.epoch, batch.first_offset, taken) == (7, first, letters)
 
 
 def test_take_returns_at_most_its_limit_and_goes_on_where_it_stopped() -> None:
@@ -1084,40 +1099,34 @@ def test_no_kind_of_reader_breaks_the_order() -> None:
 # Counting what is sent again
 
 
-def test_resent_counts_events_that_had_been_sent_before() -> None:
+def test_redelivered_counts_events_that_had_been_sent_before() -> None:
     channel = holding("abc")
     read_once(channel, limit=2, clean=False)
     lease = read(channel)
-    assert lease.resent == 0
-    take(lease, 1)
-    assert lease.resent == 1
-    take(lease)
-    assert lease.resent == 2
+    assert redelivered(lease, 1) == 1
+    assert redelivered(lease) == 1
 
 
-def test_resent_is_zero_for_a_first_delivery() -> None:
+def test_redelivered_is_zero_for_a_first_delivery() -> None:
     lease = read(holding("abc"), ACKNOWLEDGING)
-    take(lease)
-    assert lease.resent == 0
+    assert redelivered(lease) == 0
 
 
-def test_resent_counts_what_was_not_acknowledged() -> None:
+def test_redelivered_counts_what_was_not_acknowledged() -> None:
     channel = holding("abc")
     read_once(channel, ACKNOWLEDGING)
     channel.acknowledge("a", 0.0)
     write(channel, "d")
     lease = read(channel, ACKNOWLEDGING)
-    take(lease)
-    assert lease.resent == 2
+    assert redelivered(lease) == 2
 
 
-def test_resent_counts_replayed_events() -> None:
+def test_redelivered_counts_replayed_events() -> None:
     channel = holding("abc")
     read_once(channel)
     write(channel, "d")
     lease = read(channel, resuming("a"))
-    take(lease)
-    assert lease.resent == 2
+    assert redelivered(lease) == 2
 
 
 # Deadlines

@@ -1,6 +1,6 @@
 """Whatever changes what a follower of a channel would see, the listener hears of; and of no more.
 
-A follower sees a channel by `events_after` and `progress`. Any sequence of calls is made here, and
+A follower sees a channel by `Log.after` and `Log.progress`. Any sequence of calls is made here, and
 both are compared before and after each of them.
 """
 
@@ -39,12 +39,11 @@ CHANGING = {
 }
 """The calls that are made here."""
 ONLY_ASKING = {
-    "events_after",
     "is_expired",
     "is_in_use",
     "is_unread_for",
     "keys_after",
-    "progress",
+    "owed_after",
 }
 
 
@@ -67,10 +66,11 @@ class FollowedChannel(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(1, 4))
     def start(self, capacity: int) -> None:
-        self.channel = Channel(ChannelLimits(capacity), self.now, Budget())
-        self.channel.listener = self.heard
+        self.channel = Channel(ChannelLimits(capacity), self.now, Budget(), channel_id=b"id")
+        self.channel.log.listener = self.heard
 
-    def heard(self, channel: Channel) -> None:
+    def heard(self, channel_id: bytes) -> None:
+        assert channel_id == b"id"
         self.calls += 1
 
     @contextmanager
@@ -82,10 +82,10 @@ class FollowedChannel(RuleBasedStateMachine):
         assert bool(self.calls) == changes or not in_one_step
 
     def seen(self) -> object:
-        first, events = self.channel.events_after(0, MANY)
+        first, events = self.channel.log.after(0, MANY)
         ends = range(first - 1, first + len(events))
-        progress = [self.channel.progress(end) for end in ends]
-        return first, [event.id for event in events], self.channel.before_first, progress
+        progress = [self.channel.log.progress(end) for end in ends]
+        return first, [event.id for event in events], self.channel.log.before_first, progress
 
     def new_event(self) -> Event:
         self.names.append(f"e{len(self.names)}")
@@ -93,7 +93,7 @@ class FollowedChannel(RuleBasedStateMachine):
 
     def any_name(self, data: st.DataObject) -> str:
         """One that is kept, or was, or that is of no event."""
-        _, events = self.channel.events_after(0, MANY)
+        _, events = self.channel.log.after(0, MANY)
         kept = [event.id for event in events]
         return data.draw(st.sampled_from(kept * 3 + self.names))
 
@@ -158,10 +158,10 @@ class FollowedChannel(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def push_again(self, data: st.DataObject) -> None:
-        _, kept = self.channel.events_after(0, MANY)
+        _, kept = self.channel.log.after(0, MANY)
         with self.told_if_it_changes():
-            for event in kept and [data.draw(st.sampled_from(kept))]:
-                self.channel.push(event, self.now)
+            for again in kept and [data.draw(st.sampled_from(kept))]:
+                self.channel.push(again, self.now)
 
     @precondition(lambda self: not self.channel.has_room)
     @rule()
@@ -219,7 +219,7 @@ def test_no_call_is_left_out(kind: type) -> None:
 def test_nobody_is_told_of_a_channel_that_ends() -> None:
     calls: list[None] = []
     channel = Channel(ChannelLimits(), 0.0, Budget())
-    channel.listener = lambda _: calls.append(None)
+    channel.log.listener = lambda _: calls.append(None)
     channel.push(event("a"), 0.0)
     calls.clear()
     channel.close()

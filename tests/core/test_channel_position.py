@@ -24,7 +24,8 @@ def read(channel: Channel, after: str | None = None, *, take_over: bool = False)
 
 
 def taken(lease: Lease) -> str:
-    return "".join(event.id for event in lease.take(100, 1_000_000, 0.0))
+    batch = lease.take(100, 1_000_000, 0.0)
+    return "".join(event.id for event in batch.events) if batch else ""
 
 
 def read_all(channel: Channel) -> str:

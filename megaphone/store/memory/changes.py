@@ -33,10 +33,10 @@ UNREAD = Progress()
 class FollowerState:
     """How far a follower has taken the changes of one channel."""
 
-    number: int
-    """The number of the last event that was taken, or passed over."""
+    offset: int
+    """The offset of the last event that was taken, or passed over."""
     keys: int = -1
-    """Up to which number the keys of events were taken."""
+    """Up to which offset the keys of events were taken."""
     progress: Progress = UNREAD
     """The progress that was taken last."""
 
@@ -73,8 +73,8 @@ class MemoryChanges:
 
     # -- What the store says
 
-    def channel_changed(self, channel: StoredChannel) -> None:
-        self._changed[channel.channel_id] = None
+    def channel_changed(self, channel_id: bytes) -> None:
+        self._changed[channel_id] = None
         self._woken.set()
 
     def channel_ended(self, channel: StoredChannel) -> None:
@@ -83,9 +83,9 @@ class MemoryChanges:
             self._ended.append(channel.consumer_address)
             self._woken.set()
 
-    def has_taken(self, channel: StoredChannel, number: int) -> bool:
+    def has_taken(self, channel: StoredChannel, offset: int) -> bool:
         state = self._states.get(channel.channel_id)
-        return state is not None and state.number >= number
+        return state is not None and state.offset >= offset
 
     # -- What the follower asks
 
@@ -155,19 +155,19 @@ class MemoryChanges:
     def _changes_of(self, channel: StoredChannel, limit: int) -> list[ChannelChange]:
         changes = [] if channel.channel_id in self._states else self._begin(channel)
         state = self._states[channel.channel_id]
-        first, events = channel.events_after(state.number, limit)
-        if self.with_read and first > state.number + 1:
-            state.progress = Progress(channel.before_first)
+        first, events = channel.log.after(state.offset, limit)
+        if self.with_read and first > state.offset + 1:
+            state.progress = Progress(channel.log.before_first)
             changes.append(
-                EventsForgotten(channel.consumer_address, channel.before_first, first - 1)
+                EventsForgotten(channel.consumer_address, channel.log.before_first, first - 1)
             )
-        state.number = first + len(events) - 1
+        state.offset = first + len(events) - 1
         changes += self._events(channel, state, first, events)
-        if self.with_read and (progress := channel.progress(state.number)) != state.progress:
+        if self.with_read and (progress := channel.log.progress(state.offset)) != state.progress:
             state.progress = progress
             changes.append(ProgressMade(channel.consumer_address, progress))
         if len(events) == limit:
-            self.channel_changed(channel)  # there may be more; its turn comes again
+            self.channel_changed(channel.channel_id)  # there may be more; its turn comes again
         if events and channel.waiting_writers:
             self._on_taken(channel)
         return changes
@@ -181,18 +181,18 @@ class MemoryChanges:
         ids = {event.id for event in events}
         for request_id, key in channel.keys_after(state.keys, now) if self.with_read else ():
             event_id = str(key.answer)
-            if key.number > state.number:
+            if key.offset > state.offset:
                 break
             if event_id in ids:
                 keys[event_id] = KeyOf(request_id, now - key.at)
             else:
                 yield KeyAdded(address, event_id, KeyOf(request_id, now - key.at))
-        state.keys = state.number
-        for number, event in enumerate(events, first):
-            yield EventAdded(address, event, number, keys.get(event.id))
+        state.keys = state.offset
+        for offset, event in enumerate(events, first):
+            yield EventAdded(address, event, offset, keys.get(event.id))
 
     def _begin(self, channel: StoredChannel) -> list[ChannelChange]:
         changes: list[ChannelChange] = [ChannelAdded(channel.consumer_address, channel.capacity)]
-        state = FollowerState(0 if self.with_read else channel.read_number)
+        state = FollowerState(0 if self.with_read else channel.log.delivered)
         self._states[channel.channel_id] = state
         return changes

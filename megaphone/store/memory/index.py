@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from heapq import merge
 from operator import attrgetter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class StoredChannel(Channel):
     """A channel with its identity and its place in the index."""
 
-    __slots__ = ("channel_id", "consumer_address", "home", "is_exempt", "newer", "older")
+    __slots__ = ("consumer_address", "home", "is_exempt", "newer", "older")
 
     def __init__(
         self,
@@ -33,11 +33,11 @@ class StoredChannel(Channel):
         limits: ChannelLimits,
         now: float,
         budget: Budget,
+        epoch: int,
     ) -> None:
-        super().__init__(limits, now, budget)
-        self.channel_id = channel_id
+        super().__init__(limits, now, budget, epoch=epoch, channel_id=channel_id)
         self.consumer_address = consumer_address
-        self.listener = home.on_changed
+        self.log.listener = home.on_changed
         self.home = home
         """The channels of its agent. It is known also after the channel has left them."""
         self.is_exempt = False
@@ -46,6 +46,10 @@ class StoredChannel(Channel):
         """The next channel of the agent. A channel that has left keeps this link, for the walk
         that stands at it."""
         self.older: StoredChannel | None = None
+
+    @property
+    def channel_id(self) -> bytes:
+        return self.log.channel_id
 
     # -- Its end
 
@@ -154,9 +158,9 @@ class AgentChannels:
 
     # -- Followers
 
-    def _tell_followers(self, channel: Channel) -> None:
+    def _tell_followers(self, channel_id: bytes) -> None:
         for follower in self.followers:
-            follower.channel_changed(cast("StoredChannel", channel))
+            follower.channel_changed(channel_id)
 
     @property
     def may_evict(self) -> bool:

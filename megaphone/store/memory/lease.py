@@ -66,11 +66,11 @@ class MemoryLease:
         self._lease.wake = wake_nobody  # the two would keep each other alive otherwise
 
     def _take_ready(self, limit: int, max_bytes: int, now: float) -> list[Event]:
-        resent = self._lease.resent
-        events = self._lease.take(limit, max_bytes, now)
-        if events:
-            self._observer.events_read(len(events), self._lease.resent - resent)
-        return events
+        batch = self._lease.take(limit, max_bytes, now)
+        if batch is None:
+            return []
+        self._observer.events_read(len(batch.events), batch.redelivered)
+        return batch.events
 
     async def _wait(self, until: float) -> None:
         self._set_timer(until)

@@ -1,6 +1,7 @@
 """How channels come into a store and how they end: at their deadline, at a call, with the store."""
 
 import asyncio
+import time
 from dataclasses import replace
 
 from megaphone.core.budget import CHANNEL_BYTES, Budget
@@ -27,6 +28,9 @@ class Table:
         self._max_channels = max_channels
         self._on_removed = on_removed
         self._loop = asyncio.get_running_loop()
+        self._epoch = time.time_ns() // 1_000_000
+        """In milliseconds. A store that lost its channels, as this one does when its process ends,
+        has another one afterwards."""
         self._deadlines = Deadlines()
         self._sweep_timer: asyncio.TimerHandle | None = None
 
@@ -56,10 +60,11 @@ class Table:
             self._limits_of(capacity),
             self._loop.time(),
             self.budget,
+            self._epoch,
         )
         self.index.add(channel)
         for changes in home.followers:
-            changes.channel_changed(channel)
+            changes.channel_changed(channel_id)
         assert channel.deadline is not None
         self._deadlines.add(channel_id, channel.deadline)
         if self._sweep_timer is None:

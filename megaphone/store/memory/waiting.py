@@ -32,7 +32,7 @@ class Room:
         now = self._loop.time()
         if not channel.is_unread_for(UNREAD_S, now):
             return
-        if not channel.home.is_taken_by_all(channel, channel.oldest_held_number):
+        if not channel.home.is_taken_by_all(channel, channel.log.freed + 1):
             return
         if lost := channel.push_out(now):
             self._observer.events_lost(lost)
