@@ -1,4 +1,4 @@
-"""The values that all parts of the broker share. Plain data: no I/O, no rules."""
+"""The values that all parts of the broker share: plain data, without I/O and without rules."""
 
 import re
 from dataclasses import dataclass, field, replace
@@ -7,16 +7,16 @@ from enum import Enum
 from typing import NamedTuple, Self
 
 DEFAULT_WINDOW = 100
-"""Events that an acknowledging reader has in flight at most, unless it asks for another number."""
+"""The most events in flight to an acknowledging reader that asks for no other number."""
 
 MAX_NAME_LENGTH = 100
 """Characters in the name of an agent."""
 
 START = "-"
-"""In place of an event's id: before the first event of a channel."""
+"""A cursor before the first event of a channel, in place of an event id."""
 
 SKIPPED = "SKIPPED"
-"""Why an event of a batch was not written: an earlier one of its channel timed out."""
+"""The reason of an event that was not tried, because an earlier one timed out on its channel."""
 
 
 PORT_PATTERN = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0-9]{4}|[0-9]{1,4})"
@@ -59,18 +59,18 @@ class Endpoint:
 
 
 class AgentMode(Enum):
-    """What a virtual agent does on this node."""
+    """The modes of an agent on this node."""
 
     MASTER = "MASTER"
-    """Takes new channels, once it is warm."""
+    """The agent is served here, and takes new channels once it is warm."""
     REPLICA = "REPLICA"
-    """Is fed by another node; takes no new channels."""
+    """Another node replicates the agent to this one. It takes no new channels."""
     PIPED = "PIPED"
-    """Is forwarded to other nodes; takes no new channels."""
+    """The agent is served here and replicated to another node. It takes no new channels."""
 
 
 class ReadProtocol(Enum):
-    """The ways of reading a channel, by the names that `/create` negotiates."""
+    """The protocols for reading a channel, by the names that `/create` negotiates."""
 
     HTTP_STREAM_NDJSON_V1 = "HTTP_STREAM_NDJSON_V1"
     HTTP_STREAM_SSE_V1 = "HTTP_STREAM_SSE_V1"
@@ -79,54 +79,55 @@ class ReadProtocol(Enum):
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """What operators are told of an agent."""
+    """An agent, as operators see it."""
 
     name: str
     mode: AgentMode
     since: datetime
-    """When it took on its mode."""
+    """When the agent got its present mode."""
     warming_up: bool
     channels: int
-    """How many channels of its are on this node."""
+    """How many channels of the agent are on this node."""
 
 
 @dataclass(frozen=True, slots=True)
 class DrainProgress:
-    """How far a node is with moving its agents to another one."""
+    """The progress of a drain, which moves the agents of a node to another one."""
 
     agent: str
-    """The agent that is on its way; empty at the start and at the end."""
+    """The agent that is moving; empty at the start and at the end."""
     agents_moved: int
     agents_left: int
-    """How many are yet to move, those included that failed to."""
+    """How many agents are still here, including those that failed to move."""
     agents_failed: int
     channels_moved: int
-    """How many channels are on the other node: of agents that have moved, or are on their way."""
+    """How many channels are on the other node, of agents that have moved or are moving."""
     channels_left: int
     done: bool = False
-    """Nothing is left to move."""
+    """Whether no agent is left to move."""
 
 
 @dataclass(slots=True, eq=False)
 class Event:
-    """One event, shared by all channels it is written to.
+    """One event, shared by all channels to which it was written.
 
-    What clients see of it is not changed after it is made.
+    The id, the stream id, the timestamp and the body never change. The other attributes are notes
+    of the broker, and do change.
     """
 
     id: str
-    """23 random letters and digits; a repeated delivery repeats it."""
+    """23 random letters and digits, the same in each delivery of the event."""
     stream_id: str
     timestamp_us: int
-    """When the broker took it: microseconds since the epoch, UTC."""
+    """When the broker accepted the event: microseconds since 1970 in UTC."""
     body: bytes = field(repr=False)
-    """One JSON value in UTF-8, as it was written, without line breaks."""
+    """One JSON value in UTF-8, as the writer sent it, without line breaks."""
     rendered: bytes | None = field(default=None, repr=False)
-    """What a face made of the event, kept for the other channels that share it."""
+    """The event as a line, kept for the other channels that share the event."""
     holders: int = field(default=0, repr=False)
-    """How many logs of channels, and writers that wait, hold it. Counted by `core.budget`."""
+    """How many logs and waiting writers hold the event. `core.budget` counts them."""
     awaited: int = field(default=0, repr=False)
-    """In how many channels its reader is yet to get it. Counted by `core.budget`."""
+    """How many channels have not sent the event to their reader yet. `core.budget` counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class NewChannel:
-    """What the creator of a channel is told."""
+    """A channel that was created, as its creator gets it."""
 
     agent: str
     producer_address: str = field(repr=False)
@@ -159,19 +160,19 @@ class NewChannel:
 
 @dataclass(frozen=True, slots=True)
 class BatchFailure:
-    """One event of a batch that one channel did not take."""
+    """An event of a batch that one of its channels did not accept."""
 
     channel: str = field(repr=False)
-    """The address, as it was given."""
+    """The address, as the request gave it."""
     index: int
-    """Which of the batch's messages."""
+    """The index of the event in the batch."""
     reason: str
     """An error code, or SKIPPED."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriteFailure:
-    """Why one event of several was not taken."""
+    """The reason for which one event of several was not accepted."""
 
     reason: str
     """An error code, or SKIPPED."""
@@ -180,33 +181,34 @@ class WriteFailure:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """How a reader wants to read. The default is the plain reader that old clients are."""
+    """The options of a read. Without any, the reader is a plain one, as old clients are."""
 
     after_event_id: str | None = None
-    """Resume after this event, or START; it and all before it count as acknowledged."""
+    """The cursor: an event id, or START. The event and all before it count as acknowledged."""
     acknowledge: bool = False
-    """Keep each event in the buffer until it is acknowledged."""
+    """Deliver an event only when the reader acknowledges it."""
     window: int = DEFAULT_WINDOW
-    """With `acknowledge`: how many events may be in flight."""
+    """The most events in flight, with `acknowledge`."""
     take_over: bool = False
-    """End the read that is open, if there is one, as a broken one, and take its place."""
+    """End the open read of the channel, if there is one, as broken, and take its place."""
     limit: int | None = None
-    """End after this many events."""
+    """End the read after this many events."""
     wait_s: float | None = None
-    """End after this long, if that is sooner than the poll duration; 0 takes what is ready."""
+    """End the read after this long, at most the poll duration. 0 takes only events that are
+    ready."""
     heartbeat_s: float | None = None
-    """Send a sign of life after this long without an event."""
+    """Send a heartbeat after this long without an event."""
 
 
 class Progress(NamedTuple):
-    """How far a channel was read."""
+    """How far a channel was read, as its source knows it."""
 
     position: str = START
-    """The event after which the next read starts, or START."""
+    """The cursor of the next read: an event id, or START."""
     sent: str = START
-    """The last event that any reader was sent, or START."""
+    """The last event that was sent to any reader, or START."""
     has_gap: bool = False
-    """Whether events were evicted that no reader had, and no reader has learned of it."""
+    """Whether events were evicted before a reader got them, and no reader has been told yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,17 +217,17 @@ class KeyOf:
 
     request_id: str = field(repr=False)
     age_s: float
-    """How long ago the event was taken."""
+    """How long ago the event was accepted."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelAdded:
-    """A channel is on the node that forwards it."""
+    """A channel is on the source."""
 
     address: str = field(repr=False)
-    """That of the consumer, as in all of these."""
+    """The consumer address, as in every change."""
     capacity: int = 0
-    """How many events it holds; 0 if the node that forwards it does not say."""
+    """The capacity of the channel; 0 if the source does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,18 +239,18 @@ class ChannelEnded:
 
 @dataclass(frozen=True, slots=True)
 class EventAdded:
-    """An event is in a channel, after those that were told of before."""
+    """An event was added to a channel, after the events of earlier changes."""
 
     address: str = field(repr=False)
     event: Event
     number: int
-    """Its place in the channel's order, from 1; 0 if the node that forwards it does not say."""
+    """The offset of the event; 0 if the source does not say."""
     key: KeyOf | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class KeyAdded:
-    """The key of an event is remembered in a channel that does not hold the event any more."""
+    """A channel remembers the idempotency key of an event that it does not hold any more."""
 
     address: str = field(repr=False)
     event_id: str
@@ -257,7 +259,7 @@ class KeyAdded:
 
 @dataclass(frozen=True, slots=True)
 class ProgressMade:
-    """A channel was read, or its next read starts elsewhere."""
+    """A channel was read, or the cursor of its next read has changed."""
 
     address: str = field(repr=False)
     progress: Progress
@@ -265,19 +267,19 @@ class ProgressMade:
 
 @dataclass(frozen=True, slots=True)
 class EventsForgotten:
-    """Events were read and are kept no more; what is told next comes after them."""
+    """Events up to an offset were dropped. Later changes concern the events after them."""
 
     address: str = field(repr=False)
     event_id: str
-    """The last of them."""
+    """The last of the dropped events."""
     number: int
 
 
 ChannelChange = ChannelAdded | ChannelEnded | EventAdded | KeyAdded | ProgressMade | EventsForgotten
-"""What another node must be told to have the same channels."""
+"""One thing that happened to a channel and that a target must apply."""
 
 HistoryChange = EventAdded | KeyAdded | ProgressMade | EventsForgotten
-"""A change within a channel that is there."""
+"""A change within a channel that exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,16 +297,16 @@ class ChannelState:
 
 @dataclass(frozen=True, slots=True)
 class ChannelLimits:
-    """What bounds a channel. The same for all channels of a store but for the capacity, which a
-    channel brings along when it comes from another node."""
+    """The limits of a channel. All channels of a store have the same, except for the capacity: a
+    channel from another node keeps its own."""
 
     capacity: int = 100
-    """Events that wait for a reader or its acknowledgement, and as many again kept for replay."""
+    """How many places the channel has, and how many delivered events it keeps for replay."""
     ttl_s: float = 60.0
-    """How long a channel lives after its last read has ended, or after it was made."""
+    """How long a channel lives after the end of its last read, or after its creation."""
     redelivery_window_s: float = 10.0
-    """How old an event sent to a plain reader may be to be sent again after a broken read."""
+    """How recently an event must have been sent for a plain reader to get it again."""
     idempotency_window_s: float = 60.0
-    """How long a request id is remembered."""
+    """How long a channel remembers an idempotency key. This is not a setting."""
     max_waiting_writers: int = 1_000
-    """Writers that wait for room at once."""
+    """How many writers may wait for a free place at once."""

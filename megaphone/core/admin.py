@@ -1,6 +1,6 @@
-"""What operators do: look after the agents of a node, and list and end its channels.
+"""The use cases of operators: look after the agents of a node, and list and remove its channels.
 
-As in `core.broker`, both faces translate to these methods and back, and arguments are unchecked.
+As for `core.broker`, both faces translate to these methods and back, and pass arguments unchecked.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from megaphone.core.ports import Drains, Pipes, Store
 from megaphone.model import AgentInfo, AgentMode, DrainProgress
 
 DEFAULT_LIMIT = 50
-"""How many channels are listed unless another number is asked for."""
+"""How many channels are listed if the operator asks for no other number."""
 
 
 class Admin:
@@ -28,10 +28,10 @@ class Admin:
     # -- Agents
 
     async def list_agents(self) -> list[AgentInfo]:
-        """Describe the agents of this node, in the order in which they came."""
+        """Return the agents of this node, in the order in which they came."""
         now = loop_time()
         infos = []
-        for agent in list(self._agents):  # others may come meanwhile
+        for agent in list(self._agents):  # a copy, because agents may come meanwhile
             infos.append(
                 AgentInfo(
                     name=agent.name,
@@ -45,35 +45,35 @@ class Admin:
         return infos
 
     def add_agent(self, name: str) -> None:
-        """Add a master agent, which warms up first.
+        """Add a MASTER agent, which warms up first.
 
-        Raises: BadRequest, when the name cannot be one or is taken.
+        Raises: BadRequest, if the name is not allowed or is in use.
         """
         self._agents.add(name, AgentMode.MASTER, loop_time())
 
     def promote_agent(self, name: str) -> None:
-        """Make a replica a master, or take an agent back that is forwarded to nobody now.
+        """Make a REPLICA a MASTER, or take back a PIPED agent without a connected pipe.
 
-        Raises: BadRequest; AgentNotFound; WrongMode, when it is a master already, or its pipe is
-            connected.
+        Raises: BadRequest; AgentNotFound; WrongMode, if the agent is a MASTER already, or its pipe
+            is connected.
         """
         self._agents.promote(name, loop_time())
 
     async def pipe_agent(self, name: str, target: str) -> None:
-        """Forward the channels of an agent to another node, until this one stops.
+        """Replicate the channels of an agent to another node, until this one stops.
 
-        Returns once the target has taken the agent, which takes no new channels from now on.
+        Returns when the target has accepted the agent. The agent takes no new channels any more.
 
-        Raises: BadRequest, also when the target is not a URL such as http://host:3001;
-            AgentNotFound; WrongMode; Unauthenticated, when the two nodes do not have the same
+        Raises: BadRequest, also if the target is not a URL such as http://host:3001;
+            AgentNotFound; WrongMode; Unauthenticated, if the two nodes do not have the same
             secret; TargetUnavailable.
         """
         await self._pipes.pipe(name, target)
 
     def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
-        """Move every agent of this node to another: see `core.ports.Drains`.
+        """Move every agent of this node to another, as `core.ports.Drains` says.
 
-        Goes on for as long as it is asked for progress.
+        The drain goes on only while the caller iterates over its progress.
         """
         return self._drains.drain(target)
 
@@ -82,7 +82,7 @@ class Admin:
     async def list_channels(
         self, skip: int = 0, limit: int | None = None, agent: str | None = None
     ) -> Sequence[str]:
-        """Return the consumer addresses of channels, or of those of one agent, oldest first.
+        """Return the consumer addresses of channels, oldest first; of one agent if it is named.
 
         Raises: BadRequest; AgentNotFound.
         """
@@ -91,7 +91,7 @@ class Admin:
         return await self._store.list(agent, skip, DEFAULT_LIMIT if limit is None else limit)
 
     async def dispose(self, address: str) -> None:
-        """End a channel now.
+        """Remove a channel now. Events that nobody has read are lost.
 
         Raises: BadRequest; ChannelNotFound.
         """

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.rpc.answers import joined
-from megaphone.rpc.reads import read_window_s, stream_events
+from megaphone.rpc.reads import read_time_s, stream_events
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceServicer
@@ -73,7 +73,7 @@ class ChannelServicer(ChannelServiceServicer):
         reader = await self._broker.open_reader(
             request.consumer_address,
             wire.read_options(request),
-            within_s=read_window_s(context.time_remaining()),
+            within_s=read_time_s(context.time_remaining()),
         )
         async with reader:
             await stream_events(context, reader, self._budget)

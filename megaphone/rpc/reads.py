@@ -19,7 +19,7 @@ COPIES = 2
 """How many times a batch is in memory while it is sent: as messages, and as their bytes."""
 
 
-def read_window_s(time_remaining_s: float | None) -> float:
+def read_time_s(time_remaining_s: float | None) -> float:
     """Return how long a read with a deadline may last.
 
     That is a little less than the time to the deadline, so that the read ends with OK before it.
