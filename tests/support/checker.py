@@ -1,15 +1,15 @@
-"""Judges a run: what writers were answered against what a reader saw, as Jepsen's checkers do.
+"""Judges a run: compares the answers to writers with what a reader got, as Jepsen's checkers do.
 
-The judge knows nothing of the broker but the promise in `docs/delivery.md`. It works on a history:
-when each write began and was answered, and what each read of the one reader delivered. The order of
-the channel is that in which events were first delivered; it must agree with all that is known of it
-from outside: a write that was answered before another began comes first, and so do the events of
-one writer.
+The judge knows only the promise in `docs/delivery.md`. Its input is a history: when each write
+began and was answered, and what each read of the one reader delivered. The judge takes the order of
+the first deliveries as the order of the channel, and checks it: if one write was answered before
+another write began, its event must come first, and the events of one writer must come in order.
 
-Of all that is uncertain (where a lost event stood, what was under way when a connection broke) the
-judge assumes what excuses the broker most. So whatever it does name is a fault.
+If something is uncertain, such as the place of a lost event, or which events were on their way when
+a connection broke, the judge assumes whatever excuses the broker most. So every fault that it
+reports is a real fault.
 
-A channel that moves between nodes is judged as one that does not: the promise is the same.
+A channel that moves between nodes is judged in the same way, because the promise is the same.
 """
 
 import math
@@ -25,7 +25,7 @@ START = "-"
 
 
 class Kind(Enum):
-    """What a reader does to keep its place; decides what it is promised."""
+    """How a reader keeps its place. The promise to the reader depends on it."""
 
     PLAIN = "plain"
     RESUMING = "resuming"
@@ -33,7 +33,7 @@ class Kind(Enum):
 
 
 class Outcome(Enum):
-    """What a writer knows of its event."""
+    """What a writer knows about its event."""
 
     TAKEN = "taken"
     REFUSED = "refused"
@@ -46,11 +46,11 @@ class Ending(Enum):
     CLEAN = "clean"
     BROKEN = "broken"
     BROKEN_AT_WINDOW_END = "broken at the end of its window"
-    """The node may have ended it cleanly, with events on the way that nobody received."""
+    """The node may have ended it cleanly while events were on their way that nobody received."""
 
 
 class Fault(Enum):
-    """What a history shows that was not promised."""
+    """A violation of the promise that a history shows."""
 
     LOST = "lost, and nobody was told"
     UNASKED = "delivered, but never taken from a writer"
@@ -66,53 +66,53 @@ class Fault(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One write. Times are ticks of a clock that counts what happens in the run."""
+    """One write. Times are ticks of a clock that counts the steps of the run."""
 
     writer: int
     number: int
-    """Counts the writes of one writer, which does not begin one before the last is settled."""
+    """Counts the writes of one writer, which makes one write after the other."""
     outcome: Outcome
     event_id: str | None
-    """None when no answer told it."""
+    """None if no answer contained it."""
     began: int
     ended: int | None
-    """When the answer came; None when none did."""
+    """When the answer came; None if no answer came."""
     repeated_ids: tuple[str, ...] = ()
-    """The ids that were answered to repetitions of the write, under the same key."""
+    """The ids in the answers to repetitions of the write with the same key."""
     is_in_sequence: bool = True
-    """Whether it is known to stand behind the writes of its writer that have smaller numbers; not
-    where a part of one call had to be written again."""
+    """Whether the event must come after all events of its writer with smaller numbers. False if a
+    part of one call had to be written again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An event as a reader got it."""
+    """An event, as a reader got it."""
 
     event_id: str
     writer: int
     number: int
     is_intact: bool = True
-    """Whether its body is the one that was written."""
+    """Whether the body is the body that was written."""
     is_own: bool = True
-    """Whether it was written to the channel that was read."""
+    """Whether the event was written to the channel that was read."""
 
 
 @dataclass(slots=True)
 class Read:
-    """One read, in the order in which the reader made them."""
+    """One read. A history has reads in the order in which the reader made them."""
 
     opened: int
-    """When it was asked for."""
+    """When the reader sent the request."""
     cursor: str | None = None
     recovered: bool | None = None
     ending: Ending = Ending.BROKEN
     events: list[Seen] = field(default_factory=list)
     is_torn: bool = False
-    """Whether a part of an event came last, though the read ended cleanly."""
+    """Whether the read ended with a part of an event."""
     asked_at: float = 0.0
-    """When it was asked for, in seconds."""
+    """When the reader sent the request, in seconds."""
     answered: int | None = None
-    """When its answer began to come; None when none did."""
+    """When the answer began to arrive; None if no answer came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,23 +120,23 @@ class Acknowledgement:
     event_id: str
     began: int
     answered: int | None
-    """When the answer came; None when none did."""
+    """When the answer came; None if no answer came."""
 
 
 @dataclass(slots=True)
 class History:
     kind: Kind
     capacity: int = 100
-    """The least that any node keeps for the channel."""
+    """The smallest capacity that the channel has on any node."""
     writes: list[Write] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     acknowledgements: list[Acknowledgement] = field(default_factory=list)
     largest_capacity: int | None = None
-    """The most that any node keeps, where they differ."""
+    """The largest capacity that it has on any node; None if they are equal."""
     redelivery_window_s: float = math.inf
-    """How old an event may be that a plain reader gets again."""
+    """For how long after an event was sent a plain reader gets it again."""
     died: bool = False
-    """Whether the channel died with its node."""
+    """Whether the channel ended because its node died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +150,22 @@ class Anomaly:
 
 @dataclass(slots=True)
 class Verdict:
-    """What became of the events that were taken."""
+    """What happened to the events that were accepted. Each field is a number of events."""
 
     taken: int = 0
     once: int = 0
     repeated: int = 0
-    """Delivered more than once, each counted once."""
+    """Delivered more than once; each event counts once."""
     lost_told: int = 0
-    """Lost before a read that said so: its cursor was not known any more."""
+    """Lost before a read that reported a loss, because its cursor was not known any more."""
     lost_beyond_ring: int = 0
-    """Lost to a plain read, behind at least a buffer's worth of later events: as promised."""
+    """Lost by a plain read, and followed by at least one capacity of events: this is allowed."""
     lost_at_window_end: int = 0
-    """Lost to a plain read whose reader left at about the moment at which the node ended it."""
+    """Lost by a plain read whose reader left at about the same time as the node ended the read."""
     lost_beyond_age: int = 0
-    """Lost to a plain read that may have been sent it longer ago than it is sent again."""
+    """Lost by a plain read that may have been sent the event before the redelivery window."""
     lost_with_node: int = 0
-    """Behind all that was delivered when the node of the channel died."""
+    """Written after every delivered event, and lost when the node of the channel died."""
     anomalies: list[Anomaly] = field(default_factory=list)
 
     def found(self, fault: Fault) -> int:
@@ -176,13 +176,13 @@ class Verdict:
 
 
 def judge(history: History) -> Verdict:
-    """Say what became of each event, and name everything that was not promised."""
+    """Return what happened to each event, and every violation of the promise."""
     return Judge(history).verdict()
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where in the order a read may begin: from one position to another."""
+    """The range of positions at which a read may begin."""
 
     earliest: int
     latest: int
@@ -194,11 +194,11 @@ class Judge:
         self._verdict = Verdict()
         self._by_number = {(write.writer, write.number): write for write in history.writes}
         self._order: list[Seen] = []
-        """Events in the order of their first delivery."""
+        """The events in the order of their first delivery."""
         self._position: dict[str, int] = {}
-        """Where in that order each stands."""
+        """The position of each event in that order, by event id."""
         self._first_read: list[int] = []
-        """Which read delivered it first."""
+        """For each event, the number of the read that delivered it first."""
         for number, read in enumerate(history.reads):
             for seen in read.events:
                 self._note(seen, number)
@@ -216,7 +216,7 @@ class Judge:
         self._count()
         return self._verdict
 
-    # -- Is each event that was seen one that was written?
+    # -- Was each event that the reader got written?
 
     def _check_identities(self) -> None:
         ids: dict[tuple[int, int], str] = {}
@@ -234,7 +234,7 @@ class Judge:
                     Fault.STORED_TWICE, f"{write.writer}/{write.number}, to its writer"
                 )
 
-    # -- Is the order of the channel that of the writes?
+    # -- Does the order of the channel agree with the order of the writes?
 
     def _check_order_of_writes(self) -> None:
         latest_begun = -1
@@ -249,8 +249,11 @@ class Judge:
                 last_number[write.writer] = write.number
 
     def _delivered_writes(self) -> Iterator[tuple[Seen, Write]]:
-        """Yield each event that was delivered with its write; of one that was stored twice, the
-        first: there is no right place for the other."""
+        """Yield each delivered event with its write.
+
+        If a write was stored twice, yield only the first event, because the second has no right
+        place.
+        """
         known: set[tuple[int, int]] = set()
         for seen in self._order:
             name = (seen.writer, seen.number)
@@ -258,7 +261,7 @@ class Judge:
                 known.add(name)
                 yield seen, self._by_number[name]
 
-    # -- Is each read a piece of that order, and does it begin where it may?
+    # -- Is each read a segment of that order, and does it begin where it may?
 
     def _check_reads(self) -> None:
         place = Place(0, 0)
@@ -310,23 +313,23 @@ class Judge:
         return Place(0, everywhere)
 
     def _place_after(self, number: int, positions: Sequence[int], place: "Place") -> "Place":
-        """Return where the next plain read may begin after one."""
+        """Return where a plain read may begin after the given read."""
         read = self._history.reads[number]
         if read.ending is Ending.CLEAN:
             return Place(positions[-1] + 1, positions[-1] + 1) if positions else place
         known = self._known_after(number)
         if not positions:
             return Place(place.earliest, known)
-        # It may be that all it was sent is sent again, but no more than is kept.
+        # The next read may get again everything that this read was sent, up to one capacity.
         kept = self._history.largest_capacity or self._history.capacity
         return Place(max(positions[0], positions[-1] + 1 - kept), known)
 
     def _known_after(self, number: int) -> int:
-        """Return how many events had been delivered at the end of a read."""
+        """Return how many events had been delivered when a read ended."""
         return bisect_right(self._first_read, number)
 
     def _after_acknowledged(self, time: int) -> "Place":
-        """Return where an acknowledging read may begin that is opened at some time."""
+        """Return where an acknowledging read may begin if it is opened at the given time."""
         earliest = latest = 0
         for one in self._history.acknowledgements:
             after = self._position.get(one.event_id, -1) + 1
@@ -336,7 +339,7 @@ class Judge:
                 earliest = max(earliest, after)
         return Place(earliest, latest)
 
-    # -- What became of each event?
+    # -- What happened to each event?
 
     def _count(self) -> None:
         times = Counter(seen.event_id for read in self._history.reads for seen in read.events)
@@ -377,16 +380,17 @@ class Judge:
             self._verdict.blame(Fault.LOST, f"{write.writer}/{write.number}")
 
     def _could_be_too_old(self, broken: Read, following: Read) -> bool:
-        """Tell whether what a read was sent may be too old for the next to be sent it again."""
+        """Return whether events of a broken read may be too old for the next read to get again."""
         return following.asked_at - broken.asked_at > self._history.redelivery_window_s
 
     def _is_plain(self, read: Read) -> bool:
         return self._history.kind is not Kind.ACKNOWLEDGING and read.cursor is None
 
     def _reads_around(self, lost: Write) -> tuple[int, int]:
-        """Return the reads with the last event that is known to stand before, and the first after.
+        """Return the read with the last event that must come before the lost one, and the read with
+        the first event that must come after it.
 
-        -1, and the number of the last read, when there is none.
+        If there is no such event, return -1 and the number of the last read.
         """
         before = [n for n, write in self._placed() if precedes(write, lost)]
         after = [n for n, write in self._placed() if precedes(lost, write)]
@@ -394,14 +398,14 @@ class Judge:
         return max(before, default=-1), min(after, default=last)
 
     def _placed(self) -> Iterator[tuple[int, Write]]:
-        """Yield each write that was delivered with the read that delivered it first."""
+        """Yield each delivered write with the number of the read that delivered it first."""
         for seen, read_number in zip(self._order, self._first_read, strict=True):
             write = self._by_number.get((seen.writer, seen.number))
             if write is not None:
                 yield read_number, write
 
     def _could_follow(self, lost: Write, broken: int) -> int:
-        """Return how many events a broken read may have been sent after a lost one."""
+        """Return how many events a broken read may have been sent after the lost event."""
         over = self._known_to_be_over(broken)
         return sum(
             write.began < over and write is not lost and not precedes(write, lost)
@@ -410,16 +414,16 @@ class Judge:
         )
 
     def _known_to_be_over(self, number: int) -> float:
-        """Return when it was known that the node had ended a broken read: a later one was answered.
+        """Return when the node must have ended a broken read: when it answered a later read.
 
-        The node may have gone on with it for long after a later one was asked for.
+        The node may have continued the broken read for long after the later request.
         """
         later = self._history.reads[number + 1 :]
         return min((read.answered for read in later if read.answered is not None), default=math.inf)
 
 
 def precedes(one: Write, other: Write) -> bool:
-    """Tell whether one write is known to stand before another in the channel."""
+    """Return whether one write must come before another in the channel."""
     if one.ended is not None and one.ended < other.began:
         return True
     both_taken = one.outcome is Outcome.TAKEN and other.outcome is Outcome.TAKEN
@@ -432,7 +436,7 @@ def named(seen: Seen) -> str:
 
 
 def summary(verdicts: Sequence[Verdict]) -> str:
-    """Say in one line what became of the events of some runs."""
+    """Return one line that sums up what happened to the events of some runs."""
     parts = (
         ("taken", sum(v.taken for v in verdicts)),
         ("once", sum(v.once for v in verdicts)),

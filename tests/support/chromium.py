@@ -1,4 +1,4 @@
-"""Chromium without a window, steered through its DevTools protocol."""
+"""Chromium without a window, controlled through its DevTools protocol."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.support.scenes import eventually
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
     "--headless",
-    "--no-sandbox",  # it does not start as root, and the pages are our own
+    "--no-sandbox",  # Chromium has no sandbox for root, and the pages are our own
     "--disable-gpu",
     "--disable-quic",
     "--disable-background-networking",
@@ -59,10 +59,10 @@ def chromium() -> Iterator[str]:
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
-    """End Chromium in order, then whatever is left of its process group."""
+    """End Chromium in order, and then kill the rest of its process group."""
     process.terminate()
     until = time.monotonic() + STOPS_WITHIN_S
-    # The group's number stays ours as long as its first process has not been waited for.
+    # Nobody else can get the id of the group before we have waited for its first process.
     while time.monotonic() < until and not has_ended(process.pid):
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
@@ -90,7 +90,7 @@ class DevTools:
         self._ids = count()
 
     async def call(self, method: str, *, session: str | None = None, **params: Any) -> Any:
-        """Return the result of a call, of the browser or of a session with a page."""
+        """Return the result of a call to the browser, or to a page if a session is given."""
         call_id = next(self._ids)
         request: dict[str, Any] = {"id": call_id, "method": method, "params": params}
         if session is not None:
@@ -113,7 +113,7 @@ async def devtools(url: str) -> AsyncIterator[DevTools]:
 
 
 class Page:
-    """A page in a tab of its own."""
+    """A page in its own tab."""
 
     def __init__(self, tools: DevTools, session: str) -> None:
         self._tools = tools
@@ -123,7 +123,7 @@ class Page:
         return await self._tools.call(method, session=self._session, **params)
 
     async def value(self, expression: str) -> Any:
-        """Evaluate an expression; if it is a promise, wait for it. Fails where it throws."""
+        """Evaluate an expression, and wait for it if it is a promise. Fails if it throws."""
         answer = await self.devtools(
             "Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True
         )
@@ -146,19 +146,19 @@ class Page:
             raise AssertionError(f"not so within {within_s:g} s: {condition}") from None
 
     async def go(self, url: str) -> None:
-        """Load another page in the same tab, or this one again."""
+        """Load another page in the same tab, or the same page again."""
         await self.value("window.isOld = true")
         await self.devtools("Page.navigate", url=url)
         await self.becomes("!window.isOld && document.readyState === 'complete'")
 
     async def show(self, html: str) -> None:
-        """Replace the document, and leave its URL and so its origin as they are."""
+        """Replace the document without changing its URL, and so its origin."""
         await self.value(f"document.open(); document.write({json.dumps(html)}); document.close()")
 
 
 @asynccontextmanager
 async def tab(tools: DevTools, url: str) -> AsyncIterator[Page]:
-    """Open a page as in a new browser: it shares no cache and no connections with others."""
+    """Open a page that shares no cache and no connections with other pages."""
     context = (await tools.call("Target.createBrowserContext"))["browserContextId"]
     try:
         target = await tools.call(

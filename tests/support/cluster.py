@@ -1,9 +1,9 @@
-"""Three nodes that move their agents to and fro, with links between them that can be cut.
+"""Three nodes that move their agents to each other, and links between them that a test can cut.
 
-Nodes run in this process, with everything that they have in a process of their own; or in one, to
-be killed. Both are looked after over the management socket. A node that runs here is *killed* by
-closing every link to and from it at once: nobody hears of it any more, and what it does afterwards
-reaches nobody. It comes back at the same address as a new node, with nothing.
+A node runs either in this process, with everything that a separate process would have, or in its
+own process, so that it can be killed. Tests control both kinds over the admin socket. A node in
+this process is *killed* by closing every link to and from it at once: from then on nothing that it
+does reaches anybody. Later a new node starts at the same address, without channels.
 """
 
 import asyncio
@@ -30,18 +30,18 @@ NODES = 3
 MANY = 1_000
 LOOK_AGAIN_S = 0.02
 ANSWER_S = 8.0
-"""How long a node may take to say whose an agent is: it waits while the agent moves."""
+"""How long a node may take to answer whether it has an agent; it waits while the agent moves."""
 
 
 class Gone(Exception):
-    """The channels have died with their node."""
+    """The node of the channels was killed, and the channels with it."""
 
 
 # -- Where a node runs
 
 
 class Host(Protocol):
-    """Starts a node and ends it."""
+    """Starts and ends a node."""
 
     http_port: int
     grpc_port: int
@@ -49,10 +49,10 @@ class Host(Protocol):
     async def start(self, name: str, socket: Path, **settings: object) -> None: ...
 
     async def kill(self) -> None:
-        """End the node; nobody hears of it any more when this is called, or returns."""
+        """Kill the node. Nothing that it does after this call reaches anybody."""
 
     async def stop(self) -> None:
-        """End the node in order."""
+        """Stop the node in order."""
 
 
 class HostHere:
@@ -87,7 +87,7 @@ class HostHere:
         self.http_port, self.grpc_port = app.http_port, app.grpc_port
 
     async def kill(self) -> None:
-        self._ending.set()  # cut off as it is, it may take its time
+        self._ending.set()  # nobody can reach it, so it may take its time
         if self._app is not None and self._emptying is None:
             self._emptying = asyncio.create_task(empty(self._app))
 
@@ -100,14 +100,14 @@ class HostHere:
 
 
 async def empty(app: App) -> None:
-    """End all channels of a node, which then has nothing to hand over when it stops."""
+    """Remove all channels of a node, so that it has nothing to hand over when it stops."""
     for address in await app.admin.list_channels(limit=MANY):
         with suppress(MegaphoneError):
             await app.admin.dispose(address)
 
 
 class HostProcess:
-    """Runs a node in a process of its own."""
+    """Runs a node in its own process."""
 
     def __init__(self) -> None:
         self.http_port = self.grpc_port = 0
@@ -147,23 +147,23 @@ class Member:
     settings: dict[str, Any]
     folder: Path
     http: Link = field(default_factory=Link)
-    """How clients reach it."""
+    """The links through which clients reach the node."""
     grpc: Link = field(default_factory=Link)
     feeds: dict[int, Link] = field(default_factory=dict)
-    """How each of the others reaches it, by its number."""
+    """The link through which each other node reaches this one, by the number of the other node."""
     successor: str = ""
-    """Where it moves its agents when it is stopped."""
+    """The node to which this one moves its agents when it stops."""
     starts: int = 0
     is_alive: bool = False
 
     @property
     def name(self) -> str:
-        """The agent that is its own; another one after each start."""
+        """The name of the agent that the node makes itself; a new one after each start."""
         return f"node-{self.number}-{self.starts}"
 
     @property
     def socket(self) -> Path:
-        """Where it is looked after; another one after each start, like its agent."""
+        """The path of the admin socket; a new one after each start."""
         return self.folder / f"{self.name}.sock"
 
     @property
@@ -185,7 +185,7 @@ class Member:
         self.is_alive = True
 
     async def manage(self, method: str, path: str, body: object = None) -> tuple[int, list[Any]]:
-        """Call the node as its operator does. Returns: the status, and each line of the answer."""
+        """Call the admin API of the node. Returns: the status, and each line of the answer."""
         connector = aiohttp.UnixConnector(path=str(self.socket))
         async with (
             aiohttp.ClientSession("http://megaphone", connector=connector) as session,
@@ -202,22 +202,22 @@ class Member:
 
 
 class Cluster:
-    """Three nodes, and what is done to them."""
+    """Three nodes, and the operations on them."""
 
     def __init__(self, members: Sequence[Member], session: aiohttp.ClientSession) -> None:
         self.members = members
         self._session = session
         self.is_gone = asyncio.Event()
-        """Set when the channels have died with their node."""
+        """Set when the node of the channels was killed."""
         self._dying: list[Host] = []
         self._cut_off: list[Link] = []
-        """Links from nodes that were killed; those that took their places have others."""
+        """The links of killed nodes. The nodes that replaced them have other links."""
 
     # -- For clients
 
     async def owner_of(self, agent: str, likely: Member) -> Member:
-        """Find the node to which a call for an agent belongs, as the proxy does before each call:
-        ask one after the other, here first the one that it probably is.
+        """Return the node that has an agent. Like the proxy, ask one node after the other; ask the
+        most probable node first.
 
         Raises: Gone.
         """
@@ -243,7 +243,7 @@ class Cluster:
     # -- For operators, and accidents
 
     async def drain(self, source: Member, target: Member) -> dict[str, Any]:
-        """Move all agents of a node. Returns: the last line of the answer, progress or an error."""
+        """Drain a node. Returns: the last line of the answer, which is progress or an error."""
         try:
             _, lines = await source.manage(
                 "POST", "/node/drain", {"target": target.target_for(source)}
@@ -259,7 +259,7 @@ class Cluster:
         return dict(answer)
 
     def successor_of(self, member: Member) -> Member:
-        """Return the node to which another one moves its agents when it is stopped."""
+        """Return the node to which the given node moves its agents when it stops."""
         return self.members[(member.number + 1) % len(self.members)]
 
     def links_between(self, one: Member, other: Member) -> list[Link]:
@@ -275,12 +275,12 @@ class Cluster:
         self._dying.append(victim.host)
 
     async def evict(self, member: Member) -> None:
-        """Stop a node in order: it moves its agents to its successor."""
+        """Stop a node in order. It moves its agents to its successor."""
         await member.host.stop()
         member.is_alive = False
 
     async def start_again(self, member: Member, host: Host) -> None:
-        """Start a node that was killed or evicted, with nothing, where it was."""
+        """Start a new node without channels at the address of a killed or stopped one."""
         member.host = host
         for other in self.members:
             if other is not member:
@@ -296,7 +296,7 @@ class Cluster:
             link.close()
 
     async def aclose(self) -> None:
-        for member in self.members:  # what is left of the nodes concerns nobody
+        for member in self.members:  # the channels that the nodes still have do not matter
             for link in member.feeds.values():
                 link.close()
         hosts = [*self._dying, *(member.host for member in self.members if member.is_alive)]
@@ -318,7 +318,7 @@ class Cluster:
 async def cluster_of(
     folder: Path, hosts: Sequence[Host], settings: Sequence[dict[str, Any]]
 ) -> AsyncIterator[Cluster]:
-    """Run as many nodes as there are hosts, with these settings; nothing is left of them."""
+    """Run one node per host with these settings within this context."""
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))

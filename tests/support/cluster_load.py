@@ -1,8 +1,8 @@
-"""Writers and readers of many channels behind a proxy, each of which notes what it was told.
+"""Writers and readers of many channels behind a proxy. Each records the answers that it gets.
 
-They do what a good client does and no more: over gRPC a call that meets UNAVAILABLE is tried again
-by the library, under the id that it had; a read that ended, in whatever way, is begun again at
-once. The histories are for `tests.support.checker`.
+They do only what a good client does. Over gRPC, the library retries a call that failed with
+UNAVAILABLE, with the same request id. After a read has ended, cleanly or not, the reader reads
+again at once. `tests.support.checker` judges the recorded histories.
 """
 
 import asyncio
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from megaphone_api.v1.channels_pb2_grpc import ChannelServiceAsyncStub
 
 PAUSE_S = 0.05
-"""How long a client waits before it calls again after an error."""
+"""How long a client waits after an error before it calls again."""
 LAST_WAIT_MS = 300
-"""How long the last reads wait, which see that there is nothing more."""
+"""How long the last reads wait, which check that no more events come."""
 CALL_S = 20.0
 
 RETRIES = {
@@ -58,19 +58,19 @@ RETRIES = {
 OPTIONS = (("grpc.service_config", json.dumps(RETRIES)),)
 
 REFUSED = {404, 409, 421, 503}
-"""HTTP statuses that say that nothing was done."""
+"""The HTTP statuses which mean that the node did nothing."""
 
 
 @dataclass(slots=True)
 class Clients:
-    """What all clients of a run share."""
+    """The things that all clients of a run share."""
 
     http: aiohttp.ClientSession
     stub: "ChannelServiceAsyncStub"
     tick: Callable[[], int] = field(default_factory=lambda: count().__next__)
     writing_is_over: asyncio.Event = field(default_factory=asyncio.Event)
     trouble: Counter[str] = field(default_factory=Counter)
-    """What clients met besides answers, and how often."""
+    """How often clients got each kind of error."""
 
 
 @asynccontextmanager
@@ -84,12 +84,13 @@ async def clients(url: str, grpc_target: str) -> AsyncIterator[Clients]:
 
 @dataclass(slots=True)
 class Channel:
-    """One channel, its writer and its reader, and what they have seen."""
+    """One channel with its writer and its reader, and their history."""
 
     clients: Clients
     kind: Kind
     protocol: str
-    """ndjson, sse or grpc, of the reader; the writer uses HTTP unless it is grpc."""
+    """The protocol of the reader: ndjson, sse or grpc. The writer uses gRPC for grpc, otherwise
+    HTTP."""
     producer: str = ""
     consumer: str = ""
     history: History = field(init=False)
@@ -117,7 +118,8 @@ class Channel:
     # -- Writing
 
     async def write(self, events: int, every_s: float) -> None:
-        """Write so many events, one in each span of time; a late one is not made up for."""
+        """Write a number of events at a fixed interval. A late event does not make the next one
+        early."""
         write = self._write_by_grpc if self.protocol == "grpc" else self._write_by_http
         for number in range(events):
             began = self.clients.tick()
@@ -156,7 +158,7 @@ class Channel:
     # -- Reading
 
     async def read(self) -> None:
-        """Read until nobody writes any more and a read has ended cleanly with nothing."""
+        """Read until the writer has finished and a read has ended cleanly without events."""
         read = self._read_by_grpc if self.protocol == "grpc" else self._read_by_http
         cursor = "-" if self.kind is Kind.RESUMING else None
         while True:
@@ -172,7 +174,7 @@ class Channel:
                 return
 
     async def _read_by_http(self, read: Read, wait_ms: int | None) -> bool:
-        """Fill in what a read gets. Returns: whether it was begun."""
+        """Record the events of a read. Returns: whether the read began."""
         query: dict[str, str | int] = {}
         headers = {}
         if read.cursor is not None and self.protocol == "ndjson":

@@ -1,8 +1,8 @@
-"""One way to call the broker through either face, so that a test can be run through both.
+"""One interface to call the broker through either face, so that a test can run through both.
 
-The adapters use ordinary clients over real sockets. They also check, on every call, what no test
-should have to repeat: that answers have the documented form, and that an error's status and its
-hint to retry are those of the table in `megaphone.wire.errors`.
+The adapters use ordinary clients over real sockets. On every call they also check what no test
+should have to repeat: answers have the documented form, and the status of an error and its
+retry delay agree with the table in `megaphone.wire.errors`.
 """
 
 import json
@@ -44,7 +44,7 @@ LINE = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """What the creator of a channel was told."""
+    """The answer to the creator of a channel."""
 
     producer: str
     consumer: str
@@ -53,7 +53,7 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class ReadEvent:
-    """An event as a reader got it; the body byte for byte as it was on the wire."""
+    """An event, as a reader got it. The body is byte for byte as on the wire."""
 
     event_id: str
     stream_id: str
@@ -62,9 +62,10 @@ class ReadEvent:
 
 
 class OpenRead:
-    """An open read: iterates over events, and ends when the broker has ended it cleanly.
+    """An open read. Iterating over it yields events, until the broker ends the read cleanly.
 
-    `next_batch` returns the events that came together, none for a heartbeat, or None at the end.
+    `next_batch` returns the events that came together, an empty list for a heartbeat, or None at
+    the end.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class OpenRead:
         return self._ready.popleft()
 
     async def begun(self) -> None:
-        """Wait for the next event without taking it, or for the end."""
+        """Wait for the next event, without consuming it, or for the end."""
         while not self._ready:
             batch = await self._next_batch()
             if batch is None:
@@ -95,7 +96,8 @@ class OpenRead:
 
 
 class Face(Protocol):
-    """A client of one face. Every method raises the error that the broker told, by its class."""
+    """A client of one face. Every method raises the error of the broker as an instance of its
+    class."""
 
     name: str
 
@@ -113,9 +115,10 @@ class Face(Protocol):
     def read(
         self, address: str, options: ReadOptions = PLAIN
     ) -> AbstractAsyncContextManager[OpenRead]:
-        """Read within a context; leaving it before the read has ended cuts the connection.
+        """Read within this context. Leaving the context before the read has ended cuts the
+        connection.
 
-        A refusal may come out on entering the context or with the first event.
+        A refusal is raised on entering the context, or instead of the first event.
         """
 
     async def acknowledge(self, address: str, event_id: str) -> int: ...
@@ -124,12 +127,12 @@ class Face(Protocol):
 
 
 async def take(read: OpenRead, count: int) -> list[ReadEvent]:
-    """Return the next events of a read; it must not end before."""
+    """Return the next events of a read. Fails if the read ends first."""
     return [await anext(read) for _ in range(count)]
 
 
 async def read_all(face: Face, address: str, options: ReadOptions = PLAIN) -> list[ReadEvent]:
-    """Read until the broker ends the read."""
+    """Return all events until the broker ends the read."""
     async with face.read(address, options) as read:
         return [event async for event in read]
 
@@ -137,7 +140,7 @@ async def read_all(face: Face, address: str, options: ReadOptions = PLAIN) -> li
 async def read_some(
     face: Face, address: str, count: int, options: ReadOptions = PLAIN
 ) -> list[ReadEvent]:
-    """Read a number of events, then cut the connection."""
+    """Read a number of events, and then cut the connection."""
     async with face.read(address, options) as read:
         return await take(read, count)
 
@@ -159,7 +162,7 @@ class HttpFace:
         self.port = port
 
     def url(self, path: str) -> URL:
-        """Return the URL of a path that is percent-encoded already."""
+        """Return the URL of a path that is already percent-encoded."""
         return URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
 
     async def create(self, protocols: Sequence[str] = ()) -> Created:
@@ -215,7 +218,7 @@ class HttpFace:
     async def post(
         self, path: str, body: bytes, headers: Mapping[str, str] = JSON, *, status: int
     ) -> dict[str, Any]:
-        data = BytesIO(body)  # bytes beyond a megabyte are warned of
+        data = BytesIO(body)  # aiohttp warns about more than a megabyte of bytes
         async with self.session.post(self.url(path), data=data, headers=headers) as response:
             if response.status >= 400:
                 raise await http_error(response)
@@ -234,7 +237,7 @@ def keyed(request_id: str | None) -> dict[str, str]:
 
 
 def batch_body(addresses: Sequence[str], messages: Sequence[Message]) -> bytes:
-    """Render a batch with its bodies as they are, be they JSON or not."""
+    """Render a batch with its bodies as they are, even if they are not JSON."""
     rendered = [
         b'{"streamId":%b,"body":%b}' % (json.dumps(message.stream_id).encode(), message.body)
         for message in messages
@@ -267,7 +270,7 @@ def milliseconds(seconds: float) -> int:
 
 
 async def next_lines(response: aiohttp.ClientResponse) -> list[ReadEvent] | None:
-    """Return the events of the next chunk, which is whole lines."""
+    """Return the events of the next chunk, which contains whole lines."""
     chunk = b""
     async for data, is_whole in response.content.iter_chunks():
         chunk += data
@@ -313,7 +316,7 @@ async def grpc_face(app: App) -> AsyncIterator["GrpcFace"]:
 
 
 def agent_of(*addresses: str) -> tuple[tuple[str, str], ...]:
-    """Return the metadata by which proxies find a channel: the agent of the first address."""
+    """Return the metadata by which a proxy routes: the agent of the first address."""
     names = [address.partition(".")[0] for address in addresses]
     return tuple(("megaphone-agent", name) for name in names[:1] if AGENT_NAME.fullmatch(name))
 
@@ -380,7 +383,7 @@ class GrpcFace:
         return dict(answer.channels)
 
     async def publish(self, *batches: Sequence[pb.WriteRequest]) -> list[pb.PublishResponse]:
-        """Send batches as one stream, each at once. Returns: the answers, one for each."""
+        """Send batches as one stream without pauses. Returns: one answer for each batch."""
         call = self.stub.Publish(pb.PublishRequest(events=batch) for batch in batches)
         try:
             with telling_errors():

@@ -1,8 +1,8 @@
-"""Readers that can be made to end in every way in which a client can go away.
+"""Readers that can end in every way in which a client can go away.
 
-A read is asked for, begun, followed event by event and then left: cleanly, when the broker ends it,
-or by a `Cut` at a chosen event. Bodies are `[writer, number, padding]`, as `fault_writers` makes
-them.
+A reader requests a read and follows it event by event. The read ends cleanly when the broker ends
+it, or the reader leaves it by a `Cut` at a chosen event. Bodies are `[writer, number, padding]`, as
+`fault_writers` makes them.
 """
 
 import asyncio
@@ -62,54 +62,55 @@ class Cut:
 
     how: How
     after_events: int
-    """What comes after as many is not looked at; `BEFORE_ANSWER` is right after the request."""
+    """The reader ignores everything after this many events; `BEFORE_ANSWER` means at once after the
+    request."""
     piece_bytes: int = RECEIVE_BYTES
-    """Over HTTP, how much is received at once until then: so that it can be in mid-line."""
+    """Over HTTP, how many bytes the reader receives at once, so that a cut can be within a line."""
     stall_s: float = 0.0
 
 
 class OpenRead(Protocol):
-    """A read that was asked for."""
+    """A requested read."""
 
     @property
     def recovered(self) -> bool | None:
-        """What the node said of the cursor; None when it said nothing, or has not yet."""
+        """Whether the node knew the cursor; None if it has not said so."""
 
     @property
     def is_torn(self) -> bool:
-        """Whether a part of an event has come, and not its end."""
+        """Whether a part of an event has come, but not its end."""
 
     async def begin(self) -> None:
-        """Wait for the answer. Raises: Broken; MegaphoneError, the one that was told."""
+        """Wait for the answer. Raises: Broken; MegaphoneError, the error of the node."""
 
     async def next(self) -> list[Seen] | None:
-        """Return what has come, perhaps nothing, or None at a clean end.
+        """Return the events that have come, perhaps none, or None at a clean end.
 
-        Raises: Broken; MegaphoneError, if gRPC tells of it only now.
+        Raises: Broken; MegaphoneError, if gRPC reports the error only now.
         """
 
     async def cut(self, cut: Cut) -> None:
-        """Go away; what still comes is not looked at."""
+        """Go away, and ignore everything that still comes."""
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close all connections."""
 
 
 # -- HTTP
 
 
 Recognize = Callable[[str, str, Any], Seen]
-"""Says which event it is, from its id, its stream and its body as a value."""
+"""Identifies an event by its id, its stream and its decoded body."""
 
 
 def by_body(event_id: str, stream_id: str, body: Any) -> Seen:
-    """Recognize an event whose body begins with its writer and its number."""
+    """Identify an event whose body begins with its writer and its number."""
     writer, number, *_ = body
     return Seen(event_id, writer, number)
 
 
 class Pieces:
-    """Puts together what comes in pieces and ends with a separator, of whatever size."""
+    """Joins pieces of data into parts of any size, each of which ends with a separator."""
 
     def __init__(self, separator: bytes) -> None:
         self._separator = separator
@@ -120,7 +121,7 @@ class Pieces:
         return bool(self._pieces)
 
     def feed(self, data: bytes) -> list[bytes]:
-        """Return what is whole now."""
+        """Return the parts that are complete now."""
         if self._pieces and len(self._separator) > 1:
             data = self._pieces.pop() + data  # the separator may be cut as well
         first, *others = data.split(self._separator)
@@ -150,7 +151,7 @@ class NdjsonLines:
 
 
 class SseBlocks:
-    """Finds events in a stream of server-sent events, and checks that their ids are the events'."""
+    """Finds events in a stream of server-sent events, and checks the id of each."""
 
     def __init__(self, recognize: Recognize = by_body) -> None:
         self._recognize = recognize
@@ -267,7 +268,7 @@ def read_line(address: str, options: ReadOptions, *, sse: bool) -> bytes:
     headers = {}
     if sse:
         headers["Accept"] = "text/event-stream"
-        # An EventSource that comes back tells where it is by a header, and thereby takes over.
+        # An EventSource that reconnects sends its cursor in a header, and so takes over.
         if options.after_event_id is not None:
             headers["Last-Event-ID"] = options.after_event_id
             options = replace(options, after_event_id=None)
@@ -303,7 +304,7 @@ class GrpcRead:
             return await self.next_or_error()
 
     async def next_or_error(self) -> list[Seen] | None:
-        """Do the same. Raises: AioRpcError, as it is."""
+        """Return the events that have come, or None at the end. Raises: AioRpcError."""
         message = await self._call.read()
         if not isinstance(message, pb.ReadResponse):
             return None
@@ -326,7 +327,7 @@ class GrpcRead:
 
 
 def grpc_connection(node: Node, *options: tuple[str, int]) -> grpc.aio.Channel:
-    """Return a channel that shares its TCP connection with no other."""
+    """Return a gRPC channel with its own TCP connection."""
     return grpc.aio.insecure_channel(
         node.grpc_target, options=[("grpc.use_local_subchannel_pool", 1), *options]
     )

@@ -1,7 +1,7 @@
-"""Seeded runs: three writers and one reader that goes away again and again, and what came of it.
+"""Seeded runs with three writers and one reader that goes away again and again, and their results.
 
-Everything that is drawn is drawn from the seed; what happens in between is up to the sockets. So a
-seed repeats a scenario, not an interleaving.
+Every random choice comes from the seed. The timing of the sockets does not. So a seed repeats a
+scenario, but not the same interleaving.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 TRANSPORTS = ("ndjson", "sse", "grpc")
 WRITERS = 3
 QUIET_READS = 3
-"""So many reads in a row that end cleanly without an event say that nothing more will come."""
+"""After this many clean reads in a row without an event, no more events will come."""
 QUIET_S = 0.1
 BUSY_AT_MOST_S = 10.0
 RUN_AT_MOST_S = 60.0
@@ -59,21 +59,21 @@ RUN_AT_MOST_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """What a seed stands for."""
+    """The scenario of a seed."""
 
     kind: Kind
     seed: int
     window_s: float
     """How long the broker keeps a read open."""
     events: int
-    """Of all writers together."""
+    """The number of events of all writers together."""
     cuts: int
-    """So often the reader goes away; after that it reads to the end."""
+    """How often the reader goes away. After that it reads to the end."""
     takes_over: bool
-    """Whether it takes over from a read that is not known to be dead, or waits."""
+    """Whether the reader takes over from a former read; otherwise it waits until that has ended."""
     acknowledge_every: int
     in_flight: int
-    """The window it asks for."""
+    """The window that the reader requests."""
     longest_stall_s: float
 
     @classmethod
@@ -104,10 +104,10 @@ class Scenario:
         return self.rng(f"transport-{read_number}").choice(TRANSPORTS)
 
     def options_of(self, read_number: int) -> ReadOptions:
-        """Return what a read asks for besides its place."""
+        """Return the options of a read except its cursor."""
         rng = self.rng(f"options-{read_number}")
-        # A limit ends a read cleanly, also if its reader is gone before it got that far: to a plain
-        # one that would be a loss of which there is a test of its own.
+        # A limit ends a read cleanly even if the reader has gone away before. A plain reader would
+        # lose events; another test covers that.
         may_be_limited = self.kind is not Kind.PLAIN or read_number >= self.cuts
         return ReadOptions(
             acknowledge=self.kind is Kind.ACKNOWLEDGING,
@@ -122,10 +122,10 @@ class Scenario:
         rng = self.rng(f"cut-{read_number}")
         how = rng.choice(GRPC_CUTS if self.transport_of(read_number) == "grpc" else HTTP_CUTS)
         if how is How.ABANDON and not self.takes_over and rng.random() < 0.7:
-            how = How.STALL  # not to spend most of the time on waiting for the end of windows
+            how = How.STALL  # otherwise the run would mostly wait for read times to end
         after = rng.choice((BEFORE_ANSWER, 0, 1, rng.randint(2, 10), rng.randint(2, 40)))
         if self.kind is Kind.RESUMING and not has_cursor:
-            after = max(1, after)  # without a cursor it would be a plain reader
+            after = max(1, after)  # a reader without a cursor would be a plain reader
         return Cut(
             how,
             after_events=after,
@@ -136,20 +136,20 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A run that is over."""
+    """A finished run."""
 
     scenario: Scenario
     history: History
     verdict: Verdict
     failure: str | None = None
-    """Why it did not get to its end."""
+    """The reason why the run did not finish; None if it did."""
 
     @property
     def is_as_promised(self) -> bool:
         return self.failure is None and not self.verdict.anomalies
 
     def explanation(self) -> str:
-        """Say what went wrong, and how to see it again."""
+        """Describe what went wrong, and how to repeat it."""
         lines = [f"FAULT_SEED={self.scenario.name} {self.scenario} {self.failure or ''}"]
         lines += [f"  {anomaly}" for anomaly in self.verdict.anomalies]
         for number, one in enumerate(self.history.reads):
@@ -160,7 +160,7 @@ class Finished:
 
 
 class Ledger:
-    """What is noted in the course of a run."""
+    """The record of a run."""
 
     def __init__(self, kind: Kind) -> None:
         self.history = History(kind)
@@ -183,7 +183,7 @@ class Ledger:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all has been written, and all that was taken has been seen."""
+        """Whether all events are written, and the reader has got every accepted event."""
         return self.all_written and self._taken <= self._seen
 
 
@@ -193,7 +193,7 @@ class Ledger:
 async def write_all(
     node: Node, shared: grpc.aio.Channel, producer: str, scenario: Scenario, ledger: Ledger
 ) -> None:
-    """Write a scenario's events by three writers at once, each over a face of its own."""
+    """Write the events of a scenario by three concurrent writers, each over its own face."""
     each = scenario.events // WRITERS
     async with asyncio.TaskGroup() as group:
         for name in range(WRITERS):
@@ -213,7 +213,7 @@ async def write_all(
 
 
 class Acknowledger:
-    """Acknowledges over both faces in turn."""
+    """Acknowledges over the two faces alternately."""
 
     def __init__(self, node: Node, shared: grpc.aio.Channel, consumer: str, ledger: Ledger) -> None:
         self._node = node
@@ -250,7 +250,7 @@ class Acknowledger:
 
 @dataclass(slots=True)
 class Unsettled:
-    """A broken read of which it is not known yet how the broker saw it end."""
+    """A broken read for which it is not known yet how the broker ended it."""
 
     read: Read
     window_ends_at: float
@@ -258,17 +258,17 @@ class Unsettled:
 
 @dataclass(slots=True)
 class Attempt:
-    """A read under way."""
+    """An open read."""
 
     read: Read
     window_ends_at: float
     begun_at: float | None = None
-    """When it was certain that it is no refusal."""
+    """When it was certain that the broker had not refused the read."""
     events: int = field(default=0)
 
 
 class FaultyReader:
-    """The one reader of a channel. It goes away as its scenario says, and comes back."""
+    """The one reader of a channel. It goes away and comes back as its scenario says."""
 
     def __init__(
         self,
@@ -301,13 +301,13 @@ class FaultyReader:
         await self._look_once_more(number)
 
     async def _look_once_more(self, number: int) -> None:
-        """Settle everything, and read on: nothing must be left."""
+        """Acknowledge everything, and read again: no event may be left."""
         if self._unacknowledged and self._last_seen is not None:
             await self._acknowledger.acknowledge(self._last_seen)
         await self._read(number, None)
 
     async def _read(self, number: int, cut: Cut | None) -> Read:
-        """Read once, as soon as the broker knows that the former read is over."""
+        """Read once, as soon as the broker has noticed the end of the former read."""
         options = replace(
             self._scenario.options_of(number),
             after_event_id=self._last_seen if self._scenario.kind is Kind.RESUMING else None,
@@ -352,7 +352,7 @@ class FaultyReader:
         )
 
     async def _follow(self, asked: OpenRead, attempt: Attempt, cut: Cut | None) -> None:
-        """Take what comes until the broker ends the read, or until it is time to go away."""
+        """Take events until the broker ends the read, or until it is time to go away."""
         if cut is not None and cut.after_events == BEFORE_ANSWER:
             await self._go(asked, cut)
             return
@@ -362,7 +362,7 @@ class FaultyReader:
         attempt.read.recovered = asked.recovered
         while cut is None or attempt.events < cut.after_events:
             events = await asked.next()
-            attempt.begun_at = begun_at  # only now is it certain over gRPC
+            attempt.begun_at = begun_at  # over gRPC it is certain only now
             if events is None:
                 attempt.read.ending = Ending.CLEAN
                 return
@@ -388,7 +388,7 @@ class FaultyReader:
             self._connection = None
 
     def _settle(self, attempt: Attempt) -> None:
-        """Say of broken reads before this one whether the broker may have ended them cleanly."""
+        """Record for earlier broken reads whether the broker may have ended them cleanly."""
         if attempt.begun_at is not None:
             for earlier in self._unsettled:
                 if attempt.begun_at >= earlier.window_ends_at:
@@ -432,7 +432,7 @@ async def run(node: Node, shared: grpc.aio.Channel, scenario: Scenario) -> Finis
 
 
 async def run_all(node: Node, scenarios: Iterable[Scenario], *, at_once: int) -> list[Finished]:
-    """Run scenarios, some at once, each on a channel of its own."""
+    """Run scenarios, several at a time, each on its own channel."""
     waiting = iter(scenarios)
     async with grpc_connection(node) as shared:
 

@@ -1,7 +1,7 @@
-"""Writers over both faces, which sometimes lose their connection before the answer.
+"""Writers over both faces that sometimes lose their connection before the answer comes.
 
-Then the writer either does not know what became of its event, or writes it again with the same
-request id until it is answered. Each keeps one write under way, or one batch.
+Such a writer either leaves open what happened to its event, or repeats the write with the same
+request id until it gets an answer. Each writer has one open write, or one open batch, at a time.
 """
 
 import asyncio
@@ -29,10 +29,11 @@ LARGEST_BATCH = 8
 
 
 class Desk(Protocol):
-    """Where a writer takes its events."""
+    """A way to write."""
 
     async def write(self, body: bytes, request_id: str | None) -> str:
-        """Returns: the id. Raises: Broken; MegaphoneError, the one that was told."""
+        """Write an event. Returns: its id. Raises: Broken; MegaphoneError, the error of the
+        broker."""
 
     async def let_go(self, body: bytes, request_id: str | None) -> None:
         """Write, and lose the connection before the answer comes."""
@@ -87,7 +88,7 @@ class GrpcDesk:
 
     async def let_go(self, body: bytes, request_id: str | None) -> None:
         call = self._stub.Write(self._request(body, request_id), metadata=agent_of(self._producer))
-        await asyncio.sleep(0)  # it is sent, or not, by the time it is cancelled
+        await asyncio.sleep(0)  # when the call is cancelled, it may have been sent or not
         call.cancel()
         with suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
             await call
@@ -101,11 +102,11 @@ class GrpcDesk:
         )
 
     def close(self) -> None:
-        """The connection is not this desk's."""
+        """Do nothing, because others use the connection too."""
 
 
 class Writer:
-    """Writes numbers one after the other, and notes what it was answered."""
+    """Writes numbers one after the other, and records the answers."""
 
     def __init__(
         self, name: int, rng: random.Random, tick: Callable[[], int], note: Callable[[Write], None]
@@ -117,7 +118,8 @@ class Writer:
         self._padding = "x" * rng.choice((0, 0, 100, 1_000))
 
     async def write_all(self, desk: Desk, count: int, trouble: float = 0.05) -> None:
-        """Write some numbers; a part of them, `trouble`, with the connection lost in between."""
+        """Write some numbers. For the share `trouble` of them, lose the connection before the
+        answer."""
         try:
             for number in range(count):
                 request_id = None
@@ -141,7 +143,7 @@ class Writer:
             self._settle(number, Outcome.TAKEN, event_id, began, self._tick())
 
     async def publish_all(self, connection: grpc.aio.Channel, producer: str, count: int) -> None:
-        """Write some numbers by one gRPC stream of batches."""
+        """Write some numbers as one gRPC stream of batches."""
         stub: ChannelServiceAsyncStub = ChannelServiceStub(connection)
         call: Any = stub.Publish(metadata=agent_of(producer))
         try:

@@ -1,7 +1,7 @@
-"""A reader as a process of its own, to be killed: prints the events of one read, line by line.
+"""A reader as a separate process, so that a test can kill it. It prints one line for each event.
 
-Arguments: the port, and the path with its query. Nothing but the standard library, for a quick
-start.
+Arguments: the port, and the path with its query. It uses only the standard library, so that it
+starts quickly.
 """
 
 import http.client

@@ -1,7 +1,7 @@
-"""Links: how clients and nodes reach a node, so that a test can cut what is between them.
+"""Links between clients or nodes and a node, which a test can cut.
 
-A link has a port of its own that stays the same, as the address of a node does that is started
-again. It passes everything on, both ways, whatever the amount.
+A link has its own port, which stays the same, like the address of a node that is restarted. It
+passes on everything in both directions, in any amount.
 """
 
 import asyncio
@@ -14,19 +14,19 @@ PIECE_BYTES = 262_144
 
 
 class Link:
-    """A port that leads to another one while it is open."""
+    """A port that passes connections on to another port while the link is open."""
 
     def __init__(self, to_port: int = 0) -> None:
         self.to_port = to_port
         self.port = 0
         self._reserved: socket.socket | None = None
-        """Keeps the port, so that nobody else is given it while the link is closed."""
+        """Reserves the port, so that nobody else gets it while the link is closed."""
         self._server: asyncio.Server | None = None
         self._ends: set[asyncio.StreamWriter] = set()
         self._passing: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Take connections, on the port that it had before. Repeating it changes nothing."""
+        """Accept connections on the same port as before. Repeating it changes nothing."""
         if self._reserved is None:
             self._reserved = bound_to(0)
             self.port = self._reserved.getsockname()[1]
@@ -34,12 +34,12 @@ class Link:
             self._server = await asyncio.start_server(self._connected, sock=bound_to(self.port))
 
     def cut(self) -> None:
-        """Reset every connection; new ones are taken."""
+        """Reset every connection. New connections are accepted."""
         for end in self._ends:
             reset(end)
 
     def close(self) -> None:
-        """Reset every connection, and refuse new ones until `open`."""
+        """Reset every connection, and refuse new connections until `open`."""
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -78,7 +78,7 @@ class Link:
 
 
 def bound_to(port: int) -> socket.socket:
-    """Return a socket of its own on a port; to connect to one that does not listen is refused."""
+    """Return a new socket on a port. Until it listens, connections to the port are refused."""
     bound = socket.socket()
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     bound.bind(("127.0.0.1", port))
@@ -86,7 +86,7 @@ def bound_to(port: int) -> socket.socket:
 
 
 async def pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-    """Pass on what comes, and its end. Raises: OSError, when either side is broken."""
+    """Pass on data and the end of data. Raises: OSError, if one of the two sides breaks."""
     while data := await source.read(PIECE_BYTES):
         sink.write(data)
         await sink.drain()

@@ -1,6 +1,8 @@
-"""Desks: the ways to hand in events for channels that move, and how clients find the node.
+"""Desks: the ways to write events to channels that move, and the way in which clients find the
+node.
 
-One event over HTTP or gRPC, a batch to many channels over either, and a stream of batches.
+A desk writes one event over HTTP or gRPC, a batch to many channels over HTTP or gRPC, or a stream
+of batches.
 """
 
 import asyncio
@@ -38,7 +40,7 @@ RECONNECT = (
 AGAIN_S = 0.02
 """How long a client waits before it calls again."""
 NOT_FOUND_AT_MOST = 5
-"""So many refusals in a row by the node that has the agent: then its channel is not there."""
+"""After this many refusals in a row by the node that has the agent, the channel is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +58,11 @@ class Item:
 
 
 Result = str | MegaphoneError
-"""The id of an event that was taken, empty where it is not said; or why it was not."""
+"""The id of an accepted event (empty if the answer does not contain it), or the error."""
 
 
 def told(failed: grpc.aio.AioRpcError) -> Exception:
-    """Return the error that a node told over gRPC, or Broken if none has come from it."""
+    """Return the error that a node sent over gRPC, or Broken if the error is not from the node."""
     details = dict(failed.trailing_metadata() or ()).get("grpc-status-details-bin")
     if isinstance(details, bytes):
         info = ErrorInfo()
@@ -71,7 +73,7 @@ def told(failed: grpc.aio.AioRpcError) -> Exception:
 
 
 class Lines:
-    """The gRPC connections of a run, one to each node."""
+    """The gRPC connections of a run, one for each node."""
 
     def __init__(self) -> None:
         self._open: dict[str, grpc.aio.Channel] = {}
@@ -99,7 +101,7 @@ class Shared:
 
 
 class Way:
-    """How one client finds the node of its channels, before each call."""
+    """Finds the node of the channels before each call of one client."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -111,22 +113,23 @@ class Way:
         return self._last.address
 
 
-# -- Desks: where events are handed in
+# -- Desks
 
 
 class Desk(Protocol):
-    """Hands in events, in one call."""
+    """Writes events in one call."""
 
     repeats_all: bool
-    """Whether a repetition must hold all that the first call held."""
+    """Whether a repetition must contain all events of the first call."""
 
     async def send(
         self, node: Node, items: Sequence[tuple[Item, bytes]], key: str | None
     ) -> list[Result]:
-        """Raises: Broken, when there is no answer; MegaphoneError, when none was taken."""
+        """Write the events. Raises: Broken, if no answer comes; MegaphoneError, if all were
+        refused."""
 
     async def lose(self, node: Node, items: Sequence[tuple[Item, bytes]], key: str | None) -> None:
-        """Hand them in, and lose the answer."""
+        """Write the events, and lose the answer."""
 
     def close(self) -> None: ...
 
@@ -214,7 +217,7 @@ class GrpcDesk:
 
     async def lose(self, node: Node, items: Sequence[tuple[Item, bytes]], key: str | None) -> None:
         call = self._call(node, items, key)
-        await asyncio.sleep(0.005)  # it is sent, or not, by the time it is cancelled
+        await asyncio.sleep(0.005)  # when the call is cancelled, it may have been sent or not
         call.cancel()
         with suppress(asyncio.CancelledError, grpc.aio.AioRpcError):
             await call
@@ -236,11 +239,11 @@ class GrpcDesk:
         return stub.WriteBatch(request, metadata=metadata)
 
     def close(self) -> None:
-        """The connection is not this desk's."""
+        """Do nothing, because others use the connection too."""
 
 
 class PublishDesk:
-    """`Publish`: one stream of batches, each event with a key of its own."""
+    """`Publish`: one stream of batches, in which each event has its own key."""
 
     repeats_all = False
 
@@ -306,7 +309,7 @@ def request_for(
 
 
 def messages_of(writer: int, items: Sequence[tuple[Item, bytes]]) -> list[Message]:
-    """Return the messages of a batch, each of which goes to all channels."""
+    """Return the messages of a batch. Each message goes to all channels."""
     bodies = {item.number: body for item, body in items}
     return [Message(stream_id_of(writer, n, None), body) for n, body in bodies.items()]
 
@@ -314,7 +317,7 @@ def messages_of(writer: int, items: Sequence[tuple[Item, bytes]]) -> list[Messag
 def batch_results(
     shared: Shared, items: Sequence[tuple[Item, bytes]], failures: Sequence[tuple[str, int, str]]
 ) -> list[Result]:
-    """Return what became of each item of a batch, whose answer names only what was not taken."""
+    """Return the result of each item of a batch. The answer names only items that failed."""
     numbers = list({item.number: None for item, _ in items})
     channels = {one.producer: number for number, one in enumerate(shared.channels)}
     reasons = {(channels[one], numbers[index]): reason for one, index, reason in failures}

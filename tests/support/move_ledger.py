@@ -1,7 +1,7 @@
-"""Records a run in which channels move, and recognizes its events.
+"""Records a run in which channels move, and identifies its events.
 
-Bodies go down to one byte, so an event says in its stream id which it is. The ledger remembers each
-body, so that it sees one that has changed.
+A body may have only one byte, so the stream id of an event says which event it is. The ledger
+remembers each body, so that it notices a changed one.
 """
 
 import random
@@ -17,7 +17,7 @@ EVERY_CHANNEL = "*"
 
 
 class Ledger:
-    """The histories of the channels of one run, on one clock."""
+    """The histories of the channels of one run, with one common clock."""
 
     def __init__(self, kinds: tuple[Kind, ...]) -> None:
         self.histories = [History(kind) for kind in kinds]
@@ -33,7 +33,7 @@ class Ledger:
     # -- Writing
 
     def make_body(self, writer: int, number: int, size: int) -> bytes:
-        """Make the body of an event, and remember it."""
+        """Return a new body for an event, and remember it."""
         if size < 2:
             self._bodies[writer, number] = digit = number % 10
             return str(digit).encode()
@@ -50,7 +50,7 @@ class Ledger:
     # -- Reading
 
     def recognizer(self, channel: int) -> Recognize:
-        """Return what recognizes the events of a channel."""
+        """Return the function that identifies the events of a channel."""
 
         def recognize(event_id: str, stream_id: str, body: Any) -> Seen:
             writer, number, whose = parse_stream_id(stream_id)
@@ -69,13 +69,13 @@ class Ledger:
         self._seen[channel].add((seen.writer, seen.number))
 
     def has_all(self, channel: int) -> bool:
-        """Whether all has been written, and all that was taken has been seen."""
+        """Whether all events are written, and the reader has got every accepted event."""
         return self.all_written and self._taken[channel] <= self._seen[channel]
 
     # -- Counting
 
     def unseen(self) -> int:
-        """Return how many events may be in a channel, or have been, that no reader has got."""
+        """Return how many events may be, or may have been, in a channel that no reader has got."""
         return sum(
             write.outcome is not Outcome.REFUSED and (write.writer, write.number) not in seen
             for history, seen in zip(self.histories, self._seen, strict=True)
@@ -94,5 +94,5 @@ def parse_stream_id(stream_id: str) -> tuple[int, int, str]:
 
 
 def draw_size(rng: random.Random, largest: int = LARGEST_BYTES) -> int:
-    """Draw the size of a body: each order of magnitude as likely as any other."""
+    """Draw the size of a body. Each order of magnitude is equally probable."""
     return min(largest, int(SMALLEST_BYTES * (largest / SMALLEST_BYTES) ** rng.random()))

@@ -1,7 +1,8 @@
-"""The reader of a channel that moves: it goes away as its plan says, and comes back after a while.
+"""The reader of a channel that moves. It goes away as its plan says, and comes back after a while.
 
-It does what a good client does: it finds the node, reads, and finds it again when a read is
-refused. What lies between it and the node may be tampered with, to see whether that is noticed.
+It does what a good client does: it finds the node, reads, and looks for the node again after a
+refusal. A test may tamper with the connection between reader and node, to check that the judge
+notices it.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ QUIET_S = 0.1
 LARGE_PIECE = 262_144
 
 Tamper = Callable[[OpenRead, History], OpenRead]
-"""Puts something between a reader and its node."""
+"""Replaces the read of a reader by an altered one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +54,11 @@ class Plan:
 
     kind: Kind
     name: str
-    """What everything of it is drawn from."""
+    """The source of all random choices of the reader."""
     window_s: float
     """How long the nodes keep a read open."""
     cuts: int
-    """So often it may go away; after that it reads to the end."""
+    """How often the reader may go away. After that it reads to the end."""
     longest_away_s: float
     takes_over: bool
     acknowledge_every: int
@@ -70,7 +71,7 @@ class Plan:
         return self.rng(f"transport-{number}").choice(TRANSPORTS)
 
     def away_s(self, number: int) -> float:
-        """Return how long it is away after a read."""
+        """Return how long the reader stays away after a read."""
         rng = self.rng(f"away-{number}")
         if number >= self.cuts or rng.random() < 0.5:
             return 0.0
@@ -78,8 +79,8 @@ class Plan:
 
     def options_of(self, number: int) -> ReadOptions:
         rng = self.rng(f"options-{number}")
-        # A limit ends a read cleanly, also if its reader is gone before it got that far: to a plain
-        # one that would be a loss.
+        # A limit ends a read cleanly even if the reader has gone away before. A plain reader would
+        # lose events.
         may_be_limited = self.kind is not Kind.PLAIN
         return ReadOptions(
             acknowledge=self.kind is Kind.ACKNOWLEDGING,
@@ -94,7 +95,7 @@ class Plan:
             return None
         how = rng.choice(GRPC_CUTS if self.transport_of(number) == "grpc" else HTTP_CUTS)
         if how is How.ABANDON and not self.takes_over:
-            how = How.STALL  # not to wait for seconds until the node notices
+            how = How.STALL  # otherwise the node would need seconds to notice
         return Cut(
             how,
             after_events=rng.choice((BEFORE_ANSWER, 0, 1, rng.randint(2, 10), rng.randint(2, 40))),
@@ -105,23 +106,24 @@ class Plan:
 
 @dataclass(slots=True)
 class Unsettled:
-    """A broken read of which it is not known yet how the node saw it end."""
+    """A broken read for which it is not known yet how the node ended it."""
 
     read: Read
     window_ends_at: float
     moves: int
-    """How many moves had ended when it was asked for."""
+    """How many moves had ended when the reader sent the request."""
 
 
 class MovesSeen:
-    """Counts moves of the channels, each of which ends every read cleanly."""
+    """Counts the moves of the channels. Each move ends every read cleanly."""
 
     def __init__(self) -> None:
         self.begun = 0
         self.ended = 0
 
     def overlap(self, ended_before: int) -> bool:
-        """Tell whether one was under way at any time after so many had ended."""
+        """Return whether a move was under way at any time after the given number of moves had
+        ended."""
         return self.begun > ended_before
 
 
@@ -152,7 +154,8 @@ class Reader:
         self._connection: tuple[Node, grpc.aio.Channel] | None = None
 
     async def read_until_nothing_comes(self, calm: asyncio.Event) -> None:
-        """Read until all has come, or nothing comes any more though all is calm."""
+        """Read until all events have come, or until no more come although nothing disturbs the
+        nodes."""
         number = quiet = 0
         try:
             while quiet < QUIET_READS and not self._is_complete(calm):
@@ -165,7 +168,7 @@ class Reader:
                 number += 1
             if self._unacknowledged is not None:
                 await self._acknowledger.acknowledge(self._unacknowledged)
-            await self._read(number, None, calm)  # nothing must be left
+            await self._read(number, None, calm)  # no event may be left
         except Gone:
             return
 
@@ -173,7 +176,7 @@ class Reader:
         return calm.is_set() and self._ledger.has_all(self._channel)
 
     async def _read(self, number: int, cut: Cut | None, calm: asyncio.Event) -> Read:
-        """Read once, as soon as a node lets it."""
+        """Read once, as soon as a node allows it."""
         options = self._plan.options_of(number)
         if self._plan.kind is Kind.RESUMING:
             options = replace(options, after_event_id=self._cursor)
@@ -191,7 +194,7 @@ class Reader:
                 if missing == NOT_FOUND_AT_MOST:
                     raise
             except (MegaphoneError, Broken):
-                pass  # before anything could come
+                pass  # before any event could come
             await asyncio.sleep(AGAIN_S)
 
     async def _try_to_read(
@@ -242,10 +245,10 @@ class Reader:
         return self._tamper(asked, self._history)
 
     async def _follow(self, asked: OpenRead, read: Read, cut: Cut | None) -> float | None:
-        """Take what comes until the node ends the read, or until it is time to go away.
+        """Take events until the node ends the read, or until it is time to go away.
 
-        Returns: when it was certain that it is no refusal, if it came to that.
-        Raises: MegaphoneError, for a refusal; Broken, when it did not come to an answer.
+        Returns: when it was certain that the node had not refused the read; None if it never was.
+        Raises: MegaphoneError, for a refusal; Broken, if no answer came.
         """
         if cut is not None and cut.after_events == BEFORE_ANSWER:
             await self._go(asked, cut)
@@ -265,7 +268,7 @@ class Reader:
                 for event in events[:left]:
                     await self._take(event, read)
         except Broken:
-            return begun_at  # it may have been sent something
+            return begun_at  # the node may have sent it events
         except TooSlow:
             return begun_at
         except MegaphoneError:
@@ -293,7 +296,7 @@ class Reader:
                 self._connection = None
 
     def _settle(self, begun_at: float | None) -> None:
-        """Say of broken reads before this one whether a node may have ended them cleanly."""
+        """Record for earlier broken reads whether a node may have ended them cleanly."""
         if begun_at is None:
             return
         for earlier in self._unsettled:
@@ -316,7 +319,7 @@ class Reader:
 
 
 class MovedGrpcRead(GrpcRead):
-    """A read over gRPC whose node may go away in the midst of it."""
+    """A read over gRPC during which its node may go away."""
 
     async def begin(self) -> None:
         try:
@@ -332,7 +335,7 @@ class MovedGrpcRead(GrpcRead):
 
 
 class Acknowledger:
-    """Acknowledges over both faces in turn, until it is answered."""
+    """Acknowledges over the two faces alternately, until an answer comes."""
 
     def __init__(self, shared: Shared, consumer: str, history: History) -> None:
         self._shared = shared
@@ -342,7 +345,8 @@ class Acknowledger:
         self._count = 0
 
     async def acknowledge(self, event_id: str) -> None:
-        """Return without an answer when the channel is gone: its reader learns of it by reading."""
+        """Acknowledge. Return without an answer if the channel is lost; the reader notices it by
+        reading."""
         began = self._shared.ledger.tick()
         answered = None
         missing = 0

@@ -1,9 +1,9 @@
-"""Seeded runs on three nodes: channels move to and fro, under faults, while clients write and read.
+"""Seeded runs on three nodes: channels move, under faults, while clients write and read.
 
-A run has three channels of one agent, with a reader of each kind; four writers, of each way to
-write; and a plan of what happens to the nodes and to the links between them meanwhile. All that is
-drawn is drawn from the seed; what happens in between is up to the sockets. So a seed repeats a
-scenario, not an interleaving.
+A run has three channels of one agent with one reader of each kind, four writers that each write in
+a different way, and a plan of what is done to the nodes and the links between them. Every random
+choice comes from the seed. The timing of the sockets does not. So a seed repeats a scenario, but
+not the same interleaving.
 """
 
 import asyncio
@@ -37,23 +37,23 @@ from tests.support.raw_http import post_once
 
 KINDS = (Kind.PLAIN, Kind.RESUMING, Kind.ACKNOWLEDGING)
 BATCH_SHARE = 0.8
-"""The part of the largest request body that the messages of one call may have together."""
+"""The share of the largest request body that the messages of one call may have together."""
 RUN_AT_MOST_S = 100.0
 
 
 @dataclass(slots=True)
 class Finished:
-    """A run that is over."""
+    """A finished run."""
 
     scenario: Scenario
     ledger: Ledger
     verdicts: list[Verdict] = field(default_factory=list)
-    """Of each reader."""
+    """The verdict on each reader."""
     nodes_verdict: Verdict = field(default_factory=Verdict)
-    """Of what the nodes have counted."""
+    """The wrong counts of the nodes."""
     happened: list[str] = field(default_factory=list)
     failure: str | None = None
-    """Why it did not get to its end."""
+    """The reason why the run did not finish; None if it did."""
     died: bool = False
     seconds: float = 0.0
 
@@ -62,14 +62,15 @@ class Finished:
         return self.failure is None and not self.found()
 
     def found(self) -> Counter[Fault]:
-        """Return how often there was which fault. Of a run that failed not all is known."""
+        """Return how often each fault occurred. For a run that did not finish, some may be
+        missing."""
         if self.failure is not None:
             return Counter()
         every = [*self.verdicts, self.nodes_verdict]
         return Counter(anomaly.fault for verdict in every for anomaly in verdict.anomalies)
 
     def explanation(self) -> str:
-        """Say what went wrong, and how to see it again."""
+        """Describe what went wrong, and how to repeat it."""
         lines = [f"MOVES_SEED={self.scenario.name} {self.scenario} {self.failure or ''}"]
         lines += [f"  {one}" for one in self.happened]
         lines += [f"  {anomaly}" for anomaly in self.nodes_verdict.anomalies]
@@ -86,7 +87,7 @@ class Finished:
 
 
 def writers_of(shared: Shared, scenario: Scenario) -> list[Writer]:
-    """Return a writer of each way to write."""
+    """Return one writer for each way to write."""
     rng = scenario.rng("desks")
     desks: list[Desk] = [
         HttpDesk(shared, 0, batches=False),
@@ -119,7 +120,7 @@ async def write_all(shared: Shared, scenario: Scenario) -> None:
 
 @asynccontextmanager
 async def shared_by_clients(cluster: Cluster, ledger: Ledger) -> AsyncIterator[Shared]:
-    """Make a channel for each reader, all under the agent of one node."""
+    """Create one channel for each reader, all of the agent of one node."""
     first = cluster.members[0]
     lines = Lines()
     made = [await post_once(first.address, "/create", {}) for _ in ledger.histories]
@@ -136,7 +137,7 @@ async def run(
     sabotage: Callable[[App], None] = lambda app: None,
     tamper: Tamper = lambda read, history: read,
 ) -> Finished:
-    """Do a run, and judge it. `sabotage` and `tamper` put faults into the nodes and before them."""
+    """Do a run and judge it. `sabotage` alters the nodes, and `tamper` alters what readers get."""
     ledger = Ledger(KINDS)
     finished = Finished(scenario, ledger)
     began = time.monotonic()
@@ -195,9 +196,9 @@ async def do(
 
 
 async def compare_counts(finished: Finished, cluster: Cluster) -> None:
-    """Hold the losses that the nodes count against those that there are.
+    """Compare the losses that the nodes count with the losses that the judge found.
 
-    A node that was killed or stopped has taken its count with it.
+    The count of a node that was killed or stopped is gone.
     """
     counted = sum([await member.metric("messages_lost") for member in cluster.members])
     if counted > (unseen := finished.ledger.unseen()):
@@ -215,7 +216,7 @@ async def run_all(
     at_once: int,
     report: Callable[[Finished], None] = lambda finished: None,
 ) -> list[Finished]:
-    """Do runs, some of them at once."""
+    """Do runs, several at a time."""
     waiting = iter(scenarios)
     done: list[Finished] = []
 
@@ -232,7 +233,7 @@ async def run_all(
 
 
 def summary(runs: Sequence[Finished]) -> str:
-    """Say in one line what came of some runs."""
+    """Return one line that sums up some runs."""
     verdicts = list(itertools.chain.from_iterable(one.verdicts for one in runs))
     found = sum((one.found() for one in runs), Counter[Fault]())
     parts = {

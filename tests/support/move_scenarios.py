@@ -1,4 +1,4 @@
-"""Scenarios for runs in which channels move: each is drawn from its seed."""
+"""Scenarios for runs in which channels move. Each is drawn from its seed."""
 
 import random
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ DRAIN_TIMEOUT_S = 10.0
 
 
 class Act(Enum):
-    """One thing that is done to the nodes."""
+    """One operation on the nodes."""
 
     DRAIN = "drain the node of the channels to another"
     DRAIN_ANOTHER = "drain another node"
@@ -44,16 +44,16 @@ KILLING_ACTS = (*USUAL_ACTS, *(Act.KILL,) * 4, *(Act.DRAIN_KILL,) * 2, Act.EVICT
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """The scenario that a seed stands for."""
+    """The scenario of a seed."""
 
     seed: int
     is_slow: bool
-    """Whether readers are away for up to 10 s; else for up to one, and all else is as much
-    faster."""
+    """Whether readers stay away for up to 10 s. Otherwise they stay away for up to 1 s, and
+    everything else is ten times faster too."""
     in_processes: bool
     capacities: tuple[int, ...]
     events: int
-    """Of each writer."""
+    """The number of events of each writer."""
     largest_bytes: int
     with_keys: tuple[bool, ...]
     acts: tuple[Act, ...]
@@ -87,7 +87,7 @@ class Scenario:
 
     @property
     def pace_s(self) -> float:
-        """How long a second of the scenario takes."""
+        """How many seconds a second of the scenario takes."""
         return 1.0 if self.is_slow else 0.1
 
     def plan_of(self, kind: Kind) -> Plan:

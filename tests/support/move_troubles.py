@@ -1,4 +1,4 @@
-"""Troubles: what a scenario does to the nodes and to the links between them."""
+"""Carries out the operations of a scenario on the nodes and the links between them."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from tests.support.move_scenarios import Act, Scenario
 
 
 class Troubles:
-    """Does the acts of a scenario to a cluster, and notes them."""
+    """Carries out the acts of a scenario on a cluster, and records them."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Troubles:
         await self._owner()
 
     async def _owner(self) -> Member | None:
-        """Return the node of the channels; None if it has died with them."""
+        """Return the node of the channels; None if it was killed with them."""
         owners = await self._cluster.owners_of(self._agent)
         if not owners:
             self._cluster.is_gone.set()

@@ -1,8 +1,8 @@
 """Writers to channels that move.
 
-Each does what a good client does. It finds the node before each call. A write without an answer it
-writes again under the same key, perhaps on another node by then. Now and then it loses an answer on
-purpose, and now and then it repeats a write that was answered.
+Each writer does what a good client does. It finds the node before each call. If no answer comes, it
+repeats the write with the same key, perhaps on another node. Sometimes it loses an answer on
+purpose, and sometimes it repeats a write that was answered.
 """
 
 import asyncio
@@ -19,16 +19,16 @@ from tests.support.move_ledger import draw_size
 from tests.support.raw_http import Broken
 
 KEY_HOLDS_S = 45.0
-"""How long a write is repeated under its key; it is promised to hold for 60 s."""
+"""How long a writer repeats a write with its key. The broker remembers a key for 60 s."""
 LOST_ANSWERS = 0.15
-"""The part of calls whose answer is lost on purpose."""
+"""The share of calls whose answer the writer loses on purpose."""
 REPETITIONS = 0.1
-"""The part of calls that are repeated though they were answered."""
+"""The share of answered calls that the writer repeats."""
 
 
 @dataclass(slots=True)
 class State:
-    """The knowledge of a writer of one event."""
+    """What a writer knows about one event."""
 
     ids: list[str] = field(default_factory=list)
     is_taken: bool = False
@@ -42,7 +42,7 @@ class State:
         return Outcome.UNKNOWN if self.may_be_taken else Outcome.REFUSED
 
     def learn(self, result: Result) -> None:
-        """Take note of an answer. A refusal says nothing of an event that was taken before."""
+        """Record an answer. A refusal changes nothing for an event that was accepted before."""
         if isinstance(result, str):
             self.is_taken = True
             if result:
@@ -50,7 +50,7 @@ class State:
 
 
 class Patience:
-    """Says how often a writer tries to hand in one call."""
+    """Decides how often a writer repeats one call."""
 
     def __init__(self, rng: random.Random) -> None:
         self._timeouts_left = rng.randint(1, 6)
@@ -59,7 +59,7 @@ class Patience:
         self._ends_at = self._clock() + KEY_HOLDS_S
 
     def is_over(self, error: MegaphoneError | None = None) -> bool:
-        """Tell whether the writer gives up, after this refusal or after none."""
+        """Return whether the writer gives up, after this refusal or without one."""
         self._missing = self._missing + 1 if isinstance(error, ChannelNotFound) else 0
         self._timeouts_left -= isinstance(error, WriteTimeout)
         return (
@@ -70,7 +70,7 @@ class Patience:
 
 
 class Writer:
-    """Writes numbers in order, each until it knows what became of it, or gives up."""
+    """Writes numbers in order. It repeats each until it knows the result, or gives up."""
 
     def __init__(
         self, name: int, desk: Desk, shared: Shared, rng: random.Random, *, has_keys: bool
@@ -84,7 +84,8 @@ class Writer:
         self._way = Way(shared)
 
     async def write(self, count: int, pause_s: float, largest_bytes: int, at_once: int) -> None:
-        """Write so many events, some of them in one call, with pauses of about this length."""
+        """Write a number of events, several of them in one call, with pauses of about this
+        length."""
         number = 0
         try:
             while number < count:
@@ -129,7 +130,7 @@ class Writer:
     async def _call_until_settled(
         self, items: list[tuple[Item, bytes]], states: dict[Item, State], key: str | None
     ) -> None:
-        """Call until every event is taken, or until it is no use."""
+        """Repeat the call until every event is accepted, or until the writer gives up."""
         patience = Patience(self._rng)
         loses_answer = self._rng.random() < LOST_ANSWERS
         calls_all = self._desk.repeats_all
@@ -158,9 +159,9 @@ class Writer:
         *,
         loses_answer: bool,
     ) -> MegaphoneError | None:
-        """Hand in events once. Returns: why some were not taken, if so.
+        """Write events once. Returns: the error of an event that was refused, if any.
 
-        Raises: Broken, when no answer has come.
+        Raises: Broken, if no answer came.
         """
         node = await self._way.node()
         try:
@@ -184,7 +185,7 @@ class Writer:
     async def _repeat(
         self, items: list[tuple[Item, bytes]], states: dict[Item, State], key: str | None
     ) -> None:
-        """Write again what was taken. Whatever comes of it, it must not be there twice."""
+        """Repeat an accepted write. Whatever the answer is, the event must not be stored twice."""
         if all(state.is_taken for state in states.values()):
             with suppress(Broken):
                 await self._call(items, states, key, loses_answer=False)

@@ -1,4 +1,4 @@
-"""A name server that knows one name, whose addresses a test may change."""
+"""A name server that knows one name. A test may change the addresses of the name."""
 
 import socket
 import struct
@@ -14,7 +14,7 @@ HEADER_BYTES = 12
 
 
 class NameServer:
-    """Answers every question for an address (RFC 1035, section 4) with the same ones."""
+    """Answers every question for an address (RFC 1035, section 4) with the same addresses."""
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self.addresses = addresses

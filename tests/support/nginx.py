@@ -15,7 +15,7 @@ CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
 DIRECTIVES = "daemon off;" + ("user root;" if os.geteuid() == 0 else "")
-"""Root's workers are somebody else, who may not enter the folder of a test."""
+"""If root starts nginx, its workers run as another user, who may not enter a test's folder."""
 
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")
 
@@ -36,12 +36,12 @@ class Nginx:
         return f"127.0.0.1:{self.grpc_port}"
 
     def log(self) -> str:
-        """Return what it has logged of calls and of errors."""
+        """Return the access log and the error log."""
         return "".join((self.folder / name).read_text() for name in ("access.log", "error.log"))
 
 
 def static_nodes(hosts: Sequence[str], http_port: int, grpc_port: int) -> str:
-    """Return the model for a list of nodes, with some nodes in it."""
+    """Return nodes-static.conf with the given nodes."""
     lines = (CONFIGURATION / "nodes-static.conf").read_text().splitlines()
     servers = [f"    server {host}:{http_port} max_fails=0;" for host in hosts]
     first = next(i for i, line in enumerate(lines) if "server node-1" in line)
@@ -50,7 +50,7 @@ def static_nodes(hosts: Sequence[str], http_port: int, grpc_port: int) -> str:
 
 
 def dns_nodes(name: str, resolver: str, http_port: int, grpc_port: int) -> str:
-    """Return the model for a name, with a name and a resolver in it."""
+    """Return nodes-dns.conf with the given name and resolver."""
     text = (CONFIGURATION / "nodes-dns.conf").read_text()
     return (
         text.replace("resolver 127.0.0.11", f"resolver {resolver}")
@@ -61,7 +61,7 @@ def dns_nodes(name: str, resolver: str, http_port: int, grpc_port: int) -> str:
 
 @contextmanager
 def nginx(folder: Path, nodes: str) -> Iterator[Nginx]:
-    """Run nginx before some nodes on free ports; killed at the end if it does not stop."""
+    """Run nginx before some nodes on free ports. It is killed at the end if it does not stop."""
     assert NGINX is not None
     folder.mkdir()
     ports = {"3000": free_port(), "3001": free_port()}

@@ -1,7 +1,7 @@
 """Another client of a node under load: `python other_client.py PORT`.
 
-Makes a channel every 20 ms over one connection until it is terminated, and then prints how many
-seconds each answer took, as JSON. Ends with an error if it is not served.
+It creates a channel every 20 ms over one connection until it gets SIGTERM. Then it prints as JSON
+how many seconds each answer took. It fails if the node does not serve it.
 """
 
 import contextlib

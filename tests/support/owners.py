@@ -1,4 +1,4 @@
-"""Users of this machine other than the one who runs the tests. Only root can act as one."""
+"""Other users of this machine than the user who runs the tests. Only root can act as them."""
 
 import os
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 ANOTHER_USER = 54_321
-"""One without a name."""
+"""A user without a name."""
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 
 @contextmanager
 def acting_as(user: int) -> Iterator[None]:
-    """Within this context, and without an `await`, be another user."""
+    """Be another user within this context. The context must not contain an `await`."""
     os.seteuid(user)
     try:
         yield
@@ -24,5 +24,5 @@ def acting_as(user: int) -> Iterator[None]:
 
 
 def open_to_all(folder: Path) -> None:
-    """Let everybody put files into a folder, as into /tmp."""
+    """Allow everybody to write files in a folder, as in /tmp."""
     folder.chmod(0o1777)

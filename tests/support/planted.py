@@ -1,8 +1,7 @@
-"""Faults that are put into nodes, or between a node and its reader, to see whether the judge sees
-them.
+"""Faults that are planted in nodes, or between a node and a reader, to test the judge.
 
-A plant changes what a node does, at its store, or what a reader gets of a read. It does so a few
-times, and remembers whether it came to that.
+A plant alters either what the store of a node does, or what a reader gets from a read. It does this
+a few times, and counts how often.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,23 +22,23 @@ TIMES = 3
 
 
 class Plant:
-    """A fault, and how often it was done."""
+    """A fault, and how often it has happened."""
 
     def __init__(self) -> None:
         self.times = 0
 
     def is_due(self) -> bool:
-        """Whether to do it now. Counts it."""
+        """Return whether the fault is to happen now, and count it."""
         if self.times < TIMES:
             self.times += 1
             return True
         return False
 
     def sabotage(self, app: App) -> None:
-        """Change a node that has just started."""
+        """Alter a node that has just started."""
 
     def tamper(self, read: OpenRead, history: History) -> OpenRead:
-        """Put something between a reader and its node."""
+        """Alter the read of a reader."""
         return read
 
 
@@ -47,12 +46,12 @@ class Plant:
 
 
 def store_of(app: App) -> Any:
-    """Return the store of a node. Nobody but a saboteur has to do with it."""
+    """Return the store of a node. Only planted faults may use it."""
     return app.broker._store
 
 
 class StoresTwice(Plant):
-    """Every write of some writers that has a key is stored twice."""
+    """Every write of some writers with a key is stored twice."""
 
     def __init__(self, *writers: int) -> None:
         super().__init__()
@@ -79,7 +78,7 @@ class StoresTwice(Plant):
 
 
 class TakesAndRefuses(Plant):
-    """The events of one writer are stored, and said to be not."""
+    """The events of one writer are stored, but the answer says that they were refused."""
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
@@ -100,7 +99,7 @@ class TakesAndRefuses(Plant):
 
 
 class WritesElsewhere(Plant):
-    """An event comes into a channel that it was not written to."""
+    """An event is stored in another channel than the one it was written to."""
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
@@ -118,7 +117,7 @@ class WritesElsewhere(Plant):
 
 
 class ChangesBodies(Plant):
-    """One byte of a body is another one."""
+    """One byte of a body is changed."""
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
@@ -133,7 +132,7 @@ class ChangesBodies(Plant):
 
 
 class LosesInDrains(Plant):
-    """A node to which an agent moves does not take each third of its events, and says nothing."""
+    """The target of a move ignores every third event, without an error."""
 
     def sabotage(self, app: App) -> None:
         replication = store_of(app).replication
@@ -151,7 +150,7 @@ class LosesInDrains(Plant):
 
 
 class CountsTooMany(Plant):
-    """A node counts events as lost that were read."""
+    """A node counts events as lost although they were read."""
 
     def sabotage(self, app: App) -> None:
         if self.is_due():
@@ -164,7 +163,7 @@ Alter = Callable[[list[Seen], "Between"], list[Seen]]
 
 
 class Between(Plant):
-    """Alters the events that readers of some kinds get."""
+    """Alters the events that readers of the given kinds get."""
 
     def __init__(self, alter: Alter, *kinds: Kind) -> None:
         super().__init__()
@@ -220,7 +219,7 @@ def swap_two(events: list[Seen], plant: Plant) -> list[Seen]:
 
 
 class DeliversAgain(Plant):
-    """A read begins with an event that was settled before it."""
+    """A read begins with an event that must not be delivered again."""
 
     def __init__(self, kind: Kind) -> None:
         super().__init__()
@@ -243,7 +242,7 @@ class DeliversAgain(Plant):
 
 
 def settled_events(history: History) -> Sequence[Seen]:
-    """Return events that are not to come again, in the order in which they came."""
+    """Return the events that must not be delivered again, in the order of their delivery."""
     events = [seen for read in history.reads for seen in read.events]
     if history.kind is Kind.ACKNOWLEDGING:
         acknowledged = {one.event_id for one in history.acknowledgements if one.answered}
@@ -256,7 +255,7 @@ def settled_events(history: History) -> Sequence[Seen]:
 
 
 class SkipsAfterCursor(Plant):
-    """A read that says that it goes on after its cursor does not."""
+    """A read says that it continues after its cursor, but does not."""
 
     def tamper(self, read: OpenRead, history: History) -> OpenRead:
         if history.kind is not Kind.RESUMING or not any(one.events for one in history.reads):
@@ -274,7 +273,7 @@ class SkipsAfterCursor(Plant):
 
 
 class RenamesWhatComesAgain(Plant):
-    """An event that is delivered again has another id."""
+    """An event that is sent again has another id."""
 
     def tamper(self, read: OpenRead, history: History) -> OpenRead:
         if history.kind is not Kind.ACKNOWLEDGING:

@@ -1,4 +1,4 @@
-"""A broker as a process of its own, as users run it."""
+"""A broker as a separate process, as users run it."""
 
 import os
 import re
@@ -20,7 +20,7 @@ class BrokerProcess:
     http_port: int
     grpc_port: int
     start_line: str
-    """What it logged once it served."""
+    """The log line that it wrote when it began to serve."""
 
     @property
     def url(self) -> str:
@@ -35,7 +35,8 @@ class BrokerProcess:
 def broker_process(
     directory: Path, command: str = MEGAPHONE, **settings: object
 ) -> Iterator[BrokerProcess]:
-    """Run `megaphone serve` in `directory` on free ports; killed at the end if it still runs."""
+    """Run `megaphone serve` in `directory` on free ports. It is killed at the end if it still
+    runs."""
     process = subprocess.Popen(
         [command, "serve"],
         cwd=directory,
@@ -55,7 +56,7 @@ def broker_process(
 
 
 def environment(directory: Path, settings: dict[str, object]) -> dict[str, str]:
-    """Return an environment in which nothing of the developer's own configuration is left."""
+    """Return an environment without the developer's own configuration."""
     kept = {k: v for k, v in os.environ.items() if not k.lower().startswith("megaphone_")}
     defaults: dict[str, object] = {
         "address": "127.0.0.1:0",
@@ -66,12 +67,12 @@ def environment(directory: Path, settings: dict[str, object]) -> dict[str, str]:
 
 
 def wait_until_it_serves(log: IO[str]) -> tuple[int, int]:
-    """Returns: the ports of HTTP and of gRPC."""
+    """Return the ports of HTTP and gRPC."""
     return ports_of(start_line(log))
 
 
 def start_line(log: IO[str]) -> str:
-    """Wait for the line that says that a broker serves."""
+    """Wait for the log line which says that the broker serves."""
     lines = []
     for line in log:
         if SERVES.search(line):

@@ -1,4 +1,4 @@
-"""A TCP proxy before the broker, whose connections a test can cut where it wants."""
+"""A TCP proxy before the broker. A test can cut its connections at any point of an answer."""
 
 import asyncio
 import socket
@@ -8,15 +8,15 @@ from contextlib import asynccontextmanager, suppress
 
 CHUNK_BYTES = 65_536
 NO_LINGER = struct.pack("ii", 1, 0)
-"""A socket that is closed with this tells its peer by RST, not by FIN."""
+"""With this option, closing a socket sends RST instead of FIN."""
 
 
 class Proxy:
-    """Passes everything on, both ways, on any number of connections.
+    """Passes on everything in both directions, on any number of connections.
 
-    `cuts` are texts: right after the first of them has come from the broker, the client's
-    connection is reset; then the next one counts. The broker's connection is reset with it, unless
-    the proxy `hides_cuts`: then what the broker goes on to send is swallowed.
+    `cuts` is a list of texts. When the broker has sent the first text, the proxy resets the
+    connection of the client, and continues with the next text. It resets the connection of the
+    broker too, unless `hides_cuts` is set: then it swallows what the broker still sends.
     """
 
     def __init__(self, to_port: int, cuts: Sequence[bytes], *, hides_cuts: bool) -> None:
@@ -28,7 +28,7 @@ class Proxy:
         self._clients: set[asyncio.StreamWriter] = set()
 
     async def connect(self, reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        """Serve a client's connection until it, or the broker's, has ended."""
+        """Serve the connection of a client until it or that of the broker has ended."""
         self._clients.add(client)
         writers = [client]
         directions: set[asyncio.Task[None]] = set()
@@ -64,7 +64,7 @@ class Proxy:
                     reset(client)
 
     def _end_of_life(self, answer: bytes) -> int | None:
-        """Return how much of an answer is passed on before its connection is cut, if it is."""
+        """Return how many bytes of an answer to pass on before the cut; None if there is no cut."""
         if not self.cuts or (found := answer.find(self.cuts[0])) < 0:
             return None
         return found + len(self.cuts.pop(0))
@@ -83,7 +83,7 @@ class Proxy:
             await asyncio.get_running_loop().create_future()
 
     def close(self) -> None:
-        """Take no more connections, and reset those that are there."""
+        """Accept no more connections, and reset all open ones."""
         assert self.server is not None
         self.server.close()
         self.cut()
@@ -105,7 +105,7 @@ def reset(writer: asyncio.StreamWriter) -> None:
 async def proxy_to(
     port: int, cuts: Sequence[bytes] = (), *, hides_cuts: bool = False
 ) -> AsyncIterator[Proxy]:
-    """Run a proxy to a port of this machine; all of its connections end with it."""
+    """Run a proxy to a port of this machine. All its connections are closed at the end."""
     proxy = Proxy(port, cuts, hides_cuts=hides_cuts)
     connections: set[asyncio.Task[None]] = set()
 

@@ -1,6 +1,7 @@
-"""A gRPC call by hand, over a socket: one that never comes to the end of its message.
+"""A gRPC call over a bare socket that never sends the end of its message.
 
-Only what that needs of HTTP/2 (RFC 9113) is here: no flow control, and headers without compression.
+It implements only the necessary part of HTTP/2 (RFC 9113): no flow control, and headers without
+compression.
 """
 
 import asyncio
@@ -22,15 +23,15 @@ def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -
 
 
 def header(name: str, value: str) -> bytes:
-    """Return a header as a literal that is not indexed (RFC 7541, 6.2.2)."""
+    """Return a header as a literal without indexing (RFC 7541, 6.2.2)."""
     return b"\0" + b"".join(bytes([len(text)]) + text.encode() for text in (name, value))
 
 
 @asynccontextmanager
 async def unfinished_call(node: Node, method: str, size: int, sent: int) -> AsyncIterator[None]:
-    """Call a method with a message of `size` bytes, and send the first `sent` of them.
+    """Call a method with a message of `size` bytes, and send only the first `sent` bytes.
 
-    The context is entered once they are sent.
+    The context begins when these bytes are sent.
     """
     fields = {
         ":method": "POST",
@@ -59,7 +60,7 @@ async def unfinished_call(node: Node, method: str, size: int, sent: int) -> Asyn
 
 
 async def answer_pings(connection: Connection) -> None:
-    """Show for as long as the connection lasts that its client is there."""
+    """Answer the pings of the server, so that it sees a living client."""
     with suppress(Broken):
         while True:
             head = await connection.receive_exactly(HEAD_BYTES)

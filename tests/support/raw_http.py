@@ -1,7 +1,7 @@
-"""HTTP/1.1 by hand, over sockets of which nothing is read that was not asked for.
+"""HTTP/1.1 over bare sockets, from which only the requested bytes are read.
 
-An ordinary client reads ahead, and closes connections in its own way and time. Tests of what
-happens when a connection breaks must decide both.
+An ordinary client reads ahead, and decides itself how and when to close a connection. Tests of
+broken connections must decide both.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
 class Broken(Exception):
-    """The connection ended before what was sent over it was complete."""
+    """The connection ended before the data on it was complete."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Where a broker serves."""
+    """The ports of a broker."""
 
     http_port: int
     grpc_port: int
@@ -41,11 +41,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The first lines of an answer."""
+    """The status and the headers of an answer."""
 
     status: int
     headers: Mapping[str, str]
-    """By lower-case names."""
+    """The headers, by their names in lower case."""
 
 
 class Connection:
@@ -79,13 +79,13 @@ class Connection:
             raise Broken from error
 
     async def receive(self, limit: int = RECEIVE_BYTES) -> bytes:
-        """Return what has come, at least one byte. Raises: Broken, when nothing more will."""
+        """Return the bytes that have come, at least one. Raises: Broken, if no more will come."""
         if self._received:
             return self._take(min(limit, len(self._received)))
         return await self._receive_from_socket(limit)
 
     async def receive_until(self, end: bytes) -> bytes:
-        """Return what comes up to and with `end`."""
+        """Return the bytes up to and including `end`."""
         while (at := self._received.find(end)) < 0:
             self._received += await self._receive_from_socket(RECEIVE_BYTES)
         return self._take(at + len(end))
@@ -109,14 +109,14 @@ class Connection:
         del self._received[:size]
         return data
 
-    # -- The ways in which it can end
+    # -- The ways in which a connection can end
 
     def close(self) -> None:
         self._socket.close()
 
     def half_close(self) -> None:
-        """Say that nothing more is sent, and go on listening."""
-        with suppress(OSError):  # the other end may have been first
+        """Close the sending direction, and continue to receive."""
+        with suppress(OSError):  # the other end may have closed it first
             self._socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
@@ -148,7 +148,7 @@ async def receive_head(connection: Connection) -> Head:
 
 
 async def receive_answer(connection: Connection) -> dict[str, Any]:
-    """Return the JSON of an answer. Raises: Broken; MegaphoneError, the one that was told."""
+    """Return the JSON of an answer. Raises: Broken; MegaphoneError, the error in the answer."""
     head = await receive_head(connection)
     return await receive_body(connection, head)
 
@@ -174,7 +174,7 @@ async def post(connection: Connection, path: str, body: Any) -> dict[str, Any]:
 
 
 async def post_once(node: Node, path: str, body: Any) -> dict[str, Any]:
-    """Do the same on a connection of its own."""
+    """Send JSON on a new connection, and return the JSON of the answer."""
     connection = await Connection.open(node)
     try:
         return await post(connection, path, body)
@@ -183,15 +183,15 @@ async def post_once(node: Node, path: str, body: Any) -> dict[str, Any]:
 
 
 class ChunkedBody:
-    """Decodes a chunked body as it comes, to the byte."""
+    """Decodes a chunked body byte by byte."""
 
     def __init__(self) -> None:
         self._pending = bytearray()
         self._left = 0
-        """How many bytes of the current chunk, with its line break, are yet to come."""
+        """How many bytes of the current chunk, including its line break, are missing."""
         self.is_complete = False
         self.chunk_ends: list[int] = []
-        """The last byte of each whole chunk."""
+        """The last byte of each complete chunk."""
 
     def feed(self, data: bytes) -> bytes:
         """Return the part of the body that is in `data`."""
@@ -202,7 +202,7 @@ class ChunkedBody:
         return bytes(body)
 
     def _step(self, body: bytearray) -> bool:
-        """Take one more piece. Returns: whether there was enough for one."""
+        """Decode one more piece. Returns: whether there were enough bytes for it."""
         if self._left == 0:
             return self._begin_chunk()
         piece = self._pending[: max(0, self._left - 2)]
@@ -224,7 +224,7 @@ class ChunkedBody:
             return False
         length = int(size, 16)
         if length == 0:
-            # No trailers are sent, so the end is one empty line.
+            # The broker sends no trailers, so the end is one empty line.
             self.is_complete = self._pending.startswith(size + END_OF_HEAD)
             return self.is_complete
         del self._pending[: len(size) + 2]

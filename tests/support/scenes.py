@@ -1,4 +1,4 @@
-"""What tests do with channels again and again: write numbers, wait for a condition, read on."""
+"""Common steps of tests: write numbers, wait for a condition, read again."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from tests.support.faces import PLAIN, Created, Face, OpenRead, ReadEvent, take
 
 UNKNOWN_EVENT = "x" * 23
 UNKNOWN_ADDRESS = f"elsewhere.{'A' * 59}"
-"""Of the right form, and of an agent that no node of a test has."""
+"""A well-formed address of an agent that no node of a test has."""
 
 
 def now() -> float:
@@ -30,7 +30,7 @@ def numbers(events: Sequence[ReadEvent]) -> list[int]:
 
 
 def altered(address: str) -> str:
-    """Return a producer address of the right form whose seal is broken."""
+    """Return a well-formed producer address that no key can decrypt."""
     agent, _, sealed = address.partition(".")
     return f"{agent}.{'B' if sealed[0] == 'A' else 'A'}{sealed[1:]}"
 
@@ -41,7 +41,7 @@ def resuming_after(event_id: str) -> ReadOptions:
 
 @asynccontextmanager
 async def traffic(face: Face, channel: Created) -> AsyncIterator[None]:
-    """Write 0, 1, 2 and so on as fast as it goes, within this context."""
+    """Write 0, 1, 2 and so on as fast as possible within this context."""
     writing = asyncio.create_task(write_numbers(face, channel, count()))
     try:
         yield
@@ -56,7 +56,7 @@ async def traffic(face: Face, channel: Created) -> AsyncIterator[None]:
 async def reading_once_free(
     face: Face, channel: Created, options: ReadOptions = PLAIN
 ) -> AsyncIterator[OpenRead]:
-    """Read a channel that has events as soon as the broker has noticed that its reader left."""
+    """Read a channel that has events, as soon as the broker has noticed that its reader left."""
     async with AsyncExitStack() as reads:
         async with asyncio.timeout(5):
             read = await first_not_refused(reads, face, channel, options)
@@ -85,7 +85,7 @@ async def read_once_free(
 
 @contextmanager
 def busy_loop(held_up_s: float = 0.003) -> Iterator[None]:
-    """Make every turn of the event loop take a while, as it does on a node under load."""
+    """Slow down every turn of the event loop, as on a node under load."""
     loop = asyncio.get_running_loop()
     is_over = False
 
@@ -113,7 +113,7 @@ async def a_moment() -> None:
 
 
 def gone(face: Face, channel: Created) -> Callable[[], Awaitable[bool]]:
-    """Return the condition that a channel is no more."""
+    """Return the condition that a channel does not exist any more."""
 
     async def is_gone() -> bool:
         return await face.exists([channel.consumer]) == {channel.consumer: False}
@@ -122,7 +122,7 @@ def gone(face: Face, channel: Created) -> Callable[[], Awaitable[bool]]:
 
 
 def writers_wait(app: App, amount: int) -> Callable[[], Awaitable[bool]]:
-    """Return the condition that so many writers wait for room."""
+    """Return the condition that the given number of writers wait for a place."""
 
     async def do_wait() -> bool:
         return app.metrics.writers_waiting == amount
@@ -131,6 +131,6 @@ def writers_wait(app: App, amount: int) -> Callable[[], Awaitable[bool]]:
 
 
 async def still_waits(*tasks: "asyncio.Task[object]", for_s: float = 0.1) -> bool:
-    """Tell whether none of some tasks ends within a time."""
+    """Return whether none of the tasks ends within the given time."""
     done, _ = await asyncio.wait(tasks, timeout=for_s, return_when=asyncio.FIRST_COMPLETED)
     return not done

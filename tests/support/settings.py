@@ -1,4 +1,4 @@
-"""Settings for a node in a test: on free loopback ports, and ready for channels at once."""
+"""Settings for a node in a test: it uses free loopback ports and takes channels at once."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from megaphone.settings import Settings
 
 
 def fast_settings(**changes: Any) -> Settings:
-    """Return settings with the names in `changes` set otherwise."""
+    """Return these settings with some of them changed."""
     defaults: dict[str, Any] = {
         "address": "127.0.0.1:0",
         "grpc_address": "127.0.0.1:0",

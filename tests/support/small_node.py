@@ -1,7 +1,7 @@
-"""A broker that may have little memory: in a control group of its own, as a container is.
+"""A broker with little memory, in its own control group, like a container.
 
-Where no control group can be made (not root, or a system that is not like that), the broker is told
-by a setting what it would have found out, and only its own peak is watched.
+If the test cannot make a control group (it is not root, or the system has none), a setting tells
+the broker its limit, and the test measures only the peak of its memory.
 """
 
 import os
@@ -35,11 +35,11 @@ class SmallNode:
         return self.process.process.poll() is None
 
     def resident(self) -> int:
-        """Return how many bytes of memory it has now."""
+        """Return how many bytes of memory the broker uses now."""
         return self._status("VmRSS")
 
     def peak(self) -> int:
-        """Return the most that it has ever had."""
+        """Return the largest number of bytes that the broker has ever used."""
         return self._status("VmHWM")
 
     def _status(self, name: str) -> int:
@@ -63,7 +63,7 @@ def small_node(directory: Path, limit: int, **settings: object) -> Iterator[Smal
 
 @contextmanager
 def memory_group(limit: int) -> Iterator[Path | None]:
-    """Make a control group whose processes may have so much memory; None where none can be made."""
+    """Make a control group with a limit of memory. Yields: None if that is impossible."""
     for root, name in ROOTS:
         group = root / f"megaphone-test-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         try:
@@ -76,7 +76,7 @@ def memory_group(limit: int) -> Iterator[Path | None]:
                 return
         finally:
             with suppress(OSError):
-                group.rmdir()  # its processes are gone: whoever entered this context ended them
+                group.rmdir()  # the user of this context has ended its processes
     yield None
 
 
@@ -89,7 +89,7 @@ def bounded(file: Path, limit: int) -> bool:
 
 
 def starter(directory: Path, group: Path) -> Path:
-    """Make a command that runs the broker within a control group."""
+    """Return a command that runs the broker in a control group."""
     script = directory / "megaphone-in-group"
     script.write_text(
         "#!/bin/sh\n"

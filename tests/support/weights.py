@@ -1,7 +1,7 @@
-"""What a node may be loaded with, each far beyond what a small one has memory for.
+"""Loads for a node. Each is far too large for the memory of a small node.
 
-Each load is bounded in number and time. It returns how its calls ended, by codes: `OK`, the code
-of an error, or `CLOSED` for a connection that the broker closed without an answer.
+Each load is limited in number and time. It returns how often its calls ended in each way: `OK`, the
+code of an error, or `CLOSED` for a connection that the broker closed without an answer.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ async def writers_that_wait(node: Node) -> Outcomes:
 
 
 async def unfinished_bodies(node: Node) -> Outcomes:
-    """10,000 connections that send 100 KB of a body of 1 MiB, and then nothing."""
+    """10,000 connections that each send 100 KB of a body of 1 MiB, and then nothing."""
     request = write_of((await new_channel(node))["producerAddress"], LARGE)[:100_000]
     outcomes: Outcomes = Counter()
     connections: list[Connection] = []
@@ -84,7 +84,7 @@ async def unfinished_bodies(node: Node) -> Outcomes:
 
 
 async def gzip_bombs(node: Node) -> Outcomes:
-    """20 at once at every route that takes a body."""
+    """Gzip bombs, 20 at once, to every route that accepts a body."""
     bomb = gzip_bomb()
     channel = await new_channel(node)
     paths = (
@@ -102,17 +102,17 @@ async def gzip_bombs(node: Node) -> Outcomes:
 
 
 async def grpc_calls(node: Node) -> Outcomes:
-    """5,000 writes of a kilobyte at once, over one connection, to one channel."""
+    """5,000 concurrent writes of 1 kB over one connection to one channel."""
     return await grpc_writes(node, 5_000, b'"' + b"x" * 1_000 + b'"')
 
 
 async def large_grpc_calls(node: Node) -> Outcomes:
-    """500 writes of 1 MiB at once, over one connection, to one channel."""
+    """500 concurrent writes of 1 MiB over one connection to one channel."""
     return await grpc_writes(node, 500, LARGE)
 
 
 async def channels(node: Node) -> Outcomes:
-    """100,000 channels, made over 50 connections."""
+    """Creates 100,000 channels over 50 connections."""
     outcomes: Outcomes = Counter()
 
     async def create_some() -> None:
@@ -125,7 +125,7 @@ async def channels(node: Node) -> Outcomes:
 
 
 def gzip_bomb() -> bytes:
-    """Return a body of nearly 1 MiB, the most that is allowed, that inflates to 1,000 MiB.
+    """Return a compressed body of nearly 1 MiB, the limit, that inflates to 1,000 MiB.
 
     It repeats one compressed block, because compressing that many bytes takes seconds.
     """
@@ -186,7 +186,7 @@ async def connected(node: Node) -> AsyncIterator[Connection]:
 
 
 async def call_once(node: Node, request: bytes) -> str:
-    """Send a request on a connection of its own. Returns: how it ended."""
+    """Send a request on a new connection. Returns: how it ended."""
     with suppress(Broken, OSError):
         async with connected(node) as connection:
             return await call(connection, request)
