@@ -6,7 +6,7 @@ from datetime import datetime
 from enum import Enum
 from typing import NamedTuple, Self
 
-DEFAULT_WINDOW = 100
+DEFAULT_IN_FLIGHT = 100
 """The most events in flight to an acknowledging reader that asks for no other number."""
 
 MAX_NAME_LENGTH = 100
@@ -183,11 +183,11 @@ class WriteFailure:
 class ReadOptions:
     """The options of a read. Without any, the reader is a plain one, as old clients are."""
 
-    after_event_id: str | None = None
+    cursor: str | None = None
     """The cursor: an event id, or START. The event and all before it count as acknowledged."""
     acknowledge: bool = False
     """Deliver an event only when the reader acknowledges it."""
-    window: int = DEFAULT_WINDOW
+    in_flight: int = DEFAULT_IN_FLIGHT
     """The most events in flight, with `acknowledge`."""
     take_over: bool = False
     """End the open read of the channel, if there is one, as broken, and take its place."""

@@ -522,10 +522,10 @@ def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:
 
 
 def checked_options(options: ReadOptions) -> ReadOptions:
-    if options.after_event_id is not None:
-        checked_id("event id", options.after_event_id)
-    if not 1 <= options.window <= MAX_WINDOW:
-        raise BadRequest(f"the window must be 1 to {MAX_WINDOW} events, not {options.window}")
+    if options.cursor is not None:
+        checked_id("event id", options.cursor)
+    if not 1 <= options.in_flight <= MAX_WINDOW:
+        raise BadRequest(f"the window must be 1 to {MAX_WINDOW} events, not {options.in_flight}")
     if options.limit is not None and options.limit < 1:
         raise BadRequest("the limit must be at least 1 event")
     if options.heartbeat_s is not None and options.heartbeat_s < SHORTEST_HEARTBEAT_S:

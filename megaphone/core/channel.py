@@ -73,12 +73,12 @@ class Lease:
         "_sendings_kept",
         "acknowledging",
         "floor",
+        "in_flight",
         "is_open",
         "position",
         "recovered",
         "tells_gap",
         "wake",
-        "window",
     )
 
     def __init__(
@@ -90,7 +90,7 @@ class Lease:
     ) -> None:
         self._channel = channel
         self.acknowledging = options.acknowledge
-        self.window = options.window
+        self.in_flight = options.in_flight
         self.wake = wake
         """Called when `take` may have something new to say. May be called too often."""
         self.is_open = True
@@ -269,7 +269,7 @@ class Channel:
     def lease(self, options: ReadOptions, wake: Callable[[], None], now: float) -> Lease:
         """Start to read. The channel cannot die until the lease is released.
 
-        With `after_event_id` the read starts after that event, which counts as acknowledged with
+        With `cursor` the read starts after that event, which counts as acknowledged with
         all before it; if the event is not known any more it starts at the oldest one kept. Without
         it, `recovered` is False if events were evicted that no reader had; this is repeated until
         a read has ended clean.
@@ -282,8 +282,8 @@ class Channel:
                 raise ReaderBusy
             self._lose_lease(self._lease, now)
         recovered = False if self.log.has_gap else None
-        if options.after_event_id is not None:
-            recovered = self._resume(options.after_event_id, now)
+        if options.cursor is not None:
+            recovered = self._resume(options.cursor, now)
         lease = self._lease = Lease(self, options, wake, recovered)
         self.deadline = None
         return lease
@@ -529,7 +529,7 @@ class Channel:
     def _take(self, lease: Lease, limit: int, max_bytes: int, now: float) -> Batch | None:
         log, is_plain = self.log, not lease.acknowledging
         # A plain lease that took more would have events dropped before they are sent.
-        most = log.limits.capacity if is_plain else lease.window - (log.sent - log.delivered)
+        most = log.limits.capacity if is_plain else lease.in_flight - (log.sent - log.delivered)
         batch = log.take(most if most < limit else limit, max_bytes, deliver=is_plain)
         if batch is not None:
             self._was_used = True

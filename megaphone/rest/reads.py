@@ -13,7 +13,7 @@ from aiohttp import web
 
 from megaphone.core.reader import Reader
 from megaphone.errors import AgentMoved, TooSlow
-from megaphone.model import DEFAULT_WINDOW, Event, ReadOptions
+from megaphone.model import DEFAULT_IN_FLIGHT, Event, ReadOptions
 from megaphone.rest.connection.answers import StreamedAnswer
 from megaphone.rest.connection.peers import abort, watch_peer
 from megaphone.rest.connection.writer import BodyWriter
@@ -42,9 +42,9 @@ def read_options(request: web.Request) -> ReadOptions:
     last = request.headers.get(LAST_EVENT_ID)
     window = whole_number(query, "window")
     return ReadOptions(
-        after_event_id=query.get("after") if last is None else last,
+        cursor=query.get("after") if last is None else last,
         acknowledge=choice(query, "ack", {"none": False, "explicit": True}, default=False),
-        window=DEFAULT_WINDOW if window is None else window,
+        in_flight=DEFAULT_IN_FLIGHT if window is None else window,
         take_over=choice(query, "takeover", {"false": False, "true": True}, default=False),
         limit=whole_number(query, "limit"),
         wait_s=seconds_of_ms(query, "wait_ms"),

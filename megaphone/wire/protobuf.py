@@ -12,7 +12,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from megaphone.model import (
-    DEFAULT_WINDOW,
+    DEFAULT_IN_FLIGHT,
     AgentInfo,
     BatchFailure,
     DrainProgress,
@@ -80,9 +80,9 @@ def publish_result(result: str | WriteFailure) -> pb.PublishResponse.Result:
 
 def read_options(request: pb.ReadRequest) -> ReadOptions:
     return ReadOptions(
-        after_event_id=optional(request.after_event_id),
+        cursor=optional(request.after_event_id),
         acknowledge=request.acknowledge,
-        window=request.window or DEFAULT_WINDOW,
+        in_flight=request.window or DEFAULT_IN_FLIGHT,
         take_over=request.take_over,
         limit=request.limit or None,
         wait_s=request.wait_ms / 1000 if request.HasField("wait_ms") else None,

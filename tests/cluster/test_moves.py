@@ -132,7 +132,7 @@ async def test_a_read_ends_cleanly_and_goes_on_elsewhere(
         await drain(source, url(target))
         assert [event async for event in read] == []
     await there.write(channel.producer, "s", b"2")
-    options = ReadOptions(wait_s=0.0, after_event_id=first.event_id)
+    options = ReadOptions(wait_s=0.0, cursor=first.event_id)
     assert [event.body for event in await read_all(there, channel.consumer, options)] == [b"2"]
 
 
@@ -227,7 +227,7 @@ async def test_the_client_of_a_read_that_is_broken_off_sees_a_broken_end(
             assert await end_of(read) == end
         finally:
             read.close()
-    options = ReadOptions(wait_s=0.0, after_event_id=START)
+    options = ReadOptions(wait_s=0.0, cursor=START)
     async with await target.broker.open_reader(channel.consumer_address, options) as again:
         assert sum([len(batch) async for batch in again]) == 50
 

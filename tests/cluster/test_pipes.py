@@ -217,7 +217,7 @@ async def test_a_reader_resumes_at_the_target_where_it_was_at_the_source(
     await source.app.pipes.pipe("moving", target.url)
     ids += await write(source, channel, range(250, 260))
     await arrived(target, 110)
-    options = ReadOptions(after_event_id=ids[50], wait_s=0.0)
+    options = ReadOptions(cursor=ids[50], wait_s=0.0)
     async with target.face.read(channel.consumer, options) as read:
         assert [int(event.body) async for event in read] == list(range(201, 260))
         assert read.recovered is True

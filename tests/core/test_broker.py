@@ -309,10 +309,10 @@ async def test_heartbeats_come_only_while_nothing_else_does(node: Node) -> None:
     [
         ReadOptions(limit=0),
         ReadOptions(heartbeat_s=0.01),
-        ReadOptions(window=0),
-        ReadOptions(window=1_000_000),
-        ReadOptions(after_event_id=""),
-        ReadOptions(after_event_id="x" * 201),
+        ReadOptions(in_flight=0),
+        ReadOptions(in_flight=1_000_000),
+        ReadOptions(cursor=""),
+        ReadOptions(cursor="x" * 201),
     ],
 )
 async def test_what_cannot_be_asked_of_a_read_is_refused_before_it_begins(

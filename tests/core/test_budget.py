@@ -31,7 +31,7 @@ def write(target: Channel, *events: Event, at: float = 0.0) -> None:
 
 def read(target: Channel, *, at: float = 0.0, after: str | None = None) -> list[str]:
     """Read what is there, to a clean end."""
-    lease = target.lease(ReadOptions(after_event_id=after), lambda: None, at)
+    lease = target.lease(ReadOptions(cursor=after), lambda: None, at)
     taken: list[str] = []
     while batch := lease.take(100, LARGEST_BATCH_BYTES, at):
         taken += [one.id for one in batch.events]
@@ -40,7 +40,7 @@ def read(target: Channel, *, at: float = 0.0, after: str | None = None) -> list[
 
 
 def recovers(target: Channel, cursor: str) -> bool | None:
-    lease = target.lease(ReadOptions(after_event_id=cursor), lambda: None, 0.0)
+    lease = target.lease(ReadOptions(cursor=cursor), lambda: None, 0.0)
     lease.release(clean=False, now=0.0)
     return lease.recovered
 

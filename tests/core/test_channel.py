@@ -63,11 +63,11 @@ def ignore() -> None:
 
 
 def resuming(event_id: str, *, acknowledge: bool = False) -> ReadOptions:
-    return ReadOptions(after_event_id=event_id, acknowledge=acknowledge)
+    return ReadOptions(cursor=event_id, acknowledge=acknowledge)
 
 
 def windowed(window: int) -> ReadOptions:
-    return ReadOptions(acknowledge=True, window=window)
+    return ReadOptions(acknowledge=True, in_flight=window)
 
 
 def read(
@@ -425,7 +425,7 @@ def test_what_the_former_reader_had_counts_as_sent_by_a_broken_read() -> None:
 def test_a_resuming_reader_may_take_over() -> None:
     channel = holding("abc")
     take(read(channel))
-    new = read(channel, ReadOptions(after_event_id="b", take_over=True))
+    new = read(channel, ReadOptions(cursor="b", take_over=True))
     assert (new.recovered, take(new)) == (True, "c")
 
 
@@ -496,7 +496,7 @@ def test_a_plain_reader_frees_places_by_taking() -> None:
 
 
 def test_a_plain_reader_has_no_window() -> None:
-    assert read_once(holding("abc"), ReadOptions(window=1)) == "abc"
+    assert read_once(holding("abc"), ReadOptions(in_flight=1)) == "abc"
 
 
 def test_what_a_plain_reader_had_is_done_after_a_clean_end() -> None:

@@ -42,7 +42,7 @@ def take(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
 def read_once(
     channel: Channel, after: str | None = None, *, limit: int = 100, clean: bool = True
 ) -> str:
-    lease = read(channel, ReadOptions(after_event_id=after))
+    lease = read(channel, ReadOptions(cursor=after))
     letters = ""
     while more := take(lease, limit - len(letters)):
         letters += more
@@ -157,7 +157,7 @@ def test_a_writer_that_waits_does_not_get_the_room_that_was_made_for_another_eve
 
 def test_an_acknowledging_reader_goes_on_however_much_was_pushed_out_before_it() -> None:
     channel = fed("abc")
-    lease = read(channel, ReadOptions(acknowledge=True, window=2))
+    lease = read(channel, ReadOptions(acknowledge=True, in_flight=2))
     assert take(lease) == "ab"
     push(channel, "defghijkl")
     channel.acknowledge("b", 0.0)

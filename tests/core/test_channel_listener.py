@@ -118,9 +118,9 @@ class FollowedChannel(RuleBasedStateMachine):
 
     @rule(acknowledge=st.booleans(), resumes=st.booleans(), data=st.data())
     def read(self, acknowledge: bool, resumes: bool, data: st.DataObject) -> None:
-        options = ReadOptions(acknowledge=acknowledge, window=3, take_over=True)
+        options = ReadOptions(acknowledge=acknowledge, in_flight=3, take_over=True)
         if resumes:
-            options = replace(options, after_event_id=self.any_name(data))
+            options = replace(options, cursor=self.any_name(data))
         with self.told_if_it_changes(in_one_step=self.lease is None):
             self.lease = self.channel.lease(options, do_nothing, self.now)
 

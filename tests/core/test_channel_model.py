@@ -137,7 +137,7 @@ class Model:
         """What a take would return."""
         assert self.reader is not None
         if self.reader.acknowledge:
-            limit = min(limit, self.reader.window - len(self.in_state(State.SENT)))
+            limit = min(limit, self.reader.in_flight - len(self.in_state(State.SENT)))
         else:
             limit = min(limit, self.capacity)
         return self.in_state(State.READY)[:limit]
@@ -204,7 +204,7 @@ limits = st.integers(1, 7)
 options = st.builds(
     ReadOptions,
     acknowledge=st.booleans(),
-    window=st.sampled_from([1, 1, 2, 3, 4, 100]),
+    in_flight=st.sampled_from([1, 1, 2, 3, 4, 100]),
     take_over=st.sampled_from([False, False, False, True]),
 )
 
@@ -303,7 +303,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(options=options, data=st.data())
     def resume(self, options: ReadOptions, data: st.DataObject) -> None:
         cursor = self.any_event(data)
-        self.start_reading(replace(options, after_event_id=id_of(cursor)), cursor)
+        self.start_reading(replace(options, cursor=id_of(cursor)), cursor)
 
     def take_up_to(self, limit: int) -> list[int]:
         assert self.open is not None

@@ -19,7 +19,7 @@ def write(channel: Channel, letters: str) -> None:
 
 
 def read(channel: Channel, after: str | None = None, *, take_over: bool = False) -> Lease:
-    options = ReadOptions(after_event_id=after, take_over=take_over)
+    options = ReadOptions(cursor=after, take_over=take_over)
     return channel.lease(options, lambda: None, 0.0)
 
 

@@ -110,5 +110,5 @@ async def test_what_a_plain_reader_had_not_taken_at_the_clean_end_of_its_read_is
     await stall(app, transport, channel.consumer)
     # As documented: the node cannot know. Who must not lose them resumes or acknowledges.
     assert await read_all(http, channel.consumer, ReadOptions(wait_s=0.1)) == []
-    from_the_start = ReadOptions(after_event_id=START, wait_s=0.1)
+    from_the_start = ReadOptions(cursor=START, wait_s=0.1)
     assert numbers(await read_all(http, channel.consumer, from_the_start)) == [0, 1, 2]

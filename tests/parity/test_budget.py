@@ -59,7 +59,7 @@ async def test_a_reader_is_told_that_replay_made_room(face: Face) -> None:
     await fill(face, new)
     for cursor, recovered in ((START, False), (read_already[-1], True)):
         read = resuming_after(cursor)
-        async with face.read(old.consumer, ReadOptions(read.after_event_id, wait_s=0)) as resumed:
+        async with face.read(old.consumer, ReadOptions(read.cursor, wait_s=0)) as resumed:
             await resumed.begun()
             assert resumed.recovered is recovered
 

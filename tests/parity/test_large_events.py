@@ -9,7 +9,7 @@ BODIES = [b'"' + b"%03d" % number + b"x" * 500_000 + b'"' for number in range(24
 
 
 @pytest.mark.parametrize(
-    "options", [ReadOptions(), ReadOptions(acknowledge=True), ReadOptions(after_event_id=START)]
+    "options", [ReadOptions(), ReadOptions(acknowledge=True), ReadOptions(cursor=START)]
 )
 async def test_a_backlog_of_large_events_is_read_in_one_read_without_waiting(
     face: Face, options: ReadOptions
@@ -17,6 +17,6 @@ async def test_a_backlog_of_large_events_is_read_in_one_read_without_waiting(
     channel = await face.create()
     for body in BODIES:
         await face.write(channel.producer, "s", body)
-    options = ReadOptions(options.after_event_id, acknowledge=options.acknowledge, wait_s=0)
+    options = ReadOptions(options.cursor, acknowledge=options.acknowledge, wait_s=0)
     events = await read_all(face, channel.consumer, options)
     assert [event.body for event in events] == BODIES

@@ -48,7 +48,7 @@ ACKNOWLEDGING = ReadOptions(acknowledge=True)
 READS = [
     pytest.param(PLAIN, id="plain"),
     pytest.param(ACKNOWLEDGING, id="acknowledging"),
-    pytest.param(ReadOptions(after_event_id=UNKNOWN_EVENT), id="resuming"),
+    pytest.param(ReadOptions(cursor=UNKNOWN_EVENT), id="resuming"),
 ]
 
 
@@ -547,7 +547,7 @@ async def test_repeated_batch_writes_only_what_was_not_taken(writer: Face, reade
 async def test_acknowledging_reader_has_its_window_in_flight(writer: Face, reader: Face) -> None:
     channel = await writer.create()
     await write_numbers(writer, channel, range(6))
-    async with reader.read(channel.consumer, ReadOptions(acknowledge=True, window=2)) as read:
+    async with reader.read(channel.consumer, ReadOptions(acknowledge=True, in_flight=2)) as read:
         first, second = await take(read, 2)
         third = asyncio.create_task(take(read, 1))
         assert await still_waits(third)
@@ -560,7 +560,7 @@ async def test_acknowledging_reader_has_its_window_in_flight(writer: Face, reade
 async def test_acknowledging_counts_all_before_and_each_once(face: Face) -> None:
     channel = await face.create()
     await write_numbers(face, channel, range(5))
-    async with face.read(channel.consumer, ReadOptions(acknowledge=True, window=4)) as read:
+    async with face.read(channel.consumer, ReadOptions(acknowledge=True, in_flight=4)) as read:
         events = await take(read, 4)
         acknowledged = [
             await face.acknowledge(channel.consumer, event_id)
@@ -625,7 +625,7 @@ async def test_read_resumes_also_after_a_clean_end(writer: Face, reader: Face) -
     channel = await writer.create()
     event_ids = await write_numbers(writer, channel, range(3))
     assert len(await read_all(writer, channel.consumer, ReadOptions(limit=3))) == 3
-    options = ReadOptions(after_event_id=event_ids[0], limit=2)
+    options = ReadOptions(cursor=event_ids[0], limit=2)
     async with reader.read(channel.consumer, options) as read:
         assert read.recovered is True
         assert numbers([event async for event in read]) == [1, 2]
@@ -667,7 +667,7 @@ async def test_cursor_acknowledges_all_up_to_it(writer: Face, reader: Face) -> N
     channel = await writer.create()
     events = await write_numbers(writer, channel, range(4))
     await read_some(writer, channel.consumer, 4, ACKNOWLEDGING)
-    options = ReadOptions(after_event_id=events[1], acknowledge=True)
+    options = ReadOptions(cursor=events[1], acknowledge=True)
     async with reading_once_free(reader, channel, options) as read:
         assert read.recovered is True
         assert numbers(await take(read, 2)) == [2, 3]

@@ -315,7 +315,7 @@ async def test_evicted_events_are_there_for_a_reader_that_resumes(node: App) -> 
     async with feeding(node) as old:
         await old.send(created(), *(event(number) for number in range(RUST_CAPACITY + 2)))
         assert await old.half_close() is grpc.StatusCode.OK
-    from_the_start = ReadOptions(wait_s=0.0, after_event_id="-")
+    from_the_start = ReadOptions(wait_s=0.0, cursor="-")
     assert await read(node, options=from_the_start) == list(range(102))
 
 
@@ -409,7 +409,7 @@ async def test_events_that_the_source_has_dropped_are_not_read_here_and_are_no_c
         await new.send(forgotten(5), end())  # again, as after a broken connection
         assert await new.status() is grpc.StatusCode.OK
     for cursor, recovered in ((1, False), (5, True)):
-        options = ReadOptions(wait_s=0.0, after_event_id=id_of(cursor))
+        options = ReadOptions(wait_s=0.0, cursor=id_of(cursor))
         async with await node.broker.open_reader(ADDRESS, options) as reader:
             assert reader.recovered is recovered
             assert [int(one.body) async for batch in reader for one in batch] == [6]

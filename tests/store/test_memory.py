@@ -338,7 +338,7 @@ async def test_a_waiting_reader_gets_an_event_at_the_moment_its_window_opens(
     bench: Bench,
 ) -> None:
     await bench.fill("ab")
-    lease = await bench.read(ReadOptions(acknowledge=True, window=1))
+    lease = await bench.read(ReadOptions(acknowledge=True, in_flight=1))
     assert await bench.take(lease) == ["a"]
     taking = await bench.start(bench.take(lease))
     await bench.at(7.0)
@@ -561,7 +561,7 @@ async def test_a_resuming_reader_learns_whether_its_event_was_known(bench: Bench
     await bench.read_once()
     answers = []
     for event_id in None, "b", "z":
-        lease = await bench.read(ReadOptions(after_event_id=event_id))
+        lease = await bench.read(ReadOptions(cursor=event_id))
         answers.append((lease.recovered, await bench.take(lease, until=bench.now() + 1)))
         lease.release(clean=True)
     assert answers == [(None, []), (True, ["c"]), (False, ["a", "b", "c"])]

@@ -210,9 +210,9 @@ async def test_a_position_that_goes_back_is_told(bench: Bench) -> None:
     changes = follow(bench, with_read=True)
     await bench.read_once()
     assert await told(changes) == "+c c:a1 c:b2 c:c3 c@c"
-    await bench.read(ReadOptions(after_event_id="a"))
+    await bench.read(ReadOptions(cursor="a"))
     assert await told(changes) == "c@a~c"
-    await bench.read(ReadOptions(after_event_id=START, take_over=True))
+    await bench.read(ReadOptions(cursor=START, take_over=True))
     assert await told(changes) == "c@-~c"
 
 
@@ -503,7 +503,7 @@ async def test_a_writer_does_not_wait_for_room_once_the_oldest_was_told(bench: B
     assert words(await changes.take(1)) == "+c c:a1"
     await bench.write("d")
     assert bench.observer.waited == 0
-    assert await bench.read_once(ReadOptions(after_event_id=START)) == ["a", "b", "c", "d"]
+    assert await bench.read_once(ReadOptions(cursor=START)) == ["a", "b", "c", "d"]
 
 
 @virtual_time
@@ -937,7 +937,7 @@ class Scenario:
         options = ReadOptions(
             after,
             acknowledge=self.random.random() < 0.5,
-            window=self.random.choice([1, 2, 100]),
+            in_flight=self.random.choice([1, 2, 100]),
             take_over=self.random.random() < 0.3,
         )
         with suppress(ReaderBusy):

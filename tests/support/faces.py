@@ -25,7 +25,7 @@ from yarl import URL
 from megaphone.app import App
 from megaphone.core.agents import AGENT_NAME
 from megaphone.errors import MegaphoneError
-from megaphone.model import DEFAULT_WINDOW, BatchFailure, Message, ReadOptions
+from megaphone.model import DEFAULT_IN_FLIGHT, BatchFailure, Message, ReadOptions
 from megaphone.wire.errors import DOMAIN, error_from, row_of
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
@@ -248,12 +248,12 @@ def batch_body(addresses: Sequence[str], messages: Sequence[Message]) -> bytes:
 
 def query_of(options: ReadOptions) -> str:
     asked: dict[str, str] = {}
-    if options.after_event_id is not None:
-        asked["after"] = options.after_event_id
+    if options.cursor is not None:
+        asked["after"] = options.cursor
     if options.acknowledge:
         asked["ack"] = "explicit"
-    if options.window != DEFAULT_WINDOW:
-        asked["window"] = str(options.window)
+    if options.in_flight != DEFAULT_IN_FLIGHT:
+        asked["window"] = str(options.in_flight)
     if options.take_over:
         asked["takeover"] = "true"
     if options.limit is not None:
@@ -403,9 +403,9 @@ def write_request(
 def read_request(address: str, options: ReadOptions = PLAIN) -> pb.ReadRequest:
     return pb.ReadRequest(
         consumer_address=address,
-        after_event_id=options.after_event_id or "",
+        after_event_id=options.cursor or "",
         acknowledge=options.acknowledge,
-        window=options.window,
+        window=options.in_flight,
         take_over=options.take_over,
         limit=options.limit or 0,
         wait_ms=None if options.wait_s is None else milliseconds(options.wait_s),

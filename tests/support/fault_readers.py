@@ -269,9 +269,9 @@ def read_line(address: str, options: ReadOptions, *, sse: bool) -> bytes:
     if sse:
         headers["Accept"] = "text/event-stream"
         # An EventSource that reconnects sends its cursor in a header, and so takes over.
-        if options.after_event_id is not None:
-            headers["Last-Event-ID"] = options.after_event_id
-            options = replace(options, after_event_id=None)
+        if options.cursor is not None:
+            headers["Last-Event-ID"] = options.cursor
+            options = replace(options, cursor=None)
     return request_of("GET", f"/read/{segment(address)}{query_of(options)}", headers=headers)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from megaphone.errors import ReaderBusy
-from megaphone.model import DEFAULT_WINDOW, ReadOptions
+from megaphone.model import DEFAULT_IN_FLIGHT, ReadOptions
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.checker import (
@@ -89,7 +89,7 @@ class Scenario:
             cuts=rng.randint(2, 8),
             takes_over=rng.random() < 0.4,
             acknowledge_every=rng.choice((1, 4, 10, 25)),
-            in_flight=rng.choice((DEFAULT_WINDOW, DEFAULT_WINDOW, 30)),
+            in_flight=rng.choice((DEFAULT_IN_FLIGHT, DEFAULT_IN_FLIGHT, 30)),
             longest_stall_s=longest_stall_s,
         )
 
@@ -111,7 +111,7 @@ class Scenario:
         may_be_limited = self.kind is not Kind.PLAIN or read_number >= self.cuts
         return ReadOptions(
             acknowledge=self.kind is Kind.ACKNOWLEDGING,
-            window=self.in_flight,
+            in_flight=self.in_flight,
             limit=rng.choice((None, None, None, 1, 7)) if may_be_limited else None,
             heartbeat_s=rng.choice((None, None, 0.1)),
         )
@@ -310,7 +310,7 @@ class FaultyReader:
         """Read once, as soon as the broker has noticed the end of the former read."""
         options = replace(
             self._scenario.options_of(number),
-            after_event_id=self._last_seen if self._scenario.kind is Kind.RESUMING else None,
+            cursor=self._last_seen if self._scenario.kind is Kind.RESUMING else None,
             wait_s=QUIET_S if self._ledger.all_written else None,
         )
         transport = self._scenario.transport_of(number)
@@ -325,7 +325,7 @@ class FaultyReader:
     async def _try_to_read(self, transport: str, options: ReadOptions, cut: Cut | None) -> Read:
         asked_at = asyncio.get_running_loop().time()
         window_s = min(self._scenario.window_s, options.wait_s or self._scenario.window_s)
-        attempt = Attempt(Read(self._ledger.tick(), options.after_event_id), asked_at + window_s)
+        attempt = Attempt(Read(self._ledger.tick(), options.cursor), asked_at + window_s)
         asked = await self._ask(transport, options, cut)
         try:
             await self._follow(asked, attempt, cut)

@@ -84,7 +84,7 @@ class Plan:
         may_be_limited = self.kind is not Kind.PLAIN
         return ReadOptions(
             acknowledge=self.kind is Kind.ACKNOWLEDGING,
-            window=self.in_flight,
+            in_flight=self.in_flight,
             limit=rng.choice((None, None, None, 1, 7)) if may_be_limited else None,
             heartbeat_s=rng.choice((None, None, 0.1)),
         )
@@ -179,7 +179,7 @@ class Reader:
         """Read once, as soon as a node allows it."""
         options = self._plan.options_of(number)
         if self._plan.kind is Kind.RESUMING:
-            options = replace(options, after_event_id=self._cursor)
+            options = replace(options, cursor=self._cursor)
         if calm.is_set() and self._ledger.all_written:
             options, cut = replace(options, wait_s=QUIET_S), None
         missing = 0
@@ -203,7 +203,7 @@ class Reader:
         clock = asyncio.get_running_loop().time
         asked_at = clock()
         window_s = min(self._plan.window_s, options.wait_s or self._plan.window_s)
-        read = Read(self._ledger.tick(), options.after_event_id, asked_at=asked_at)
+        read = Read(self._ledger.tick(), options.cursor, asked_at=asked_at)
         moves = self._moves.ended
         asked = await self._ask(node, transport, options, cut)
         try:

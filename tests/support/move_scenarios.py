@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from megaphone.model import DEFAULT_WINDOW
+from megaphone.model import DEFAULT_IN_FLIGHT
 from tests.support.checker import Kind
 from tests.support.move_ledger import LARGEST_BYTES
 from tests.support.move_readers import Plan
@@ -100,7 +100,7 @@ class Scenario:
             longest_away_s=10.0 * self.pace_s,
             takes_over=rng.random() < 0.4,
             acknowledge_every=rng.choice((1, 4, 10)),
-            in_flight=rng.choice((DEFAULT_WINDOW, DEFAULT_WINDOW, 30)),
+            in_flight=rng.choice((DEFAULT_IN_FLIGHT, DEFAULT_IN_FLIGHT, 30)),
         )
 
     def settings_of(self, node: int) -> dict[str, Any]:

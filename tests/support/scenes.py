@@ -36,7 +36,7 @@ def altered(address: str) -> str:
 
 
 def resuming_after(event_id: str) -> ReadOptions:
-    return ReadOptions(after_event_id=event_id)
+    return ReadOptions(cursor=event_id)
 
 
 @asynccontextmanager

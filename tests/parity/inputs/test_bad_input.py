@@ -378,11 +378,11 @@ def id_cases() -> Iterator[Case]:
 def option_cases() -> Iterator[Case]:
     windows = {"the largest": 100_000, "one": 1}
     for name, window in windows.items():
-        yield Case(f"window: {name}", reads(ReadOptions(acknowledge=True, window=window)), None)
+        yield Case(f"window: {name}", reads(ReadOptions(acknowledge=True, in_flight=window)), None)
     for window in (100_001, 2**32 - 1):
-        options = ReadOptions(acknowledge=True, window=window)
+        options = ReadOptions(acknowledge=True, in_flight=window)
         yield Case(f"window: {window}", reads(options), BadRequest)
-    yield Case("window of a plain read: too large", reads(ReadOptions(window=10**6)), BadRequest)
+    yield Case("window of a plain read: too large", reads(ReadOptions(in_flight=10**6)), BadRequest)
     yield Case("heartbeat: too often", reads(ReadOptions(heartbeat_s=0.05)), BadRequest)
     yield Case("heartbeat: often", reads(ReadOptions(heartbeat_s=0.1)), None)
     for name in ("window", "limit", "wait_ms", "heartbeat_ms"):
