@@ -36,7 +36,7 @@ async def unread_anywhere(
         try:
             answers = await asyncio.gather(*(target.in_use(addresses) for target in targets))
         except MegaphoneError as error:
-            log.warning("agent %s: its channels live on: %s", agent, error)
+            log.warning("agent %s: its channels cannot expire now: %s", agent, error)
             break
         gone = set(addresses).difference(*answers)
         unread += [ConsumerAddress.parse(address).channel_id for address in gone]

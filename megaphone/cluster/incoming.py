@@ -113,7 +113,7 @@ class IncomingPipes:
             if (earlier := self._pipes.get((agent, source_id))) is not None:
                 earlier.close()
             self._pipes[agent, source_id] = pipe
-        log.info("agent %s is fed by another node", agent)
+        log.info("agent %s: another node replicates it to this one", agent)
         return pipe
 
     def closed(self, agent: str, source_id: str, pipe: "IncomingPipe") -> None:
@@ -142,7 +142,7 @@ class IncomingPipes:
         """Make a replica the master of its channels, now that they are complete."""
         self.forget(agent.name)
         self.agents.promote(agent.name, asyncio.get_running_loop().time())
-        log.info("agent %s is MASTER here now: its feed is complete", agent.name)
+        log.info("agent %s is MASTER here now: its source has sent everything", agent.name)
 
     async def usage(self, addresses: Sequence[str]) -> Usage:
         """Return how the channels of some consumer addresses are used here.
@@ -238,10 +238,12 @@ class IncomingPipe:
             self._agent.feeds -= 1
             self._keeping_alive.close()
             self._pipes.closed(self._agent.name, self._source_id, self)
-            log.info("agent %s: the feed by another node is over", self._agent.name)
+            log.info("agent %s: its incoming pipe has ended", self._agent.name)
             if self._refused > 1:
                 log.warning(
-                    "agent %s: %d fed events were refused in all", self._agent.name, self._refused
+                    "agent %s: %d replicated events were refused in total",
+                    self._agent.name,
+                    self._refused,
                 )
 
     # -- Changes
@@ -295,7 +297,7 @@ class IncomingPipe:
             self._pipes.observer.events_lost(1)
             self._refused += 1
             if self._refused == 1:  # a line for each would be as many as a source likes
-                log.warning("agent %s: a fed event was refused: %s", self._agent.name, error)
+                log.warning("agent %s: a replicated event was refused: %s", self._agent.name, error)
         if change.number:
             self._numbers[channel_id] = change.number
 
@@ -340,4 +342,4 @@ class IncomingPipe:
 
     def _refuse_others(self, agent: str) -> None:
         if agent != self._agent.name:
-            raise BadRequest(f"the feed of agent {self._agent.name} has a channel of {agent}")
+            raise BadRequest(f"the pipe of agent {self._agent.name} has a channel of agent {agent}")

@@ -91,10 +91,10 @@ class Drains:
                 if target is not None:
                     await self._drain_in_the_end(target)
         except TimeoutError:
-            log.error("this node could not be handed over within %g s", within_s)
+            log.error("this node did not finish its hand-over within %g s", within_s)
         if target is not None and (channels := await self._channels_here()):
             names = ", ".join(agent.name for agent in self._left(()))
-            log.error("%d channels end with this node, those of agents %s", channels, names)
+            log.error("%d channels are lost with this node; their agents: %s", channels, names)
 
     async def _drain_in_the_end(self, target: str) -> None:
         """Drain until nothing is left, or nothing is lost with what is."""
@@ -185,7 +185,9 @@ class Moved:
 def all_in_one(failures: dict[str, MegaphoneError]) -> MegaphoneError:
     """Return the last of some errors, with the names of all agents that did not move."""
     last = list(failures.values())[-1]
-    return type(last)(f"what has not moved is here as before: {', '.join(failures)}; {last}")
+    return type(last)(
+        f"these agents have not moved, and are as before: {', '.join(failures)}; {last}"
+    )
 
 
 class Move:
@@ -255,7 +257,7 @@ class Move:
             if pipe.connection is not None:
                 seen_at = clock()
             elif not pipe.is_running or clock() > seen_at + GONE_S:
-                raise TargetUnavailable("the target has gone")
+                raise TargetUnavailable("the target does not answer any more")
             await asyncio.sleep(CHECK_S)
 
     async def _cut_over(self, pipe: OutgoingPipe) -> int:
@@ -267,10 +269,10 @@ class Move:
             channels = await self._store.count(name)
             as_master = self.agent.before_pipe is AgentMode.MASTER
             if not await pipe.complete(as_master=as_master):
-                raise TargetUnavailable("the target did not say that it has it all")
+                raise TargetUnavailable("the target did not confirm that it has everything")
             await self._pipes.let_go(self.agent)
             self._incoming.forget(name)
-        log.info("agent %s is on another node now, with %d channels", name, channels)
+        log.info("agent %s has moved to another node, with %d channels", name, channels)
         return channels
 
     async def _stay(self, pipe: OutgoingPipe, *, is_new: bool) -> None:

@@ -38,16 +38,16 @@ ANSWER = re.compile(r"v1\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)
 
 # Read at the source, in an answer of the target, and in the log of the target.
 ASKS_FOR_A_PROOF = (
-    "the target is fed only by nodes that prove that they have its secret: set the same"
+    "the target accepts agents only from nodes that prove that they have its secret: set the same"
     " `nodes.secret` on both"
 )
 TAKES_NO_FEEDS = (
-    "the target has no secret, and so no other machine may feed it: set the same `nodes.secret` on"
-    " both; `nodes.open = true` on the target lets everybody feed it"
+    "the target has no secret, so it accepts no agents from other machines: set the same"
+    " `nodes.secret` on both, or `nodes.open = true` on the target"
 )
 HAS_NOT_PROVED = (
     "the target has not proved that it has the secret of this node: set the same `nodes.secret` on"
-    " both; `nodes.open = true` on this one lets it send to targets that cannot prove it"
+    " both, or `nodes.open = true` on this node"
 )
 
 
@@ -116,7 +116,7 @@ class NodeGuard:
 
     def _verified(self, method: str, proof: str, now: float) -> str:
         if (found := PROOF.fullmatch(proof)) is None:
-            raise Unauthenticated("the proof of the calling node has a form that is not known here")
+            raise Unauthenticated("the proof of the calling node has an unknown form")
         time, nonce, mac = found.groups()
         key = self._key_of(method, time, nonce, mac)
         if abs(now - int(time)) > CLOCKS_MAY_DIFFER_S:
@@ -133,8 +133,8 @@ class NodeGuard:
             if hmac.compare_digest(mac, mac_of_call(key, method, time, nonce, target_id)):
                 return key
         raise Unauthenticated(
-            "the proof of the calling node is not one for this call: is `nodes.secret` the same on"
-            " both?"
+            "the proof of the calling node is not valid for this call: is `nodes.secret` the same"
+            " on both?"
         )
 
     def _remember(self, nonce: str, now: float) -> None:

@@ -215,8 +215,8 @@ class OutgoingPipe:
         largest = await self._replication.largest_capacity(self.agent.name)
         if not connection.extended and largest > RUST_CAPACITY:
             raise WrongMode(
-                f"agent {self.agent.name} has channels that hold {largest} events, and those of the"
-                f" target, which runs the Rust broker, hold {RUST_CAPACITY}"
+                f"agent {self.agent.name} has a channel with a capacity of {largest} events;"
+                f" the target runs the Rust broker, whose channels have {RUST_CAPACITY}"
             )
 
     @property
@@ -245,7 +245,7 @@ class OutgoingPipe:
         self._is_completing.clear()
         self._has_said_all = False  # from now on there may be more
         if was_running and not self._has_arrived:
-            log.warning("agent %s: its pipe did not come to its end", self.agent.name)
+            log.warning("agent %s: its pipe ended before everything was sent", self.agent.name)
         return self._has_arrived
 
     def resume(self) -> None:
@@ -295,7 +295,7 @@ class OutgoingPipe:
 
     async def _connect_again(self) -> Connection:
         connection = await connect(self.endpoint, self._start, self._credentials)
-        log.info("agent %s: its pipe is connected again", self.agent.name)
+        log.info("agent %s: its pipe has reconnected", self.agent.name)
         return connection
 
     async def _forward(self, connection: Connection) -> None:

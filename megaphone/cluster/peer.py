@@ -226,7 +226,7 @@ async def has_taken(connection: Connection, *, is_known: bool) -> bool:
         raise await connection.failure()
     except TimeoutError:
         if is_known:
-            raise TargetUnavailable("the target does not say whether it takes the agent") from None
+            raise TargetUnavailable("the target did not say whether it accepts the agent") from None
         return False
     finally:
         over.cancel()

@@ -73,7 +73,9 @@ class Replicas:
         self._unneeded.discard(agent)
         self._agents.remove(agent.name)
         self._on_removed(agent.name)
-        log.info("agent %s is removed: no node feeds it, and its channels are gone", agent.name)
+        log.info(
+            "agent %s is removed: no node replicates it here, and it has no channels", agent.name
+        )
         return True
 
     async def _is_unneeded(self, agent: Agent) -> bool:

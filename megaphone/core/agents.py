@@ -66,8 +66,8 @@ TRANSITIONS = {
 """The mode after a step, by the mode before it. What is not here is refused."""
 
 REFUSALS = {
-    Step.PIPE: "cannot be forwarded",
-    Step.FEED: "cannot be fed by another node",
+    Step.PIPE: "cannot be replicated to another node",
+    Step.FEED: "cannot be replicated here by another node",
     Step.PROMOTE: "cannot be promoted",
 }
 
@@ -165,7 +165,9 @@ class Agents:
         """
         agent = self.named(name)
         if agent.feeds:
-            raise WrongMode(f"agent {name} cannot be forwarded while another node feeds it")
+            raise WrongMode(
+                f"agent {name} cannot be replicated while another node replicates it here"
+            )
         before = agent.mode
         self._take(agent, Step.PIPE)
         if before is not AgentMode.PIPED:
@@ -192,7 +194,7 @@ class Agents:
             agent.made_by_feed = True
         self._check(agent, Step.FEED)
         if agent.was_fed and agent.key.secret != secret:
-            raise WrongMode(f"agent {name} is here with another key: two nodes have used its name")
+            raise WrongMode(f"agent {name} has another key here: two nodes use the same name")
         if not agent.was_fed:
             agent.key, agent.was_fed = key, True
         return agent
@@ -301,7 +303,7 @@ class Agents:
         waits = [agent.warm_at - now for agent in self if agent.mode is AgentMode.MASTER]
         if not waits:
             return "this node has no MASTER agent"
-        return f"no agent of this node is warm yet; the next one is in {min(waits):.0f} s"
+        return f"no agent of this node is warm yet; the next one will be in {min(waits):.0f} s"
 
     def __iter__(self) -> Iterator[Agent]:
         return iter(self._agents.values())

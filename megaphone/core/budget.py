@@ -83,8 +83,8 @@ class Budget:
 
     def _is_full(self) -> LimitExceeded:
         return LimitExceeded(
-            f"this node holds as much for its clients as it may, {self.limit} bytes"
-            " (max_buffered_bytes); it takes more once readers have read",
+            f"this node has reached its limit of {self.limit} bytes for clients"
+            " (max_buffered_bytes); it accepts more when readers have read",
             retry_after_s=RETRY_AFTER_S,
         )
 

@@ -483,8 +483,8 @@ class Channel:
             self._waiters = OrderedDict()
         if len(self._waiters) >= self.log.limits.max_waiting_writers:
             raise LimitExceeded(
-                f"{len(self._waiters)} writers wait for room in this channel already;"
-                " no more may (max_waiting_writers)",
+                f"{len(self._waiters)} writers already wait for a place in this channel;"
+                " no more are allowed (max_waiting_writers)",
                 retry_after_s=BUSY_RETRY_AFTER_S,
             )
         self._waiters[waiter] = None

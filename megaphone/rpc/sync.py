@@ -28,7 +28,7 @@ class SyncServicer(SyncServiceServicer):
                     pipe = await self._opened(request)
                     await context.send_initial_metadata(((wire.EXTENSIONS_KEY, "1"),))
                 elif request.HasField("pipe_agent_start"):
-                    raise BadRequest("a second PipeAgentStart: a stream feeds one agent")
+                    raise BadRequest("a second PipeAgentStart: a stream replicates one agent")
                 elif request.HasField("pipe_agent_end"):
                     pipe.end()
                     break

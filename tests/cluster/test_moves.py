@@ -310,7 +310,7 @@ async def test_a_node_that_finds_no_target_stops_in_time_and_says_what_is_lost(
         for _ in range(channels):
             await source.broker.create()
         await stopping.aclose()
-    assert ("1 channels end with this node, those of agents a" in caplog.text) is bool(channels)
+    assert ("1 channels are lost with this node; their agents: a" in caplog.text) is bool(channels)
 
 
 # -- What stays
@@ -330,7 +330,7 @@ async def test_an_agent_that_the_target_refuses_stays_and_the_others_move(
 ) -> None:
     target = await node(stack, "a")  # another agent of that name
     channels = [await source.broker.create() for _ in range(20)]
-    with pytest.raises(WrongMode, match="what has not moved is here as before: a; "):
+    with pytest.raises(WrongMode, match="these agents have not moved, and are as before: a; "):
         await drain(source, url(target))
     assert modes(source) == {"a": AgentMode.MASTER}
     assert modes(target) == MASTERS
@@ -508,7 +508,7 @@ async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here
         draining = asyncio.create_task(drain(source, target))
         await servicer.reached.wait()
         waiting = asyncio.create_task(source.broker.write(channel.producer_address, "s", b"1"))
-        with pytest.raises(TargetUnavailable, match="did not say that it has it all"):
+        with pytest.raises(TargetUnavailable, match="did not confirm that it has everything"):
             await draining
     assert modes(source) == {"a": AgentMode.MASTER}
     await waiting
@@ -552,7 +552,7 @@ async def test_a_target_that_goes_away_leaves_the_agent_here(
     async with served(servicer) as target:
         draining = asyncio.create_task(drain(source, target))
         await servicer.reached.wait()
-    with pytest.raises(TargetUnavailable, match="the target has gone"):
+    with pytest.raises(TargetUnavailable, match="the target does not answer any more"):
         await draining
     assert modes(source) == {"a": AgentMode.MASTER}
     await source.broker.create()

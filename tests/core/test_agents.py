@@ -126,7 +126,7 @@ def test_the_refusal_says_how_long_the_next_agent_takes() -> None:
     agents.add("replica", AgentMode.REPLICA, 0.0)
     agents.add("late", AgentMode.MASTER, 30.0)
     agents.add("early", AgentMode.MASTER, 10.0)
-    with pytest.raises(NoAgentAvailable, match="the next one is in 30 s"):
+    with pytest.raises(NoAgentAvailable, match="the next one will be in 30 s"):
         agents.pick_for_new_channel(40.0)
 
 
@@ -182,7 +182,7 @@ def test_a_promoted_agent_takes_channels_at_once() -> None:
 def test_an_agent_that_is_fed_is_not_forwarded() -> None:
     agents = Agents(0.0)
     agents.feed("a", bytes(32)).feeds += 1
-    with pytest.raises(WrongMode, match="another node feeds it"):
+    with pytest.raises(WrongMode, match="another node replicates it here"):
         agents.pipe("a")
 
 

@@ -78,7 +78,7 @@ class Node:
         body = {"name": agent, "target": self.target}
         status, answer = await self.manage("POST", "/vagent/pipe", body)
         assert status == 409
-        return "another node feeds it" in answer["message"]
+        return "another node replicates it here" in answer["message"]
 
     async def promote(self, agent: str) -> int:
         return (await self.manage("POST", "/vagent/promote", {"name": agent}))[0]

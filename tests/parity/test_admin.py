@@ -315,7 +315,9 @@ async def test_a_target_that_wants_a_secret_is_said_to_refuse(operator: Operator
         url = f"http://127.0.0.1:{guarded.grpc_port}"
         with pytest.raises(Unauthenticated, match=r"set the same `nodes\.secret` on both"):
             await operator.pipe("node", url)
-        with pytest.raises(Unauthenticated, match="what has not moved is here as before: node,"):
+        with pytest.raises(
+            Unauthenticated, match="these agents have not moved, and are as before: node,"
+        ):
             await operator.drain(url)
     assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "REPLICA"]
 
@@ -331,7 +333,7 @@ async def test_a_node_is_drained(node: App, target: App, operator: Operator) -> 
 
 async def test_a_node_whose_agent_is_refused_says_so(operator: Operator, target: App) -> None:
     target.agents.add("node", AgentMode.MASTER, 0.0)
-    with pytest.raises(WrongMode, match="what has not moved is here as before: node; "):
+    with pytest.raises(WrongMode, match="these agents have not moved, and are as before: node; "):
         await operator.drain(f"http://127.0.0.1:{target.grpc_port}")
     assert [agent.name for agent in await operator.list_agents()] == ["node"]
 

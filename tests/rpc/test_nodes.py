@@ -192,7 +192,9 @@ async def test_refused_calls_are_logged_once_a_minute(
         await caller.refusal(GREETING, None, b"")
     lines = [one.getMessage() for one in caplog.records if "refused calls" in one.getMessage()]
     assert len(lines) == 1
-    assert lines[0].startswith("refused calls of other nodes: 1; the last error: the target is fed")
+    assert lines[0].startswith(
+        "refused calls of other nodes: 1; the last error: the target accepts"
+    )
 
 
 async def test_neither_secrets_nor_proofs_are_logged_or_sent(

@@ -613,8 +613,8 @@ async def test_refused_events_are_logged_when_they_begin_and_when_the_feed_is_ov
     assert node.metrics.messages_lost == 500
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(lines) == 2
-    assert "a fed event was refused: " in lines[0]
-    assert lines[1] == "agent fed: 500 fed events were refused in all"
+    assert "a replicated event was refused: " in lines[0]
+    assert lines[1] == "agent fed: 500 replicated events were refused in total"
 
 
 async def test_a_message_over_the_limit_of_grpc_ends_the_stream(node: App) -> None:
