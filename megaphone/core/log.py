@@ -359,8 +359,6 @@ class Log:
             self._passed_over.difference_update(range(self.dropped + 1, offset + 1))
             self._passed_over = self._passed_over or None
         self.dropped = offset
-        if offset > self.delivered:
-            self.delivered = offset
         if offset == self.end:
             self._events, self._index = NO_EVENTS, None
         elif 2 * stop >= len(events):
