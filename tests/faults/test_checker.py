@@ -1,4 +1,4 @@
-"""The judge of the fault suite finds each kind of anomaly and calls nothing one that is allowed."""
+"""The judge of the fault suite finds each kind of violation, and accepts everything allowed."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ WRITER = 0
 
 
 def written(number: int, *, writer: int = WRITER, at: int | None = None) -> Write:
-    """A write that was taken, one tick after it began; before those with greater numbers."""
+    """A write that was accepted one tick after it began, before writes with greater numbers."""
     began = 10 * number if at is None else at
     return Write(writer, number, Outcome.TAKEN, event_id(number, writer), began, began + 1)
 
@@ -76,7 +76,7 @@ def faults(verdict: Verdict) -> list[Fault]:
 every_kind = pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.value)
 
 
-# -- What no reader may see
+# -- What no reader may get
 
 
 @every_kind
@@ -213,7 +213,7 @@ def test_a_broken_end_in_the_middle_of_an_event_is_as_promised(kind: Kind) -> No
     assert Fault.TORN not in faults(verdict)
 
 
-# -- Channels that die with their node
+# -- Channels whose node is killed
 
 
 @every_kind
@@ -384,7 +384,7 @@ def test_a_loss_with_too_few_events_behind_it_is_found() -> None:
 
 
 def test_a_broken_read_may_go_on_until_the_next_is_answered() -> None:
-    """The node may have sent it all of these, and learned only then that its reader had left."""
+    """The node may have sent all these events before it noticed that the reader had left."""
     late = [written(number, at=205) for number in range(3, 6)]
     writes = [*(written(number) for number in range(3)), *late]
     waited_for = replace(read(3, 4, 5, at=200), answered=210)

@@ -1,4 +1,4 @@
-"""More than a thousand seeded runs against a broker in this process: nothing is lost in silence.
+"""More than a thousand seeded runs against a broker in this process: no silent loss.
 
 `FAULT_SEED=acknowledging-17 make test ARGS="-k one_seed -s"` runs one of them again.
 """
@@ -48,7 +48,7 @@ async def test_a_resuming_reader_loses_nothing_within_the_buffer_and_is_told_bey
         verdict = run.verdict
         assert verdict.repeated == 0
         assert verdict.once + verdict.lost_told == verdict.taken
-        # With no more events than are kept there is nothing to be told of.
+        # The log keeps all events of so short a run, so there is no loss to report.
         assert run.scenario.events > run.history.capacity or verdict.lost_told == 0
 
 

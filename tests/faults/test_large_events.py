@@ -1,4 +1,4 @@
-"""Large events to readers that are fast, slow or stalled, and to those of a broker that stops."""
+"""Large events for readers that are fast, slow or stalled, and for readers of a stopping broker."""
 
 import asyncio
 import signal
@@ -23,7 +23,7 @@ BACKLOG = ReadOptions(wait_s=0)
 RECEIVE_BUFFER = 32_768
 HELD_BYTES = 32_768
 LITTLE_AHEAD = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536))
-"""Keeps a gRPC client from receiving megabytes that nobody has asked it for."""
+"""Prevents a gRPC client from receiving megabytes that nobody has requested."""
 SHORT_S = 0.4
 FACES = ("http", "grpc")
 
@@ -37,14 +37,14 @@ def node(app: App) -> Node:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have readers stall sooner, so that tests of it take less time."""
+    """Shorten the time after which a reader stalls, so that the tests are faster."""
     monkeypatch.setattr(progress, "STALL_S", SHORT_S)
     monkeypatch.setattr(progress, "SLOWEST_BYTES_PER_S", 300_000)
     monkeypatch.setattr(reader, "LOOK_S", SHORT_S / 8)
 
 
 async def backlog(node: Node, count: int, size: int = EVENT_BYTES) -> str:
-    """Make a channel that holds as many large events. Returns: the address of its consumer."""
+    """Create a channel with a number of large events. Returns: its consumer address."""
     channel = await post_once(node, "/create", {})
     connection = await Connection.open(node)
     try:
@@ -74,7 +74,7 @@ async def opened(
 
 
 async def rest_of(read: OpenRead, pause_s: float = 0.0) -> list[int]:
-    """Read to the clean end, with pauses. Returns: the numbers of the events."""
+    """Read until the clean end, with pauses. Returns: the numbers of the events."""
     numbers: list[int] = []
     while (events := await read.next()) is not None:
         numbers += [event.number for event in events]
@@ -116,7 +116,7 @@ def no_read_is_open(app: App) -> Callable[[], Awaitable[bool]]:
 async def test_a_reader_that_makes_progress_gets_all_however_slow_it_is(
     node: Node, face: str, size: int, pause_s: float
 ) -> None:
-    # Over HTTP it takes some 32 KB in each step.
+    # Over HTTP it takes about 32 KB in each step.
     count = 4 if face == "http" else 30
     consumer = await backlog(node, count, size)
     async with opened(node, face, consumer, BACKLOG) as read:
@@ -132,7 +132,7 @@ async def test_a_stalled_http_reader_is_cut_and_what_had_not_left_comes_again(
     stalled = await Connection.open(node, receive_buffer=RECEIVE_BUFFER)
     try:
         await stalled.send(request_of("GET", f"/read/{consumer}"))
-        # The first event and a part of the second, as far as the kernel lets that be decided.
+        # About the first event and a part of the second; the kernel decides the exact number.
         await stalled.receive_exactly(EVENT_BYTES + EVENT_BYTES // 4)
         await eventually(no_read_is_open(app))
     finally:
@@ -146,7 +146,9 @@ async def test_a_stalled_http_reader_is_cut_and_what_had_not_left_comes_again(
 async def test_a_stalled_grpc_reader_is_cut_and_what_had_not_left_comes_again(
     app: App, node: Node
 ) -> None:
-    consumer = await backlog(node, 60, size=20_000)  # small messages have a little more time only
+    consumer = await backlog(
+        node, 60, size=20_000
+    )  # a small message gives the reader only a little more time
     async with opened(node, "grpc", consumer, ReadOptions()) as stalled:
         await eventually(no_read_is_open(app), within_s=15)
         got = await numbers_until_it_breaks(stalled)
@@ -175,7 +177,7 @@ async def test_the_kernel_holds_little_for_a_reader_that_stalls(
 
 
 def held_for(node: Node, client: Connection) -> int:
-    """Return how many bytes the broker's kernel holds for a client."""
+    """Return how many bytes the kernel of the broker holds for a client."""
     ports = f"{node.http_port:04X}", f"{client.local_port:04X}"
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         _, local, remote, _, queues, *_ = line.split()

@@ -1,7 +1,7 @@
 """Seeded runs in which channels move between three nodes, under faults: the promise holds.
 
-`MOVES_SEED=17 make test ARGS="-k one_move -s"` runs one of them again; `MOVES_SEED=17-processes`
-one whose nodes are processes. `make soak ARGS="--moves 1000"` does as many as one likes.
+`MOVES_SEED=17 make test ARGS="-k one_move -s"` repeats one run. `MOVES_SEED=17-processes` repeats a
+run whose nodes are processes. `make soak ARGS="--moves 1000"` does any number of runs.
 """
 
 import os
@@ -27,7 +27,9 @@ def check(finished: list[Finished], runs: int) -> None:
 
 async def test_channels_keep_their_promise_while_they_move() -> None:
     scenarios = [Scenario.draw(seed) for seed in range(RUNS)]
-    scenarios.sort(key=lambda scenario: not scenario.is_slow)  # the slow ones wait most of the time
+    scenarios.sort(
+        key=lambda scenario: not scenario.is_slow
+    )  # the slow scenarios wait most of the time
     check(await run_all(scenarios, at_once=AT_ONCE), RUNS)
 
 

@@ -1,7 +1,7 @@
-"""The judge of the runs in which channels move sees every fault that is put into them.
+"""The judge finds every fault that is planted in a run in which channels move.
 
-Each run has real nodes, real clients and two drains, and one fault that is planted: in the nodes,
-or between them and a reader.
+Each run has real nodes, real clients, two drains, and one planted fault: in the nodes, or between a
+node and a reader.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ PLANTED: dict[str, tuple[Plant, Fault]] = {
     "events are counted as lost that were read": (CountsTooMany(), Fault.MISCOUNTED),
 }
 TRIES = 4
-"""So many seeds are tried until a fault has come about."""
+"""How many seeds the test tries until the fault has happened."""
 
 
 def scenario(seed: int) -> Scenario:

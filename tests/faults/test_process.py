@@ -1,5 +1,4 @@
-"""Seeded runs against a broker that is a process, with readers that are killed, and the two ways to
-vanish: a link that goes down, and a node that stops."""
+"""Seeded runs against a broker process: readers are killed, a link goes down, a node stops."""
 
 import asyncio
 import json
@@ -76,7 +75,7 @@ async def client_of(broker: BrokerProcess) -> AsyncIterator[Client]:
 async def read_until_killed(
     broker: BrokerProcess, path: str, lines_at_most: int
 ) -> list[dict[str, object]]:
-    """Read by a process; kill it once it has printed so many lines. Returns: all it has printed."""
+    """Read in a process, and kill it after a number of lines. Returns: all that it has printed."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-S", "-E", LINE_READER, str(broker.http_port), path),
         stdout=subprocess.PIPE,
@@ -100,7 +99,7 @@ async def test_500_events_survive_the_killing_of_their_readers(
 ) -> None:
     rng = random.Random(seed)
     seen: list[int] = []
-    # Beyond the buffer a reader that resumes is told of a gap; this keeps within it.
+    # The run stays within the buffer. Beyond it, a resuming reader would learn of a gap.
     room = asyncio.Semaphore(NUMBERS if acknowledges else AHEAD_AT_MOST)
     repeated = 0
     last: str | None = None
@@ -133,7 +132,7 @@ async def test_500_events_survive_the_killing_of_their_readers(
     assert seen == list(range(NUMBERS))
 
 
-# -- Leases of the dead
+# -- Leases of dead readers
 
 TRIES = 20
 FREE_WITHIN_S = 0.05
@@ -168,7 +167,7 @@ async def test_a_lease_is_free_at_once_after_fin_and_rst(tmp_path: Path, reset: 
 
 # -- A link that goes down
 
-# Names and addresses that no other run of these tests on this machine has.
+# Names and addresses that no other run of these tests on this machine uses.
 NAMESPACE = f"megaphone-{os.getpid()}"
 LINK = f"mp-{os.getpid()}"
 NETWORK = f"10.{213 + os.getpid() // 256 % 32}.{os.getpid() % 256}"
@@ -181,7 +180,7 @@ def ip(*arguments: str) -> None:
 
 @contextmanager
 def namespace() -> Iterator[None]:
-    """Make a network namespace with a link to it: its ends are `HERE` and `THERE`."""
+    """Make a network namespace and a link to it with the addresses `HERE` and `THERE`."""
     if shutil.which("ip") is None:
         pytest.skip("needs ip: apt-get install iproute2")
     try:
@@ -199,7 +198,7 @@ def namespace() -> Iterator[None]:
             ip("-n", NAMESPACE, *command)
         yield
     finally:
-        # The link too: the namespace takes it along only after a while.
+        # Remove the link too, because the namespace removes it only after a while.
         subprocess.run(["ip", "link", "del", LINK], check=False, capture_output=True)
         ip("netns", "del", NAMESPACE)
 

@@ -1,6 +1,6 @@
-"""However a reader goes away, its channel is free for the next one at once.
+"""However a reader goes away, its channel is free for the next reader at once.
 
-FIN and RST against a broker that is a process are in `test_process`.
+`test_process` tests FIN and RST against a broker process.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ def node(app: App) -> Node:
 
 
 async def time_until_free(node: Node, consumer: str) -> float:
-    """Ask for reads until one is not refused. Returns: how long that took."""
+    """Request reads until the broker accepts one. Returns: how long that took."""
     started = time.monotonic()
     while True:
         read = await HttpRead.ask(node, consumer, ReadOptions(wait_s=0))

@@ -1,6 +1,7 @@
-"""What becomes of events that a broker has sent and a reader that stalled has not taken.
+"""Events that the broker has sent and a stalled reader has not taken.
 
-Only to a stalled reader can more be on the way than is kept. Who resumes is told of the gap.
+Only for a stalled reader, more events can be on the way than the log keeps. A reader that resumes
+then learns of the gap.
 """
 
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ async def write(face: Face, channel: Created, values: range) -> None:
 
 
 def are_sent(app: App, count: int) -> Callable[[], Awaitable[bool]]:
-    """Return the condition that the broker has sent as many events."""
+    """Return the condition that the broker has sent the given number of events."""
 
     async def have_been_sent() -> bool:
         return app.metrics.messages_read == count
@@ -84,7 +85,7 @@ def no_read_is_open(app: App) -> Callable[[], Awaitable[bool]]:
 
 
 async def stall(app: App, transport: str, consumer: str) -> None:
-    """Open a read and take nothing until the broker has ended it, then break the connection."""
+    """Open a read, take nothing until the broker has ended it, and then break the connection."""
     node = Node(app.http_port, app.grpc_port)
     read: OpenRead
     async with grpc_connection(node) as connection:
@@ -108,7 +109,8 @@ async def test_what_a_plain_reader_had_not_taken_at_the_clean_end_of_its_read_is
     channel = await http.create()
     await write(http, channel, range(3))
     await stall(app, transport, channel.consumer)
-    # As documented: the node cannot know. Who must not lose them resumes or acknowledges.
+    # This is documented: the node cannot know. A client that must not lose events resumes or
+    # acknowledges.
     assert await read_all(http, channel.consumer, ReadOptions(wait_s=0.1)) == []
     from_the_start = ReadOptions(cursor=START, wait_s=0.1)
     assert numbers(await read_all(http, channel.consumer, from_the_start)) == [0, 1, 2]

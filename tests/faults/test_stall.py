@@ -1,4 +1,4 @@
-"""A reader that stalls is felt by its writers and not by the broker's memory, and is noticed."""
+"""A stalled reader makes its writers wait, costs the broker no memory, and is noticed."""
 
 import asyncio
 import time

@@ -1,8 +1,8 @@
-"""A broker that is told to stop in the middle of traffic leaves nobody in the dark.
+"""If a broker stops in the middle of traffic, every client learns of it.
 
-Channels in memory go with their node, so events that wait can be lost with it. But every read ends
-cleanly after a whole event, having delivered a piece of what was written, in order; and no writer
-hangs: each is told, or cut off and refused from then on.
+Channels in memory end with their node, so events that nobody has read are lost. But every read ends
+cleanly after a whole event, and has delivered a part of what was written, in order. No writer
+hangs: each gets an answer, or its connection ends and new calls are refused.
 """
 
 import asyncio
@@ -39,11 +39,11 @@ GONE_WITHIN_S = 3.0
 
 
 class Refused(Exception):
-    """A writer was told, or finds nobody there."""
+    """A writer got an error, or could not connect."""
 
 
 WriteOne = Callable[[bytes], Awaitable[str]]
-"""Returns the event's id. Raises: Refused; Broken, when the connection ended without an answer."""
+"""Writes an event, and returns its id. Raises: Refused; Broken, if no answer came."""
 
 
 def over_http(desk: HttpDesk) -> WriteOne:
@@ -66,7 +66,9 @@ def over_grpc(connection: grpc.aio.Channel, producer: str) -> WriteOne:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise Refused from error
-            if error.code() is grpc.StatusCode.CANCELLED:  # it came too late to reach the broker
+            if (
+                error.code() is grpc.StatusCode.CANCELLED
+            ):  # the call came too late to reach the broker
                 raise Broken from error
             raise
 
@@ -91,7 +93,7 @@ async def write_until_refused(name: int, write: WriteOne, ledger: Ledger) -> Non
 
 
 async def read_to_the_end(read: OpenRead, ledger: Ledger, enough: Callable[[], None]) -> None:
-    """Follow a read. Raises: Broken, when it does not end cleanly after a whole event."""
+    """Follow a read. Raises: Broken, if it does not end cleanly after a whole event."""
     record = Read(ledger.tick())
     ledger.history.reads.append(record)
     while (events := await read.next()) is not None:
@@ -102,7 +104,7 @@ async def read_to_the_end(read: OpenRead, ledger: Ledger, enough: Callable[[], N
 
 
 class Traffic:
-    """A channel with two writers and a reader, until its broker is gone."""
+    """A channel with two writers and a reader, until its broker has stopped."""
 
     def __init__(
         self, node: Node, connection: grpc.aio.Channel, producer: str, read: OpenRead
@@ -114,7 +116,7 @@ class Traffic:
 
     @classmethod
     async def open(cls, node: Node, connection: grpc.aio.Channel, transport: str) -> "Traffic":
-        """Make a channel and begin to read it."""
+        """Create a channel and begin to read it."""
         channel = await post_once(node, "/create", {})
         consumer, options = channel["consumerAddress"], ReadOptions()
         read: OpenRead
@@ -167,13 +169,13 @@ async def test_a_stop_in_the_middle_of_traffic_leaves_nobody_in_the_dark(
     assert left <= 0
     for channel in channels:
         verdict = judge(channel.ledger.history)
-        # What waited is lost with its node: it must be the end of what was taken.
+        # Unread events are lost with the node. They must be the last ones that were accepted.
         assert {anomaly.fault for anomaly in verdict.anomalies} <= {Fault.LOST}
         assert lost_is_the_end(channel.ledger)
 
 
 def lost_is_the_end(ledger: Ledger) -> bool:
-    """Whether what was delivered of each writer begins with its first event, without a gap."""
+    """Whether the delivered events of each writer begin with its first event and have no gap."""
     delivered: dict[int, list[int]] = {}
     for read in ledger.history.reads:
         for event in read.events:

@@ -1,8 +1,8 @@
-"""A node of 256 MiB under loads that are far too much for it.
+"""A node of 256 MiB under loads that are far too large for it.
 
-It lives on, its memory stays within bounds and comes back afterwards, everything that it does not
-take is refused by a code that clients know, and other clients are served meanwhile. How fast
-they are is printed and not judged, since it says as much of the machine:
+The node survives, its memory stays within its limit and is freed afterwards, it refuses calls only
+with codes that clients know, and it serves other clients meanwhile. The test prints how fast it
+serves them, but does not judge that, because it depends on the machine too:
 
     make test ARGS="-s tests/faults/test_weight.py"
 """
@@ -24,20 +24,20 @@ from tests.support.weights import CLOSED, LOADS, MIB, OK
 
 LIMIT = 256 * MIB
 COMES_BACK_TO = 60 * MIB
-"""How much more than at the start it may have in the end: what Python keeps of small objects."""
+"""How much more memory than at the start it may use at the end, because Python keeps some."""
 TTL_S = 2
 EXPECTED = {
     "unfinished_bodies": {"SENT", "STUCK", CLOSED},
     "gzip_bombs": {"PAYLOAD_TOO_LARGE", "LIMIT_EXCEEDED"},
     "channels": {OK, "LIMIT_EXCEEDED"},
 }
-"""How the calls of a load may end; of any other, as those of a write to a channel that expires."""
+"""The ways in which the calls of these loads may end. `WRITES` applies to all other loads."""
 WRITES = {OK, "LIMIT_EXCEEDED", "TIMEOUT", "NOT_FOUND", CLOSED}
 
 
 @contextmanager
 def served_meanwhile(node: SmallNode) -> Iterator[list[float]]:
-    """Call the node from another process, every 20 ms. Yields: the answer times, at the end."""
+    """Call the node every 20 ms from another process. Yields: the answer times, at the end."""
     times: list[float] = []
     port = str(node.process.http_port)
     command = [sys.executable, other_client.__file__, port]
