@@ -65,12 +65,12 @@ class FullChannel:
                 self._channel.lease(one, wake_nobody, 0.0)
         return time.thread_time() - began
 
-    def push(self) -> float:
-        """Take events that another node has taken; each evicts one."""
+    def apply(self) -> float:
+        """Apply replicated events; each evicts one."""
         events = list(self._events(BLOCK))
         began = time.thread_time()
         for event in events:
-            self._channel.push(event, 0.0)
+            self._channel.apply(event, 0.0)
         return time.thread_time() - began
 
     # -- Inside
@@ -116,7 +116,7 @@ def wake_nobody() -> None:
 
 Call = Callable[[FullChannel], float]
 CALLS: dict[str, Call] = {
-    "push": FullChannel.push,
+    "apply": FullChannel.apply,
     "append": FullChannel.append,
     "take": FullChannel.take,
     "acknowledge": FullChannel.acknowledge,

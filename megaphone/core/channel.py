@@ -325,7 +325,7 @@ class Channel:
         """How many events the next reader would get now."""
         return self.log.end - self.log.sent
 
-    # -- Forwarding to other nodes, and being fed by one
+    # -- Replication to other nodes, and from one
 
     @property
     def position(self) -> str:
@@ -345,15 +345,15 @@ class Channel:
         return self.deadline is not None and self.deadline - self.log.limits.ttl_s <= now - seconds
 
     def keys_after(self, offset: int, now: float) -> list[tuple[str, Key[Waiter]]]:
-        """Return the request ids of events taken after an offset, in the order of their events."""
+        """Return the keys of the events accepted after an offset, in the order of the events."""
         return [] if self._keys is None else self._keys.after(offset, now)
 
-    def push(self, event: Event, now: float, *, is_followed: bool = False) -> int:
-        """Take an event that another node has taken already; in a full channel, evict the oldest.
+    def apply(self, event: Event, now: float, *, knows_progress: bool = False) -> int:
+        """Append a replicated event, and evict the oldest one if the channel is full.
 
-        Taken once only: an event that is in the log stays where it is. A channel whose source says
-        how far it was read (`follow`) is full only when it holds far more than its source may: what
-        the source has taken has its place there.
+        An event that is in the log already stays where it is. A channel whose source reports its
+        progress (`knows_progress`) is full only when it holds far more than its source may: what
+        the source has accepted has its place there.
 
         Returns: how many events were lost by it.
         """
@@ -361,17 +361,18 @@ class Channel:
             return 0
         capacity = self.log.limits.capacity
         # After a broken read a source may hold what it was sent besides a full buffer.
-        most = 2 * capacity + REPLICA_SURPLUS if is_followed else capacity
+        most = 2 * capacity + REPLICA_SURPLUS if knows_progress else capacity
         is_full = self.log.held >= most
         self._append(event)  # first, for a writer that waits not to get the room
-        return self.push_out(now) if is_full else 0
+        return self.evict_oldest(now) if is_full else 0
 
-    def push_out(self, now: float) -> int:
-        """Take its place from the oldest event that holds one. It is still kept for replay.
+    def evict_oldest(self, now: float) -> int:
+        """Take the place from the oldest event that holds one. The log keeps it for replay.
 
-        If it was yet to be read, the next read starts after it, and that reader learns of it.
+        If the event was in the backlog, the next read starts after it, and its reader gets to know
+        of the gap.
 
-        Returns: how many events were lost by it: 1 if no reader was ever sent it.
+        Returns: how many events were lost by it: 1 if no reader was ever sent the event.
         """
         sent = self.log.sent
         lost = self.log.evict_oldest()
@@ -381,14 +382,14 @@ class Channel:
         return int(lost)
 
     def learn_key(self, request_id: str, event_id: str, taken_at: float, now: float) -> None:
-        """Remember a request id under which another node has taken an event."""
+        """Remember the idempotency key under which another node has accepted an event."""
         self._known_keys().learn(request_id, event_id, at=taken_at, offset=self.log.end, now=now)
 
-    def follow(self, progress: Progress, now: float) -> None:
-        """Take over how far the channel was read on the node that feeds this one.
+    def apply_progress(self, progress: Progress, now: float) -> None:
+        """Take over how far the channel was read on the source.
 
-        Positions move back too, but only forward once events were read or acknowledged here, and
-        not while it is read here. Events that are not known here move nothing.
+        The cuts move back, too. They move only forward once events were read or acknowledged here,
+        and not at all while the channel is read here, or if the events are not known here.
         """
         log, is_used = self.log, self._was_used or self._lease is not None
         for event_id in (progress.sent, progress.position):
@@ -404,7 +405,7 @@ class Channel:
             self._use_room(now)
 
     def skip_to(self, event_id: str, now: float) -> None:
-        """Forget all events: they were read, up to this one, on the node that feeds this one.
+        """Drop all events, because the source has dropped all up to this one.
 
         Without effect once events were read or acknowledged here.
         """
@@ -413,7 +414,7 @@ class Channel:
             self._use_room(now)
 
     def advance(self, event_id: str, now: float) -> None:
-        """Count all up to an event as delivered, because a reader got them on another node.
+        """Count all events up to this one as delivered, because a reader got them elsewhere.
 
         Without effect if the event is not known, and while the channel is read here.
         """

@@ -26,7 +26,7 @@ def event(name: str) -> Event:
 
 
 def push(channel: Channel, letters: str) -> int:
-    return sum(channel.push(event(letter), 0.0) for letter in letters)
+    return sum(channel.apply(event(letter), 0.0) for letter in letters)
 
 
 def read(channel: Channel, options: ReadOptions = PLAIN, now: float = 0.0) -> Lease:
@@ -51,7 +51,7 @@ def read_once(
 
 
 def follow(channel: Channel, position: str, sent: str = START, *, has_gap: bool = False) -> None:
-    channel.follow(Progress(position, sent, has_gap), 0.0)
+    channel.apply_progress(Progress(position, sent, has_gap), 0.0)
 
 
 def after(channel: Channel, number: int, limit: int = 100) -> tuple[int, str]:
@@ -180,7 +180,7 @@ def test_push_out_gives_the_place_to_the_next_writer() -> None:
     channel = fed("abc")
     waiter = channel.offer(event("d"), now=0.0)
     assert isinstance(waiter, Waiter)
-    assert channel.push_out(0.0) == 1
+    assert channel.evict_oldest(0.0) == 1
     assert waiter.taken
     assert read_once(channel) == "bcd"
 
@@ -189,7 +189,7 @@ def test_push_out_takes_the_oldest_place_that_is_held() -> None:
     channel = fed("abc")
     read_once(channel, limit=1)
     assert channel.log.freed + 1 == 2
-    assert channel.push_out(0.0) == 1
+    assert channel.evict_oldest(0.0) == 1
     assert channel.log.freed + 1 == 3
     assert (channel.position, read_once(channel)) == ("b", "c")
 
@@ -198,7 +198,7 @@ def test_what_a_broken_reader_had_is_pushed_out_of_its_place_and_read_again() ->
     channel = fed("abc")
     lease = read(channel, ACKNOWLEDGING)
     assert take(lease, 2) == "ab"
-    assert channel.push_out(0.0) == 0
+    assert channel.evict_oldest(0.0) == 0
     lease.release(clean=False, now=0.0)
     assert read_once(channel) == "abc"
 

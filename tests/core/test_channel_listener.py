@@ -25,13 +25,13 @@ CHANGING = {
         "acknowledge",
         "advance",
         "evict_replay",
-        "follow",
+        "apply_progress",
         "learn_key",
         "lease",
         "offer",
         "postpone",
-        "push",
-        "push_out",
+        "apply",
+        "evict_oldest",
         "skip_to",
         "withdraw",
     },
@@ -151,29 +151,29 @@ class FollowedChannel(RuleBasedStateMachine):
         with self.told_if_it_changes():
             self.channel.acknowledge(self.any_name(data), self.now)
 
-    @rule(is_followed=st.booleans())
-    def push(self, is_followed: bool) -> None:
+    @rule(knows_progress=st.booleans())
+    def apply(self, knows_progress: bool) -> None:
         with self.told_if_it_changes():
-            self.channel.push(self.new_event(), self.now, is_followed=is_followed)
+            self.channel.apply(self.new_event(), self.now, knows_progress=knows_progress)
 
     @rule(data=st.data())
-    def push_again(self, data: st.DataObject) -> None:
+    def apply_again(self, data: st.DataObject) -> None:
         _, kept = self.channel.log.after(0, MANY)
         with self.told_if_it_changes():
             for again in kept and [data.draw(st.sampled_from(kept))]:
-                self.channel.push(again, self.now)
+                self.channel.apply(again, self.now)
 
     @precondition(lambda self: not self.channel.has_room)
     @rule()
-    def push_out(self) -> None:
+    def evict_oldest(self) -> None:
         with self.told_if_it_changes():
-            self.channel.push_out(self.now)
+            self.channel.evict_oldest(self.now)
 
     @rule(has_gap=st.booleans(), data=st.data())
-    def follow(self, has_gap: bool, data: st.DataObject) -> None:
+    def apply_progress(self, has_gap: bool, data: st.DataObject) -> None:
         progress = Progress(self.any_name(data), self.any_name(data), has_gap)
         with self.told_if_it_changes():
-            self.channel.follow(progress, self.now)
+            self.channel.apply_progress(progress, self.now)
 
     @rule()
     def skip_to(self) -> None:
@@ -220,7 +220,7 @@ def test_nobody_is_told_of_a_channel_that_ends() -> None:
     calls: list[None] = []
     channel = Channel(ChannelLimits(), 0.0, Budget())
     channel.log.listener = lambda _: calls.append(None)
-    channel.push(event("a"), 0.0)
+    channel.apply(event("a"), 0.0)
     calls.clear()
     channel.close()
     assert not calls

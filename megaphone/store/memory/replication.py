@@ -86,13 +86,13 @@ class MemoryReplication:
         match change:
             case EventAdded(event=event, number=number, key=key):
                 self._table.budget.ensure(cost(event), now, channel)
-                lost = channel.push(event, now, is_followed=number > 0)
+                lost = channel.apply(event, now, knows_progress=number > 0)
                 if key is not None:
                     channel.learn_key(key.request_id, event.id, now - key.age_s, now)
             case KeyAdded(event_id=event_id, key=key):
                 channel.learn_key(key.request_id, event_id, now - key.age_s, now)
             case ProgressMade(progress=progress):
-                channel.follow(progress, now)
+                channel.apply_progress(progress, now)
             case EventsForgotten(event_id=event_id):
                 channel.skip_to(event_id, now)
         return lost

@@ -34,7 +34,7 @@ class Room:
             return
         if not channel.home.is_taken_by_all(channel, channel.log.freed + 1):
             return
-        if lost := channel.push_out(now):
+        if lost := channel.evict_oldest(now):
             self._observer.events_lost(lost)
 
     async def wait(self, channel: StoredChannel, waiter: Waiter) -> str:
