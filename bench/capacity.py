@@ -14,7 +14,8 @@ from bench.report import Result, Target, compared
 from bench.rounds import Measure, Plan, Sample, alternate, progress
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease
-from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.model import Event, ReadOptions
+from megaphone.settings import Settings
 
 USUAL = 100
 CAPACITIES = (10_000, 100_000)
@@ -31,7 +32,8 @@ class FullChannel:
 
     def __init__(self, capacity: int) -> None:
         self._count = 0
-        self._channel = Channel(ChannelLimits(capacity), 0.0, Budget())
+        limits = Settings(buffer_capacity=capacity).channel_limits()
+        self._channel = Channel(limits, 0.0, Budget())
         for event in self._events(capacity):
             self._channel.offer(event, now=0.0)
         self._lease = self._lease_of(READER)

@@ -300,13 +300,13 @@ class ChannelLimits:
     """The limits of a channel. All channels of a store have the same, except for the capacity: a
     channel from another node keeps its own."""
 
-    capacity: int = 100
+    capacity: int
     """How many places the channel has, and how many delivered events it keeps for replay."""
-    ttl_s: float = 60.0
+    ttl_s: float
     """How long a channel lives after the end of its last read, or after its creation."""
-    redelivery_window_s: float = 10.0
+    redelivery_window_s: float
     """How recently an event must have been sent for a plain reader to get it again."""
+    max_waiting_writers: int
+    """How many writers may wait for a free place at once."""
     idempotency_window_s: float = 60.0
     """How long a channel remembers an idempotency key. This is not a setting."""
-    max_waiting_writers: int = 1_000
-    """How many writers may wait for a free place at once."""

@@ -8,12 +8,13 @@ from megaphone.core.progress import LARGEST_BATCH_BYTES
 from megaphone.errors import LimitExceeded
 from megaphone.model import START, ChannelLimits, Event, ReadOptions
 from megaphone.wire.json import event_line
+from tests.support.settings import limits
 
 BODY_BYTES = 10_000
 EVENT = ENTRY_BYTES + EVENT_BYTES + BODY_BYTES
 """What an event takes that one channel holds."""
 PLAIN = ReadOptions()
-LIMITS = ChannelLimits(capacity=5, redelivery_window_s=10.0)
+LIMITS = limits(capacity=5)
 
 
 def event(name: str = "e") -> Event:
@@ -110,7 +111,7 @@ def test_a_writer_that_waits_counts_until_it_leaves() -> None:
 
 def test_no_more_writers_wait_than_may() -> None:
     budget = Budget()
-    full = channel(budget, ChannelLimits(capacity=1, max_waiting_writers=2))
+    full = channel(budget, limits(capacity=1, max_waiting_writers=2))
     write(full, event("0"))
     for name in ("1", "2"):
         assert isinstance(full.offer(event(name), now=0.0), Waiter)

@@ -13,7 +13,8 @@ from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.core.idempotency import MOST_KEYS
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.errors import ReaderBusy
-from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.model import Event, ReadOptions
+from tests.support.settings import limits
 
 PLAIN = ReadOptions()
 ACKNOWLEDGING = ReadOptions(acknowledge=True)
@@ -33,8 +34,13 @@ def make(
     redelivery_window_s: float = 10.0,
     idempotency_window_s: float = 60.0,
 ) -> Channel:
-    limits = ChannelLimits(capacity, ttl_s, redelivery_window_s, idempotency_window_s)
-    return Channel(limits, 0.0, Budget())
+    bounds = limits(
+        capacity=capacity,
+        ttl_s=ttl_s,
+        redelivery_window_s=redelivery_window_s,
+        idempotency_window_s=idempotency_window_s,
+    )
+    return Channel(bounds, 0.0, Budget())
 
 
 def holding(letters: str, capacity: int = 3) -> Channel:
@@ -147,7 +153,7 @@ def test_take_hands_over_the_event_as_it_was_written() -> None:
 
 
 def test_take_names_the_epoch_and_the_first_offset() -> None:
-    channel = Channel(ChannelLimits(capacity=3), 0.0, Budget(), epoch=7)
+    channel = Channel(limits(capacity=3), 0.0, Budget(), epoch=7)
     write(channel, "abc")
     lease = read(channel)
     for first, letters in ((1, "ab"), (3, "c")):

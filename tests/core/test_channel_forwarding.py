@@ -8,7 +8,8 @@ import pytest
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease, Waiter
-from megaphone.model import START, ChannelLimits, Event, Progress, ReadOptions
+from megaphone.model import START, Event, Progress, ReadOptions
+from tests.support.settings import limits
 
 PLAIN = ReadOptions()
 ACKNOWLEDGING = ReadOptions(acknowledge=True)
@@ -16,7 +17,7 @@ EVERY_KIND = pytest.mark.parametrize("options", [PLAIN, ACKNOWLEDGING], ids=["pl
 
 
 def fed(letters: str = "") -> Channel:
-    channel = Channel(ChannelLimits(capacity=3), 0.0, Budget())
+    channel = Channel(limits(capacity=3), 0.0, Budget())
     push(channel, letters)
     return channel
 

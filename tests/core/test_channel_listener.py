@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease, Waiter
-from megaphone.model import START, ChannelLimits, Event, Progress, ReadOptions
+from megaphone.model import START, Event, Progress, ReadOptions
+from tests.support.settings import limits
 
 MANY = 1_000
 STRANGER = "of no channel"
@@ -66,7 +67,7 @@ class FollowedChannel(RuleBasedStateMachine):
 
     @initialize(capacity=st.integers(1, 4))
     def start(self, capacity: int) -> None:
-        self.channel = Channel(ChannelLimits(capacity), self.now, Budget(), channel_id=b"id")
+        self.channel = Channel(limits(capacity=capacity), self.now, Budget(), channel_id=b"id")
         self.channel.log.listener = self.heard
 
     def heard(self, channel_id: bytes) -> None:
@@ -218,7 +219,7 @@ def test_no_call_is_left_out(kind: type) -> None:
 
 def test_nobody_is_told_of_a_channel_that_ends() -> None:
     calls: list[None] = []
-    channel = Channel(ChannelLimits(), 0.0, Budget())
+    channel = Channel(limits(), 0.0, Budget())
     channel.log.listener = lambda _: calls.append(None)
     channel.apply(event("a"), 0.0)
     calls.clear()

@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from megaphone.core.budget import CHANNEL_BYTES, ENTRY_BYTES, EVENT_BYTES, KEY_BYTES, Budget
 from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.errors import ReaderBusy
-from megaphone.model import START, ChannelLimits, Event, ReadOptions
+from megaphone.model import START, Event, ReadOptions
+from tests.support.settings import limits
 
 TTL_S = 60.0
 REQUEST_IDS_S = 7.25
@@ -200,7 +201,7 @@ class Model:
         return sum(record.sent_at is None for record in self.in_state(State.READY))
 
 
-limits = st.integers(1, 7)
+sizes = st.integers(1, 7)
 options = st.builds(
     ReadOptions,
     acknowledge=st.booleans(),
@@ -225,7 +226,12 @@ class ChannelMachine(RuleBasedStateMachine):
         ending=st.sampled_from(["drain", "replay", "close"]),
     )
     def start(self, capacity: int, redelivery_s: float, ending: str) -> None:
-        bounds = ChannelLimits(capacity, TTL_S, redelivery_s, REQUEST_IDS_S)
+        bounds = limits(
+            capacity=capacity,
+            ttl_s=TTL_S,
+            redelivery_window_s=redelivery_s,
+            idempotency_window_s=REQUEST_IDS_S,
+        )
         self.budget = Budget()
         self.channel = Channel(bounds, self.now, self.budget)
         self.model = Model(capacity, redelivery_s)
@@ -319,7 +325,7 @@ class ChannelMachine(RuleBasedStateMachine):
         return taken
 
     @precondition(lambda self: self.open)
-    @rule(limit=limits)
+    @rule(limit=sizes)
     def take(self, limit: int) -> None:
         self.take_up_to(limit)
 

@@ -2,13 +2,14 @@
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease
-from megaphone.model import START, ChannelLimits, Event, ReadOptions
+from megaphone.model import START, Event, ReadOptions
+from tests.support.settings import limits
 
 CAPACITY = 3
 
 
 def channel_with(letters: str) -> Channel:
-    channel = Channel(ChannelLimits(capacity=CAPACITY), 0.0, Budget())
+    channel = Channel(limits(capacity=CAPACITY), 0.0, Budget())
     write(channel, letters)
     return channel
 

@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from megaphone.core.budget import ENTRY_BYTES, EVENT_BYTES, Budget
 from megaphone.core.log import EVENT_OVERHEAD_BYTES, INDEXED_FROM, SEARCHED, Batch, Log
-from megaphone.model import START, ChannelLimits, Event, Progress
+from megaphone.model import START, Event, Progress
+from tests.support.settings import limits
 
 MANY = 1_000_000
 FAR = 3 * SEARCHED
@@ -24,7 +25,7 @@ def event(name: str) -> Event:
 
 
 def holding(letters: str = "", *, capacity: int = 3, epoch: int = 7) -> Log:
-    log = Log(ChannelLimits(capacity=capacity), epoch, Budget())
+    log = Log(limits(capacity=capacity), epoch, Budget())
     for letter in letters:
         log.append(event(letter))
     return log
@@ -332,7 +333,7 @@ class LogMachine(RuleBasedStateMachine):
     @initialize(capacity=st.sampled_from([1, 2, 3, 100, 1_000]))
     def start(self, capacity: int) -> None:
         self.budget = Budget()
-        self.log = Log(ChannelLimits(capacity=capacity), 0, self.budget)
+        self.log = Log(limits(capacity=capacity), 0, self.budget)
         self.model = Model(capacity)
 
     def any_offset(self, data: st.DataObject) -> int:

@@ -11,8 +11,9 @@ import pytest
 from megaphone.cluster.ports import Replicable
 from megaphone.core.budget import Budget
 from megaphone.core.ports import ChannelLease, Store
-from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.model import Event, ReadOptions
 from megaphone.store.memory import MemoryStore
+from tests.support.settings import limits
 
 T = TypeVar("T")
 PLAIN = ReadOptions()
@@ -193,11 +194,11 @@ async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
         capacity: int = 3,
         max_channels: int = 100_000,
         budget: Budget | None = None,
-        **limits: Any,
+        **bounds: Any,
     ) -> Bench:
         observer = RecordingObserver()
         store = MemoryStore(
-            limits=ChannelLimits(capacity, **limits),
+            limits=limits(capacity=capacity, **bounds),
             max_channels=max_channels,
             write_timeout_s=10.0,
             budget=budget or Budget(),

@@ -1,8 +1,9 @@
 """Settings for a node in a test: it uses free loopback ports and takes channels at once."""
 
+from dataclasses import replace
 from typing import Any
 
-from megaphone.model import AgentMode
+from megaphone.model import AgentMode, ChannelLimits
 from megaphone.settings import Settings
 
 
@@ -16,3 +17,8 @@ def fast_settings(**changes: Any) -> Settings:
         "poll_duration_millis": 10_000,
     }
     return Settings(**defaults | changes)
+
+
+def limits(**changes: Any) -> ChannelLimits:
+    """Return the default limits of a channel, with some of them changed."""
+    return replace(Settings().channel_limits(), **changes)
