@@ -16,16 +16,15 @@ from megaphone.settings import Settings
 from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
 from tests.support.settings import fast_settings
 
-# How long one example takes says more about the machine's other work than about our code.
-hypothesis.settings.register_profile("megaphone", deadline=None)
+# How long an example takes says more about the machine's other work than about our code.
+hypothesis.settings.register_profile(
+    "megaphone", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("megaphone")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**changes): settings of the test's broker")
-    # How long an example takes says more of the machine, and of the other tests on it.
-    hypothesis.settings.register_profile("suite", deadline=None)
-    hypothesis.settings.load_profile("suite")
     # looptime asks for the event loop before each test; without this, asking would make one for
     # tests that have none, and nobody would close it.
     asyncio.set_event_loop(None)

@@ -433,7 +433,10 @@ async def test_input_is_answered_by_its_code(app: App, name: str, case: Case) ->
     max_examples=50,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one broker for all examples
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,  # one broker for all examples
+        HealthCheck.too_slow,
+    ],
 )
 @example(b"\x00")
 @example(b"\n")

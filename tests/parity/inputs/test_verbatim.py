@@ -76,7 +76,10 @@ few_examples = settings(
     max_examples=25,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one broker for all examples
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,  # one broker for all examples
+        HealthCheck.too_slow,
+    ],
 )
 
 
