@@ -34,11 +34,17 @@ run: $(READY) ## Start the broker: HTTP on port 3000, gRPC on port 3001.
 test: $(READY) ## Run every test, two at a time. More pytest options: make test ARGS="-k read -n 0"
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-.PHONY: check
-check: $(READY) proto-check ## Check format, lint, types, imports and the schema.
+.PHONY: check check-style check-types check-imports
+check: check-types check-style check-imports proto-check ## Check format, lint, types, imports and the schema.
+
+check-types: $(READY)
+	$(BIN)/mypy
+
+check-style: $(READY)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
-	$(BIN)/mypy
+
+check-imports: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: fix
