@@ -16,8 +16,8 @@ COLLECT_OLDEST_EVERY = 1
 """After how many collections of the younger generations one includes the oldest. It then looks at
 some 15,000 objects, which takes 2 ms."""
 BYTES_AN_OBJECT = 2_000
-"""One object may stay frozen, without a look at it, for each of so many bytes of memory that the
-process may use. If all of these were unused cycles, they would take a tenth of the memory."""
+"""Divides the memory that the process may use. As many objects may stay frozen without another
+look. Even if all of them were unused cycles, they would take only a tenth of that memory."""
 
 
 class Freezer:
