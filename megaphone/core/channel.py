@@ -424,11 +424,6 @@ class Channel:
             self.log.rewind(offset)
             self._use_room(now)
 
-    def postpone(self, deadline: float) -> None:
-        """Let the channel live until then at least, if nobody reads it before."""
-        if self.deadline is not None:
-            self.deadline = max(self.deadline, deadline)
-
     def evict_replay(self, now: float) -> None:
         """Drop what is kept for replay only, because memory is short.
 
@@ -443,9 +438,6 @@ class Channel:
             self.log.drop_to(lease.owed_after(now))
 
     # -- The end
-
-    def is_expired(self, now: float) -> bool:
-        return self.deadline is not None and now >= self.deadline
 
     def is_in_use(self, now: float) -> bool:
         """Whether it is read, or was until less than its life ago."""

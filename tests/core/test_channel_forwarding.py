@@ -381,24 +381,6 @@ def test_it_is_unread_for_the_time_since_its_last_read() -> None:
     assert channel.is_unread_for(5.0, 25.0)
 
 
-def test_postpone_prolongs_life_and_never_shortens_it() -> None:
-    channel = fed()
-    channel.postpone(10.0)
-    assert channel.deadline == 60.0
-    channel.postpone(100.0)
-    assert not channel.is_expired(99.5)
-    assert channel.is_expired(100.0)
-
-
-def test_postpone_does_not_end_the_life_of_a_channel_that_is_read() -> None:
-    channel = fed()
-    lease = read(channel)
-    channel.postpone(100.0)
-    assert not channel.is_expired(1000.0)
-    lease.release(clean=True, now=10.0)
-    assert channel.deadline == 70.0
-
-
 # What was sent elsewhere
 
 

@@ -30,7 +30,6 @@ CHANGING = {
         "learn_key",
         "lease",
         "offer",
-        "postpone",
         "apply",
         "evict_oldest",
         "skip_to",
@@ -40,7 +39,6 @@ CHANGING = {
 }
 """The calls that are made here."""
 ONLY_ASKING = {
-    "is_expired",
     "is_in_use",
     "is_unread_for",
     "keys_after",
@@ -195,11 +193,6 @@ class FollowedChannel(RuleBasedStateMachine):
     def evict_replay(self) -> None:
         with self.told_if_it_changes():
             self.channel.evict_replay(self.now)
-
-    @rule()
-    def postpone(self) -> None:
-        with self.told_if_it_changes():
-            self.channel.postpone(self.now + 1)
 
 
 TestFollowedChannel = FollowedChannel.TestCase
