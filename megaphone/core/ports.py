@@ -6,6 +6,7 @@ Nothing here may assume that a channel lives in this process: a store may be acr
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Protocol
 
+from megaphone.core.log import Batch
 from megaphone.model import DrainProgress, Event, ReadOptions
 
 Append = Callable[[bytes, Event, str | None], Awaitable[str | None]]
@@ -31,7 +32,7 @@ class ChannelLease(Protocol):
     def ready(self) -> int:
         """How many events could be taken now."""
 
-    async def take(self, limit: int, max_bytes: int, until: float) -> list[Event]:
+    async def take(self, limit: int, max_bytes: int, until: float) -> Batch | None:
         """Confirm what was taken before, and return the next events in order.
 
         At once what is ready, else the next to come: up to `limit`, and up to `max_bytes` of
@@ -39,7 +40,11 @@ class ChannelLease(Protocol):
 
         The call says that the connection has all bytes of what was taken before. Until then that
         does not count as sent: if the read breaks, it comes again, however long ago it was taken.
-        Returns none when the loop's clock reaches `until` without one, and when the lease is over.
+        Returns None when the loop's clock reaches `until` without one, and when the lease is over.
+
+        The events follow each other in the log of the channel. The batch names the epoch of the
+        log and the first offset: a store that lost data has another epoch afterwards, so that an
+        offset of before is not taken for one of the new log.
         Atomic with respect to cancellation: if it is cancelled, none was taken.
         """
 
@@ -48,7 +53,7 @@ class ChannelLease(Protocol):
         """Whether no more events will come: interrupted, taken over, or the channel has gone."""
 
     def interrupt(self) -> None:
-        """Make every `take` from now on, and the one that waits, return none."""
+        """Make every `take` from now on, and the one that waits, return None."""
 
     def release(self, *, clean: bool) -> None:
         """End the read, now, without waiting for anything. Repeating it changes nothing.

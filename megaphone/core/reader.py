@@ -125,9 +125,10 @@ class Reader:
         if self._is_broken_off:
             raise self._moved()
         if self._left > 0 and self._is_in_time():
-            events = await self._lease.take(
+            batch = await self._lease.take(
                 min(BATCH_EVENTS, self._left), self._progress.batch_bytes, self._next_stop()
             )
+            events = batch.events if batch else []
             self._left -= len(events)
             self._ready -= len(events)
             if events or self._heartbeat_is_due():

@@ -135,7 +135,8 @@ class Bench:
     async def take(
         lease: ChannelLease, limit: int = 100, until: float = LONG_S, max_bytes: int = 1_000_000
     ) -> list[str]:
-        return [event.id for event in await lease.take(limit, max_bytes, until)]
+        batch = await lease.take(limit, max_bytes, until)
+        return [event.id for event in batch.events] if batch else []
 
     async def create(self, channel: str = "c") -> None:
         await self.store.create(channel.encode(), self.address(channel))

@@ -3,8 +3,9 @@
 import asyncio
 
 from megaphone.core.channel import Lease
+from megaphone.core.log import Batch
 from megaphone.core.ports import Observer
-from megaphone.model import Event, ReadOptions
+from megaphone.model import ReadOptions
 from megaphone.store.memory.index import StoredChannel
 from megaphone.store.memory.waiting import wake
 
@@ -45,15 +46,15 @@ class MemoryLease:
     def is_over(self) -> bool:
         return self._interrupted or not self._lease.is_open
 
-    async def take(self, limit: int, max_bytes: int, until: float) -> list[Event]:
+    async def take(self, limit: int, max_bytes: int, until: float) -> Batch | None:
         while not self.is_over:
             now = self._loop.time()
-            if events := self._take_ready(limit, max_bytes, now):
-                return events
+            if batch := self._take_ready(limit, max_bytes, now):
+                return batch
             if now >= until:
                 break
             await self._wait(until)
-        return []
+        return None
 
     def interrupt(self) -> None:
         self._interrupted = True
@@ -65,12 +66,11 @@ class MemoryLease:
         self._lease.release(clean=clean, now=self._loop.time())
         self._lease.wake = wake_nobody  # the two would keep each other alive otherwise
 
-    def _take_ready(self, limit: int, max_bytes: int, now: float) -> list[Event]:
+    def _take_ready(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         batch = self._lease.take(limit, max_bytes, now)
-        if batch is None:
-            return []
-        self._observer.events_read(len(batch.events), batch.redelivered)
-        return batch.events
+        if batch is not None:
+            self._observer.events_read(len(batch.events), batch.redelivered)
+        return batch
 
     async def _wait(self, until: float) -> None:
         self._set_timer(until)
