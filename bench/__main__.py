@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from bench import capacity, fanout, hold, large, memory, streams, writes
+from bench import capacity, fanout, hold, large, memory, store, streams, writes
 from bench.processes import BenchError, allow_open_files, cores_at_start, go_to_load_cores
 from bench.report import Result, as_json, legend, machine, table
 from bench.rounds import FULL, QUICK, Plan, progress
@@ -26,6 +26,7 @@ MEASUREMENTS: dict[str, Callable[[Plan], Awaitable[list[Result]]]] = {
     "fan-out": fanout.measure,
     "capacity": capacity.measure,
     "hold": hold.measure,
+    "store": store.measure,
     "idle-channel": memory.measure_channels,
     "idle-http-read": memory.measure_http_reads,
     "idle-grpc-read": memory.measure_grpc_reads,

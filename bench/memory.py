@@ -83,7 +83,6 @@ async def grow(count: int, used: Callable[[], int]) -> float:
         max_channels=settings.max_channels,
         write_timeout_s=settings.write_timeout_millis / 1000,
         budget=Budget(),
-        observer=observer,
     )
     agents = Agents(warmup_s=0)
     agents.add("bench", AgentMode.MASTER, asyncio.get_running_loop().time())

@@ -19,6 +19,7 @@ from megaphone.core.budget import Budget
 from megaphone.core.ports import OnRemoved
 from megaphone.listen.exposure import accepted_sources, is_loopback, warnings
 from megaphone.listen.sockets import grpc_path, listen_tcp, listen_unix, unlink_unix
+from megaphone.model import agent_of
 from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
@@ -84,8 +85,8 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         max_channels=settings.max_channels,
         write_timeout_s=settings.write_timeout_millis / 1000,
         budget=budget,
-        observer=metrics,
         on_removed=removals(agents, metrics, webhooks),
+        on_evicted=metrics.events_lost,
     )
     broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
     incoming = IncomingPipes(
@@ -203,7 +204,7 @@ def removals(agents: Agents, metrics: Metrics, webhooks: Webhooks) -> OnRemoved:
 
     def removed(consumer_address: str, age_s: float, lost: int) -> None:
         # The events of a copy are not lost: the node that forwards it has them, and counts them.
-        is_owned = agents.is_owned(consumer_address.partition(".")[0])
+        is_owned = agents.is_owned(agent_of(consumer_address))
         metrics.channel_removed(age_s, lost if is_owned else 0)
         webhooks.channel_removed(consumer_address)
 

@@ -131,21 +131,13 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """An event that is yet to be written: without channel, id and time."""
+class NewEvent:
+    """An event as its writer sends it: without id and time."""
 
-    stream_id: str
-    body: bytes = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """An event that is yet to be written to one channel."""
-
-    address: str = field(repr=False)
     stream_id: str
     body: bytes = field(repr=False)
     request_id: str | None = None
+    """The idempotency key: a write that repeats it is not taken again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,3 +302,8 @@ class ChannelLimits:
     """How many writers may wait for a free place at once."""
     idempotency_window_s: float = 60.0
     """How long a channel remembers an idempotency key. This is not a setting."""
+
+
+def agent_of(address: str) -> str:
+    """Return the name of the agent in an address, of a producer or a consumer."""
+    return address.partition(".")[0]

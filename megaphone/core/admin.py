@@ -96,6 +96,6 @@ class Admin:
         Raises: BadRequest; ChannelNotFound.
         """
         consumer = ConsumerAddress.parse(address)
-        await self._agents.settled(consumer.agent)
+        await self._agents.move_finished(consumer.agent)
         self._agents.served(consumer.agent)
         await self._store.remove(consumer.channel_id)

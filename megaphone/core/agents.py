@@ -226,26 +226,26 @@ class Agents:
 
     @contextmanager
     def moving(self, name: str) -> Iterator[None]:
-        """Within this context what is to be done with an agent waits: see `settled`."""
-        settled = self._moving[name] = asyncio.Event()
+        """Within this context what is to be done with an agent waits: see `move_finished`."""
+        finished = self._moving[name] = asyncio.Event()
         try:
             yield
         finally:
             del self._moving[name]
-            settled.set()
+            finished.set()
 
     @property
     def are_moving(self) -> bool:
-        """Whether `settled` may have to wait."""
+        """Whether `move_finished` may have to wait."""
         return bool(self._moving)
 
     def is_moving(self, name: str) -> bool:
         return name in self._moving
 
-    async def settled(self, name: str) -> None:
+    async def move_finished(self, name: str) -> None:
         """Wait until it is known whether an agent has left, if it is about to."""
-        while (settled := self._moving.get(name)) is not None:
-            await settled.wait()
+        while (finished := self._moving.get(name)) is not None:
+            await finished.wait()
 
     def leave(self, name: str) -> None:
         """Let go of an agent that lives on another node now."""

@@ -8,9 +8,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from megaphone.core.addresses import (
     CANNOT_WRITE,
@@ -20,9 +21,24 @@ from megaphone.core.addresses import (
     is_consumer_shaped,
 )
 from megaphone.core.agents import Agents
-from megaphone.core.content import accepted_body, checked_id, checked_stream_id, new_event_id
+from megaphone.core.content import (
+    CHECKED_AT_ONCE,
+    accepted_body,
+    checked_body,
+    checked_id,
+    checked_stream_id,
+    new_event_id,
+)
 from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace, many_tasks
-from megaphone.core.ports import Append, Observer, Store
+from megaphone.core.ports import (
+    Append,
+    AppendResult,
+    Lease,
+    Observer,
+    Store,
+    Stored,
+    WouldBlock,
+)
 from megaphone.core.reader import Reader
 from megaphone.errors import (
     AgentMoved,
@@ -38,25 +54,28 @@ from megaphone.model import (
     SKIPPED,
     BatchFailure,
     Event,
-    Message,
     NewChannel,
+    NewEvent,
     ReadOptions,
     ReadProtocol,
-    Write,
     WriteFailure,
+    agent_of,
 )
 from megaphone.settings import Settings
 
 DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
 MAX_PROTOCOLS = 100
 """The most that a request may name."""
-BATCH_SLICE_EVENTS = SLICE // EVENT_WORK
-"""How many events of a batch are written to one channel before other tasks get their turn."""
+ADDRESSES_AT_ONCE = SLICE // ADDRESS_WORK
+"""How many addresses are looked up before other tasks get their turn."""
 MAX_WINDOW = 100_000
 SHORTEST_HEARTBEAT_S = 0.1
 SKIPPED_WRITE = WriteFailure(
     SKIPPED, "not tried: the channel was full for an earlier event of the request"
 )
+WOULD_BLOCK = WouldBlock()
+TRIED = WouldBlock()
+"""In place of a result that the store is yet to return."""
 DRAIN_GRACE_S = 1.0
 """How long a read whose agent leaves may take to send what it has."""
 
@@ -110,12 +129,26 @@ class Broker:
         """
         self._check_number(addresses)
         alive: dict[str, bool] = {}
-        pace = Pace()
-        for address in addresses:
-            if address not in alive:
-                alive[address] = await self._is_alive(address)
-                await pace.work(ADDRESS_WORK)
+        for start in range(0, len(addresses), ADDRESSES_AT_ONCE):
+            if start:
+                await asyncio.sleep(0)
+            some = [one for one in addresses[start : start + ADDRESSES_AT_ONCE] if one not in alive]
+            alive |= await self._are_alive(some)
         return alive
+
+    async def _are_alive(self, addresses: Sequence[str]) -> dict[str, bool]:
+        await self._moves_finished(addresses)
+        channel_ids: dict[str, bytes] = {}
+        for address in addresses:
+            with suppress(MegaphoneError):
+                channel_ids[address] = self._channel_of(address)
+        living = await self._store.exists(list(channel_ids.values()))
+        return {address: channel_ids.get(address) in living for address in addresses}
+
+    def _channel_of(self, address: str) -> bytes:
+        if is_consumer_shaped(address):
+            return self._consumer(address).channel_id
+        return self._open_producer_address(address)
 
     def _check_number(self, addresses: Sequence[str]) -> None:
         count, allowed = len(addresses), self._settings.max_addresses
@@ -125,52 +158,85 @@ class Broker:
                 " (max_addresses)"
             )
 
-    async def _is_alive(self, address: str) -> bool:
-        await self._settled(address)
-        try:
-            if is_consumer_shaped(address):
-                channel_id = self._consumer(address).channel_id
-            else:
-                channel_id = self._open_producer_address(address)
-        except MegaphoneError:
-            return False
-        return await self._store.exists(channel_id)
-
     # -- Writing
 
-    async def write(
-        self, address: str, stream_id: str, body: bytes, request_id: str | None = None
-    ) -> str:
+    async def write(self, address: str, new: NewEvent) -> str:
         """Write one event; when this returns it is in the buffer of its channel.
 
         Waits for room, first come first served, for at most the write timeout. Atomic with respect
         to cancellation: the event is in the buffer or it is not.
 
-        Returns: the event's id; that of an earlier event when `request_id` repeats the one it was
-            written with within 60 s.
+        Returns: the event's id; that of an earlier event when the request id repeats the one that
+            it was written with within 60 s.
         Raises: BadRequest; PermissionDenied, for a consumer address; ChannelNotFound;
-            PayloadTooLarge; LimitExceeded; WriteTimeout; ShuttingDown.
+            PayloadTooLarge; LimitExceeded; WriteTimeout; AgentMoved; ShuttingDown.
         """
-        event_id = await self._write(address, stream_id, body, request_id, self._store.append)
-        assert event_id is not None
-        return event_id
-
-    async def _write(
-        self, address: str, stream_id: str, body: bytes, request_id: str | None, append: Append
-    ) -> str | None:
-        self._refuse_if_shutting_down()
-        if request_id is not None:
-            checked_id("request id", request_id)
-        event = await self._new_event(stream_id, body)
-        await self._settled(address)
         try:
-            return await append(self._writable_channel(address), event, request_id)
+            return self.write_nowait(address, new)
+        except WouldBlock:
+            event = await self._new_event(new)
+            return await self._write_waiting(address, event, new.request_id)
+
+    def write_nowait(self, address: str, new: NewEvent) -> str:
+        """Do what `write` does, without waiting.
+
+        Raises: WouldBlock, when that takes a wait: for room, for the check of a large body, or for
+            the end of a move; then nothing has happened. Else the errors of `write`.
+        """
+        self._refuse_if_shutting_down()
+        check_request_id(new)
+        if len(new.body) > CHECKED_AT_ONCE or self._agents.are_moving:
+            raise WouldBlock
+        body = checked_body(new.body, self._settings.max_body_bytes)
+        event = event_of(new, body)
+        try:
+            stored = self._store.append_nowait(
+                Append(self._writable_channel(address), event, new.request_id)
+            )
         except ChannelNotFound:
             self._observer.events_unroutable(1)
             raise
+        if stored.is_new:
+            self._observer.events_written(1)
+        return stored.event_id
 
-    async def write_each(self, writes: Sequence[Write]) -> list[str | WriteFailure]:
-        """Write each event to a channel of its own, as `write` would.
+    async def _write_waiting(self, address: str, event: Event, request_id: str | None) -> str:
+        """Write an event, waiting for room."""
+        await self._moves_finished((address,))
+        try:
+            write = Append(self._writable_channel(address), event, request_id)
+            [result] = await self._append([write], wait=False)
+            if isinstance(result, WouldBlock):
+                self._observer.writer_waits()
+                try:
+                    [result] = await self._append([write], wait=True)
+                finally:
+                    self._observer.writer_waited()
+        except ChannelNotFound as error:
+            result = error
+        if isinstance(result, Stored):
+            return result.event_id
+        if isinstance(result, ChannelNotFound):
+            self._observer.events_unroutable(1)
+        raise result
+
+    async def _append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+        """Add events to their channels, and count those that are new.
+
+        The store returns a result even when the caller was cancelled, if that came too late: then
+        this counts it before it raises.
+        """
+        task = asyncio.current_task()
+        cancelled_before = 0 if task is None else task.cancelling()
+        results = await self._store.append(writes, wait=wait)
+        if new := sum(isinstance(one, Stored) and one.is_new for one in results):
+            self._observer.events_written(new)
+        if task is not None and task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
+        return results
+
+    async def write_each(self, writes: Sequence[tuple[str, NewEvent]]) -> list[str | WriteFailure]:
+        """Write each event to the channel of its address, as `write` would.
 
         Channels are written concurrently, the events of one channel in order. After the first
         timeout on a channel the rest of its events are skipped, so that a full channel costs one
@@ -186,167 +252,202 @@ class Broker:
                 " (max_batch_events)"
             )
         results: list[str | WriteFailure] = [SKIPPED_WRITE] * count
-        behind: dict[str, deque[tuple[int, Write]]] = {}
-        """By channel that is full: what is to be written to it, in order."""
+        behind: dict[str, deque[Line]] = {}
+        """By channel that is full: the events that are to be written to it, in order."""
 
         async def write_in_order(address: str) -> None:
             queue = behind[address]
             while queue:
-                index, one = queue.popleft()
-                result = await self._result(one, self._store.append)
-                assert result is not None
-                results[index] = result
-                if isinstance(result, WriteFailure) and result.reason == WriteTimeout.code:
-                    return  # and what comes later stays behind it
+                index, _, event, request_id = queue.popleft()
+                try:
+                    results[index] = await self._write_waiting(address, event, request_id)
+                except MegaphoneError as error:
+                    results[index] = failure_of(error)
+                    if isinstance(error, WriteTimeout):
+                        return  # later events stay behind it
             del behind[address]
 
-        pace = Pace()
         async with many_tasks() as start:
-            for index, one in enumerate(writes):
-                if (queue := behind.get(one.address)) is not None:
-                    queue.append((index, one))
-                elif (result := await self._result(one, self._store.append_now)) is not None:
-                    results[index] = result
-                else:
-                    behind[one.address] = deque([(index, one)])
-                    start(write_in_order(one.address))
-                await pace.work(EVENT_WORK + ADDRESS_WORK + len(one.body))
+            async for lines in self._lines(writes, results):
+                for line, result in await self._write_lines(lines, behind):
+                    if not isinstance(result, WouldBlock):
+                        results[line.number] = outcome_of(result)
+                        if isinstance(result, ChannelNotFound):
+                            self._observer.events_unroutable(1)
+                    elif (queue := behind.get(line.address)) is not None:
+                        queue.append(line)
+                    else:
+                        behind[line.address] = deque([line])
+                        start(write_in_order(line.address))
         return results
 
-    async def _result(self, one: Write, append: Append) -> str | WriteFailure | None:
+    async def _lines(
+        self, writes: Sequence[tuple[str, NewEvent]], results: list[str | WriteFailure]
+    ) -> AsyncIterator[list["Line"]]:
+        """Yield the events in slices; what is wrong with others goes into `results`."""
+        lines: list[Line] = []
+        pace = Pace()
+        for index, (address, new) in enumerate(writes):
+            try:
+                self._refuse_if_shutting_down()
+                lines.append(Line(index, address, await self._new_event(new), new.request_id))
+            except MegaphoneError as error:
+                results[index] = failure_of(error)
+            if pace.is_used_up(EVENT_WORK + ADDRESS_WORK + len(new.body)):
+                yield lines
+                lines = []
+                await asyncio.sleep(0)
+        yield lines
+
+    async def _write_lines(
+        self, lines: Sequence["Line"], behind: Container[str]
+    ) -> Iterable[tuple["Line", AppendResult]]:
+        """Write events without waiting. One whose channel is in `behind` would block."""
+        await self._moves_finished([line.address for line in lines])
+        channels: dict[str, bytes | MegaphoneError] = {}
+        for line in lines:
+            if line.address not in channels:
+                channels[line.address] = self._writable_channel_or_error(line.address)
+        results: list[AppendResult] = []
+        writes: list[Append] = []
+        for line in lines:
+            channel = channels[line.address]
+            if isinstance(channel, MegaphoneError):
+                results.append(channel)
+            elif line.address in behind:
+                results.append(WOULD_BLOCK)
+            else:
+                results.append(TRIED)
+                writes.append(Append(channel, line.event, line.request_id))
+        tried = iter(await self._append(writes, wait=False))
+        results = [next(tried) if result is TRIED else result for result in results]
+        return zip(lines, results, strict=True)
+
+    def _writable_channel_or_error(self, address: str) -> bytes | MegaphoneError:
         try:
-            return await self._write(one.address, one.stream_id, one.body, one.request_id, append)
+            return self._writable_channel(address)
         except MegaphoneError as error:
-            return WriteFailure(error.code, str(error))
+            return error
 
     async def write_batch(
-        self,
-        addresses: Sequence[str],
-        messages: Sequence[Message],
-        request_id: str | None = None,
+        self, addresses: Sequence[str], new: Sequence[NewEvent], request_id: str | None = None
     ) -> list[BatchFailure]:
-        """Write the same messages to many channels, once to each that is named.
+        """Write the same events to many channels, once to each that is named.
 
-        Channels are written concurrently, the messages of one channel in order. One message has
-        the same event id in all channels. After the first timeout on a channel the rest of its
-        messages are skipped.
+        Channels are written concurrently, the events of one channel in order. One event has the
+        same id in all channels. After the first timeout on a channel the rest of its events are
+        skipped.
 
-        Returns: what was not taken, in the order of the addresses.
+        Returns: the events that were not taken, in the order of the addresses.
         Raises: BadRequest, PayloadTooLarge, ShuttingDown: then nothing was written.
         """
         self._refuse_if_shutting_down()
         self._check_number(addresses)
         addresses = list(dict.fromkeys(addresses))
-        count, allowed = len(addresses) * len(messages), self._settings.max_batch_events
+        count, allowed = len(addresses) * len(new), self._settings.max_batch_events
         if count > allowed:
             raise PayloadTooLarge(
                 f"the batch writes {count} events ({len(addresses)} channels with "
-                f"{len(messages)} messages each); at most {allowed} are allowed"
+                f"{len(new)} messages each); at most {allowed} are allowed"
             )
         refuse_long(addresses)
         if request_id is not None:
             checked_id("request id", request_id)
         pace = Pace()
         events = []
-        for index, message in enumerate(messages):
-            events.append(await self._new_batch_event(index, message))
-            await pace.work(EVENT_WORK + len(message.body))
+        for index, one in enumerate(new):
+            events.append(await self._new_batch_event(index, one))
+            await pace.work(EVENT_WORK + len(one.body))
         batch = Batch(events, request_id, pace)
         return await self._write_to_all(addresses, batch)
 
-    async def _new_batch_event(self, index: int, message: Message) -> Event:
+    async def _new_batch_event(self, index: int, new: NewEvent) -> Event:
         try:
-            return await self._new_event(message.stream_id, message.body)
+            return await self._new_event(new)
         except MegaphoneError as error:
             raise type(error)(f"message {index}: {error}") from None
 
     async def _write_to_all(self, addresses: Sequence[str], batch: "Batch") -> list[BatchFailure]:
-        """Write to one channel after the other; those that are full go on in tasks of their own."""
-        untaken: list[Untaken | None] = [None] * len(addresses)
+        """Write to all channels in slices; those that are full go on in tasks of their own."""
+        untaken: dict[str, Untaken] = {}
+        behind: set[str] = set()
 
-        async def write_rest(index: int, first: int) -> None:
-            untaken[index] = await self._write_all(addresses[index], batch, first)
+        async def write_rest(address: str, first: int) -> None:
+            if (rest := await self._write_rest(address, batch, first)) is not None:
+                untaken[address] = rest
 
         async with many_tasks() as start:
-            for index, address in enumerate(addresses):
-                try:
-                    untaken[index] = await self._write_all(address, batch, waits=False)
-                except MustWait as wait:
-                    start(write_rest(index, wait.first))
-                await batch.pace.work(ADDRESS_WORK)
+            for segment in batch.slices(addresses):
+                lines = [
+                    line
+                    for line in segment
+                    if line.address not in behind and line.address not in untaken
+                ]
+                for line, result in await self._write_lines(lines, ()):
+                    address = line.address
+                    if isinstance(result, Stored) or address in behind or address in untaken:
+                        continue
+                    if isinstance(result, WouldBlock):
+                        behind.add(address)
+                        start(write_rest(address, line.number))
+                    else:
+                        untaken[address] = batch.untaken(line.number, result)
+                        if isinstance(result, ChannelNotFound):
+                            self._observer.events_unroutable(len(batch.events) - line.number)
+                await asyncio.sleep(0)
         failures: list[BatchFailure] = []
-        for address, rest in zip(addresses, untaken, strict=True):
-            if rest is not None:
+        for address in addresses:
+            if (rest := untaken.get(address)) is not None:
                 await batch.add_failures(address, rest, failures)
         return failures
 
-    async def _write_all(
-        self, address: str, batch: "Batch", first: int = 0, *, waits: bool = True
-    ) -> "Untaken | None":
-        """Write the events of a batch from `first` on to one channel.
+    async def _write_rest(self, address: str, batch: "Batch", first: int) -> "Untaken | None":
+        """Write the events of a batch from `first` on to one channel, waiting for room.
 
-        Returns: what was not taken. Raises: MustWait, unless it `waits`, at a full channel.
+        Returns: the events that were not taken.
         """
-        events, append = batch.events, self._store.append if waits else self._store.append_now
-        taken = first
-        try:
-            while taken < len(events):
-                # After each pause anew, for the agent may have begun to leave meanwhile.
-                await self._settled(address)
-                channel_id = self._writable_channel(address)
-                stop = min(len(events), taken + BATCH_SLICE_EVENTS)
-                began = taken
-                while taken < stop:
-                    if await append(channel_id, events[taken], batch.key(taken)) is None:
-                        raise MustWait(taken)
-                    taken += 1
-                await batch.pace.work(EVENT_WORK * (taken - began))
-        except WriteTimeout as error:
-            return Untaken(taken, error.code, SKIPPED)
-        except MegaphoneError as error:
-            if isinstance(error, ChannelNotFound):
-                self._observer.events_unroutable(len(events) - taken)
-            return Untaken(taken, error.code, error.code)
+        for index in range(first, len(batch.events)):
+            try:
+                await self._write_waiting(address, batch.events[index], batch.key(index))
+            except MegaphoneError as error:
+                if isinstance(error, ChannelNotFound):  # the first is counted
+                    self._observer.events_unroutable(len(batch.events) - index - 1)
+                return batch.untaken(index, error)
+            await batch.pace.work(EVENT_WORK)
         return None
 
-    async def _new_event(self, stream_id: str, body: bytes) -> Event:
-        return Event(
-            id=new_event_id(),
-            stream_id=checked_stream_id(stream_id),
-            timestamp_us=time.time_ns() // 1000,
-            body=await accepted_body(body, self._settings.max_body_bytes),
-        )
+    async def _new_event(self, new: NewEvent) -> Event:
+        check_request_id(new)
+        return event_of(new, await accepted_body(new.body, self._settings.max_body_bytes))
 
     # -- Reading
 
-    async def open_reader(
+    def read(
         self, address: str, options: ReadOptions | None = None, *, within_s: float = math.inf
     ) -> Reader:
-        """Become the one reader of a channel, for the poll duration or for `within_s`, if less.
+        """Return a reader, which is the one reader of its channel once it is entered.
 
-        The reader must be entered at once (`async with`), or the channel stays busy.
-
-        Raises: BadRequest; ChannelNotFound; ReaderBusy; ShuttingDown.
+        It reads for the poll duration, or for `within_s` if that is less.
         """
-        self._refuse_if_shutting_down()
-        await self._settled(address)
-        consumer = self._consumer(address)
-        options = checked_options(options or ReadOptions())
-        lease = await self._store.lease(consumer.channel_id, address, options)
-        reader = Reader(
-            lease,
+        options = options or ReadOptions()
+        wait_s = math.inf if options.wait_s is None else options.wait_s
+
+        async def opening(reader: Reader) -> Lease:
+            self._refuse_if_shutting_down()
+            await self._moves_finished((address,))
+            consumer = self._consumer(address)
+            lease = await self._store.open(consumer.channel_id, address, checked_options(options))
+            self._readers.add(reader)
+            return lease
+
+        return Reader(
+            opening,
             options,
-            agent=consumer.agent,
-            until=loop_time() + self._window_s(options, within_s),
+            agent=agent_of(address),
+            time_s=min(self._poll_duration_s, wait_s, within_s),
             observer=self._observer,
             on_exit=self._reader_left,
         )
-        self._readers.add(reader)
-        return reader
-
-    def _window_s(self, options: ReadOptions, within_s: float) -> float:
-        wait_s = math.inf if options.wait_s is None else options.wait_s
-        return min(self._poll_duration_s, wait_s, within_s)
 
     async def acknowledge(self, address: str, event_id: str) -> int:
         """Count an event and all before it on its channel as delivered.
@@ -356,7 +457,7 @@ class Broker:
         Returns: how many were not yet; 0 also for an event that is not known, or not any more.
         Raises: BadRequest; ChannelNotFound.
         """
-        await self._settled(address)
+        await self._moves_finished((address,))
         consumer = self._consumer(address)
         checked_id("event id", event_id)
         return await self._store.acknowledge(consumer.channel_id, address, event_id)
@@ -368,7 +469,7 @@ class Broker:
 
         Waits while the agent is on its way to another one, so that the answer holds.
         """
-        await self._agents.settled(agent)
+        await self._agents.move_finished(agent)
         known = self._agents.get(agent)
         return known is not None and known.is_owned
 
@@ -418,10 +519,13 @@ class Broker:
 
     # -- Addresses
 
-    async def _settled(self, address: str) -> None:
-        """Wait if the agent of an address is just leaving: then it is known whose call this is."""
-        if self._agents.are_moving:
-            await self._agents.settled(address.partition(".")[0])
+    async def _moves_finished(self, addresses: Sequence[str]) -> None:
+        """Wait while the agent of an address is being moved: then its calls have a node."""
+        while self._agents.are_moving:
+            moving = [one for one in map(agent_of, addresses) if self._agents.is_moving(one)]
+            if not moving:
+                return
+            await self._agents.move_finished(moving[0])
 
     def _consumer(self, address: str) -> ConsumerAddress:
         consumer = ConsumerAddress.parse(address)
@@ -445,6 +549,16 @@ class Broker:
         return agent.key.open(sealed)
 
 
+class Line(NamedTuple):
+    """One of many events that are to be written."""
+
+    number: int
+    """Its place among them, or among those for its channel."""
+    address: str
+    event: Event
+    request_id: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Events that are written to many channels."""
@@ -453,12 +567,30 @@ class Batch:
     request_id: str | None
     pace: Pace
 
+    def slices(self, addresses: Sequence[str]) -> Iterator[list[Line]]:
+        """Yield each event for each address, in lists that are written at once."""
+        lines: list[Line] = []
+        pace = Pace()
+        for address in addresses:
+            work = ADDRESS_WORK + EVENT_WORK
+            for index, event in enumerate(self.events):
+                lines.append(Line(index, address, event, self.key(index)))
+                if pace.is_used_up(work):
+                    yield lines
+                    lines = []
+                work = EVENT_WORK
+        yield lines
+
     def key(self, index: int) -> str | None:
         """Return the request id of one event: with a space, so that it is that of no other write.
 
         No client can send one.
         """
         return None if self.request_id is None else f"{self.request_id} {index}"
+
+    def untaken(self, first: int, error: MegaphoneError) -> "Untaken":
+        is_timeout = isinstance(error, WriteTimeout)
+        return Untaken(first, error.code, SKIPPED if is_timeout else error.code)
 
     async def add_failures(
         self, address: str, untaken: "Untaken", failures: list[BatchFailure]
@@ -480,13 +612,28 @@ class Untaken:
     reason_of_rest: str
 
 
-class MustWait(Exception):
-    """A channel is full."""
+def event_of(new: NewEvent, body: bytes) -> Event:
+    """Raises: BadRequest, for a stream id that cannot be one."""
+    return Event(
+        id=new_event_id(),
+        stream_id=checked_stream_id(new.stream_id),
+        timestamp_us=time.time_ns() // 1000,
+        body=body,
+    )
 
-    def __init__(self, first: int) -> None:
-        super().__init__()
-        self.first = first
-        """The first event for which there is no room."""
+
+def check_request_id(new: NewEvent) -> None:
+    """Raises: BadRequest."""
+    if new.request_id is not None:
+        checked_id("request id", new.request_id)
+
+
+def failure_of(error: MegaphoneError) -> WriteFailure:
+    return WriteFailure(error.code, str(error))
+
+
+def outcome_of(result: Stored | MegaphoneError) -> str | WriteFailure:
+    return result.event_id if isinstance(result, Stored) else failure_of(result)
 
 
 def refuse_long(addresses: Sequence[str]) -> None:

@@ -35,15 +35,13 @@ SENDINGS_KEPT = 64
 class Waiter:
     """Writers of one event that wait for room. Several only if they repeat one request id."""
 
-    __slots__ = ("_callbacks", "event", "reported", "request_id", "taken")
+    __slots__ = ("_callbacks", "event", "request_id", "taken")
 
     def __init__(self, event: Event, request_id: str | None) -> None:
         self.event = event
         self.request_id = request_id
         self.taken: bool | None = None
         """None while waiting; True once the event is in the channel; False if the channel went."""
-        self.reported = False
-        """For the use of whoever counts events: whether this one was counted."""
         self._callbacks: list[Callable[[], None]] = []
 
     def join(self, settled: Callable[[], None]) -> None:
@@ -54,6 +52,10 @@ class Waiter:
         """Stop waiting. Returns: whether nobody waits any more."""
         self._callbacks.remove(settled)
         return not self._callbacks
+
+    def is_first(self, settled: Callable[[], None]) -> bool:
+        """Tell whether, of the writers of this event that wait, this one came first."""
+        return self._callbacks[0] is settled
 
     def settle(self, taken: bool) -> None:
         self.taken = taken

@@ -76,9 +76,13 @@ def checked_body(body: bytes, max_bytes: int) -> bytes:
     return in_one_line(body)
 
 
+CHECKED_AT_ONCE = SLICE
+"""The most bytes of a body that are checked without a turn for other tasks."""
+
+
 async def accepted_body(body: bytes, max_bytes: int) -> bytes:
     """Return what `checked_body` does; while a large body is checked other tasks get their turn."""
-    if len(body) <= SLICE:
+    if len(body) <= CHECKED_AT_ONCE:
         return checked_body(body, max_bytes)
     check_grammar(body, max_bytes)
     await asyncio.sleep(0)

@@ -19,7 +19,7 @@ ANSWER_WORK = 32
 """To make one of many parts of an answer."""
 CANCELLED_AT_ONCE = 200
 """How many tasks are cancelled before others get their turn."""
-FREED_AT_ONCE = 2_000
+FREED_AT_ONCE = 500
 """How many entries of a mapping are freed before tasks get their turn."""
 
 
@@ -33,10 +33,16 @@ class Pace:
 
     async def work(self, amount: int) -> None:
         """Count work that was done, and give way if the slice is used up."""
-        self._left -= amount
-        if self._left <= 0:
-            self._left = SLICE
+        if self.is_used_up(amount):
             await asyncio.sleep(0)
+
+    def is_used_up(self, amount: int) -> bool:
+        """Count work, and tell whether the slice is used up; then the next one begins."""
+        self._left -= amount
+        if self._left > 0:
+            return False
+        self._left = SLICE
+        return True
 
 
 Start = Callable[[Coroutine[None, None, None]], None]

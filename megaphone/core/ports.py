@@ -3,26 +3,53 @@
 Nothing here may assume that a channel lives in this process: a store may be across a network.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from megaphone.core.log import Batch
+from megaphone.errors import MegaphoneError
 from megaphone.model import DrainProgress, Event, ReadOptions
-
-Append = Callable[[bytes, Event, str | None], Awaitable[str | None]]
-"""`Store.append` or `Store.append_now`."""
 
 OnRemoved = Callable[[str, float, int], None]
 """Called when a channel has expired or was removed, with its consumer address, its age in seconds,
 and the number of events that no reader was ever sent. Must not raise or wait."""
 
 
-class ChannelLease(Protocol):
+class WouldBlock(Exception):
+    """The call can do nothing without waiting, and has changed nothing. Clients never see it."""
+
+
+class Append(NamedTuple):
+    """An event that is to be added to a channel."""
+
+    channel_id: bytes
+    event: Event
+    request_id: str | None = None
+
+
+class Stored(NamedTuple):
+    """The event is in the buffer of its channel."""
+
+    event_id: str
+    """Its id; that of an earlier event if the write repeats the request id of that one."""
+    is_new: bool
+    """Whether it was not there before."""
+
+
+AppendResult = Stored | MegaphoneError | WouldBlock
+"""What became of one write of several. Errors are returned as values."""
+
+
+class Lease(Protocol):
     """An open read of one channel. See `megaphone.core.channel.Lease` for the rules."""
 
+    on_ready: Callable[[], None] | None
+    """Called when `take_nowait` may have something new to return. May be called too often."""
+
     @property
-    def position(self) -> str:
-        """The event before the first one of this read, or START: what to resume after."""
+    def cursor(self) -> str:
+        """The event before the first one of this read, or START: a reader that resumes after it
+        misses nothing."""
 
     @property
     def recovered(self) -> bool | None:
@@ -33,19 +60,25 @@ class ChannelLease(Protocol):
         """How many events could be taken now."""
 
     async def take(self, limit: int, max_bytes: int, until: float) -> Batch | None:
-        """Confirm what was taken before, and return the next events in order.
+        """Confirm the events that were taken before, and return the next events in order.
 
-        At once what is ready, else the next to come: up to `limit`, and up to `max_bytes` of
-        bodies and overhead, but one at least, however large.
+        Returns at once if events are ready, else waits for one. Returns up to `limit` events, and
+        up to `max_bytes` of bodies and overhead, but one at least, however large.
 
-        The call says that the connection has all bytes of what was taken before. Until then that
-        does not count as sent: if the read breaks, it comes again, however long ago it was taken.
-        Returns None when the loop's clock reaches `until` without one, and when the lease is over.
+        The call says that the connection has all bytes of the events taken before. Until then they
+        do not count as sent: if the read breaks, they come again, however long ago they were taken.
+        Returns None when the loop's clock reaches `until`, and when the lease is over.
 
         The events follow each other in the log of the channel. The batch names the epoch of the
         log and the first offset: a store that lost data has another epoch afterwards, so that an
         offset of before is not taken for one of the new log.
         Atomic with respect to cancellation: if it is cancelled, none was taken.
+        """
+
+    def take_nowait(self, limit: int, max_bytes: int) -> Batch | None:
+        """Do what `take` does, without waiting. Returns: None when the lease is over.
+
+        Raises: WouldBlock, when no event is ready. A remote store may always raise it.
         """
 
     @property
@@ -56,16 +89,16 @@ class ChannelLease(Protocol):
         """Make every `take` from now on, and the one that waits, return None."""
 
     def release(self, *, clean: bool) -> None:
-        """End the read, now, without waiting for anything. Repeating it changes nothing.
+        """End the read now, without waiting. Repeating it changes nothing.
 
-        A clean end confirms what was taken.
+        A clean end confirms the events that were taken.
         """
 
 
 class Store(Protocol):
     """Channels by their id: where events live between writer and reader.
 
-    A call may be cancelled at any point; it then has taken effect wholly or not at all.
+    A call may be cancelled at any point; it has then taken effect wholly or not at all.
     """
 
     async def create(
@@ -76,32 +109,31 @@ class Store(Protocol):
         Raises: LimitExceeded, when the store holds as many as it may, or has no memory for it.
         """
 
-    async def check_room(self) -> None:
-        """Raises: LimitExceeded, when `create` would now."""
+    async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+        """Add events, each at the end of its channel. Writes of one channel keep their order.
 
-    async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
-        """Add an event at the end, waiting for room, first come first served.
+        Where a channel is full, and `wait` is set, the call waits for room, first come first
+        served, for at most the write timeout for each event. Without `wait` the result is
+        WouldBlock. If a write is refused or would block, the later writes of its channel in the
+        call are not tried and have the same result.
 
-        When this returns the event is in the channel's buffer; when it raises it is not.
+        A call that is cancelled while it waits leaves nothing in the channel, or returns as if it
+        had not been cancelled, because the event had just got in.
 
-        Returns: the id under which the event is stored: that of an earlier event if `request_id`
-            repeats the one it was written with.
-        Raises: ChannelNotFound; LimitExceeded, when there is no memory for the event, or as many
-            writers wait as may; WriteTimeout; AgentMoved; ShuttingDown.
+        Returns: a result for each write, in their order: Stored; WouldBlock; or an error, and then
+            the event is not in the channel: ChannelNotFound; LimitExceeded, when there is no memory
+            for it, or as many writers wait as may; WriteTimeout; AgentMoved; ShuttingDown.
         """
 
-    async def append_now(
-        self, channel_id: bytes, event: Event, request_id: str | None
-    ) -> str | None:
-        """Add an event as `append` does, but only if there is room now.
+    def append_nowait(self, write: Append) -> Stored:
+        """Do what `append` does, without waiting.
 
-        Returns: None, and adds nothing, where `append` would wait.
+        Raises: WouldBlock, when the channel is full. A remote store may always raise it. Else the
+            errors of `append`.
         """
 
-    async def lease(
-        self, channel_id: bytes, consumer_address: str, options: ReadOptions
-    ) -> ChannelLease:
-        """Start to read a channel.
+    async def open(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
+        """Start to read a channel. The caller must release the lease.
 
         Raises: ChannelNotFound, also when `consumer_address` is not exactly that of the channel;
             ReaderBusy, when it is read and that read is not to be taken over.
@@ -114,11 +146,11 @@ class Store(Protocol):
         Raises: ChannelNotFound.
         """
 
-    async def exists(self, channel_id: bytes) -> bool:
-        """Tell whether the channel lives."""
+    async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+        """Return those of some channels that live."""
 
     async def remove(self, channel_id: bytes) -> None:
-        """End a channel now; its reader and its writers are told.
+        """End a channel now: its read ends, and its writers get ChannelNotFound.
 
         Raises: ChannelNotFound.
         """
@@ -129,11 +161,16 @@ class Store(Protocol):
     async def count(self, agent: str) -> int:
         """Return how many channels of an agent there are."""
 
+    # -- Life cycle
+
+    async def check_room(self) -> None:
+        """Raises: LimitExceeded, when `create` would now."""
+
     async def quiesce(self) -> None:
         """From now on answer writers that wait, or would, with ShuttingDown."""
 
     async def aclose(self) -> None:
-        """Drop everything. Nothing else may be called after it."""
+        """Drop everything that this node holds. Nothing else may be called after it."""
 
 
 class Drains(Protocol):

@@ -2,13 +2,12 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
-from megaphone.core.ports import ChannelLease, Observer
+from megaphone.core.ports import Lease, Observer
 from megaphone.core.progress import STALL_S, Progress
 from megaphone.errors import AgentMoved, TooSlow
 from megaphone.model import Event, ReadOptions
@@ -17,20 +16,26 @@ BATCH_EVENTS = 100
 """The most events handed over at once. A face sends a batch before it asks for the next, so this
 also bounds what is in flight within the process."""
 LOOK_S = 1.0
-"""How often it is looked at how much a client has taken that is waited for."""
+"""How often a reader looks at how much its client has taken, while it waits for the client."""
 
 
 class Reader:
-    """An open read: an asynchronous context manager, and an iterator of batches within it.
+    """A read: an asynchronous context manager, and an iterator of batches within its context.
 
-    Each batch is everything that is ready, in order, up to as many bytes as suit how fast the
-    client takes them; it is empty when the reader asked for heartbeats and one is due. Whoever
-    asks for the next batch says that the connection has taken all of the one before: only then it
-    counts as sent. The iteration ends when the read window is over, when as many events were sent
-    as were asked for, when the channel goes or another reader takes over, and on `end`. Leaving
-    the context releases the channel at once: as cleanly ended without an exception, as broken
-    with any (cancellation too), so that what a broken read had sent is sent again to the next
-    reader.
+    Entering the context opens the read. Each batch is everything that is ready, in order, up to as
+    many bytes as suit how fast the client takes them; it is empty when the caller asked for
+    heartbeats and one is due. A call for the next batch says that the connection has taken all of
+    the one before: only then it counts as sent. The iteration ends when the time of the read is
+    over, when as many events were sent as were asked for, when the channel goes or another reader
+    takes over, and on `end`. Leaving the context releases the channel at once: as cleanly ended
+    without an exception, as broken with any (cancellation too), so that the next reader gets again
+    what a broken read had sent.
+
+    A client has stalled when it takes nothing for `STALL_S` while a batch waits for it. Then, as
+    after `break_off`, whatever waits in the context is cancelled, and the context raises.
+
+    Raises: on entering, BadRequest, ChannelNotFound, ReaderBusy, AgentMoved and ShuttingDown; on
+        leaving, TooSlow, when the client has stalled; AgentMoved, after `break_off`.
     """
 
     __slots__ = (
@@ -41,70 +46,54 @@ class Reader:
         "_look_timer",
         "_observer",
         "_on_exit",
+        "_opening",
         "_progress",
         "_ready",
         "_stalled",
         "_taken",
+        "_time_s",
+        "_until",
         "agent",
-        "until",
     )
 
     def __init__(
         self,
-        lease: ChannelLease,
+        opening: Callable[["Reader"], Awaitable[Lease]],
         options: ReadOptions,
         *,
         agent: str,
-        until: float,
+        time_s: float,
         observer: Observer,
         on_exit: Callable[["Reader"], None],
     ) -> None:
-        self._lease = lease
+        """`opening` returns the lease of the channel; `time_s` is how long the read lasts."""
+        self._opening = opening
+        self._lease: Lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s
-        self._ready = lease.ready
-        """How many of the events that were ready at the beginning are yet to be taken: they are,
-        however short the window is."""
+        self._ready = 0
+        """Events that were ready when the read began, and were not returned yet. They are returned
+        even if the time is already up."""
         self.agent = agent
         """The agent of the channel."""
-        self.until = until
-        """The loop time at which the read window is over."""
+        self._time_s = time_s
+        self._until = 0.0
         self._observer = observer
         self._on_exit = on_exit
         self._progress = Progress(is_seen=False)
-        self._stalled: asyncio.Timeout | None = None
+        self._stalled = asyncio.timeout(None)
         self._is_broken_off = False
         self._taken: Callable[[], int] | None = None
         self._look_timer: asyncio.TimerHandle | None = None
 
-    @property
-    def position(self) -> str:
-        """The event before the first one of this read, or START: what to resume after."""
-        return self._lease.position
-
-    @property
-    def recovered(self) -> bool | None:
-        """Whether the event to resume after was still known; None when none was named."""
-        return self._lease.recovered
-
-    def end(self) -> None:
-        """End the iteration cleanly after the batch in hand."""
-        self._lease.interrupt()
-
-    def break_off(self) -> None:
-        """End it at once, as a broken read, whatever its client takes of it yet.
-
-        Its iteration, and a context that expects progress, raise AgentMoved, so that the client
-        does not take the end for a clean one.
-        """
-        self._is_broken_off = True
-        self._lease.interrupt()
-        self._lease.release(clean=False)
-        if self._stalled is not None:
-            self._stalled.reschedule(self._now())
+    # -- The context
 
     async def __aenter__(self) -> Self:
+        self._lease = await self._opening(self)
+        self._ready = self._lease.ready
+        self._until = self._now() + self._time_s
         self._observer.read_started()
+        await self._stalled.__aenter__()
         return self
 
     async def __aexit__(
@@ -113,9 +102,53 @@ class Reader:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._look_timer is not None:
+            self._look_timer.cancel()
         self._lease.release(clean=kind is None)
         self._observer.read_ended()
         self._on_exit(self)
+        try:
+            await self._stalled.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            if self._is_broken_off:
+                raise self._moved() from None
+            raise TooSlow(f"the client took nothing for {STALL_S:g} s") from None
+
+    @property
+    def cursor(self) -> str:
+        """The event before the first one of this read, or START: what to resume after."""
+        return self._lease.cursor
+
+    @property
+    def recovered(self) -> bool | None:
+        """Whether the event to resume after was still known; None when none was named."""
+        return self._lease.recovered
+
+    def watch(self, taken: Callable[[], int]) -> None:
+        """Judge the client by how many bytes `taken` returns that it has taken so far.
+
+        Without it the reader sees only that a whole batch was taken, and so gives the client more
+        time for large ones. To be called before the first batch.
+        """
+        self._taken = taken
+        self._progress = Progress(is_seen=True)
+
+    def end(self) -> None:
+        """End the iteration cleanly after the batch in hand."""
+        self._lease.interrupt()
+
+    def break_off(self) -> None:
+        """End the read at once, as a broken one, whatever its client has yet to take.
+
+        Its iteration and its context raise AgentMoved, so that the client does not take the end
+        for a clean one.
+        """
+        self._is_broken_off = True
+        self._lease.interrupt()
+        self._lease.release(clean=False)
+        self._stalled.reschedule(self._now())
+
+    # -- The iteration
 
     def __aiter__(self) -> Self:
         return self
@@ -128,7 +161,9 @@ class Reader:
             batch = await self._lease.take(
                 min(BATCH_EVENTS, self._left), self._progress.batch_bytes, self._next_stop()
             )
-            events = batch.events if batch else []
+            events = [] if batch is None else batch.events
+            if batch is not None:
+                self._observer.events_read(len(events), batch.redelivered)
             self._left -= len(events)
             self._ready -= len(events)
             if events or self._heartbeat_is_due():
@@ -139,43 +174,16 @@ class Reader:
         self._hand_over([])  # the end, which the client must take as well
         raise StopAsyncIteration
 
-    # -- Stalling
-
-    @asynccontextmanager
-    async def expecting_progress(self, taken: Callable[[], int] | None) -> AsyncIterator[None]:
-        """Iterate within this context, for a client that stalls to be noticed.
-
-        A client has stalled when it takes nothing for `STALL_S` while a batch waits for it, and is
-        never waited for less. `taken` tells how many bytes it has taken so far, at any time. With
-        None only whole batches are seen to be taken, and it is given more time for large ones.
-
-        Raises: TooSlow, wherever the task then waits; AgentMoved likewise, after `break_off`.
-        """
-        self._taken = taken
-        self._progress = Progress(is_seen=taken is not None)
-        self._stalled = stalled = asyncio.timeout(None)
-        try:
-            async with stalled:
-                yield
-        except TimeoutError:
-            if not stalled.expired():
-                raise
-            if self._is_broken_off:
-                raise self._moved() from None
-            raise TooSlow(f"the client took nothing for {STALL_S:g} s") from None
-        finally:
-            self._stalled = None
-            if self._look_timer is not None:
-                self._look_timer.cancel()
-
     def _moved(self) -> AgentMoved:
         return AgentMoved(f"agent {self.agent} moves to another node")
+
+    # -- Stalling
 
     def _hand_over(self, events: list[Event]) -> None:
         now = self._now()
         size = 0 if self._progress.is_seen else bytes_of(events)
         self._progress.hand_over(size, now, more_is_ready=self._lease.ready > 0)
-        if self._look_timer is None and self._stalled is not None:
+        if self._look_timer is None:
             self._look_again(now)
 
     def _look_again(self, now: float) -> None:
@@ -185,7 +193,7 @@ class Reader:
 
     def _look(self) -> None:
         self._look_timer = None
-        if self._stalled is None or not self._progress.is_waiting:
+        if not self._progress.is_waiting:
             return
         now = self._now()
         if self._taken is not None:
@@ -203,17 +211,17 @@ class Reader:
 
     def _is_in_time(self) -> bool:
         """Whether there is more to take, or to wait for."""
-        return self._ready > 0 or self._now() < self.until
+        return self._ready > 0 or self._now() < self._until
 
     def _next_stop(self) -> float:
         if self._heartbeat_s is None:
-            return self.until
-        return min(self.until, self._now() + self._heartbeat_s)
+            return self._until
+        return min(self._until, self._now() + self._heartbeat_s)
 
     def _heartbeat_is_due(self) -> bool:
         """Whether a `take` without events ended for a heartbeat, and not with the read."""
         return (
-            self._heartbeat_s is not None and not self._lease.is_over and self._now() < self.until
+            self._heartbeat_s is not None and not self._lease.is_over and self._now() < self._until
         )
 
 

@@ -11,6 +11,7 @@ POST /channelsExists
 from aiohttp import web
 
 from megaphone.core.broker import Broker
+from megaphone.model import NewEvent
 from megaphone.rest.connection.answers import WrittenAnswer, json_answer, json_answer_in_pieces
 from megaphone.rest.reads import framing_of, stream_events
 from megaphone.rest.requests import body_of, is_json, path_values, require_json, segment
@@ -43,9 +44,8 @@ class ChannelApi:
     async def write(self, request: web.Request) -> web.StreamResponse:
         address, stream_id = path_values(request)
         require_json(request)
-        event_id = await self._broker.write(
-            address, stream_id, await body_of(request), request.headers.get(IDEMPOTENCY_KEY)
-        )
+        event = NewEvent(stream_id, await body_of(request), request.headers.get(IDEMPOTENCY_KEY))
+        event_id = await self._broker.write(address, event)
         return WrittenAnswer(event_id)
 
     async def write_batch(self, request: web.Request) -> web.StreamResponse:
@@ -59,8 +59,8 @@ class ChannelApi:
     async def read(self, request: web.Request) -> web.StreamResponse:
         (address,) = path_values(request)
         framing = framing_of(request)
-        async with await self._broker.open_reader(address, framing.options(request)) as reader:
-            return await stream_events(request, reader, framing)
+        reader = self._broker.read(address, framing.options(request))
+        return await stream_events(request, reader, framing)
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)

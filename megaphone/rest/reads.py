@@ -102,15 +102,30 @@ def framing_of(request: web.Request) -> Framing:
 async def stream_events(
     request: web.Request, reader: Reader, framing: Framing
 ) -> web.StreamResponse:
-    """Send every batch of a reader until the read ends.
+    """Open a read, and send every batch of it until it ends.
 
-    The caller must be within the context of the reader: an error that is raised here makes the
-    read a broken one, and the events that it had not confirmed are sent again to the next reader.
+    An error that is raised once the read is open makes it a broken one, and the events that it had
+    not confirmed are sent again to the next reader.
 
-    Raises: ConnectionResetError, if the client has gone, has stalled, or takes nothing while its
+    Raises: what `Reader` raises when it is entered: then nothing was answered yet;
+        ConnectionResetError, if the client has gone, has stalled, or takes nothing while its
         channel moves.
     """
     response = StreamedAnswer(headers={"Content-Type": framing.content_type, **HEADERS})
+    try:
+        async with reader:
+            await answer(request, response, reader, framing)
+    except (TooSlow, AgentMoved) as error:
+        if not response.prepared:
+            raise
+        abort(request)
+        raise ConnectionResetError(str(error)) from None
+    return response
+
+
+async def answer(
+    request: web.Request, response: StreamedAnswer, reader: Reader, framing: Framing
+) -> None:
     if reader.recovered is not None:
         response.headers[RECOVERED_HEADER] = str(reader.recovered).lower()
     if request.version >= (1, 1):
@@ -119,15 +134,10 @@ async def stream_events(
     transport = watch_peer(request)
     await response.prepare(request)
     with closing(BodyWriter(request, transport, request.app[BUDGET])) as body:
-        try:
-            async with reader.expecting_progress(body.taken):
-                if preamble := framing.preamble(reader.position, reader.recovered):
-                    await body.write([preamble])
-                async for events in reader:
-                    await body.write(framing.events(events) if events else [framing.heartbeat])
-                await response.write_eof()
-                await body.drain()
-        except (TooSlow, AgentMoved) as error:
-            abort(request)
-            raise ConnectionResetError(str(error)) from None
-    return response
+        reader.watch(body.taken)
+        if preamble := framing.preamble(reader.cursor, reader.recovered):
+            await body.write([preamble])
+        async for events in reader:
+            await body.write(framing.events(events) if events else [framing.heartbeat])
+        await response.write_eof()
+        await body.drain()

@@ -42,12 +42,7 @@ class ChannelServicer(ChannelServiceServicer):
 
     async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
         with self._held(request):
-            event_id = await self._broker.write(
-                request.producer_address,
-                request.stream_id,
-                request.body,
-                wire.optional(request.request_id),
-            )
+            event_id = await self._broker.write(request.producer_address, wire.new_event(request))
         return wire.written(event_id)
 
     async def WriteBatch(  # type: ignore[override]
@@ -55,7 +50,7 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> bytes:
         with self._held(request):
             failures = await self._broker.write_batch(
-                request.channels, wire.batch_messages(request), wire.optional(request.request_id)
+                request.channels, wire.batch_events(request), wire.optional(request.request_id)
             )
         return await joined(wire.batch_written(failures))
 
@@ -70,7 +65,7 @@ class ChannelServicer(ChannelServiceServicer):
     # This is a coroutine that writes, and not a generator: a generator whose client has gone would
     # hang at its `yield` and keep the lease of the channel.
     async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # type: ignore[override]
-        reader = await self._broker.open_reader(
+        reader = self._broker.read(
             request.consumer_address,
             wire.read_options(request),
             within_s=read_time_s(context.time_remaining()),

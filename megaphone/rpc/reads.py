@@ -32,19 +32,15 @@ def read_time_s(time_remaining_s: float | None) -> float:
 async def stream_events(
     context: "grpc.aio.ServicerContext[Any, pb.ReadResponse]", reader: Reader, budget: Budget
 ) -> None:
-    """Send every batch of a reader until the read ends.
+    """Send every batch of a reader until the read ends. Batches count against `budget` meanwhile.
 
-    A batch counts against `budget` while it is sent. The caller must be within the context of the
-    reader: an error that is raised here makes the read a broken one.
-
-    Raises: TooSlow, if the client has stalled; AgentMoved, if the client takes nothing while its
-        channel moves.
+    The caller must be within the context of the reader: an error that is raised here makes the
+    read a broken one.
     """
     recovered = reader.recovered
     await context.send_initial_metadata(
         () if recovered is None else ((RECOVERED_KEY, str(recovered).lower()),)
     )
-    async with reader.expecting_progress(None):
-        async for events in reader:
-            with budget.lent(COPIES * bytes_of(events)):
-                await context.write(wire.events(events))
+    async for events in reader:
+        with budget.lent(COPIES * bytes_of(events)):
+            await context.write(wire.events(events))

@@ -18,8 +18,8 @@ from megaphone.model import (
     BatchFailure,
     DrainProgress,
     Event,
-    Message,
     NewChannel,
+    NewEvent,
 )
 from megaphone.wire.decode import Converted, decode_json
 
@@ -74,14 +74,14 @@ def parse_create(body: bytes) -> list[str]:
     return decode_json(body, CreateRequest).protocols
 
 
-def parse_batch(body: bytes) -> tuple[list[str], Sequence[Message]]:
+def parse_batch(body: bytes) -> tuple[list[str], Sequence[NewEvent]]:
     """Return the addresses and the messages of a batch."""
     request = decode_json(body, BatchRequest)
     return named_channels(request), Converted(request.messages, message_of)
 
 
-def message_of(message: BatchMessage) -> Message:
-    return Message(message.stream_id, bytes(message.body))
+def message_of(message: BatchMessage) -> NewEvent:
+    return NewEvent(message.stream_id, bytes(message.body))
 
 
 def parse_exists(body: bytes) -> list[str]:

@@ -17,10 +17,9 @@ from megaphone.model import (
     BatchFailure,
     DrainProgress,
     Event,
-    Message,
     NewChannel,
+    NewEvent,
     ReadOptions,
-    Write,
     WriteFailure,
 )
 from megaphone.wire.decode import Converted
@@ -44,25 +43,25 @@ def optional(text: str) -> str | None:
     return text or None
 
 
-def batch_messages(request: pb.WriteBatchRequest) -> Sequence[Message]:
-    return Converted(request.messages, message_of)
+def batch_events(request: pb.WriteBatchRequest) -> Sequence[NewEvent]:
+    return Converted(request.messages, batch_event)
 
 
-def message_of(message: pb.WriteBatchRequest.Message) -> Message:
-    return Message(message.stream_id, message.body)
+def batch_event(message: pb.WriteBatchRequest.Message) -> NewEvent:
+    return NewEvent(message.stream_id, message.body)
 
 
-def writes(request: pb.PublishRequest) -> Sequence[Write]:
+def writes(request: pb.PublishRequest) -> Sequence[tuple[str, NewEvent]]:
+    """Return the producer address and the event of each write."""
     return Converted(request.events, write_of)
 
 
-def write_of(request: pb.WriteRequest) -> Write:
-    return Write(
-        address=request.producer_address,
-        stream_id=request.stream_id,
-        body=request.body,
-        request_id=optional(request.request_id),
-    )
+def write_of(request: pb.WriteRequest) -> tuple[str, NewEvent]:
+    return request.producer_address, new_event(request)
+
+
+def new_event(request: pb.WriteRequest) -> NewEvent:
+    return NewEvent(request.stream_id, request.body, optional(request.request_id))
 
 
 def published(results: Sequence[str | WriteFailure]) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from megaphone.app import App, running
-from megaphone.model import Message
+from megaphone.model import NewEvent
 from tests.support.chromium import CHROMIUM, DevTools, Page, tab
 from tests.support.faces import Created, HttpFace, http_face
 from tests.support.proxy import proxy_to
@@ -95,7 +95,7 @@ async def test_it_does_not_matter_where_in_an_event_the_connection_is_cut(
 async def test_nothing_that_is_acknowledged_is_lost_or_repeated_however_often_it_is_cut(
     app: App, http: HttpFace, channel: Created, page: Page
 ) -> None:
-    batch = [Message("s", b"%d" % value) for value in range(EVENTS)]
+    batch = [NewEvent("s", b"%d" % value) for value in range(EVENTS)]
     cuts = [b'"body":%d' % value for value in range(150, EVENTS, 200)]
     async with proxy_to(app.http_port, cuts) as proxy:
         await page.call("listen", url_of(proxy.port, "read", channel, "ack=explicit"))
@@ -136,7 +136,7 @@ async def test_a_page_is_told_that_events_are_missing(
         await write_numbers(http, channel, range(before))
         await page.becomes(f"messages.length === {before}")
         proxy.cut()
-        batch = [Message("s", b"%d" % value) for value in range(before, 30)]
+        batch = [NewEvent("s", b"%d" % value) for value in range(before, 30)]
         assert await http.write_batch([channel.producer], batch) == []
         await page.becomes("messages.length > 0 && messages.at(-1).event.body === 29")
         heard = [body for _, body in await messages(page)]

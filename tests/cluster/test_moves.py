@@ -18,7 +18,7 @@ from megaphone.errors import (
     TargetUnavailable,
     WrongMode,
 )
-from megaphone.model import START, AgentMode, DrainProgress, ReadOptions
+from megaphone.model import START, AgentMode, DrainProgress, NewEvent, ReadOptions
 from megaphone_api.sync_pb2 import (
     FindChannelsInUseReply,
     FindChannelsInUseRequest,
@@ -170,8 +170,10 @@ async def test_a_writer_that_waits_for_room_is_told_to_call_again(
 ) -> None:
     source = await node(stack, "a", buffer_capacity=1)
     channel = await source.broker.create()
-    await source.broker.write(channel.producer_address, "s", b"1")
-    waiting = asyncio.create_task(source.broker.write(channel.producer_address, "s", b"2"))
+    await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+    waiting = asyncio.create_task(
+        source.broker.write(channel.producer_address, NewEvent("s", b"2"))
+    )
     await until(lambda: source.metrics.writers_waiting == 1)
     await drain(source, url(target))
     with pytest.raises(AgentMoved):
@@ -183,11 +185,20 @@ async def test_a_reader_that_takes_nothing_is_broken_off_and_gets_it_again(
     source: App, target: App
 ) -> None:
     channel = await source.broker.create()
-    await source.broker.write(channel.producer_address, "s", b"1")
-    async with await source.broker.open_reader(channel.consumer_address) as reader:
-        [stalled] = await anext(reader)
-        await drain(source, url(target))
-    async with await target.broker.open_reader(channel.consumer_address, READY) as reader:
+    await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+    taken = asyncio.get_running_loop().create_future()
+
+    async def stall() -> None:
+        async with source.broker.read(channel.consumer_address) as reader:
+            taken.set_result(await anext(reader))
+            await asyncio.Event().wait()
+
+    stalling = asyncio.create_task(stall())
+    [stalled] = await taken
+    await drain(source, url(target))
+    with pytest.raises(AgentMoved):
+        await stalling
+    async with target.broker.read(channel.consumer_address, READY) as reader:
         assert [event.id for event in await anext(reader)] == [stalled.id]
 
 
@@ -210,7 +221,7 @@ async def test_the_client_of_a_read_that_is_broken_off_sees_a_broken_end(
     channel = await source.broker.create()
     body = b'"' + b"x" * 200_000 + b'"'
     for _ in range(50):  # more than the buffers on the way hold
-        await source.broker.write(channel.producer_address, "s", body)
+        await source.broker.write(channel.producer_address, NewEvent("s", body))
     here = Node(source.http_port, source.grpc_port)
     async with grpc_connection(here) as connection:
         read: OpenRead
@@ -228,7 +239,7 @@ async def test_the_client_of_a_read_that_is_broken_off_sees_a_broken_end(
         finally:
             read.close()
     options = ReadOptions(wait_s=0.0, cursor=START)
-    async with await target.broker.open_reader(channel.consumer_address, options) as again:
+    async with target.broker.read(channel.consumer_address, options) as again:
         assert sum([len(batch) async for batch in again]) == 50
 
 
@@ -268,7 +279,7 @@ async def test_a_node_that_stops_looks_for_a_target_until_there_is_one(
             stopping, "a", drain_target=f"http://{endpoint}", drain_timeout_secs=WITHIN_S
         )
         channel = await source.broker.create()
-        await source.broker.write(channel.producer_address, "s", b"1")
+        await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
         stop = asyncio.create_task(stopping.aclose())
         await until(lambda: "cannot be reached" in caplog.text)
         await asyncio.sleep(2.5 * moves.AGAIN_S)  # it tries again meanwhile, and says so once
@@ -276,7 +287,7 @@ async def test_a_node_that_stops_looks_for_a_target_until_there_is_one(
         successor = await node(stack, "b", grpc_address=endpoint)
         await stop
     assert caplog.text.count("cannot be reached") == 1
-    async with await successor.broker.open_reader(channel.consumer_address, READY) as reader:
+    async with successor.broker.read(channel.consumer_address, READY) as reader:
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
@@ -336,7 +347,7 @@ async def test_an_agent_that_the_target_refuses_stays_and_the_others_move(
     assert modes(target) == MASTERS
     for channel in channels:
         owner = source if channel.agent == "a" else target
-        await owner.broker.write(channel.producer_address, "s", b"1")
+        await owner.broker.write(channel.producer_address, NewEvent("s", b"1"))
 
 
 async def test_a_node_cannot_be_drained_to_itself(source: App) -> None:
@@ -382,7 +393,7 @@ async def test_an_agent_that_another_node_feeds_is_not_moved(
     await feeder.pipes.pipe("fed", url(source))
     await drain(source, url(target))
     assert modes(source) == {"fed": AgentMode.REPLICA}
-    await feeder.broker.write(channel.producer_address, "s", b"1")
+    await feeder.broker.write(channel.producer_address, NewEvent("s", b"1"))
     await until(lambda: source.metrics.messages_fed == 1)
 
 
@@ -392,7 +403,7 @@ async def test_a_replica_that_nobody_feeds_moves_as_a_replica(
     async with AsyncExitStack() as life:
         feeder = await node(life, "fed")
         channel = await feeder.broker.create()
-        await feeder.broker.write(channel.producer_address, "s", b"1")
+        await feeder.broker.write(channel.producer_address, NewEvent("s", b"1"))
         await feeder.pipes.pipe("fed", url(source))
         await until(lambda: source.metrics.messages_fed == 1)
         [pipe] = feeder.pipes._pipes.values()
@@ -401,7 +412,7 @@ async def test_a_replica_that_nobody_feeds_moves_as_a_replica(
     await until(lambda: not source.agents.named("fed").feeds)
     await drain(source, url(target))
     assert modes(target)["fed"] is AgentMode.REPLICA
-    async with await target.broker.open_reader(channel.consumer_address, READY) as reader:
+    async with target.broker.read(channel.consumer_address, READY) as reader:
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
@@ -494,7 +505,7 @@ async def test_where_the_answer_is_lost_it_is_asked_again(stack: AsyncExitStack)
     assert servicer.streams == 2
     assert modes(source) == {}
     with pytest.raises(AgentMoved):
-        await source.broker.write(channel.producer_address, "s", b"1")
+        await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
 
 
 async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here(
@@ -507,12 +518,14 @@ async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here
     async with served(servicer) as target:
         draining = asyncio.create_task(drain(source, target))
         await servicer.reached.wait()
-        waiting = asyncio.create_task(source.broker.write(channel.producer_address, "s", b"1"))
+        waiting = asyncio.create_task(
+            source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+        )
         with pytest.raises(TargetUnavailable, match="did not confirm that it has everything"):
             await draining
     assert modes(source) == {"a": AgentMode.MASTER}
     await waiting
-    async with await source.broker.open_reader(channel.consumer_address, READY) as reader:
+    async with source.broker.read(channel.consumer_address, READY) as reader:
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
@@ -533,11 +546,13 @@ async def test_a_refusal_after_a_move_that_failed_is_not_taken_for_an_arrival(
         await source.pipes.pipe("a", target)
         with pytest.raises(TargetUnavailable):
             await drain(source, target)
-        await source.broker.write(channel.producer_address, "s", b"1")  # the target lacks it
+        await source.broker.write(
+            channel.producer_address, NewEvent("s", b"1")
+        )  # the target lacks it
         monkeypatch.setattr(moves, "GONE_S", 0.1)
         with pytest.raises(MegaphoneError):
             await drain(source, target)
-    async with await source.broker.open_reader(channel.consumer_address, READY) as reader:
+    async with source.broker.read(channel.consumer_address, READY) as reader:
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
@@ -573,7 +588,7 @@ async def test_a_drain_that_is_given_up_leaves_the_agent_here(
         with pytest.raises(asyncio.CancelledError):
             await draining
     assert modes(source) == {"a": AgentMode.MASTER}
-    await source.broker.write(channel.producer_address, "s", b"1")
+    await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
     with pytest.raises(MegaphoneError):
         await drain(source, "http://127.0.0.1:1")  # and not: it is being drained
 
@@ -593,7 +608,9 @@ async def test_a_drain_that_is_given_up_during_the_cut_comes_to_its_end(
         draining = asyncio.create_task(drain(source, target))
         await servicer.reached.wait()
         draining.cancel()
-        writing = asyncio.create_task(source.broker.write(channel.producer_address, "s", b"1"))
+        writing = asyncio.create_task(
+            source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+        )
         answering.set()
         with pytest.raises(AgentMoved):
             await writing

@@ -37,7 +37,6 @@ class Node:
             max_channels=settings.max_channels,
             write_timeout_s=1.0,
             budget=Budget(),
-            observer=metrics,
         )
         parts = {"store": self.store, "agents": self.agents, "settings": settings}
         self.incoming = IncomingPipes(
@@ -60,7 +59,7 @@ class Node:
 
     async def read(self, agent: str) -> list[bytes]:
         """Read what is ready in the first channel of an agent."""
-        async with await self.broker.open_reader(address(agent), ReadOptions(wait_s=0.0)) as reader:
+        async with self.broker.read(address(agent), ReadOptions(wait_s=0.0)) as reader:
             return [event.body async for batch in reader for event in batch]
 
 

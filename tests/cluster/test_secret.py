@@ -11,7 +11,7 @@ import pytest
 from megaphone.app import App, running
 from megaphone.cluster import expiry, outgoing
 from megaphone.errors import MegaphoneError, Unauthenticated
-from megaphone.model import AgentMode, ReadOptions
+from megaphone.model import AgentMode, NewEvent, ReadOptions
 from megaphone.settings import Nodes
 from megaphone_api import sync_pb2 as pb
 from megaphone_api.sync_pb2_grpc import SyncServiceServicer, add_SyncServiceServicer_to_server
@@ -49,7 +49,7 @@ def url(target: App) -> str:
 
 
 async def read_at(target: App, address: str) -> list[bytes]:
-    async with await target.broker.open_reader(address, ReadOptions(wait_s=0.0)) as reader:
+    async with target.broker.read(address, ReadOptions(wait_s=0.0)) as reader:
         return [event.body async for batch in reader for event in batch]
 
 
@@ -70,7 +70,7 @@ async def test_agents_move_between_nodes_with_the_same_secret(
     to_node = await start(stack, "home", target)
     from_node = await start(stack, "moving", source)
     channel = await from_node.broker.create()
-    await from_node.broker.write(channel.producer_address, "s", b"1")
+    await from_node.broker.write(channel.producer_address, NewEvent("s", b"1"))
     async for progress in from_node.admin.drain(url(to_node)):
         last = progress
     assert last.done
@@ -115,7 +115,7 @@ async def test_a_node_that_stops_hands_over_with_its_secret(stack: AsyncExitStac
     async with AsyncExitStack() as going:
         from_node = await start(going, "moving", OLD, drain_target=url(to_node))
         channel = await from_node.broker.create()
-        await from_node.broker.write(channel.producer_address, "s", b"1")
+        await from_node.broker.write(channel.producer_address, NewEvent("s", b"1"))
     assert to_node.agents.named("moving").mode is AgentMode.MASTER
     assert await read_at(to_node, channel.consumer_address) == [b"1"]
 

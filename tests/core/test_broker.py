@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
+from megaphone.core.ports import WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.errors import (
     AgentNotFound,
@@ -23,12 +25,13 @@ from megaphone.errors import (
     ChannelNotFound,
     NoAgentAvailable,
     PayloadTooLarge,
+    PermissionDenied,
     ReaderBusy,
     ShuttingDown,
     WriteTimeout,
     WrongMode,
 )
-from megaphone.model import AgentMode, Message, NewChannel, ReadOptions, Write, WriteFailure
+from megaphone.model import AgentMode, NewChannel, NewEvent, ReadOptions, WriteFailure
 from megaphone.observe.metrics import Metrics
 from megaphone.settings import Settings
 from megaphone.store.memory import MemoryStore
@@ -70,8 +73,8 @@ class Node:
             max_channels=settings.max_channels,
             write_timeout_s=settings.write_timeout_millis / 1000,
             budget=Budget(self._settings.max_buffered_bytes or sys.maxsize),
-            observer=self.metrics,
             on_removed=lambda _, age_s, lost: self.metrics.channel_removed(age_s, lost),
+            on_evicted=self.metrics.events_lost,
         )
 
     @cached_property
@@ -82,14 +85,14 @@ class Node:
 
     async def write(self, channel: NewChannel, *numbers: int) -> None:
         for number in numbers:
-            await self.broker.write(channel.producer_address, "s", str(number).encode())
+            await self.broker.write(channel.producer_address, NewEvent("s", str(number).encode()))
 
-    async def open(self, channel: NewChannel, options: ReadOptions | None = None) -> Reader:
-        return await self.broker.open_reader(channel.consumer_address, options)
+    def open(self, channel: NewChannel, options: ReadOptions | None = None) -> Reader:
+        return self.broker.read(channel.consumer_address, options)
 
     async def read(self, channel: NewChannel, options: ReadOptions | None = None) -> list[int]:
         """Read to the clean end."""
-        async with await self.open(channel, options) as reader:
+        async with self.open(channel, options) as reader:
             return [int(event.body) async for batch in reader for event in batch]
 
 
@@ -116,7 +119,7 @@ async def test_a_read_that_does_not_wait_does_not_follow_a_writer() -> None:
     node = Node(WARM)
     channel = await node.broker.create()
     await node.write(channel, 0)
-    async with await node.open(channel, ReadOptions(wait_s=0)) as reader:
+    async with node.open(channel, ReadOptions(wait_s=0)) as reader:
         taken = 0
         async for batch in reader:
             taken += len(batch)
@@ -158,7 +161,7 @@ async def test_a_channel_dies_60_seconds_after_its_last_read_and_no_sooner(node:
     await asyncio.sleep(0.001)
     assert await node.broker.exists([channel.consumer_address]) == {channel.consumer_address: False}
     with pytest.raises(ChannelNotFound):
-        await node.open(channel)
+        await node.read(channel)
     with pytest.raises(ChannelNotFound):
         await node.write(channel, 1)
     assert node.metrics.messages_unroutable == 1
@@ -173,7 +176,7 @@ async def test_100_events_fit_and_the_101st_waits_for_a_reader(node: Node) -> No
     waiting = asyncio.create_task(node.write(channel, 100))
     await asyncio.sleep(9.9)
     assert not waiting.done()
-    async with await node.open(channel) as reader:
+    async with node.open(channel) as reader:
         assert len(await anext(reader)) == 100
         await waiting
         assert [int(event.body) for event in await anext(reader)] == [100]
@@ -194,7 +197,7 @@ async def test_the_101st_event_is_refused_after_10_seconds(node: Node) -> None:
 async def test_a_batch_skips_what_follows_a_timeout_and_serves_other_channels(node: Node) -> None:
     full, free = await node.broker.create(), await node.broker.create()
     await node.write(full, *range(99))
-    messages = [Message("s", b"1"), Message("s", b"2"), Message("s", b"3")]
+    messages = [NewEvent("s", b"1"), NewEvent("s", b"2"), NewEvent("s", b"3")]
     failures = await node.broker.write_batch(
         [full.producer_address, free.producer_address, "nonsense"], messages
     )
@@ -210,7 +213,7 @@ async def test_a_batch_skips_what_follows_a_timeout_and_serves_other_channels(no
 
 async def test_a_batch_with_a_wrong_message_writes_nothing_and_names_it(node: Node) -> None:
     channel = await node.broker.create()
-    messages = [Message("s", b"1"), Message("s", b"{")]
+    messages = [NewEvent("s", b"1"), NewEvent("s", b"{")]
     with pytest.raises(BadRequest, match="message 1: the body is not JSON"):
         await node.broker.write_batch([channel.producer_address], messages)
     assert await node.read(channel, ReadOptions(wait_s=0)) == []
@@ -227,7 +230,7 @@ async def test_a_batch_says_what_found_no_memory(waits: bool) -> None:
     channel = await node.broker.create()
     if waits:
         await node.write(channel, 0)
-    messages = [Message("s", b'"' + b"x" * 300_000 + b'"')] * 5
+    messages = [NewEvent("s", b'"' + b"x" * 300_000 + b'"')] * 5
     failures = await node.broker.write_batch([channel.producer_address], messages)
     reasons = [failure.reason for failure in failures]
     assert reasons == (["TIMEOUT", *["SKIPPED"] * 4] if waits else ["LIMIT_EXCEEDED"] * 2)
@@ -235,27 +238,27 @@ async def test_a_batch_says_what_found_no_memory(waits: bool) -> None:
 
 async def test_the_request_id_of_a_batch_is_never_taken_for_that_of_a_write(node: Node) -> None:
     channel = await node.broker.create()
-    messages = [Message("s", b"1"), Message("s", b"2")]
+    messages = [NewEvent("s", b"1"), NewEvent("s", b"2")]
     for _ in range(2):
         assert await node.broker.write_batch([channel.producer_address], messages, "a") == []
     for request_id in ("a", "a/0", "a-0", "a0", "0"):
-        await node.broker.write(channel.producer_address, "s", b"3", request_id)
+        await node.broker.write(channel.producer_address, NewEvent("s", b"3", request_id))
     assert await node.read(channel, ReadOptions(wait_s=0)) == [1, 2, 3, 3, 3, 3, 3]
 
 
 async def test_a_batch_that_is_too_large_says_how_large_it_may_be(node: Node) -> None:
     with pytest.raises(PayloadTooLarge, match=r"100001 events .* at most 100000"):
-        await node.broker.write_batch([str(n) for n in range(11)], [Message("s", b"1")] * 9_091)
+        await node.broker.write_batch([str(n) for n in range(11)], [NewEvent("s", b"1")] * 9_091)
 
 
 async def test_write_each_answers_each_and_keeps_the_order_of_a_channel(node: Node) -> None:
     one, other = await node.broker.create(), await node.broker.create()
     targets = [one, other, one, one]
     writes = [
-        Write(channel.producer_address, "s", str(number).encode())
+        (channel.producer_address, NewEvent("s", str(number).encode()))
         for number, channel in enumerate(targets)
     ]
-    results = await node.broker.write_each([*writes, Write("nonsense", "s", b"1")])
+    results = await node.broker.write_each([*writes, ("nonsense", NewEvent("s", b"1"))])
     assert [type(result) for result in results] == [str, str, str, str, WriteFailure]
     assert results[4] == WriteFailure("BAD_REQUEST", MALFORMED)
     assert await node.read(one, ReadOptions(wait_s=0)) == [0, 2, 3]
@@ -266,7 +269,7 @@ async def test_write_each_waits_once_for_a_channel_that_stays_full(node: Node) -
     full, free = await node.broker.create(), await node.broker.create()
     await node.write(full, *range(99))
     targets = [full, free, full, full, full, free]
-    writes = [Write(channel.producer_address, "s", b"7") for channel in targets]
+    writes = [(channel.producer_address, NewEvent("s", b"7")) for channel in targets]
     started = now()
     results = await node.broker.write_each(writes)
     assert now() - started == pytest.approx(10)
@@ -294,11 +297,74 @@ async def test_wait_shortens_a_read_and_never_lengthens_it(node: Node) -> None:
     assert now() - started == pytest.approx(23)
 
 
+async def test_it_is_counted_who_waits_and_what_was_written(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, *range(100))
+    calls = [asyncio.create_task(node.write(channel, number)) for number in (100, 101, 102)]
+    gets_in, leaves, times_out = calls
+    await asyncio.sleep(1)
+    assert node.metrics.writers_waiting == 3
+    leaves.cancel()
+    await asyncio.wait([leaves])
+    assert await node.read(channel, ReadOptions(acknowledge=True, wait_s=0)) == list(range(100))
+    assert node.metrics.writers_waiting == 2
+    async with node.open(channel, ReadOptions(limit=1, wait_s=0)) as reader:
+        assert len(await anext(reader)) == 1
+        await gets_in
+    assert (node.metrics.writers_waiting, node.metrics.messages_received) == (1, 101)
+    with pytest.raises(WriteTimeout):
+        await times_out
+    assert (node.metrics.writers_waiting, node.metrics.messages_received) == (0, 101)
+
+
+async def test_an_event_whose_writer_is_cancelled_as_it_gets_in_counts_once(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, *range(100))
+    waiting = asyncio.create_task(node.write(channel, 100))
+    await asyncio.sleep(1)
+    async with node.open(channel) as reader:
+        assert len(await anext(reader)) == 100
+        assert waiting.cancel()
+        await asyncio.wait([waiting])
+        assert waiting.cancelled()
+        assert [int(event.body) for event in await anext(reader)] == [100]
+    assert (node.metrics.messages_received, node.metrics.messages_read) == (101, 101)
+    assert node.metrics.writers_waiting == 0
+
+
+async def test_a_write_that_would_wait_changes_nothing(node: Node) -> None:
+    channel = await node.broker.create()
+    for number in range(100):
+        node.broker.write_nowait(channel.producer_address, NewEvent("s", b"%d" % number))
+    with pytest.raises(WouldBlock):
+        node.broker.write_nowait(channel.producer_address, NewEvent("s", b"100"))
+    assert (node.metrics.messages_received, node.metrics.writers_waiting) == (100, 0)
+    assert await node.read(channel, ReadOptions(wait_s=0)) == list(range(100))
+
+
+async def test_a_write_that_does_not_wait_is_refused_as_others_are(node: Node) -> None:
+    channel = await node.broker.create()
+    for address, body, kind in [
+        ("nonsense", b"1", BadRequest),
+        (channel.consumer_address, b"1", PermissionDenied),
+        (channel.producer_address, b"{", BadRequest),
+    ]:
+        with pytest.raises(kind):
+            node.broker.write_nowait(address, NewEvent("s", body))
+    first = node.broker.write_nowait(channel.producer_address, NewEvent("s", b"1", "key"))
+    assert first == await node.broker.write(channel.producer_address, NewEvent("s", b"2", "key"))
+    large = NewEvent("s", b"[" + b"1," * 20_000 + b"1]")
+    with pytest.raises(WouldBlock):
+        node.broker.write_nowait(channel.producer_address, large)
+    await node.broker.write(channel.producer_address, large)
+    assert node.metrics.messages_received == 2
+
+
 async def test_heartbeats_come_only_while_nothing_else_does(node: Node) -> None:
     channel = await node.broker.create()
     started = now()
     asyncio.get_running_loop().call_later(7, lambda: asyncio.ensure_future(node.write(channel, 1)))
-    async with await node.open(channel, ReadOptions(heartbeat_s=5)) as reader:
+    async with node.open(channel, ReadOptions(heartbeat_s=5)) as reader:
         batches = [(round(now() - started, 3), len(batch)) async for batch in reader]
     assert batches == [(5, 0), (7, 1), (12, 0), (17, 0)]
     assert now() - started == pytest.approx(20)
@@ -320,19 +386,19 @@ async def test_what_cannot_be_asked_of_a_read_is_refused_before_it_begins(
 ) -> None:
     channel = await node.broker.create()
     with pytest.raises(BadRequest):
-        await node.open(channel, options)
-    async with await node.open(channel):
+        await node.read(channel, options)
+    async with node.open(channel):
         pass
 
 
 async def test_a_read_that_is_taken_over_ends_and_what_it_had_comes_again(node: Node) -> None:
     channel = await node.broker.create()
     await node.write(channel, 1, 2)
-    async with await node.open(channel) as old:
+    async with node.open(channel) as old:
         await anext(old)
         with pytest.raises(ReaderBusy):
-            await node.open(channel)
-        async with await node.open(channel, ReadOptions(take_over=True)) as new:
+            await node.read(channel)
+        async with node.open(channel, ReadOptions(take_over=True)) as new:
             with pytest.raises(StopAsyncIteration):
                 await anext(old)
             assert [int(event.body) for event in await anext(new)] == [1, 2]
@@ -342,11 +408,11 @@ async def test_a_read_that_is_taken_over_ends_and_what_it_had_comes_again(node: 
 
 async def test_leaving_a_read_that_was_taken_over_leaves_the_new_one_alone(node: Node) -> None:
     channel = await node.broker.create()
-    async with await node.open(channel):
-        new = await node.open(channel, ReadOptions(take_over=True))
-    async with new:
+    async with AsyncExitStack() as stack:
+        async with node.open(channel):
+            await stack.enter_async_context(node.open(channel, ReadOptions(take_over=True)))
         with pytest.raises(ReaderBusy):
-            await node.open(channel)
+            await node.read(channel)
 
 
 async def channel_being_read(node: Node) -> tuple[NewChannel, asyncio.Task[list[int]]]:
@@ -368,7 +434,7 @@ async def test_a_shutdown_ends_reads_cleanly_and_refuses_what_is_new(node: Node)
     with pytest.raises(ShuttingDown):
         await writer
     assert now() == started
-    for call in (node.broker.create(), node.write(channel, 1), node.open(channel)):
+    for call in (node.broker.create(), node.write(channel, 1), node.read(channel)):
         with pytest.raises(ShuttingDown):
             await call
 
@@ -438,4 +504,4 @@ async def test_an_address_of_another_node_is_answered_with_its_agent(node: Node)
     channel = await node.broker.create()
     elsewhere = channel.producer_address.replace("node.", "other-node.")
     with pytest.raises(ChannelNotFound, match="agent other-node is not on this node"):
-        await node.broker.write(elsewhere, "s", b"1")
+        await node.broker.write(elsewhere, NewEvent("s", b"1"))

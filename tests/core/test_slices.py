@@ -6,7 +6,7 @@ that wants nothing but turns.
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -16,15 +16,14 @@ from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.pace import ADDRESS_WORK, CANCELLED_AT_ONCE, EVENT_WORK, SLICE
-from megaphone.errors import BadRequest, PayloadTooLarge
+from megaphone.core.ports import Append, AppendResult
+from megaphone.errors import BadRequest, PayloadTooLarge, WriteTimeout
 from megaphone.model import (
     AgentMode,
     BatchFailure,
-    Event,
-    Message,
     NewChannel,
+    NewEvent,
     ReadOptions,
-    Write,
     WriteFailure,
 )
 from megaphone.observe.metrics import Metrics
@@ -45,28 +44,25 @@ class CountingStore(MemoryStore):
     since_turn = 0
     most_in_a_turn = 0
 
-    def called(self) -> None:
-        self.calls += 1
-        self.since_turn += 1
+    def called(self, times: int = 1) -> None:
+        self.calls += times
+        self.since_turn += times
         self.most_in_a_turn = max(self.most_in_a_turn, self.since_turn)
 
-    async def exists(self, channel_id: bytes) -> bool:
-        self.called()
-        return await super().exists(channel_id)
+    async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+        self.called(len(channel_ids))
+        return await super().exists(channel_ids)
 
-    async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
-        self.called()
+    async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+        self.called(len(writes))
         try:
-            return await super().append(channel_id, event, request_id)
-        except BaseException:
-            self.called()
+            results = await super().append(writes, wait=wait)
+        except asyncio.CancelledError:
+            self.called(1)
             raise
-
-    async def append_now(
-        self, channel_id: bytes, event: Event, request_id: str | None
-    ) -> str | None:
-        self.called()
-        return await super().append_now(channel_id, event, request_id)
+        if any(isinstance(result, WriteTimeout) for result in results):
+            self.called(1)
+        return results
 
 
 class Node:
@@ -77,7 +73,6 @@ class Node:
             max_channels=settings.max_channels,
             write_timeout_s=settings.write_timeout_millis / 1000,
             budget=Budget(),
-            observer=metrics,
             on_removed=lambda *_: self.store.called(),
         )
         self.agents = Agents(0)
@@ -93,7 +88,7 @@ class Node:
     async def events(self, channel: NewChannel) -> list[int]:
         """Read all there is, and return what numbers it holds."""
         options = ReadOptions(wait_s=0)
-        async with await self.broker.open_reader(channel.consumer_address, options) as reader:
+        async with self.broker.read(channel.consumer_address, options) as reader:
             return [int(event.body) async for batch in reader for event in batch]
 
     @asynccontextmanager
@@ -113,8 +108,8 @@ class Node:
             task.cancel()
 
 
-def messages(count: int) -> list[Message]:
-    return [Message("s", b"%d" % number) for number in range(count)]
+def messages(count: int) -> list[NewEvent]:
+    return [NewEvent("s", b"%d" % number) for number in range(count)]
 
 
 def bad_addresses(count: int) -> list[str]:
@@ -227,15 +222,15 @@ async def test_full_channels_of_a_batch_wait_beside_the_others() -> None:
     channels = await node.create(200)
     full = channels[::2]
     for channel in full:
-        await node.broker.write(channel.producer_address, "s", b"-1")
-        await node.broker.write(channel.producer_address, "s", b"-2")
+        await node.broker.write(channel.producer_address, NewEvent("s", b"-1"))
+        await node.broker.write(channel.producer_address, NewEvent("s", b"-2"))
     writing = asyncio.create_task(
         node.broker.write_batch([c.producer_address for c in channels], messages(3))
     )
     await asyncio.sleep(1)
     for channel in channels[1::2]:
         assert await node.events(channel) == [0, 1, 2]
-    behind = asyncio.create_task(node.broker.write(full[0].producer_address, "s", b"9"))
+    behind = asyncio.create_task(node.broker.write(full[0].producer_address, NewEvent("s", b"9")))
     await asyncio.sleep(1)
     # Those that are read now take the rest, each in its turn; the others time out.
     for channel in full[:50]:
@@ -309,7 +304,7 @@ async def test_published_events_are_written_in_slices() -> None:
     node = Node(ROOMY)
     channels = await node.create(100)
     writes = [
-        Write(channels[number % 100].producer_address, "s", b"%d" % number)
+        (channels[number % 100].producer_address, NewEvent("s", b"%d" % number))
         for number in range(5_000)
     ]
     async with node.beside():
@@ -325,7 +320,7 @@ async def test_published_events_keep_their_order_behind_one_that_waits() -> None
     node = Node(TIGHT)
     one, other = await node.create(2)
     writes = [
-        Write((one, other)[number % 2].producer_address, "s", b"%d" % number)
+        ((one, other)[number % 2].producer_address, NewEvent("s", b"%d" % number))
         for number in range(12)
     ]
     publishing = asyncio.create_task(node.broker.write_each(writes))
@@ -346,7 +341,7 @@ async def test_more_published_events_than_allowed_are_refused_before_one_is_writ
     node = Node(replace(ROOMY, max_batch_events=2))
     (channel,) = await node.create(1)
     with pytest.raises(PayloadTooLarge) as refused:
-        await node.broker.write_each([Write(channel.producer_address, "s", b"1")] * 3)
+        await node.broker.write_each([(channel.producer_address, NewEvent("s", b"1"))] * 3)
     assert str(refused.value) == (
         "the message publishes 3 events; at most 2 are allowed (max_batch_events)"
     )

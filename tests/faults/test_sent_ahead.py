@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from megaphone.app import App
-from megaphone.model import START, Message, ReadOptions
+from megaphone.model import START, NewEvent, ReadOptions
 from tests.support.faces import Created, Face, HttpFace, read_all, take
 from tests.support.fault_readers import GrpcRead, HttpRead, OpenRead, grpc_connection
 from tests.support.raw_http import Node
@@ -20,7 +20,7 @@ TRANSPORTS = ("ndjson", "sse", "grpc")
 
 
 async def write(face: Face, channel: Created, values: range) -> None:
-    batch = [Message("s", b"%d" % value) for value in values]
+    batch = [NewEvent("s", b"%d" % value) for value in values]
     assert await face.write_batch([channel.producer], batch) == []
 
 

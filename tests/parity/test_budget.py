@@ -6,7 +6,7 @@ import pytest
 
 from megaphone.app import App
 from megaphone.errors import LimitExceeded
-from megaphone.model import START, Message, ReadOptions
+from megaphone.model import START, NewEvent, ReadOptions
 from tests.support.faces import Created, Face, HttpFace, read_all, take
 from tests.support.fault_readers import GrpcRead, HttpRead, OpenRead, grpc_connection
 from tests.support.raw_http import Node
@@ -46,7 +46,7 @@ async def test_writes_beyond_the_budget_are_refused_until_readers_have_read(face
 async def test_one_event_for_many_channels_takes_the_room_of_one(face: Face) -> None:
     channels = [await face.create() for _ in range(50)]
     producers = [channel.producer for channel in channels]
-    assert await face.write_batch(producers, [Message("s", BODY)]) == []
+    assert await face.write_batch(producers, [NewEvent("s", BODY)]) == []
     for channel in channels:
         [event] = await read_all(face, channel.consumer, ReadOptions(wait_s=0))
         assert event.body == BODY

@@ -4,12 +4,12 @@ import asyncio
 
 import pytest
 
-from megaphone.model import BatchFailure, Message
+from megaphone.model import BatchFailure, NewEvent
 from tests.support.faces import JSON, Face, GrpcFace, HttpFace, batch_body, write_request
 
 pytestmark = pytest.mark.timeout(30)
 
-MESSAGES = [Message("s", b"1"), Message("s", b"2"), Message("s", b"3")]
+MESSAGES = [NewEvent("s", b"1"), NewEvent("s", b"2"), NewEvent("s", b"3")]
 
 
 @pytest.mark.parametrize("count", [0, 1, 166, 167, 334, 3_000])

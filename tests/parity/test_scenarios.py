@@ -21,7 +21,7 @@ from megaphone.errors import (
     ShuttingDown,
     WriteTimeout,
 )
-from megaphone.model import AgentMode, BatchFailure, Message, ReadOptions
+from megaphone.model import AgentMode, BatchFailure, NewEvent, ReadOptions
 from megaphone.settings import Settings
 from tests.support.faces import FACES, PLAIN, Face, read_all, read_some, take
 from tests.support.scenes import (
@@ -364,10 +364,10 @@ async def test_node_takes_no_more_channels_than_it_may(face: Face) -> None:
 
 async def test_batch_writes_every_message_to_every_channel(writer: Face, reader: Face) -> None:
     channels = [await writer.create() for _ in range(3)]
-    messages = [Message("a", b"1"), Message("b", b"[2]"), Message("a", b"3")]
+    messages = [NewEvent("a", b"1"), NewEvent("b", b"[2]"), NewEvent("a", b"3")]
     assert await writer.write_batch([one.producer for one in channels], messages) == []
     got = [await read_some(reader, one.consumer, 3) for one in channels]
-    assert [Message(event.stream_id, event.body) for event in got[0]] == messages
+    assert [NewEvent(event.stream_id, event.body) for event in got[0]] == messages
     assert got[0] == got[1] == got[2], "an event is the same one in every channel, id and time"
     assert len({event.event_id for event in got[0]}) == 3
 
@@ -382,7 +382,7 @@ async def test_batch_names_what_was_not_taken(writer: Face, reader: Face) -> Non
         good.consumer: "PERMISSION_DENIED",
     }
     channels = [*reasons, good.producer]
-    failures = await writer.write_batch(channels, [Message("s", b"0"), Message("s", b"1")])
+    failures = await writer.write_batch(channels, [NewEvent("s", b"0"), NewEvent("s", b"1")])
     assert failures == [
         BatchFailure(channel, index, reason)
         for channel, reason in reasons.items()
@@ -394,7 +394,7 @@ async def test_batch_names_what_was_not_taken(writer: Face, reader: Face) -> Non
 async def test_batch_to_a_channel_that_went_is_not_found(app: App, face: Face) -> None:
     channel = await face.create()
     await app.admin.dispose(channel.consumer)
-    failures = await face.write_batch([channel.producer], [Message("s", b"0")])
+    failures = await face.write_batch([channel.producer], [NewEvent("s", b"0")])
     assert failures == [BatchFailure(channel.producer, 0, "NOT_FOUND")]
 
 
@@ -404,7 +404,7 @@ async def test_batch_skips_the_rest_of_a_channel_after_a_timeout(
 ) -> None:
     full, roomy = await writer.create(), await writer.create()
     await write_numbers(writer, full, [10, 11, 12])
-    messages = [Message("s", b"%d" % number) for number in range(4)]
+    messages = [NewEvent("s", b"%d" % number) for number in range(4)]
     failures = await writer.write_batch([full.producer, roomy.producer], messages)
     assert failures == [
         BatchFailure(full.producer, 1, "TIMEOUT"),
@@ -422,7 +422,7 @@ async def test_full_channel_does_not_hold_up_the_others_of_a_batch(
     full, roomy = await writer.create(), await writer.create()
     await write_numbers(writer, full, [10, 11])
     batch = asyncio.create_task(
-        writer.write_batch([full.producer, roomy.producer], [Message("s", b"1")])
+        writer.write_batch([full.producer, roomy.producer], [NewEvent("s", b"1")])
     )
     assert numbers(await read_some(reader, roomy.consumer, 1)) == [1]
     await eventually(writers_wait(app, 1))
@@ -433,7 +433,7 @@ async def test_full_channel_does_not_hold_up_the_others_of_a_batch(
 @pytest.mark.settings(poll_duration_millis=150)
 async def test_channel_that_a_batch_names_twice_is_written_once(face: Face) -> None:
     channel = await face.create()
-    assert await face.write_batch([channel.producer] * 2, [Message("s", b"1")]) == []
+    assert await face.write_batch([channel.producer] * 2, [NewEvent("s", b"1")]) == []
     assert numbers(await read_all(face, channel.consumer)) == [1]
 
 
@@ -441,7 +441,7 @@ async def test_channel_that_a_batch_names_twice_is_written_once(face: Face) -> N
 async def test_batch_with_one_bad_message_is_refused_as_a_whole(face: Face) -> None:
     channel = await face.create()
     with pytest.raises(BadRequest, match="message 1: "):
-        await face.write_batch([channel.producer], [Message("s", b"0"), Message("", b"1")])
+        await face.write_batch([channel.producer], [NewEvent("s", b"0"), NewEvent("", b"1")])
     assert await read_all(face, channel.consumer) == []
 
 
@@ -522,7 +522,7 @@ async def test_repeat_of_a_waiting_write_waits_with_it(
 async def test_repeated_batch_is_stored_once(writer: Face, reader: Face) -> None:
     channels = [await writer.create() for _ in range(2)]
     producers = [channel.producer for channel in channels]
-    messages = [Message("s", b"0"), Message("s", b"1")]
+    messages = [NewEvent("s", b"0"), NewEvent("s", b"1")]
     assert await writer.write_batch(producers, messages, "batch") == []
     assert await reader.write_batch(producers, messages, "batch") == []
     reads = await asyncio.gather(*(read_all(reader, channel.consumer) for channel in channels))
@@ -532,7 +532,7 @@ async def test_repeated_batch_is_stored_once(writer: Face, reader: Face) -> None
 @pytest.mark.settings(buffer_capacity=2, write_timeout_millis=100)
 async def test_repeated_batch_writes_only_what_was_not_taken(writer: Face, reader: Face) -> None:
     channel = await writer.create()
-    messages = [Message("s", b"%d" % number) for number in range(4)]
+    messages = [NewEvent("s", b"%d" % number) for number in range(4)]
     failures = await writer.write_batch([channel.producer], messages, "batch")
     assert [(one.index, one.reason) for one in failures] == [(2, "TIMEOUT"), (3, "SKIPPED")]
     async with reader.read(channel.consumer) as read:
@@ -755,7 +755,7 @@ async def test_consumer_address_cannot_write(writer: Face, reader: Face) -> None
 async def test_consumer_address_can_write_where_it_always_could(writer: Face, reader: Face) -> None:
     channel = await writer.create()
     await writer.write(channel.consumer, "s", b"1")
-    assert await writer.write_batch([channel.consumer], [Message("s", b"2")]) == []
+    assert await writer.write_batch([channel.consumer], [NewEvent("s", b"2")]) == []
     await writer.write(channel.producer, "s", b"3")
     assert numbers(await read_some(reader, channel.consumer, 3)) == [1, 2, 3]
 

@@ -88,7 +88,7 @@ async def test_a_read_leaves_no_cycle_behind(is_cut: bool) -> None:
     node = Node(ROOMY)
     (channel,) = await node.create(1)
     for _ in range(3):
-        reader = await node.broker.open_reader(channel.consumer_address, ReadOptions(wait_s=1))
+        reader = node.broker.read(channel.consumer_address, ReadOptions(wait_s=1))
         async with reader:
             if not is_cut:
                 assert [batch async for batch in reader] == []

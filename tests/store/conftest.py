@@ -1,4 +1,4 @@
-"""A store on a bench: its observer writes everything down, and events go by their ids."""
+"""A store on a bench: it goes by short names of channels and events, and notes what it is told."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -10,7 +10,7 @@ import pytest
 
 from megaphone.cluster.ports import Replicable
 from megaphone.core.budget import Budget
-from megaphone.core.ports import ChannelLease, Store
+from megaphone.core.ports import Append, AppendResult, Lease, Store, Stored
 from megaphone.model import Event, ReadOptions
 from megaphone.store.memory import MemoryStore
 from tests.support.settings import limits
@@ -29,73 +29,13 @@ class Removed:
     """The loop time at which it was told."""
 
 
-@dataclass
-class RecordingObserver:
-    """Fulfils `megaphone.core.ports.Observer`."""
+def event_of(event_id: str) -> Event:
+    return Event(event_id, stream_id="s", timestamp_us=0, body=b"{}")
 
-    created: int = 0
-    removed: list[Removed] = field(default_factory=list)
-    written: int = 0
-    read: int = 0
-    redelivered: int = 0
-    waiting: int = 0
-    waited: int = 0
-    unroutable: int = 0
-    fed_channels: int = 0
-    forgotten: int = 0
-    fed: int = 0
-    forwarded: int = 0
-    pushed_out: int = 0
-    reads: int = 0
-    ended: int = 0
 
-    def channel_created(self) -> None:
-        self.created += 1
-
-    def channel_removed(self, age_s: float, lost: int) -> None:
-        """Not called by a store."""
-
-    def note_removed(self, consumer_address: str, age_s: float, lost: int) -> None:
-        now = asyncio.get_running_loop().time()
-        self.removed.append(Removed(consumer_address, age_s, lost, now))
-
-    def events_written(self, count: int) -> None:
-        self.written += count
-
-    def events_read(self, count: int, redelivered: int) -> None:
-        self.read += count
-        self.redelivered += redelivered
-
-    def writer_waits(self) -> None:
-        self.waiting += 1
-
-    def writer_waited(self) -> None:
-        self.waiting -= 1
-        self.waited += 1
-
-    def channel_fed(self) -> None:
-        self.fed_channels += 1
-
-    def channel_forgotten(self) -> None:
-        self.forgotten += 1
-
-    def events_fed(self, count: int) -> None:
-        self.fed += count
-
-    def events_forwarded(self, count: int) -> None:
-        self.forwarded += count
-
-    def events_lost(self, count: int) -> None:
-        self.pushed_out += count
-
-    def events_unroutable(self, count: int) -> None:
-        self.unroutable += count
-
-    def read_started(self) -> None:
-        self.reads += 1
-
-    def read_ended(self) -> None:
-        self.ended += 1
+def named(result: AppendResult) -> str:
+    """Return the id of an event, or the name of what kept it out."""
+    return result.event_id if isinstance(result, Stored) else type(result).__name__
 
 
 @dataclass
@@ -104,8 +44,13 @@ class Bench:
 
     store: Store
     replication: Replicable
-    observer: RecordingObserver
+    removed: list[Removed]
     is_open: bool = True
+    written: int = 0
+    """New events, by what the store has returned."""
+    taken: int = 0
+    redelivered: int = 0
+    evicted: int = 0
     keeping_alive: ExitStack = field(default_factory=ExitStack)
 
     @staticmethod
@@ -131,12 +76,15 @@ class Bench:
         await asyncio.sleep(0)
         return task
 
-    @staticmethod
     async def take(
-        lease: ChannelLease, limit: int = 100, until: float = LONG_S, max_bytes: int = 1_000_000
+        self, lease: Lease, limit: int = 100, until: float = LONG_S, max_bytes: int = 1_000_000
     ) -> list[str]:
         batch = await lease.take(limit, max_bytes, until)
-        return [event.id for event in batch.events] if batch else []
+        if batch is None:
+            return []
+        self.taken += len(batch.events)
+        self.redelivered += batch.redelivered
+        return [event.id for event in batch.events]
 
     async def create(self, channel: str = "c") -> None:
         await self.store.create(channel.encode(), self.address(channel))
@@ -144,8 +92,18 @@ class Bench:
     async def write(
         self, event_id: str, *, request_id: str | None = None, channel: str = "c"
     ) -> str:
-        event = Event(event_id, stream_id="s", timestamp_us=0, body=b"{}")
-        return await self.store.append(channel.encode(), event, request_id)
+        """Write an event, waiting for room. Raises: the error that is its result."""
+        write = Append(channel.encode(), event_of(event_id), request_id)
+        [result] = await self.store.append([write], wait=True)
+        if isinstance(result, Stored):
+            self.written += result.is_new
+            return result.event_id
+        raise result
+
+    async def append_all(self, event_ids: str, *, channel: str = "c") -> list[str]:
+        """Write events at once, without waiting. Returns: for each its id, or what it met."""
+        writes = [Append(channel.encode(), event_of(event_id)) for event_id in event_ids]
+        return [named(one) for one in await self.store.append(writes, wait=False)]
 
     async def fill(self, event_ids: list[str] | str) -> None:
         """Create the channel and write events for which there is room."""
@@ -153,8 +111,8 @@ class Bench:
         for event_id in event_ids:
             assert await self.write(event_id) == event_id
 
-    async def read(self, options: ReadOptions = PLAIN, channel: str = "c") -> ChannelLease:
-        return await self.store.lease(channel.encode(), self.address(channel), options)
+    async def read(self, options: ReadOptions = PLAIN, channel: str = "c") -> Lease:
+        return await self.store.open(channel.encode(), self.address(channel), options)
 
     async def read_once(self, options: ReadOptions = PLAIN, *, clean: bool = True) -> list[str]:
         """All that the next reader gets without waiting, also of writers that then get in."""
@@ -169,7 +127,8 @@ class Bench:
         return await self.store.acknowledge(channel.encode(), self.address(channel), event_id)
 
     async def exists(self, channel: str = "c") -> bool:
-        return await self.store.exists(channel.encode())
+        channel_id = channel.encode()
+        return await self.store.exists([channel_id]) == {channel_id}
 
     async def remove(self, channel: str = "c") -> None:
         await self.store.remove(channel.encode())
@@ -197,16 +156,23 @@ async def make_bench() -> AsyncIterator[Callable[..., Bench]]:
         budget: Budget | None = None,
         **bounds: Any,
     ) -> Bench:
-        observer = RecordingObserver()
+        removed: list[Removed] = []
+
+        def note_removed(consumer_address: str, age_s: float, lost: int) -> None:
+            removed.append(Removed(consumer_address, age_s, lost, loop.time()))
+
+        def note_evicted(lost: int) -> None:
+            made.evicted += lost
+
         store = MemoryStore(
             limits=limits(capacity=capacity, **bounds),
             max_channels=max_channels,
             write_timeout_s=10.0,
             budget=budget or Budget(),
-            observer=observer,
-            on_removed=observer.note_removed,
+            on_removed=note_removed,
+            on_evicted=note_evicted,
         )
-        made = Bench(store, store.replication, observer)
+        made = Bench(store, store.replication, removed)
         benches.append(made)
         return made
 

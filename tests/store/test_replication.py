@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from megaphone.core.ports import Append
 from megaphone.errors import ChannelNotFound, ReaderBusy, WriteTimeout
 from megaphone.model import (
     START,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from megaphone.cluster.ports import Changes
-    from megaphone.core.ports import ChannelLease
+    from megaphone.core.ports import Lease
     from tests.store.conftest import Bench
 
 ACKNOWLEDGING = ReadOptions(acknowledge=True)
@@ -167,7 +168,7 @@ async def test_other_agents_are_not_told_of(bench: Bench) -> None:
         await bench.store.create(name.encode(), f"{name}.c.1")
     changes = bench.replication.follow("agent")
     await bench.store.create(b"later", "agent2.later.1")
-    await bench.store.append(b"other", event("a"), None)
+    await bench.store.append([Append(b"other", event("a"))], wait=False)
     await bench.store.remove(b"other")
     assert await told(changes) == ""
 
@@ -502,7 +503,7 @@ async def test_a_writer_does_not_wait_for_room_once_the_oldest_was_told(bench: B
     changes = follow(bench)
     assert words(await changes.take(1)) == "+c c:a1"
     await bench.write("d")
-    assert bench.observer.waited == 0
+    assert bench.now() == 6.0
     assert await bench.read_once(ReadOptions(cursor=START)) == ["a", "b", "c", "d"]
 
 
@@ -625,7 +626,7 @@ async def test_what_was_read_elsewhere_makes_room(bench: Bench) -> None:
     assert await writing == "d"
     assert await bench.replication.blocked("agent") == []
     assert await bench.read_once() == ["c", "d"]
-    assert bench.observer.pushed_out == 0
+    assert bench.evicted == 0
 
 
 @virtual_time
@@ -644,13 +645,13 @@ async def test_what_is_evicted_is_counted_and_told_to_the_next_reader(bench: Ben
     changes = follow(bench)
     await told(changes)
     await bench.write("d")
-    assert bench.observer.pushed_out == 1
+    assert bench.evicted == 1
     lease = await bench.read()
     assert (lease.recovered, await bench.take(lease)) == (False, ["b", "c", "d"])
     lease.release(clean=True)
     assert (await bench.read()).recovered is None
     await bench.remove()
-    assert bench.observer.removed[0].lost == 0
+    assert bench.removed[0].lost == 0
 
 
 # Keeping alive
@@ -664,7 +665,7 @@ async def test_a_channel_that_is_kept_alive_lives_past_its_deadline(bench: Bench
         assert await bench.exists()
         await bench.write("a")
         assert await bench.read_once() == ["a"]
-        assert bench.observer.removed == []
+        assert bench.removed == []
 
 
 @virtual_time
@@ -676,7 +677,7 @@ async def test_a_channel_that_was_kept_alive_has_its_whole_life_before_it(bench:
     assert await bench.exists()
     await bench.at(160.5)
     assert not await bench.exists()
-    assert [(r.at, r.address) for r in bench.observer.removed] == [(160.0, bench.address("c"))]
+    assert [(r.at, r.address) for r in bench.removed] == [(160.0, bench.address("c"))]
 
 
 @virtual_time
@@ -690,7 +691,7 @@ async def test_a_channel_is_kept_alive_until_nobody_does_so(bench: Bench) -> Non
     await bench.at(359.9)
     assert await bench.exists()
     await bench.at(361.0)
-    assert [r.at for r in bench.observer.removed] == [360.0]
+    assert [r.at for r in bench.removed] == [360.0]
 
 
 @virtual_time
@@ -702,7 +703,7 @@ async def test_a_channel_that_is_read_lives_on_when_it_is_kept_alive_no_more(ben
     assert await bench.exists()
     lease.release(clean=True)
     await bench.at(261.0)
-    assert [r.at for r in bench.observer.removed] == [260.0]
+    assert [r.at for r in bench.removed] == [260.0]
 
 
 @virtual_time
@@ -710,7 +711,7 @@ async def test_one_agent_is_kept_alive(bench: Bench) -> None:
     await bench.create()
     with bench.replication.keep_alive("agen"), bench.replication.keep_alive("agent2"):
         await bench.at(60.5)
-    assert [r.at for r in bench.observer.removed] == [60.0]
+    assert [r.at for r in bench.removed] == [60.0]
 
 
 @virtual_time
@@ -721,7 +722,7 @@ async def test_a_channel_made_while_its_agent_is_kept_alive_expires_after_that(
         await bench.create()
         await bench.at(30.0)
     await bench.at(91.0)
-    assert [r.at for r in bench.observer.removed] == [90.0]
+    assert [r.at for r in bench.removed] == [90.0]
 
 
 # Being fed
@@ -735,7 +736,7 @@ async def test_a_push_wakes_the_reader_and_does_not_wait(bench: Bench) -> None:
         await bench.replication.apply(b"c", added(event_id))
     assert await taking == ["a", "b", "c"]
     assert bench.now() == 0.0
-    assert bench.observer.written == 0
+    assert bench.written == 0
 
 
 @virtual_time
@@ -798,7 +799,7 @@ async def test_without_the_channel_there_is_nothing_to_feed(bench: Bench) -> Non
 
 
 @virtual_time
-async def test_no_observer_is_told_that_a_forgotten_channel_was_removed(bench: Bench) -> None:
+async def test_a_channel_that_is_released_does_not_count_as_removed(bench: Bench) -> None:
     await bench.fill("abc")
     lease = await bench.read(ACKNOWLEDGING)
     writing = await bench.start(bench.write("d"))
@@ -809,7 +810,7 @@ async def test_no_observer_is_told_that_a_forgotten_channel_was_removed(bench: B
     lease.release(clean=False)
     assert not await bench.exists()
     await bench.at(200.0)
-    assert bench.observer.removed == []
+    assert bench.removed == []
 
 
 # A copy
@@ -827,7 +828,7 @@ class Copy:
             channel_id = name_of(change.address).encode()
             match change:
                 case ChannelAdded():
-                    if not await store.exists(channel_id):
+                    if not await store.exists([channel_id]):
                         await store.create(channel_id, change.address, change.capacity)
                 case ChannelEnded():
                     await replication.release(channel_id)
@@ -847,7 +848,7 @@ async def remaining(bench: Bench, channel: str, after: str | None = None) -> tup
     """What the next read gets, which is undone."""
     lease = await bench.read(ReadOptions(after, acknowledge=True), channel)
     taken = await bench.take(lease, until=bench.now())
-    result = (lease.recovered, lease.position, taken)
+    result = (lease.recovered, lease.cursor, taken)
     lease.release(clean=True)
     return result
 
@@ -881,7 +882,7 @@ class Scenario:
         self.changes = follow(self.source, with_read=True)
         self.copy = self.new_copy()
         self.names: list[str] = []
-        self.leases: list[tuple[str, ChannelLease]] = []
+        self.leases: list[tuple[str, Lease]] = []
         self.written: dict[str, list[str]] = {}
         self.count = 0
 

@@ -25,7 +25,7 @@ from yarl import URL
 from megaphone.app import App
 from megaphone.core.agents import AGENT_NAME
 from megaphone.errors import MegaphoneError
-from megaphone.model import DEFAULT_IN_FLIGHT, BatchFailure, Message, ReadOptions
+from megaphone.model import DEFAULT_IN_FLIGHT, BatchFailure, NewEvent, ReadOptions
 from megaphone.wire.errors import DOMAIN, error_from, row_of
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
@@ -109,7 +109,7 @@ class Face(Protocol):
         """Returns: the id of the event."""
 
     async def write_batch(
-        self, addresses: Sequence[str], messages: Sequence[Message], request_id: str | None = None
+        self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
     ) -> list[BatchFailure]: ...
 
     def read(
@@ -183,7 +183,7 @@ class HttpFace:
         return str(answer["eid"])
 
     async def write_batch(
-        self, addresses: Sequence[str], messages: Sequence[Message], request_id: str | None = None
+        self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
     ) -> list[BatchFailure]:
         answer = await self.post(
             "/write-batch", batch_body(addresses, messages), keyed(request_id), status=201
@@ -236,7 +236,7 @@ def keyed(request_id: str | None) -> dict[str, str]:
     return JSON if request_id is None else JSON | {"Idempotency-Key": request_id}
 
 
-def batch_body(addresses: Sequence[str], messages: Sequence[Message]) -> bytes:
+def batch_body(addresses: Sequence[str], messages: Sequence[NewEvent]) -> bytes:
     """Render a batch with its bodies as they are, even if they are not JSON."""
     rendered = [
         b'{"streamId":%b,"body":%b}' % (json.dumps(message.stream_id).encode(), message.body)
@@ -343,7 +343,7 @@ class GrpcFace:
         return answer.event_id
 
     async def write_batch(
-        self, addresses: Sequence[str], messages: Sequence[Message], request_id: str | None = None
+        self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
     ) -> list[BatchFailure]:
         request = pb.WriteBatchRequest(
             channels=addresses,

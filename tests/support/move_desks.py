@@ -19,7 +19,7 @@ from megaphone.errors import (
     MegaphoneError,
     WriteTimeout,
 )
-from megaphone.model import SKIPPED, Message
+from megaphone.model import SKIPPED, NewEvent
 from megaphone.wire.errors import error_from
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
@@ -308,10 +308,10 @@ def request_for(
     )
 
 
-def messages_of(writer: int, items: Sequence[tuple[Item, bytes]]) -> list[Message]:
+def messages_of(writer: int, items: Sequence[tuple[Item, bytes]]) -> list[NewEvent]:
     """Return the messages of a batch. Each message goes to all channels."""
     bodies = {item.number: body for item, body in items}
-    return [Message(stream_id_of(writer, n, None), body) for n, body in bodies.items()]
+    return [NewEvent(stream_id_of(writer, n, None), body) for n, body in bodies.items()]
 
 
 def batch_results(

@@ -11,7 +11,7 @@ from typing import Any
 
 from megaphone.app import App
 from megaphone.core.content import new_event_id
-from megaphone.core.ports import Append
+from megaphone.core.ports import Append, Stored, WouldBlock
 from megaphone.errors import MegaphoneError, WriteTimeout
 from megaphone.model import Event, EventAdded, HistoryChange
 from tests.support.checker import Ending, History, Kind, Seen
@@ -59,22 +59,21 @@ class StoresTwice(Plant):
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
-        store.append, store.append_now = self._twice(store.append), self._twice(store.append_now)
+        append = store.append_nowait
 
-    def _twice(self, append: Append) -> Append:
-        async def append_twice(
-            channel_id: bytes, event: Event, request_id: str | None
-        ) -> str | None:
-            answer = await append(channel_id, event, request_id)
-            writer, *_ = parse_stream_id(event.stream_id)
-            is_taken_under_key = answer is not None and request_id is not None
-            if is_taken_under_key and writer in self._writers and self.is_due():
-                again = Event(new_event_id(), event.stream_id, event.timestamp_us, event.body)
-                with suppress(MegaphoneError):
-                    await append(channel_id, again, None)
-            return answer
+        def append_twice(write: Append) -> Stored:
+            stored: Stored = append(write)
+            writer, *_ = parse_stream_id(write.event.stream_id)
+            if write.request_id is not None and writer in self._writers and self.is_due():
+                with suppress(MegaphoneError, WouldBlock):
+                    append(Append(write.channel_id, copy_of(write.event)))
+            return stored
 
-        return append_twice
+        store.append_nowait = append_twice
+
+
+def copy_of(event: Event) -> Event:
+    return Event(new_event_id(), event.stream_id, event.timestamp_us, event.body)
 
 
 class TakesAndRefuses(Plant):
@@ -82,20 +81,20 @@ class TakesAndRefuses(Plant):
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
-        append = store.append
+        append = store.append_nowait
         stored: set[tuple[bytes, str]] = set()
 
-        async def take_and_refuse(channel_id: bytes, event: Event, request_id: str | None) -> Any:
-            writer, number, _ = parse_stream_id(event.stream_id)
+        def take_and_refuse(write: Append) -> Any:
+            writer, number, _ = parse_stream_id(write.event.stream_id)
             if writer != 0 or number >= TIMES:
-                return await append(channel_id, event, request_id)
-            if (channel_id, event.stream_id) not in stored:
-                stored.add((channel_id, event.stream_id))
+                return append(write)
+            if (write.channel_id, write.event.stream_id) not in stored:
+                append(write._replace(request_id=None))
+                stored.add((write.channel_id, write.event.stream_id))
                 self.times += 1
-                await append(channel_id, event, None)
             raise WriteTimeout
 
-        store.append = take_and_refuse
+        store.append_nowait = take_and_refuse
 
 
 class WritesElsewhere(Plant):
@@ -103,17 +102,18 @@ class WritesElsewhere(Plant):
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
-        append = store.append
+        append = store.append_nowait
         channels: set[bytes] = set()
 
-        async def append_elsewhere(channel_id: bytes, event: Event, request_id: str | None) -> Any:
-            channels.add(channel_id)
-            writer, *_ = parse_stream_id(event.stream_id)
-            if writer < 2 and (others := channels - {channel_id}) and self.is_due():
-                await append(others.pop(), event, None)
-            return await append(channel_id, event, request_id)
+        def append_elsewhere(write: Append) -> Any:
+            channels.add(write.channel_id)
+            writer, *_ = parse_stream_id(write.event.stream_id)
+            if writer < 2 and (others := channels - {write.channel_id}) and self.is_due():
+                with suppress(MegaphoneError, WouldBlock):
+                    append(Append(others.pop(), write.event))
+            return append(write)
 
-        store.append = append_elsewhere
+        store.append_nowait = append_elsewhere
 
 
 class ChangesBodies(Plant):
@@ -121,14 +121,14 @@ class ChangesBodies(Plant):
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
-        append = store.append
+        append = store.append_nowait
 
-        async def append_changed(channel_id: bytes, event: Event, request_id: str | None) -> Any:
-            if len(event.body) > 3 and self.is_due():
-                event.body = event.body[:-2] + b"!" + event.body[-1:]
-            return await append(channel_id, event, request_id)
+        def append_changed(write: Append) -> Any:
+            if len(write.event.body) > 3 and self.is_due():
+                write.event.body = write.event.body[:-2] + b"!" + write.event.body[-1:]
+            return append(write)
 
-        store.append = append_changed
+        store.append_nowait = append_changed
 
 
 class LosesInDrains(Plant):

@@ -23,8 +23,9 @@ from megaphone.model import (
     ProgressMade,
 )
 from megaphone.store.memory.index import AgentChannels, Index, StoredChannel
+from megaphone.store.memory.parts import Parts
 
-LOOKED_AT_ONCE = 200
+LOOKED_AT_ONCE = 100
 """How many channels without news are looked at before other tasks get their turn."""
 UNREAD = Progress()
 
@@ -61,7 +62,7 @@ class MemoryChanges:
         self._now = now
         self.with_read = False
         """Whether the follower has asked for events that were read, too."""
-        self._states: dict[bytes, FollowerState] = {}
+        self._states = Parts[FollowerState]()
         self._walk = iter(home)
         """The channels that were there at the start, in the order in which they came. They are
         looked at first."""
@@ -79,7 +80,7 @@ class MemoryChanges:
 
     def channel_ended(self, channel: StoredChannel) -> None:
         self._changed.pop(channel.channel_id, None)
-        if self._states.pop(channel.channel_id, None) is not None:
+        if self._states.pop(channel.channel_id) is not None:
             self._ended.append(channel.consumer_address)
             self._woken.set()
 
@@ -124,7 +125,7 @@ class MemoryChanges:
     # -- Inside
 
     def _forget_states(self) -> None:
-        states, self._states = self._states, {}
+        states, self._states = self._states, Parts()
         free_in_slices(states)
 
     def _take_ready(self, limit: int) -> list[ChannelChange]:
@@ -153,8 +154,11 @@ class MemoryChanges:
         return None
 
     def _changes_of(self, channel: StoredChannel, limit: int) -> list[ChannelChange]:
-        changes = [] if channel.channel_id in self._states else self._begin(channel)
-        state = self._states[channel.channel_id]
+        changes: list[ChannelChange] = []
+        if (state := self._states.get(channel.channel_id)) is None:
+            state = FollowerState(0 if self.with_read else channel.log.delivered)
+            self._states[channel.channel_id] = state
+            changes.append(ChannelAdded(channel.consumer_address, channel.capacity))
         first, events = channel.log.after(state.offset, limit)
         if self.with_read and first > state.offset + 1:
             state.progress = Progress(channel.log.before_first)
@@ -190,9 +194,3 @@ class MemoryChanges:
         state.keys = state.offset
         for offset, event in enumerate(events, first):
             yield EventAdded(address, event, offset, keys.get(event.id))
-
-    def _begin(self, channel: StoredChannel) -> list[ChannelChange]:
-        changes: list[ChannelChange] = [ChannelAdded(channel.consumer_address, channel.capacity)]
-        state = FollowerState(0 if self.with_read else channel.log.delivered)
-        self._states[channel.channel_id] = state
-        return changes

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel
 from megaphone.model import ChannelLimits
+from megaphone.store.memory.parts import Parts
 
 if TYPE_CHECKING:
     from megaphone.store.memory.changes import MemoryChanges
@@ -107,7 +108,7 @@ class AgentChannels:
         self.alive_until = 0.0
         """Before this time no channel expires. One time stands for all, because writing it into
         each of very many channels would take long."""
-        self.kept: OrderedDict[bytes, None] = OrderedDict()
+        self.kept = Parts[StoredChannel]()
         """The channels that were past their deadline when they were last looked at, and live on."""
         self.followers: tuple[MemoryChanges, ...] = ()
         self.waiting: OrderedDict[asyncio.Future[None], StoredChannel] = OrderedDict()
@@ -154,7 +155,7 @@ class AgentChannels:
         else:
             newer.older = older
         channel.older = None
-        self.kept.pop(channel.channel_id, None)
+        self.kept.pop(channel.channel_id)
 
     # -- Followers
 
@@ -178,7 +179,7 @@ class Index:
     __slots__ = ("_agents", "_channels")
 
     def __init__(self) -> None:
-        self._channels: dict[bytes, StoredChannel] = {}
+        self._channels = Parts[StoredChannel]()
         self._agents: dict[str, AgentChannels] = {}
 
     def __len__(self) -> int:
@@ -196,7 +197,7 @@ class Index:
         channel.home.add(channel)
 
     def remove(self, channel: StoredChannel) -> None:
-        del self._channels[channel.channel_id]
+        self._channels.pop(channel.channel_id)
         channel.home.remove(channel)
         self.tidy(channel.home)
 

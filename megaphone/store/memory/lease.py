@@ -1,37 +1,33 @@
 """An open read of a channel in memory."""
 
 import asyncio
+from collections.abc import Callable
 
-from megaphone.core.channel import Lease
 from megaphone.core.log import Batch
-from megaphone.core.ports import Observer
+from megaphone.core.ports import WouldBlock
 from megaphone.model import ReadOptions
 from megaphone.store.memory.index import StoredChannel
 from megaphone.store.memory.waiting import wake
 
 
 class MemoryLease:
-    """Fulfils `core.ports.ChannelLease`."""
+    """Fulfils `core.ports.Lease`."""
 
-    __slots__ = ("_channel", "_interrupted", "_lease", "_loop", "_observer", "_timer", "_waiting")
+    __slots__ = ("_channel", "_interrupted", "_lease", "_loop", "_timer", "_waiting", "on_ready")
 
     def __init__(
-        self,
-        channel: StoredChannel,
-        options: ReadOptions,
-        loop: asyncio.AbstractEventLoop,
-        observer: Observer,
+        self, channel: StoredChannel, options: ReadOptions, loop: asyncio.AbstractEventLoop
     ) -> None:
         self._loop = loop
-        self._observer = observer
+        self.on_ready: Callable[[], None] | None = None
         self._waiting: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._interrupted = False
         self._channel = channel
-        self._lease: Lease = channel.lease(options, self._wake, loop.time())
+        self._lease = channel.lease(options, self._wake, loop.time())
 
     @property
-    def position(self) -> str:
+    def cursor(self) -> str:
         return self._lease.position
 
     @property
@@ -47,14 +43,21 @@ class MemoryLease:
         return self._interrupted or not self._lease.is_open
 
     async def take(self, limit: int, max_bytes: int, until: float) -> Batch | None:
-        while not self.is_over:
-            now = self._loop.time()
-            if batch := self._take_ready(limit, max_bytes, now):
-                return batch
-            if now >= until:
-                break
+        while True:
+            try:
+                return self.take_nowait(limit, max_bytes)
+            except WouldBlock:
+                if self._loop.time() >= until:
+                    return None
             await self._wait(until)
-        return None
+
+    def take_nowait(self, limit: int, max_bytes: int) -> Batch | None:
+        if self.is_over:
+            return None
+        batch = self._lease.take(limit, max_bytes, self._loop.time())
+        if batch is None:
+            raise WouldBlock
+        return batch
 
     def interrupt(self) -> None:
         self._interrupted = True
@@ -65,12 +68,7 @@ class MemoryLease:
             self._timer.cancel()
         self._lease.release(clean=clean, now=self._loop.time())
         self._lease.wake = wake_nobody  # the two would keep each other alive otherwise
-
-    def _take_ready(self, limit: int, max_bytes: int, now: float) -> Batch | None:
-        batch = self._lease.take(limit, max_bytes, now)
-        if batch is not None:
-            self._observer.events_read(len(batch.events), batch.redelivered)
-        return batch
+        self.on_ready = None
 
     async def _wait(self, until: float) -> None:
         self._set_timer(until)
@@ -95,6 +93,8 @@ class MemoryLease:
     def _wake(self) -> None:
         if self._waiting is not None:
             wake(self._waiting)
+        if self.on_ready is not None:
+            self.on_ready()
 
 
 def wake_nobody() -> None:

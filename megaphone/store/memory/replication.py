@@ -1,7 +1,6 @@
 """What two nodes that keep channels in memory need in order to have the same ones."""
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,10 +15,11 @@ from megaphone.model import (
     ProgressMade,
 )
 from megaphone.store.memory.changes import MemoryChanges
+from megaphone.store.memory.parts import Parts
 from megaphone.store.memory.table import Table
 from megaphone.store.memory.waiting import Room
 
-LISTED_AT_ONCE = 500
+LISTED_AT_ONCE = 100
 """How many channels are looked at before other tasks get their turn."""
 
 
@@ -120,7 +120,7 @@ class MemoryReplication:
         finally:
             home.keepers -= 1
             home.alive_until = self._loop.time() + self._table.limits.ttl_s
-            kept, home.kept = home.kept, OrderedDict()
+            kept, home.kept = home.kept, Parts()
             free_in_slices(kept)
             self._index.tidy(home)
 
@@ -128,10 +128,9 @@ class MemoryReplication:
         home = self._index.find_agent(agent)
         addresses: list[str] = []
         now = self._loop.time()
-        while home is not None and home.kept and len(addresses) < limit:
-            channel_id, _ = home.kept.popitem(last=False)
-            channel = self._index.get(channel_id)
-            if channel is not None and channel.is_kept_past_deadline(now):
+        while home is not None and len(home.kept) and len(addresses) < limit:
+            _, channel = home.kept.popitem()
+            if channel.is_kept_past_deadline(now):
                 addresses.append(channel.consumer_address)
         return addresses
 

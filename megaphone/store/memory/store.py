@@ -5,19 +5,18 @@ Puts an event loop around `core.channel.Channel`. Every change to a channel is o
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from megaphone.core.budget import Budget
-from megaphone.core.channel import Waiter
-from megaphone.core.ports import Observer, OnRemoved
-from megaphone.model import ChannelLimits, Event, ReadOptions
-from megaphone.store.memory.index import StoredChannel
+from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
+from megaphone.errors import MegaphoneError
+from megaphone.model import ChannelLimits, ReadOptions
 from megaphone.store.memory.lease import MemoryLease
 from megaphone.store.memory.replication import MemoryReplication
 from megaphone.store.memory.table import Table
 from megaphone.store.memory.waiting import Room
 
-LISTED_AT_ONCE = 500
+LISTED_AT_ONCE = 200
 """How many channels a listing passes before other tasks get their turn."""
 
 
@@ -31,16 +30,17 @@ class MemoryStore:
         max_channels: int,
         write_timeout_s: float,
         budget: Budget,
-        observer: Observer,
         on_removed: OnRemoved = lambda consumer_address, age_s, lost: None,
+        on_evicted: Callable[[int], None] = lambda lost: None,
     ) -> None:
-        self._observer = observer
+        """`on_evicted` is called with a number of events that were evicted, to make room for those
+        of writers, before any reader here had them. It must not raise or wait."""
         self._loop = asyncio.get_running_loop()
         self._table = Table(
             limits=limits, max_channels=max_channels, budget=budget, on_removed=on_removed
         )
         self._index = self._table.index
-        self._room = Room(write_timeout_s, observer)
+        self._room = Room(write_timeout_s, on_evicted)
         self.replication = MemoryReplication(self._table, self._room)
         """What other nodes of this kind need of the channels."""
 
@@ -49,47 +49,67 @@ class MemoryStore:
     ) -> None:
         self._table.create(channel_id, consumer_address, capacity)
 
-    async def check_room(self) -> None:
-        self._table.check_room()
+    async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+        results: list[AppendResult] = []
+        refused: dict[bytes, AppendResult] = {}
+        """By channel: why the later writes are not tried."""
+        for write in writes:
+            result = refused.get(write.channel_id) if refused else None
+            if result is None:
+                result = await self._append(write) if wait else self._append_now(write)
+                if not isinstance(result, Stored):
+                    refused[write.channel_id] = result
+            results.append(result)
+        return results
 
-    async def append(self, channel_id: bytes, event: Event, request_id: str | None) -> str:
-        channel = self._table.living(channel_id)
-        self._room.make(channel)
-        answer = self._offer(channel, event, request_id)
-        if isinstance(answer, Waiter):
-            return await self._room.wait(channel, answer)
-        return answer
+    def _append_now(self, write: Append) -> AppendResult:
+        try:
+            return self.append_nowait(write)
+        except (MegaphoneError, WouldBlock) as result:
+            return result
 
-    async def append_now(
-        self, channel_id: bytes, event: Event, request_id: str | None
-    ) -> str | None:
-        channel = self._table.living(channel_id)
+    async def _append(self, write: Append) -> AppendResult:
+        try:
+            return self.append_nowait(write)
+        except WouldBlock:
+            pass
+        except MegaphoneError as error:
+            return error
+        try:
+            return await self._wait_for_room(write)
+        except MegaphoneError as error:
+            return error
+
+    def append_nowait(self, write: Append) -> Stored:
+        channel = self._table.living(write.channel_id)
         self._room.make(channel)
         if channel.waiting_writers or not channel.has_room:
-            return None
-        answer = self._offer(channel, event, request_id)
+            raise WouldBlock
+        answer = channel.offer(write.event, now=self._loop.time(), request_id=write.request_id)
         assert isinstance(answer, str)
-        return answer
+        return Stored(answer, answer == write.event.id)
 
-    def _offer(self, channel: StoredChannel, event: Event, request_id: str | None) -> str | Waiter:
-        answer = channel.offer(event, now=self._loop.time(), request_id=request_id)
-        if answer == event.id:  # and not that of an earlier event
-            self._observer.events_written(1)
-        return answer
+    async def _wait_for_room(self, write: Append) -> Stored:
+        channel = self._table.living(write.channel_id)
+        answer = channel.offer(write.event, now=self._loop.time(), request_id=write.request_id)
+        if isinstance(answer, str):  # that of an earlier event with the same request id
+            return Stored(answer, is_new=False)
+        return await self._room.wait(channel, answer)
 
-    async def lease(
+    async def open(
         self, channel_id: bytes, consumer_address: str, options: ReadOptions
     ) -> MemoryLease:
         channel = self._table.readable(channel_id, consumer_address)
-        return MemoryLease(channel, options, self._loop, self._observer)
+        return MemoryLease(channel, options, self._loop)
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
         channel = self._table.readable(channel_id, consumer_address)
         return channel.acknowledge(event_id, self._loop.time())
 
-    async def exists(self, channel_id: bytes) -> bool:
-        channel = self._index.get(channel_id)
-        return channel is not None and not channel.is_dead(self._loop.time())
+    async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+        now = self._loop.time()
+        found = ((one, self._index.get(one)) for one in channel_ids)
+        return {one for one, channel in found if channel is not None and not channel.is_dead(now)}
 
     async def remove(self, channel_id: bytes) -> None:
         self._table.remove(self._table.living(channel_id))
@@ -111,6 +131,9 @@ class MemoryStore:
     async def count(self, agent: str) -> int:
         home = self._index.find_agent(agent)
         return 0 if home is None else home.count
+
+    async def check_room(self) -> None:
+        self._table.check_room()
 
     async def quiesce(self) -> None:
         await self._room.quiesce(self._index.agents())

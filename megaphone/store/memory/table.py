@@ -7,11 +7,11 @@ from dataclasses import replace
 from megaphone.core.budget import CHANNEL_BYTES, Budget
 from megaphone.core.ports import OnRemoved
 from megaphone.errors import ChannelNotFound, LimitExceeded
-from megaphone.model import ChannelLimits
+from megaphone.model import ChannelLimits, agent_of
 from megaphone.store.memory.deadlines import Deadlines
 from megaphone.store.memory.index import Index, StoredChannel
 
-ENDED_AT_ONCE = 100
+ENDED_AT_ONCE = 50
 """How many channels end before other tasks get their turn."""
 
 
@@ -52,7 +52,7 @@ class Table:
         if (expired := self.index.get(channel_id)) is not None:
             self.remove(expired)
         self.check_room()
-        home = self.index.agent(consumer_address.partition(".")[0])
+        home = self.index.agent(agent_of(consumer_address))
         channel = StoredChannel(
             channel_id,
             consumer_address,
@@ -137,7 +137,7 @@ class Table:
                 self.remove(channel)
                 continue
             if channel.is_kept_past_deadline(now):
-                channel.home.kept[channel_id] = None
+                channel.home.kept[channel_id] = channel
             dies_at = channel.dies_at
             if dies_at is None or dies_at <= now:
                 # A channel that is read or kept alive now cannot die before a whole ttl has passed.

@@ -4,23 +4,23 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from megaphone.core.channel import Waiter
-from megaphone.core.ports import Observer
+from megaphone.core.ports import Stored
 from megaphone.errors import AgentMoved, ChannelNotFound, ShuttingDown, WriteTimeout
 from megaphone.store.memory.index import AgentChannels, StoredChannel
 
 UNREAD_S = 5.0
 """A channel that is only forwarded and that nobody has read here for this long does not make its
 writers wait: its oldest event that all followers have taken is evicted."""
-WOKEN_AT_ONCE = 500
+WOKEN_AT_ONCE = 20
 """How many writers are woken before other tasks get their turn."""
 
 
 class Room:
     """Room for the events of writers. Belongs to one store."""
 
-    def __init__(self, write_timeout_s: float, observer: Observer) -> None:
+    def __init__(self, write_timeout_s: float, on_evicted: Callable[[int], None]) -> None:
         self._write_timeout_s = write_timeout_s
-        self._observer = observer
+        self._on_evicted = on_evicted
         self._loop = asyncio.get_running_loop()
         self._dismissed: set[asyncio.Future[None]] = set()
         self._is_quiet = False
@@ -35,10 +35,10 @@ class Room:
         if not channel.home.is_taken_by_all(channel, channel.log.freed + 1):
             return
         if lost := channel.evict_oldest(now):
-            self._observer.events_lost(lost)
+            self._on_evicted(lost)
 
-    async def wait(self, channel: StoredChannel, waiter: Waiter) -> str:
-        """Wait until the event of a waiter is in the channel. Returns: its id.
+    async def wait(self, channel: StoredChannel, waiter: Waiter) -> Stored:
+        """Wait until the event of a waiter is in the channel.
 
         Raises: WriteTimeout; ChannelNotFound, when the channel goes; AgentMoved, when the writers
             of its agent are dismissed; ShuttingDown.
@@ -51,18 +51,17 @@ class Room:
         )
 
         def on_settled() -> None:
-            if waiter.taken and not waiter.reported:
-                waiter.reported = True
-                self._observer.events_written(1)
             wake(woken)
 
         waiter.join(on_settled)
         home.waiting[woken] = channel
         home.blocked[channel] = None
-        self._observer.writer_waits()
         try:
             if not self._is_quiet:
                 await woken
+        except asyncio.CancelledError:
+            if not waiter.taken:
+                raise
         finally:
             for timer in timers:
                 timer.cancel()
@@ -72,9 +71,8 @@ class Room:
                 home.blocked.pop(channel, None)
             is_dismissed = woken in self._dismissed
             self._dismissed.discard(woken)
-            self._observer.writer_waited()
         if waiter.taken:
-            return waiter.event.id
+            return Stored(waiter.event.id, waiter.is_first(on_settled))
         if waiter.taken is False:
             raise ChannelNotFound
         if is_dismissed:

@@ -23,7 +23,7 @@ from megaphone.errors import (
     PermissionDenied,
     ReaderBusy,
 )
-from megaphone.model import BatchFailure, Message, ReadOptions
+from megaphone.model import BatchFailure, NewEvent, ReadOptions
 from tests.support.faces import (
     FACES,
     JSON,
@@ -74,7 +74,7 @@ def writes_to(address_of: Callable[[Created], str]) -> Call:
 
 
 def batches(body: bytes = b"1", *, stream_id: str = "s", request_id: str | None = None) -> Call:
-    messages = [Message("s", b"0"), Message(stream_id, body)]
+    messages = [NewEvent("s", b"0"), NewEvent(stream_id, body)]
     return lambda face, channel: face.write_batch([channel.producer], messages, request_id)
 
 
@@ -82,7 +82,7 @@ def batches_of(channels: int, messages: int) -> Call:
     """Write a batch of which nothing can be taken, since its addresses are none."""
 
     async def call(face: Face, channel: Created) -> None:
-        batch = [Message("s", b"1")] * messages
+        batch = [NewEvent("s", b"1")] * messages
         failures = await face.write_batch([f"{number:x}" for number in range(channels)], batch)
         assert len(failures) == channels * messages
 
@@ -91,7 +91,7 @@ def batches_of(channels: int, messages: int) -> Call:
 
 def batches_to(address: str) -> Call:
     async def call(face: Face, channel: Created) -> None:
-        failures = await face.write_batch([channel.producer, address], [Message("s", b"1")])
+        failures = await face.write_batch([channel.producer, address], [NewEvent("s", b"1")])
         assert failures == [BatchFailure(address, 0, BadRequest.code)]
 
     return call

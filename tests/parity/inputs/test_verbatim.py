@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from megaphone.model import Message
+from megaphone.model import NewEvent
 from tests.support.faces import Face, GrpcFace, HttpFace, read_some, write_request
 
 pytestmark = pytest.mark.timeout(30)
@@ -103,7 +103,7 @@ async def test_line_breaks_between_tokens_become_spaces(
 
 async def test_bodies_of_a_batch_are_not_touched(writer: Face, reader: Face) -> None:
     channel = await writer.create()
-    messages = [Message("s", body) for body in BODIES]
+    messages = [NewEvent("s", body) for body in BODIES]
     assert await writer.write_batch([channel.producer], messages) == []
     events = await read_some(reader, channel.consumer, len(BODIES))
     assert [event.body for event in events] == BODIES
@@ -111,7 +111,7 @@ async def test_bodies_of_a_batch_are_not_touched(writer: Face, reader: Face) -> 
 
 async def test_line_breaks_in_bodies_of_a_batch_become_spaces(writer: Face, reader: Face) -> None:
     channel = await writer.create()
-    messages = [Message("s", body) for body, _ in LINE_BREAKS]
+    messages = [NewEvent("s", body) for body, _ in LINE_BREAKS]
     assert await writer.write_batch([channel.producer], messages) == []
     events = await read_some(reader, channel.consumer, len(LINE_BREAKS))
     # In the JSON of a batch, white space around a body belongs to the batch.
@@ -149,7 +149,7 @@ async def test_stream_id_is_not_touched(writer: Face, reader: Face, stream_id: s
 
 async def test_stream_ids_of_a_batch_are_not_touched(writer: Face, reader: Face) -> None:
     channel = await writer.create()
-    messages = [Message(stream_id, b"1") for stream_id in STREAM_IDS]
+    messages = [NewEvent(stream_id, b"1") for stream_id in STREAM_IDS]
     assert await writer.write_batch([channel.producer], messages) == []
     events = await read_some(reader, channel.consumer, len(STREAM_IDS))
     assert [event.stream_id for event in events] == STREAM_IDS
