@@ -48,7 +48,7 @@ check-imports: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 .PHONY: fix
-fix: $(READY) ## Format, and mend what the linter can mend.
+fix: $(READY) ## Format, and repair what the linter can repair.
 	$(BIN)/ruff check --fix --quiet . || true
 	$(BIN)/ruff format --quiet .
 
@@ -64,12 +64,12 @@ proto-check: $(READY) ## Check that gen/ is what proto/ generates, and lint the 
 	@$(BIN)/buf lint $(VENV)/schema.binpb --config buf.yaml --exclude-path google
 
 .PHONY: compat
-compat: $(READY) ## Test against the original broker and its client; needs Rust, builds them once.
+compat: $(READY) ## Test against the Rust broker (0.10) and its client; needs Rust, builds them once.
 	@$(BIN)/python -m tests.compat.build
 	$(BIN)/python -m pytest tests/compat $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## Measure the broker: against bare handlers, and how long requests hold it (two minutes).
+bench: $(READY) ## Measure the broker beside bare servers, and how long requests hold it (two minutes).
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: soak
@@ -84,7 +84,7 @@ release: $(READY) ## Check everything and build the distributions into dist/; pu
 	@$(BIN)/python -m release build
 
 .PHONY: lock
-lock: $(READY) ## Take the newest versions that pyproject.toml allows into requirements.lock.
+lock: $(READY) ## Lock the newest versions that pyproject.toml allows.
 	@$(PYTHON) -m venv .tools && .tools/bin/pip install --quiet --disable-pip-version-check uv
 	.tools/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \

@@ -1,10 +1,10 @@
-"""Measures the broker against the least that the same stack can do.
+"""Measures the broker beside bare servers that do as little as possible with the same libraries.
 
-Every figure is a ratio of two things measured in turn, in one run, so that it holds on a machine
-that is slow, shared or noisy. `python -m bench --help` says how to run it.
+Every figure is a ratio of two things that are measured alternately in one run, so that it is valid
+on a slow, shared or noisy machine. `python -m bench --help` says how to run it.
 """
 
 import os
 
-# Processes are started here only to run something else; must be said before grpc is imported.
+# We fork only to run other programs. grpc reads this variable when it is imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, and print what came out."""
+"""`python -m bench`: measure, and print the results."""
 
 import argparse
 import asyncio
@@ -57,7 +57,7 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 async def run(names: list[str], plan: Plan) -> tuple[list[Result], dict[str, str]]:
-    """Measure one after the other. Returns: what came out, and by name what went wrong."""
+    """Do one measurement after the other. Returns: the results, and the errors by name."""
     results: list[Result] = []
     failures: dict[str, str] = {}
     for name in names:
@@ -80,7 +80,7 @@ def reason(error: BaseException) -> str:
 
 
 async def run_until_told(names: list[str], plan: Plan) -> tuple[list[Result], dict[str, str]]:
-    """Measure; SIGINT and SIGTERM end it, and all that was started with it."""
+    """Measure. SIGINT and SIGTERM end the measurement and every process that it has started."""
     task = asyncio.create_task(run(names, plan))
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)

@@ -1,11 +1,12 @@
-"""What the broker is compared with: servers that do the least, on the same stack.
+"""The bare servers beside which the broker is measured. They use the same libraries.
 
-`python -m bench.bare KIND` serves on a free port, prints it, and ends with its standard input.
+`python -m bench.bare KIND` serves on a free port, prints the port, and ends when its standard input
+ends.
 
-    write       an aiohttp route that reads a body and answers as a write is answered
-    http-relay  an aiohttp route that, for each batch, sends lines made beforehand to a read
-    grpc-relay  a grpc.aio stream that, for each batch, sends a message made beforehand to a read
-    sockets     an asyncio protocol that, for each request, writes one line to all open reads
+    write       an aiohttp route that reads a body and sends the same answer as the broker
+    http-relay  an aiohttp route that sends prepared lines to a read for each batch
+    grpc-relay  a grpc.aio stream that sends a prepared message to a read for each batch
+    sockets     an asyncio protocol that writes one line to all open reads for each request
 """
 
 import asyncio
@@ -26,7 +27,7 @@ BACKLOG = 1_024
 SERVICE = "megaphone.v1.ChannelService"
 
 keep: list[object] = []
-"""Servers that would stop if nothing held them."""
+"""References to the servers, because a server without a reference stops."""
 
 
 # -- write
@@ -58,7 +59,7 @@ BATCH_WRITTEN = b"".join(json.batch_written([]))
 
 
 class HttpRelay:
-    """Reads by name, and what makes a batch arrive at one."""
+    """For each read, by its name: the function that makes a batch arrive."""
 
     def __init__(self) -> None:
         self._reads: dict[str, web.StreamResponse] = {}
@@ -91,7 +92,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GrpcRelay:
-    """Reads by address, and what makes a batch arrive at one."""
+    """For each read, by its address: the function that makes a batch arrive."""
 
     def __init__(self) -> None:
         self._reads: dict[str, Context] = {}
@@ -142,7 +143,7 @@ ANSWER = b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%b" % (
 
 
 class Socket(asyncio.Protocol):
-    """A GET opens a read; a POST without a body writes to all of them."""
+    """A GET opens a read. A POST without a body writes to all reads."""
 
     def __init__(self, reads: list[asyncio.Transport]) -> None:
         self._reads = reads

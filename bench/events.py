@@ -1,4 +1,4 @@
-"""The events that are sent around: some 160 bytes as a line, as in a chat."""
+"""The events of the measurements: about 160 bytes per line, as in a chat."""
 
 from megaphone.model import Event
 from megaphone.wire import json
@@ -19,4 +19,4 @@ EVENTS = [
     for number, body in enumerate(BODIES)
 ]
 LINES = b"".join(json.event_lines(EVENTS))
-"""All of them as they go to an HTTP reader."""
+"""All events as lines for an HTTP reader."""

@@ -1,4 +1,4 @@
-"""One event to 1,000 channels with an open HTTP read each, until all have it."""
+"""One event to 1,000 channels, each with an open HTTP read, until all reads have the event."""
 
 import asyncio
 import time
@@ -73,7 +73,7 @@ async def open_reads(port: int, paths: Sequence[str], tally: Tally) -> list[Open
 
 
 def deliverer(pid: int, exchange: Exchange, request: bytes, tally: Tally, reads: int) -> Measure:
-    """Return what sends one event after the other, each once the one before has arrived."""
+    """Return a function that sends one event after the other, each when the last has arrived."""
 
     async def deliver(seconds: float) -> Sample:
         watch, before, sent = Watch(pid), tally.count, 0

@@ -1,7 +1,7 @@
-"""How long the worst requests hold the event loop: nobody else is served meanwhile.
+"""How long the worst requests hold the event loop, so that nobody else is served.
 
-`python -m bench.hold` serves with a heartbeat in the same event loop. It prints where it serves,
-and for each line that it is sent the longest hold since the last one.
+`python -m bench.hold` runs a broker with a heartbeat in the same event loop. It prints its ports.
+For each line on standard input, it prints the longest hold since the last line.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ CHANNELS = 10_000
 ROUNDS = 5
 ANSWER_TIMEOUT_S = 30.0
 WRITE_TIMEOUT_MILLIS = 200
-"""Short, because some of the requests wait for room that nobody makes."""
+"""A short time, because some of the requests wait for a place that nobody frees."""
 CHUNKED = "Transfer-Encoding: chunked"
 SERVICE = "/megaphone.v1.ChannelService"
 
@@ -54,10 +54,10 @@ SERVICE = "/megaphone.v1.ChannelService"
 
 
 class Heartbeat:
-    """A timer that comes back each millisecond, and notes how long the loop was held at most.
+    """A timer that fires every millisecond and records the longest time the loop was held.
 
-    That is how long its thread computed between two beats. By the clock it would be more where the
-    machine does other things as well.
+    It measures the CPU time of the thread between two beats. The wall time would be longer if the
+    machine does other work.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ async def serve(socket_path: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The broker, as its clients and the heartbeat's listener see it."""
+    """The broker, with the connections of its clients and the reports of the heartbeat."""
 
     process: Process
     http_port: int
@@ -108,7 +108,7 @@ class Node:
     socket_path: str
 
     async def longest_ms(self) -> float:
-        """Return how long the loop was held at most since this was asked last."""
+        """Return the longest time the loop was held since the last call."""
         assert self.process.stdin is not None
         self.process.stdin.write(b"\n")
         return float(await line_of(self.process))
@@ -146,7 +146,7 @@ class Case:
 
 
 async def exchange(node: Node, request: bytes, *, managed: bool = False) -> bytes:
-    """Send a request that closes its connection, and return all that is answered."""
+    """Send a request that closes its connection, and return the whole answer."""
     if managed:
         reader, writer = await asyncio.open_unix_connection(node.socket_path)
     else:
@@ -178,7 +178,7 @@ def http(
 
 
 def http_left(path: str, body: bytes) -> Send:
-    """Return what sends a request and leaves before it is answered."""
+    """Return a function that sends a request and leaves before the answer comes."""
     request = request_of("POST", path, body)
 
     async def send(node: Node) -> None:
@@ -223,7 +223,7 @@ def rpc(method: str, message: bytes, status: grpc.StatusCode = grpc.StatusCode.O
 
 
 def filled(value: bytes, around: tuple[bytes, bytes] = (b"[", b"]")) -> bytes:
-    """Return as many values as find room in a body."""
+    """Return as many values as fit into a request body."""
     begin, end = around
     count = (MAX_BODY - len(begin) - len(end) + 1) // (len(value) + 1)
     return begin + b",".join([value] * count) + end
@@ -234,7 +234,7 @@ def strings(texts: list[str]) -> bytes:
 
 
 def bad_addresses(count: int) -> list[str]:
-    """Return addresses that are well-formed, and open to nothing."""
+    """Return well-formed addresses that no key can decrypt."""
     rng = random.Random(1)
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_"
     return [f"bench.{''.join(rng.choices(letters, k=58))}A" for _ in range(count)]

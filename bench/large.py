@@ -1,6 +1,6 @@
-"""Large events to one reader: how fast a backlog is read, by the clock.
+"""Large events for one reader: how fast it reads a backlog, in wall time.
 
-There is nothing bare to compare with; the goal is a rate.
+There is no bare server to compare with; the goal is a rate.
 """
 
 import json
@@ -54,7 +54,7 @@ async def measure(plan: Plan, name: str, kind: str, what: str) -> Result:
 
 
 async def filled_channel(ours: Broker) -> Channel:
-    """Make a channel and write to it as many events as it holds."""
+    """Create a channel and fill it with events."""
     [channel] = await make_channels(ours.http_port, 1)
     exchange = await Exchange.connect(ours.http_port)
     try:

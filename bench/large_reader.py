@@ -1,6 +1,6 @@
-"""One reader of large events, as a process of its own: it takes what is there and counts it.
+"""One reader of large events as a separate process. It reads the backlog and counts bytes.
 
-`python -m bench.large_reader KIND PORT CONSUMER` prints, as JSON, what it read and how long that
+`python -m bench.large_reader KIND PORT CONSUMER` prints as JSON how much it read and how long that
 took.
 """
 
@@ -22,7 +22,7 @@ END = b"\r\n0\r\n\r\n"
 
 
 def read_http(port: int, consumer: str) -> int:
-    """Return how many bytes came, those of the framing too."""
+    """Return how many bytes came, including the framing."""
     buffer = bytearray(RECEIVE_BYTES)
     count, end = 0, b""
     with socket.create_connection((HOST, port)) as connection:
@@ -36,7 +36,7 @@ def read_http(port: int, consumer: str) -> int:
 
 
 async def read_grpc(port: int, consumer: str) -> int:
-    """Return how many bytes the bodies had."""
+    """Return how many bytes the bodies had in total."""
     count = 0
     async with grpc.aio.insecure_channel(f"{HOST}:{port}") as connection:
         read: grpc.aio.UnaryStreamMultiCallable[pb.ReadRequest, pb.ReadResponse]

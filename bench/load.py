@@ -1,6 +1,6 @@
-"""Load of one write per request: by wrk where there is one, else by this module.
+"""A load of one write per request. It uses wrk if it is installed, otherwise this module.
 
-`python -m bench.load PORT SECONDS CONNECTIONS PATH...` is the stand-in for wrk.
+`python -m bench.load PORT SECONDS CONNECTIONS PATH...` runs the replacement of wrk.
 """
 
 import asyncio
@@ -45,10 +45,10 @@ end
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Writes to paths in turn, over some connections at once."""
+    """Writes to several paths alternately, over several connections at once."""
 
     wrk: str | None
-    """The command; without it the stand-in is used."""
+    """The command wrk; without it, the replacement is used."""
 
     @classmethod
     def chosen(cls, by: str) -> "Load":
@@ -63,10 +63,10 @@ class Load:
         return "wrk" if self.wrk else "asyncio sockets in another process (no wrk)"
 
     async def write(self, port: int, paths: list[str], seconds: float) -> tuple[int, float]:
-        """Write for a while; wrk does so for whole seconds.
+        """Write for a while. wrk can do this only for whole seconds.
 
-        Returns: how many writes were answered, and in which time.
-        Raises: BenchError, if one failed.
+        Returns: how many writes were answered, and in how many seconds.
+        Raises: BenchError, if a write failed.
         """
         if self.wrk:
             out = await self._run_wrk(self.wrk, port, paths, max(1, round(seconds)))
@@ -110,7 +110,7 @@ async def write_for(port: int, seconds: float, connections: int, paths: list[str
 
 
 async def write_until(end: float, exchange: Exchange, requests: list[bytes], turn: int) -> int:
-    """Write in turn to all paths. Returns: how many writes were answered with 201."""
+    """Write to all paths alternately. Returns: how many writes were answered with 201."""
     loop = asyncio.get_running_loop()
     count = 0
     while loop.time() < end:

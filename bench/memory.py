@@ -1,7 +1,7 @@
-"""What waits costs memory: a channel nobody uses, and a read to which nothing comes.
+"""The memory of an idle channel, and of an open read without events.
 
-`python -m bench.memory WAY COUNT` makes idle channels and prints how many bytes each takes, by the
-resident memory of its process (`resident`) or by the allocations of Python (`traced`).
+`python -m bench.memory WAY COUNT` creates idle channels and prints how many bytes each takes,
+measured by the resident memory of the process (`resident`) or by Python's allocations (`traced`).
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from megaphone.store.memory import MemoryStore
 IDLE_CHANNEL = Target(1_500, at_most=True)
 IDLE_HTTP_READ = Target(16_000, at_most=True)
 WARM = 100
-"""Made before, so that what is made once only is not counted."""
+"""The number of channels made before, so that allocations that happen only once do not count."""
 STREAMS_PER_CONNECTION = 100
 
 
@@ -75,7 +75,7 @@ def traced_here() -> int:
 
 
 async def grow(count: int, used: Callable[[], int]) -> float:
-    """Make channels. Returns: by how many bytes each of them made `used` grow."""
+    """Create channels. Returns: by how many bytes each of them made `used` grow."""
     observer = Metrics()
     settings = Settings(max_channels=count + WARM)
     store = MemoryStore(
@@ -148,9 +148,11 @@ async def measure_grpc_reads(plan: Plan) -> list[Result]:
 
 
 async def open_grpc_reads(stack: AsyncExitStack, target: str, consumers: list[str]) -> None:
-    """Open reads that stay open until the stack is left; return when all have begun."""
+    """Open reads that stay open until the stack ends. Return when all have begun."""
     for start in range(0, len(consumers), STREAMS_PER_CONNECTION):
-        options = [("grpc.use_local_subchannel_pool", 1)]  # or all would share one connection
+        options = [
+            ("grpc.use_local_subchannel_pool", 1)
+        ]  # otherwise all would share one connection
         connection = await stack.enter_async_context(grpc.aio.insecure_channel(target, options))
         calls = [
             read_call(connection, consumer)

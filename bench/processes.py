@@ -1,7 +1,7 @@
-"""The processes that are measured: each pinned to one core, each stopped by its id.
+"""The measured processes. Each is pinned to one core, and is stopped by its id.
 
-The load goes to the other cores. Where a process may not choose its cores, or there is only one,
-nothing is pinned and the ratios still compare like with like.
+The load runs on the other cores. If a process may not choose its cores, or the machine has only one
+core, nothing is pinned. The ratios are still comparable.
 """
 
 import asyncio
@@ -22,16 +22,16 @@ START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
 OPEN_FILES = 8_192
 LONG_POLL_MILLIS = 600_000
-"""Reads that are measured must not end in the middle of it."""
+"""Longer than any measurement, because measured reads must not end."""
 
 
 class BenchError(Exception):
-    """A measurement that did not come about, and why."""
+    """A measurement failed. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A broker that serves, as users start it."""
+    """A running broker, started as users start it."""
 
     pid: int
     http_port: int
@@ -40,7 +40,7 @@ class Broker:
 
 @dataclass(frozen=True, slots=True)
 class Bare:
-    """A process that does the least; see `bench.bare`."""
+    """A bare server; see `bench.bare`."""
 
     pid: int
     port: int
@@ -50,7 +50,7 @@ class Bare:
 
 
 def cores() -> tuple[set[int], set[int]] | None:
-    """Return the core of the servers and those of the load; None when there is no choice."""
+    """Return the core of the servers and the cores of the load; None if there is no choice."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     first, *others = sorted(os.sched_getaffinity(0))
@@ -59,7 +59,7 @@ def cores() -> tuple[set[int], set[int]] | None:
 
 @contextmanager
 def pinned(to: set[int] | None) -> Iterator[None]:
-    """Run this thread, and the processes it starts meanwhile, on some cores only."""
+    """Run this thread and the processes that it starts in this context only on the given cores."""
     if to is None:
         yield
         return
@@ -85,7 +85,7 @@ async def running(
     environment: Mapping[str, str] | None = None,
     folder: str | None = None,
 ) -> AsyncIterator[Process]:
-    """Run a command; whatever happens, its process has ended when this context is left."""
+    """Run a command within this context. Its process has ended when the context ends."""
     with pinned(on_cores):
         process = await asyncio.create_subprocess_exec(
             *command, stdin=stdin, stdout=stdout, stderr=stderr, env=environment, cwd=folder
@@ -112,7 +112,7 @@ async def stop(process: Process) -> None:
 
 
 async def output_of(command: Sequence[str], on_cores: set[int] | None = None) -> str:
-    """Run a command to its end and return what it prints. Raises: BenchError, when it fails."""
+    """Run a command to its end and return its output. Raises: BenchError, if it fails."""
     async with running(command, on_cores=on_cores, stdout=PIPE, stderr=PIPE) as process:
         out, err = await process.communicate()
     if process.returncode != 0:
@@ -138,7 +138,7 @@ def last_line(text: bytes) -> str:
 
 @asynccontextmanager
 async def broker(**settings: object) -> AsyncIterator[Broker]:
-    """Start `megaphone serve` with its defaults, but for what is given and for long reads."""
+    """Start `megaphone serve` with default settings, except for the given ones and long reads."""
     http_port, grpc_port = free_ports(2)
     with tempfile.TemporaryDirectory(prefix="megaphone-bench-") as folder:
         values = {
@@ -164,7 +164,7 @@ async def broker(**settings: object) -> AsyncIterator[Broker]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return our environment without settings of the broker and of grpc."""
+    """Return the environment of this process without settings of the broker and of grpc."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -177,7 +177,7 @@ def environment_of(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 async def answers(process: Process, port: int, log: Path) -> None:
-    """Wait until somebody listens on a port. Raises: BenchError, when the process ends first."""
+    """Wait until a process listens on a port. Raises: BenchError, if the process ends first."""
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
             while not await listens(port):
@@ -198,7 +198,7 @@ async def listens(port: int) -> bool:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on now."""
+    """Return ports on which no process listens now."""
     sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]
     for one in sockets:
@@ -211,7 +211,7 @@ def free_ports(count: int) -> list[int]:
 
 @asynccontextmanager
 async def bare(kind: str) -> AsyncIterator[Bare]:
-    """Start one of the servers of `bench.bare`; it ends with its standard input, so with us."""
+    """Start a server of `bench.bare`. It ends with its standard input, and so with this process."""
     command = [sys.executable, "-m", "bench.bare", kind]
     async with running(command, on_cores=server_cores(), stdin=PIPE, stdout=PIPE) as process:
         assert process.stdout is not None
@@ -231,13 +231,13 @@ cores_at_start = cores()
 
 
 def go_to_load_cores() -> None:
-    """Keep this process, and the load that it starts, off the core of the servers."""
+    """Keep this process and the load that it starts away from the core of the servers."""
     if cores_at_start:
         os.sched_setaffinity(0, cores_at_start[1])
 
 
 def allow_open_files() -> None:
-    """Raise the limit on open files, for us and what we start, as far as we may."""
+    """Raise the limit of open files for this process and its children as far as allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft < wanted:
@@ -248,7 +248,8 @@ def allow_open_files() -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Return how much of a process is in memory. Raises: BenchError, where that is not told."""
+    """Return the resident memory of a process. Raises: BenchError, if the system does not say
+    it."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     except OSError as error:

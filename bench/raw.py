@@ -1,4 +1,4 @@
-"""HTTP/1.1 clients that do next to nothing, so that they are never what is measured."""
+"""HTTP/1.1 clients that do so little that they never limit a measurement."""
 
 import asyncio
 import json
@@ -9,12 +9,12 @@ from bench.processes import HOST, BenchError
 
 HEAD_END = b"\r\n\r\n"
 EVENT_END = b"}\n"
-"""Ends every event line, and nothing else: texts within JSON have no raw line breaks."""
+"""The end of an event line. It occurs nowhere else, because JSON texts have no raw line breaks."""
 JSON = "application/json"
 
 
 def post(path: str, body: bytes) -> bytes:
-    """Return a request as it goes to the socket."""
+    """Return the bytes of a request."""
     head = (
         f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: {JSON}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
 
 
 class Exchange(asyncio.Protocol):
-    """A connection with one request under way at a time."""
+    """A connection with one open request at a time."""
 
     def __init__(self) -> None:
         self._received = b""
@@ -101,7 +101,7 @@ class Tally:
             self._reached.set_exception(BenchError(why))
 
     async def reach(self, goal: int, timeout_s: float = 15.0) -> None:
-        """Wait for a count. Raises: BenchError, when it is not reached or passed."""
+        """Wait for a count. Raises: BenchError, if it is not reached, or is exceeded."""
         if self.count < goal:
             self._goal = goal
             self._reached = asyncio.get_running_loop().create_future()
@@ -115,7 +115,7 @@ class Tally:
 
 
 class OpenRead(asyncio.Protocol):
-    """A read whose events are counted."""
+    """A read that counts its events."""
 
     def __init__(self, path: str, tally: Tally) -> None:
         self._path = path
@@ -127,7 +127,7 @@ class OpenRead(asyncio.Protocol):
 
     @classmethod
     async def connect(cls, port: int, path: str, tally: Tally) -> "OpenRead":
-        """Open a read; return when its headers are here. Raises: BenchError."""
+        """Open a read, and return when its headers have come. Raises: BenchError."""
         loop = asyncio.get_running_loop()
         _, read = await loop.create_connection(lambda: cls(path, tally), HOST, port)
         await read.begun
@@ -201,7 +201,7 @@ def batch_body(channels: list[str], bodies: list[bytes], stream_id: str) -> byte
 
 
 async def ask_batch(exchange: Exchange, request: bytes) -> None:
-    """Write a batch. Raises: BenchError, when not all of it was taken."""
+    """Write a batch. Raises: BenchError, if any of its events was refused."""
     answer = await exchange.ask(request, 201)
     if json.loads(answer).get("failures"):
         raise BenchError(f"events of a batch were refused: {answer[:200]!r}")

@@ -1,4 +1,4 @@
-"""What was measured, as a table for people and as JSON for machines."""
+"""The results, as a table for people and as JSON for machines."""
 
 import platform
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ STACK = ("aiohttp", "grpcio", "uvloop", "protobuf")
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure should be. Missing it is worth knowing, and no failure."""
+    """The goal for a figure. If the goal is missed, the report says so, but nothing fails."""
 
     limit: float
     at_most: bool = False
@@ -43,7 +43,7 @@ class Result:
     rounds: Sequence[Round] = ()
     baseline: float | None = None
     against: str = ""
-    """What the baseline is."""
+    """A description of the baseline."""
     target: Target | None = None
     notes: Sequence[str] = field(default=())
 
@@ -88,7 +88,7 @@ def compared(
 
 
 def clock_note(rounds: Sequence[Round]) -> str:
-    """Say what came out by the clock. It says less where a server was not busy all the time."""
+    """Describe the wall-time results. They mean less if a server was not busy all the time."""
     sides = ([one.ours for one in rounds], [one.baseline for one in rounds])
     rates = [median(sample.per_second for sample in side) for side in sides]
     busy = [median(sample.busy for sample in side) for side in sides]
@@ -135,7 +135,7 @@ def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def legend(results: Iterable[Result]) -> str:
-    """Say below the table what each line means."""
+    """Return the explanation of each line, for below the table."""
     lines = [
         "Rates are per second that the server computed; ratio is the median of all rounds,",
         "spread the lowest and the highest.",

@@ -1,7 +1,7 @@
-"""Measuring two things in turn, so that what disturbs the machine disturbs both alike.
+"""Measures two things alternately, so that a disturbance of the machine affects both equally.
 
-Rates are counted by the time that a server computed, not only by the clock: other processes on its
-core, or a load that is too slow for it, then do not count as slowness of the server.
+Rates use the CPU time of a server, not only the wall time. So other processes on its core, or a
+load that is too slow for it, do not make the server look slow.
 """
 
 import sys
@@ -22,7 +22,7 @@ class Plan:
     idle_channels: int
     open_reads: int = 1_000
     load: str = "auto"
-    """What sends one write per request: wrk, python, or auto for wrk where there is one."""
+    """The load with one write per request: wrk, python, or auto, which prefers wrk."""
 
 
 FULL = Plan(rounds=9, round_s=0.6, warm_up_s=0.3, idle_channels=50_000)
@@ -34,12 +34,12 @@ QUICK = Plan(rounds=3, round_s=0.3, warm_up_s=0, idle_channels=10_000, open_read
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a server did in some time."""
+    """The work of a server in some time."""
 
     count: int
     seconds: float
     core_seconds: float
-    """How long the server computed meanwhile."""
+    """The CPU time of the server in that time."""
 
     @property
     def per_second(self) -> float:
@@ -51,12 +51,12 @@ class Sample:
 
     @property
     def busy(self) -> float:
-        """The part of the time in which the server computed."""
+        """The share of the time in which the server was computing."""
         return self.core_seconds / self.seconds
 
 
 class Watch:
-    """Times a server from its creation on."""
+    """Measures a server from the creation of this object on."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
@@ -64,18 +64,19 @@ class Watch:
         self._computed_before = core_seconds(pid)
 
     def sample(self, count: int, seconds: float | None = None) -> Sample:
-        """Return what was counted since; `seconds` says how long, if the load knows better."""
+        """Return the work since the start. `seconds` is the duration, if the load has measured
+        it."""
         if seconds is None:
             seconds = time.monotonic() - self.began
         return Sample(count, seconds, core_seconds(self._pid) - self._computed_before)
 
 
 def core_seconds(pid: int) -> float:
-    """Return how long a process, with all its threads, has computed so far.
+    """Return the CPU time of a process and all its threads so far.
 
-    Raises: BenchError, when it has ended, or where that is not told (anywhere but on Linux).
+    Raises: BenchError, if the process has ended, or if the system is not Linux.
     """
-    cpu_clock_of_process = (~pid << 3) | 2  # what clock_getcpuclockid(3) returns
+    cpu_clock_of_process = (~pid << 3) | 2  # this is what clock_getcpuclockid(3) returns
     try:
         return time.clock_gettime(cpu_clock_of_process)
     except OSError as error:
@@ -87,7 +88,7 @@ def core_seconds(pid: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Ours and the baseline, one right after the other."""
+    """The broker and the baseline, one directly after the other."""
 
     ours: Sample
     baseline: Sample
@@ -102,11 +103,11 @@ class Round:
 
 
 Measure = Callable[[float], Awaitable[Sample]]
-"""Puts load on a server for so many seconds."""
+"""Puts load on a server for the given number of seconds."""
 
 
 async def alternate(name: str, plan: Plan, ours: Measure, baseline: Measure) -> list[Round]:
-    """Measure both again and again, each time in the other order."""
+    """Measure both several times, each time in the opposite order."""
     if plan.warm_up_s:
         for measure in (ours, baseline):
             await measure(plan.warm_up_s)

@@ -1,7 +1,7 @@
-"""Events through the whole broker: written in batches on one side, read as a stream on the other.
+"""Events through the whole broker: written in batches at one end, read as a stream at the other.
 
-The limits are the defaults, so a channel holds one batch. Each of a few writers waits for its
-answer before it sends the next batch, which keeps the server busy without filling a channel.
+The limits are the defaults, so a channel holds one batch. There are a few writers. Each waits for
+its answer before it sends the next batch, so the server is busy but no channel is full.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ ReadCall: TypeAlias = "grpc.aio.UnaryStreamCall[pb.ReadRequest, pb.ReadResponse]
 
 
 def flow(pid: int, writers: Sequence[WriteBatch], tally: Tally) -> Measure:
-    """Return what writes batches for a while and waits until all their events have been read."""
+    """Return a function that writes batches for a while and waits until all events are read."""
 
     async def measure(seconds: float) -> Sample:
         watch, before, sent = Watch(pid), tally.count, 0
@@ -84,7 +84,7 @@ async def http_flow(
 ) -> Measure:
     """Open a read of each channel, and a connection that writes to it.
 
-    The bare relay is told in `write_path` which read is meant; the broker reads the body.
+    The bare relay finds the read by `write_path`; the broker finds the channel by the body.
     """
     tally = Tally()
     writers = []
@@ -108,7 +108,7 @@ def http_writer(exchange: Exchange, request: bytes) -> WriteBatch:
 async def measure_grpc(plan: Plan) -> list[Result]:
     async with broker() as ours, bare("grpc-relay") as baseline, AsyncExitStack() as stack:
         channels = await make_channels(ours.http_port, WRITERS)
-        # The bare relay knows no addresses, so there both are the same.
+        # The bare relay has no addresses, so both are the same there.
         relayed = [Channel(channel.producer, channel.producer) for channel in channels]
         rounds = await alternate(
             "grpc-stream",
@@ -144,7 +144,7 @@ async def grpc_flow(
 async def count_read(
     stack: AsyncExitStack, connection: grpc.aio.Channel, consumer: str, tally: Tally
 ) -> None:
-    """Open a read and count its events until the stack is left."""
+    """Open a read and count its events until the stack ends."""
     call = read_call(connection, consumer)
     stack.callback(call.cancel)
     await call.initial_metadata()
@@ -168,11 +168,11 @@ def read_call(connection: grpc.aio.Channel, consumer: str) -> ReadCall:
 
 
 def publisher(stack: AsyncExitStack, connection: grpc.aio.Channel, producer: str) -> WriteBatch:
-    """Return what publishes a batch and waits for its answer."""
+    """Return a function that publishes a batch and waits for the answer."""
     publish: grpc.aio.StreamStreamMultiCallable[bytes, pb.PublishResponse]
     publish = connection.stream_stream(
         f"{SERVICE}/Publish",
-        request_serializer=None,  # the request is bytes already
+        request_serializer=None,  # the request is already bytes
         response_deserializer=pb.PublishResponse.FromString,
     )
     call = publish()

@@ -1,8 +1,8 @@
-"""One HTTP write per request, against a bare aiohttp handler that answers the same bytes.
+"""One HTTP write per request, beside a bare aiohttp handler that answers the same bytes.
 
-Nobody reads meanwhile: a read would take its share of the server's core, and the bare handler has
-none. So that no write waits for room, every round writes to channels of its own, whose buffers
-hold more than a round can write.
+Nobody reads meanwhile, because a read would use the server's core, and the bare handler has no
+reads. No write waits for a place, because every round writes to new channels whose capacity is
+larger than the number of writes in a round.
 """
 
 from bench.events import STREAM_ID

@@ -1,11 +1,11 @@
 """Generate the Python package of the schema: messages, services and their type stubs.
 
-The `.proto` files live where the tools of every language expect them (`proto/megaphone/…`). For
-Python alone they are compiled under the virtual path `megaphone_api/…`, so that the generated
-package cannot collide with the package `megaphone`.
+The `.proto` files are where the tools of every language expect them (`proto/megaphone/…`). Only for
+Python they are compiled under the virtual path `megaphone_api/…`, so that the generated package
+cannot collide with the package `megaphone`.
 
     generate.py DIR           write DIR/megaphone_api
-    generate.py --check DIR   fail, naming the files, unless DIR/megaphone_api is up to date
+    generate.py --check DIR   fail and name the files if DIR/megaphone_api is not up to date
     generate.py --image FILE  write the schema as one descriptor set, for buf
 """
 

@@ -1,13 +1,13 @@
-"""Runs readers of all kinds, writers and faults for minutes, and looks for what is left over.
+"""Runs readers of all kinds, writers and faults for minutes, and looks for leaks.
 
     python -m tests.soak [--minutes 10]
     python -m tests.soak --moves 1000 [--first 0] [--at-once 8]
 
-Prints a line every ten seconds. At the end nothing may be left: no open read, no waiting writer, no
-channel; and memory must be flat: its mean in the last quarter is compared with that in the second.
-With `--moves` there are so many runs instead in which channels move between three nodes, under
-faults (`tests.support.move_runs`): it explains those that are not as promised, and sums up.
-Exit code 0 if all that holds, and every run was as promised; 1 otherwise.
+It prints a line every ten seconds. At the end no open read, no waiting writer and no channel may be
+left, and memory must be flat: the mean of the last quarter is compared with that of the second.
+With `--moves` it does the given number of runs in which channels move between three nodes, under
+faults (`tests.support.move_runs`). It explains each run that violates the promise, and sums up.
+The exit code is 0 if nothing is left and no run violates the promise; otherwise it is 1.
 """
 
 import argparse
@@ -96,7 +96,7 @@ async def metrics(broker: BrokerProcess) -> dict[str, float]:
 
 
 async def leftovers(broker: BrokerProcess) -> list[str]:
-    """Wait until every channel should be gone. Returns: what is left even so."""
+    """Wait until every channel should have expired. Returns: what is left nevertheless."""
     deadline = time.monotonic() + TTL_S + 10
     while True:
         values = await metrics(broker)
