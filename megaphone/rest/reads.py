@@ -102,19 +102,16 @@ def framing_of(request: web.Request) -> Framing:
 async def stream_events(
     request: web.Request, reader: Reader, framing: Framing
 ) -> web.StreamResponse:
-    """Open a read, and send every batch of it until it ends.
+    """Open a read, and send every batch of it until the read ends.
 
-    An error that is raised once the read is open makes it a broken one, and the events that it had
-    not confirmed are sent again to the next reader.
-
-    Raises: what `Reader` raises when it is entered: then nothing was answered yet;
-        ConnectionResetError, if the client has gone, has stalled, or takes nothing while its
-        channel moves.
+    Raises: the errors of entering a `Reader`, before the answer begins; then ConnectionResetError,
+        if the client has gone, has stalled, or takes nothing while its channel moves. Any error
+        after the answer has begun makes the read a broken one.
     """
     response = StreamedAnswer(headers={"Content-Type": framing.content_type, **HEADERS})
     try:
         async with reader:
-            await answer(request, response, reader, framing)
+            await send_batches(request, response, reader, framing)
     except (TooSlow, AgentMoved) as error:
         if not response.prepared:
             raise
@@ -123,7 +120,7 @@ async def stream_events(
     return response
 
 
-async def answer(
+async def send_batches(
     request: web.Request, response: StreamedAnswer, reader: Reader, framing: Framing
 ) -> None:
     if reader.recovered is not None:

@@ -70,8 +70,7 @@ class ChannelServicer(ChannelServiceServicer):
             wire.read_options(request),
             within_s=read_time_s(context.time_remaining()),
         )
-        async with reader:
-            await stream_events(context, reader, self._budget)
+        await stream_events(context, reader, self._budget)
 
     async def Acknowledge(
         self, request: pb.AcknowledgeRequest, context: Context

@@ -32,15 +32,18 @@ def read_time_s(time_remaining_s: float | None) -> float:
 async def stream_events(
     context: "grpc.aio.ServicerContext[Any, pb.ReadResponse]", reader: Reader, budget: Budget
 ) -> None:
-    """Send every batch of a reader until the read ends. Batches count against `budget` meanwhile.
+    """Open a read, and send every batch of it until the read ends.
 
-    The caller must be within the context of the reader: an error that is raised here makes the
-    read a broken one.
+    A batch counts against `budget` while it is sent.
+
+    Raises: the errors of a `Reader`. An error after its context is entered makes the read a broken
+        one.
     """
-    recovered = reader.recovered
-    await context.send_initial_metadata(
-        () if recovered is None else ((RECOVERED_KEY, str(recovered).lower()),)
-    )
-    async for events in reader:
-        with budget.lent(COPIES * bytes_of(events)):
-            await context.write(wire.events(events))
+    async with reader:
+        recovered = reader.recovered
+        await context.send_initial_metadata(
+            () if recovered is None else ((RECOVERED_KEY, str(recovered).lower()),)
+        )
+        async for events in reader:
+            with budget.lent(COPIES * bytes_of(events)):
+                await context.write(wire.events(events))

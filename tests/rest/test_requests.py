@@ -124,7 +124,7 @@ async def test_the_inflated_part_of_an_incomplete_body_counts(
 
 @pytest.fixture
 def lingering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LINGERING_S", 0.3)
+    monkeypatch.setattr(protocol, "LINGERING_S", 1.0)
 
 
 @pytest.mark.settings(max_body_bytes=1_000_000)
