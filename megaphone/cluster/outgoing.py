@@ -29,6 +29,7 @@ from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
 from megaphone.model import AgentMode, ChannelChange, Endpoint, EventAdded
 from megaphone.settings import Nodes
 from megaphone.wire import sync as wire
+from megaphone_api.sync_pb2 import SyncRequest
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +80,14 @@ class OutgoingPipes:
                 asyncio.create_task(self._expire()),
                 asyncio.create_task(self._make_room()),
             ]
+        piped = self._agents.pipe(agent)
         pipe = OutgoingPipe(
-            self._agents.pipe(agent), endpoint, self._replication, self._observer, self._credentials
+            piped,
+            endpoint,
+            wire.start(agent, self._agents.keys.of(agent).secret, secrets.token_hex(8)),
+            self._replication,
+            self._observer,
+            self._credentials,
         )
         self._pipes[agent, endpoint] = pipe
         try:
@@ -176,6 +183,7 @@ class OutgoingPipe:
         self,
         agent: Agent,
         endpoint: Endpoint,
+        start: SyncRequest,
         replication: Replicable,
         observer: Observer,
         credentials: Credentials,
@@ -185,7 +193,7 @@ class OutgoingPipe:
         self._replication = replication
         self._observer = observer
         self._credentials = credentials
-        self._start = wire.start(agent.name, agent.key.secret, secrets.token_hex(8))
+        self._start = start
         self._changes = replication.follow(agent.name)
         self._is_completing = asyncio.Event()
         self._as_master = True

@@ -28,6 +28,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 
 from megaphone.core.addresses import AddressKey
+from megaphone.core.keys import KeyRing
 from megaphone.errors import (
     AgentMoved,
     AgentNotFound,
@@ -78,7 +79,6 @@ class Agent:
 
     name: str
     mode: AgentMode
-    key: AddressKey
     since: datetime
     """When it took on its mode."""
     warm_at: float
@@ -109,8 +109,10 @@ class Agent:
 class Agents:
     """The agents of this node, by name."""
 
-    def __init__(self, warmup_s: float) -> None:
+    def __init__(self, warmup_s: float, keys: KeyRing | None = None) -> None:
         self._warmup_s = warmup_s
+        self.keys = KeyRing() if keys is None else keys
+        """The keys of the agents."""
         self._agents: dict[str, Agent] = {}
         self._moving: dict[str, asyncio.Event] = {}
         """Those that are about to leave, and what is set when it is known whether they have."""
@@ -124,7 +126,8 @@ class Agents:
         checked_name(name)
         if name in self._agents:
             raise BadRequest(f"agent {name} is on this node already")
-        agent = Agent(name, mode, AddressKey.random(), datetime.now(UTC), now + self._warmup_s)
+        agent = Agent(name, mode, datetime.now(UTC), now + self._warmup_s)
+        self.keys.add(name, AddressKey.random())
         self._agents[name] = agent
         if mode is not AgentMode.REPLICA:
             self._moved.pop(name, None)
@@ -193,10 +196,11 @@ class Agents:
             agent = self.add(name, AgentMode.REPLICA, now=0.0)
             agent.made_by_feed = True
         self._check(agent, Step.FEED)
-        if agent.was_fed and agent.key.secret != secret:
+        if agent.was_fed and self.keys.of(name).secret != secret:
             raise WrongMode(f"agent {name} has another key here: two nodes use the same name")
         if not agent.was_fed:
-            agent.key, agent.was_fed = key, True
+            self.keys.add(name, key)
+            agent.was_fed = True
         return agent
 
     def promote(self, name: str, now: float) -> Agent:
@@ -257,6 +261,7 @@ class Agents:
     def remove(self, name: str) -> None:
         """Let go of an agent that nobody needs any more."""
         del self._agents[name]
+        self.keys.drop(name)
 
     def made_by_feeds(self) -> list[Agent]:
         """Return the agents that are here only because other nodes have fed them, oldest first."""

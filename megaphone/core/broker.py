@@ -117,7 +117,7 @@ class Broker:
         self._observer.channel_created()
         return NewChannel(
             agent=agent.name,
-            producer_address=f"{agent.name}.{agent.key.seal(channel_id)}",
+            producer_address=f"{agent.name}.{self._agents.keys.of(agent.name).seal(channel_id)}",
             consumer_address=str(consumer),
             protocols=chosen,
         )
@@ -542,11 +542,11 @@ class Broker:
     def _open_producer_address(self, address: str) -> bytes:
         name, _, sealed = address.partition(".")
         try:
-            agent = self._agents.served(name)
+            self._agents.served(name)
         except (AgentMoved, ChannelNotFound):
             SealedAddress.parse(address)  # what is no address at all is a bad request
             raise
-        return agent.key.open(sealed)
+        return self._agents.keys.of(name).open(sealed)
 
 
 class Line(NamedTuple):

@@ -75,17 +75,26 @@ def test_an_agent_knows_since_when_it_is_there() -> None:
 
 def test_each_agent_has_a_key_of_its_own() -> None:
     agents = Agents(0.0)
-    first, second = (agents.add(name, AgentMode.MASTER, 0.0) for name in "ab")
-    sealed = first.key.seal(CHANNEL_ID)
-    assert first.key.open(sealed) == CHANNEL_ID
+    for name in "ab":
+        agents.add(name, AgentMode.MASTER, 0.0)
+    sealed = agents.keys.of("a").seal(CHANNEL_ID)
+    assert agents.keys.of("a").open(sealed) == CHANNEL_ID
     with pytest.raises(BadRequest):
-        second.key.open(sealed)
+        agents.keys.of("b").open(sealed)
+
+
+def test_the_key_of_an_agent_goes_with_it() -> None:
+    agents, _ = one(AgentMode.MASTER)
+    agents.remove("a")
+    with pytest.raises(KeyError):
+        agents.keys.of("a")
 
 
 def test_an_agent_does_not_show_its_key() -> None:
-    _, agent = one(AgentMode.MASTER)
-    assert repr(agent.key.secret) not in repr(agent)
-    assert agent.key.secret.hex() not in repr(agent)
+    agents, agent = one(AgentMode.MASTER)
+    secret = agents.keys.of("a").secret
+    assert repr(secret) not in repr(agent)
+    assert secret.hex() not in repr(agent)
 
 
 def test_a_master_takes_channels_once_it_is_warm_and_not_before() -> None:
@@ -144,7 +153,7 @@ def test_any_agent_that_takes_channels_is_picked_and_no_other() -> None:
 
 STEPS = {
     Step.PIPE: lambda agents: agents.pipe("a"),
-    Step.FEED: lambda agents: agents.feed("a", agents.named("a").key.secret),
+    Step.FEED: lambda agents: agents.feed("a", agents.keys.of("a").secret),
     Step.PROMOTE: lambda agents: agents.promote("a", 0.0),
 }
 
@@ -196,10 +205,10 @@ def test_an_agent_whose_pipe_is_connected_is_not_taken_back() -> None:
 
 def test_a_fed_agent_opens_the_addresses_of_its_source() -> None:
     source, target = Agents(0.0), Agents(0.0)
-    agent = source.add("a", AgentMode.MASTER, 0.0)
-    replica = target.feed("a", agent.key.secret)
+    source.add("a", AgentMode.MASTER, 0.0)
+    replica = target.feed("a", source.keys.of("a").secret)
     assert replica.mode is AgentMode.REPLICA
-    assert replica.key.open(agent.key.seal(CHANNEL_ID)) == CHANNEL_ID
+    assert target.keys.of("a").open(source.keys.of("a").seal(CHANNEL_ID)) == CHANNEL_ID
 
 
 def test_a_replica_may_be_fed_again_under_its_key_and_under_no_other() -> None:
@@ -213,7 +222,7 @@ def test_a_replica_may_be_fed_again_under_its_key_and_under_no_other() -> None:
 def test_a_configured_replica_takes_the_key_of_its_first_source() -> None:
     agents, replica = one(AgentMode.REPLICA)
     assert agents.feed("a", bytes(32)) is replica
-    assert replica.key.secret == bytes(32)
+    assert agents.keys.of("a").secret == bytes(32)
     with pytest.raises(WrongMode, match="another key"):
         agents.feed("a", b"1" * 32)
 
@@ -236,11 +245,12 @@ def test_an_unknown_agent_can_be_fed_and_nothing_else() -> None:
 
 
 def test_an_agent_that_has_left_is_remembered_until_it_is_back() -> None:
-    agents, agent = one(AgentMode.MASTER)
+    agents, _ = one(AgentMode.MASTER)
+    secret = agents.keys.of("a").secret
     agents.leave("a")
     assert isinstance(agents.why_absent("a"), AgentMoved)
     assert isinstance(agents.why_absent("b"), ChannelNotFound)
-    agents.feed("a", agent.key.secret)
+    agents.feed("a", secret)
     with pytest.raises(AgentMoved):
         agents.served("a")
     agents.promote("a", 0.0)

@@ -467,7 +467,7 @@ async def test_an_agent_that_is_at_home_here_is_not_fed(mode_here: AgentMode) ->
         if mode_here is AgentMode.PIPED:
             await node.pipes.pipe("fed", f"http://127.0.0.1:{target.grpc_port}")
         async with source(node) as old:
-            await old.send(start(key=node.agents.named("fed").key.secret))
+            await old.send(start(key=node.agents.keys.of("fed").secret))
             assert await old.status() is REFUSED
         assert mode(node) is mode_here
         assert await read(node, channel.consumer_address) == [7]
