@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto' | sort)
 GEN_PACKAGE := megaphone_api
+COVERED := $(wildcard tests/core tests/store tests/wire tests/contract)
 
 # Compiled code is kept: each process of a test would compile the broker anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,6 +34,16 @@ run: $(READY) ## Start the broker: HTTP on port 3000, gRPC on port 3001.
 .PHONY: test
 test: $(READY) ## Run every test, two at a time. More pytest options: make test ARGS="-k read -n 0"
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+.PHONY: coverage
+coverage: $(READY) ## Run the tests of core, store and wire, and check how many branches they reach.
+	@rm -rf $(VENV)/coverage && mkdir $(VENV)/coverage
+	$(BIN)/coverage run -m pytest -n 2 $(ARGS) $(COVERED)
+	@$(BIN)/python -m tests.coverage_floor
+
+.PHONY: test-others
+test-others: $(READY) ## Run every test that `make coverage` does not.
+	$(BIN)/python -m pytest -n 2 $(addprefix --ignore=,$(COVERED)) $(ARGS)
 
 .PHONY: check check-style check-types check-imports
 check: check-types check-style check-imports proto-check ## Check format, lint, types, imports and the schema.

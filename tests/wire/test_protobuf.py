@@ -1,11 +1,145 @@
-"""The members of a message are counted before it is decoded."""
+"""Messages of the gRPC face say what the model says, and are counted before they are decoded."""
+
+from datetime import UTC, datetime
 
 import pytest
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megaphone.model import (
+    DEFAULT_IN_FLIGHT,
+    AgentInfo,
+    AgentMode,
+    BatchFailure,
+    DrainProgress,
+    Event,
+    NewChannel,
+    NewEvent,
+    ReadOptions,
+    ReadProtocol,
+    WriteFailure,
+)
+from megaphone.wire import protobuf as wire
 from megaphone.wire.protobuf import has_more_members
+from megaphone_api.v1 import admin_pb2 as admin
 from megaphone_api.v1 import channels_pb2 as pb
+
+# -- Requests
+
+
+def test_the_events_of_a_request() -> None:
+    batch = pb.WriteBatchRequest(
+        messages=[pb.WriteBatchRequest.Message(stream_id="s", body=b"1")],
+    )
+    assert list(wire.batch_events(batch)) == [NewEvent("s", b"1")]
+    events = [
+        pb.WriteRequest(producer_address="a", stream_id="s", body=b"1", request_id="r"),
+        pb.WriteRequest(producer_address="a", stream_id="s", body=b"2"),
+    ]
+    assert list(wire.writes(pb.PublishRequest(events=events))) == [
+        ("a", NewEvent("s", b"1", "r")),
+        ("a", NewEvent("s", b"2")),
+    ]
+
+
+def test_the_options_of_a_read() -> None:
+    assert wire.read_options(pb.ReadRequest()) == ReadOptions(in_flight=DEFAULT_IN_FLIGHT)
+    request = pb.ReadRequest(
+        after_event_id="e1",
+        acknowledge=True,
+        window=5,
+        take_over=True,
+        limit=6,
+        wait_ms=0,
+        heartbeat_ms=1_500,
+    )
+    assert wire.read_options(request) == ReadOptions(
+        cursor="e1",
+        acknowledge=True,
+        in_flight=5,
+        take_over=True,
+        limit=6,
+        wait_s=0.0,
+        heartbeat_s=1.5,
+    )
+
+
+# -- Answers
+
+
+def test_the_members_of_answers() -> None:
+    channel = NewChannel("a", "producer", "consumer", (ReadProtocol.GRPC_STREAM_V1,))
+    assert wire.created(channel) == pb.CreateChannelResponse(
+        producer_address="producer", consumer_address="consumer", protocols=["GRPC_STREAM_V1"]
+    )
+    assert wire.written("e1") == pb.WriteResponse(event_id="e1")
+    assert wire.existing({"a": True}) == pb.ChannelsExistResponse(channels={"a": True})
+    assert wire.acknowledged(3) == pb.AcknowledgeResponse(acknowledged=3)
+    assert wire.drained(DrainProgress("a", 1, 2, 3, 4, 5, done=True)) == admin.DrainResponse(
+        agent="a",
+        agents_moved=1,
+        agents_left=2,
+        agents_failed=3,
+        channels_moved=4,
+        channels_left=5,
+        done=True,
+    )
+
+
+def test_an_agent_of_the_list() -> None:
+    since = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
+    info = AgentInfo("a", AgentMode.PIPED, since, warming_up=True, channels=4)
+    [agent] = wire.agents([info]).agents
+    assert agent.since.ToDatetime(tzinfo=UTC) == since
+    assert (agent.name, agent.warming_up, agent.channels_count) == ("a", True, 4)
+
+
+@pytest.mark.parametrize("count", [0, 1, wire.MEMBERS_AT_ONCE, 2 * wire.MEMBERS_AT_ONCE + 1])
+def test_the_pieces_of_a_list_are_one_message(count: int) -> None:
+    addresses = [f"agent.{number}.1" for number in range(count)]
+    listed = admin.ListChannelsResponse.FromString(b"".join(wire.channels(addresses)))
+    assert [(one.address, one.agent) for one in listed.channels] == [
+        (address, "agent") for address in addresses
+    ]
+    failures = [BatchFailure(address, 2, "TIMEOUT") for address in addresses]
+    answer = pb.WriteBatchResponse.FromString(b"".join(wire.batch_written(failures)))
+    assert [(one.channel, one.index, one.reason) for one in answer.failures] == [
+        (address, 2, "TIMEOUT") for address in addresses
+    ]
+
+
+def test_a_published_event_has_its_id_or_a_reason() -> None:
+    published = b"".join(wire.published(["e1", WriteFailure("TIMEOUT", "full")]))
+    assert pb.PublishResponse.FromString(published) == pb.PublishResponse(
+        results=[
+            pb.PublishResponse.Result(event_id="e1"),
+            pb.PublishResponse.Result(reason="TIMEOUT", message="full"),
+        ]
+    )
+
+
+def test_an_event_of_a_read() -> None:
+    [event] = wire.events([Event("e1", "s", 1_700_000_000_123_456, b"1")]).events
+    assert (event.event_id, event.stream_id, event.body) == ("e1", "s", b"1")
+    assert event.timestamp.ToMicroseconds() == 1_700_000_000_123_456
+
+
+@pytest.mark.parametrize("retry_after_s", [None, 1.5])
+def test_the_details_of_an_error(retry_after_s: float | None) -> None:
+    status = Status.FromString(wire.error_status(5, "NOT_FOUND", "no channel", retry_after_s))
+    assert (status.code, status.message) == (5, "no channel")
+    info, retry = ErrorInfo(), RetryInfo()
+    assert status.details[0].Unpack(info)
+    assert info.reason == "NOT_FOUND"
+    assert len(status.details) == (1 if retry_after_s is None else 2)
+    if retry_after_s is not None:
+        assert status.details[1].Unpack(retry)
+        assert retry.retry_delay.ToMilliseconds() == 1_500
+
+
+# -- Members are counted before a message is decoded
 
 texts = st.lists(st.sampled_from(["", "a", "\n", "\x12\n\n", "\n\x00" * 20]), max_size=12)
 

@@ -1,0 +1,142 @@
+"""The JSON of the HTTP face, member by member: existing clients depend on each of them."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from megaphone.errors import BadRequest
+from megaphone.model import (
+    LINE_BODY_BYTES,
+    AgentInfo,
+    AgentMode,
+    BatchFailure,
+    DrainProgress,
+    Event,
+    NewChannel,
+    NewEvent,
+    ReadProtocol,
+)
+from megaphone.wire import json as wire
+
+EVENT_LINE = b'{"sid":"a\\"b","eid":"e1","ts":"2023-11-14T22:13:20.000001Z","body":[1]}\n'
+
+
+def event(body: bytes = b"[1]", awaited: int = 1) -> Event:
+    return Event("e1", 'a"b', 1_700_000_000_000_001, body, awaited=awaited)
+
+
+# -- Requests
+
+
+def test_the_members_of_requests() -> None:
+    assert wire.parse_create(b"{}") == []
+    assert wire.parse_create(b'{"protocols":["x"],"unknown":1}') == ["x"]
+    assert wire.parse_exists(b'{"channels":["a","b"]}') == ["a", "b"]
+    assert wire.parse_exists(b'{"channelIds":["a"]}') == ["a"]
+    assert wire.parse_ack(b'{"eid":"e1"}') == "e1"
+    assert wire.parse_agent_name(b'{"name":"n"}') == "n"
+    assert wire.parse_pipe_agent(b'{"name":"n","target":"t"}') == ("n", "t")
+    assert wire.parse_drain(b'{"target":"t"}') == "t"
+
+
+@pytest.mark.parametrize("name", ["channels", "channelIds"])
+def test_the_messages_of_a_batch_keep_their_bodies(name: str) -> None:
+    body = b'{"%b":["a"],"messages":[{"streamId":"s","body":{"b": 1.00}}]}' % name.encode()
+    channels, messages = wire.parse_batch(body)
+    assert channels == ["a"]
+    assert list(messages) == [NewEvent("s", b'{"b": 1.00}')]
+
+
+@pytest.mark.parametrize(
+    ("parse", "body"),
+    [
+        (wire.parse_exists, b"{}"),
+        (wire.parse_batch, b'{"messages":[]}'),
+        (wire.parse_ack, b'{"eid":""}'),
+        (wire.parse_drain, b"{}"),
+    ],
+)
+def test_a_request_that_lacks_a_member_is_refused(parse: Any, body: bytes) -> None:
+    with pytest.raises(BadRequest, match="does not fit"):
+        parse(body)
+
+
+# -- Answers
+
+
+def test_the_members_of_answers() -> None:
+    channel = NewChannel("a", "producer", "consumer", (ReadProtocol.HTTP_STREAM_SSE_V1,))
+    assert json.loads(wire.created(channel)) == {
+        "channelId": "consumer",
+        "producerAddress": "producer",
+        "consumerAddress": "consumer",
+        "agentName": "a",
+        "protocols": ["HTTP_STREAM_SSE_V1"],
+    }
+    assert json.loads(wire.written("e1")) == {"status": "OK", "eid": "e1"}
+    assert json.loads(wire.existing({"a": True})) == {"channels": {"a": True}}
+    assert json.loads(wire.acknowledged(3)) == {"status": "OK", "acknowledged": 3}
+    since = datetime(2026, 1, 2, tzinfo=UTC)
+    info = AgentInfo("a", AgentMode.MASTER, since, warming_up=True, channels=4)
+    assert json.loads(wire.agents([info])) == [
+        {
+            "name": "a",
+            "since": "2026-01-02T00:00:00Z",
+            "warmingUp": True,
+            "mode": "MASTER",
+            "channelsCount": 4,
+        }
+    ]
+    assert json.loads(wire.drained(DrainProgress("a", 1, 2, 0, 3, 4))) == {
+        "agent": "a",
+        "agentsMoved": 1,
+        "agentsLeft": 2,
+        "agentsFailed": 0,
+        "channelsMoved": 3,
+        "channelsLeft": 4,
+        "done": False,
+    }
+    assert json.loads(wire.error("NOT_FOUND", "no channel", 404)) == {
+        "code": "NOT_FOUND",
+        "message": "no channel",
+        "type": "about:blank",
+        "title": "Not Found",
+        "status": 404,
+        "detail": "no channel",
+    }
+
+
+@pytest.mark.parametrize("count", [0, 1, wire.MEMBERS_AT_ONCE, 2 * wire.MEMBERS_AT_ONCE + 1])
+def test_the_pieces_of_a_list_are_one_list(count: int) -> None:
+    addresses = [f"agent.{number}.1" for number in range(count)]
+    pieces = list(wire.channels(addresses))
+    expected = [{"address": one, "agentId": "agent"} for one in addresses]
+    assert json.loads(b"".join(pieces)) == expected
+    assert len(pieces) == -(-count // wire.MEMBERS_AT_ONCE) + 1
+    failures = [BatchFailure(one, 0, "TIMEOUT") for one in addresses]
+    assert json.loads(b"".join(wire.batch_written(failures))) == {
+        "failures": [{"channel": one, "index": 0, "reason": "TIMEOUT"} for one in addresses]
+    }
+
+
+# -- Events
+
+
+def test_an_event_is_a_line() -> None:
+    assert wire.event_lines([event(), event()]) == [EVENT_LINE, EVENT_LINE]
+
+
+def test_a_line_is_kept_only_for_other_channels() -> None:
+    alone, shared = event(), event(awaited=2)
+    assert wire.event_line(alone) == wire.event_line(shared) == EVENT_LINE
+    assert (alone.rendered, shared.rendered) == (None, EVENT_LINE)
+    assert wire.event_line(shared) is shared.rendered
+
+
+def test_the_body_of_a_large_event_is_not_copied() -> None:
+    large = event(b'"' + b"x" * LINE_BODY_BYTES + b'"')
+    before, body, after = wire.line_parts(large)
+    assert body is large.body
+    assert before + b"[1]" + after == EVENT_LINE
