@@ -41,7 +41,7 @@ TTL_S = 8.0
 AT_ONCE = 42
 """How many events the broker appends in one call."""
 SETTLE_S = 0.2
-ROUNDS = 3
+ROUNDS = 2
 NOTES = (
     "of this and all that follow: the longest that the loop's thread computed between two turns of",
     f"another task, the least of {ROUNDS} rounds; {CHANNELS:,} channels of one agent",

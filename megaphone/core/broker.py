@@ -29,6 +29,7 @@ from megaphone.core.content import (
     checked_stream_id,
     new_event_id,
 )
+from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace, many_tasks
 from megaphone.core.ports import (
     Append,
@@ -318,7 +319,7 @@ class Broker:
                 results.append(WOULD_BLOCK)
             else:
                 results.append(TRIED)
-                writes.append(Append(channel, line.event, line.request_id))
+                writes.append(new_tuple(Append, (channel, line.event, line.request_id)))
         tried = iter(await self._append(writes, wait=False))
         results = [next(tried) if result is TRIED else result for result in results]
         return zip(lines, results, strict=True)
@@ -574,7 +575,7 @@ class Batch:
         for address in addresses:
             work = ADDRESS_WORK + EVENT_WORK
             for index, event in enumerate(self.events):
-                lines.append(Line(index, address, event, self.key(index)))
+                lines.append(new_tuple(Line, (index, address, event, self.key(index))))
                 if pace.is_used_up(work):
                     yield lines
                     lines = []

@@ -176,17 +176,16 @@ class AgentChannels:
 class Index:
     """All channels of a store."""
 
-    __slots__ = ("_agents", "_channels")
+    __slots__ = ("_agents", "_channels", "get")
 
     def __init__(self) -> None:
         self._channels = Parts[StoredChannel]()
+        self.get = self._channels.get
+        """Returns the channel of an id; None if there is none."""
         self._agents: dict[str, AgentChannels] = {}
 
     def __len__(self) -> int:
         return len(self._channels)
-
-    def get(self, channel_id: bytes) -> StoredChannel | None:
-        return self._channels.get(channel_id)
 
     def holds(self, channel: StoredChannel) -> bool:
         """Tell whether a channel has not left."""

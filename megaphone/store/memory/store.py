@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from megaphone.core.budget import Budget
+from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
 from megaphone.errors import MegaphoneError
 from megaphone.model import ChannelLimits, ReadOptions
@@ -82,12 +83,13 @@ class MemoryStore:
 
     def append_nowait(self, write: Append) -> Stored:
         channel = self._table.living(write.channel_id)
-        self._room.make(channel)
         if channel.waiting_writers or not channel.has_room:
-            raise WouldBlock
+            self._room.make(channel)
+            if channel.waiting_writers or not channel.has_room:
+                raise WouldBlock
         answer = channel.offer(write.event, now=self._loop.time(), request_id=write.request_id)
         assert isinstance(answer, str)
-        return Stored(answer, answer == write.event.id)
+        return new_tuple(Stored, (answer, answer == write.event.id))
 
     async def _wait_for_room(self, write: Append) -> Stored:
         channel = self._table.living(write.channel_id)

@@ -83,7 +83,10 @@ class Table:
     def living(self, channel_id: bytes) -> StoredChannel:
         """Raises: ChannelNotFound."""
         channel = self.index.get(channel_id)
-        if channel is None or channel.is_dead(self._loop.time()):
+        if channel is None:
+            raise ChannelNotFound
+        now, deadline = self._loop.time(), channel.deadline
+        if deadline is not None and deadline <= now and channel.is_dead(now):
             raise ChannelNotFound
         return channel
 
