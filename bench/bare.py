@@ -149,7 +149,7 @@ class Socket(asyncio.Protocol):
         self._reads = reads
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         if data.startswith(b"GET"):

@@ -13,9 +13,7 @@ import random
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
-
-import grpc
+from typing import TYPE_CHECKING, Any
 
 from megaphone.cluster import expiry
 from megaphone.cluster.credentials import Credentials
@@ -30,6 +28,9 @@ from megaphone.model import AgentMode, ChannelChange, Endpoint, EventAdded
 from megaphone.settings import Nodes
 from megaphone.wire import sync as wire
 from megaphone_api.sync_pb2 import SyncRequest
+
+if TYPE_CHECKING:
+    import grpc
 
 log = logging.getLogger(__name__)
 

@@ -525,7 +525,7 @@ class Channel:
         log, is_plain = self.log, not lease.acknowledging
         # A plain lease that took more would have events dropped before they are sent.
         most = log.limits.capacity if is_plain else lease.in_flight - (log.sent - log.delivered)
-        batch = log.take(most if most < limit else limit, max_bytes, deliver=is_plain)
+        batch = log.take(min(most, limit), max_bytes, deliver=is_plain)
         if batch is not None:
             self._was_used = True
             if is_plain:

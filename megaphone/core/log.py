@@ -18,11 +18,13 @@ constant time, and by its id in constant time too, whatever the capacity: near `
 cursors and acknowledgements point, the log is searched, and farther away an index is made.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from megaphone.core.budget import Budget
 from megaphone.model import START, ChannelLimits, Event, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 EVENT_OVERHEAD_BYTES = 200
 """What an event costs in a batch beside its body: its ids, its time, and names of fields."""

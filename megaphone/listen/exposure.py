@@ -6,7 +6,7 @@ from ipaddress import ip_address
 from megaphone.model import Endpoint
 from megaphone.settings import Nodes, Settings
 
-LOOPBACK_OF_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+LOOPBACK_OF_ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """Hosts that stand for every address of this machine, and the address that it reaches itself by."""
 
 

@@ -157,7 +157,7 @@ class TextFormatter(logging.Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
+        time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
         text = f"{time} {record.levelname:7} {printable(record.getMessage())}"
         if record.exc_info:
             lines = self.formatException(record.exc_info).split("\n")

@@ -34,7 +34,7 @@ from megaphone.settings import Webhook
 
 log = logging.getLogger(__name__)
 
-BASE64_SECRET = "whsec_"
+BASE64_PREFIX = "whsec_"
 LAST_TRIES_AT_ONCE = 8
 """How many requests of a hook may be under way at once while the node stops."""
 
@@ -283,7 +283,7 @@ class Hook:
             self._log("a request was not accepted (%s)", reason)
 
     def _log(self, text: str, *values: object, level: int = logging.WARNING) -> None:
-        log.log(level, f"webhook %s: {text}", self._name, *values)
+        log.log(level, f"webhook %s: {text}", self._name, *values)  # noqa: G004
 
 
 def authorization_of(url: URL) -> dict[str, str]:
@@ -296,8 +296,8 @@ def authorization_of(url: URL) -> dict[str, str]:
 
 def key_of(secret: str) -> bytes:
     """Return the signing key that a secret encodes."""
-    if secret.startswith(BASE64_SECRET):
-        return b64decode(secret.removeprefix(BASE64_SECRET), validate=True)
+    if secret.startswith(BASE64_PREFIX):
+        return b64decode(secret.removeprefix(BASE64_PREFIX), validate=True)
     return secret.encode(errors="surrogateescape")  # an environment variable may hold any bytes
 
 

@@ -1,8 +1,8 @@
 """Runs the HTTP face: its routes on a listening socket, and its orderly end."""
 
-import asyncio
 import socket
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -13,6 +13,9 @@ from megaphone.rest.cors import allow_origin
 from megaphone.rest.errors import refuse_route, with_error_responses
 from megaphone.rest.probes import HEALTH_PATHS
 from megaphone.rest.requests import BUDGET
+
+if TYPE_CHECKING:
+    import asyncio
 
 STOP_TIMEOUT_S = 1.0
 """How long `stop` waits for requests that are under way."""

@@ -4,14 +4,16 @@ A small message costs grpc.aio as much as a large one, so batches make a read fa
 """
 
 import math
-from typing import Any
-
-import grpc
+from typing import TYPE_CHECKING, Any
 
 from megaphone.core.budget import Budget
 from megaphone.core.reader import Reader, bytes_of
 from megaphone.wire import protobuf as wire
-from megaphone_api.v1 import channels_pb2 as pb
+
+if TYPE_CHECKING:
+    import grpc
+
+    from megaphone_api.v1 import channels_pb2 as pb
 
 RECOVERED_KEY = "megaphone-recovered"
 DEADLINE_MARGIN_S = 0.5

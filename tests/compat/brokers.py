@@ -2,16 +2,18 @@
 
 import http.client
 import json
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.compat.http import JSON, TIMEOUT_S, Answer, call_unix, post
 from tests.compat.original import original_process
 from tests.support.process import broker_process
+
+if TYPE_CHECKING:
+    import subprocess
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,7 @@ def test_closed_streams_do_not_end_the_broker(tmp_path: Path, closed: str) -> No
     with broker(tmp_path, port, *shell) as process:
         wait_until_it_serves(process, port)
         ask(port, "POST", "/create")
-        streams = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in (1, 2)]
+        streams = [str(Path(f"/proc/{process.pid}/fd/{number}").readlink()) for number in (1, 2)]
         assert "socket" not in " ".join(streams)
         assert streams[1] == os.devnull
         process.send_signal(signal.SIGTERM)

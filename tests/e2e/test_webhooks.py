@@ -116,7 +116,10 @@ async def counts(broker: BrokerProcess) -> dict[str, int]:
         session.get("/metrics") as response,
     ):
         text = await response.text()
-    return {name: int(n) for name, n in re.findall(r"^megaphone_webhooks_(\w+) (\d+)$", text, re.M)}
+    return {
+        name: int(n)
+        for name, n in re.findall(r"^megaphone_webhooks_(\w+) (\d+)$", text, re.MULTILINE)
+    }
 
 
 async def stopped(broker: BrokerProcess) -> str:

@@ -4,11 +4,10 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Container
-from typing import Any, Never, cast
+from typing import TYPE_CHECKING, Any, Never, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import BadHttpMessage
-from aiohttp.http_parser import HttpParser
 
 from megaphone.core.budget import Budget
 from megaphone.errors import BadRequest
@@ -16,6 +15,9 @@ from megaphone.listen.sockets import BACKLOG
 from megaphone.rest.connection.answers import error_answer, internal_answer
 from megaphone.rest.connection.limits import REFUSAL, Admission, Connections, for_probes_only
 from megaphone.wire.errors import INTERNAL_HTTP_STATUS
+
+if TYPE_CHECKING:
+    from aiohttp.http_parser import HttpParser
 
 log = logging.getLogger(__name__)
 

@@ -12,12 +12,14 @@ import struct
 import termios
 from collections.abc import Iterator, Sequence
 from fcntl import ioctl
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 from aiohttp import web
-from aiohttp.http import StreamWriter
 
 from megaphone.core.budget import Budget
+
+if TYPE_CHECKING:
+    from aiohttp.http import StreamWriter
 
 PIECE_BYTES = 12_288
 """The kernel checks its limit of unsent bytes before each piece. With `peers.UNSENT_BYTES`, the

@@ -5,7 +5,6 @@ anywhere, and goes on however many channels came and went meanwhile: that is why
 instead of listed.
 """
 
-import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from heapq import merge
@@ -18,6 +17,8 @@ from megaphone.model import ChannelLimits
 from megaphone.store.memory.parts import Parts
 
 if TYPE_CHECKING:
+    import asyncio
+
     from megaphone.store.memory.changes import MemoryChanges
 
 

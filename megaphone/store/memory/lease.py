@@ -1,13 +1,16 @@
 """An open read of a channel in memory."""
 
 import asyncio
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from megaphone.core.log import Batch
 from megaphone.core.ports import WouldBlock
 from megaphone.model import ReadOptions
 from megaphone.store.memory.index import StoredChannel
 from megaphone.store.memory.waiting import wake
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class MemoryLease:
