@@ -195,7 +195,7 @@ class ReadOptions:
 class Progress(NamedTuple):
     """How far a channel was read, as its source knows it."""
 
-    position: str = START
+    cursor: str = START
     """The cursor of the next read: an event id, or START."""
     sent: str = START
     """The last event that was sent to any reader, or START."""
@@ -235,7 +235,7 @@ class EventAdded:
 
     address: str = field(repr=False)
     event: Event
-    number: int
+    offset: int
     """The offset of the event; 0 if the source does not say."""
     key: KeyOf | None = None
 
@@ -264,7 +264,7 @@ class EventsForgotten:
     address: str = field(repr=False)
     event_id: str
     """The last of the dropped events."""
-    number: int
+    offset: int
 
 
 ChannelChange = ChannelAdded | ChannelEnded | EventAdded | KeyAdded | ProgressMade | EventsForgotten

@@ -50,7 +50,7 @@ SOURCES_REMEMBERED = 100
 RUST_CAPACITY = 100
 """How many events a channel of the Rust broker (0.10) holds, which does not say so."""
 
-Numbers = dict[bytes, int]
+Offsets = dict[bytes, int]
 """By channel id: the number of the last event that a source sent."""
 
 
@@ -83,7 +83,7 @@ class IncomingPipes:
         self.observer = observer
         self._pipes: dict[tuple[str, str], IncomingPipe] = {}
         """By agent and source, of those that have an id."""
-        self._numbers: dict[str, dict[str, Numbers]] = {}
+        self._offsets: dict[str, dict[str, Offsets]] = {}
         """By agent and source. They outlast a pipe, for a source that comes back."""
         self._why_closed = ""
         self._replicas = Replicas(
@@ -108,7 +108,7 @@ class IncomingPipes:
             await self._replicas.make_room()
         replica = self.agents.feed(agent, key)
         self._replicas.fed(replica)
-        pipe = IncomingPipe(self, replica, source_id, self._numbers_of(agent, source_id))
+        pipe = IncomingPipe(self, replica, source_id, self._offsets_of(agent, source_id))
         if source_id:
             if (earlier := self._pipes.get((agent, source_id))) is not None:
                 earlier.close()
@@ -121,15 +121,15 @@ class IncomingPipes:
         if self._pipes.get((agent, source_id)) is pipe:
             del self._pipes[agent, source_id]
 
-    def _numbers_of(self, agent: str, source_id: str) -> Numbers:
+    def _offsets_of(self, agent: str, source_id: str) -> Offsets:
         """Return what is remembered of a source, which is the one heard of last from now on."""
         if not source_id:
             return {}
-        remembered = self._numbers.setdefault(agent, {})
-        numbers = remembered[source_id] = remembered.pop(source_id, {})
+        remembered = self._offsets.setdefault(agent, {})
+        offsets = remembered[source_id] = remembered.pop(source_id, {})
         if len(remembered) > SOURCES_REMEMBERED:
             del remembered[next(iter(remembered))]
-        return numbers
+        return offsets
 
     def refuse_new(self, why: str) -> None:
         """Take no new pipe until `accept_new`."""
@@ -166,8 +166,8 @@ class IncomingPipes:
 
     def forget(self, agent: str) -> None:
         """Let go of what is known of the sources of an agent."""
-        for numbers in self._numbers.pop(agent, {}).values():
-            free_in_slices(numbers)
+        for offsets in self._offsets.pop(agent, {}).values():
+            free_in_slices(offsets)
         self._pipes = {key: pipe for key, pipe in self._pipes.items() if key[0] != agent}
 
 
@@ -175,14 +175,14 @@ class IncomingPipe:
     """One agent, fed by one node."""
 
     def __init__(
-        self, pipes: IncomingPipes, agent: Agent, source_id: str, numbers: Numbers
+        self, pipes: IncomingPipes, agent: Agent, source_id: str, offsets: Offsets
     ) -> None:
         self._pipes = pipes
         self._store = pipes.store
         self._replication = pipes.replication
         self._agent = agent
         self._source_id = source_id
-        self._numbers = numbers
+        self._offsets = offsets
         self._is_open = True
         self._refused = 0
         agent.feeds += 1
@@ -212,7 +212,7 @@ class IncomingPipe:
                 checked_key(key.request_id)
                 await self._apply(self._own(address).channel_id, change)
             case ProgressMade(address, progress):
-                checked_id("event id", progress.position)
+                checked_id("event id", progress.cursor)
                 checked_id("event id", progress.sent)
                 await self._apply(self._own(address).channel_id, change)
             case EventsForgotten(address):
@@ -266,7 +266,7 @@ class IncomingPipe:
 
         It may lack events that this one still has, which would come after later ones.
         """
-        is_from_here = channel_id in self._numbers
+        is_from_here = channel_id in self._offsets
         is_alone = self._agent.feeds == 1
         return is_alone and not is_from_here and state.is_copy
 
@@ -283,7 +283,7 @@ class IncomingPipe:
         self._pipes.observer.channel_forgotten()
 
     async def _add_event(self, channel_id: bytes, change: EventAdded) -> None:
-        if change.number and change.number <= self._numbers.get(channel_id, 0):
+        if change.offset and change.offset <= self._offsets.get(channel_id, 0):
             return
         try:
             await self._check(change)
@@ -298,15 +298,15 @@ class IncomingPipe:
             self._refused += 1
             if self._refused == 1:  # a line for each would be as many as a source likes
                 log.warning("agent %s: a replicated event was refused: %s", self._agent.name, error)
-        if change.number:
-            self._numbers[channel_id] = change.number
+        if change.offset:
+            self._offsets[channel_id] = change.offset
 
     async def _skip(self, channel_id: bytes, change: EventsForgotten) -> None:
         checked_id("event id", change.event_id)
-        if change.number > self._numbers.get(channel_id, 0) and await self._apply(
+        if change.offset > self._offsets.get(channel_id, 0) and await self._apply(
             channel_id, change
         ):
-            self._numbers[channel_id] = change.number
+            self._offsets[channel_id] = change.offset
 
     async def _apply(self, channel_id: bytes, change: HistoryChange) -> bool:
         """Make a change, if its channel is here. Returns: whether it is."""

@@ -39,7 +39,7 @@ RETRY_AFTER_S = 1.0
 class KeepsReplay(Protocol):
     """A channel, as the budget sees it."""
 
-    def evict_replay(self, now: float) -> None:
+    def drop_replay(self, now: float) -> None:
         """Drop the events that no reader is owed."""
 
 
@@ -90,7 +90,7 @@ class Budget:
 
     def _evict(self, channel: KeepsReplay, now: float) -> None:
         del self._with_replay[channel]
-        channel.evict_replay(now)
+        channel.drop_replay(now)
 
     def keeps_replay(self, channel: KeepsReplay) -> None:
         """Note that a channel has events to evict."""

@@ -1,17 +1,18 @@
 """A channel: a log of events with one reader at a time, writers that wait, and a deadline.
 
-This is a state machine without an event loop. Nothing here waits, and time is an argument (seconds
-on any clock that does not go back), so that every rule can be tested without one. A caller that
-must wait leaves a callback: a writer that found the channel full has its `Waiter` settled, a reader
-that found nothing is woken.
+The module is a state machine without an event loop. No call waits, and time is an argument (seconds
+on any clock that does not run backwards), so that tests need neither a loop nor a clock. A caller
+that must wait leaves a callback: the channel resolves the `Waiter` of a writer that found the
+channel full, and wakes a reader that found no event.
 
-Reading is a *lease*, not a pop: what was sent stays in the log (see `core.log`) until it is safely
-out of reach. An event that an acknowledging reader takes is in flight, and holds its place, until
-the reader acknowledges it. An event that a plain reader takes is delivered at once; the lease
-remembers when it was sent, and a broken end goes back to the first event that the reader is owed.
+A reader does not remove events: it takes them under a *lease*, and the log (see `core.log`) keeps
+them while a reader may need them again. An event that an acknowledging reader takes is in flight,
+and occupies its place, until the reader acknowledges it. An event that a plain reader takes is
+delivered at once. The lease remembers when the event was sent; if the read breaks, the next read
+starts with the first event that may not have arrived.
 
-What a lease took counts as sent once it is *confirmed*, which says that the connection has all its
-bytes. The next take confirms what was taken before it.
+An event that a lease took counts as sent once the reader *confirms* it, that is, once the
+connection has all its bytes. Each take confirms the events of the takes before it.
 """
 
 from collections import OrderedDict
@@ -24,47 +25,52 @@ from megaphone.errors import LimitExceeded, ReaderBusy
 from megaphone.model import ChannelLimits, Event, Progress, ReadOptions
 
 REPLICA_SURPLUS = 1_000
-"""Events beyond what its source may hold that a replica takes: those that were sent before the
-source could say that older ones were read."""
+"""How many more events than its source a replicated channel holds before it is full. A source sends
+new events before it can report that older ones were delivered."""
 BUSY_RETRY_AFTER_S = 1.0
-"""When a writer may come back that found too many others waiting."""
+"""How long a writer should wait before it tries again, if too many writers wait already."""
 SENDINGS_KEPT = 64
-"""How many takes a plain lease remembers before it drops those that nobody is owed any more."""
+"""How many confirmed takes a plain lease remembers before it drops those that no broken read needs
+any more."""
 
 
 class Waiter:
-    """Writers of one event that wait for room. Several only if they repeat one request id."""
+    """The writers that wait for a free place for one event. There are several writers only if they
+    repeat the same idempotency key."""
 
-    __slots__ = ("_callbacks", "event", "request_id", "taken")
+    __slots__ = ("_callbacks", "accepted", "event", "request_id")
 
     def __init__(self, event: Event, request_id: str | None) -> None:
         self.event = event
         self.request_id = request_id
-        self.taken: bool | None = None
-        """None while waiting; True once the event is in the channel; False if the channel went."""
+        self.accepted: bool | None = None
+        """None while the writers wait; True once the event is in the log; False if the channel was
+        closed before."""
         self._callbacks: list[Callable[[], None]] = []
 
-    def join(self, settled: Callable[[], None]) -> None:
-        """Have `settled` called once `taken` is known."""
-        self._callbacks.append(settled)
+    def join(self, on_resolved: Callable[[], None]) -> None:
+        """Add a writer. The waiter calls `on_resolved` once `accepted` is known."""
+        self._callbacks.append(on_resolved)
 
-    def leave(self, settled: Callable[[], None]) -> bool:
-        """Stop waiting. Returns: whether nobody waits any more."""
-        self._callbacks.remove(settled)
+    def leave(self, on_resolved: Callable[[], None]) -> bool:
+        """Remove the writer that joined with this callback. Returns: whether no writer is left."""
+        self._callbacks.remove(on_resolved)
         return not self._callbacks
 
-    def is_first(self, settled: Callable[[], None]) -> bool:
-        """Tell whether, of the writers of this event that wait, this one came first."""
-        return self._callbacks[0] is settled
+    def is_first(self, on_resolved: Callable[[], None]) -> bool:
+        """Return whether the writer that joined with this callback joined before all others."""
+        return self._callbacks[0] is on_resolved
 
-    def settle(self, taken: bool) -> None:
-        self.taken = taken
-        for settled in self._callbacks:
-            settled()
+    def resolve(self, accepted: bool) -> None:
+        """Set whether the event was accepted, and call the callback of each writer."""
+        self.accepted = accepted
+        for on_resolved in self._callbacks:
+            on_resolved()
 
 
 class Lease:
-    """The right to read a channel, until it is released or lost."""
+    """The right to read a channel. It lasts until its reader releases it, another reader takes
+    over, or the channel is closed."""
 
     __slots__ = (
         "_channel",
@@ -74,10 +80,10 @@ class Lease:
         "_sendings",
         "_sendings_kept",
         "acknowledging",
+        "cursor",
         "floor",
         "in_flight",
         "is_open",
-        "position",
         "recovered",
         "tells_gap",
         "wake",
@@ -94,38 +100,40 @@ class Lease:
         self.acknowledging = options.acknowledge
         self.in_flight = options.in_flight
         self.wake = wake
-        """Called when `take` may have something new to say. May be called too often."""
+        """The channel calls this when `take` may return something new, and sometimes in vain."""
         self.is_open = True
-        """False once released, once taken over, and once the channel went."""
-        self.position = channel.position
-        """The event before the first one of this read, or START. A reader that resumes after it
-        misses nothing of this read."""
+        """False once the reader has released the lease, another reader has taken over, or the
+        channel is closed."""
+        self.cursor = channel.cursor
+        """The cursor before the first event of this read: an event id, or START. A read that
+        resumes after it misses no event of this read."""
         self.recovered = recovered
-        """Whether the event to resume after was still known. When none was named: False if events
-        were evicted before any reader had them, else None."""
+        """Whether the cursor that the reader named was still known. If the reader named none: False
+        if the channel has a gap, else None."""
         self.tells_gap = True
-        """Whether the reader has learned of all evictions so far. Not of those during the read."""
+        """Whether the reader has learned of every gap. False after an eviction during the read."""
         self.floor = channel.log.sent
-        """Of a plain lease: the offset up to which its reader is owed nothing, however the read
-        ends, because it began later, or because the reader has acknowledged so much."""
+        """For a plain lease: an offset up to which no event is sent again, however the read ends,
+        because the read started after it, or because the reader has acknowledged it."""
         self._confirmed = self.floor
-        """The offset up to which all is confirmed, or was passed over when the read began. What
-        was taken after it may not have left this process."""
+        """The offset up to which every event is confirmed, or lies before the start of the read.
+        The bytes of later events may still be in this process."""
         self._first_taken = self._last_taken = 0
-        """The offsets at both ends of the latest take."""
+        """The first and the last offset of the latest take."""
         self._sendings: list[tuple[int, int, float]] = []
-        """Of a plain lease: the first and the last offset of each take that was confirmed, and
-        when it was. A broken end needs them; they are dropped in bulk once it does no more."""
+        """For a plain lease: the first offset and the last offset of each confirmed take, and the
+        time of the confirmation. A broken end needs them. The lease drops old ones in bulk."""
         self._sendings_kept = SENDINGS_KEPT
+        """How many of `_sendings` the lease keeps before it drops old ones."""
 
     def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
-        """Confirm what was taken before, and return the next events in order.
+        """Confirm the events taken before, and return the next events of the backlog in order.
 
-        As many as are ready, up to `limit`, and up to `max_bytes` of bodies and overhead; but one
-        at least, however large. None if no event is ready or the lease is not open.
+        Returns at most `limit` events and at most `max_bytes` of bodies and overhead, but at least
+        one event, however large it is. Returns None if no event is ready or the lease is not open.
 
-        They are in flight from now on. An acknowledging lease has at most its window in flight; a
-        plain one takes at most the capacity at once.
+        For an acknowledging lease the events are in flight from now on, at most `in_flight` of
+        them. For a plain lease they are delivered; one take returns at most the capacity.
         """
         if not self.is_open:
             return None
@@ -137,9 +145,9 @@ class Lease:
         return batch
 
     def confirm(self, now: float) -> None:
-        """Count what was taken as sent, as of now: the connection has taken all its bytes.
+        """Count the events taken so far as sent now, because the connection has all their bytes.
 
-        Until then a broken read sends it again, however long ago it was taken.
+        If a read breaks, its unconfirmed events are sent again, however long ago it took them.
         """
         if not self.is_open:
             return
@@ -150,17 +158,17 @@ class Lease:
         self._confirmed = self._channel.log.sent
 
     def release(self, *, clean: bool, now: float) -> None:
-        """End the read; a clean end confirms what was taken. Repeating it changes nothing.
+        """End the read. A clean end confirms the events taken. A second call changes nothing.
 
-        What an acknowledging lease had in flight is read again first, in order. Unless the read
-        ended clean, so is what a plain lease did not confirm, or confirmed within the redelivery
-        window.
+        After an acknowledging lease, the next read starts with the events in flight. After a plain
+        lease that did not end cleanly, it starts with the first event that the lease did not
+        confirm, or confirmed within the redelivery window.
         """
         if self.is_open:
             self._channel._release(self, clean=clean, now=now)
 
     def owed_after(self, now: float) -> int:
-        """Return the offset after which a reader gets events again if this plain read breaks."""
+        """Return the offset after which the next read starts if this plain read breaks now."""
         floor = max(self.floor, self._channel.log.dropped)
         for first, last, sent_at in self._sendings:
             if self._is_owed(last, sent_at, now):
@@ -168,11 +176,12 @@ class Lease:
         return max(floor, self._confirmed)
 
     def _is_owed(self, last: int, sent_at: float, now: float) -> bool:
+        """Return whether a broken end would send the take that ends at `last` again."""
         is_recent = sent_at > now - self._channel.log.limits.redelivery_window_s
         return is_recent and last > self.floor and last > self._channel.log.dropped
 
     def _drop_sendings(self, now: float) -> None:
-        """Drop the sendings of which no event is owed: all of them are at the front."""
+        """Drop the takes that a broken end would not send again. They are the oldest ones."""
         count = 0
         for _, last, sent_at in self._sendings:
             if self._is_owed(last, sent_at, now):
@@ -183,7 +192,8 @@ class Lease:
 
 
 class Channel:
-    """See the module. All methods take effect at once and wholly, or raise and change nothing."""
+    """One channel, without an event loop. Each method takes effect at once and completely, or
+    raises and changes nothing. The docstring of the module explains the rules."""
 
     __slots__ = (
         "_keys",
@@ -205,36 +215,36 @@ class Channel:
         epoch: int = 0,
         channel_id: bytes = b"",
     ) -> None:
-        """What the channel holds counts against `budget`, until it is closed.
+        """Make an empty channel. It and its events count against `budget` until it is closed.
 
-        `epoch` is that of the store that makes the channel; the listener is called with
-        `channel_id`: see `core.log.Log`.
+        `epoch` is the epoch of the store that makes the channel. The log calls its listener with
+        `channel_id`.
         """
         budget.add(CHANNEL_BYTES)
         self.created_at = now
         self.deadline: float | None = now + limits.ttl_s
-        """When the channel dies; None while it is read."""
+        """When the channel expires; None while it is read."""
         self.log = Log(limits, epoch, budget, channel_id)
-        """Others may look at it, and set its listener. Only the channel changes it."""
+        """Other objects may read the log and set its listener. Only the channel changes it."""
         self._was_used = False
         self._was_written = False
         self._lease: Lease | None = None
-        # Most channels never need these two; they are made when they do, since memory counts.
+        # Made when first needed, because most channels need neither and memory is scarce.
         self._waiters: OrderedDict[Waiter, None] | None = None
         self._keys: Keys[Waiter] | None = None
 
     # -- Writing
 
     def offer(self, event: Event, *, now: float, request_id: str | None = None) -> str | Waiter:
-        """Take an event, or queue it behind those that wait already if there is no room.
+        """Accept an event, or queue it behind the waiting writers if the channel is full.
 
-        A `request_id` whose event was taken within the idempotency window, or waits for room, is
-        answered as it was the first time, and the new event is dropped: with the id of the event,
-        or with its waiter.
+        `request_id` is the idempotency key. If the channel accepted an event with this key within
+        the idempotency window, or such an event waits, the new event is dropped, and the result is
+        the id or the waiter of the earlier event.
 
-        Returns: the id under which the event is in the channel, or the waiter to join.
-        Raises: LimitExceeded, when the budget has no room for the event, or as many writers wait
-            as may.
+        Returns: the id of the accepted event, or the waiter that the writer must join.
+        Raises: LimitExceeded, when the budget has no memory for the event, or when
+            `max_waiting_writers` writers wait already.
         """
         if request_id is not None and self._keys is not None:
             earlier = self._keys.answer(request_id, now)
@@ -253,9 +263,12 @@ class Channel:
             self._remember(request_id, answer, now)
         return answer
 
-    def withdraw(self, waiter: Waiter, settled: Callable[[], None]) -> None:
-        """Leave a waiter that is not settled; with its last writer it leaves no trace."""
-        if waiter.taken is None and waiter.leave(settled):
+    def withdraw(self, waiter: Waiter, on_resolved: Callable[[], None]) -> None:
+        """Withdraw a writer from its waiter, if the waiter is not resolved yet.
+
+        With the last of its writers, the channel drops the waiter, its event and its key.
+        """
+        if waiter.accepted is None and waiter.leave(on_resolved):
             assert self._waiters is not None
             del self._waiters[waiter]
             self.log.budget.drop(waiter.event)
@@ -269,15 +282,15 @@ class Channel:
     # -- Reading
 
     def lease(self, options: ReadOptions, wake: Callable[[], None], now: float) -> Lease:
-        """Start to read. The channel cannot die until the lease is released.
+        """Start to read. The channel does not expire until the lease is released.
 
-        With `cursor` the read starts after that event, which counts as acknowledged with
-        all before it; if the event is not known any more it starts at the oldest one kept. Without
-        it, `recovered` is False if events were evicted that no reader had; this is repeated until
-        a read has ended clean.
-        With `take_over` an open lease is lost to this one, as if its read had broken just now.
+        With `options.cursor` the read starts after that event, and the event and all before it
+        count as delivered. If the event is not known any more, the read starts with the oldest
+        event in the log. Without a cursor, `recovered` is False if the channel has a gap; the
+        gap is reported to every reader until a read ends cleanly.
+        With `options.take_over` an open lease ends first, as if its read had broken just now.
 
-        Raises: ReaderBusy, when another lease is open and not to be taken over.
+        Raises: ReaderBusy, when another lease is open and `take_over` is not set.
         """
         if self._lease is not None:
             if not options.take_over:
@@ -291,9 +304,9 @@ class Channel:
         return lease
 
     def acknowledge(self, event_id: str, now: float) -> int:
-        """Count an event that was sent, here or elsewhere, and all before it, as delivered.
+        """Deliver an event and all events before it, if a reader of any node was sent the event.
 
-        Returns: how many that were not yet; 0 for an event that is not known (any more).
+        Returns: how many events were not delivered before; 0 if the log does not have the event.
         """
         offset = self.log.find(event_id)
         if offset is None or not self.log.was_sent(offset):
@@ -314,24 +327,24 @@ class Channel:
 
     @property
     def was_used(self) -> bool:
-        """Whether events were read or acknowledged here, and not only elsewhere."""
+        """Whether a reader of this node has taken or acknowledged events."""
         return self._was_used
 
     @property
     def is_copy(self) -> bool:
-        """Whether it holds only what other nodes fed, and nobody has read or written it here."""
+        """Whether all events were replicated to this node: no client has read or written here."""
         return not (self._was_used or self._was_written or self._lease is not None)
 
     @property
     def unsent(self) -> int:
-        """How many events the next reader would get now."""
+        """The length of the backlog: how many events the next reader would get now."""
         return self.log.end - self.log.sent
 
     # -- Replication to other nodes, and from one
 
     @property
-    def position(self) -> str:
-        """The event after which the next read would start, or START."""
+    def cursor(self) -> str:
+        """The cursor at which the next read would start: an event id, or START."""
         return self.log.id_at(self.log.delivered)
 
     @property
@@ -343,7 +356,7 @@ class Channel:
         return self.log.limits.capacity
 
     def is_unread_for(self, seconds: float, now: float) -> bool:
-        """Whether nobody reads, or has read for so long."""
+        """Return whether the channel has not been read for this long, and is not read now."""
         return self.deadline is not None and self.deadline - self.log.limits.ttl_s <= now - seconds
 
     def keys_after(self, offset: int, now: float) -> list[tuple[str, Key[Waiter]]]:
@@ -351,30 +364,30 @@ class Channel:
         return [] if self._keys is None else self._keys.after(offset, now)
 
     def apply(self, event: Event, now: float, *, knows_progress: bool = False) -> int:
-        """Append a replicated event, and evict the oldest one if the channel is full.
+        """Append a replicated event, and evict the oldest event if the channel is full.
 
-        An event that is in the log already stays where it is. A channel whose source reports its
-        progress (`knows_progress`) is full only when it holds far more than its source may: what
-        the source has accepted has its place there.
+        An event that is in the log already is not appended again. If the source reports the
+        progress of its readers (`knows_progress`), the channel is full only when it holds far more
+        events than the source may, because each event that the source accepted has a place there.
 
-        Returns: how many events were lost by it.
+        Returns: how many events the eviction lost: 0 or 1.
         """
         if self.log.has(event.id):
             return 0
         capacity = self.log.limits.capacity
-        # After a broken read a source may hold what it was sent besides a full buffer.
+        # After a broken read a source holds the events to be sent again beside a full backlog.
         most = 2 * capacity + REPLICA_SURPLUS if knows_progress else capacity
         is_full = self.log.held >= most
-        self._append(event)  # first, for a writer that waits not to get the room
+        self._append(event)  # before the eviction, or else a waiting writer would get the place
         return self.evict_oldest(now) if is_full else 0
 
     def evict_oldest(self, now: float) -> int:
-        """Take the place from the oldest event that holds one. The log keeps it for replay.
+        """Take the place from the oldest event that has one. The log keeps the event for replay.
 
-        If the event was in the backlog, the next read starts after it, and its reader gets to know
-        of the gap.
+        If the event was in the backlog, the next read starts after it, and its reader learns of
+        the gap.
 
-        Returns: how many events were lost by it: 1 if no reader was ever sent the event.
+        Returns: how many events the eviction lost: 1 if no reader was ever sent the event, else 0.
         """
         sent = self.log.sent
         lost = self.log.evict_oldest()
@@ -383,42 +396,43 @@ class Channel:
         self._use_room(now)
         return int(lost)
 
-    def learn_key(self, request_id: str, event_id: str, taken_at: float, now: float) -> None:
-        """Remember the idempotency key under which another node has accepted an event."""
-        self._known_keys().learn(request_id, event_id, at=taken_at, offset=self.log.end, now=now)
+    def learn_key(self, request_id: str, event_id: str, accepted_at: float, now: float) -> None:
+        """Remember the idempotency key with which another node accepted an event."""
+        self._known_keys().learn(request_id, event_id, at=accepted_at, offset=self.log.end, now=now)
 
     def apply_progress(self, progress: Progress, now: float) -> None:
-        """Take over how far the channel was read on the source.
+        """Set the cuts of the log to where the readers of the source are.
 
-        The cuts move back, too. They move only forward once events were read or acknowledged here,
-        and not at all while the channel is read here, or if the events are not known here.
+        The cuts may also move back. Once a reader of this node has taken or acknowledged events,
+        they move forward only. They do not move while the channel is read here, nor to an event
+        that the log does not have.
         """
         log, is_used = self.log, self._was_used or self._lease is not None
-        for event_id in (progress.sent, progress.position):
+        for event_id in (progress.sent, progress.cursor):
             if (offset := log.find(event_id)) is not None:
                 log.count_as_sent(offset)
         log.set_gap(progress.has_gap or (log.has_gap and self._was_used))
         if is_used:
-            self.advance(progress.position, now)
+            self.advance(progress.cursor, now)
         elif log.end == log.dropped:
-            log.skip_to(progress.position)
-        elif (offset := log.find_cursor(progress.position)) is not None:
+            log.skip_to(progress.cursor)
+        elif (offset := log.find_cursor(progress.cursor)) is not None:
             log.rewind(offset)
             self._use_room(now)
 
     def skip_to(self, event_id: str, now: float) -> None:
-        """Drop all events, because the source has dropped all up to this one.
+        """Drop all events, because the source has dropped all events up to this one.
 
-        Without effect once events were read or acknowledged here.
+        Does nothing once a reader of this node has taken or acknowledged events.
         """
         if not (self._was_used or self._lease is not None):
             self.log.skip_to(event_id)
             self._use_room(now)
 
     def advance(self, event_id: str, now: float) -> None:
-        """Count all events up to this one as delivered, because a reader got them elsewhere.
+        """Deliver all events up to this one, because a reader got them on another node.
 
-        Without effect if the event is not known, and while the channel is read here.
+        Does nothing if the log does not have the event, or while the channel is read here.
         """
         offset = self.log.find(event_id)
         if self._lease is None and offset is not None and offset > self.log.sent:
@@ -426,12 +440,12 @@ class Channel:
             self.log.rewind(offset)
             self._use_room(now)
 
-    def evict_replay(self, now: float) -> None:
-        """Drop what is kept for replay only, because memory is short.
+    def drop_replay(self, now: float) -> None:
+        """Drop the events that are kept for replay only, because memory is short.
 
-        Events that a broken read would be sent again stay: those that an acknowledging reader has
-        in flight, and those that a plain one did not confirm or was sent within the redelivery
-        window.
+        Events that would be sent again after a broken read stay: the events in flight of an
+        acknowledging lease, and the events that a plain lease did not confirm, or confirmed within
+        the redelivery window.
         """
         lease = self._lease
         if lease is None or lease.acknowledging:
@@ -442,15 +456,15 @@ class Channel:
     # -- The end
 
     def is_in_use(self, now: float) -> bool:
-        """Whether it is read, or was until less than its life ago."""
+        """Return whether the channel is read, or its last read ended less than a TTL ago."""
         if self.deadline is None:
             return True
         return now < self.deadline != self.created_at + self.log.limits.ttl_s
 
     def close(self) -> int:
-        """End the channel: its reader is woken, its writers are refused.
+        """Close the channel: end its lease, wake the reader, and refuse the waiting writers.
 
-        Returns: how many events were lost, that is, are yet to be read and were never sent.
+        Returns: how many events were lost: events of the backlog that no reader was ever sent.
         """
         if (lease := self._lease) is not None:
             self._lease = None
@@ -459,7 +473,7 @@ class Channel:
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
             self.log.budget.drop(waiter.event)
-            waiter.settle(taken=False)
+            waiter.resolve(accepted=False)
         if self._keys is not None:
             self._keys.clear()
         self.log.budget.forget(self)
@@ -493,7 +507,7 @@ class Channel:
             self.log.budget.drop(waiter.event)
             if waiter.request_id is not None:
                 self._remember(waiter.request_id, waiter.event.id, now)
-            waiter.settle(taken=True)
+            waiter.resolve(accepted=True)
         if not self._waiters:
             self._waiters = None
 
@@ -506,7 +520,7 @@ class Channel:
         return self._keys
 
     def _use_room(self, now: float) -> None:
-        """Let waiting writers in, where events were delivered or evicted."""
+        """Accept the events of waiting writers in the places that have become free."""
         if self.log.freed > self.log.dropped:
             self.log.budget.keeps_replay(self)
         if self._waiters is not None:
@@ -515,7 +529,7 @@ class Channel:
     # -- Inside: readers
 
     def _resume(self, cursor: str, now: float) -> bool:
-        """Have the next take start after a cursor. Returns: whether the cursor was known."""
+        """Make the next take start after a cursor. Returns: whether the cursor was known."""
         offset = self.log.find_cursor(cursor)
         self.log.rewind(self.log.dropped if offset is None else offset)
         self._use_room(now)
@@ -523,7 +537,7 @@ class Channel:
 
     def _take(self, lease: Lease, limit: int, max_bytes: int, now: float) -> Batch | None:
         log, is_plain = self.log, not lease.acknowledging
-        # A plain lease that took more would have events dropped before they are sent.
+        # If a plain lease took more, the log would drop events before they are sent.
         most = log.limits.capacity if is_plain else lease.in_flight - (log.sent - log.delivered)
         batch = log.take(min(most, limit), max_bytes, deliver=is_plain)
         if batch is not None:

@@ -54,8 +54,8 @@ def requests(changes: Sequence[ChannelChange], *, extended: bool) -> Iterator[pb
                 yield pb.SyncRequest(channel_created=created)
             case ChannelEnded(address):
                 yield pb.SyncRequest(channel_disposed=pb.ChannelDisposed(channel_id=address))
-            case EventAdded(address, event, number, key):
-                yield pb.SyncRequest(event_received=event_message(address, event, number, key))
+            case EventAdded(address, event, offset, key):
+                yield pb.SyncRequest(event_received=event_message(address, event, offset, key))
             case _ if extended:
                 yield extension(change)
 
@@ -72,15 +72,15 @@ def extension(change: KeyAdded | ProgressMade | EventsForgotten) -> pb.SyncReque
             return pb.SyncRequest(key_taken=taken)
         case ProgressMade(address, progress):
             return pb.SyncRequest(channel_position=position_message(address, progress))
-        case EventsForgotten(address, event_id, number):
-            forgotten = pb.EventsForgotten(channel_id=address, event_id=event_id, sequence=number)
+        case EventsForgotten(address, event_id, offset):
+            forgotten = pb.EventsForgotten(channel_id=address, event_id=event_id, sequence=offset)
             return pb.SyncRequest(events_forgotten=forgotten)
 
 
 def position_message(address: str, progress: Progress) -> pb.ChannelPosition:
     return pb.ChannelPosition(
         channel_id=address,
-        event_id=progress.position,
+        event_id=progress.cursor,
         sent_event_id=progress.sent,
         has_gap=progress.has_gap,
     )
@@ -104,7 +104,7 @@ def milliseconds(seconds: float) -> int:
     return max(0, int(seconds * 1000))
 
 
-def event_message(address: str, event: Event, number: int, key: KeyOf | None) -> pb.EventReceived:
+def event_message(address: str, event: Event, offset: int, key: KeyOf | None) -> pb.EventReceived:
     seconds, microseconds = divmod(event.timestamp_us, MICROSECONDS_PER_S)
     return pb.EventReceived(
         channel_id=address,
@@ -112,7 +112,7 @@ def event_message(address: str, event: Event, number: int, key: KeyOf | None) ->
         event_id=event.id,
         timestamp=Timestamp(seconds=seconds, nanos=microseconds * 1000),
         json_payload=event.body.decode(),
-        sequence=number,
+        sequence=offset,
         request_id="" if key is None else key.request_id,
         age_ms=0 if key is None else milliseconds(key.age_s),
     )

@@ -171,7 +171,7 @@ def test_the_last_event_evicted_is_a_cursor_that_misses_nothing() -> None:
     one = channel(Budget())
     write(one, event("1"), event("2"))
     read(one)
-    one.evict_replay(0.0)
+    one.drop_replay(0.0)
     assert recovers(one, "2") is True
     assert recovers(one, "1") is False
 
@@ -184,7 +184,7 @@ def test_what_a_broken_read_is_owed_is_not_evicted() -> None:
     lease.confirm(0.0)
     lease.take(1, LARGEST_BATCH_BYTES, 5.0)
     lease.confirm(5.0)
-    one.evict_replay(11.0)
+    one.drop_replay(11.0)
     lease.release(clean=False, now=11.0)
     assert read(one, at=11.0) == ["2", "3"]
 
@@ -195,7 +195,7 @@ def test_what_a_plain_reader_has_not_wholly_is_not_evicted() -> None:
     lease = one.lease(PLAIN, lambda: None, 0.0)
     lease.take(1, LARGEST_BATCH_BYTES, 0.0)
     lease.take(1, LARGEST_BATCH_BYTES, 1.0)
-    one.evict_replay(50.0)
+    one.drop_replay(50.0)
     lease.release(clean=False, now=50.0)
     assert read(one, at=50.0) == ["2", "3"]
 
@@ -206,7 +206,7 @@ def test_what_is_in_flight_to_an_acknowledging_reader_is_not_evicted() -> None:
     lease = one.lease(ReadOptions(acknowledge=True), lambda: None, 0.0)
     lease.take(2, LARGEST_BATCH_BYTES, 0.0)
     one.acknowledge("1", 0.0)
-    one.evict_replay(1_000.0)
+    one.drop_replay(1_000.0)
     lease.release(clean=False, now=1_000.0)
     assert read(one) == ["2"]
 

@@ -186,7 +186,7 @@ def test_an_event_that_waits_is_not_read() -> None:
     lease = read(channel, ACKNOWLEDGING)
     waiter = write_and_wait(channel, "d")
     assert take(lease) == "abc"
-    assert waiter.taken is None
+    assert waiter.accepted is None
 
 
 def test_unsent_counts_what_the_next_reader_gets() -> None:
@@ -201,14 +201,14 @@ def test_unsent_counts_what_the_next_reader_gets() -> None:
 
 def test_waiters_are_served_first_come_first_served() -> None:
     channel = holding("abc")
-    settled: list[str] = []
+    resolved: list[str] = []
     waiters = [write_and_wait(channel, name) for name in "def"]
     for waiter in waiters:
-        waiter.join(partial(settled.append, waiter.event.id))
+        waiter.join(partial(resolved.append, waiter.event.id))
     lease = read(channel)
-    order = [(take(lease, 1), "".join(settled)) for _ in range(3)]
+    order = [(take(lease, 1), "".join(resolved)) for _ in range(3)]
     assert order == [("a", "d"), ("b", "de"), ("c", "def")]
-    assert [waiter.taken for waiter in waiters] == [True] * 3
+    assert [waiter.accepted for waiter in waiters] == [True] * 3
     assert take(lease) == "def"
 
 
@@ -217,7 +217,7 @@ def test_a_take_that_frees_several_places_lets_in_as_many_waiters() -> None:
     waiters = [write_and_wait(channel, name) for name in "def"]
     lease = read(channel)
     assert take(lease, 2) == "ab"
-    assert [waiter.taken for waiter in waiters] == [True, True, None]
+    assert [waiter.accepted for waiter in waiters] == [True, True, None]
     assert channel.waiting_writers == 1
 
 
@@ -228,7 +228,7 @@ def test_an_acknowledgement_lets_waiters_in() -> None:
     assert take(lease) == "abc"
     assert channel.waiting_writers == 2
     channel.acknowledge("a", 0.0)
-    assert [waiter.taken for waiter in waiters] == [True, None]
+    assert [waiter.accepted for waiter in waiters] == [True, None]
     assert take(lease) == "d"
 
 
@@ -238,7 +238,7 @@ def test_a_newcomer_does_not_overtake_a_waiter() -> None:
     lease = read(channel)
     take(lease, 1)
     newcomer = write_and_wait(channel, "e")
-    assert newcomer.taken is None
+    assert newcomer.accepted is None
     take(lease, 1)
     assert take(lease) == "cde"
 
@@ -247,7 +247,7 @@ def test_a_waiter_knows_that_it_was_taken_when_it_is_called() -> None:
     channel = holding("abc")
     waiter = write_and_wait(channel, "d")
     seen: list[bool | None] = []
-    waiter.join(lambda: seen.append(waiter.taken))
+    waiter.join(lambda: seen.append(waiter.accepted))
     lease = read(channel)
     take(lease, 1)
     take(lease)
@@ -256,17 +256,17 @@ def test_a_waiter_knows_that_it_was_taken_when_it_is_called() -> None:
 
 def test_a_withdrawn_waiter_leaves_nothing_behind() -> None:
     channel = holding("abc")
-    settled: list[str] = []
+    resolved: list[str] = []
     withdrawn, next_in_line = write_and_wait(channel, "d"), write_and_wait(channel, "e")
-    leave = partial(settled.append, "d")
+    leave = partial(resolved.append, "d")
     withdrawn.join(leave)
     channel.withdraw(withdrawn, leave)
     assert channel.waiting_writers == 1
     lease = read(channel)
     assert take(lease, 1) == "a"
-    assert (withdrawn.taken, next_in_line.taken) == (None, True)
+    assert (withdrawn.accepted, next_in_line.accepted) == (None, True)
     assert take(lease) == "bce"
-    assert settled == []
+    assert resolved == []
 
 
 def test_withdrawal_makes_no_room_and_takes_none() -> None:
@@ -281,8 +281,8 @@ def test_withdrawal_makes_no_room_and_takes_none() -> None:
 
 def test_a_waiter_of_two_writers_stays_when_one_leaves() -> None:
     channel = holding("abc")
-    settled: list[str] = []
-    first, second = partial(settled.append, "first"), partial(settled.append, "second")
+    resolved: list[str] = []
+    first, second = partial(resolved.append, "first"), partial(resolved.append, "second")
     waiter = write_and_wait(channel, "d", "r")
     assert write_and_wait(channel, "e", "r") is waiter
     waiter.join(first)
@@ -290,7 +290,7 @@ def test_a_waiter_of_two_writers_stays_when_one_leaves() -> None:
     channel.withdraw(waiter, first)
     lease = read(channel)
     take(lease)
-    assert (settled, waiter.taken, take(lease)) == (["second"], True, "d")
+    assert (resolved, waiter.accepted, take(lease)) == (["second"], True, "d")
 
 
 def test_a_waiter_of_two_writers_is_gone_when_both_left() -> None:
@@ -309,12 +309,12 @@ def test_a_waiter_of_two_writers_is_gone_when_both_left() -> None:
 
 def test_both_writers_of_one_waiter_are_told() -> None:
     channel = holding("abc")
-    settled: list[str] = []
+    resolved: list[str] = []
     waiter = write_and_wait(channel, "d", "r")
-    waiter.join(partial(settled.append, "first"))
-    write_and_wait(channel, "e", "r").join(partial(settled.append, "second"))
+    waiter.join(partial(resolved.append, "first"))
+    write_and_wait(channel, "e", "r").join(partial(resolved.append, "second"))
     take(read(channel))
-    assert settled == ["first", "second"]
+    assert resolved == ["first", "second"]
 
 
 # One reader at a time
@@ -344,7 +344,7 @@ def test_a_refused_reader_changes_nothing() -> None:
     assert take(first, 1) == "a"
     with pytest.raises(ReaderBusy):
         read(channel, resuming("b"))
-    assert waiter.taken is None
+    assert waiter.accepted is None
     assert (first.is_open, channel.deadline) == (True, None)
     assert take(first) == "bc"
 
@@ -800,7 +800,7 @@ def test_an_event_that_waits_cannot_be_acknowledged() -> None:
     waiter = write_and_wait(channel, "d")
     take(read(channel, ACKNOWLEDGING))
     assert channel.acknowledge("d", 0.0) == 0
-    assert waiter.taken is None
+    assert waiter.accepted is None
 
 
 @EITHER_WAY
@@ -826,7 +826,7 @@ def test_a_late_acknowledgement_lets_a_waiter_in() -> None:
     read_once(channel, ACKNOWLEDGING)
     waiter = write_and_wait(channel, "d")
     assert channel.acknowledge("a", 0.0) == 1
-    assert waiter.taken is True
+    assert waiter.accepted is True
 
 
 def test_an_event_of_a_plain_read_can_be_acknowledged() -> None:
@@ -889,7 +889,7 @@ def test_resuming_after_an_unknown_event_frees_no_place() -> None:
     channel = holding("abc")
     waiter = write_and_wait(channel, "d")
     read(channel, resuming("z"))
-    assert waiter.taken is None
+    assert waiter.accepted is None
 
 
 def test_resuming_in_an_empty_channel_is_not_recovered() -> None:
@@ -904,7 +904,7 @@ def test_a_cursor_frees_the_places_of_its_event_and_all_before() -> None:
     read_once(channel, windowed(3))
     assert channel.waiting_writers == 3
     lease = read(channel, resuming("b", acknowledge=True))
-    assert [waiter.taken for waiter in waiters] == [True, True, None]
+    assert [waiter.accepted for waiter in waiters] == [True, True, None]
     assert take(lease) == "cde"
 
 
@@ -1341,13 +1341,13 @@ def test_what_a_resuming_reader_has_acknowledged_is_not_lost() -> None:
 
 def test_close_refuses_the_waiters_and_does_not_count_them() -> None:
     channel = holding("abc")
-    settled: list[str] = []
+    resolved: list[str] = []
     waiters = [write_and_wait(channel, name) for name in "de"]
     for waiter in waiters:
-        waiter.join(partial(settled.append, waiter.event.id))
+        waiter.join(partial(resolved.append, waiter.event.id))
     assert channel.close() == 3
-    assert [waiter.taken for waiter in waiters] == [False, False]
-    assert settled == ["d", "e"]
+    assert [waiter.accepted for waiter in waiters] == [False, False]
+    assert resolved == ["d", "e"]
     assert channel.waiting_writers == 0
 
 

@@ -83,7 +83,7 @@ def test_what_was_read_is_not_taken_again_while_it_is_kept() -> None:
 def test_without_room_the_oldest_is_lost_but_kept_for_replay() -> None:
     channel = fed("abc")
     assert push(channel, "de") == 2
-    assert channel.position == "b"
+    assert channel.cursor == "b"
     assert read_once(channel, "a") == "bcde"
 
 
@@ -151,9 +151,9 @@ def test_a_writer_that_waits_does_not_get_the_room_that_was_made_for_another_eve
     waiter = channel.offer(event("w"), now=0.0)
     assert isinstance(waiter, Waiter)
     assert push(channel, "d") == 1
-    assert waiter.taken is None
+    assert waiter.accepted is None
     lease = read(channel)
-    assert [take(lease, 1), waiter.taken, take(lease)] == ["b", True, "cdw"]
+    assert [take(lease, 1), waiter.accepted, take(lease)] == ["b", True, "cdw"]
 
 
 def test_an_acknowledging_reader_goes_on_however_much_was_pushed_out_before_it() -> None:
@@ -182,7 +182,7 @@ def test_push_out_gives_the_place_to_the_next_writer() -> None:
     waiter = channel.offer(event("d"), now=0.0)
     assert isinstance(waiter, Waiter)
     assert channel.evict_oldest(0.0) == 1
-    assert waiter.taken
+    assert waiter.accepted
     assert read_once(channel) == "bcd"
 
 
@@ -192,7 +192,7 @@ def test_push_out_takes_the_oldest_place_that_is_held() -> None:
     assert channel.log.freed + 1 == 2
     assert channel.evict_oldest(0.0) == 1
     assert channel.log.freed + 1 == 3
-    assert (channel.position, read_once(channel)) == ("b", "c")
+    assert (channel.cursor, read_once(channel)) == ("b", "c")
 
 
 def test_what_a_broken_reader_had_is_pushed_out_of_its_place_and_read_again() -> None:
@@ -210,7 +210,7 @@ def test_what_a_broken_reader_had_is_pushed_out_of_its_place_and_read_again() ->
 def test_the_next_read_starts_after_the_event_and_only_later_ones_hold_places() -> None:
     channel = fed("abc")
     follow(channel, "b")
-    assert (channel.position, channel.log.delivered, channel.unsent) == ("b", 2, 1)
+    assert (channel.cursor, channel.log.delivered, channel.unsent) == ("b", 2, 1)
     assert push(channel, "de") == 0
     assert push(channel, "f") == 1
     assert read_once(channel) == "def"
@@ -231,25 +231,25 @@ def test_an_event_that_is_not_known_moves_nothing() -> None:
     channel = fed("abc")
     follow(channel, "b")
     follow(channel, "z")
-    assert channel.position == "b"
+    assert channel.cursor == "b"
 
 
 def test_the_position_of_an_empty_channel_is_before_its_first_event() -> None:
     channel = fed()
     follow(channel, "z")
-    assert (channel.position, channel.log.before_first) == ("z", "z")
+    assert (channel.cursor, channel.log.before_first) == ("z", "z")
     push(channel, "ab")
     follow(channel, "b")
     follow(channel, "z")
     lease = read(channel, ReadOptions("z"))
-    assert (lease.recovered, lease.position, take(lease)) == (True, "z", "ab")
+    assert (lease.recovered, lease.cursor, take(lease)) == (True, "z", "ab")
 
 
 def test_the_position_of_an_empty_channel_moves_to_the_start() -> None:
     channel = fed()
     follow(channel, "z")
     follow(channel, START)
-    assert channel.position == START
+    assert channel.cursor == START
 
 
 @EVERY_KIND
@@ -286,33 +286,33 @@ def test_a_move_of_the_position_lets_in_who_waits() -> None:
     channel = fed("abc")
     waiters = [channel.offer(event(name), now=0.0) for name in "de"]
     follow(channel, "a")
-    assert [isinstance(w, Waiter) and w.taken for w in waiters] == [True, None]
+    assert [isinstance(w, Waiter) and w.accepted for w in waiters] == [True, None]
 
 
 def test_position_and_number_are_of_what_is_taken_by_a_plain_reader() -> None:
     channel = fed("abc")
-    assert (channel.position, channel.log.delivered) == (START, 0)
+    assert (channel.cursor, channel.log.delivered) == (START, 0)
     lease = read(channel)
     take(lease, 2)
-    assert (channel.position, channel.log.delivered) == ("b", 2)
+    assert (channel.cursor, channel.log.delivered) == ("b", 2)
     lease.release(clean=False, now=1.0)
-    assert (channel.position, channel.log.delivered) == (START, 0)
+    assert (channel.cursor, channel.log.delivered) == (START, 0)
 
 
 def test_position_and_number_are_of_what_is_acknowledged() -> None:
     channel = fed("abc")
     lease = read(channel, ACKNOWLEDGING)
     take(lease, 2)
-    assert (channel.position, channel.log.delivered) == (START, 0)
+    assert (channel.cursor, channel.log.delivered) == (START, 0)
     channel.acknowledge("a", 0.0)
-    assert (channel.position, channel.log.delivered) == ("a", 1)
+    assert (channel.cursor, channel.log.delivered) == ("a", 1)
 
 
 def test_position_and_number_follow_a_reader_that_resumes() -> None:
     channel = fed("abc")
     read_once(channel)
     read(channel, ReadOptions("a"))
-    assert (channel.position, channel.log.delivered) == ("a", 1)
+    assert (channel.cursor, channel.log.delivered) == ("a", 1)
 
 
 def test_numbers_stay_when_events_are_forgotten() -> None:
@@ -321,9 +321,9 @@ def test_numbers_stay_when_events_are_forgotten() -> None:
         read_once(channel)
         push(channel, letters)
     assert channel.log.before_first == "b"
-    assert (channel.position, channel.log.delivered, channel.log.freed + 1) == ("e", 5, 6)
+    assert (channel.cursor, channel.log.delivered, channel.log.freed + 1) == ("e", 5, 6)
     read(channel, ReadOptions("unknown"))
-    assert (channel.position, channel.log.delivered) == ("b", 2)
+    assert (channel.cursor, channel.log.delivered) == ("b", 2)
 
 
 # Events after
@@ -420,7 +420,7 @@ def test_skipping_forgets_all() -> None:
     waiter = channel.offer(event("x"), now=0.0)
     channel.skip_to("f", 0.0)
     assert isinstance(waiter, Waiter)
-    assert waiter.taken
+    assert waiter.accepted
     push(channel, "gh")
     assert read(channel, ReadOptions("a")).recovered is False
     assert read_once_after_taking_over(channel, "f") == (True, "xgh")

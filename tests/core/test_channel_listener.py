@@ -25,7 +25,7 @@ CHANGING = {
     Channel: {
         "acknowledge",
         "advance",
-        "evict_replay",
+        "drop_replay",
         "apply_progress",
         "learn_key",
         "lease",
@@ -190,9 +190,9 @@ class FollowedChannel(RuleBasedStateMachine):
             self.channel.learn_key("r1", self.any_name(data), self.now, self.now)
 
     @rule()
-    def evict_replay(self) -> None:
+    def drop_replay(self) -> None:
         with self.told_if_it_changes():
-            self.channel.evict_replay(self.now)
+            self.channel.drop_replay(self.now)
 
 
 TestFollowedChannel = FollowedChannel.TestCase

@@ -184,7 +184,7 @@ class Model:
         self.reader = None
         self.dies_at = now + TTL_S
 
-    def evict_replay(self, now: float) -> None:
+    def drop_replay(self, now: float) -> None:
         while self.kept and not self.is_owed(self.kept[0], now):
             self.last_forgotten = self.kept.pop(0).number
 
@@ -281,7 +281,7 @@ class ChannelMachine(RuleBasedStateMachine):
         self.channel.withdraw(writer.waiter, writer.told)
         if all(other.record is not writer.record for other in self.writers):
             self.model.withdraw(writer.record)
-        assert writer.waiter.taken is None
+        assert writer.waiter.accepted is None
 
     def start_reading(self, options: ReadOptions, cursor: int | None) -> None:
         old = self.open
@@ -294,7 +294,7 @@ class ChannelMachine(RuleBasedStateMachine):
             self.passed_over |= {r.number for r in self.model.kept if r.number <= at.number}
         self.open = self.channel.lease(options, self.wake, self.now)
         assert self.open.recovered is self.model.lease(options, cursor, self.now)
-        assert self.open.position == id_of(self.model.position())
+        assert self.open.cursor == id_of(self.model.position())
         assert self.open.is_open
         if old:
             assert self.woken
@@ -360,9 +360,9 @@ class ChannelMachine(RuleBasedStateMachine):
         old.release(clean=clean, now=self.now)
 
     @rule()
-    def evict_replay(self) -> None:
-        self.channel.evict_replay(self.now)
-        self.model.evict_replay(self.now)
+    def drop_replay(self) -> None:
+        self.channel.drop_replay(self.now)
+        self.model.drop_replay(self.now)
 
     @rule(step_s=st.sampled_from(STEPS_S))
     def wait(self, step_s: float) -> None:
@@ -372,11 +372,11 @@ class ChannelMachine(RuleBasedStateMachine):
     def waiters_are_let_in_as_they_came(self) -> None:
         let_in = [writer for writer in self.writers if writer.record not in self.model.waiting]
         assert self.told == self.waiters_to_be_told(let_in)
-        assert all(waiter.taken is True for waiter in self.told)
+        assert all(waiter.accepted is True for waiter in self.told)
         self.told.clear()
         self.taken_in.update(writer.record.number for writer in let_in)
         self.writers = [writer for writer in self.writers if writer not in let_in]
-        assert all(writer.waiter.taken is None for writer in self.writers)
+        assert all(writer.waiter.accepted is None for writer in self.writers)
 
     def waiters_to_be_told(self, writers: list[Writer]) -> list[Waiter]:
         """One for each writer, in the order in which their events were offered."""
@@ -440,7 +440,7 @@ class ChannelMachine(RuleBasedStateMachine):
         self.woken = False
         assert self.channel.close() == self.model.lost()
         assert self.told == self.waiters_to_be_told(self.writers)
-        assert all(waiter.taken is False for waiter in self.told)
+        assert all(waiter.accepted is False for waiter in self.told)
         if self.open:
             assert self.woken
             assert not self.open.is_open

@@ -37,20 +37,20 @@ def read_all(channel: Channel) -> str:
 
 
 def test_the_first_read_stands_at_the_start() -> None:
-    assert read(channel_with("ab")).position == START
+    assert read(channel_with("ab")).cursor == START
 
 
 def test_a_later_read_stands_after_what_was_read() -> None:
     channel = channel_with("ab")
     read_all(channel)
     write(channel, "c")
-    assert read(channel).position == "b"
+    assert read(channel).cursor == "b"
 
 
 def test_a_resuming_read_stands_where_it_resumes() -> None:
     channel = channel_with("abc")
     read_all(channel)
-    assert read(channel, "a").position == "a"
+    assert read(channel, "a").cursor == "a"
 
 
 def test_a_read_of_all_that_is_kept_stands_after_what_is_forgotten() -> None:
@@ -59,7 +59,7 @@ def test_a_read_of_all_that_is_kept_stands_after_what_is_forgotten() -> None:
     write(channel, "d")
     read_all(channel)
     lease = read(channel, "unknown")
-    assert (lease.recovered, lease.position, taken(lease)) == (False, "a", "bcd")
+    assert (lease.recovered, lease.cursor, taken(lease)) == (False, "a", "bcd")
 
 
 def test_from_the_start_all_comes_while_nothing_is_forgotten() -> None:
@@ -84,5 +84,5 @@ def test_who_resumes_at_the_position_of_a_dead_read_misses_nothing_of_it() -> No
     write(channel, "cd")
     dead = read(channel)
     assert taken(dead) == "cd"
-    lease = read(channel, dead.position, take_over=True)
+    lease = read(channel, dead.cursor, take_over=True)
     assert (lease.recovered, taken(lease)) == (True, "cd")

@@ -55,15 +55,15 @@ def word(change: ChannelChange) -> str:
             return f"+{name}"
         case ChannelEnded():
             return f"-{name}"
-        case EventAdded(event=event, number=number, key=key):
+        case EventAdded(event=event, offset=number, key=key):
             return f"{name}:{event.id}{number}" + ("" if key is None else f"={key.request_id}")
         case KeyAdded(event_id=event_id, key=key):
             return f"{name}!{event_id}={key.request_id}"
-        case EventsForgotten(event_id=event_id, number=number):
+        case EventsForgotten(event_id=event_id, offset=number):
             return f"{name}>{event_id}{number}"
         case ProgressMade(progress=progress):
-            also_sent = "" if progress.sent == progress.position else f"~{progress.sent}"
-            return f"{name}@{progress.position}{also_sent}{'?' * progress.has_gap}"
+            also_sent = "" if progress.sent == progress.cursor else f"~{progress.sent}"
+            return f"{name}@{progress.cursor}{also_sent}{'?' * progress.has_gap}"
 
 
 def words(changes: Iterable[ChannelChange]) -> str:

@@ -169,9 +169,9 @@ class AgentChannels:
         """Whether it is followed only by those that cannot say how far it is read elsewhere."""
         return bool(self.followers) and not any(f.with_read for f in self.followers)
 
-    def is_taken_by_all(self, channel: StoredChannel, number: int) -> bool:
-        """Whether every follower has taken the event of a number."""
-        return all(follower.has_taken(channel, number) for follower in self.followers)
+    def is_taken_by_all(self, channel: StoredChannel, offset: int) -> bool:
+        """Whether every follower has taken the event of a offset."""
+        return all(follower.has_taken(channel, offset) for follower in self.followers)
 
 
 class Index:

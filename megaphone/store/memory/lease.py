@@ -31,7 +31,7 @@ class MemoryLease:
 
     @property
     def cursor(self) -> str:
-        return self._lease.position
+        return self._lease.cursor
 
     @property
     def recovered(self) -> bool | None:

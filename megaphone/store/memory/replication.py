@@ -84,9 +84,9 @@ class MemoryReplication:
         channel, now = self._table.living(channel_id), self._loop.time()
         lost = 0
         match change:
-            case EventAdded(event=event, number=number, key=key):
+            case EventAdded(event=event, offset=offset, key=key):
                 self._table.budget.ensure(cost(event), now, channel)
-                lost = channel.apply(event, now, knows_progress=number > 0)
+                lost = channel.apply(event, now, knows_progress=offset > 0)
                 if key is not None:
                     channel.learn_key(key.request_id, event.id, now - key.age_s, now)
             case KeyAdded(event_id=event_id, key=key):
@@ -106,7 +106,7 @@ class MemoryReplication:
             is_read=channel.is_read,
             is_in_use=channel.is_in_use(now),
             is_copy=channel.is_copy,
-            cursor=channel.position if channel.was_used else None,
+            cursor=channel.cursor if channel.was_used else None,
         )
 
     # -- Expiry

@@ -50,30 +50,30 @@ class Room:
             self._loop.call_later(UNREAD_S, self.make, channel),
         )
 
-        def on_settled() -> None:
+        def on_resolved() -> None:
             wake(woken)
 
-        waiter.join(on_settled)
+        waiter.join(on_resolved)
         home.waiting[woken] = channel
         home.blocked[channel] = None
         try:
             if not self._is_quiet:
                 await woken
         except asyncio.CancelledError:
-            if not waiter.taken:
+            if not waiter.accepted:
                 raise
         finally:
             for timer in timers:
                 timer.cancel()
-            channel.withdraw(waiter, on_settled)
+            channel.withdraw(waiter, on_resolved)
             del home.waiting[woken]
             if not channel.waiting_writers:
                 home.blocked.pop(channel, None)
             is_dismissed = woken in self._dismissed
             self._dismissed.discard(woken)
-        if waiter.taken:
-            return Stored(waiter.event.id, waiter.is_first(on_settled))
-        if waiter.taken is False:
+        if waiter.accepted:
+            return Stored(waiter.event.id, waiter.is_first(on_resolved))
+        if waiter.accepted is False:
             raise ChannelNotFound
         if is_dismissed:
             raise AgentMoved(f"agent {home.name} moves to another node")
