@@ -127,7 +127,7 @@ class Event:
     holders: int = field(default=0, repr=False)
     """How many logs and waiting writers hold the event. `core.budget` counts them."""
     awaited: int = field(default=0, repr=False)
-    """How many channels have not sent the event to their reader yet. `core.budget` counts them."""
+    """In how many channels the event occupies a place. `core.budget` counts them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,13 @@
-"""How much memory clients may make this node use: one count in bytes, and its limit.
+"""The budget: how many bytes clients may make this node use, and how many they use now.
 
-Counted are the channels, the events that they hold and the keys of repeated writes; the events of
-writers that wait for room; and, by the faces, what is being received and what is under way to
-readers. The figures are estimates from above of what CPython takes for each.
+Channels, their events, their idempotency keys and the events of waiting writers count. The faces
+also count the requests that are being received and the data that is on its way to readers. Each
+figure is an upper estimate of the memory that CPython needs.
 
-When the budget runs short, events that are kept only for replay are evicted, those of the channel
-that is written to first. A reader that comes back with an older cursor is answered
-`Recovered: false`. When nothing is left to evict, writes are refused with LIMIT_EXCEEDED. Reads
-never are, because they free memory.
+When memory is short, the channels drop events that they keep only for replay: first the channel
+that is being written to, then the others. A reader with a cursor before a dropped event gets
+`Megaphone-Recovered: false`. When no such event is left, writes are refused with LIMIT_EXCEEDED.
+Reads are never refused, because they free memory.
 """
 
 import sys
@@ -19,32 +19,33 @@ from megaphone.errors import LimitExceeded
 from megaphone.model import LINE_BODY_BYTES, Event
 
 CHANNEL_BYTES = 700
-"""A channel without events."""
+"""The cost of a channel without events."""
 EVENT_BYTES = 350
-"""An event without its body."""
+"""The cost of an event without its body."""
 ENTRY_BYTES = 100
-"""An event's place in the log of one channel."""
+"""The cost of an entry for an event in the log of one channel."""
 KEY_BYTES = 350
-"""What a channel remembers of an idempotency key, without its characters."""
+"""The cost of an idempotency key, in addition to one byte for each character."""
 RECEIVED_SHARE = 0.2
-"""The part of the limit that unfinished requests may take, so that clients which send slowly, or
-stop in the middle, leave room for others."""
+"""The part of the limit that unfinished requests may use, so that clients which send slowly, or
+stop in the middle of a request, leave memory for other clients."""
 UNCOUNTED_BYTES = 4_096
-"""How much of an unfinished request is not counted, because its connection takes more."""
+"""How many bytes of an unfinished request are free, because every connection needs more anyway."""
 SHORT_FROM = 0.9
-"""The part of the limit beyond which replay is evicted."""
+"""The part of the limit from which memory is short, so that channels drop their replay."""
 RETRY_AFTER_S = 1.0
+"""How long a client should wait before it repeats a request that the budget refused."""
 
 
 class KeepsReplay(Protocol):
-    """A channel, as the budget sees it."""
+    """What the budget needs of a channel."""
 
     def drop_replay(self, now: float) -> None:
-        """Drop the events that no reader is owed."""
+        """Drop the events that are kept for replay only."""
 
 
 class Budget:
-    """The bytes in use, and the most there may be. Belongs to one event loop."""
+    """Counts the bytes in use, and refuses more than the limit. Belongs to one event loop."""
 
     __slots__ = ("_received", "_short_from", "_with_replay", "limit", "used")
 
@@ -54,30 +55,30 @@ class Budget:
         self._received = 0
         self._short_from = int(limit * SHORT_FROM)
         self._with_replay: dict[KeepsReplay, None] = {}
-        """The channels that keep events for replay, in the order in which they began to."""
+        """The channels that have events for replay; the first one has had them longest."""
 
     @property
     def limit_of_requests(self) -> int:
-        """The most that unfinished requests may take."""
+        """How many bytes all unfinished requests together may use."""
         return int(self.limit * RECEIVED_SHARE)
 
     def ensure(self, size: int, now: float, first: KeepsReplay | None = None) -> None:
-        """Make sure that `size` more bytes may be used, evicting replay if need be.
+        """Make sure that `size` more bytes are free. If not, channels drop their replay.
 
-        The replay of the channel `first` goes before that of others.
+        The channel `first` drops its replay before the other channels do.
 
-        Raises: LimitExceeded.
+        Raises: LimitExceeded, when the bytes are not free even then.
         """
         if self.used + size <= self._short_from:
             return
         if first is not None and first in self._with_replay:
-            self._evict(first, now)
+            self._drop_replay(first, now)
         while self._with_replay and self.used + size > self._short_from:
-            self._evict(next(iter(self._with_replay)), now)
+            self._drop_replay(next(iter(self._with_replay)), now)
         self.check(size)
 
     def check(self, size: int) -> None:
-        """Raises: LimitExceeded, when `size` more bytes are more than may be used."""
+        """Raises: LimitExceeded, when fewer than `size` bytes are free."""
         if self.used + size > self.limit:
             raise self._is_full()
 
@@ -88,16 +89,16 @@ class Budget:
             retry_after_s=RETRY_AFTER_S,
         )
 
-    def _evict(self, channel: KeepsReplay, now: float) -> None:
+    def _drop_replay(self, channel: KeepsReplay, now: float) -> None:
         del self._with_replay[channel]
         channel.drop_replay(now)
 
     def keeps_replay(self, channel: KeepsReplay) -> None:
-        """Note that a channel has events to evict."""
+        """Note that a channel has events that `drop_replay` would drop."""
         self._with_replay[channel] = None
 
     def forget(self, channel: KeepsReplay) -> None:
-        """Note that a channel has none, because it is gone."""
+        """Forget a channel, because it was closed."""
         self._with_replay.pop(channel, None)
 
     # -- Bytes
@@ -109,11 +110,11 @@ class Budget:
         self.used -= size
 
     def receive(self, size: int, more: int, now: float) -> None:
-        """Count `more` bytes of a request of which `size` bytes were received before.
+        """Count `more` received bytes of a request that had `size` bytes before.
 
-        Raises: LimitExceeded; then they are not counted.
+        Raises: LimitExceeded. The bytes then do not count.
         """
-        counted = uncounted_left_out(size + more) - uncounted_left_out(size)
+        counted = counted_bytes(size + more) - counted_bytes(size)
         if counted == 0:
             return
         self.ensure(counted, now)
@@ -123,21 +124,24 @@ class Budget:
         self.used += counted
 
     def received(self, size: int) -> None:
-        """Count a request of `size` bytes no more, because it is complete or given up."""
-        counted = uncounted_left_out(size)
+        """Stop counting a request of `size` bytes, because it is complete or was aborted."""
+        counted = counted_bytes(size)
         self._received -= counted
         self.used -= counted
 
     @contextmanager
     def reserved(self, size: int, now: float) -> Iterator[None]:
-        """Count `size` bytes within this context. Raises: LimitExceeded, on entering it."""
+        """Count `size` bytes within this context.
+
+        Raises: LimitExceeded, on entry, when the bytes are not free.
+        """
         self.ensure(size, now)
         with self.lent(size):
             yield
 
     @contextmanager
     def lent(self, size: int) -> Iterator[None]:
-        """Count `size` bytes within this context, whether there is room for them or not."""
+        """Count `size` bytes within this context, even if they exceed the limit."""
         self.used += size
         try:
             yield
@@ -147,40 +151,42 @@ class Budget:
     # -- Events: each counts once, however many channels share it
 
     def hold(self, event: Event) -> None:
-        """Count an event for one more holder: the log of a channel, or a writer that waits."""
+        """Count one more holder of an event: the log of a channel, or a waiting writer."""
         event.holders += 1
         self.used += ENTRY_BYTES
         if event.holders == 1:
             self.used += EVENT_BYTES + len(event.body)
 
     def drop(self, event: Event) -> None:
-        """Undo a `hold`."""
+        """Count one holder less: the opposite of `hold`."""
         event.holders -= 1
         self.used -= ENTRY_BYTES
         if event.holders == 0:
             self.used -= EVENT_BYTES + len(event.body)
 
     def expect(self, event: Event) -> None:
-        """Note that one more channel has an event that its reader is yet to get.
+        """Count one more channel in which an event has a place.
 
-        While two channels or more have, its rendered line is kept, which is as long as its body.
+        While there are two such channels or more, the event keeps its rendered line for them. The
+        line is as long as the body, so the body counts twice.
         """
         event.awaited += 1
         if event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
             self.used += len(event.body)
 
     def deliver(self, event: Event) -> None:
-        """Undo an `expect`."""
+        """Count one such channel less: the opposite of `expect`."""
         event.awaited -= 1
         if event.awaited == 1 and len(event.body) <= LINE_BODY_BYTES:
             self.used -= len(event.body)
             event.rendered = None
 
 
-def uncounted_left_out(size: int) -> int:
+def counted_bytes(size: int) -> int:
+    """Return how many of the `size` bytes of an unfinished request count."""
     return max(0, size - UNCOUNTED_BYTES)
 
 
 def cost(event: Event) -> int:
-    """Return how many bytes one more holder of an event costs."""
+    """Return how many bytes one more `hold` of an event would add."""
     return ENTRY_BYTES if event.holders else ENTRY_BYTES + EVENT_BYTES + len(event.body)

@@ -1,21 +1,21 @@
 """The log of a channel: its events in the order of writing, cut by offsets.
 
-The *offset* of an event is its number in the log, from 1, without holes. Four cuts divide the log;
-each is the offset of the last event before it:
+The *offset* of an event is its number in the log, from 1, without holes. Four cuts divide the log.
+A cut is the offset of the last event before it:
 
     ┌── dropped ──┬──── replay ────┬─── in flight ──┬── backlog ──┐
-    │ not kept    │ delivered,     │ sent, not yet  │ what take   │
-    │ any more    │ for resuming   │ acknowledged   │ returns     │
+    │ deleted     │ delivered, for │ sent, not yet  │ not sent    │
+    │ from memory │ later readers  │ acknowledged   │ yet         │
     0          dropped         delivered          sent          end
 
-Beside them lies `freed`, between `delivered` and `end`: an event holds a place, and so counts
-against the capacity, from the moment it is appended until it is delivered or evicted. Places are
-freed from the front only, so the events after `freed` hold one. Every rule compares offsets; no
-event carries a flag.
+A fifth number, `freed`, lies between `delivered` and `end`. An event occupies a place, and so
+counts against the capacity, from the append until the event is delivered or evicted. Places become
+free from the front only, so exactly the events after `freed` occupy a place. Every rule compares
+offsets; no event carries a flag.
 
-The log drops delivered events beyond `capacity` by itself. An event is found by its offset in
-constant time, and by its id in constant time too, whatever the capacity: near `delivered`, where
-cursors and acknowledgements point, the log is searched, and farther away an index is made.
+The log drops delivered events beyond `capacity` without being asked. It finds an event by its
+offset or by its id in constant time, whatever the capacity: it searches a fixed number of events
+near `delivered`, where cursors and acknowledgements usually point, and uses an index for the rest.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EVENT_OVERHEAD_BYTES = 200
-"""What an event costs in a batch beside its body: its ids, its time, and names of fields."""
+"""How many bytes of a batch an event counts beside its body: ids, timestamp and field names."""
 SEARCHED = 100
-"""How many events before and after `delivered` are searched before the index of ids is made."""
+"""How many events before and after `delivered` the log searches before it makes the index."""
 INDEXED_FROM = 32
-"""How many events a log keeps before `has` makes the index of ids."""
+"""With more events than this, `has` makes the index instead of searching the log."""
 
 DROPPED = Event("", "", 0, b"")
-"""In the place of an event that was dropped, until the list is compacted."""
+"""Replaces a dropped event in the list, until the list is compacted."""
 NO_EVENTS: list[Event] = []
-"""The list of every log that keeps nothing. Most channels never need their own. Never changed."""
+"""The list that all empty logs share, because most logs are empty. It never changes."""
 
 
 class Batch(NamedTuple):
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     first_offset: int
     events: list[Event]
     redelivered: int
-    """How many of the events had been sent to a reader before."""
+    """How many of the events a reader was sent before."""
 
 
 new_tuple = tuple.__new__
@@ -54,7 +54,8 @@ new_tuple = tuple.__new__
 
 
 class Log:
-    """See the module. Every call takes effect at once and wholly."""
+    """The log of one channel. Each call takes effect at once and completely. The docstring of the
+    module explains the cuts."""
 
     __slots__ = (
         "_dropped_id",
@@ -78,40 +79,40 @@ class Log:
     def __init__(
         self, limits: ChannelLimits, epoch: int, budget: Budget, channel_id: bytes = b""
     ) -> None:
-        """What the log keeps counts against `budget`, until it is cleared."""
+        """Make an empty log. Its events count against `budget` until `clear`."""
         self.channel_id = channel_id
-        """Names the channel to the listener."""
+        """The argument of the listener."""
         self.limits = limits
-        """Those of the channel. The log itself looks at the capacity only."""
+        """The limits of the channel. The log itself uses only the capacity."""
         self.budget = budget
         self.epoch = epoch
         """Offsets of two logs can be compared only if both have the same epoch."""
         self._events = NO_EVENTS
-        """The events up to `end`. The first ones may be dropped: see `_drop_to`."""
+        """The events up to `end`. The first entries may be `DROPPED`: see `_drop_to`."""
         self._index: dict[str, int] | None = None
-        """The offset of each event id. None until it is needed, since memory counts."""
+        """The offset of each event id. None until first needed, because memory is scarce."""
         self._dropped_id: str | None = None
+        """The id of the last dropped event, or the cursor that the source gave instead of it."""
         self._passed_over: set[int] | None = None
-        """The offsets up to `highest_sent` of events that no reader was ever sent, because a
-        cursor or an eviction passed over them."""
+        """Offsets up to `highest_sent` of events that no reader was ever sent, because a reader
+        resumed after them or because they were evicted."""
         self.dropped = self.delivered = self.sent = self.end = 0
         self.freed = 0
         self.highest_sent = 0
-        """The highest offset that any reader was sent, here or on another node."""
+        """The highest offset that a reader was ever sent, on this node or on another one."""
         self.has_gap = False
-        """Whether events were evicted, and no reader has learned of it."""
+        """Whether events were evicted from the backlog and no reader has learned of it yet."""
         self.listener: Callable[[bytes], None] | None = None
-        """Called with the channel id whenever `after` or `progress` would answer otherwise than
-        before.
+        """Called with the channel id at every change that `after` or `progress` shows.
 
-        The call comes in the middle of the change, and maybe several times: the listener must only
-        take note, and look later."""
+        The log calls it in the middle of a change, possibly several times. The listener must not
+        use the log in this call; it may only note that the log has changed."""
 
     # -- Looking
 
     @property
     def held(self) -> int:
-        """How many events hold a place."""
+        """How many events occupy a place."""
         return self.end - self.freed
 
     @property
@@ -120,11 +121,11 @@ class Log:
         return self._dropped_id or START
 
     def id_at(self, offset: int) -> str:
-        """Return the id of an event; `before_first` for an event that was dropped."""
+        """Return the id of the event at an offset; `before_first` if the event was dropped."""
         return self._event(offset).id if offset > self.dropped else self.before_first
 
     def find(self, event_id: str) -> int | None:
-        """Return the offset of an event that is kept; None if there is none of this id."""
+        """Return the offset of an event; None if the log has no event with this id."""
         if self._index is None:
             cut = self.delivered
             offset = self._search(event_id, cut, min(cut + SEARCHED, self.end))
@@ -137,29 +138,36 @@ class Log:
         return self._indexed().get(event_id)
 
     def find_cursor(self, cursor: str) -> int | None:
-        """Return the offset after which a read resumes that names this cursor; None if the events
-        that follow it are not all kept."""
+        """Return the offset of the event that a cursor names, or of the last dropped event if the
+        cursor is `before_first`.
+
+        Returns None if the log does not know the cursor, so that events after it may be missing.
+        """
         offset = self.find(cursor)
         return self.dropped if offset is None and cursor == self.before_first else offset
 
     def has(self, event_id: str) -> bool:
-        """Whether an event is kept. For ids that mostly are not: `find` would search in vain."""
+        """Return whether the log has an event. Faster than `find` for ids that it does not have."""
         if self._index is None and self.end - self.dropped <= INDEXED_FROM:
             return self.find(event_id) is not None
         return event_id in self._indexed()
 
     def after(self, offset: int, limit: int) -> tuple[int, list[Event]]:
-        """Return the offset of the first event kept after one, and up to `limit` events from it."""
+        """Return up to `limit` events after an offset, and the offset of the first of them.
+
+        Dropped events are left out. If no event follows, the first value is the offset that the
+        next event would have.
+        """
         last = max(offset, self.dropped)
         return last + 1, self._slice(last, min(last + limit, self.end))
 
     def progress(self, offset: int) -> Progress:
-        """Return how far the log was read, in terms of the events up to an offset."""
+        """Return how far the log was read, as if it ended at an offset."""
         delivered, sent = min(self.delivered, offset), min(self.highest_sent, offset)
         return Progress(self.id_at(delivered), self.id_at(sent), self.has_gap)
 
     def was_sent(self, offset: int) -> bool:
-        """Whether any reader was sent an event, here or on another node."""
+        """Return whether a reader of any node was sent the event at an offset."""
         if self._passed_over is not None and offset in self._passed_over:
             return False
         return offset <= self.highest_sent
@@ -167,7 +175,7 @@ class Log:
     # -- Changing
 
     def append(self, event: Event) -> None:
-        """Add an event, which holds a place from now on."""
+        """Add an event at the end. It occupies a place from now on."""
         self.budget.hold(event)
         self.budget.expect(event)
         self.end += 1
@@ -181,10 +189,12 @@ class Log:
             self.listener(self.channel_id)
 
     def take(self, limit: int, max_bytes: int, *, deliver: bool = False) -> Batch | None:
-        """Send the next events: they are in flight from now on, or delivered at once.
+        """Return the next events of the backlog, and count them as sent.
 
-        Returns up to `limit` events, and up to `max_bytes` of bodies and overhead, but one at
-        least, however large; None if there is none or the limit is 0.
+        They are in flight from now on; with `deliver` they count as delivered instead.
+
+        Returns at most `limit` events and at most `max_bytes` of bodies and overhead, but at least
+        one event, however large it is. Returns None if the backlog is empty or `limit` is 0.
         """
         sent, end = self.sent, self.end
         if limit < end - sent:
@@ -209,7 +219,7 @@ class Log:
         return new_tuple(Batch, (self.epoch, sent + 1, events, redelivered))
 
     def deliver(self, offset: int) -> None:
-        """Count the events up to an offset as delivered, and free their places."""
+        """Count all events up to an offset as delivered, and free their places."""
         if offset > self.delivered:
             self.delivered = offset
             if offset > self.sent:
@@ -218,9 +228,10 @@ class Log:
             self._changed()
 
     def rewind(self, offset: int) -> None:
-        """Have the next take start after an offset, with nothing in flight.
+        """Make the next take start after an offset, with no event in flight.
 
-        The events up to it count as delivered, those after it do no more. They get no place back.
+        All events up to the offset count as delivered. Later events count as backlog again, but a
+        freed place stays free.
         """
         if not self.delivered == self.sent == offset:
             self.delivered = self.sent = offset
@@ -228,16 +239,16 @@ class Log:
             self._free_to(offset)
 
     def take_back(self) -> None:
-        """Have the next take start with what is in flight."""
+        """Move the events in flight back to the backlog, so that the next take starts with them."""
         self.sent = self.delivered
 
     def evict_oldest(self) -> bool:
-        """Take the place from the oldest event that holds one. There must be one.
+        """Take the place from the oldest event that has one. At least one event must have a place.
 
-        The event is kept for replay. If it was yet to be sent, the next take starts after it, and
-        the log has a gap.
+        The log keeps the event for replay. If the event was in the backlog, the next take starts
+        after it, and the log has a gap.
 
-        Returns: whether the event is lost, because no reader was ever sent it.
+        Returns: whether the event is lost, that is, no reader was ever sent it.
         """
         offset = self.freed + 1
         is_passed_over = offset > self.sent
@@ -250,8 +261,11 @@ class Log:
         return lost
 
     def count_as_sent(self, offset: int) -> None:
-        """Count an event as sent, because a reader got it on another node, and so all that it got
-        before: up to the last one that is known to be sent."""
+        """Count an event as sent, because a reader got it on another node.
+
+        The unsent events directly before it count as sent too, back to the nearest event that is
+        known to be sent.
+        """
         if offset > self.highest_sent:
             self.highest_sent = offset
             self._changed()
@@ -266,7 +280,7 @@ class Log:
             self._changed()
 
     def skip_to(self, event_id: str) -> None:
-        """Drop all events, and go on after one of another log."""
+        """Drop all events. `event_id` is from now on the last dropped event, as on the source."""
         self.rewind(self.end)
         self.drop_to(self.end)
         if event_id != self.before_first:
@@ -279,9 +293,9 @@ class Log:
             self._changed()
 
     def clear(self) -> int:
-        """Drop everything, and call the listener no more.
+        """Drop all events, and stop calling the listener.
 
-        Returns: how many events were lost, that is, are in the backlog and were never sent.
+        Returns: how many events were lost: events of the backlog that no reader was ever sent.
         """
         self.listener = None
         lost = sum(not self.was_sent(offset) for offset in range(self.sent + 1, self.end + 1))
@@ -295,7 +309,7 @@ class Log:
         return self._events[offset - self.end - 1]
 
     def _slice(self, after: int, last: int) -> list[Event]:
-        """Return the events after one offset up to another. All of them must be kept."""
+        """Return the events after one offset up to and including another. None may be dropped."""
         shift = len(self._events) - self.end
         return self._events[after + shift : last + shift]
 
@@ -312,7 +326,7 @@ class Log:
         return self._index
 
     def _note_sent(self, first: int, last: int) -> int:
-        """Note that events were sent. Returns: how many of them had been before."""
+        """Count a range of offsets as sent. Returns: how many of the events were sent before."""
         highest = self.highest_sent
         redelivered = 0
         if first <= highest:
@@ -328,13 +342,13 @@ class Log:
         return redelivered
 
     def _pass_over(self, first: int, end: int) -> None:
-        """Note that the events before `end` were not sent, though later ones are."""
+        """Note that the events from `first` to before `end` were not sent, but later ones were."""
         if first < end:
             self._passed_over = self._passed_over or set()
             self._passed_over.update(range(first, end))
 
     def _free_to(self, offset: int) -> None:
-        """Free the places up to an offset, and drop what is too old."""
+        """Free the places up to an offset, and drop delivered events beyond the capacity."""
         if offset > self.freed:
             deliver, events = self.budget.deliver, self._events
             shift = len(events) - self.end
@@ -345,8 +359,11 @@ class Log:
             self._drop_to(self.delivered - self.limits.capacity)
 
     def _drop_to(self, offset: int) -> None:
-        """Drop events that hold no place. The list shrinks once half of it is dropped, so that the
-        cost for each event stays the same however many are kept."""
+        """Drop the events up to an offset. None of them may have a place.
+
+        The list shrinks only when half of it is dropped, so that an event costs the same time
+        however long the log is.
+        """
         events, index, drop = self._events, self._index, self.budget.drop
         shift = len(events) - self.end
         stop = offset + shift
