@@ -1,10 +1,10 @@
-"""Addresses: what back ends and clients hold instead of a password.
+"""The two addresses of a channel. An address is a secret: it gives the right to use the channel.
 
-A channel has two. The *consumer address* reads: `{agent}.{50 random characters}.{features}`. The
-*producer address* writes: `{agent}.{sealed id}`, where the seal is AES-256-GCM under the agent's
-key, so that nobody can derive one address from the other. Proxies route by the agent, which is
-everything before the first dot. Inside, a channel goes by its *channel id*, the MD5 of the random
-characters. All of it is fixed by the wire contract with existing clients.
+A reader uses the *consumer address*: `{agent}.{50 random characters}.{features}`. A writer uses the
+*producer address*: `{agent}.{sealed channel id}`. The seal is AES-256-GCM with the address key of
+the agent, so that nobody without the key can derive one address from the other. Proxies route by
+the agent, the part before the first dot. Inside the broker, a channel is identified by its *channel
+id*, the MD5 of the random characters. Existing clients depend on these formats.
 """
 
 import hashlib
@@ -25,7 +25,8 @@ from megaphone.errors import BadRequest
 ALPHANUMERICS = string.ascii_letters + string.digits
 SECRET_LENGTH = 50
 FEATURES = "1"
-"""The features of a channel of ours as a bit set in hex; bit 0 is chunked streaming."""
+"""The features of each channel that this broker creates: a bit set in hexadecimal. Bit 0 is chunked
+streaming."""
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -36,7 +37,7 @@ _UNEVEN_BYTES = bytes(range(248, 256))
 
 MAX_AGENT_LENGTH = 255
 MAX_ADDRESS_LENGTH = 400
-"""No address of either form has more characters: so far none has half as many."""
+"""No address has more characters than this. The addresses of today are less than half as long."""
 _AGENT = rf"(?P<agent>[A-Za-z0-9_-]{{1,{MAX_AGENT_LENGTH}}}+)"
 _CONSUMER = re.compile(
     _AGENT + r"\.(?P<secret>[A-Za-z0-9]{50})\.(?P<features>0|[1-9a-f][0-9a-f]{0,63})"
@@ -44,8 +45,8 @@ _CONSUMER = re.compile(
 _SEALED_FORM = r"[A-Za-z0-9_-]{58}[AEIMQUYcgkosw048]"
 _SEALED = re.compile(_SEALED_FORM)
 _PRODUCER = re.compile(rf"{_AGENT}\.(?P<sealed>{_SEALED_FORM})")
-# 44 bytes are 352 bits and 59 characters carry 354: the last one has two idle bits, which must be
-# zero, so that an address has one spelling.
+# A sealed id has 44 bytes, that is, 352 bits; 59 characters of base64 have 354. The two unused bits
+# of the last character must be zero, so that an address has only one spelling.
 
 MALFORMED = "not an address: expected a producer or consumer address as POST /create returns it"
 CANNOT_WRITE = "a consumer address cannot write: use the channel's producer address"
@@ -53,10 +54,10 @@ CANNOT_READ = "a producer address cannot read: use the channel's consumer addres
 
 
 def alphanumerics(length: int, random_bytes: Callable[[int], bytes]) -> str:
-    """Return random letters and digits, each as likely as any other.
+    """Return random letters and digits. All 62 of them are equally likely.
 
-    A fraction of the cost of choosing them one by one. Bytes from 248 on are dropped, since 62
-    goes into 248 four times exactly; three bytes in a hundred.
+    Each random byte below 248 = 4 * 62 becomes one character. The others are dropped, because with
+    them some characters would be more likely. This is much faster than one choice per character.
     """
     text = b""
     while len(text) < length:
@@ -66,7 +67,7 @@ def alphanumerics(length: int, random_bytes: Callable[[int], bytes]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ConsumerAddress:
-    """A well-formed consumer address. Whether its channel lives is for the store to say."""
+    """A well-formed consumer address. Only the store knows whether its channel exists."""
 
     agent: str
     secret: str = field(repr=False)
@@ -74,6 +75,7 @@ class ConsumerAddress:
 
     @classmethod
     def mint(cls, agent: str) -> Self:
+        """Make the address of a new channel of an agent."""
         return cls(agent, alphanumerics(SECRET_LENGTH, secrets.token_bytes))
 
     @classmethod
@@ -93,7 +95,7 @@ class ConsumerAddress:
 
 @dataclass(frozen=True, slots=True)
 class SealedAddress:
-    """A well-formed producer address that has not been opened: only its agent can be read."""
+    """A well-formed producer address that is still encrypted, except for its agent."""
 
     agent: str
     sealed: str = field(repr=False)
@@ -115,9 +117,9 @@ def is_producer_shaped(text: str) -> bool:
 
 
 class AddressKey:
-    """An agent's key: makes producer addresses from channel ids, and opens them.
+    """The address key of an agent: encrypts channel ids into producer addresses, and decrypts them.
 
-    Remembers what it opened last, since most addresses are written to more than once.
+    The key remembers the addresses that it decrypted last, because most addresses are used again.
     """
 
     __slots__ = ("_cipher", "open", "secret")
@@ -128,9 +130,9 @@ class AddressKey:
         self.secret = secret
         self._cipher = AESGCM(secret)
         self.open: Callable[[str], bytes] = lru_cache(OPENED_REMEMBERED)(self._open)
-        """Return the channel id that a producer address seals.
+        """Return the channel id in the sealed part of a producer address.
 
-        Raises: BadRequest, when it was not sealed with this key, or was changed since.
+        Raises: BadRequest, when the part was sealed with another key, or was changed later.
         """
 
     @classmethod
@@ -138,6 +140,7 @@ class AddressKey:
         return cls(secrets.token_bytes(KEY_BYTES))
 
     def seal(self, channel_id: bytes) -> str:
+        """Return the sealed part of a producer address. It is another one in each call."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = nonce + self._cipher.encrypt(nonce, channel_id, None)
         return urlsafe_b64encode(sealed).decode().rstrip("=")

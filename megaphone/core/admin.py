@@ -1,6 +1,6 @@
-"""The use cases of operators: look after the agents of a node, and list and remove its channels.
+"""The use cases of operators: manage the agents of a node, and list and remove its channels.
 
-As for `core.broker`, both faces translate to these methods and back, and pass arguments unchecked.
+Both faces call these methods with unchecked arguments, as they do with `core.broker`.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from megaphone.core.ports import Drains, Pipes, Store
 from megaphone.model import AgentInfo, AgentMode, DrainProgress
 
 DEFAULT_LIMIT = 50
-"""How many channels are listed if the operator asks for no other number."""
+"""How many channels a list has if the operator gives no number."""
 
 
 class Admin:
@@ -28,10 +28,10 @@ class Admin:
     # -- Agents
 
     async def list_agents(self) -> list[AgentInfo]:
-        """Return the agents of this node, in the order in which they came."""
+        """Return the agents of this node, oldest first."""
         now = loop_time()
         infos = []
-        for agent in list(self._agents):  # a copy, because agents may come meanwhile
+        for agent in list(self._agents):  # a copy, because agents may be added meanwhile
             infos.append(
                 AgentInfo(
                     name=agent.name,
@@ -52,10 +52,10 @@ class Admin:
         self._agents.add(name, AgentMode.MASTER, loop_time())
 
     def promote_agent(self, name: str) -> None:
-        """Make a REPLICA a MASTER, or take back a PIPED agent without a connected pipe.
+        """Make a REPLICA a MASTER, or take back a PIPED agent whose pipe is not connected.
 
-        Raises: BadRequest; AgentNotFound; WrongMode, if the agent is a MASTER already, or its pipe
-            is connected.
+        Raises: BadRequest; AgentNotFound; WrongMode, if the agent is a MASTER already, or if its
+            pipe is connected.
         """
         self._agents.promote(name, loop_time())
 
@@ -71,9 +71,9 @@ class Admin:
         await self._pipes.pipe(name, target)
 
     def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
-        """Move every agent of this node to another, as `core.ports.Drains` says.
+        """Move all agents of this node to another one: see `core.ports.Drains`.
 
-        The drain goes on only while the caller iterates over its progress.
+        The drain runs only while the caller iterates over its progress.
         """
         return self._drains.drain(target)
 
@@ -82,7 +82,7 @@ class Admin:
     async def list_channels(
         self, skip: int = 0, limit: int | None = None, agent: str | None = None
     ) -> Sequence[str]:
-        """Return the consumer addresses of channels, oldest first; of one agent if it is named.
+        """Return consumer addresses, oldest channel first: of one agent, or of all agents.
 
         Raises: BadRequest; AgentNotFound.
         """
@@ -91,7 +91,7 @@ class Admin:
         return await self._store.list(agent, skip, DEFAULT_LIMIT if limit is None else limit)
 
     async def dispose(self, address: str) -> None:
-        """Remove a channel now. Events that nobody has read are lost.
+        """Remove a channel, with all its events, now.
 
         Raises: BadRequest; ChannelNotFound.
         """

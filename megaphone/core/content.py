@@ -1,4 +1,4 @@
-"""What an event may be made of: the rules for bodies, stream ids, event ids and request ids."""
+"""The rules for the parts of an event: body, stream id, event id and idempotency key."""
 
 import asyncio
 import math
@@ -17,16 +17,17 @@ EVENT_ID_LENGTH = 23
 MAX_STREAM_ID_BYTES = 1_024
 MAX_ID_LENGTH = 200
 MAX_INDEX_DIGITS = 8
-"""Of event ids and request ids that clients send."""
+"""How many digits the index of an event in its batch may have, in a key from another node."""
 MAX_DEPTH = 127
-"""Arrays and objects in each other. With the event around it that makes the 128 that serde_json
-reads, the parser of existing clients: one deeper event would end their reads for good."""
+"""How deep arrays and objects may be nested in a body. The event around the body makes 128 levels,
+the most that serde_json reads. Existing clients use serde_json, and a deeper event would end each
+of their reads for good."""
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ID = re.compile(rf"[!-~]{{1,{MAX_ID_LENGTH}}}")
 _LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
-# Possessive all of them: linear, and no memory.
+# All quantifiers are possessive, so that a match takes linear time and constant memory.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"')
 _WHOLE_STRINGS = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+')
 _IN_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+')
@@ -43,31 +44,36 @@ LARGE_DIGITS = 200
 LARGE_EXPONENT_DIGITS = 3
 _MANY_DIGITS = b"0" * LARGE_DIGITS
 _LARGE_EXPONENTS = (b"e000", b"e+000")
-"""One of these three is in every number from 1e299 on, once each digit is a 0 and each E an e."""
+"""After `_TO_SHAPES`, each number from 1e299 on contains one of these or `_MANY_DIGITS`."""
 _LARGE_EXPONENT = re.compile(rb"[\[:,\s-][0-9.]++[eE]\+?[0-9]{3}")
-"""The same with what comes before a number, so that few strings of hex digits look like it."""
+"""A number with a large exponent, and the character before it. The character is part of the pattern
+so that few strings of hexadecimal digits match."""
 
 SMALL_BYTES = 2_048
-"""Up to here it costs less to decode a body than to look for large numbers in its text."""
+"""Up to this size it costs less to decode a body than to search its text for large numbers."""
 _decode = msgspec.json.Decoder().decode
-"""Refuses all that is not JSON, invalid UTF-8, and infinite numbers other than whole ones."""
+"""Refuses a body that is not JSON or not UTF-8, or that has an infinite number which is not an
+integer."""
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
-"""Refuses all that is not JSON. It makes no objects, so that no body takes it long."""
+"""Refuses a body that is not JSON. Makes no objects, so that it is fast for each body."""
 
 
 def new_event_id() -> str:
-    """Make an event id: unique for all practical purposes, but no secret, so from a fast source."""
+    """Make an event id, unique for all practical purposes.
+
+    The source of random bytes is fast and not safe for secrets, because an event id is no secret.
+    """
     return alphanumerics(EVENT_ID_LENGTH, random.randbytes)
 
 
 def checked_body(body: bytes, max_bytes: int) -> bytes:
-    """Return a body as it travels: byte for byte as written, but for line breaks between tokens.
+    """Check a body, and return it with a space in place of each line break.
 
-    Valid JSON has raw line breaks only between tokens, where a space means the same; and events
-    are lines on the wire.
+    No other byte changes. The protocols send an event as one line, and valid JSON has raw line
+    breaks only between tokens, where a space means the same.
 
-    Raises: PayloadTooLarge; BadRequest, when it is not strictly JSON (RFC 8259) in valid UTF-8,
-        holds a number that is beyond every reader, or is nested more than `MAX_DEPTH` deep.
+    Raises: PayloadTooLarge; BadRequest, when the body is not strictly JSON (RFC 8259) in valid
+        UTF-8, has a number too large for a 64-bit float, or is nested deeper than `MAX_DEPTH`.
     """
     check_grammar(body, max_bytes)
     if needs_scan(body):
@@ -77,11 +83,11 @@ def checked_body(body: bytes, max_bytes: int) -> bytes:
 
 
 CHECKED_AT_ONCE = SLICE
-"""The most bytes of a body that are checked without a turn for other tasks."""
+"""The largest body, in bytes, that `accepted_body` checks without giving other tasks a turn."""
 
 
 async def accepted_body(body: bytes, max_bytes: int) -> bytes:
-    """Return what `checked_body` does; while a large body is checked other tasks get their turn."""
+    """Do the same as `checked_body`, but give other tasks turns while a large body is checked."""
     if len(body) <= CHECKED_AT_ONCE:
         return checked_body(body, max_bytes)
     check_grammar(body, max_bytes)
@@ -94,7 +100,10 @@ async def accepted_body(body: bytes, max_bytes: int) -> bytes:
 
 
 def check_grammar(body: bytes, max_bytes: int) -> None:
-    """Check all that is known without looking into strings and numbers. See `checked_body`."""
+    """Check the size and the grammar of a body, but not the depth and the size of numbers.
+
+    Raises: as `checked_body`.
+    """
     if len(body) > max_bytes:
         raise PayloadTooLarge(f"the body has {len(body)} bytes; at most {max_bytes} are allowed")
     try:
@@ -113,7 +122,10 @@ def check_grammar(body: bytes, max_bytes: int) -> None:
 
 
 def needs_scan(body: bytes) -> bool:
-    """Whether a body of known grammar may be too deep, or hold a number that is too large."""
+    """Return whether valid JSON may be nested too deep or may have a number that is too large.
+
+    This is a quick estimate; only `scan` knows for certain.
+    """
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH:
         return True
     if len(body) < LARGE_DIGITS:
@@ -127,10 +139,12 @@ def needs_scan(body: bytes) -> bool:
 
 
 def scan(body: bytes) -> Iterator[None]:
-    """Look for both in valid JSON, slice by slice: yields after each.
+    """Check the depth and the numbers of valid JSON in slices. Yields after each slice.
 
-    Depth is counted in the text and not in the value, which has lost whatever a repeated key had
-    first.
+    The function counts depth in the text, because a decoded object has only the last value of a
+    repeated key, and an earlier value may be nested deeper.
+
+    Raises: BadRequest, when the body is nested too deep or has a number that is too large.
     """
     depth = 0
     for text in texts_outside_strings(body):
@@ -145,11 +159,11 @@ def scan(body: bytes) -> Iterator[None]:
 
 
 def texts_outside_strings(body: bytes) -> Iterator[bytes]:
-    """Yield what valid JSON holds outside its strings, in slices of the body. No number is cut."""
+    """Yield the parts of valid JSON that are outside strings, in slices. Never splits a number."""
     start = 0
     while start < len(body):
         end = matched(_WHOLE_STRINGS, body, start, start + SLICE)
-        if end == start:  # there is a string that goes beyond the slice
+        if end == start:  # a string starts here, and is longer than a slice
             yield b""
             for position in ends_in_string(body, start + 1):
                 yield b""
@@ -161,7 +175,10 @@ def texts_outside_strings(body: bytes) -> Iterator[bytes]:
 
 
 def ends_in_string(body: bytes, start: int) -> Iterator[int]:
-    """Go through a long string, slice by slice. Yields: where each ends; the last, behind it."""
+    """Find the end of a long string in slices.
+
+    Yields: the index at which each slice ends; at last, the index after the closing quote.
+    """
     end = start
     while body[end : end + 1] != b'"':
         end = matched(_IN_STRING, body, end, end + SLICE)
@@ -170,16 +187,16 @@ def ends_in_string(body: bytes, start: int) -> Iterator[int]:
 
 
 def matched(pattern: re.Pattern[bytes], body: bytes, start: int, stop: int) -> int:
-    """Return where the match of a pattern ends that begins at `start`."""
+    """Return the index at which the match that begins at `start` ends. There must be a match."""
     found = pattern.match(body, start, stop)
     assert found is not None
     return found.end()
 
 
 def has_infinite_number(text: bytes) -> bool:
-    """Whether a number is too large for 64-bit floats: readers that use them would refuse it.
+    """Return whether a text has a number that is too large for a 64-bit float.
 
-    `text` is valid JSON without its strings.
+    Readers that use such floats would refuse the number. `text` is valid JSON without its strings.
     """
     shapes = text.translate(_TO_SHAPES)
     if not (_MANY_DIGITS in shapes or any(shape in shapes for shape in _LARGE_EXPONENTS)):
@@ -204,10 +221,10 @@ def too_deep() -> BadRequest:
 
 
 def checked_stream_id(stream_id: str) -> str:
-    """Return a stream id: the name of a stream within its channel.
+    """Check and return a stream id, the name of a stream within its channel.
 
-    Raises: BadRequest, when it is empty, longer than 1,024 bytes of UTF-8, no Unicode text, or
-        holds a control character.
+    Raises: BadRequest, when it is empty, longer than 1,024 bytes of UTF-8, not Unicode text, or
+        contains a control character.
     """
     if not stream_id:
         raise BadRequest("the stream id is empty: name a stream")
@@ -225,7 +242,8 @@ def checked_stream_id(stream_id: str) -> str:
 
 
 def checked_key(text: str) -> str:
-    """Return an idempotency key as another node remembers it: a request id, or one and an index.
+    """Check and return an idempotency key from another node: a request id, or a request id, a space
+    and the index of an event in its batch.
 
     Raises: BadRequest.
     """
@@ -240,10 +258,10 @@ def checked_key(text: str) -> str:
 
 
 def checked_id(what: str, text: str) -> str:
-    """Return an event id or request id that a client sent; `what` names it in the error.
+    """Check and return an event id or a request id that a client sent. The error names it `what`.
 
-    Raises: BadRequest, when it is empty, longer than 200 characters, or not all of them are visible
-        ASCII.
+    Raises: BadRequest, when it is empty, longer than 200 characters, or has a character that is
+        not visible ASCII.
     """
     if not _ID.fullmatch(text):
         raise BadRequest(

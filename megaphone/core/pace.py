@@ -1,7 +1,7 @@
 """Long work in slices, so that no request holds the event loop.
 
-Work is counted and not timed, so that it is the same on every machine and in every test: a slice
-takes a millisecond or so.
+The code counts work instead of measuring time, so that the slices are the same on each machine and
+in each test. A slice takes about a millisecond.
 """
 
 import asyncio
@@ -10,21 +10,21 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 SLICE = 16_384
-"""The work of one slice. Looking through a byte of a body is 1."""
+"""The amount of work in one slice. To check one byte of a body is an amount of 1."""
 ADDRESS_WORK = 256
-"""To parse an address, decrypt it, and look up its channel."""
+"""The amount of work to parse an address, decrypt it and look up its channel."""
 EVENT_WORK = 128
-"""To make an event, or to write it to a channel."""
+"""The amount of work to make an event, or to write an event to a channel."""
 ANSWER_WORK = 32
-"""To make one of many parts of an answer."""
+"""The amount of work to make one entry of a long response."""
 CANCELLED_AT_ONCE = 200
-"""How many tasks are cancelled before others get their turn."""
+"""How many tasks are cancelled before other tasks get a turn."""
 FREED_AT_ONCE = 500
-"""How many entries of a mapping are freed before tasks get their turn."""
+"""How many entries of a mapping are freed before tasks get a turn."""
 
 
 class Pace:
-    """Counts the work of one request, and lets other tasks run after each slice of it."""
+    """Counts the work of one request, and lets other tasks run after each slice."""
 
     __slots__ = ("_left",)
 
@@ -32,12 +32,12 @@ class Pace:
         self._left = SLICE
 
     async def work(self, amount: int) -> None:
-        """Count work that was done, and give way if the slice is used up."""
+        """Count work that was done. If the slice is used up, let other tasks run."""
         if self.is_used_up(amount):
             await asyncio.sleep(0)
 
     def is_used_up(self, amount: int) -> bool:
-        """Count work, and tell whether the slice is used up; then the next one begins."""
+        """Count work, and return whether it used up the slice. If so, the next slice begins."""
         self._left -= amount
         if self._left > 0:
             return False
@@ -50,9 +50,9 @@ Start = Callable[[Coroutine[None, None, None]], None]
 
 @asynccontextmanager
 async def many_tasks() -> AsyncIterator[Start]:
-    """A context that starts tasks and ends when they have ended, as `asyncio.TaskGroup`.
+    """A context that starts tasks and waits for them at its end, like `asyncio.TaskGroup`.
 
-    If it is cancelled, it cancels them in slices.
+    If the context is cancelled, it cancels the tasks in slices.
     """
     tasks: list[asyncio.Task[None]] = []
     async with asyncio.TaskGroup() as group:
@@ -69,7 +69,7 @@ async def many_tasks() -> AsyncIterator[Start]:
 
 
 class Mapping(Protocol):
-    """A dict of any kind."""
+    """A dict, or an object that can be emptied like one."""
 
     def __len__(self) -> int: ...
 
@@ -77,10 +77,8 @@ class Mapping(Protocol):
 
 
 def free_in_slices(mapping: Mapping) -> None:
-    """Empty a mapping that nobody uses any more, in later turns of the event loop.
-
-    To free very many entries at once would hold the loop.
-    """
+    """Empty a mapping that is not used any more, in slices, now and in later turns of the event
+    loop. To free very many entries at once would hold the loop."""
     for _ in range(min(len(mapping), FREED_AT_ONCE)):
         mapping.popitem()
     if len(mapping):

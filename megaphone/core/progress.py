@@ -1,31 +1,33 @@
-"""How fast the client of a read takes what it is sent.
+"""Measures how fast the client of a read takes the bytes that the broker sends.
 
-It decides how large the next batch may be, and when the client has stalled. A state machine without
-an event loop; time is an argument (seconds on any clock that does not go back).
+The speed decides how large the next batch is, and when the client has stalled. The module is a
+state machine without an event loop; time is an argument (seconds on any clock that does not run
+backwards).
 """
 
 import math
 
 STALL_S = 5.0
-"""How long a client may take nothing while a batch waits for it."""
+"""A client stalls when it takes no bytes for this long although a batch waits for it."""
 SLOWEST_BYTES_PER_S = 20_000
-"""The least that a client must take, where only whole batches are seen to be taken."""
+"""The lowest allowed speed of a client whose bytes cannot be counted, but only whole batches."""
 FIRST_BATCH_BYTES = 65_536
 SMALLEST_BATCH_BYTES = 16_384
 LARGEST_BATCH_BYTES = 1_048_576
 LARGEST_UNSEEN_BATCH_BYTES = 262_144
-"""Where only whole batches are seen to be taken: a larger one would make it take long to notice a
-client that was fast and has stalled."""
+"""The largest batch for a client whose bytes cannot be counted. With a larger one, the broker would
+notice too late that a fast client has stalled."""
 QUICK_S = 0.05
-"""When a batch is taken within this time, the next may have twice the size, if more is ready."""
+"""If the client takes a batch within this time and more events are ready, the next batch may be
+twice as large."""
 SLOW_S = 0.25
-"""A batch that takes longer is followed by one of half the size, so that a read can always end
-soon after a whole event."""
+"""If the client needs longer than this for a batch, the batch size is halved, so that a read can
+always end soon after a whole event."""
 
 
 class Progress:
-    """Follows one read: a batch is handed over, perhaps seen to be taken bit by bit, and taken
-    wholly."""
+    """The progress of one read. The reader calls `hand_over` for each batch, `look` while the
+    client takes the batch, and `finish` when the client has taken all of it."""
 
     __slots__ = (
         "_handed_over_at",
@@ -39,23 +41,26 @@ class Progress:
 
     def __init__(self, *, is_seen: bool) -> None:
         self.is_seen = is_seen
-        """Whether `look` is called in the middle of a batch."""
+        """Whether the reader can count the bytes that the client takes, and so calls `look`."""
         self._largest_bytes = LARGEST_BATCH_BYTES if is_seen else LARGEST_UNSEEN_BATCH_BYTES
         self.batch_bytes = FIRST_BATCH_BYTES
-        """How large the next batch may be."""
+        """The size limit of the next batch, in bytes."""
         self.stalls_at = math.inf
-        """When the client will have stalled, unless it takes something before."""
+        """The time at which the client has stalled, unless it takes bytes before."""
         self._handed_over_at = 0.0
         self._more_is_ready = False
         self._taken: int | None = None
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the client has not taken all that was handed over."""
+        """Whether a batch still waits for the client."""
         return self.stalls_at < math.inf
 
     def hand_over(self, size: int, now: float, *, more_is_ready: bool) -> None:
-        """Note that the client is to take a batch of `size` bytes, and perhaps more after it."""
+        """Start to wait for the client to take a batch of `size` bytes.
+
+        `more_is_ready` says that events for another batch are ready.
+        """
         self._handed_over_at = now
         self._more_is_ready = more_is_ready
         self._taken = None
@@ -64,8 +69,11 @@ class Progress:
             self.stalls_at += size / SLOWEST_BYTES_PER_S
 
     def look(self, taken: int, now: float) -> None:
-        """Note how many bytes the client has taken so far; the first look at a batch counts as
-        progress, whatever it shows."""
+        """Note how many bytes the client has taken so far.
+
+        If the number has changed, the stall time starts again. The first call for a batch always
+        counts as a change.
+        """
         if taken != self._taken:
             self._taken = taken
             self.stalls_at = now + STALL_S
