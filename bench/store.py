@@ -184,8 +184,8 @@ async def of_replication(store: MemoryStore, addresses: list[str], turns: Turns)
     writers = await block(store, min(BLOCKED, len(addresses) // 2))
     await turns.call(f"blocked, {len(writers):,}", lambda: replication.blocked("agent"))
     await turns.call("advance", lambda: replication.advance(channel_id(5), f"{5:023}"))
-    async with turns.during(f"dismiss_writers, {len(writers):,}"):
-        await replication.dismiss_writers("agent")
+    async with turns.during(f"refuse_writers, {len(writers):,}"):
+        await replication.refuse_writers("agent")
     await asyncio.sleep(SETTLE_S)
     async with turns.during("Changes.close"):
         changes.close()

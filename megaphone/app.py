@@ -148,7 +148,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         stack.push_async_callback(quiet, lambda: http.requests_begun + grpc.calls_begun)
         stack.push_async_callback(broker.begin_shutdown)
         stack.push_async_callback(incoming.aclose)
-        stack.callback(incoming.refuse_new, "this node is shutting down")
+        stack.callback(incoming.refuse_pipes, "this node is shutting down")
         stack.push_async_callback(
             drains.hand_over, settings.drain_target, settings.drain_timeout_secs
         )

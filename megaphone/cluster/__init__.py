@@ -1,1 +1,1 @@
-"""This node and the others."""
+"""Replication: how the agents of one node are copied and moved to other nodes."""

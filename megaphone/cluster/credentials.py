@@ -1,4 +1,4 @@
-"""What this node shows to its targets, and what it wants of them before it sends a key."""
+"""The proofs that a source sends to a target, and checks before it sends the key of an agent."""
 
 import time
 
@@ -17,18 +17,21 @@ Metadata = tuple[tuple[str, str], ...]
 
 
 class Credentials:
-    """Proofs that this node has its secret, as metadata of calls; none where it has no secret."""
+    """Makes the metadata that proves to a target that this node has the node secret.
+
+    Without a node secret the metadata is empty.
+    """
 
     def __init__(self, nodes: Nodes) -> None:
         self._signer = None if nodes.secret is None else NodeSigner(nodes.secret)
         self._is_open = nodes.open
 
     async def greet(self, channel: grpc.aio.Channel, within_s: float) -> Metadata:
-        """Let a target prove that it has the secret too.
+        """Ask a target to prove that it has the node secret too.
 
-        Returns: the metadata of the call that forwards an agent to it.
-        Raises: Unauthenticated, when it has not proved it, unless `nodes.open` lets that pass;
-            AioRpcError, when it refuses this node or cannot be reached.
+        Returns: the metadata of the call that replicates an agent to the target.
+        Raises: Unauthenticated, when the target does not prove it, unless `nodes.open` is set;
+            AioRpcError, when the target refuses this node or cannot be reached.
         """
         if self._signer is None:
             return ()
@@ -42,21 +45,24 @@ class Credentials:
         raise Unauthenticated(HAS_NOT_PROVED)
 
     def for_question(self) -> Metadata:
-        """Return the metadata of a `FindChannelsInUse`."""
+        """Return the metadata of a `FindChannelsInUse` call."""
         if self._signer is None:
             return ()
         return metadata_of(self._signer.prove(GREETING, time.time()))
 
 
 async def answer_to(greeting: Proof, channel: grpc.aio.Channel, within_s: float) -> str | None:
-    """Return what a target shows in return, if anything. Raises: AioRpcError, when it refuses."""
+    """Send a greeting to a target, and return the proof in its answer; None if it has none.
+
+    Raises: AioRpcError, when the target refuses this node or cannot be reached.
+    """
     call = SyncServiceStub(channel).FindChannelsInUse(
         FindChannelsInUseRequest(), metadata=metadata_of(greeting), timeout=within_s
     )
     try:
         await call
     except grpc.aio.AioRpcError as error:
-        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # that is the Rust broker's answer
+        if error.code() is not grpc.StatusCode.UNIMPLEMENTED:  # as the Rust broker answers
             raise
     return proof_of(await call.initial_metadata())
 

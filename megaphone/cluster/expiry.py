@@ -1,7 +1,7 @@
-"""What a node that forwards an agent asks its targets about the channels that are on both sides.
+"""Asks the targets of an agent how readers use its channels there.
 
-It does not know which of them are read elsewhere, nor how far. So it asks every target before it
-lets a channel expire, and while writers wait for room in one.
+A source does not know whether a channel is read at a target, nor how far. So it asks every target
+before it lets a channel expire, and while writers wait in a channel for a free place.
 """
 
 import asyncio
@@ -18,18 +18,19 @@ from megaphone.errors import ChannelNotFound, MegaphoneError
 log = logging.getLogger(__name__)
 
 CHECK_S = 1.0
-"""How often is looked for channels that should go."""
+"""How often a source looks for channels that are past their deadline."""
 BLOCKED_CHECK_S = 0.1
-"""How often is asked how far channels were read in which writers wait for room."""
+"""How often a source asks how far the channels were read in which writers wait."""
 ASKED_AT_ONCE = 1000
+"""How many channels one call to a target asks about."""
 
 
-async def unread_anywhere(
+async def unused_channels(
     replication: Replicable, agent: str, targets: Sequence[Connection]
 ) -> list[bytes]:
-    """Return the channels of an agent that are overdue here and in use at none of its targets.
+    """Return the ids of channels that are past their deadline here and that no target uses.
 
-    Where a target does not answer, they stay for another life.
+    If a target does not answer, the channels that were to be asked about live for another TTL.
     """
     unread: list[bytes] = []
     while addresses := await replication.expired_but_kept(agent, ASKED_AT_ONCE):
@@ -43,14 +44,14 @@ async def unread_anywhere(
     return unread
 
 
-async def make_room(replication: Replicable, agent: str, targets: Sequence[Connection]) -> None:
-    """Count what readers got at the targets of an agent as delivered, where writers wait for room.
+async def free_places(replication: Replicable, agent: str, targets: Sequence[Connection]) -> None:
+    """Deliver, in each channel in which writers wait, the events that readers got at the targets.
 
-    A target that does not answer is passed over.
+    A target that does not answer is ignored.
     """
     for addresses in batches(await replication.blocked(agent)):
         for answer in await asyncio.gather(
-            *(target.positions(addresses) for target in targets), return_exceptions=True
+            *(target.cursors(addresses) for target in targets), return_exceptions=True
         ):
             if isinstance(answer, MegaphoneError):
                 continue
@@ -65,6 +66,7 @@ async def make_room(replication: Replicable, agent: str, targets: Sequence[Conne
 
 
 def batches(addresses: Sequence[str]) -> Iterator[list[str]]:
+    """Divide addresses into lists of at most `ASKED_AT_ONCE`."""
     rest = iter(addresses)
     while batch := list(islice(rest, ASKED_AT_ONCE)):
         yield batch

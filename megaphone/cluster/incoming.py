@@ -1,8 +1,9 @@
-"""What other nodes forward to this one: their agents, as replicas, and their channels.
+"""The target's end of replication: applies what other nodes send about their agents and channels.
 
-An incoming pipe is one agent from one source, for as long as its stream lasts. Meanwhile it is the
-source that lets channels expire, after it has asked here whether they are in use. Whatever a
-source sends, it cannot touch a channel that is not its agent's, nor make one anew that lives here.
+An incoming pipe replicates one agent from one source to this node, while the stream of the source
+lasts. During that time the source decides which channels expire, after it has asked this node
+whether they are in use. Whatever a source sends, it cannot change a channel of another agent, and
+it cannot create a channel that lives here already.
 """
 
 import asyncio
@@ -42,30 +43,30 @@ from megaphone.settings import MAX_CAPACITY, Settings
 log = logging.getLogger(__name__)
 
 LATEST_TIMESTAMP_US = 253_402_300_799_999_999
-"""The end of the year 9999, the last that RFC 3339 can say."""
+"""The last microsecond of the year 9999, the last year that RFC 3339 can express."""
 
 SOURCES_REMEMBERED = 100
-"""Of how many sources of an agent it is remembered which events they have sent."""
+"""For how many sources of one agent this node remembers which events they have sent."""
 
 RUST_CAPACITY = 100
-"""How many events a channel of the Rust broker (0.10) holds, which does not say so."""
+"""The capacity of each channel of the Rust broker (0.10). Its messages do not contain it."""
 
 Offsets = dict[bytes, int]
-"""By channel id: the number of the last event that a source sent."""
+"""The offset of the last event that a source sent, by channel id."""
 
 
 class Usage(NamedTuple):
-    """What a source asks about channels that are here too."""
+    """How channels are used on this node, as the answer to the question of a source."""
 
     in_use: list[str]
-    """The consumer addresses of those that are read here, or were lately."""
+    """The consumer addresses of channels that are read here, or were read less than a TTL ago."""
     cursors: dict[str, str]
-    """By consumer address, for channels that readers have come to here: the event after which the
-    next read starts, or START."""
+    """The cursor at which the next read starts: an event id, or START. By consumer address, only
+    for channels of which a reader of this node has taken or acknowledged events."""
 
 
 class IncomingPipes:
-    """The pipes that other nodes have to this one."""
+    """All incoming pipes of this node."""
 
     def __init__(
         self,
@@ -82,23 +83,25 @@ class IncomingPipes:
         self.settings = settings
         self.observer = observer
         self._pipes: dict[tuple[str, str], IncomingPipe] = {}
-        """By agent and source, of those that have an id."""
+        """The open pipes, by agent and source id. Pipes without a source id are not in it."""
         self._offsets: dict[str, dict[str, Offsets]] = {}
-        """By agent and source. They outlast a pipe, for a source that comes back."""
+        """By agent and source id. Kept after the end of a pipe, for a source that reconnects."""
         self._why_closed = ""
+        """Why new pipes are refused; empty while they are accepted."""
         self._replicas = Replicas(
-            agents=agents, store=store, limit=settings.max_replicas, on_removed=self.forget
+            agents=agents, store=store, limit=settings.max_replicas, on_removed=self.forget_sources
         )
 
     async def open(self, agent: str, key: bytes, source_id: str) -> "IncomingPipe":
-        """Begin to be fed. The caller must close the pipe when its stream is over.
+        """Open a pipe that replicates an agent to this node. The caller must close the pipe.
 
-        A `source_id` that was here before goes on: what it sends again is taken once, and a pipe
-        of its that is still open is over. Empty, it is that of a source which does not come back.
+        A source that reconnects sends the same `source_id` again. This node then ignores the
+        events that it has from the source already, and closes the pipe that the source had before.
+        An empty `source_id` means that the source will not reconnect.
 
-        Raises: BadRequest, when the name or the key cannot be one; WrongMode, when the agent is
-            not to be fed here; ShuttingDown; LimitExceeded, when other nodes have brought as many
-            agents here as they may.
+        Raises: BadRequest, when the name or the key is not valid; WrongMode, when the mode or the
+            key that the agent has here does not allow it; ShuttingDown; LimitExceeded, when other
+            nodes replicate as many agents to this node as is allowed.
         """
         if self._why_closed:
             raise ShuttingDown(self._why_closed)
@@ -107,7 +110,7 @@ class IncomingPipes:
         if self.agents.get(agent) is None:
             await self._replicas.make_room()
         replica = self.agents.feed(agent, key)
-        self._replicas.fed(replica)
+        self._replicas.mark_needed(replica)
         pipe = IncomingPipe(self, replica, source_id, self._offsets_of(agent, source_id))
         if source_id:
             if (earlier := self._pipes.get((agent, source_id))) is not None:
@@ -117,12 +120,12 @@ class IncomingPipes:
         return pipe
 
     def closed(self, agent: str, source_id: str, pipe: "IncomingPipe") -> None:
-        """A pipe is over: its source may begin another one."""
+        """Forget a pipe that was closed."""
         if self._pipes.get((agent, source_id)) is pipe:
             del self._pipes[agent, source_id]
 
     def _offsets_of(self, agent: str, source_id: str) -> Offsets:
-        """Return what is remembered of a source, which is the one heard of last from now on."""
+        """Return the offsets of a source, and count the source as the most recent one."""
         if not source_id:
             return {}
         remembered = self._offsets.setdefault(agent, {})
@@ -131,23 +134,24 @@ class IncomingPipes:
             del remembered[next(iter(remembered))]
         return offsets
 
-    def refuse_new(self, why: str) -> None:
-        """Take no new pipe until `accept_new`."""
+    def refuse_pipes(self, why: str) -> None:
+        """Refuse new pipes until `accept_pipes` is called. `why` is the text of the error."""
         self._why_closed = why
 
-    def accept_new(self) -> None:
+    def accept_pipes(self) -> None:
+        """Accept new pipes again."""
         self._why_closed = ""
 
     def promote(self, agent: Agent) -> None:
-        """Make a replica the master of its channels, now that they are complete."""
-        self.forget(agent.name)
+        """Make a replica a MASTER, because its source has sent everything."""
+        self.forget_sources(agent.name)
         self.agents.promote(agent.name, asyncio.get_running_loop().time())
         log.info("agent %s is MASTER here now: its source has sent everything", agent.name)
 
     async def usage(self, addresses: Sequence[str]) -> Usage:
-        """Return how the channels of some consumer addresses are used here.
+        """Return how the channels with these consumer addresses are used here.
 
-        Raises: BadRequest, for what is no consumer address.
+        Raises: BadRequest, when a text is not a consumer address.
         """
         usage = Usage([], {})
         pace = Pace()
@@ -161,18 +165,18 @@ class IncomingPipes:
         return usage
 
     async def aclose(self) -> None:
-        """Remove no more agents that nobody needs."""
+        """Stop removing agents that are not needed any more."""
         await self._replicas.aclose()
 
-    def forget(self, agent: str) -> None:
-        """Let go of what is known of the sources of an agent."""
+    def forget_sources(self, agent: str) -> None:
+        """Forget the sources of an agent, and which events they have sent."""
         for offsets in self._offsets.pop(agent, {}).values():
             free_in_slices(offsets)
         self._pipes = {key: pipe for key, pipe in self._pipes.items() if key[0] != agent}
 
 
 class IncomingPipe:
-    """One agent, fed by one node."""
+    """The target's end of one pipe: applies the changes of one agent from one source."""
 
     def __init__(
         self, pipes: IncomingPipes, agent: Agent, source_id: str, offsets: Offsets
@@ -190,13 +194,14 @@ class IncomingPipe:
         self._keeping_alive.enter_context(self._replication.keep_alive(agent.name))
 
     async def apply(self, change: ChannelChange) -> None:
-        """Let a change take effect here. Without effect where this node knows better.
+        """Apply a change, unless this node has newer information about the channel.
 
-        An event that cannot be taken is counted as lost, so that it does not stop all that come
-        after it; anything else that cannot be right should end the pipe.
+        An event that is not valid counts as lost and does not end the pipe, because that would
+        also stop all later events. After an error the caller should end the stream.
 
-        Raises: BadRequest, for what is no channel of the agent, and once the pipe is over;
-            LimitExceeded.
+        Raises: BadRequest, when the channel is not one of the agent, when another part of the
+            change is not valid, or when the pipe is closed; LimitExceeded, when there is no memory
+            for the event.
         """
         if not self._is_open:
             raise BadRequest("this stream is over: its source has begun another one")
@@ -219,9 +224,9 @@ class IncomingPipe:
                 await self._skip(self._own(address).channel_id, change)
 
     def end(self) -> None:
-        """Take the channels as complete, and promote the agent if that is configured.
+        """Note that the source has sent everything, and promote the agent if that is configured.
 
-        Not while another node feeds it too, nor if it was promoted before.
+        The agent is not promoted while another source replicates it too, nor a second time.
         """
         if (
             self._is_open
@@ -232,7 +237,7 @@ class IncomingPipe:
             self._pipes.promote(self._agent)
 
     def close(self) -> None:
-        """The stream is over, in whatever way. Repeating it changes nothing."""
+        """End the pipe, because its stream has ended. A second call changes nothing."""
         if self._is_open:
             self._is_open = False
             self._agent.feeds -= 1
@@ -262,9 +267,10 @@ class IncomingPipe:
         self._pipes.observer.channel_fed()
 
     def _is_outdated(self, channel_id: bytes, state: ChannelState) -> bool:
-        """Whether a channel is a copy that another source left behind.
+        """Return whether a channel is only the copy of an earlier source.
 
-        It may lack events that this one still has, which would come after later ones.
+        The copy must be replaced, because this source may have events that the copy lacks. The
+        copy would get them after later events, and so in the wrong order.
         """
         is_from_here = channel_id in self._offsets
         is_alone = self._agent.feeds == 1
@@ -292,11 +298,11 @@ class IncomingPipe:
             if lost:
                 self._pipes.observer.events_lost(lost)
         except LimitExceeded:
-            raise  # the source keeps the event, and sends it again once it has connected again
+            raise  # the source keeps the event, and sends it again when it has reconnected
         except MegaphoneError as error:
             self._pipes.observer.events_lost(1)
             self._refused += 1
-            if self._refused == 1:  # a line for each would be as many as a source likes
+            if self._refused == 1:  # only once, so that a source cannot fill the log file
                 log.warning("agent %s: a replicated event was refused: %s", self._agent.name, error)
         if change.offset:
             self._offsets[channel_id] = change.offset
@@ -309,14 +315,14 @@ class IncomingPipe:
             self._offsets[channel_id] = change.offset
 
     async def _apply(self, channel_id: bytes, change: HistoryChange) -> bool:
-        """Make a change, if its channel is here. Returns: whether it is."""
+        """Apply a change if its channel is on this node. Returns: whether the channel is."""
         try:
             await self._replication.apply(channel_id, change)
         except ChannelNotFound:
             return False
         return True
 
-    # -- What a source may send
+    # -- Checks of what a source sends
 
     async def _check(self, change: EventAdded) -> None:
         event = change.event

@@ -1,10 +1,11 @@
-"""Drains: every agent of this node moves to another one, while clients go on.
+"""Drains: move every agent of this node to another node, while clients continue to read and write.
 
-An agent moves in two steps. First it is forwarded (`cluster.outgoing`) until the target has nearly
-all; that may take long, and readers and writers do not feel it. Then it is cut over, which takes
-some milliseconds: calls for it wait, its reads end cleanly, what is left is sent, the target makes
-it a master and says so. Now this node lets go of it, and the calls that wait are told that it has
-moved. If it does not come to that they go on here, and so does the agent.
+An agent moves in two steps. First it is replicated (`cluster.outgoing`) until the target has nearly
+all changes. This may take long, and clients do not notice it. The second step is the cut-over. It
+takes some milliseconds: calls for the agent wait, its open reads end cleanly, this node sends the
+last changes, and the target makes the agent a MASTER and confirms that. Then this node releases the
+agent, and answers the waiting calls with MOVED. If the target does not confirm, the agent stays
+here, and the waiting calls continue here.
 """
 
 import asyncio
@@ -25,16 +26,17 @@ from megaphone.model import AgentMode, DrainProgress, Endpoint
 
 log = logging.getLogger(__name__)
 
-NEARLY_ALL = 100
-"""How many channels may have news for the target when an agent is cut over: few enough that calls
-do not wait for long, and enough that it comes to that while all channels are written to."""
-CHECK_S = 0.02
-AGAIN_S = 0.5
-"""When a node that stops looks again for a target that refused, or was not there."""
-TELL_S = 0.5
-"""How often a drain tells how far it is."""
-GONE_S = 10.0
-"""How long a pipe may be without its target before its agent stays here."""
+CUT_OVER_BACKLOG = 100
+"""How many channels may still have changes for the target when the cut-over starts. The number is
+low enough that calls do not wait long, and high enough that a busy agent reaches it."""
+BACKLOG_CHECK_S = 0.02
+"""How often a move checks whether the cut-over can start."""
+RETRY_S = 0.5
+"""How long a stopping node waits before it tries again a target that refused or was unreachable."""
+PROGRESS_S = 0.5
+"""How often a drain reports its progress."""
+TARGET_LOST_S = 10.0
+"""A move fails when the pipe has been without a connection for this long."""
 
 
 class Drains:
@@ -65,25 +67,27 @@ class Drains:
     async def _draining(
         self, target: str, logged: dict[str, str]
     ) -> AsyncGenerator[DrainProgress, None]:
-        """Drain. What is in `logged`, by agent, is not logged again."""
+        """Drain this node. `logged` has the last logged error of each agent: see `log_once`."""
         if not self._is_idle.is_set():
             raise WrongMode("this node is being drained already")
         self._is_idle.clear()
-        self.incoming.refuse_new("this node is being drained")
+        self.incoming.refuse_pipes("this node is being drained")
         try:
             endpoints = await endpoints_of(target)
             async with aclosing(self._moving_each(endpoints, logged)) as steps:
                 async for progress in steps:
                     yield progress
         finally:
-            self.incoming.accept_new()
+            self.incoming.accept_pipes()
             self._is_idle.set()
 
     async def hand_over(self, target: str | None, within_s: float) -> None:
-        """Drain this node, which stops, for so long at most; a drain that runs comes to its end.
+        """Drain this node before it stops, for at most `within_s` seconds.
 
-        While channels would be lost, a target that refuses, or is not there, is asked again: it may
-        be a successor that starts just now. What stays here in the end is logged.
+        Waits first for the end of a drain that is running. Without a target nothing else happens.
+        While channels would be lost with this node, it tries a target again that refuses or is
+        unreachable, because the target may be a node that is starting. Logs the channels that
+        could not be moved.
         """
         try:
             async with asyncio.timeout(within_s):
@@ -97,7 +101,7 @@ class Drains:
             log.error("%d channels are lost with this node; their agents: %s", channels, names)
 
     async def _drain_in_the_end(self, target: str) -> None:
-        """Drain until nothing is left, or nothing is lost with what is."""
+        """Drain, and try again after an error, until this node has no channels to move."""
         logged: dict[str, str] = {}
         while True:
             try:
@@ -109,15 +113,16 @@ class Drains:
                 log_once(logged, "", "this node cannot be handed over: %s", error)
             if not await self._channels_here():
                 return
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(RETRY_S)
 
     async def _channels_here(self) -> int:
-        """Return how many channels are this node's to move."""
+        """Return how many channels this node has to move."""
         return sum([await self.store.count(agent.name) for agent in self._left(())])
 
     async def _moving_each(
         self, endpoints: Sequence[Endpoint], logged: dict[str, str]
     ) -> AsyncGenerator[DrainProgress, None]:
+        """Move one agent after the other, and yield the progress."""
         moved = Moved()
         failures: dict[str, MegaphoneError] = {}
         yield await self._progress(moved, failures)
@@ -127,7 +132,7 @@ class Drains:
             try:
                 while not moving.done():
                     yield await self._progress(moved, failures, move)
-                    await asyncio.wait({moving}, timeout=TELL_S)
+                    await asyncio.wait({moving}, timeout=PROGRESS_S)
             finally:
                 moving.cancel()
                 await asyncio.wait({moving})
@@ -140,10 +145,14 @@ class Drains:
                 log_once(logged, name, f"agent {name} stays here: %s", error)
         yield await self._progress(moved, failures, done=not failures)
         if failures:
-            raise all_in_one(failures)
+            raise combined(failures)
 
     def _left(self, failures: Collection[str]) -> list[Agent]:
-        """Return what is yet to move. What another node feeds is that node's to move."""
+        """Return the agents that this node still has to move, without those in `failures`.
+
+        An agent that another node replicates to this one is not among them, because its source
+        moves it.
+        """
         return [agent for agent in self.agents if not agent.feeds and agent.name not in failures]
 
     async def _progress(
@@ -169,21 +178,22 @@ class Drains:
 
 
 def log_once(logged: dict[str, str], about: str, text: str, error: MegaphoneError) -> None:
-    """Log an error about something, unless it was the last one that was logged about it."""
+    """Log an error about an agent, or about "" for the whole drain, unless the last error that was
+    logged about it was the same."""
     if logged.get(about) != str(error):
         logged[about] = str(error)
         log.error(text, error)
 
 
 class Moved:
-    """What a drain has moved so far."""
+    """How many agents and channels a drain has moved so far."""
 
     agents = 0
     channels = 0
 
 
-def all_in_one(failures: dict[str, MegaphoneError]) -> MegaphoneError:
-    """Return the last of some errors, with the names of all agents that did not move."""
+def combined(failures: dict[str, MegaphoneError]) -> MegaphoneError:
+    """Return the last of several errors, with the names of all agents that did not move."""
     last = list(failures.values())[-1]
     return type(last)(
         f"these agents have not moved, and are as before: {', '.join(failures)}; {last}"
@@ -191,7 +201,7 @@ def all_in_one(failures: dict[str, MegaphoneError]) -> MegaphoneError:
 
 
 class Move:
-    """One agent, on its way to the first of some nodes that takes it."""
+    """The move of one agent to the first of several nodes that accepts it."""
 
     def __init__(self, drains: Drains, agent: Agent, endpoints: Sequence[Endpoint]) -> None:
         self.agent = agent
@@ -205,41 +215,42 @@ class Move:
         self._pipe: OutgoingPipe | None = None
 
     async def copied(self) -> int:
-        """Return how many channels the target has, as far as is known."""
+        """Return how many channels the target has completely, as far as this node knows."""
         if self._pipe is None or self._pipe.connection is None:
             return 0
         return max(0, await self._store.count(self.agent.name) - self._pipe.backlog)
 
     async def run(self) -> int:
-        """Move it. If this fails, or is cancelled before the cut, the agent is as it was.
+        """Move the agent. After an error, or a cancellation before the cut-over, the agent is in
+        the same mode as before.
 
         Returns: how many channels have moved.
         Raises: MegaphoneError.
         """
         if self.agent.was_fed and not await self._store.count(self.agent.name):
-            return await self._drop()
+            return await self._remove_empty()
         pipe, is_new = await self._open_pipe()
         self._pipe = pipe
         try:
             await self._catch_up(pipe)
-            # Once begun it must come to its end: half-way the agent would be nowhere, or twice.
+            # A cut-over must not stop half-way, or else no node or both nodes would own the agent.
             return await uninterrupted(self._cut_over(pipe))
         except BaseException:
             if self._agents.get(self.agent.name) is self.agent:
                 await self._stay(pipe, is_new=is_new)
             raise
 
-    async def _drop(self) -> int:
-        """Let go of what came from another node for its channels, and has none any more."""
+    async def _remove_empty(self) -> int:
+        """Remove an agent that has come from another node and has no channels any more."""
         await self._pipes.close_all(self.agent.name)
-        self._incoming.forget(self.agent.name)
-        if self._agents.get(self.agent.name) is self.agent:  # it may have gone by itself meanwhile
+        self._incoming.forget_sources(self.agent.name)
+        if self._agents.get(self.agent.name) is self.agent:  # it may have been removed meanwhile
             self._agents.remove(self.agent.name)
         log.info("agent %s has no channels any more", self.agent.name)
         return 0
 
     async def _open_pipe(self) -> tuple[OutgoingPipe, bool]:
-        """Return a pipe to a node that takes the agent, and whether it is a new one."""
+        """Return a pipe to a node that accepts the agent, and whether the pipe is new."""
         refusal: MegaphoneError = TargetUnavailable()
         for endpoint in self._endpoints:
             try:
@@ -250,32 +261,39 @@ class Move:
         raise refusal
 
     async def _catch_up(self, pipe: OutgoingPipe) -> None:
-        """Wait until the target has nearly all. Raises: TargetUnavailable, when it is gone."""
+        """Wait until the target has nearly all changes.
+
+        Raises: TargetUnavailable, when the pipe has been without a connection for too long.
+        """
         clock = asyncio.get_running_loop().time
         seen_at = clock()
-        while pipe.connection is None or pipe.backlog > NEARLY_ALL:
+        while pipe.connection is None or pipe.backlog > CUT_OVER_BACKLOG:
             if pipe.connection is not None:
                 seen_at = clock()
-            elif not pipe.is_running or clock() > seen_at + GONE_S:
+            elif not pipe.is_running or clock() > seen_at + TARGET_LOST_S:
                 raise TargetUnavailable("the target does not answer any more")
-            await asyncio.sleep(CHECK_S)
+            await asyncio.sleep(BACKLOG_CHECK_S)
 
     async def _cut_over(self, pipe: OutgoingPipe) -> int:
-        """Raises: TargetUnavailable, when the target has not said that it has it all."""
+        """Make the target the owner of the agent. Returns: how many channels have moved.
+
+        Raises: TargetUnavailable, when the target did not confirm that it has everything.
+        """
         name = self.agent.name
         with self._agents.moving(name):
-            await self._replication.dismiss_writers(name)
+            await self._replication.refuse_writers(name)
             await self._broker.end_reads(name)
             channels = await self._store.count(name)
             as_master = self.agent.before_pipe is AgentMode.MASTER
             if not await pipe.complete(as_master=as_master):
                 raise TargetUnavailable("the target did not confirm that it has everything")
-            await self._pipes.let_go(self.agent)
-            self._incoming.forget(name)
+            await self._pipes.release(self.agent)
+            self._incoming.forget_sources(name)
         log.info("agent %s has moved to another node, with %d channels", name, channels)
         return channels
 
     async def _stay(self, pipe: OutgoingPipe, *, is_new: bool) -> None:
+        """Close a pipe that this move has opened; let a pipe continue that was open before."""
         if is_new:
             await self._pipes.close(pipe)
         elif not pipe.is_running:
@@ -283,7 +301,7 @@ class Move:
 
 
 async def uninterrupted(work: Coroutine[Any, Any, int]) -> int:
-    """Do some work to its end, even if this is cancelled meanwhile."""
+    """Run work to its end even if the calling task is cancelled, and raise CancelledError then."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)

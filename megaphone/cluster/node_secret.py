@@ -1,17 +1,18 @@
-"""How nodes prove to each other that they have the same secret, which itself never travels. No I/O.
+"""How two nodes prove to each other that they have the same secret, without sending it. No I/O.
 
     source                                                            target
       │ FindChannelsInUse of no channels: v1.{time}.{nonce}.{HMAC}      │
-      │ ──────────────────────────────────────────────────────────────▶ │ admits it
-      │                         v1.{id of the target}.{HMAC of nonce, id} │
+      │ ──────────────────────────────────────────────────────────────▶ │ checks the proof
+      │                       v1.{id of the target}.{HMAC of nonce, id} │
       │ ◀────────────────────────────────────────────────────────────── │
-      │ ForwardEvents: the same, but the HMAC is over the id too        │
-      │ ──────────────────────────────────────────────────────────────▶ │ admits it, and is fed
+      │ ForwardEvents: as above, but the HMAC also covers the id        │
+      │ ──────────────────────────────────────────────────────────────▶ │ checks it, and accepts
 
-So a source knows its target before it sends the key of an agent. A proof is good for one call of
-one method, for a minute. The proof of a feed is good at one target only, and only until that starts
-again, when it has another id; a question gives nothing away that would need this. Proofs and
-answers have different labels under the HMAC, so that an answer cannot be sent back as a proof.
+So a source knows its target before it sends the key of an agent. A proof is valid for one call of
+one method, within a minute. The proof of a ForwardEvents call is valid at one target only, and
+only until the target restarts, because then the target has another id. FindChannelsInUse reveals no
+secret, so its proof needs no id. The HMACs of proofs and of answers have different labels, so that
+nobody can send an answer back as a proof.
 """
 
 import hmac
@@ -23,25 +24,25 @@ from megaphone.errors import LimitExceeded, Unauthenticated
 from megaphone.settings import Nodes
 
 GREETING = "/megaphone.SyncService/FindChannelsInUse"
-"""The method that a source calls first: with it the two get to know each other. Its proofs are not
-over the id of the target, which the source does not know then."""
+"""The method that a source calls first. Its proofs do not cover the id of the target, because the
+source does not know the id yet."""
 
 CLOCKS_MAY_DIFFER_S = 60
-"""How far the time of a proof may be from that of the target's clock."""
+"""The largest allowed difference between the time in a proof and the clock of the target."""
 REMEMBERED_S = 2 * CLOCKS_MAY_DIFFER_S
-"""How long a nonce is remembered: as long as a proof with it could be taken."""
+"""How long a target remembers a nonce: as long as a proof with this nonce could be valid."""
 MAX_REMEMBERED = 100_000
-"""How many nonces are remembered; only calls of nodes with the secret add to them."""
+"""How many nonces a target remembers. Only nodes that have the secret can add to them."""
 
 PROOF = re.compile(r"v1\.([0-9]{1,15})\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)
 ANSWER = re.compile(r"v1\.([0-9a-f]{32})\.([0-9a-f]{64})", re.ASCII)
 
-# Read at the source, in an answer of the target, and in the log of the target.
+# Operators read these texts at the source and in the log file of the target.
 ASKS_FOR_A_PROOF = (
     "the target accepts agents only from nodes that prove that they have its secret: set the same"
     " `nodes.secret` on both"
 )
-TAKES_NO_FEEDS = (
+REFUSES_ALL = (
     "the target has no secret, so it accepts no agents from other machines: set the same"
     " `nodes.secret` on both, or `nodes.open = true` on the target"
 )
@@ -53,31 +54,31 @@ HAS_NOT_PROVED = (
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a source shows with one call."""
+    """The proof that a source sends with one call."""
 
     text: str = field(repr=False)
     nonce: str = field(repr=False)
 
 
 class NodeSigner:
-    """The source's side: proves that it has the secret, and checks that a target has it."""
+    """The source's side: proves that this node has the secret, and checks the proof of a target."""
 
     def __init__(self, secret: str) -> None:
         self._key = secret.encode()
 
     def prove(self, method: str, now: float, target_id: str = "") -> Proof:
-        """Return a new proof for a call at the Unix time `now`.
+        """Make a proof for one call of a method. `now` is the Unix time.
 
-        `target_id` is what `target_of` returned; empty for the method of the greeting.
+        `target_id` is the id from `target_of`; it is empty for the greeting.
         """
         time, nonce = str(int(now)), secrets.token_hex(16)
         mac = mac_of_call(self._key, method, time, nonce, target_id)
         return Proof(f"v1.{time}.{nonce}.{mac}", nonce)
 
     def target_of(self, greeting: Proof, answer: str | None) -> str | None:
-        """Return the id of a target that has answered a greeting with a proof of its own.
+        """Return the id in the answer of a target to a greeting.
 
-        None when it has not proved that it has the secret.
+        Returns None if the answer does not prove that the target has the secret.
         """
         found = ANSWER.fullmatch(answer or "")
         if found and hmac.compare_digest(
@@ -90,8 +91,9 @@ class NodeSigner:
 class NodeGuard:
     """The target's side: decides which calls of other nodes are admitted.
 
-    All are where `nodes.open` is set, and where there is no secret and only this machine can reach
-    the node (`is_loopback`). Otherwise a call needs a proof; without a secret none can be given.
+    A call needs a proof, except in two cases: `nodes.open` is set, or the node has no secret and
+    listens on loopback only (`is_loopback`). A node without a secret accepts no proof, so it
+    refuses all other calls.
     """
 
     def __init__(self, nodes: Nodes, *, is_loopback: bool) -> None:
@@ -99,19 +101,20 @@ class NodeGuard:
         self._keys = [secret.encode() for secret in chosen if secret is not None]
         self._needs_proof = not nodes.open and (bool(self._keys) or not is_loopback)
         self._seen: dict[str, float] = {}
-        """Until when the nonces of admitted calls are remembered, in their order."""
+        """The nonces of admitted calls, oldest first, each with the time at which to forget it."""
         self.id = secrets.token_hex(16)
+        """The id of this node. It changes at each restart."""
 
     def admit(self, method: str, proof: str | None, now: float) -> str | None:
-        """Admit a call at the Unix time `now`, or refuse it.
+        """Admit a call, or refuse it. `now` is the Unix time.
 
-        Returns: the proof that the caller gets in return; None when its call proved nothing.
-        Raises: Unauthenticated, also for a wrong proof where none is needed; LimitExceeded.
+        Returns: the answer that proves the secret to the caller; None for a call without a proof.
+        Raises: Unauthenticated, also for a wrong proof when no proof is needed; LimitExceeded.
         """
         if proof is not None and self._keys:
             return self._verified(method, proof, now)
         if self._needs_proof:
-            raise Unauthenticated(ASKS_FOR_A_PROOF if self._keys else TAKES_NO_FEEDS)
+            raise Unauthenticated(ASKS_FOR_A_PROOF if self._keys else REFUSES_ALL)
         return None
 
     def _verified(self, method: str, proof: str, now: float) -> str:
@@ -127,7 +130,7 @@ class NodeGuard:
         return f"v1.{self.id}.{mac_of_answer(key, nonce, self.id)}"
 
     def _key_of(self, method: str, time: str, nonce: str, mac: str) -> bytes:
-        """Return the secret that a proof was made with. Raises: Unauthenticated."""
+        """Return the secret with which a proof was made. Raises: Unauthenticated."""
         target_id = "" if method == GREETING else self.id
         for key in self._keys:
             if hmac.compare_digest(mac, mac_of_call(key, method, time, nonce, target_id)):
@@ -138,7 +141,7 @@ class NodeGuard:
         )
 
     def _remember(self, nonce: str, now: float) -> None:
-        """Raises: Unauthenticated, when the nonce was seen before; LimitExceeded."""
+        """Remember a nonce. Raises: Unauthenticated, when it was used before; LimitExceeded."""
         while self._seen and next(iter(self._seen.values())) < now:
             del self._seen[next(iter(self._seen))]
         if nonce in self._seen:
@@ -159,5 +162,5 @@ def mac_of_answer(key: bytes, nonce: str, target_id: str) -> str:
 
 
 def mac_of(key: bytes, *parts: str) -> str:
-    """No part may have a line break in it."""
+    """Return the HMAC of several texts. None of them may contain a line break."""
     return hmac.digest(key, "\n".join(parts).encode(), "sha256").hex()

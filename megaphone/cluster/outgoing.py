@@ -1,10 +1,10 @@
-"""Pipes: the channels of an agent, forwarded to other nodes for as long as this one runs.
+"""The source's end of replication: sends the changes of an agent's channels to other nodes.
 
-A pipe whose target goes away connects again, after longer and longer pauses, and catches up: what
-is forwarded is looked up in the channels themselves, so that there is no queue that could overflow
-(see `cluster.ports.Changes`). A pipe can be completed: what is left is sent and then said to be
-all, so that the target may take the agent over. So ends each pipe of a node that stops, and of an
-agent that moves (`cluster.moves`).
+If a pipe loses its target, it reconnects after longer and longer pauses, and then sends what the
+target has missed. It reads the changes from the channels themselves (see `cluster.ports.Changes`),
+so there is no queue that could overflow. To *complete* a pipe is to send the rest and then report
+that this is everything, so that the target may promote the agent. A node completes its pipes when
+it stops, and the pipe of an agent that moves (`cluster.moves`).
 """
 
 import asyncio
@@ -35,17 +35,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BATCH = 100
-"""How many changes are looked up at once."""
+"""How many changes a pipe reads from the store at once."""
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 COMPLETE_S = 5.0
-"""How long a target may take to take the rest. Who calls for an agent that moves waits as long."""
+"""How long a target may take for the last changes. Calls for a moving agent may wait as long."""
 RELEASED_AT_ONCE = 100
-"""How many channels are released before other tasks get their turn."""
+"""How many channels are released before other tasks get a turn."""
 
 
 class OutgoingPipes:
-    """Fulfils `core.ports.Pipes`."""
+    """All outgoing pipes of this node. Fulfils `core.ports.Pipes`."""
 
     def __init__(
         self,
@@ -63,23 +63,24 @@ class OutgoingPipes:
         self._credentials = Credentials(nodes)
         self._pipes: dict[tuple[str, Endpoint], OutgoingPipe] = {}
         self._asking: list[asyncio.Task[None]] = []
-        """What asks targets which channels are read there, and how far."""
+        """The tasks that ask the targets how channels are used there."""
 
     async def pipe(self, agent: str, target: str) -> None:
         await self.open(agent, endpoint_of(target))
 
     async def open(self, agent: str, endpoint: Endpoint) -> "OutgoingPipe":
-        """Begin to forward an agent, unless it is forwarded there already.
+        """Open a pipe that replicates an agent to a node, unless there is such a pipe already.
 
-        Returns once the target has taken it. Raises: AgentNotFound; BadRequest; WrongMode;
-            Unauthenticated; TargetUnavailable.
+        Returns the pipe once the target has accepted the agent.
+
+        Raises: AgentNotFound; BadRequest; WrongMode; Unauthenticated; TargetUnavailable.
         """
         if (known := self.get(agent, endpoint)) is not None:
             return known
         if not self._asking:
             self._asking = [
                 asyncio.create_task(self._expire()),
-                asyncio.create_task(self._make_room()),
+                asyncio.create_task(self._free_places()),
             ]
         piped = self._agents.pipe(agent)
         pipe = OutgoingPipe(
@@ -99,7 +100,7 @@ class OutgoingPipes:
         return pipe
 
     def get(self, agent: str, endpoint: Endpoint) -> "OutgoingPipe | None":
-        """Return the pipe that forwards an agent to a node.
+        """Return the running pipe that replicates an agent to a node; None if there is none.
 
         Raises: AgentNotFound.
         """
@@ -108,67 +109,73 @@ class OutgoingPipes:
         return pipe if pipe is not None and pipe.is_running else None
 
     async def close(self, pipe: "OutgoingPipe") -> None:
-        """End a pipe where it is. With its last pipe an agent is what it was before."""
+        """Close a pipe without completing it.
+
+        When its last pipe closes, a PIPED agent returns to the mode that it had before.
+        """
         self._pipes.pop((pipe.agent.name, pipe.endpoint), None)
         await pipe.close()
         if pipe.agent.mode is AgentMode.PIPED and not self._of(pipe.agent.name):
             self._agents.take_back(pipe.agent.name)
 
-    async def let_go(self, agent: Agent) -> None:
-        """Let go of an agent that has arrived elsewhere, and of its channels, which live there."""
+    async def release(self, agent: Agent) -> None:
+        """Release an agent that another node owns now, and its channels."""
         await self.close_all(agent.name)
         await self._release_channels(agent.name)
         self._agents.leave(agent.name)
 
     async def close_all(self, agent: str) -> None:
-        """End every pipe of an agent where it is, for an agent that goes."""
+        """Close all pipes of an agent that leaves this node, without completing them."""
         for pipe in self._of(agent):
             del self._pipes[agent, pipe.endpoint]
             await pipe.close()
 
     def _of(self, agent: str) -> "list[OutgoingPipe]":
+        """Return the pipes of an agent."""
         return [pipe for (name, _), pipe in self._pipes.items() if name == agent]
 
     async def aclose(self) -> None:
-        """Complete each pipe, for some seconds at most, and let go of what has arrived."""
+        """Complete each pipe, for `COMPLETE_S` at most, and release the agents that were moved."""
         for task in self._asking:
             task.cancel()
         pipes = list(self._pipes.values())
         results = await asyncio.gather(*(pipe.complete() for pipe in pipes))
         arrived = [pipe for pipe, has_arrived in zip(pipes, results, strict=True) if has_arrived]
         for agent in {pipe.agent.name: pipe.agent for pipe in arrived}.values():
-            await self.let_go(agent)
+            await self.release(agent)
         for pipe in self._pipes.values():
             await pipe.close()
 
     async def _expire(self) -> None:
-        """Look for channels that nobody reads any more, for as long as this node runs."""
+        """Let channels of replicated agents expire once no node uses them, while this node runs."""
         while True:
             await asyncio.sleep(expiry.CHECK_S)
             for agent in {name for name, _ in self._pipes}:
                 targets = self._connected(agent)
                 if len(targets) == len(self._of(agent)):
-                    await self._end_unread(agent, targets)
+                    await self._expire_unused(agent, targets)
 
     def _connected(self, agent: str) -> list[Connection]:
+        """Return the connections of those pipes of an agent that are connected now."""
         connections = [pipe.connection for pipe in self._of(agent)]
         return [connection for connection in connections if connection is not None]
 
-    async def _make_room(self) -> None:
-        """Follow how far channels are read elsewhere while writers wait for room in them here."""
+    async def _free_places(self) -> None:
+        """Free places for waiting writers, while this node runs, as readers of the targets get
+        events."""
         while True:
             await asyncio.sleep(expiry.BLOCKED_CHECK_S)
             for agent in {name for name, _ in self._pipes}:
                 if targets := self._connected(agent):
-                    await expiry.make_room(self._replication, agent, targets)
+                    await expiry.free_places(self._replication, agent, targets)
 
-    async def _end_unread(self, agent: str, targets: Sequence[Connection]) -> None:
-        for channel_id in await expiry.unread_anywhere(self._replication, agent, targets):
-            if not self._agents.is_moving(agent):  # then its channels are not this node's to end
+    async def _expire_unused(self, agent: str, targets: Sequence[Connection]) -> None:
+        for channel_id in await expiry.unused_channels(self._replication, agent, targets):
+            if not self._agents.is_moving(agent):  # because the target may own its channels by now
                 await self._replication.expire(channel_id)
 
     async def _release_channels(self, agent: str) -> None:
-        """Drop all channels of an agent, in slices."""
+        """Release all channels of an agent, in slices."""
         while addresses := await self._store.list(agent, 0, RELEASED_AT_ONCE):
             for address in addresses:
                 with suppress(ChannelNotFound):
@@ -178,7 +185,7 @@ class OutgoingPipes:
 
 
 class OutgoingPipe:
-    """One agent, forwarded to one node."""
+    """The source's end of one pipe: replicates one agent to one node."""
 
     def __init__(
         self,
@@ -203,13 +210,13 @@ class OutgoingPipe:
         self._task: asyncio.Task[None] | None = None
         self._is_following = True
         self.connection: Connection | None = None
-        """The connection over which it forwards now."""
+        """The connection to the target; None while there is none."""
 
     async def start(self) -> None:
-        """Connect, and go on from there.
+        """Connect to the target, and start to replicate in a task.
 
-        Raises: TargetUnavailable; BadRequest, WrongMode and Unauthenticated, when the target
-            refuses, or has not proved that it has the secret of this node.
+        Raises: TargetUnavailable; BadRequest and WrongMode, when the target refuses the agent;
+            Unauthenticated, when one of the nodes does not prove the node secret to the other.
         """
         connection = await connect(self.endpoint, self._start, self._credentials)
         try:
@@ -220,7 +227,8 @@ class OutgoingPipe:
         self._task = asyncio.create_task(self._run(connection))
 
     async def _check_capacity(self, connection: Connection) -> None:
-        """Raises: WrongMode, when channels of the agent hold more than the target would."""
+        """Raises: WrongMode, when a channel of the agent has a larger capacity than the target
+        allows."""
         largest = await self._replication.largest_capacity(self.agent.name)
         if not connection.extended and largest > RUST_CAPACITY:
             raise WrongMode(
@@ -230,20 +238,23 @@ class OutgoingPipe:
 
     @property
     def is_running(self) -> bool:
-        """Whether it forwards, or tries to. Not once its agent was taken back."""
+        """Whether the pipe replicates or tries to reconnect. False once its agent is not PIPED any
+        more."""
         return self._task is None or not self._task.done()
 
     @property
     def backlog(self) -> int:
-        """How many channels may have something that the target does not have yet."""
+        """How many channels may have changes that the target was not sent yet."""
         return self._changes.backlog
 
     async def complete(self, *, as_master: bool = True) -> bool:
-        """Send what is left, and that this is all; the pipe is over then.
+        """Send the remaining changes, report that they are all, and stop the pipe.
 
-        `as_master` lets the target make the agent a master. Otherwise it stays a replica there.
+        With `as_master` the target may make the agent a MASTER. Without it the agent stays a
+        REPLICA there.
 
-        Returns: whether the target has said that it has it all. If not, `resume` goes on.
+        Returns: whether the target has confirmed that it has everything. If it has not, `resume`
+            continues the pipe.
         """
         assert self._task is not None
         was_running = self.is_running
@@ -252,17 +263,17 @@ class OutgoingPipe:
         await asyncio.wait({self._task}, timeout=COMPLETE_S)
         await self._stop()
         self._is_completing.clear()
-        self._has_said_all = False  # from now on there may be more
+        self._has_said_all = False  # because new changes may follow from now on
         if was_running and not self._has_arrived:
             log.warning("agent %s: its pipe ended before everything was sent", self.agent.name)
         return self._has_arrived
 
     def resume(self) -> None:
-        """Go on after a `complete` that failed."""
+        """Continue after a `complete` that returned False."""
         self._task = asyncio.create_task(self._run(None))
 
     async def close(self) -> None:
-        """End it where it is. Repeating it changes nothing."""
+        """Close the pipe without completing it. A second call changes nothing."""
         await self._stop()
         self._stop_following()
 
@@ -277,7 +288,8 @@ class OutgoingPipe:
             await asyncio.wait({self._task})
 
     async def _run(self, connection: Connection | None) -> None:
-        """Forward until the end, or until the agent was taken back while there is no connection."""
+        """Replicate, and reconnect after errors, until the pipe is completed or, while there is no
+        connection, the agent is not PIPED any more."""
         failures = 0
         while self.agent.mode is AgentMode.PIPED:
             try:
@@ -297,7 +309,10 @@ class OutgoingPipe:
         self._stop_following()
 
     def _has_arrived_before(self, error: MegaphoneError) -> bool:
-        """Whether a target refuses the agent since it has it all, and only its answer was lost."""
+        """Return whether a target refuses the agent because it is MASTER there already.
+
+        This happens when the target has everything, and only its confirmation was lost.
+        """
         if self._has_said_all and self._is_completing.is_set() and isinstance(error, WrongMode):
             self._has_arrived = True
         return self._has_arrived
@@ -308,9 +323,9 @@ class OutgoingPipe:
         return connection
 
     async def _forward(self, connection: Connection) -> None:
-        """Send everything from the start, and then what comes, until the end.
+        """Send all channels from the start, and then each new change, until the pipe is completed.
 
-        Raises: MegaphoneError, when the stream ends before that.
+        Raises: MegaphoneError, when the stream ends before.
         """
         self.agent.pipes += 1
         self.connection = connection
@@ -333,7 +348,8 @@ class OutgoingPipe:
     async def _next_changes(
         self, connection: Connection, over: "asyncio.Future[grpc.StatusCode]"
     ) -> Sequence[ChannelChange]:
-        """Wait for something to send; none when nothing is left and this is the end."""
+        """Wait for changes, and return them. Returns none only if the pipe is being completed and
+        no change is left."""
         while True:
             if over.done():
                 raise await connection.failure()
@@ -357,6 +373,9 @@ class OutgoingPipe:
 
 
 def pause_s(failures: int) -> float:
-    """Return how long to wait after so many failures: twice as long each time, and some more."""
+    """Return how long to wait after this many failures, in seconds.
+
+    The pause doubles with each failure, up to `LONGEST_PAUSE_S`, plus up to a fifth at random.
+    """
     pause = min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S)
     return pause * random.uniform(1.0, 1.2)

@@ -1,4 +1,4 @@
-"""Another node, as a pipe reaches it."""
+"""The connection of an outgoing pipe to its target."""
 
 import asyncio
 import random
@@ -26,15 +26,15 @@ from megaphone_api.sync_pb2_grpc import SyncServiceStub
 TARGET = re.compile(rf"(?:http://)?({ENDPOINT_PATTERN})/?")
 
 CONNECT_S = 5.0
-"""How long a target may take to be reached."""
+"""How long a connection attempt, or one question to a target, may take."""
 RUST_REFUSES_WITHIN_S = 1.0
-"""How long the Rust broker is waited for to refuse an agent. That it takes one it does not say."""
+"""How long to wait for a Rust broker to refuse an agent. It does not report that it accepts one."""
 OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.max_send_message_length", -1),
-    # Without this two pipes would share a connection, and one that is full would hold back both.
+    # Without this option two pipes would share a connection, and one slow pipe would block both.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
@@ -55,10 +55,11 @@ def endpoint_of(target: str) -> Endpoint:
 
 
 async def endpoints_of(target: str) -> list[Endpoint]:
-    """Return the endpoint of every node that a target stands for, in any order: its name may have
-    several addresses. Those that cannot be reached are left out.
+    """Return the endpoints of all reachable nodes of a target, in random order.
 
-    Raises: BadRequest; TargetUnavailable, when none can.
+    A target may be several nodes, because its host name may have several IP addresses.
+
+    Raises: BadRequest; TargetUnavailable, when no node is reachable.
     """
     endpoint = endpoint_of(target)
     try:
@@ -76,7 +77,8 @@ async def endpoints_of(target: str) -> list[Endpoint]:
 
 
 async def is_reachable(endpoint: Endpoint) -> bool:
-    """Tell whether somebody listens there. gRPC itself would try for as long as it may."""
+    """Return whether a server listens at an endpoint. gRPC itself would not report a refused
+    connection, but try again until its timeout."""
     try:
         async with asyncio.timeout(CONNECT_S):
             _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
@@ -87,7 +89,7 @@ async def is_reachable(endpoint: Endpoint) -> bool:
 
 
 def refusal(status: grpc.StatusCode, details: str | None) -> MegaphoneError:
-    """Return what it means that a target ended a stream, or a question, with a status."""
+    """Return the error for the gRPC status with which a target ended a call."""
     if status is grpc.StatusCode.UNAUTHENTICATED:
         return Unauthenticated(f"the target refuses this node: {details}")
     kind = REFUSED.get(status, TargetUnavailable)
@@ -96,18 +98,18 @@ def refusal(status: grpc.StatusCode, details: str | None) -> MegaphoneError:
 
 @dataclass(slots=True)
 class Connection:
-    """A stream to a target that has taken its first message."""
+    """A stream to a target that has accepted the agent."""
 
     channel: grpc.aio.Channel
-    call: Any  # its type is not exported
+    call: Any  # grpc does not export the type
     extended: bool
-    """Whether the target understands the extensions."""
+    """Whether the target understands the extensions of `sync.proto`."""
     credentials: Credentials
 
     async def send(self, request: pb.SyncRequest) -> None:
-        """Send a message, waiting for a target that is slow.
+        """Send a message. Waits while the target is slow.
 
-        Raises: MegaphoneError, when the stream is over.
+        Raises: MegaphoneError, when the stream has ended.
         """
         try:
             await self.call.write(request)
@@ -115,7 +117,9 @@ class Connection:
             raise await self.failure() from None
 
     async def in_use(self, addresses: Sequence[str]) -> set[str]:
-        """Return those of some channels that are in use there; without extensions, all of them.
+        """Return which of some consumer addresses are of channels in use at the target.
+
+        Returns all of them if the target does not understand the extensions.
 
         Raises: TargetUnavailable.
         """
@@ -123,8 +127,11 @@ class Connection:
             return set(addresses)
         return set((await self._ask(addresses)).channel_ids)
 
-    async def positions(self, addresses: Sequence[str]) -> dict[str, str]:
-        """Return how far those of some channels were read that were read there, by address.
+    async def cursors(self, addresses: Sequence[str]) -> dict[str, str]:
+        """Return the cursors of channels at the target, by consumer address.
+
+        Only channels that readers have used at the target are in the result. It is empty if the
+        target does not understand the extensions.
 
         Raises: TargetUnavailable.
         """
@@ -141,16 +148,16 @@ class Connection:
             raise TargetUnavailable from None
 
     async def finish(self) -> None:
-        """Say that nothing more will come, and wait until everything has taken effect.
+        """End the stream, and wait until the target has applied everything.
 
-        Raises: MegaphoneError, when it may not have.
+        Raises: MegaphoneError, when the target may not have applied everything.
         """
         await self.call.done_writing()
         if await self.call.code() is not grpc.StatusCode.OK:
             raise await self.failure()
 
     async def failure(self) -> MegaphoneError:
-        """Wait for the end of the stream, and return what it means."""
+        """Wait for the end of the stream, and return the error for its status."""
         return refusal(await self.call.code(), await self.call.details())
 
     async def close(self) -> None:
@@ -161,10 +168,10 @@ class Connection:
 async def connect(
     endpoint: Endpoint, start: pb.SyncRequest, credentials: Credentials
 ) -> Connection:
-    """Begin a stream with its first message, once the target has proved what it has to.
+    """Open a stream to a target, and send `start` once the target has proved the node secret.
 
-    Raises: TargetUnavailable; Unauthenticated, when it has not, or refuses this node; BadRequest
-        and WrongMode, when it refuses the agent.
+    Raises: TargetUnavailable; Unauthenticated, when the target does not prove the secret or
+        refuses this node; BadRequest and WrongMode, when it refuses the agent.
     """
     if not await is_reachable(endpoint):
         raise TargetUnavailable
@@ -173,11 +180,11 @@ async def connect(
         async with asyncio.timeout(CONNECT_S):
             await channel.channel_ready()
         metadata = await credentials.greet(channel, CONNECT_S)
-        is_known = await answers_questions(channel, credentials)
+        is_known = await has_extensions(channel, credentials)
         call = SyncServiceStub(channel).ForwardEvents(metadata=metadata)
         connection = Connection(channel, call, extended=False, credentials=credentials)
         await connection.send(start)
-        connection.extended = await has_taken(connection, is_known=is_known)
+        connection.extended = await wait_until_accepted(connection, is_known=is_known)
     except TimeoutError:
         await channel.close()
         raise TargetUnavailable from None
@@ -190,10 +197,10 @@ async def connect(
     return connection
 
 
-async def answers_questions(channel: grpc.aio.Channel, credentials: Credentials) -> bool:
-    """Tell whether a target has the extensions. The Rust broker does not know the question.
+async def has_extensions(channel: grpc.aio.Channel, credentials: Credentials) -> bool:
+    """Return whether a target has the extensions, that is, whether it knows `FindChannelsInUse`.
 
-    Raises: AioRpcError, when it refuses this node, or does not answer.
+    Raises: AioRpcError, when the target refuses this node or does not answer.
     """
     try:
         await SyncServiceStub(channel).FindChannelsInUse(
@@ -206,14 +213,17 @@ async def answers_questions(channel: grpc.aio.Channel, credentials: Credentials)
     return True
 
 
-async def has_taken(connection: Connection, *, is_known: bool) -> bool:
-    """Wait until a target has taken the agent, or may have.
+async def wait_until_accepted(connection: Connection, *, is_known: bool) -> bool:
+    """Wait until a target has accepted the agent.
 
-    One that `is_known` to have the extensions says so, however slow it is. Taken for a Rust broker,
-    it would be sent neither keys nor how far channels were read.
+    A target that is known to have the extensions (`is_known`) confirms that it has accepted. A Rust
+    broker does not: it counts as accepted if it does not refuse within `RUST_REFUSES_WITHIN_S`. A
+    slow target with extensions must not be treated like that, because this node would then send
+    neither idempotency keys nor the progress of readers.
 
-    Returns: whether it understands the extensions.
-    Raises: MegaphoneError, when it ends the stream instead, or has the extensions and is silent.
+    Returns: whether the target understands the extensions.
+    Raises: MegaphoneError, when the target ends the stream, or when a target that has the
+        extensions does not answer in time.
     """
     over = asyncio.ensure_future(connection.call.code())
     metadata = asyncio.ensure_future(connection.call.initial_metadata())
@@ -222,7 +232,7 @@ async def has_taken(connection: Connection, *, is_known: bool) -> bool:
             await asyncio.wait({over, metadata}, return_when=asyncio.FIRST_COMPLETED)
             if not over.done() and wire.EXTENSIONS_KEY in dict(metadata.result() or ()):
                 return True
-            await over  # a refusal has metadata too, which come before its status
+            await over  # because the metadata of a refusal arrive before its status
         raise await connection.failure()
     except TimeoutError:
         if is_known:

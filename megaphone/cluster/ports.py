@@ -1,6 +1,6 @@
-"""What replication needs of a store: only one that keeps channels in memory fulfils it.
+"""What replication needs of a store. Only a store that keeps channels in memory implements it.
 
-A store that several nodes share needs none of this, because each of them has all channels.
+Nodes that share a store do not need replication, because each of them can use all channels.
 """
 
 from collections.abc import Sequence
@@ -11,111 +11,113 @@ from megaphone.model import ChannelChange, ChannelState, HistoryChange
 
 
 class Changes(Protocol):
-    """The changes of the channels of one agent, for another node that is to have the same.
+    """The changes of the channels of one agent, to be sent to one target.
 
-    Nothing is queued. The store knows of each channel how far its changes were taken, and looks the
-    rest up in the channel when it is asked for. So a slow target costs no memory, and a target that
-    was away catches up.
+    There is no queue of changes. For each channel the store remembers how far the target was sent
+    its log, and `take` reads the rest from the log. So a slow target costs no memory, and a target
+    that reconnects gets what it has missed.
     """
 
     async def take(self, limit: int, *, wait: bool = True) -> Sequence[ChannelChange]:
-        """Return the next changes, about `limit` at most; those of a channel in their order.
+        """Return the next changes, at most about `limit`. Changes of one channel keep their order.
 
-        Waits for a change. Without `wait`, returns none if nothing has changed.
-        Atomic with respect to cancellation: if it is cancelled, none was taken.
+        With `wait` the call waits for a change. Without it, the call returns an empty sequence if
+        there is none. A call that is cancelled has taken no change.
         """
 
     @property
     def backlog(self) -> int:
-        """How many channels may have changes that were not taken yet."""
+        """How many channels may have changes that `take` has not returned yet."""
 
     def restart(self, *, with_read: bool) -> None:
-        """Begin anew: `take` returns each channel and what it holds, whatever was taken before.
+        """Start again: from now on `take` returns every channel with all its content.
 
-        `with_read` includes events that were read, as far as they are kept, how far each channel
-        was read, and idempotency keys. Without it only unread events are included.
+        With `with_read` the content includes delivered events that the log still has, the progress
+        of readers, and idempotency keys. Without it, it is only the undelivered events.
         """
 
     def close(self) -> None:
-        """Stop following. Repeating it changes nothing."""
+        """Stop following the channels. A second call changes nothing."""
 
 
 class Replicable(Protocol):
-    """Channels that can be copied to another node and kept the same there.
+    """A store whose channels can be replicated to another node.
 
-    A call may be cancelled at any point; it has then taken effect wholly or not at all.
+    A call that is cancelled has taken effect completely or not at all.
     """
 
     # -- For the targets of this node
 
     def follow(self, agent: str) -> Changes:
-        """Follow the channels of an agent, present and future ones.
+        """Return the changes of all channels of an agent, including channels created later.
 
-        While all followers of an agent ask for unread events only (`Changes.restart`), a writer
-        does not wait for room in a channel that has not been read here for some seconds: the store
-        evicts the oldest event if every follower has taken it. Followers that ask for more say how
-        far it is read at the target (`advance`), which makes room.
+        A follower without `with_read` (`Changes.restart`) cannot report how far the target is
+        read. If all followers of an agent are of this kind, and a channel has not been read here
+        for some seconds, a writer does not wait in the full channel: the store evicts the oldest
+        event, once every follower has taken it. With other followers, the caller reports how far
+        the target is read (`advance`), which frees places.
         """
 
     async def blocked(self, agent: str) -> Sequence[str]:
-        """Return the consumer addresses of channels of an agent where writers wait for room."""
+        """Return the consumer addresses of the channels of an agent in which writers wait."""
 
     async def advance(self, channel_id: bytes, event_id: str) -> None:
-        """Count all events up to this one as delivered, because a reader got them on another node.
+        """Deliver all events up to this one, because a reader got them on another node.
 
-        Does nothing if the event is not known here, or while the channel is read here.
+        Does nothing if the log does not have the event, or while the channel is read here.
 
         Raises: ChannelNotFound.
         """
 
-    async def dismiss_writers(self, agent: str) -> None:
-        """Answer writers that wait for room in channels of an agent with AgentMoved."""
+    async def refuse_writers(self, agent: str) -> None:
+        """Refuse the waiting writers of all channels of an agent, with AgentMoved."""
 
     async def release(self, channel_id: bytes) -> None:
-        """Drop a channel that lives, or has ended, on another node. It does not count as removed.
+        """Delete a channel here, because another node owns it. This does not count as a removal.
 
         Raises: ChannelNotFound.
         """
 
     async def largest_capacity(self, agent: str) -> int:
-        """Return the largest capacity of a channel of an agent; 0 if it has no channel."""
+        """Return the largest capacity among the channels of an agent; 0 if it has no channel."""
 
     # -- For the sources of this node
 
     async def apply(self, channel_id: bytes, change: HistoryChange) -> int:
-        """Make a change here that has happened to the channel on its source.
+        """Apply a change that the source of the channel has sent.
 
-        An event is added without waiting, with its key, and only if it is not there yet. In a full
-        channel the oldest event is evicted. If the source numbers its events, it also says how far
-        they were read; its channels are full only when they hold far more than the source may.
-        Progress counts forward only, once a reader has come here.
+        An event that the log does not have is appended with its idempotency key. The call never
+        waits for a place; in a full channel it evicts the oldest event. A source that sends offsets
+        also sends the progress of readers; its channels are full here only when they hold far more
+        than the source may. Once a reader of this node has used the channel, progress of the
+        source moves the channel forward only.
 
-        Returns: how many events were lost, because they were evicted before any reader had them.
+        Returns: how many events were lost, because they were evicted before a reader got them.
         Raises: ChannelNotFound; LimitExceeded, when there is no memory for the event.
         """
 
     async def state(self, channel_id: bytes) -> ChannelState | None:
-        """Return how a channel is used here; None if it is not here."""
+        """Return how a channel is used on this node; None if the channel is not here."""
 
-    # -- Expiry, of which the source decides while a pipe is connected
+    # -- Expiry, which the source decides while a pipe is connected
 
     def keep_alive(self, agent: str) -> AbstractContextManager[None]:
         """Let no channel of an agent expire within this context.
 
-        When the last such context ends, each channel that is not read has a whole time to live.
+        When the last such context of the agent ends, each channel lives for at least one more TTL.
         """
 
     async def expired_but_kept(self, agent: str, limit: int) -> Sequence[str]:
-        """Return the consumer addresses of channels that only `keep_alive` keeps from expiring.
+        """Return consumer addresses of channels that have not expired only because of `keep_alive`.
 
-        Returns at most `limit`. Each channel is returned at most once per time to live.
+        Returns at most `limit`, and each channel at most once per TTL.
         """
 
     async def expire(self, channel_id: bytes) -> None:
-        """Remove a channel that only `keep_alive` keeps from expiring; leave any other alone."""
+        """Remove a channel, if it has not expired only because of `keep_alive`."""
 
     async def allow_expiry(self, channel_id: bytes) -> None:
-        """Let one channel expire even while its agent is kept alive.
+        """Let a channel expire although its agent is kept alive.
 
         Raises: ChannelNotFound.
         """

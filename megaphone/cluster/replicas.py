@@ -1,8 +1,8 @@
-"""Agents that are on this node only because other nodes have fed them: how many, and how long.
+"""Limits and removes the agents that are on this node only because other nodes replicated them.
 
-A source makes an agent here with its first message. So there is a limit, and an agent is removed
-once nobody needs it: its channels are gone, no node feeds it, and it is not the one that takes new
-channels. One that comes back is made again.
+The first message of a source adds an agent to this node. So their number is limited, and this node
+removes an agent that is not needed any more: it has no channels, no node replicates it, and this
+node does not need it for new channels. If its source reconnects, the agent is added again.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from megaphone.errors import LimitExceeded
 log = logging.getLogger(__name__)
 
 UNNEEDED_S = 60.0
-"""How long an agent must have been unneeded to be removed, unless its place is needed before."""
+"""An agent is removed after it was not needed for this long, or earlier if the limit is reached."""
 
 
 class Replicas:
-    """The agents of this node that feeds have made, replicas or promoted since."""
+    """The agents that other nodes added to this one. Some may have been promoted since."""
 
     def __init__(
         self, *, agents: Agents, store: Store, limit: int, on_removed: Callable[[str], None]
@@ -30,13 +30,14 @@ class Replicas:
         self._limit = limit
         self._on_removed = on_removed
         self._unneeded: set[Agent] = set()
-        """Those that the last look found unneeded, and that were not fed since."""
+        """The agents that were not needed at the last check, and that no node replicated since."""
         self._looking: asyncio.Task[None] | None = None
 
     async def make_room(self) -> None:
-        """Find room for one more, in the place of one that nobody needs if there is no other.
+        """Make sure that one more agent may be added. If the limit is reached, remove an agent
+        that is not needed.
 
-        Raises: LimitExceeded.
+        Raises: LimitExceeded, when all of them are needed.
         """
         if self._looking is None:
             self._looking = asyncio.create_task(self._look_after())
@@ -50,12 +51,12 @@ class Replicas:
             f"other nodes have brought {self._limit} agents to this one; no more are allowed"
         )
 
-    def fed(self, agent: Agent) -> None:
-        """A node begins to feed an agent."""
+    def mark_needed(self, agent: Agent) -> None:
+        """Note that a node has started to replicate an agent to this one."""
         self._unneeded.discard(agent)
 
     async def aclose(self) -> None:
-        """Remove no more."""
+        """Stop removing agents."""
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait({self._looking})

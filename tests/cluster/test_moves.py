@@ -282,7 +282,7 @@ async def test_a_node_that_stops_looks_for_a_target_until_there_is_one(
         await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
         stop = asyncio.create_task(stopping.aclose())
         await until(lambda: "cannot be reached" in caplog.text)
-        await asyncio.sleep(2.5 * moves.AGAIN_S)  # it tries again meanwhile, and says so once
+        await asyncio.sleep(2.5 * moves.RETRY_S)  # it tries again meanwhile, and says so once
         assert not stop.done()
         successor = await node(stack, "b", grpc_address=endpoint)
         await stop
@@ -549,7 +549,7 @@ async def test_a_refusal_after_a_move_that_failed_is_not_taken_for_an_arrival(
         await source.broker.write(
             channel.producer_address, NewEvent("s", b"1")
         )  # the target lacks it
-        monkeypatch.setattr(moves, "GONE_S", 0.1)
+        monkeypatch.setattr(moves, "TARGET_LOST_S", 0.1)
         with pytest.raises(MegaphoneError):
             await drain(source, target)
     async with source.broker.read(channel.consumer_address, READY) as reader:
@@ -559,8 +559,8 @@ async def test_a_refusal_after_a_move_that_failed_is_not_taken_for_an_arrival(
 async def test_a_target_that_goes_away_leaves_the_agent_here(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moves, "GONE_S", 0.1)
-    monkeypatch.setattr(moves, "NEARLY_ALL", -1)  # it is never thought to have it all
+    monkeypatch.setattr(moves, "TARGET_LOST_S", 0.1)
+    monkeypatch.setattr(moves, "CUT_OVER_BACKLOG", -1)  # it is never thought to have it all
     source = await node(stack, "a")
     await source.broker.create()
     servicer = Target("channel_created", be_silent)
@@ -576,7 +576,7 @@ async def test_a_target_that_goes_away_leaves_the_agent_here(
 async def test_a_drain_that_is_given_up_leaves_the_agent_here(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moves, "NEARLY_ALL", -1)
+    monkeypatch.setattr(moves, "CUT_OVER_BACKLOG", -1)
     source = await node(stack, "a")
     channel = await source.broker.create()
     servicer = Target("channel_created", be_silent)

@@ -67,7 +67,7 @@ class MemoryReplication:
         channel = self._table.living(channel_id)
         channel.advance(event_id, self._loop.time())
 
-    async def dismiss_writers(self, agent: str) -> None:
+    async def refuse_writers(self, agent: str) -> None:
         if (home := self._index.find_agent(agent)) is not None:
             await self._room.dismiss(home)
 
