@@ -67,7 +67,8 @@ class Reader:
         on_exit: Callable[["Reader"], None],
     ) -> None:
         """`opening` returns the lease of the channel; `time_s` is how long the read lasts."""
-        self._opening = opening
+        self._opening: Callable[[Reader], Awaitable[Lease]] | None = opening
+        """None once it was called: there are many open reads, and memory counts."""
         self._lease: Lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s
@@ -89,7 +90,9 @@ class Reader:
     # -- The context
 
     async def __aenter__(self) -> Self:
+        assert self._opening is not None, "a read is opened once"
         self._lease = await self._opening(self)
+        self._opening = None
         self._ready = self._lease.ready
         self._until = self._now() + self._time_s
         self._observer.read_started()
