@@ -1,7 +1,7 @@
-"""Following the channels of an agent, for another node to have the same.
+"""The changes of the channels of one agent, for one target.
 
-A follower knows of each channel how far it was taken, and which channels have changed since. Events
-are never copied: they are looked up in the channel's log when they are asked for.
+A follower remembers, for each channel, how far the target was sent its log, and which channels have
+changed since then. It copies no events: `take` reads them from the logs.
 """
 
 import asyncio
@@ -26,24 +26,24 @@ from megaphone.store.memory.index import AgentChannels, Index, StoredChannel
 from megaphone.store.memory.parts import Parts
 
 LOOKED_AT_ONCE = 100
-"""How many channels without news are looked at before other tasks get their turn."""
-UNREAD = Progress()
+"""How many channels `take` looks at before other tasks get a turn."""
+NO_PROGRESS = Progress()
 
 
 @dataclass(slots=True)
 class FollowerState:
-    """How far a follower has taken the changes of one channel."""
+    """How far `take` has returned the changes of one channel."""
 
     offset: int
-    """The offset of the last event that was taken, or passed over."""
+    """The offset of the last event that was returned or left out."""
     keys: int = -1
-    """Up to which offset the keys of events were taken."""
-    progress: Progress = UNREAD
-    """The progress that was taken last."""
+    """The offset up to which the idempotency keys of events were returned."""
+    progress: Progress = NO_PROGRESS
+    """The progress that was returned last."""
 
 
 class MemoryChanges:
-    """Fulfils `cluster.ports.Changes`. Follows from the moment it is made."""
+    """Fulfils `cluster.ports.Changes`. It follows the channels from its creation to `close`."""
 
     def __init__(
         self,
@@ -57,22 +57,23 @@ class MemoryChanges:
         self._home = home
         self._index = index
         self._on_taken = on_taken
-        """Called when events of a channel were taken for which writers may wait."""
+        """Called when `take` returns events of a channel in which writers wait."""
         self._on_close = on_close
         self._now = now
         self.with_read = False
-        """Whether the follower has asked for events that were read, too."""
+        """Whether `take` also returns delivered events, progress and idempotency keys."""
         self._states = Parts[FollowerState]()
         self._walk = iter(home)
-        """The channels that were there at the start, in the order in which they came. They are
-        looked at first."""
+        """The rest of the channels that existed at the start, oldest first. `take` looks at these
+        channels before it looks at `_changed`."""
         self._left_to_walk = home.count
         self._changed: OrderedDict[bytes, None] = OrderedDict()
-        """The channels that have changed since they were looked at."""
+        """The channels that have changed since `take` looked at them."""
         self._ended: deque[str] = deque()
+        """The consumer addresses of channels that have ended, but whose end was not returned."""
         self._woken = asyncio.Event()
 
-    # -- What the store says
+    # -- Calls of the store
 
     def channel_changed(self, channel_id: bytes) -> None:
         self._changed[channel_id] = None
@@ -85,10 +86,11 @@ class MemoryChanges:
             self._woken.set()
 
     def has_taken(self, channel: StoredChannel, offset: int) -> bool:
+        """Return whether `take` has returned the event of a channel at an offset."""
         state = self._states.get(channel.channel_id)
         return state is not None and state.offset >= offset
 
-    # -- What the follower asks
+    # -- Calls of the pipe
 
     async def take(self, limit: int, *, wait: bool = True) -> Sequence[ChannelChange]:
         while True:
@@ -129,7 +131,8 @@ class MemoryChanges:
         free_in_slices(states)
 
     def _take_ready(self, limit: int) -> list[ChannelChange]:
-        """Return changes, or none if there are none in the channels looked at so far."""
+        """Look at some channels, and return their changes. The list may be empty although there
+        are changes in other channels."""
         changes: list[ChannelChange] = []
         while self._ended and len(changes) < limit:
             changes.append(ChannelEnded(self._ended.popleft()))
@@ -140,7 +143,7 @@ class MemoryChanges:
         return changes
 
     def _next_channel(self) -> StoredChannel | None:
-        """Return the next channel to look at, which then counts as looked at."""
+        """Remove the next channel from the channels to look at, and return it."""
         for channel in self._walk:
             self._left_to_walk = max(0, self._left_to_walk - 1)
             if self._index.holds(channel):
@@ -154,6 +157,7 @@ class MemoryChanges:
         return None
 
     def _changes_of(self, channel: StoredChannel, limit: int) -> list[ChannelChange]:
+        """Return the changes of a channel since the last time, with up to `limit` events."""
         changes: list[ChannelChange] = []
         if (state := self._states.get(channel.channel_id)) is None:
             state = FollowerState(0 if self.with_read else channel.log.delivered)
@@ -171,7 +175,7 @@ class MemoryChanges:
             state.progress = progress
             changes.append(ProgressMade(channel.consumer_address, progress))
         if len(events) == limit:
-            self.channel_changed(channel.channel_id)  # there may be more; its turn comes again
+            self.channel_changed(channel.channel_id)  # because there may be more events
         if events and channel.waiting_writers:
             self._on_taken(channel)
         return changes
@@ -179,7 +183,7 @@ class MemoryChanges:
     def _events(
         self, channel: StoredChannel, state: FollowerState, first: int, events: Sequence[Event]
     ) -> Iterator[ChannelChange]:
-        """Yield events with their keys, and before them the keys of events that are gone."""
+        """Yield events with their idempotency keys, and before them the keys of older events."""
         address, now = channel.consumer_address, self._now()
         keys = dict[str, KeyOf]()
         ids = {event.id for event in events}

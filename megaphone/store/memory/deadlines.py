@@ -1,8 +1,8 @@
-"""Which channel dies next.
+"""Finds the channels that expire next, without a scan of all channels.
 
-Deadlines move with every read, but only ever forward. So each channel has one entry, made when it
-is created and looked at when it falls due: whoever still lives then is entered again under its
-present deadline. Reads cost nothing here, and finding the dead costs no scan.
+A read changes the deadline of its channel, but never to an earlier time. So each channel has one
+entry in the queue, from its creation on, and a read need not change the queue. At the time of the
+entry, the store checks the channel: if it has not expired, it gets a new entry.
 """
 
 import heapq
@@ -10,7 +10,7 @@ import sys
 
 
 class Deadlines:
-    """A queue of channel ids in order of the time at which each must be looked at."""
+    """A queue of channel ids, ordered by the time at which the store must check each channel."""
 
     __slots__ = ("_queue",)
 
@@ -21,7 +21,7 @@ class Deadlines:
         heapq.heappush(self._queue, (time, channel_id))
 
     def pop_due(self, now: float, most: int = sys.maxsize) -> list[bytes]:
-        """Remove and return the ids whose time has come, the earliest first, `most` at most."""
+        """Remove and return the ids whose time is `now` or before: the earliest `most` of them."""
         due: list[bytes] = []
         while self._queue and self._queue[0][0] <= now and len(due) < most:
             due.append(heapq.heappop(self._queue)[1])
@@ -29,5 +29,5 @@ class Deadlines:
 
     @property
     def next(self) -> float | None:
-        """The earliest time at which `pop_due` returns something; None when there is none."""
+        """The time of the first entry; None if the queue is empty."""
         return self._queue[0][0] if self._queue else None

@@ -1,8 +1,7 @@
-"""The channels of a store, by their id and by their agent.
+"""The channels of a store, by channel id and by agent.
 
 No operation looks at more channels than it returns. A walk over the channels of an agent may pause
-anywhere, and goes on however many channels came and went meanwhile: that is why they are linked
-instead of listed.
+while channels are added and removed, because the channels form a linked list.
 """
 
 from collections import Counter, OrderedDict
@@ -23,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class StoredChannel(Channel):
-    """A channel with its identity and its place in the index."""
+    """A channel with its address and its links in the index."""
 
-    __slots__ = ("consumer_address", "home", "is_exempt", "newer", "older")
+    __slots__ = ("consumer_address", "home", "may_expire", "newer", "older")
 
     def __init__(
         self,
@@ -41,12 +40,12 @@ class StoredChannel(Channel):
         self.consumer_address = consumer_address
         self.log.listener = home.on_changed
         self.home = home
-        """The channels of its agent. It is known also after the channel has left them."""
-        self.is_exempt = False
-        """Whether it may expire while its agent is kept alive."""
+        """The channels of its agent. The attribute stays when the channel is removed."""
+        self.may_expire = False
+        """Whether the channel may expire although its agent is kept alive."""
         self.newer: StoredChannel | None = None
-        """The next channel of the agent. A channel that has left keeps this link, for the walk
-        that stands at it."""
+        """The next channel of the agent. A removed channel keeps this link, because a walk may be
+        paused at it."""
         self.older: StoredChannel | None = None
 
     @property
@@ -57,27 +56,28 @@ class StoredChannel(Channel):
 
     @property
     def is_kept_alive(self) -> bool:
-        return self.home.keepers > 0 and not self.is_exempt
+        return self.home.keepers > 0 and not self.may_expire
 
     @property
-    def dies_at(self) -> float | None:
-        """The deadline, or that of all channels of the agent if it is later; None while read."""
+    def expires_at(self) -> float | None:
+        """When the channel expires if its agent is not kept alive: its deadline, or `alive_until`
+        of its agent if that is later. None while the channel is read."""
         return None if self.deadline is None else max(self.deadline, self.home.alive_until)
 
     def is_past_deadline(self, now: float) -> bool:
         return self.deadline is not None and now >= max(self.deadline, self.home.alive_until)
 
-    def is_dead(self, now: float) -> bool:
-        """Whether it has expired: nobody may use it any more."""
+    def is_expired(self, now: float) -> bool:
+        """Return whether the channel has expired, so that no call may use it any more."""
         return self.is_past_deadline(now) and not self.is_kept_alive
 
     def is_kept_past_deadline(self, now: float) -> bool:
-        """Whether it would have expired if its agent were not kept alive."""
+        """Return whether the channel has not expired only because its agent is kept alive."""
         return self.is_past_deadline(now) and self.is_kept_alive
 
 
 class AgentChannels:
-    """The channels of one agent, oldest first, and what holds for all of them."""
+    """The channels of one agent, oldest first, and the state that they share."""
 
     __slots__ = (
         "alive_until",
@@ -96,31 +96,33 @@ class AgentChannels:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.on_changed = self._tell_followers
-        """The listener of its channels: one object for all of them."""
+        self.on_changed = self._notify_followers
+        """The listener of the logs of all these channels: one object, to save memory."""
         self.oldest: StoredChannel | None = None
         self.newest: StoredChannel | None = None
         self.count = 0
-        """How many channels there are."""
+        """How many channels the agent has."""
         self.capacities: Counter[int] = Counter()
-        """How many channels have a capacity."""
+        """How many channels have each capacity."""
         self.keepers = 0
-        """How many keep the agent alive: meanwhile its channels do not expire."""
+        """How many contexts keep the agent alive. While there is one, its channels do not
+        expire."""
         self.alive_until = 0.0
-        """Before this time no channel expires. One time stands for all, because writing it into
-        each of very many channels would take long."""
+        """Before this time no channel expires. It is one number for all channels, because a change
+        of each of very many channels would take long."""
         self.kept = Parts[StoredChannel]()
-        """The channels that were past their deadline when they were last looked at, and live on."""
+        """The channels that were past their deadline at their last check, but were kept alive."""
         self.followers: tuple[MemoryChanges, ...] = ()
         self.waiting: OrderedDict[asyncio.Future[None], StoredChannel] = OrderedDict()
-        """What writers wait for, and at which channel."""
+        """The future of each waiting writer, and the channel in which it waits."""
         self.blocked: OrderedDict[StoredChannel, None] = OrderedDict()
-        """The channels at which writers wait."""
+        """The channels in which writers wait."""
 
     def __iter__(self) -> Iterator[StoredChannel]:
-        """Walk from the oldest channel to the newest, whatever comes and goes meanwhile.
+        """Walk from the oldest channel to the newest. The walk may pause while channels are added
+        and removed.
 
-        Also yields a channel that left while the walk stood at it.
+        A walk may also yield channels that were removed during a pause.
         """
         channel = self.oldest
         while channel is not None:
@@ -160,17 +162,17 @@ class AgentChannels:
 
     # -- Followers
 
-    def _tell_followers(self, channel_id: bytes) -> None:
+    def _notify_followers(self, channel_id: bytes) -> None:
         for follower in self.followers:
             follower.channel_changed(channel_id)
 
     @property
     def may_evict(self) -> bool:
-        """Whether it is followed only by those that cannot say how far it is read elsewhere."""
+        """Whether the agent has followers, but none that reports how far its target is read."""
         return bool(self.followers) and not any(f.with_read for f in self.followers)
 
     def is_taken_by_all(self, channel: StoredChannel, offset: int) -> bool:
-        """Whether every follower has taken the event of a offset."""
+        """Return whether every follower has taken the event of a channel at an offset."""
         return all(follower.has_taken(channel, offset) for follower in self.followers)
 
 
@@ -189,7 +191,7 @@ class Index:
         return len(self._channels)
 
     def holds(self, channel: StoredChannel) -> bool:
-        """Tell whether a channel has not left."""
+        """Return whether a channel is in the index, that is, was not removed."""
         return self._channels.get(channel.channel_id) is channel
 
     def add(self, channel: StoredChannel) -> None:
@@ -202,9 +204,9 @@ class Index:
         self.tidy(channel.home)
 
     def agent(self, name: str) -> AgentChannels:
-        """Return the channels of an agent; if it has none, a place for them.
+        """Return the channels of an agent. Makes an empty entry if the agent has none.
 
-        Whoever changes the place calls `tidy` once it has changed it back.
+        A caller that undoes a change of the entry must call `tidy` afterwards.
         """
         home = self._agents.get(name)
         if home is None:
@@ -212,7 +214,7 @@ class Index:
         return home
 
     def tidy(self, home: AgentChannels) -> None:
-        """Forget the place of an agent that is of no use any more."""
+        """Remove the entry of an agent if it is unused."""
         if home.is_unused and self._agents.get(home.name) is home:
             del self._agents[home.name]
 
@@ -223,7 +225,7 @@ class Index:
         return list(self._agents.values())
 
     def walk(self, agent: str | None) -> Iterator[StoredChannel]:
-        """Walk the channels of an agent, or of all agents, oldest first."""
+        """Walk over the channels of an agent, or of all agents, from the oldest to the newest."""
         if agent is None:
             return merge(*self._agents.values(), key=attrgetter("created_at"))
         return iter(self._agents.get(agent, ()))

@@ -1,4 +1,4 @@
-"""A mapping that grows without long steps."""
+"""A mapping that grows without long pauses."""
 
 from typing import Generic, TypeVar
 
@@ -8,10 +8,10 @@ PARTS = 32
 
 
 class Parts(Generic[V]):
-    """A dict by channel id, in parts.
+    """A mapping from channel ids to values that consists of several dicts.
 
-    A dict that outgrows its table copies all its entries at once, which takes milliseconds for
-    100,000 of them.
+    A dict that grows beyond its table copies all its entries at once. With 100,000 entries this
+    takes milliseconds; in a smaller dict the pause is shorter.
     """
 
     __slots__ = ("_parts",)

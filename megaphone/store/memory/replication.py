@@ -1,4 +1,4 @@
-"""What two nodes that keep channels in memory need in order to have the same ones."""
+"""The part of the memory store that replication needs: copying channels between two nodes."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -17,19 +17,19 @@ from megaphone.model import (
 from megaphone.store.memory.changes import MemoryChanges
 from megaphone.store.memory.parts import Parts
 from megaphone.store.memory.table import Table
-from megaphone.store.memory.waiting import Room
+from megaphone.store.memory.waiting import WaitingWriters
 
 LISTED_AT_ONCE = 100
-"""How many channels are looked at before other tasks get their turn."""
+"""How many channels `blocked` looks at before other tasks get a turn."""
 
 
 class MemoryReplication:
     """Fulfils `cluster.ports.Replicable`."""
 
-    def __init__(self, table: Table, room: Room) -> None:
+    def __init__(self, table: Table, writers: WaitingWriters) -> None:
         self._table = table
         self._index = table.index
-        self._room = room
+        self._writers = writers
         self._loop = asyncio.get_running_loop()
 
     # -- For the targets of this node
@@ -42,7 +42,11 @@ class MemoryReplication:
             self._index.tidy(home)
 
         changes = MemoryChanges(
-            home, self._index, on_taken=self._room.make, on_close=closed, now=self._loop.time
+            home,
+            self._index,
+            on_taken=self._writers.evict_if_unread,
+            on_close=closed,
+            now=self._loop.time,
         )
         home.followers += (changes,)
         return changes
@@ -69,7 +73,7 @@ class MemoryReplication:
 
     async def refuse_writers(self, agent: str) -> None:
         if (home := self._index.find_agent(agent)) is not None:
-            await self._room.dismiss(home)
+            await self._writers.refuse(home)
 
     async def release(self, channel_id: bytes) -> None:
         self._table.release(self._table.living(channel_id))
@@ -100,7 +104,7 @@ class MemoryReplication:
     async def state(self, channel_id: bytes) -> ChannelState | None:
         channel = self._index.get(channel_id)
         now = self._loop.time()
-        if channel is None or channel.is_dead(now):
+        if channel is None or channel.is_expired(now):
             return None
         return ChannelState(
             is_read=channel.is_read,
@@ -135,7 +139,7 @@ class MemoryReplication:
         return addresses
 
     async def allow_expiry(self, channel_id: bytes) -> None:
-        self._table.living(channel_id).is_exempt = True
+        self._table.living(channel_id).may_expire = True
 
     async def expire(self, channel_id: bytes) -> None:
         channel = self._index.get(channel_id)

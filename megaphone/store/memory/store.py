@@ -1,7 +1,7 @@
-"""Channels in the memory of this process.
+"""A store that keeps its channels in the memory of this process.
 
-Puts an event loop around `core.channel.Channel`. Every change to a channel is one step without an
-`await`, which is what makes it atomic with respect to cancellation and to every other task.
+The store adds waiting, timers and an index to `core.channel.Channel`. Each change of a channel is
+one step without an `await`, so neither a cancellation nor another task can interrupt it.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ from megaphone.model import ChannelLimits, ReadOptions
 from megaphone.store.memory.lease import MemoryLease
 from megaphone.store.memory.replication import MemoryReplication
 from megaphone.store.memory.table import Table
-from megaphone.store.memory.waiting import Room
+from megaphone.store.memory.waiting import WaitingWriters
 
 LISTED_AT_ONCE = 200
-"""How many channels a listing passes before other tasks get their turn."""
+"""How many channels `list` passes before other tasks get a turn."""
 
 
 class MemoryStore:
@@ -34,16 +34,16 @@ class MemoryStore:
         on_removed: OnRemoved = lambda consumer_address, age_s, lost: None,
         on_evicted: Callable[[int], None] = lambda lost: None,
     ) -> None:
-        """`on_evicted` is called with a number of events that were evicted, to make room for those
-        of writers, before any reader here had them. It must not raise or wait."""
+        """`on_evicted` is called when the store has evicted events to free places for writers. Its
+        argument is how many of them no reader was ever sent. It must not raise or wait."""
         self._loop = asyncio.get_running_loop()
         self._table = Table(
             limits=limits, max_channels=max_channels, budget=budget, on_removed=on_removed
         )
         self._index = self._table.index
-        self._room = Room(write_timeout_s, on_evicted)
-        self.replication = MemoryReplication(self._table, self._room)
-        """What other nodes of this kind need of the channels."""
+        self._writers = WaitingWriters(write_timeout_s, on_evicted)
+        self.replication = MemoryReplication(self._table, self._writers)
+        """The calls for replication to other nodes, and from them."""
 
     async def create(
         self, channel_id: bytes, consumer_address: str, capacity: int | None = None
@@ -53,7 +53,8 @@ class MemoryStore:
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         results: list[AppendResult] = []
         refused: dict[bytes, AppendResult] = {}
-        """By channel: why the later writes are not tried."""
+        """By channel id: the result of a write that was not accepted. The later writes of the
+        channel get the same result and are not tried."""
         for write in writes:
             result = refused.get(write.channel_id) if refused else None
             if result is None:
@@ -84,7 +85,7 @@ class MemoryStore:
     def append_nowait(self, write: Append) -> Stored:
         channel = self._table.living(write.channel_id)
         if channel.waiting_writers or not channel.has_room:
-            self._room.make(channel)
+            self._writers.evict_if_unread(channel)
             if channel.waiting_writers or not channel.has_room:
                 raise WouldBlock
         answer = channel.offer(write.event, now=self._loop.time(), request_id=write.request_id)
@@ -94,9 +95,9 @@ class MemoryStore:
     async def _wait_for_room(self, write: Append) -> Stored:
         channel = self._table.living(write.channel_id)
         answer = channel.offer(write.event, now=self._loop.time(), request_id=write.request_id)
-        if isinstance(answer, str):  # that of an earlier event with the same request id
+        if isinstance(answer, str):  # the id of an earlier event with the same idempotency key
             return Stored(answer, is_new=False)
-        return await self._room.wait(channel, answer)
+        return await self._writers.wait(channel, answer)
 
     async def open(
         self, channel_id: bytes, consumer_address: str, options: ReadOptions
@@ -111,7 +112,9 @@ class MemoryStore:
     async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
         now = self._loop.time()
         found = ((one, self._index.get(one)) for one in channel_ids)
-        return {one for one, channel in found if channel is not None and not channel.is_dead(now)}
+        return {
+            one for one, channel in found if channel is not None and not channel.is_expired(now)
+        }
 
     async def remove(self, channel_id: bytes) -> None:
         self._table.remove(self._table.living(channel_id))
@@ -138,7 +141,7 @@ class MemoryStore:
         self._table.check_room()
 
     async def quiesce(self) -> None:
-        await self._room.quiesce(self._index.agents())
+        await self._writers.quiesce(self._index.agents())
 
     async def aclose(self) -> None:
         await self._table.aclose()

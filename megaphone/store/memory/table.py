@@ -1,4 +1,4 @@
-"""How channels come into a store and how they end: at their deadline, at a call, with the store."""
+"""Adds channels to a store, and removes them: at their deadline, by a call, or with the store."""
 
 import asyncio
 import time
@@ -12,11 +12,11 @@ from megaphone.store.memory.deadlines import Deadlines
 from megaphone.store.memory.index import Index, StoredChannel
 
 ENDED_AT_ONCE = 50
-"""How many channels end before other tasks get their turn."""
+"""How many channels are removed before other tasks get a turn."""
 
 
 class Table:
-    """The channels of a store. Every method takes effect at once."""
+    """The channels of a store. Every method but `aclose` takes effect at once."""
 
     def __init__(
         self, *, limits: ChannelLimits, max_channels: int, budget: Budget, on_removed: OnRemoved
@@ -29,15 +29,16 @@ class Table:
         self._on_removed = on_removed
         self._loop = asyncio.get_running_loop()
         self._epoch = time.time_ns() // 1_000_000
-        """In milliseconds. A store that lost its channels, as this one does when its process ends,
-        has another one afterwards."""
+        """The epoch of this store: its start time in milliseconds. After a restart, when all events
+        are lost, the new store has another epoch."""
         self._deadlines = Deadlines()
         self._sweep_timer: asyncio.TimerHandle | None = None
 
-    # -- Coming
+    # -- Adding
 
     def check_room(self) -> None:
-        """Raises: LimitExceeded, when there is no room for one more channel."""
+        """Raises: LimitExceeded, when the store has as many channels as it may have, or no memory
+        for one more."""
         if len(self.index) >= self._max_channels:
             raise LimitExceeded(
                 f"this node holds {self._max_channels} channels already; no more are allowed"
@@ -45,7 +46,8 @@ class Table:
         self.budget.ensure(CHANNEL_BYTES, self._loop.time())
 
     def create(self, channel_id: bytes, consumer_address: str, capacity: int | None) -> None:
-        """Add an empty channel, in the place of one that has expired but is still there.
+        """Add an empty channel. Replaces a channel with the same id that has expired but is not
+        removed yet.
 
         Raises: LimitExceeded.
         """
@@ -71,7 +73,7 @@ class Table:
             self._schedule_sweep()
 
     def _limits_of(self, capacity: int | None) -> ChannelLimits:
-        """Return limits that all channels of a capacity share."""
+        """Return the limits for a capacity: one object for all channels of the same capacity."""
         if capacity is None:
             return self.limits
         if capacity not in self._limits_by_capacity:
@@ -81,26 +83,30 @@ class Table:
     # -- Finding
 
     def living(self, channel_id: bytes) -> StoredChannel:
-        """Raises: ChannelNotFound."""
+        """Return a channel. Raises: ChannelNotFound, also when the channel has expired."""
         channel = self.index.get(channel_id)
         if channel is None:
             raise ChannelNotFound
         now, deadline = self._loop.time(), channel.deadline
-        if deadline is not None and deadline <= now and channel.is_dead(now):
+        if deadline is not None and deadline <= now and channel.is_expired(now):
             raise ChannelNotFound
         return channel
 
     def readable(self, channel_id: bytes, consumer_address: str) -> StoredChannel:
-        """Raises: ChannelNotFound, also when the address is not exactly that of the channel."""
+        """Return a channel for a reader.
+
+        Raises: ChannelNotFound, also when its consumer address is not exactly the given one.
+        """
         channel = self.living(channel_id)
         if channel.consumer_address != consumer_address:
             raise ChannelNotFound
         return channel
 
-    # -- Going
+    # -- Removing
 
     def remove(self, channel: StoredChannel) -> None:
-        """End a channel: its reader, its writers, its followers and the listener are told."""
+        """Remove a channel: end its read, refuse its waiting writers, and notify its followers and
+        `on_removed`."""
         self.index.remove(channel)
         for changes in channel.home.followers:
             changes.channel_ended(channel)
@@ -109,8 +115,7 @@ class Table:
         self._on_removed(channel.consumer_address, age_s, lost)
 
     def release(self, channel: StoredChannel) -> None:
-        """Drop a channel for which another node answers: neither followers nor the listener are
-        told."""
+        """Delete a channel that another node owns, without notifying followers or `on_removed`."""
         channel.close()
         self.index.remove(channel)
 
@@ -136,14 +141,14 @@ class Table:
         for channel_id in self._deadlines.pop_due(now, ENDED_AT_ONCE):
             if (channel := self.index.get(channel_id)) is None:
                 continue
-            if channel.is_dead(now):
+            if channel.is_expired(now):
                 self.remove(channel)
                 continue
             if channel.is_kept_past_deadline(now):
                 channel.home.kept[channel_id] = channel
-            dies_at = channel.dies_at
-            if dies_at is None or dies_at <= now:
-                # A channel that is read or kept alive now cannot die before a whole ttl has passed.
-                dies_at = now + self.limits.ttl_s
-            self._deadlines.add(channel_id, dies_at)
+            expires_at = channel.expires_at
+            if expires_at is None or expires_at <= now:
+                # A channel that is read or kept alive now cannot expire within the next TTL.
+                expires_at = now + self.limits.ttl_s
+            self._deadlines.add(channel_id, expires_at)
         self._schedule_sweep()

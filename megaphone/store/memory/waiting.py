@@ -1,4 +1,4 @@
-"""Writers that wait for room in a channel, and who makes it for them if readers do not."""
+"""Writers that wait for a free place in a channel, and evictions that free one for them."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -9,24 +9,29 @@ from megaphone.errors import AgentMoved, ChannelNotFound, ShuttingDown, WriteTim
 from megaphone.store.memory.index import AgentChannels, StoredChannel
 
 UNREAD_S = 5.0
-"""A channel that is only forwarded and that nobody has read here for this long does not make its
-writers wait: its oldest event that all followers have taken is evicted."""
+"""A replicated channel that was not read here for this long does not make writers wait. Instead,
+the store evicts the oldest event, if all followers have taken it."""
 WOKEN_AT_ONCE = 20
-"""How many writers are woken before other tasks get their turn."""
+"""How many writers are woken before other tasks get a turn."""
 
 
-class Room:
-    """Room for the events of writers. Belongs to one store."""
+class WaitingWriters:
+    """The waiting writers of all channels of one store."""
 
     def __init__(self, write_timeout_s: float, on_evicted: Callable[[int], None]) -> None:
         self._write_timeout_s = write_timeout_s
         self._on_evicted = on_evicted
         self._loop = asyncio.get_running_loop()
-        self._dismissed: set[asyncio.Future[None]] = set()
-        self._is_quiet = False
+        self._refused: set[asyncio.Future[None]] = set()
+        """The futures of writers that `refuse` has woken."""
+        self._is_quiesced = False
 
-    def make(self, channel: StoredChannel) -> None:
-        """Evict an event that other nodes have, if the channel is full and nobody reads it here."""
+    def evict_if_unread(self, channel: StoredChannel) -> None:
+        """Evict the oldest event of a full channel that was not read here for `UNREAD_S`.
+
+        Does nothing unless every follower has taken the event, and none of them reports how far
+        its target is read.
+        """
         if channel.has_room or not channel.home.may_evict:
             return
         now = self._loop.time()
@@ -38,16 +43,16 @@ class Room:
             self._on_evicted(lost)
 
     async def wait(self, channel: StoredChannel, waiter: Waiter) -> Stored:
-        """Wait until the event of a waiter is in the channel.
+        """Wait until the channel accepts the event of a waiter.
 
-        Raises: WriteTimeout; ChannelNotFound, when the channel goes; AgentMoved, when the writers
-            of its agent are dismissed; ShuttingDown.
+        Raises: WriteTimeout; ChannelNotFound, when the channel is removed; AgentMoved, when
+            `refuse` is called for its agent; ShuttingDown, when `quiesce` is called.
         """
         home = channel.home
         woken = self._loop.create_future()
         timers = (
             self._loop.call_later(self._write_timeout_s, wake, woken),
-            self._loop.call_later(UNREAD_S, self.make, channel),
+            self._loop.call_later(UNREAD_S, self.evict_if_unread, channel),
         )
 
         def on_resolved() -> None:
@@ -57,7 +62,7 @@ class Room:
         home.waiting[woken] = channel
         home.blocked[channel] = None
         try:
-            if not self._is_quiet:
+            if not self._is_quiesced:
                 await woken
         except asyncio.CancelledError:
             if not waiter.accepted:
@@ -69,30 +74,30 @@ class Room:
             del home.waiting[woken]
             if not channel.waiting_writers:
                 home.blocked.pop(channel, None)
-            is_dismissed = woken in self._dismissed
-            self._dismissed.discard(woken)
+            is_refused = woken in self._refused
+            self._refused.discard(woken)
         if waiter.accepted:
             return Stored(waiter.event.id, waiter.is_first(on_resolved))
         if waiter.accepted is False:
             raise ChannelNotFound
-        if is_dismissed:
+        if is_refused:
             raise AgentMoved(f"agent {home.name} moves to another node")
-        raise ShuttingDown if self._is_quiet else WriteTimeout
+        raise ShuttingDown if self._is_quiesced else WriteTimeout
 
-    async def dismiss(self, home: AgentChannels) -> None:
-        """Answer those who wait at the channels of an agent with AgentMoved."""
-        await self._wake_all(home, self._dismissed.add)
+    async def refuse(self, home: AgentChannels) -> None:
+        """Refuse the waiting writers of all channels of an agent, with AgentMoved."""
+        await self._wake_all(home, self._refused.add)
 
     async def quiesce(self, homes: Iterable[AgentChannels]) -> None:
-        """From now on answer writers that wait, or would, with ShuttingDown."""
-        self._is_quiet = True
+        """From now on refuse waiting writers, and writers that would wait, with ShuttingDown."""
+        self._is_quiesced = True
         for home in homes:
             await self._wake_all(home, lambda woken: None)
 
     async def _wake_all(
         self, home: AgentChannels, note: Callable[[asyncio.Future[None]], None]
     ) -> None:
-        """Wake those who wait now, in slices."""
+        """Call `note` for each writer that waits now, and wake it, in slices."""
         waiting = home.waiting
         for number in range(len(waiting)):
             if number and number % WOKEN_AT_ONCE == 0:
@@ -106,5 +111,6 @@ class Room:
 
 
 def wake(waiting: "asyncio.Future[None]") -> None:
+    """Resolve a future, if it is not done yet."""
     if not waiting.done():
         waiting.set_result(None)
