@@ -1,10 +1,11 @@
 """A node's agents: which of them take new channels, and when."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from megaphone.core.agents import TRANSITIONS, Agent, Agents, Step
+from megaphone.core.agents import MOVED_REMEMBERED, TRANSITIONS, Agent, Agents, Step
 from megaphone.errors import (
     AgentMoved,
     AgentNotFound,
@@ -266,3 +267,104 @@ def test_new_channels_go_to_agents_of_other_nodes_only_if_there_is_no_own() -> N
     assert names_picked(agents, 0.0) == {"a"}
     agents.leave("a")
     assert names_picked(agents, 0.0) == {"b"}
+
+
+def test_a_node_answers_for_every_agent_but_its_replicas() -> None:
+    agents, _ = one(AgentMode.MASTER)
+    agents.add("piped", AgentMode.MASTER, 0.0)
+    agents.pipe("piped")
+    agents.add("replica", AgentMode.REPLICA, 0.0)
+    owned = {name: agents.is_owned(name) for name in ("a", "piped", "replica", "unknown")}
+    assert owned == {"a": True, "piped": True, "replica": False, "unknown": True}
+
+
+@pytest.mark.parametrize("mode", [AgentMode.MASTER, AgentMode.REPLICA])
+def test_an_agent_whose_pipes_led_nowhere_is_again_what_it_was(mode: AgentMode) -> None:
+    agents, agent = one(mode)
+    agents.pipe("a")
+    piped = agents.pipe("a").since
+    agents.take_back("a")
+    assert agent.mode is mode
+    assert agent.since > piped
+
+
+def test_the_agents_that_left_last_are_remembered_and_no_others() -> None:
+    agents = Agents(0.0)
+    names = [f"a{number}" for number in range(MOVED_REMEMBERED + 1)]
+    for name in names:
+        agents.add(name, AgentMode.MASTER, 0.0)
+        agents.leave(name)
+    assert isinstance(agents.why_absent(names[0]), ChannelNotFound)
+    assert isinstance(agents.why_absent(names[1]), AgentMoved)
+    assert isinstance(agents.why_absent(names[-1]), AgentMoved)
+
+
+def test_agents_that_other_nodes_brought_are_listed_oldest_first_and_no_others() -> None:
+    agents = Agents(0.0)
+    agents.add("configured", AgentMode.REPLICA, 0.0)
+    brought = [agents.feed(name, bytes(32)) for name in ("c", "configured", "b")]
+    assert agents.made_by_feeds() == [brought[0], brought[2]]
+
+
+def brought() -> tuple[Agents, Agent]:
+    """Return the agents of a node, one of which another node has brought and feeds no more."""
+    agents = Agents(0.0)
+    return agents, agents.feed("a", bytes(32))
+
+
+def test_a_replica_that_nobody_feeds_is_unneeded() -> None:
+    agents, agent = brought()
+    assert agents.is_unneeded(agent)
+    agent.feeds += 1
+    assert not agents.is_unneeded(agent)
+
+
+def test_a_configured_agent_is_never_unneeded() -> None:
+    agents, agent = one(AgentMode.REPLICA)
+    agents.feed("a", bytes(32))
+    assert not agents.is_unneeded(agent)
+
+
+def test_a_promoted_agent_is_unneeded_where_another_master_takes_new_channels() -> None:
+    agents, agent = brought()
+    agents.promote("a", 0.0)
+    assert not agents.is_unneeded(agent)
+    agents.feed("b", bytes(32))
+    agents.promote("b", 0.0)
+    assert not agents.is_unneeded(agent)
+    agents.add("own", AgentMode.MASTER, 0.0)
+    assert agents.is_unneeded(agent)
+
+
+def test_an_agent_that_is_on_its_way_to_another_node_is_not_unneeded() -> None:
+    agents, agent = brought()
+    with agents.moving("a"):
+        assert not agents.is_unneeded(agent)
+    agents.pipe("a")
+    assert not agents.is_unneeded(agent)
+
+
+def test_an_agent_that_is_gone_is_not_unneeded_and_nor_is_its_successor() -> None:
+    agents, agent = brought()
+    agents.remove("a")
+    assert not agents.is_unneeded(agent)
+    successor = agents.add("a", AgentMode.REPLICA, 0.0)
+    assert not agents.is_unneeded(agent)
+    assert not agents.is_unneeded(successor)
+
+
+@pytest.mark.looptime
+async def test_a_call_waits_until_its_agent_moves_no_more() -> None:
+    agents, _ = one(AgentMode.MASTER)
+    await agents.move_finished("a")
+    with agents.moving("a"):
+        assert agents.is_moving("a")
+        assert not agents.is_moving("b")
+        await agents.move_finished("b")
+        waiting = asyncio.create_task(agents.move_finished("a"))
+        await asyncio.sleep(100.0)
+    with agents.moving("a"):  # it moves again before the call has its turn
+        await asyncio.sleep(100.0)
+        assert not waiting.done()
+    assert not agents.are_moving
+    await waiting

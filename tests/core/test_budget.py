@@ -2,7 +2,14 @@
 
 import pytest
 
-from megaphone.core.budget import CHANNEL_BYTES, ENTRY_BYTES, EVENT_BYTES, Budget, cost
+from megaphone.core.budget import (
+    CHANNEL_BYTES,
+    ENTRY_BYTES,
+    EVENT_BYTES,
+    UNCOUNTED_BYTES,
+    Budget,
+    cost,
+)
 from megaphone.core.channel import Channel, Waiter
 from megaphone.core.progress import LARGEST_BATCH_BYTES
 from megaphone.errors import LimitExceeded
@@ -216,3 +223,88 @@ def test_another_holder_of_an_event_costs_no_second_body() -> None:
     assert cost(shared) == EVENT
     write(one, shared)
     assert cost(shared) == ENTRY_BYTES
+
+
+# Requests and responses
+
+
+def test_a_request_counts_from_where_its_connection_cannot_hold_it_until_it_is_received() -> None:
+    budget = Budget()
+    budget.receive(0, UNCOUNTED_BYTES, 0.0)
+    assert budget.used == 0
+    budget.receive(UNCOUNTED_BYTES, 100, 0.0)
+    budget.receive(UNCOUNTED_BYTES + 100, 50, 0.0)
+    assert budget.used == 150
+    budget.received(UNCOUNTED_BYTES + 150)
+    assert budget.used == 0
+
+
+def test_a_piece_that_the_connection_holds_in_part_counts_in_part() -> None:
+    budget = Budget()
+    budget.receive(UNCOUNTED_BYTES - 60, 100, 0.0)
+    assert budget.used == 40
+    budget.received(UNCOUNTED_BYTES + 40)
+    assert budget.used == 0
+
+
+def test_unfinished_requests_leave_most_of_the_memory_to_others() -> None:
+    budget = Budget(1_000_000)
+    budget.receive(UNCOUNTED_BYTES, 150_000, 0.0)
+    with pytest.raises(LimitExceeded, match="max_buffered_bytes"):
+        budget.receive(UNCOUNTED_BYTES, 50_001, 0.0)
+    assert budget.used == 150_000
+    budget.receive(UNCOUNTED_BYTES, 50_000, 0.0)
+    assert budget.used == budget.limit_of_requests == 200_000
+    budget.check(800_000)
+    budget.received(UNCOUNTED_BYTES + 150_000)
+    budget.receive(UNCOUNTED_BYTES, 150_000, 0.0)
+
+
+def test_a_request_takes_the_memory_of_replay() -> None:
+    budget = room_for(5)
+    one = channel(budget)
+    write(one, *(event(str(number)) for number in range(4)))
+    read(one)
+    budget.receive(UNCOUNTED_BYTES, EVENT, 0.0)
+    assert budget.used == CHANNEL_BYTES + EVENT
+    assert recovers(one, START) is False
+
+
+def test_a_request_without_room_is_refused_and_not_counted() -> None:
+    budget = room_for(1)
+    write(channel(budget), event())
+    before = budget.used
+    with pytest.raises(LimitExceeded):
+        budget.receive(UNCOUNTED_BYTES, EVENT, 0.0)
+    assert budget.used == before
+
+
+def test_what_a_call_reserves_counts_until_the_call_has_ended_or_failed() -> None:
+    budget = Budget(1_000)
+    with budget.reserved(800, 0.0):
+        assert budget.used == 800
+    assert budget.used == 0
+    with pytest.raises(ZeroDivisionError), budget.reserved(800, 0.0):
+        raise ZeroDivisionError
+    assert budget.used == 0
+
+
+def test_what_a_call_cannot_reserve_is_refused_and_not_counted() -> None:
+    budget = Budget(1_000)
+    with budget.reserved(800, 0.0):
+        with pytest.raises(LimitExceeded), budget.reserved(201, 0.0):
+            pytest.fail("the context was entered")
+        with budget.reserved(200, 0.0):
+            assert budget.used == 1_000
+
+
+def test_what_is_under_way_to_a_reader_counts_although_there_is_no_room_for_it() -> None:
+    budget = Budget(1_000)
+    with budget.lent(3_000):
+        assert budget.used == 3_000
+        with pytest.raises(LimitExceeded):
+            budget.check(0)
+    assert budget.used == 0
+    with pytest.raises(ZeroDivisionError), budget.lent(3_000):
+        raise ZeroDivisionError
+    assert budget.used == 0

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from megaphone.core.budget import Budget
-from megaphone.core.channel import Channel, Lease, Waiter
+from megaphone.core.channel import SENDINGS_KEPT, Channel, Lease, Waiter
 from megaphone.core.idempotency import MOST_KEYS
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.errors import ReaderBusy
@@ -53,7 +53,7 @@ def event(name: str) -> Event:
     return Event(id=name, stream_id="s", timestamp_us=0, body=b"{}")
 
 
-def write(channel: Channel, letters: str, now: float = 0.0) -> None:
+def write(channel: Channel, letters: str | list[str], now: float = 0.0) -> None:
     for letter in letters:
         assert channel.offer(event(letter), now=now) == letter
 
@@ -1394,3 +1394,31 @@ def test_an_acknowledgement_that_lets_a_writer_in_begins_the_window_of_its_key()
     keyed(channel, "d", now=0.0)
     channel.acknowledge("a", 50.0)
     assert keyed(channel, "e", now=109.0) == "d"
+
+
+@pytest.mark.parametrize("redelivery_window_s", [0.0, 10.0])
+def test_a_long_plain_read_whose_events_were_acknowledged_is_owed_none_of_them(
+    redelivery_window_s: float,
+) -> None:
+    channel = make(redelivery_window_s=redelivery_window_s)
+    lease = channel.lease(PLAIN, lambda: None, 0.0)
+    for number in range(3 * SENDINGS_KEPT):
+        write(channel, [name := f"e{number}"], now=float(number))
+        assert lease.take(1, 1_000, float(number)) is not None
+        channel.acknowledge(name, float(number))
+        lease.confirm(float(number))
+    channel.drop_replay(3.0 * SENDINGS_KEPT)
+    assert channel.log.dropped == 3 * SENDINGS_KEPT
+    lease.release(clean=False, now=3.0 * SENDINGS_KEPT)
+    assert channel.unsent == 0
+
+
+def test_a_long_plain_read_is_owed_what_was_sent_within_the_redelivery_window() -> None:
+    channel = make(capacity=100)
+    lease = channel.lease(PLAIN, lambda: None, 0.0)
+    for number in range(3 * SENDINGS_KEPT):
+        write(channel, [f"e{number}"], now=float(number))
+        assert lease.take(1, 1_000, float(number)) is not None
+        lease.confirm(float(number))
+    lease.release(clean=False, now=3.0 * SENDINGS_KEPT)
+    assert channel.unsent == 9

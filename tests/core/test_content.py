@@ -16,6 +16,7 @@ from megaphone.core.content import (
     accepted_body,
     checked_body,
     checked_id,
+    checked_key,
     checked_stream_id,
     new_event_id,
 )
@@ -469,3 +470,16 @@ def test_an_id_is_1_to_200_visible_ascii_characters(text: str) -> None:
 def test_a_space_in_an_id_is_not_visible(text: str) -> None:
     with pytest.raises(BadRequest):
         checked_id("request id", text)
+
+
+@pytest.mark.parametrize("text", ["a", "a 0", "~ 123456", "x" * 200 + " 7"])
+def test_a_key_is_a_request_id_or_one_and_the_index_of_an_event(text: str) -> None:
+    assert checked_key(text) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", " 1", "a b", "a -1", "a 1 2", "a  1", "a \u0661", "a 1\n", "a " + "1" * 50]
+)
+def test_another_text_is_not_the_key_of_an_event(text: str) -> None:
+    with pytest.raises(BadRequest):
+        checked_key(text)
