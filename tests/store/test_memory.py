@@ -19,6 +19,9 @@ from megaphone.errors import (
     WriteTimeout,
 )
 from megaphone.model import ReadOptions
+from megaphone.store.memory.store import LISTED_AT_ONCE
+from megaphone.store.memory.table import ENDED_AT_ONCE
+from tests.store.conftest import Removed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -877,6 +880,78 @@ async def test_closing_the_store_ends_what_waits_and_counts_what_is_lost(
     told = {(removed.address, removed.lost, removed.at) for removed in bench.removed}
     assert told == {(bench.address("idle"), 0, 5.0), (bench.address("c"), 3, 5.0)}
     assert len(bench.removed) == 2
+
+
+# Many channels, of which some go meanwhile
+
+
+async def expire_many(bench: Bench) -> list[str]:
+    """Let more channels expire than end in one turn. Returns: those that are yet to end."""
+    channels = [f"c{number}" for number in range(4 * ENDED_AT_ONCE)]
+    for channel in channels:
+        await bench.create(channel)
+        await bench.write("a", channel=channel)
+    await bench.at(60.0)
+    ended = {removed.address for removed in bench.removed}
+    left = [channel for channel in channels if bench.address(channel) not in ended]
+    assert 0 < len(left) < len(channels)
+    return left
+
+
+@virtual_time
+async def test_a_channel_that_is_yet_to_end_is_dead_nevertheless(bench: Bench) -> None:
+    channel = (await expire_many(bench))[-1]
+    assert not await bench.exists(channel)
+    assert await bench.append_all("b", channel=channel) == ["ChannelNotFound"]
+    for call in (bench.read(channel=channel), bench.remove(channel)):
+        with pytest.raises(ChannelNotFound):
+            await call
+    assert bench.address(channel) not in {removed.address for removed in bench.removed}
+
+
+@virtual_time
+async def test_a_channel_takes_the_place_of_a_dead_one_and_lives_its_whole_time(
+    bench: Bench,
+) -> None:
+    channel = (await expire_many(bench))[-1]
+    await bench.create(channel)
+    removed = [one for one in bench.removed if one.address == bench.address(channel)]
+    assert [(one.at, one.lost) for one in removed] == [(60.0, 1)]
+    await bench.write("new", channel=channel)
+    await bench.at(119.9)
+    assert await bench.exists(channel)
+    await bench.at(120.1)
+    assert bench.removed[-1] == Removed(bench.address(channel), 60.0, 1, 120.0)
+    assert len(bench.removed) == 4 * ENDED_AT_ONCE + 1
+
+
+@virtual_time
+async def test_channels_are_listed_in_slices_and_those_that_go_meanwhile_are_left_out(
+    bench: Bench,
+) -> None:
+    channels = [f"c{number}" for number in range(LISTED_AT_ONCE + 3)]
+    for channel in channels:
+        await bench.create(channel)
+    listing = await bench.start(bench.store.list(None, LISTED_AT_ONCE - 2, 100))
+    assert not listing.done()
+    await bench.remove(channels[-4])
+    await bench.remove(channels[-3])
+    assert await listing == [bench.address(channels[index]) for index in (-5, -4, -2, -1)]
+
+
+@virtual_time
+async def test_channels_that_are_removed_while_the_store_closes_end_once(bench: Bench) -> None:
+    channels = [f"c{number}" for number in range(2 * ENDED_AT_ONCE)]
+    for channel in channels:
+        await bench.create(channel)
+    closing = await bench.start(bench.close())
+    assert not closing.done()
+    [first] = bench.removed
+    others = [channel for channel in channels if bench.address(channel) != first.address]
+    for channel in others[:3]:
+        await bench.remove(channel)
+    await closing
+    assert sorted(one.address for one in bench.removed) == sorted(map(bench.address, channels))
 
 
 # What is left over

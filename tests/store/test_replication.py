@@ -30,6 +30,7 @@ from megaphone.model import (
     ProgressMade,
     ReadOptions,
 )
+from megaphone.store.memory.changes import LOOKED_AT_ONCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -811,6 +812,77 @@ async def test_a_channel_that_is_released_does_not_count_as_removed(bench: Bench
     assert not await bench.exists()
     await bench.at(200.0)
     assert bench.removed == []
+
+
+# What comes and goes while it is told
+
+
+@virtual_time
+async def test_a_channel_that_is_released_is_told_of_no_more(bench: Bench) -> None:
+    await bench.create("a")
+    await bench.create("b")
+    changes = follow(bench)
+    assert await told(changes) == "+a +b"
+    await bench.write("x", channel="a")
+    await bench.write("x", channel="b")
+    await bench.replication.release(b"a")
+    assert await told(changes) == "b:x1"
+
+
+@virtual_time
+async def test_channels_that_end_where_the_walk_stands_are_passed_over(bench: Bench) -> None:
+    for channel in "abcd":
+        await bench.create(channel)
+    changes = follow(bench)
+    assert words(await changes.take(1)) == "+a"
+    for channel in "abc":
+        await bench.remove(channel)
+    assert await told(changes) == "-a +d"
+
+
+@virtual_time
+async def test_news_behind_very_many_channels_without_news_is_told_after_some_turns(
+    bench: Bench,
+) -> None:
+    count = 3 * LOOKED_AT_ONCE
+    for number in range(count):
+        await bench.create(f"c{number}")
+        await bench.write("a", channel=f"c{number}")
+    changes = follow(bench)
+    await told_at_once(changes, 1_000)
+    for number in range(count):
+        await read_some(bench, 1, f"c{number}")
+    await bench.create("last")
+    taking = await bench.start(changes.take(10))
+    assert not taking.done()
+    assert words(await taking) == "+last"
+    assert changes.backlog == 0
+
+
+@virtual_time
+async def test_the_key_of_an_event_that_is_yet_to_be_told_comes_with_it(bench: Bench) -> None:
+    await bench.create()
+    for event_id in "abc":
+        await bench.write(event_id, request_id=f"k{event_id}")
+    changes = follow(bench, with_read=True)
+    assert words(await changes.take(1)) == "+c c:a1=ka"
+    assert await told(changes) == "c:b2=kb c:c3=kc"
+
+
+@virtual_time
+async def test_an_event_that_a_reader_was_sent_is_evicted_and_does_not_count_as_lost(
+    bench: Bench,
+) -> None:
+    await bench.fill("abc")
+    lease = await bench.read(ACKNOWLEDGING)
+    await bench.take(lease, 1)
+    lease.release(clean=False)
+    await bench.at(6.0)
+    await told(follow(bench))
+    assert await bench.write("d") == "d"
+    assert bench.evicted == 0
+    await bench.write("e")
+    assert bench.evicted == 1
 
 
 # A copy
