@@ -109,7 +109,7 @@ class IncomingPipes:
             checked_id("source id", source_id)
         if self.agents.get(agent) is None:
             await self._replicas.make_room()
-        replica = self.agents.feed(agent, key)
+        replica = self.agents.replicate(agent, key)
         self._replicas.mark_needed(replica)
         pipe = IncomingPipe(self, replica, source_id, self._offsets_of(agent, source_id))
         if source_id:
@@ -189,7 +189,7 @@ class IncomingPipe:
         self._offsets = offsets
         self._is_open = True
         self._refused = 0
-        agent.feeds += 1
+        agent.sources += 1
         self._keeping_alive = ExitStack()
         self._keeping_alive.enter_context(self._replication.keep_alive(agent.name))
 
@@ -231,7 +231,7 @@ class IncomingPipe:
         if (
             self._is_open
             and self._pipes.settings.promote_replicas
-            and self._agent.feeds == 1
+            and self._agent.sources == 1
             and self._agent.mode is AgentMode.REPLICA
         ):
             self._pipes.promote(self._agent)
@@ -240,7 +240,7 @@ class IncomingPipe:
         """End the pipe, because its stream has ended. A second call changes nothing."""
         if self._is_open:
             self._is_open = False
-            self._agent.feeds -= 1
+            self._agent.sources -= 1
             self._keeping_alive.close()
             self._pipes.closed(self._agent.name, self._source_id, self)
             log.info("agent %s: its incoming pipe has ended", self._agent.name)
@@ -264,7 +264,7 @@ class IncomingPipe:
         if not capacity:
             capacity = max(RUST_CAPACITY, self._pipes.settings.buffer_capacity)
         await self._store.create(address.channel_id, str(address), capacity)
-        self._pipes.observer.channel_fed()
+        self._pipes.observer.channel_applied()
 
     def _is_outdated(self, channel_id: bytes, state: ChannelState) -> bool:
         """Return whether a channel is only the copy of an earlier source.
@@ -273,7 +273,7 @@ class IncomingPipe:
         copy would get them after later events, and so in the wrong order.
         """
         is_from_here = channel_id in self._offsets
-        is_alone = self._agent.feeds == 1
+        is_alone = self._agent.sources == 1
         return is_alone and not is_from_here and state.is_copy
 
     async def _end(self, channel_id: bytes) -> None:
@@ -286,7 +286,7 @@ class IncomingPipe:
 
     async def _release(self, channel_id: bytes) -> None:
         await self._replication.release(channel_id)
-        self._pipes.observer.channel_forgotten()
+        self._pipes.observer.channel_released()
 
     async def _add_event(self, channel_id: bytes, change: EventAdded) -> None:
         if change.offset and change.offset <= self._offsets.get(channel_id, 0):
@@ -294,7 +294,7 @@ class IncomingPipe:
         try:
             await self._check(change)
             lost = await self._replication.apply(channel_id, change)
-            self._pipes.observer.events_fed(1)
+            self._pipes.observer.events_applied(1)
             if lost:
                 self._pipes.observer.events_lost(lost)
         except LimitExceeded:

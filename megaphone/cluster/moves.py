@@ -153,7 +153,7 @@ class Drains:
         An agent that another node replicates to this one is not among them, because its source
         moves it.
         """
-        return [agent for agent in self.agents if not agent.feeds and agent.name not in failures]
+        return [agent for agent in self.agents if not agent.sources and agent.name not in failures]
 
     async def _progress(
         self,
@@ -227,7 +227,7 @@ class Move:
         Returns: how many channels have moved.
         Raises: MegaphoneError.
         """
-        if self.agent.was_fed and not await self._store.count(self.agent.name):
+        if self.agent.was_replicated and not await self._store.count(self.agent.name):
             return await self._remove_empty()
         pipe, is_new = await self._open_pipe()
         self._pipe = pipe

@@ -122,7 +122,7 @@ class OutgoingPipes:
         """Release an agent that another node owns now, and its channels."""
         await self.close_all(agent.name)
         await self._release_channels(agent.name)
-        self._agents.leave(agent.name)
+        self._agents.mark_moved(agent.name)
 
     async def close_all(self, agent: str) -> None:
         """Close all pipes of an agent that leaves this node, without completing them."""
@@ -180,7 +180,7 @@ class OutgoingPipes:
             for address in addresses:
                 with suppress(ChannelNotFound):
                     await self._replication.release(ConsumerAddress.parse(address).channel_id)
-                    self._observer.channel_forgotten()
+                    self._observer.channel_released()
             await asyncio.sleep(0)
 
 
@@ -369,7 +369,7 @@ class OutgoingPipe:
     async def _send(self, connection: Connection, changes: Sequence[ChannelChange]) -> None:
         for request in wire.requests(changes, extended=connection.extended):
             await connection.send(request)
-        self._observer.events_forwarded(sum(isinstance(c, EventAdded) for c in changes))
+        self._observer.events_replicated(sum(isinstance(c, EventAdded) for c in changes))
 
 
 def pause_s(failures: int) -> float:

@@ -41,7 +41,7 @@ class Replicas:
         """
         if self._looking is None:
             self._looking = asyncio.create_task(self._look_after())
-        made = self._agents.made_by_feeds()
+        made = self._agents.added_by_sources()
         if len(made) < self._limit:
             return
         for agent in made:
@@ -66,7 +66,9 @@ class Replicas:
             await asyncio.sleep(UNNEEDED_S)
             for agent in self._unneeded.copy():
                 await self._remove_if_unneeded(agent)
-            self._unneeded = {a for a in self._agents.made_by_feeds() if await self._is_unneeded(a)}
+            self._unneeded = {
+                a for a in self._agents.added_by_sources() if await self._is_unneeded(a)
+            }
 
     async def _remove_if_unneeded(self, agent: Agent) -> bool:
         if not await self._is_unneeded(agent):

@@ -1,21 +1,21 @@
-"""Virtual agents: the names under which a node owns channels.
+"""The agents of a node: the names under which it owns channels, their modes, and their transitions.
 
-A channel belongs to an agent, not to a node: its addresses start with the agent's name, by which
-proxies route, and its producer address is sealed with the agent's key. So an agent can be
-forwarded to another node, which then holds it as a replica under the same name with the same key.
+A channel belongs to an agent, not to a node. Its addresses begin with the name of the agent, by
+which proxies route, and its producer address is encrypted with the address key of the agent. So an
+agent can be replicated to another node, which has it as a REPLICA with the same name and key.
 
-What may become of an agent is one table, `TRANSITIONS`:
+The table `TRANSITIONS` has all changes of a mode:
 
                   pipe
     MASTER ───────────────▶ PIPED ◀─┐ pipe
       ▲  ▲      promote       │  └──┘
       │  └────────────────────┘  (no pipe is connected)
       │ promote
-    REPLICA ──── pipe (nobody feeds it) ──▶ PIPED
-      ▲  └─┐ feed (with the same key)
+    REPLICA ──── pipe (no source is connected) ──▶ PIPED
+      ▲  └─┐ replicate (with the same key)
       └────┘
 
-A pipe that leads nowhere is undone: the agent is again what it was before it (`take_back`).
+When the last pipe of an agent is closed, the agent returns to its mode before (`take_back`).
 """
 
 import asyncio
@@ -41,19 +41,19 @@ from megaphone.errors import (
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
 
 MOVED_REMEMBERED = 10_000
-"""How many agents that have left are remembered, so that who asks for them is told so."""
+"""How many moved agents this node remembers, so that calls for them get MOVED."""
 AGENT_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME_LENGTH}}}")
 
 
 class Step(Enum):
-    """What is done to an agent."""
+    """An action that may change the mode of an agent."""
 
     PIPE = auto()
-    """It is forwarded to another node."""
-    FEED = auto()
-    """Another node begins to feed it."""
+    """This node starts to replicate the agent to another one."""
+    REPLICATE = auto()
+    """Another node starts to replicate the agent to this one."""
     PROMOTE = auto()
-    """It is made the master of its channels."""
+    """An operator or a source makes the agent a MASTER."""
 
 
 TRANSITIONS = {
@@ -61,14 +61,14 @@ TRANSITIONS = {
     (AgentMode.PIPED, Step.PIPE): AgentMode.PIPED,
     (AgentMode.PIPED, Step.PROMOTE): AgentMode.MASTER,
     (AgentMode.REPLICA, Step.PIPE): AgentMode.PIPED,
-    (AgentMode.REPLICA, Step.FEED): AgentMode.REPLICA,
+    (AgentMode.REPLICA, Step.REPLICATE): AgentMode.REPLICA,
     (AgentMode.REPLICA, Step.PROMOTE): AgentMode.MASTER,
 }
-"""The mode after a step, by the mode before it. What is not here is refused."""
+"""The mode after a step, by the mode before and the step. All other steps are refused."""
 
 REFUSALS = {
     Step.PIPE: "cannot be replicated to another node",
-    Step.FEED: "cannot be replicated here by another node",
+    Step.REPLICATE: "cannot be replicated here by another node",
     Step.PROMOTE: "cannot be promoted",
 }
 
@@ -80,23 +80,23 @@ class Agent:
     name: str
     mode: AgentMode
     since: datetime
-    """When it took on its mode."""
+    """When the agent got its present mode."""
     warm_at: float
-    """The loop time from which it takes new channels."""
-    feeds: int = field(default=0, init=False)
-    """How many nodes feed it now."""
+    """The loop time from which a MASTER takes new channels."""
+    sources: int = field(default=0, init=False)
+    """How many nodes replicate the agent to this one now."""
     pipes: int = field(default=0, init=False)
-    """How many nodes it is forwarded to now, over a connection that stands."""
+    """How many outgoing pipes of the agent are connected now."""
     before_pipe: AgentMode = field(default=AgentMode.MASTER, init=False)
-    """Its mode before it was forwarded."""
-    was_fed: bool = field(default=False, init=False)
-    """Whether its key came from another node."""
-    made_by_feed: bool = field(default=False, init=False)
-    """Whether it is here only because another node has fed it: not by a setting or a command."""
+    """The mode of the agent before it became PIPED."""
+    was_replicated: bool = field(default=False, init=False)
+    """Whether another node has ever replicated the agent to this one, with its key."""
+    added_by_source: bool = field(default=False, init=False)
+    """Whether a source, and not a setting or a command, has added the agent to this node."""
 
     @property
     def is_owned(self) -> bool:
-        """Whether this is the node to which its calls belong. A replica's belong to its source."""
+        """Whether this node serves calls for the agent. A REPLICA is served by its source."""
         return self.mode is not AgentMode.REPLICA
 
     def is_warming_up(self, now: float) -> bool:
@@ -112,16 +112,17 @@ class Agents:
     def __init__(self, warmup_s: float, keys: KeyRing | None = None) -> None:
         self._warmup_s = warmup_s
         self.keys = KeyRing() if keys is None else keys
-        """The keys of the agents."""
+        """The address keys of the agents."""
         self._agents: dict[str, Agent] = {}
         self._moving: dict[str, asyncio.Event] = {}
-        """Those that are about to leave, and what is set when it is known whether they have."""
+        """The agents in a cut-over, each with the event that is set at the end of the cut-over."""
         self._moved: dict[str, None] = {}
+        """The agents that have moved to another node, oldest first."""
 
     def add(self, name: str, mode: AgentMode, now: float) -> Agent:
-        """Add an agent with a key of its own; a master takes channels once it is warm.
+        """Add an agent with a new key. A MASTER takes new channels once it is warm.
 
-        Raises: BadRequest, when the name cannot be one or is taken.
+        Raises: BadRequest, when the name is not valid or in use.
         """
         checked_name(name)
         if name in self._agents:
@@ -134,40 +135,41 @@ class Agents:
         return agent
 
     def served(self, name: str) -> Agent:
-        """Return an agent whose clients this node serves.
+        """Return an agent, if this node serves its clients.
 
-        One that has moved away, and is fed to this node again, is not served before it is promoted:
-        clients that have not learned of its move would write where no reader comes.
+        An agent that has moved away and is replicated back to this node is not served before it is
+        promoted. Clients that do not know of the move would otherwise write to the copies here,
+        which no reader reads.
 
-        Raises: AgentMoved; ChannelNotFound.
+        Raises: AgentMoved; ChannelNotFound, when the agent is not on this node.
         """
         agent = self._agents.get(name)
         if agent is None or name in self._moved:
-            raise self.why_absent(name)
+            raise self.error_of_absent(name)
         return agent
 
     def get(self, name: str) -> Agent | None:
         return self._agents.get(name)
 
     def is_owned(self, name: str) -> bool:
-        """Tell whether this node answers for the channels of an agent, which is here or was."""
+        """Return whether this node owns the channels of an agent that is, or was, on this node."""
         agent = self._agents.get(name)
         return agent is None or agent.is_owned
 
     def named(self, name: str) -> Agent:
-        """Raises: AgentNotFound."""
+        """Return an agent. Raises: BadRequest, when the name is not valid; AgentNotFound."""
         if (agent := self._agents.get(name)) is None:
             checked_name(name)
             raise AgentNotFound(f"agent {name} is not on this node")
         return agent
 
     def pipe(self, name: str) -> Agent:
-        """Have an agent forwarded: it takes no new channels from now on.
+        """Make an agent PIPED, so that it takes no new channels from now on.
 
-        Raises: AgentNotFound; WrongMode, while another node feeds it.
+        Raises: AgentNotFound; WrongMode, while another node replicates the agent to this one.
         """
         agent = self.named(name)
-        if agent.feeds:
+        if agent.sources:
             raise WrongMode(
                 f"agent {name} cannot be replicated while another node replicates it here"
             )
@@ -178,35 +180,35 @@ class Agents:
         return agent
 
     def take_back(self, name: str) -> None:
-        """Undo that an agent is forwarded, once it has no pipe any more."""
+        """Return a PIPED agent to its mode before, because its last pipe was closed."""
         agent = self.named(name)
         agent.mode, agent.since = agent.before_pipe, datetime.now(UTC)
 
-    def feed(self, name: str, secret: bytes) -> Agent:
-        """Have an agent fed by another node, under the key that it has there.
+    def replicate(self, name: str, secret: bytes) -> Agent:
+        """Return the agent that another node starts to replicate, and add it if it is not here.
 
-        It is a replica. One that was here before may come back, or have a second source, if it has
-        the same key; so may a replica that was configured and has never been fed.
+        A REPLICA that is here already must have the same key, unless no node has replicated it to
+        this one before.
 
-        Raises: BadRequest, when the name or the key cannot be one; WrongMode, when an agent of
-            that name is master or forwarded here, or has another key.
+        Raises: BadRequest, when the name or the key is not valid; WrongMode, when the agent is
+            MASTER or PIPED here, or has another key here.
         """
         key = AddressKey(secret)
         if (agent := self._agents.get(name)) is None:
             agent = self.add(name, AgentMode.REPLICA, now=0.0)
-            agent.made_by_feed = True
-        self._check(agent, Step.FEED)
-        if agent.was_fed and self.keys.of(name).secret != secret:
+            agent.added_by_source = True
+        self._check(agent, Step.REPLICATE)
+        if agent.was_replicated and self.keys.of(name).secret != secret:
             raise WrongMode(f"agent {name} has another key here: two nodes use the same name")
-        if not agent.was_fed:
+        if not agent.was_replicated:
             self.keys.add(name, key)
-            agent.was_fed = True
+            agent.was_replicated = True
         return agent
 
     def promote(self, name: str, now: float) -> Agent:
-        """Make an agent a master that is warm at once, since proxies know it.
+        """Make an agent a MASTER. It is warm at once, because proxies know its name already.
 
-        Raises: AgentNotFound; WrongMode, when it is a master already, or its pipe is connected.
+        Raises: AgentNotFound; WrongMode, when it is a MASTER already, or its pipe is connected.
         """
         agent = self.named(name)
         if agent.pipes:
@@ -226,11 +228,11 @@ class Agents:
         if (agent.mode, step) not in TRANSITIONS:
             raise WrongMode(f"agent {agent.name} is {agent.mode.value}: it {REFUSALS[step]}")
 
-    # -- Leaving for another node
+    # -- Moving to another node
 
     @contextmanager
     def moving(self, name: str) -> Iterator[None]:
-        """Within this context what is to be done with an agent waits: see `move_finished`."""
+        """Let calls for an agent wait within this context: see `move_finished`."""
         finished = self._moving[name] = asyncio.Event()
         try:
             yield
@@ -240,48 +242,50 @@ class Agents:
 
     @property
     def are_moving(self) -> bool:
-        """Whether `move_finished` may have to wait."""
+        """Whether any agent is in its cut-over."""
         return bool(self._moving)
 
     def is_moving(self, name: str) -> bool:
         return name in self._moving
 
     async def move_finished(self, name: str) -> None:
-        """Wait until it is known whether an agent has left, if it is about to."""
+        """Wait for the end of the cut-over of an agent. Returns at once if there is none."""
         while (finished := self._moving.get(name)) is not None:
             await finished.wait()
 
-    def leave(self, name: str) -> None:
-        """Let go of an agent that lives on another node now."""
+    def mark_moved(self, name: str) -> None:
+        """Remove an agent that another node owns now. From now on calls for it get MOVED."""
         self.remove(name)
         self._moved[name] = None
         if len(self._moved) > MOVED_REMEMBERED:
             del self._moved[next(iter(self._moved))]
 
     def remove(self, name: str) -> None:
-        """Let go of an agent that nobody needs any more."""
+        """Remove an agent, with its key."""
         del self._agents[name]
         self.keys.drop(name)
 
-    def made_by_feeds(self) -> list[Agent]:
-        """Return the agents that are here only because other nodes have fed them, oldest first."""
-        return [agent for agent in self if agent.made_by_feed]
+    def added_by_sources(self) -> list[Agent]:
+        """Return the agents that sources, not settings or commands, have added; oldest first."""
+        return [agent for agent in self if agent.added_by_source]
 
     def is_unneeded(self, agent: Agent) -> bool:
-        """Tell whether an agent that a feed has made is of no use any more, if it has no channels.
+        """Return whether an agent without channels may be removed.
 
-        A master is of use where there is no other one that would take new channels before it.
+        Only an agent that a source has added may be removed, and only while no node replicates it.
+        A MASTER may be removed only if this node has another MASTER, which did not come from
+        another node, for new channels.
         """
-        if self.get(agent.name) is not agent or not agent.made_by_feed or agent.feeds:
+        if self.get(agent.name) is not agent or not agent.added_by_source or agent.sources:
             return False
         if agent.name in self._moving or agent.mode is AgentMode.PIPED:
             return False
         return agent.mode is AgentMode.REPLICA or any(
-            other.mode is AgentMode.MASTER and not other.was_fed for other in self
+            other.mode is AgentMode.MASTER and not other.was_replicated for other in self
         )
 
-    def why_absent(self, name: str) -> MegaphoneError:
-        """Return what a call for a channel of an agent gets that is not here."""
+    def error_of_absent(self, name: str) -> MegaphoneError:
+        """Return the error for a call whose agent is not on this node."""
         if name in self._moved:
             return AgentMoved(f"agent {name} has moved to another node")
         return ChannelNotFound(
@@ -292,17 +296,17 @@ class Agents:
     # -- New channels
 
     def pick_for_new_channel(self, now: float) -> Agent:
-        """Pick any agent that takes new channels now.
+        """Pick at random one of the agents that take new channels now.
 
-        One that came from another node only if there is no other: so it is gone for good once its
-        channels are, and agents do not gather on nodes that take over from others.
+        An agent that came from another node is picked only if there is no other. So it loses its
+        last channel in time and can be removed, and agents do not gather on a node.
 
         Raises: NoAgentAvailable.
         """
         candidates = [agent for agent in self if agent.takes_channels(now)]
         if not candidates:
             raise NoAgentAvailable(self._why_none(now))
-        return random.choice([a for a in candidates if not a.was_fed] or candidates)
+        return random.choice([a for a in candidates if not a.was_replicated] or candidates)
 
     def _why_none(self, now: float) -> str:
         waits = [agent.warm_at - now for agent in self if agent.mode is AgentMode.MASTER]
@@ -315,7 +319,7 @@ class Agents:
 
 
 def checked_name(name: str) -> str:
-    """Raises: BadRequest, when the name cannot be one."""
+    """Check and return the name of an agent. Raises: BadRequest, when the name is not valid."""
     if not AGENT_NAME.fullmatch(name):
         raise BadRequest(
             f"an agent's name must be 1 to {MAX_NAME_LENGTH} letters, digits, `_` and `-`"

@@ -1,7 +1,7 @@
-"""The use cases of the broker, one method each: all that the faces call.
+"""The use cases of clients, one method each.
 
-Both faces translate to these methods and back, so that a channel behaves the same however it is
-reached. Arguments are what clients sent, unchecked; every rule is applied here or below.
+Both faces call these methods, so a channel behaves the same in HTTP and gRPC. Arguments are
+unchecked values from clients; these methods, or the code that they call, apply all rules.
 """
 
 import asyncio
@@ -66,26 +66,25 @@ from megaphone.settings import Settings
 
 DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
 MAX_PROTOCOLS = 100
-"""The most that a request may name."""
+"""How many protocols a request may name."""
 ADDRESSES_AT_ONCE = SLICE // ADDRESS_WORK
-"""How many addresses are looked up before other tasks get their turn."""
+"""How many addresses `exists` looks up before other tasks get a turn."""
 MAX_WINDOW = 100_000
 SHORTEST_HEARTBEAT_S = 0.1
 SKIPPED_WRITE = WriteFailure(
     SKIPPED, "not tried: the channel was full for an earlier event of the request"
 )
 WOULD_BLOCK = WouldBlock()
-TRIED = WouldBlock()
-"""In place of a result that the store is yet to return."""
+PENDING = WouldBlock()
+"""Stands for a result that the store has not returned yet."""
 DRAIN_GRACE_S = 1.0
-"""How long a read whose agent leaves may take to send what it has."""
+"""How long a read whose agent moves may take to send its last batch before it is aborted."""
 
 
 class Broker:
-    """The channels of one node.
+    """The channels of one node, as clients use them.
 
-    Every method raises ShuttingDown, where it would start something, once `begin_shutdown` was
-    called.
+    After `begin_shutdown`, each method that would create, write or read raises ShuttingDown.
     """
 
     def __init__(
@@ -97,17 +96,18 @@ class Broker:
         self._observer = observer
         self._poll_duration_s = settings.poll_duration_millis / 1000
         self._readers: set[Reader] = set()
-        self._left = asyncio.Event()
-        """Set when a reader has left."""
+        self._read_ended = asyncio.Event()
+        """Set whenever a read ends."""
         self._shutting_down = False
 
     # -- Channels
 
     async def create(self, protocols: Sequence[str] = ()) -> NewChannel:
-        """Make a channel under any agent that takes new ones.
+        """Create a channel under one of the agents that take new channels.
 
-        Raises: BadRequest, when `protocols` are named and none is supported; PayloadTooLarge, when
-            very many are; NoAgentAvailable; LimitExceeded; ShuttingDown.
+        Raises: BadRequest, when `protocols` is not empty and none of them is supported;
+            PayloadTooLarge, when there are more than `MAX_PROTOCOLS`; NoAgentAvailable;
+            LimitExceeded; ShuttingDown.
         """
         self._refuse_if_shutting_down()
         chosen = negotiate(protocols)
@@ -124,9 +124,9 @@ class Broker:
         )
 
     async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
-        """Tell for each address, of a producer or a consumer, whether its channel lives.
+        """Return for each producer or consumer address whether its channel exists.
 
-        Raises: PayloadTooLarge, for more addresses than a request may name.
+        Raises: PayloadTooLarge, when there are more than `max_addresses` addresses.
         """
         self._check_number(addresses)
         alive: dict[str, bool] = {}
@@ -162,13 +162,14 @@ class Broker:
     # -- Writing
 
     async def write(self, address: str, new: NewEvent) -> str:
-        """Write one event; when this returns it is in the buffer of its channel.
+        """Write one event. When the method returns, the channel has accepted the event.
 
-        Waits for room, first come first served, for at most the write timeout. Atomic with respect
-        to cancellation: the event is in the buffer or it is not.
+        Waits for a free place, first come, first served, for at most the write timeout. If it is
+        cancelled, the event is either accepted or not, as if the call had ended before or had never
+        begun.
 
-        Returns: the event's id; that of an earlier event when the request id repeats the one that
-            it was written with within 60 s.
+        Returns: the id of the event, or of an earlier event that was accepted with the same
+            idempotency key less than 60 s ago.
         Raises: BadRequest; PermissionDenied, for a consumer address; ChannelNotFound;
             PayloadTooLarge; LimitExceeded; WriteTimeout; AgentMoved; ShuttingDown.
         """
@@ -179,10 +180,10 @@ class Broker:
             return await self._write_waiting(address, event, new.request_id)
 
     def write_nowait(self, address: str, new: NewEvent) -> str:
-        """Do what `write` does, without waiting.
+        """Do the same as `write`, without waiting.
 
-        Raises: WouldBlock, when that takes a wait: for room, for the check of a large body, or for
-            the end of a move; then nothing has happened. Else the errors of `write`.
+        Raises: WouldBlock, when the call would have to wait for a free place, for the check of a
+            large body, or for a cut-over; nothing has changed then. Also the errors of `write`.
         """
         self._refuse_if_shutting_down()
         check_request_id(new)
@@ -202,7 +203,7 @@ class Broker:
         return stored.event_id
 
     async def _write_waiting(self, address: str, event: Event, request_id: str | None) -> str:
-        """Write an event, waiting for room."""
+        """Write an event. Waits for a free place, and for the end of a cut-over."""
         await self._moves_finished((address,))
         try:
             write = Append(self._writable_channel(address), event, request_id)
@@ -222,10 +223,10 @@ class Broker:
         raise result
 
     async def _append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
-        """Add events to their channels, and count those that are new.
+        """Append events, and count the new ones.
 
-        The store returns a result even when the caller was cancelled, if that came too late: then
-        this counts it before it raises.
+        The store may return results although the task was cancelled, because the events were
+        accepted just before. The method then counts them before it raises CancelledError.
         """
         task = asyncio.current_task()
         cancelled_before = 0 if task is None else task.cancelling()
@@ -237,14 +238,15 @@ class Broker:
         return results
 
     async def write_each(self, writes: Sequence[tuple[str, NewEvent]]) -> list[str | WriteFailure]:
-        """Write each event to the channel of its address, as `write` would.
+        """Write each event to the channel of its address, with the same rules as `write`.
 
-        Channels are written concurrently, the events of one channel in order. After the first
-        timeout on a channel the rest of its events are skipped, so that a full channel costs one
-        write timeout and not one for each event.
+        Writes to different channels run concurrently; the events of one channel keep their order.
+        After the first timeout on a channel its later events are skipped, so that a full channel
+        costs one write timeout, not one for each event.
 
-        Returns: for each event its id, or why it was not taken.
-        Raises: PayloadTooLarge, for more events than a batch may write: then none was written.
+        Returns: for each event its id, or the reason for which it was not accepted.
+        Raises: PayloadTooLarge, when there are more than `max_batch_events` events. None of them is
+            written then.
         """
         count, allowed = len(writes), self._settings.max_batch_events
         if count > allowed:
@@ -254,7 +256,7 @@ class Broker:
             )
         results: list[str | WriteFailure] = [SKIPPED_WRITE] * count
         behind: dict[str, deque[Line]] = {}
-        """By channel that is full: the events that are to be written to it, in order."""
+        """The events that still have to be written to full channels, in order, by address."""
 
         async def write_in_order(address: str) -> None:
             queue = behind[address]
@@ -265,7 +267,7 @@ class Broker:
                 except MegaphoneError as error:
                     results[index] = failure_of(error)
                     if isinstance(error, WriteTimeout):
-                        return  # later events stay behind it
+                        return  # the rest of the queue is skipped
             del behind[address]
 
         async with many_tasks() as start:
@@ -285,7 +287,8 @@ class Broker:
     async def _lines(
         self, writes: Sequence[tuple[str, NewEvent]], results: list[str | WriteFailure]
     ) -> AsyncIterator[list["Line"]]:
-        """Yield the events in slices; what is wrong with others goes into `results`."""
+        """Check the events, and yield the valid ones in slices. The errors of the others go into
+        `results`."""
         lines: list[Line] = []
         pace = Pace()
         for index, (address, new) in enumerate(writes):
@@ -303,7 +306,8 @@ class Broker:
     async def _write_lines(
         self, lines: Sequence["Line"], behind: Container[str]
     ) -> Iterable[tuple["Line", AppendResult]]:
-        """Write events without waiting. One whose channel is in `behind` would block."""
+        """Write events without waiting. The result is WouldBlock for an address in `behind`,
+        because earlier events of its channel still wait."""
         await self._moves_finished([line.address for line in lines])
         channels: dict[str, bytes | MegaphoneError] = {}
         for line in lines:
@@ -318,10 +322,10 @@ class Broker:
             elif line.address in behind:
                 results.append(WOULD_BLOCK)
             else:
-                results.append(TRIED)
+                results.append(PENDING)
                 writes.append(new_tuple(Append, (channel, line.event, line.request_id)))
         tried = iter(await self._append(writes, wait=False))
-        results = [next(tried) if result is TRIED else result for result in results]
+        results = [next(tried) if result is PENDING else result for result in results]
         return zip(lines, results, strict=True)
 
     def _writable_channel_or_error(self, address: str) -> bytes | MegaphoneError:
@@ -333,14 +337,14 @@ class Broker:
     async def write_batch(
         self, addresses: Sequence[str], new: Sequence[NewEvent], request_id: str | None = None
     ) -> list[BatchFailure]:
-        """Write the same events to many channels, once to each that is named.
+        """Write the same events to many channels. An address that is repeated counts once.
 
-        Channels are written concurrently, the events of one channel in order. One event has the
-        same id in all channels. After the first timeout on a channel the rest of its events are
-        skipped.
+        Writes to different channels run concurrently; the events of one channel keep their order.
+        An event has the same id in all channels. After the first timeout on a channel its later
+        events are skipped.
 
-        Returns: the events that were not taken, in the order of the addresses.
-        Raises: BadRequest, PayloadTooLarge, ShuttingDown: then nothing was written.
+        Returns: the events that were not accepted, in the order of the addresses.
+        Raises: BadRequest, PayloadTooLarge, ShuttingDown. Nothing is written then.
         """
         self._refuse_if_shutting_down()
         self._check_number(addresses)
@@ -369,51 +373,51 @@ class Broker:
             raise type(error)(f"message {index}: {error}") from None
 
     async def _write_to_all(self, addresses: Sequence[str], batch: "Batch") -> list[BatchFailure]:
-        """Write to all channels in slices; those that are full go on in tasks of their own."""
-        untaken: dict[str, Untaken] = {}
+        """Write to all channels in slices. Each full channel gets a task that waits for places."""
+        refused: dict[str, Refused] = {}
         behind: set[str] = set()
 
         async def write_rest(address: str, first: int) -> None:
             if (rest := await self._write_rest(address, batch, first)) is not None:
-                untaken[address] = rest
+                refused[address] = rest
 
         async with many_tasks() as start:
             for segment in batch.slices(addresses):
                 lines = [
                     line
                     for line in segment
-                    if line.address not in behind and line.address not in untaken
+                    if line.address not in behind and line.address not in refused
                 ]
                 for line, result in await self._write_lines(lines, ()):
                     address = line.address
-                    if isinstance(result, Stored) or address in behind or address in untaken:
+                    if isinstance(result, Stored) or address in behind or address in refused:
                         continue
                     if isinstance(result, WouldBlock):
                         behind.add(address)
                         start(write_rest(address, line.number))
                     else:
-                        untaken[address] = batch.untaken(line.number, result)
+                        refused[address] = batch.refused(line.number, result)
                         if isinstance(result, ChannelNotFound):
                             self._observer.events_unroutable(len(batch.events) - line.number)
                 await asyncio.sleep(0)
         failures: list[BatchFailure] = []
         for address in addresses:
-            if (rest := untaken.get(address)) is not None:
+            if (rest := refused.get(address)) is not None:
                 await batch.add_failures(address, rest, failures)
         return failures
 
-    async def _write_rest(self, address: str, batch: "Batch", first: int) -> "Untaken | None":
-        """Write the events of a batch from `first` on to one channel, waiting for room.
+    async def _write_rest(self, address: str, batch: "Batch", first: int) -> "Refused | None":
+        """Write the events of a batch from index `first` on to one channel. Waits for free places.
 
-        Returns: the events that were not taken.
+        Returns: the events that were not accepted; None if all were.
         """
         for index in range(first, len(batch.events)):
             try:
                 await self._write_waiting(address, batch.events[index], batch.key(index))
             except MegaphoneError as error:
-                if isinstance(error, ChannelNotFound):  # the first is counted
+                if isinstance(error, ChannelNotFound):  # `_write_waiting` has counted one event
                     self._observer.events_unroutable(len(batch.events) - index - 1)
-                return batch.untaken(index, error)
+                return batch.refused(index, error)
             await batch.pace.work(EVENT_WORK)
         return None
 
@@ -426,9 +430,9 @@ class Broker:
     def read(
         self, address: str, options: ReadOptions | None = None, *, within_s: float = math.inf
     ) -> Reader:
-        """Return a reader, which is the one reader of its channel once it is entered.
+        """Return a reader of a channel. It takes the lease when its context is entered.
 
-        It reads for the poll duration, or for `within_s` if that is less.
+        The read time is the poll duration, or `options.wait_s` or `within_s` if one is less.
         """
         options = options or ReadOptions()
         wait_s = math.inf if options.wait_s is None else options.wait_s
@@ -447,16 +451,16 @@ class Broker:
             agent=agent_of(address),
             time_s=min(self._poll_duration_s, wait_s, within_s),
             observer=self._observer,
-            on_exit=self._reader_left,
+            on_exit=self._on_read_end,
         )
 
     async def acknowledge(self, address: str, event_id: str) -> int:
-        """Count an event and all before it on its channel as delivered.
+        """Deliver an event of a channel and all events before it.
 
-        May be repeated, and needs no open read.
+        The call may be repeated, and needs no open read.
 
-        Returns: how many were not yet; 0 also for an event that is not known, or not any more.
-        Raises: BadRequest; ChannelNotFound.
+        Returns: how many events were not delivered before; 0 if the log does not have the event.
+        Raises: BadRequest; ChannelNotFound; AgentMoved.
         """
         await self._moves_finished((address,))
         consumer = self._consumer(address)
@@ -466,16 +470,16 @@ class Broker:
     # -- Finding the right node
 
     async def owns(self, agent: str) -> bool:
-        """Tell whether calls for the channels of an agent belong to this node.
+        """Return whether this node serves calls for an agent.
 
-        Waits while the agent is on its way to another one, so that the answer holds.
+        Waits for the end of a cut-over of the agent, because the answer may change until then.
         """
         await self._agents.move_finished(agent)
         known = self._agents.get(agent)
         return known is not None and known.is_owned
 
     async def check_takes_channels(self) -> None:
-        """Raises: NoAgentAvailable, LimitExceeded, ShuttingDown: what `create` would now."""
+        """Raises: NoAgentAvailable, LimitExceeded or ShuttingDown, when `create` would raise it."""
         self._refuse_if_shutting_down()
         self._agents.pick_for_new_channel(loop_time())
         await self._store.check_room()
@@ -483,10 +487,10 @@ class Broker:
     # -- The end
 
     async def end_reads(self, agent: str) -> None:
-        """End every read of an agent that leaves for another node.
+        """End all open reads of an agent that moves to another node.
 
-        A read ends cleanly; if its client takes nothing, it is broken off. The caller keeps new
-        reads from coming (`Agents.moving`).
+        A read ends cleanly if its client takes the last batch within `DRAIN_GRACE_S`; otherwise it
+        is aborted. The caller must make new reads wait (`Agents.moving`).
         """
         readers = {reader for reader in self._readers if reader.agent == agent}
         for reader in readers:
@@ -494,21 +498,21 @@ class Broker:
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_GRACE_S):
                 while readers & self._readers:
-                    self._left.clear()
-                    await self._left.wait()
+                    self._read_ended.clear()
+                    await self._read_ended.wait()
         for reader in readers & self._readers:
-            reader.break_off()
+            reader.abort()
 
-    def _reader_left(self, reader: Reader) -> None:
+    def _on_read_end(self, reader: Reader) -> None:
         self._readers.discard(reader)
-        self._left.set()
+        self._read_ended.set()
 
     @property
     def is_shutting_down(self) -> bool:
         return self._shutting_down
 
     async def begin_shutdown(self) -> None:
-        """Refuse all that is new, writers that wait for room too, and end every read cleanly."""
+        """Refuse new calls and waiting writers from now on, and end all open reads cleanly."""
         self._shutting_down = True
         await self._store.quiesce()
         for reader in self._readers:
@@ -521,7 +525,8 @@ class Broker:
     # -- Addresses
 
     async def _moves_finished(self, addresses: Sequence[str]) -> None:
-        """Wait while the agent of an address is being moved: then its calls have a node."""
+        """Wait for the cut-overs of the agents of these addresses, because their end decides which
+        node serves the calls."""
         while self._agents.are_moving:
             moving = [one for one in map(agent_of, addresses) if self._agents.is_moving(one)]
             if not moving:
@@ -534,7 +539,7 @@ class Broker:
         return consumer
 
     def _writable_channel(self, address: str) -> bytes:
-        if address.count(".") == 1:  # as in every address of a producer, and in none of a consumer
+        if address.count(".") == 1:  # a producer address has one dot, a consumer address has two
             return self._open_producer_address(address)
         if is_consumer_shaped(address) and not self._settings.legacy_channel_id_writes:
             raise PermissionDenied(CANNOT_WRITE)
@@ -545,16 +550,16 @@ class Broker:
         try:
             self._agents.served(name)
         except (AgentMoved, ChannelNotFound):
-            SealedAddress.parse(address)  # what is no address at all is a bad request
+            SealedAddress.parse(address)  # because a text that is not an address is a bad request
             raise
         return self._agents.keys.of(name).open(sealed)
 
 
 class Line(NamedTuple):
-    """One of many events that are to be written."""
+    """One of many events that a call writes."""
 
     number: int
-    """Its place among them, or among those for its channel."""
+    """The index of the event in the call, or in the batch that goes to each channel."""
     address: str
     event: Event
     request_id: str | None
@@ -569,7 +574,7 @@ class Batch:
     pace: Pace
 
     def slices(self, addresses: Sequence[str]) -> Iterator[list[Line]]:
-        """Yield each event for each address, in lists that are written at once."""
+        """Yield each event for each address, in lists. Each list is one slice of work."""
         lines: list[Line] = []
         pace = Pace()
         for address in addresses:
@@ -583,38 +588,41 @@ class Batch:
         yield lines
 
     def key(self, index: int) -> str | None:
-        """Return the request id of one event: with a space, so that it is that of no other write.
+        """Return the idempotency key of one event of the batch: the request id and the index.
 
-        No client can send one.
+        The space between them makes it different from the keys of all other writes, because a
+        client cannot send a space in a request id.
         """
         return None if self.request_id is None else f"{self.request_id} {index}"
 
-    def untaken(self, first: int, error: MegaphoneError) -> "Untaken":
+    def refused(self, first: int, error: MegaphoneError) -> "Refused":
+        """Return that a channel refused the event at index `first`, so that all later ones count as
+        refused too."""
         is_timeout = isinstance(error, WriteTimeout)
-        return Untaken(first, error.code, SKIPPED if is_timeout else error.code)
+        return Refused(first, error.code, SKIPPED if is_timeout else error.code)
 
     async def add_failures(
-        self, address: str, untaken: "Untaken", failures: list[BatchFailure]
+        self, address: str, refused: "Refused", failures: list[BatchFailure]
     ) -> None:
-        reason = untaken.reason
-        for index in range(untaken.first, len(self.events)):
+        reason = refused.reason
+        for index in range(refused.first, len(self.events)):
             failures.append(BatchFailure(address, index, reason))
-            reason = untaken.reason_of_rest
+            reason = refused.reason_of_rest
             await self.pace.work(ANSWER_WORK)
 
 
 @dataclass(frozen=True, slots=True)
-class Untaken:
-    """The events of a batch that one channel did not take."""
+class Refused:
+    """The events of a batch that one channel did not accept: one event and all after it."""
 
     first: int
-    """The first of them; the rest are all behind it."""
+    """The index of the first of them."""
     reason: str
     reason_of_rest: str
 
 
 def event_of(new: NewEvent, body: bytes) -> Event:
-    """Raises: BadRequest, for a stream id that cannot be one."""
+    """Make an event with an id and a timestamp. Raises: BadRequest, for an invalid stream id."""
     return Event(
         id=new_event_id(),
         stream_id=checked_stream_id(new.stream_id),
@@ -638,7 +646,8 @@ def outcome_of(result: Stored | MegaphoneError) -> str | WriteFailure:
 
 
 def refuse_long(addresses: Sequence[str]) -> None:
-    """Raises: BadRequest, for an address that is too long: the answer would repeat it often."""
+    """Raises: BadRequest, for an address that is too long, because the response would repeat it for
+    each event."""
     for index, address in enumerate(addresses):
         if len(address) > MAX_ADDRESS_LENGTH:
             raise BadRequest(
@@ -652,9 +661,9 @@ def loop_time() -> float:
 
 
 def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:
-    """Return those of the named protocols that are supported, in the order of preference.
+    """Return the supported ones of the named protocols, in the same order.
 
-    Raises: BadRequest, when some are named and none is supported; PayloadTooLarge.
+    Raises: BadRequest, when protocols are named and none is supported; PayloadTooLarge.
     """
     if not protocols:
         return (DEFAULT_PROTOCOL,)

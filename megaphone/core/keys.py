@@ -1,20 +1,20 @@
-"""The keys of agents: what addresses are sealed and opened with, whoever owns the agent."""
+"""The address keys of agents, also of agents that this node does not own."""
 
 from megaphone.core.addresses import AddressKey
 
 
 class KeyRing:
-    """The key of each agent that this node knows, by the name of the agent.
+    """The address key of each agent that this node knows, by the name of the agent.
 
-    A node makes and opens producer addresses with the key alone. Whether it owns the agent, and
-    what the agent does, is for `core.agents` to say.
+    A node needs only the key to encrypt and decrypt producer addresses. `core.agents` knows whether
+    the node owns the agent.
     """
 
     def __init__(self) -> None:
         self._keys: dict[str, AddressKey] = {}
 
     def add(self, name: str, key: AddressKey) -> None:
-        """Use a key for an agent, in place of the one that it had."""
+        """Set the key of an agent. It replaces the key that the agent had before."""
         self._keys[name] = key
 
     def of(self, name: str) -> AddressKey:
@@ -22,5 +22,5 @@ class KeyRing:
         return self._keys[name]
 
     def drop(self, name: str) -> None:
-        """Forget the key of an agent, if there is one."""
+        """Remove the key of an agent, if the ring has it."""
         self._keys.pop(name, None)

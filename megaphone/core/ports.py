@@ -1,6 +1,6 @@
-"""What the core needs of the world: the contracts that stores and observers fulfil.
+"""The interfaces that the core needs and other packages implement: store, observer and others.
 
-Nothing here may assume that a channel lives in this process: a store may be across a network.
+No interface may require that channels live in this process, because a store may be a remote one.
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -11,16 +11,17 @@ from megaphone.errors import MegaphoneError
 from megaphone.model import DrainProgress, Event, ReadOptions
 
 OnRemoved = Callable[[str, float, int], None]
-"""Called when a channel has expired or was removed, with its consumer address, its age in seconds,
-and the number of events that no reader was ever sent. Must not raise or wait."""
+"""Called when a channel has expired or was removed. The arguments are its consumer address, its age
+in seconds, and the number of lost events, that is, of its backlog that no reader was ever sent. The
+callback must not raise or wait."""
 
 
 class WouldBlock(Exception):
-    """The call can do nothing without waiting, and has changed nothing. Clients never see it."""
+    """The call would have to wait, and has changed nothing. Clients never see this error."""
 
 
 class Append(NamedTuple):
-    """An event that is to be added to a channel."""
+    """One write: an event for a channel. `request_id` is its idempotency key."""
 
     channel_id: bytes
     event: Event
@@ -28,159 +29,165 @@ class Append(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """The event is in the buffer of its channel."""
+    """The result of an accepted write: the event is in the log of its channel."""
 
     event_id: str
-    """Its id; that of an earlier event if the write repeats the request id of that one."""
+    """The id of the event, or of an earlier event that has the same idempotency key."""
     is_new: bool
-    """Whether it was not there before."""
+    """False if the channel had accepted an earlier event with the same idempotency key."""
 
 
 AppendResult = Stored | MegaphoneError | WouldBlock
-"""What became of one write of several. Errors are returned as values."""
+"""The result of one of several writes. Errors are returned as values, not raised."""
 
 
 class Lease(Protocol):
     """An open read of one channel. See `megaphone.core.channel.Lease` for the rules."""
 
     on_ready: Callable[[], None] | None
-    """Called when `take_nowait` may have something new to return. May be called too often."""
+    """Called when `take_nowait` may return something new, and sometimes in vain."""
 
     @property
     def cursor(self) -> str:
-        """The event before the first one of this read, or START: a reader that resumes after it
-        misses nothing."""
+        """The cursor before the first event of this read: an event id, or START. A read that
+        resumes after it misses no event of this read."""
 
     @property
     def recovered(self) -> bool | None:
-        """Whether the event to resume after was still known; None when none was named."""
+        """Whether the cursor that the reader named was still known. If the reader named none: False
+        if the channel has a gap, else None."""
 
     @property
     def ready(self) -> int:
-        """How many events could be taken now."""
+        """The length of the backlog: how many events `take` could return now."""
 
     async def take(self, limit: int, max_bytes: int, until: float) -> Batch | None:
-        """Confirm the events that were taken before, and return the next events in order.
+        """Confirm the events taken before, and return the next events in order.
 
-        Returns at once if events are ready, else waits for one. Returns up to `limit` events, and
-        up to `max_bytes` of bodies and overhead, but one at least, however large.
+        Waits for an event if none is ready. Returns at most `limit` events and at most `max_bytes`
+        of bodies and overhead, but at least one event, however large it is. Returns None when the
+        clock of the event loop reaches `until`, and when the lease is over.
 
-        The call says that the connection has all bytes of the events taken before. Until then they
-        do not count as sent: if the read breaks, they come again, however long ago they were taken.
-        Returns None when the loop's clock reaches `until`, and when the lease is over.
+        By this call the caller says that the connection has all bytes of the events taken before.
+        Events count as sent only then: if the read breaks earlier, they are sent again, however
+        long ago they were taken.
 
-        The events follow each other in the log of the channel. The batch names the epoch of the
-        log and the first offset: a store that lost data has another epoch afterwards, so that an
-        offset of before is not taken for one of the new log.
-        Atomic with respect to cancellation: if it is cancelled, none was taken.
+        The events of a batch are contiguous in the log. The batch has the epoch of the log and the
+        offset of its first event. A store that lost data has another epoch afterwards, so that
+        nobody confuses an old offset with an offset of the new log.
+
+        A call that is cancelled has taken no event.
         """
 
     def take_nowait(self, limit: int, max_bytes: int) -> Batch | None:
-        """Do what `take` does, without waiting. Returns: None when the lease is over.
+        """Do the same as `take`, without waiting. Returns None when the lease is over.
 
-        Raises: WouldBlock, when no event is ready. A remote store may always raise it.
+        Raises: WouldBlock, when no event is ready. A remote store may raise it in each call.
         """
 
     @property
     def is_over(self) -> bool:
-        """Whether no more events will come: interrupted, taken over, or the channel has gone."""
+        """Whether `take` will return no more events, because of `interrupt`, because another
+        reader has taken over, or because the channel was removed."""
 
     def interrupt(self) -> None:
-        """Make every `take` from now on, and the one that waits, return None."""
+        """Make the `take` that waits, and each later one, return None."""
 
     def release(self, *, clean: bool) -> None:
-        """End the read now, without waiting. Repeating it changes nothing.
+        """End the read now, without waiting. A second call changes nothing.
 
-        A clean end confirms the events that were taken.
+        A clean end confirms the events taken.
         """
 
 
 class Store(Protocol):
-    """Channels by their id: where events live between writer and reader.
+    """The place where channels and their events live.
 
-    A call may be cancelled at any point; it has then taken effect wholly or not at all.
+    A call that is cancelled has taken effect completely or not at all.
     """
 
     async def create(
         self, channel_id: bytes, consumer_address: str, capacity: int | None = None
     ) -> None:
-        """Add an empty channel, which holds as many events as others here, or `capacity`.
+        """Add an empty channel. Without `capacity` it has the capacity from the settings.
 
-        Raises: LimitExceeded, when the store holds as many as it may, or has no memory for it.
+        Raises: LimitExceeded, when the store has as many channels as it may have, or no memory for
+            one more.
         """
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
-        """Add events, each at the end of its channel. Writes of one channel keep their order.
+        """Append each event to the log of its channel. Writes of one channel keep their order.
 
-        Where a channel is full, and `wait` is set, the call waits for room, first come first
-        served, for at most the write timeout for each event. Without `wait` the result is
-        WouldBlock. If a write is refused or would block, the later writes of its channel in the
-        call are not tried and have the same result.
+        If a channel is full and `wait` is set, the call waits for a free place, first come, first
+        served, and at most the write timeout for each event. Without `wait` the result is
+        WouldBlock. If a write is refused or would block, the later writes of the same channel in
+        this call are not tried and get the same result.
 
-        A call that is cancelled while it waits leaves nothing in the channel, or returns as if it
-        had not been cancelled, because the event had just got in.
+        If a call is cancelled while it waits for a place, either the event is not accepted, or the
+        call returns as if it was not cancelled, because the event was accepted just before.
 
-        Returns: a result for each write, in their order: Stored; WouldBlock; or an error, and then
-            the event is not in the channel: ChannelNotFound; LimitExceeded, when there is no memory
-            for it, or as many writers wait as may; WriteTimeout; AgentMoved; ShuttingDown.
+        Returns: a result for each write, in the same order. It is Stored, WouldBlock or an error;
+            after the last two the event is not in the log. The errors are: ChannelNotFound;
+            LimitExceeded, when there is no memory for the event, or when `max_waiting_writers`
+            writers wait already; WriteTimeout; AgentMoved; ShuttingDown.
         """
 
     def append_nowait(self, write: Append) -> Stored:
-        """Do what `append` does, without waiting.
+        """Do the same as `append` for one write, without waiting.
 
-        Raises: WouldBlock, when the channel is full. A remote store may always raise it. Else the
-            errors of `append`.
+        Raises: WouldBlock, when the channel is full; a remote store may raise it in each call. Also
+            the errors that `append` returns.
         """
 
     async def open(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
-        """Start to read a channel. The caller must release the lease.
+        """Take the lease of a channel. The caller must release it.
 
-        Raises: ChannelNotFound, also when `consumer_address` is not exactly that of the channel;
-            ReaderBusy, when it is read and that read is not to be taken over.
+        Raises: ChannelNotFound, also when `consumer_address` is not exactly the address of the
+            channel; ReaderBusy, when the channel has a lease and `options.take_over` is not set.
         """
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
-        """Count an event and all before it as delivered.
+        """Deliver an event and all events before it.
 
-        Returns: how many were not yet.
+        Returns: how many of them were not delivered before.
         Raises: ChannelNotFound.
         """
 
     async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
-        """Return those of some channels that live."""
+        """Return the ids of those channels that exist and have not expired."""
 
     async def remove(self, channel_id: bytes) -> None:
-        """End a channel now: its read ends, and its writers get ChannelNotFound.
+        """Remove a channel now: its open read ends cleanly, waiting writers get ChannelNotFound.
 
         Raises: ChannelNotFound.
         """
 
     async def list(self, agent: str | None, skip: int, limit: int) -> Sequence[str]:
-        """Return the consumer addresses of channels, or of those of one agent, oldest first."""
+        """Return consumer addresses, oldest channel first: of one agent, or of all agents."""
 
     async def count(self, agent: str) -> int:
-        """Return how many channels of an agent there are."""
+        """Return how many channels an agent has."""
 
     # -- Life cycle
 
     async def check_room(self) -> None:
-        """Raises: LimitExceeded, when `create` would now."""
+        """Raises: LimitExceeded, when `create` would raise it now."""
 
     async def quiesce(self) -> None:
-        """From now on answer writers that wait, or would, with ShuttingDown."""
+        """From now on refuse waiting writers, and writers that would wait, with ShuttingDown."""
 
     async def aclose(self) -> None:
-        """Drop everything that this node holds. Nothing else may be called after it."""
+        """Free everything that the store has in this process. No other call may follow."""
 
 
 class Drains(Protocol):
-    """Moves agents to other nodes."""
+    """Moves all agents of this node to another one."""
 
     def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
-        """Move every agent of this node to another, and end when nothing is left to move.
+        """Move all agents of this node to another one, and end when no agent is left to move.
 
-        Tells how far it is, at the start, from time to time, and at the end. What has not moved
-        when it is closed, or raises, is as it was before.
+        Yields the progress at the start, at regular times, and at the end. When the generator is
+        closed or raises, each agent that has not moved has the same mode as before.
 
         Raises: BadRequest, when the target is not a URL such as http://host:3001; WrongMode, while
             another drain runs, or when the target refuses an agent; Unauthenticated, when the two
@@ -189,10 +196,12 @@ class Drains(Protocol):
 
 
 class Pipes(Protocol):
-    """Forwards agents to other nodes."""
+    """Replicates agents to other nodes."""
 
     async def pipe(self, agent: str, target: str) -> None:
-        """Begin to forward an agent, until this node stops. Returns once the target has taken it.
+        """Replicate an agent to a target until this node stops.
+
+        Returns once the target has accepted the agent.
 
         Raises: AgentNotFound; BadRequest, when the target is not a URL such as http://host:3001;
             WrongMode; Unauthenticated, when the two nodes do not have the same secret;
@@ -201,43 +210,45 @@ class Pipes(Protocol):
 
 
 class Observer(Protocol):
-    """Is told what happens to channels and events, at once and once. Must not raise or wait."""
+    """Counts what happens to channels and events. Each call must return at once and not raise.
+
+    The core and the cluster call it once for each thing that happens, when it happens.
+    """
 
     def channel_created(self) -> None: ...
 
     def channel_removed(self, age_s: float, lost: int) -> None:
-        """A channel expired or was disposed of, with `lost` events that no reader was sent. None
-        are lost with the copy of a channel for which another node answers."""
+        """A channel of this age in seconds has expired or was removed. `lost` events of it were
+        never sent to a reader; 0 if another node owns the channel."""
 
     def events_written(self, count: int) -> None: ...
 
     def events_read(self, count: int, redelivered: int) -> None:
-        """`count` events were handed to a reader; `redelivered` of them not for the first time."""
+        """A reader took `count` events. `redelivered` of them a reader was sent before."""
 
-    def channel_fed(self) -> None:
-        """A channel came from another node."""
+    def channel_applied(self) -> None:
+        """This node added a channel that another node replicates to it."""
 
-    def channel_forgotten(self) -> None:
-        """A channel was let go of: it lives, or has ended, on another node."""
+    def channel_released(self) -> None:
+        """This node released a channel, because another node owns it."""
 
-    def events_fed(self, count: int) -> None:
-        """Events came from another node."""
+    def events_applied(self, count: int) -> None:
+        """This node appended events that another node replicates to it."""
 
-    def events_forwarded(self, count: int) -> None:
-        """Events were handed to another node, each counted for each node."""
+    def events_replicated(self, count: int) -> None:
+        """This node sent events to a target. Events for two targets are counted twice."""
 
     def events_lost(self, count: int) -> None:
-        """Events were evicted before any reader had them, or refused when another node sent
-        them."""
+        """Events were evicted before a reader got them, or were refused as events of a source."""
 
     def writer_waits(self) -> None:
-        """A writer found a channel full and waits for room."""
+        """A writer found a channel full, and starts to wait for a free place."""
 
     def writer_waited(self) -> None:
-        """A writer that waited has its answer, or has left."""
+        """A writer stops waiting: it has its result, or was cancelled."""
 
     def events_unroutable(self, count: int) -> None:
-        """Events were written to a channel that does not exist."""
+        """A writer named a channel that does not exist for `count` events."""
 
     def read_started(self) -> None: ...
 

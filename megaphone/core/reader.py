@@ -1,4 +1,4 @@
-"""The one reader of a channel, as both faces use it."""
+"""An open read of a channel, which both faces iterate over."""
 
 import asyncio
 import sys
@@ -13,34 +13,35 @@ from megaphone.errors import AgentMoved, TooSlow
 from megaphone.model import Event, ReadOptions
 
 BATCH_EVENTS = 100
-"""The most events handed over at once. A face sends a batch before it asks for the next, so this
-also bounds what is in flight within the process."""
+"""The largest number of events in a batch. A face sends a batch before it asks for the next one, so
+this is also the largest number of events that a read has in this process."""
 LOOK_S = 1.0
-"""How often a reader looks at how much its client has taken, while it waits for the client."""
+"""How often a reader checks how many bytes its client has taken, while it waits for the client."""
 
 
 class Reader:
     """A read: an asynchronous context manager, and an iterator of batches within its context.
 
-    Entering the context opens the read. Each batch is everything that is ready, in order, up to as
-    many bytes as suit how fast the client takes them; it is empty when the caller asked for
-    heartbeats and one is due. A call for the next batch says that the connection has taken all of
-    the one before: only then it counts as sent. The iteration ends when the time of the read is
-    over, when as many events were sent as were asked for, when the channel goes or another reader
-    takes over, and on `end`. Leaving the context releases the channel at once: as cleanly ended
-    without an exception, as broken with any (cancellation too), so that the next reader gets again
-    what a broken read had sent.
+    Entering the context takes the lease of the channel. A batch has all events that are ready, in
+    order, up to a size that fits the speed of the client. An empty batch means that a heartbeat is
+    due. By asking for the next batch, the caller says that the connection has all bytes of the
+    batch before; only then do its events count as sent.
 
-    A client has stalled when it takes nothing for `STALL_S` while a batch waits for it. Then, as
-    after `break_off`, whatever waits in the context is cancelled, and the context raises.
+    The iteration ends when the read time is over, when `limit` events were returned, when the
+    channel is removed, when another reader takes over, and after `end`. Leaving the context
+    releases the lease at once. The read ends cleanly if no exception leaves the context. It is
+    broken if one does, also a cancellation; the next reader may then get events of this read again.
+
+    A client stalls when it takes no bytes for `STALL_S` although a batch waits for it. After a
+    stall, and after `abort`, the reader cancels the code in its context, and the context raises.
 
     Raises: on entering, BadRequest, ChannelNotFound, ReaderBusy, AgentMoved and ShuttingDown; on
-        leaving, TooSlow, when the client has stalled; AgentMoved, after `break_off`.
+        leaving, TooSlow, when the client has stalled; AgentMoved, after `abort`.
     """
 
     __slots__ = (
         "_heartbeat_s",
-        "_is_broken_off",
+        "_is_aborted",
         "_lease",
         "_left",
         "_look_timer",
@@ -66,15 +67,15 @@ class Reader:
         observer: Observer,
         on_exit: Callable[["Reader"], None],
     ) -> None:
-        """`opening` returns the lease of the channel; `time_s` is how long the read lasts."""
+        """`opening` takes the lease of the channel; `time_s` is the read time in seconds."""
         self._opening: Callable[[Reader], Awaitable[Lease]] | None = opening
         """None once it was called: there are many open reads, and memory counts."""
         self._lease: Lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s
         self._ready = 0
-        """Events that were ready when the read began, and were not returned yet. They are returned
-        even if the time is already up."""
+        """How many events were ready when the read began and were not returned yet. They are
+        returned even if the read time is over."""
         self.agent = agent
         """The agent of the channel."""
         self._time_s = time_s
@@ -83,7 +84,7 @@ class Reader:
         self._on_exit = on_exit
         self._progress = Progress(is_seen=False)
         self._stalled = asyncio.timeout(None)
-        self._is_broken_off = False
+        self._is_aborted = False
         self._taken: Callable[[], int] | None = None
         self._look_timer: asyncio.TimerHandle | None = None
 
@@ -113,40 +114,40 @@ class Reader:
         try:
             await self._stalled.__aexit__(kind, error, traceback)
         except TimeoutError:
-            if self._is_broken_off:
+            if self._is_aborted:
                 raise self._moved() from None
             raise TooSlow(f"the client took nothing for {STALL_S:g} s") from None
 
     @property
     def cursor(self) -> str:
-        """The event before the first one of this read, or START: what to resume after."""
+        """The cursor before the first event of this read: an event id, or START."""
         return self._lease.cursor
 
     @property
     def recovered(self) -> bool | None:
-        """Whether the event to resume after was still known; None when none was named."""
+        """Whether the cursor that the reader named was still known. If the reader named none: False
+        if the channel has a gap, else None."""
         return self._lease.recovered
 
     def watch(self, taken: Callable[[], int]) -> None:
-        """Judge the client by how many bytes `taken` returns that it has taken so far.
+        """Measure the client by `taken`, which returns how many bytes the client has taken so far.
 
-        Without it the reader sees only that a whole batch was taken, and so gives the client more
-        time for large ones. To be called before the first batch.
+        Without this call the reader notices only when a client has taken a whole batch, and so
+        gives it more time for a large batch. The caller must call it before the first batch.
         """
         self._taken = taken
         self._progress = Progress(is_seen=True)
 
     def end(self) -> None:
-        """End the iteration cleanly after the batch in hand."""
+        """End the iteration after the present batch, so that the read can end cleanly."""
         self._lease.interrupt()
 
-    def break_off(self) -> None:
-        """End the read at once, as a broken one, whatever its client has yet to take.
+    def abort(self) -> None:
+        """Abort the read: end it now, as broken, although bytes may still wait for the client.
 
-        Its iteration and its context raise AgentMoved, so that the client does not take the end
-        for a clean one.
+        The iteration and the context raise AgentMoved, so that the client does not see a clean end.
         """
-        self._is_broken_off = True
+        self._is_aborted = True
         self._lease.interrupt()
         self._lease.release(clean=False)
         self._stalled.reschedule(self._now())
@@ -158,7 +159,7 @@ class Reader:
 
     async def __anext__(self) -> list[Event]:
         self._progress.finish(self._now())
-        if self._is_broken_off:
+        if self._is_aborted:
             raise self._moved()
         if self._left > 0 and self._is_in_time():
             batch = await self._lease.take(
@@ -172,9 +173,9 @@ class Reader:
             if events or self._heartbeat_is_due():
                 self._hand_over(events)
                 return events
-            if self._is_broken_off:
+            if self._is_aborted:
                 raise self._moved()
-        self._hand_over([])  # the end, which the client must take as well
+        self._hand_over([])  # the end of the response, which the client must take like a batch
         raise StopAsyncIteration
 
     def _moved(self) -> AgentMoved:
@@ -190,7 +191,8 @@ class Reader:
             self._look_again(now)
 
     def _look_again(self, now: float) -> None:
-        """Look at the client later. One timer lasts over many batches: most are taken before."""
+        """Check the client later. One timer serves many batches, because the client takes most of
+        them before the timer is due."""
         due = min(self._progress.stalls_at, now + LOOK_S)
         self._look_timer = asyncio.get_running_loop().call_at(due, self._look)
 
@@ -213,7 +215,7 @@ class Reader:
         return asyncio.get_running_loop().time()
 
     def _is_in_time(self) -> bool:
-        """Whether there is more to take, or to wait for."""
+        """Return whether the read may return more events."""
         return self._ready > 0 or self._now() < self._until
 
     def _next_stop(self) -> float:
@@ -222,7 +224,8 @@ class Reader:
         return min(self._until, self._now() + self._heartbeat_s)
 
     def _heartbeat_is_due(self) -> bool:
-        """Whether a `take` without events ended for a heartbeat, and not with the read."""
+        """Return whether a `take` without events ended because of a heartbeat, not with the
+        read."""
         return (
             self._heartbeat_s is not None and not self._lease.is_over and self._now() < self._until
         )

@@ -134,10 +134,10 @@ class Metrics:
     def events_unroutable(self, count: int) -> None:
         self.messages_unroutable += count
 
-    def channel_fed(self) -> None:
+    def channel_applied(self) -> None:
         self.channels_fed += 1
 
-    def channel_forgotten(self) -> None:
+    def channel_released(self) -> None:
         self.channels_forgotten += 1
 
     @property
@@ -145,10 +145,10 @@ class Metrics:
         come = self.channels_created + self.channels_fed
         return come - self.channels_disposed - self.channels_forgotten
 
-    def events_fed(self, count: int) -> None:
+    def events_applied(self, count: int) -> None:
         self.messages_fed += count
 
-    def events_forwarded(self, count: int) -> None:
+    def events_replicated(self, count: int) -> None:
         self.messages_forwarded += count
 
     def events_lost(self, count: int) -> None:

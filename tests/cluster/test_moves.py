@@ -409,7 +409,7 @@ async def test_a_replica_that_nobody_feeds_moves_as_a_replica(
         [pipe] = feeder.pipes._pipes.values()
         await feeder.pipes.close(pipe)
     assert modes(source)["fed"] is AgentMode.REPLICA
-    await until(lambda: not source.agents.named("fed").feeds)
+    await until(lambda: not source.agents.named("fed").sources)
     await drain(source, url(target))
     assert modes(target)["fed"] is AgentMode.REPLICA
     async with target.broker.read(channel.consumer_address, READY) as reader:

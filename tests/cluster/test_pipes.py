@@ -352,7 +352,7 @@ async def test_a_replica_whose_source_vanishes_stays_one_until_it_is_promoted(
     await source.app.pipes.pipe("moving", through(line))
     await arrived(target, 2)
     line.close()
-    await until(lambda: not target.app.agents.named("moving").feeds)
+    await until(lambda: not target.app.agents.named("moving").sources)
     assert mode(target) is AgentMode.REPLICA
     target.app.agents.promote("moving", 0.0)
     assert await numbers_read(target, channel, EVERYTHING_READY) == [1, 2]

@@ -154,7 +154,7 @@ def test_any_agent_that_takes_channels_is_picked_and_no_other() -> None:
 
 STEPS = {
     Step.PIPE: lambda agents: agents.pipe("a"),
-    Step.FEED: lambda agents: agents.feed("a", agents.keys.of("a").secret),
+    Step.REPLICATE: lambda agents: agents.replicate("a", agents.keys.of("a").secret),
     Step.PROMOTE: lambda agents: agents.promote("a", 0.0),
 }
 
@@ -191,7 +191,7 @@ def test_a_promoted_agent_takes_channels_at_once() -> None:
 
 def test_an_agent_that_is_fed_is_not_forwarded() -> None:
     agents = Agents(0.0)
-    agents.feed("a", bytes(32)).feeds += 1
+    agents.replicate("a", bytes(32)).sources += 1
     with pytest.raises(WrongMode, match="another node replicates it here"):
         agents.pipe("a")
 
@@ -207,32 +207,32 @@ def test_an_agent_whose_pipe_is_connected_is_not_taken_back() -> None:
 def test_a_fed_agent_opens_the_addresses_of_its_source() -> None:
     source, target = Agents(0.0), Agents(0.0)
     source.add("a", AgentMode.MASTER, 0.0)
-    replica = target.feed("a", source.keys.of("a").secret)
+    replica = target.replicate("a", source.keys.of("a").secret)
     assert replica.mode is AgentMode.REPLICA
     assert target.keys.of("a").open(source.keys.of("a").seal(CHANNEL_ID)) == CHANNEL_ID
 
 
 def test_a_replica_may_be_fed_again_under_its_key_and_under_no_other() -> None:
     agents = Agents(0.0)
-    replica = agents.feed("a", bytes(32))
-    assert agents.feed("a", bytes(32)) is replica
+    replica = agents.replicate("a", bytes(32))
+    assert agents.replicate("a", bytes(32)) is replica
     with pytest.raises(WrongMode, match="another key"):
-        agents.feed("a", b"1" * 32)
+        agents.replicate("a", b"1" * 32)
 
 
 def test_a_configured_replica_takes_the_key_of_its_first_source() -> None:
     agents, replica = one(AgentMode.REPLICA)
-    assert agents.feed("a", bytes(32)) is replica
+    assert agents.replicate("a", bytes(32)) is replica
     assert agents.keys.of("a").secret == bytes(32)
     with pytest.raises(WrongMode, match="another key"):
-        agents.feed("a", b"1" * 32)
+        agents.replicate("a", b"1" * 32)
 
 
 @pytest.mark.parametrize("secret", [b"", bytes(31), bytes(33)])
 def test_a_key_has_32_bytes(secret: bytes) -> None:
     agents = Agents(0.0)
     with pytest.raises(BadRequest, match="32 bytes"):
-        agents.feed("a", secret)
+        agents.replicate("a", secret)
     assert list(agents) == []
 
 
@@ -248,24 +248,24 @@ def test_an_unknown_agent_can_be_fed_and_nothing_else() -> None:
 def test_an_agent_that_has_left_is_remembered_until_it_is_back() -> None:
     agents, _ = one(AgentMode.MASTER)
     secret = agents.keys.of("a").secret
-    agents.leave("a")
-    assert isinstance(agents.why_absent("a"), AgentMoved)
-    assert isinstance(agents.why_absent("b"), ChannelNotFound)
-    agents.feed("a", secret)
+    agents.mark_moved("a")
+    assert isinstance(agents.error_of_absent("a"), AgentMoved)
+    assert isinstance(agents.error_of_absent("b"), ChannelNotFound)
+    agents.replicate("a", secret)
     with pytest.raises(AgentMoved):
         agents.served("a")
     agents.promote("a", 0.0)
     assert agents.served("a").name == "a"
     agents.remove("a")
-    assert isinstance(agents.why_absent("a"), ChannelNotFound)
+    assert isinstance(agents.error_of_absent("a"), ChannelNotFound)
 
 
 def test_new_channels_go_to_agents_of_other_nodes_only_if_there_is_no_own() -> None:
     agents, _ = one(AgentMode.MASTER, warmup_s=0.0)
-    agents.feed("b", bytes(32))
+    agents.replicate("b", bytes(32))
     agents.promote("b", 0.0)
     assert names_picked(agents, 0.0) == {"a"}
-    agents.leave("a")
+    agents.mark_moved("a")
     assert names_picked(agents, 0.0) == {"b"}
 
 
@@ -293,35 +293,35 @@ def test_the_agents_that_left_last_are_remembered_and_no_others() -> None:
     names = [f"a{number}" for number in range(MOVED_REMEMBERED + 1)]
     for name in names:
         agents.add(name, AgentMode.MASTER, 0.0)
-        agents.leave(name)
-    assert isinstance(agents.why_absent(names[0]), ChannelNotFound)
-    assert isinstance(agents.why_absent(names[1]), AgentMoved)
-    assert isinstance(agents.why_absent(names[-1]), AgentMoved)
+        agents.mark_moved(name)
+    assert isinstance(agents.error_of_absent(names[0]), ChannelNotFound)
+    assert isinstance(agents.error_of_absent(names[1]), AgentMoved)
+    assert isinstance(agents.error_of_absent(names[-1]), AgentMoved)
 
 
 def test_agents_that_other_nodes_brought_are_listed_oldest_first_and_no_others() -> None:
     agents = Agents(0.0)
     agents.add("configured", AgentMode.REPLICA, 0.0)
-    brought = [agents.feed(name, bytes(32)) for name in ("c", "configured", "b")]
-    assert agents.made_by_feeds() == [brought[0], brought[2]]
+    brought = [agents.replicate(name, bytes(32)) for name in ("c", "configured", "b")]
+    assert agents.added_by_sources() == [brought[0], brought[2]]
 
 
 def brought() -> tuple[Agents, Agent]:
     """Return the agents of a node, one of which another node has brought and feeds no more."""
     agents = Agents(0.0)
-    return agents, agents.feed("a", bytes(32))
+    return agents, agents.replicate("a", bytes(32))
 
 
 def test_a_replica_that_nobody_feeds_is_unneeded() -> None:
     agents, agent = brought()
     assert agents.is_unneeded(agent)
-    agent.feeds += 1
+    agent.sources += 1
     assert not agents.is_unneeded(agent)
 
 
 def test_a_configured_agent_is_never_unneeded() -> None:
     agents, agent = one(AgentMode.REPLICA)
-    agents.feed("a", bytes(32))
+    agents.replicate("a", bytes(32))
     assert not agents.is_unneeded(agent)
 
 
@@ -329,7 +329,7 @@ def test_a_promoted_agent_is_unneeded_where_another_master_takes_new_channels() 
     agents, agent = brought()
     agents.promote("a", 0.0)
     assert not agents.is_unneeded(agent)
-    agents.feed("b", bytes(32))
+    agents.replicate("b", bytes(32))
     agents.promote("b", 0.0)
     assert not agents.is_unneeded(agent)
     agents.add("own", AgentMode.MASTER, 0.0)

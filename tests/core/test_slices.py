@@ -289,7 +289,7 @@ async def test_what_a_batch_has_not_written_when_its_agent_leaves_is_told() -> N
         assert written > 0
         await asyncio.sleep(1)
         assert node.store.calls == written < 500
-        node.agents.leave("node")
+        node.agents.mark_moved("node")
     assert await writing == [
         BatchFailure(address, index, "MOVED")
         for address, first in ((addresses[0], written), (addresses[1], 0))

@@ -50,7 +50,7 @@ async def test_a_question_for_a_moving_agent_waits_until_it_has_moved() -> None:
             asking = asyncio.create_task(asked(session, "/agents/node"))
             assert await asked(session, "/agents/other") == (404, "NO_SUCH_AGENT")
             assert not asking.done()
-            app.agents.leave("node")
+            app.agents.mark_moved("node")
         assert await asking == (404, "NO_SUCH_AGENT")
 
 
@@ -63,7 +63,7 @@ async def test_a_call_for_a_moving_agent_waits_and_gets_moved() -> None:
             writing = asyncio.create_task(session.post(path, json=1).__aenter__())
             assert await asked(session, "/livez") == (200, "")
             assert not writing.done()
-            app.agents.leave("node")
+            app.agents.mark_moved("node")
         response = await writing
         answer = await response.json()
         assert (response.status, answer["code"]) == (421, "MOVED")
