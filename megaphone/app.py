@@ -43,11 +43,11 @@ FACES = 2
 CONNECTION_BYTES = 16_384
 """The memory of an idle connection, or of an open read."""
 CONNECTIONS_FRACTION = 8
-"""Idle connections may take one part in so many of the memory."""
+"""Idle connections may use the memory divided by this number."""
 QUIET_S = 0.01
-"""If no request has come for so long, a stopping node assumes that none is on its way."""
+"""If no request arrives for this long, a stopping node assumes that none is on its way."""
 STOP_GRACE_S = 0.1
-"""How long a stopping node still answers requests, with SHUTTING_DOWN, while more of them come."""
+"""How long a stopping node answers new requests with SHUTTING_DOWN while more of them arrive."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
 
     The parts stop in the opposite order of their start: health reports the shutdown, agents move to
     the drain target, new requests are refused, and every read ends cleanly after a whole event.
-    When no more requests come, the pipes finish, then the servers close, then the store. The store
-    removes the channels that are left, and webhooks report them before the end.
+    When no more requests arrive, the pipes are completed, then the servers close, then the store.
+    The store removes the remaining channels, and webhooks report them before the end.
 
     Raises: OSError, if the node cannot listen.
     """
@@ -175,7 +175,7 @@ async def serving_admin(
 
 
 async def quiet(requests_begun: Callable[[], int]) -> None:
-    """Wait until no request has come for QUIET_S, at most STOP_GRACE_S."""
+    """Wait until no request has arrived for `QUIET_S`, but at most for `STOP_GRACE_S`."""
     for _ in range(round(STOP_GRACE_S / QUIET_S)):
         before = requests_begun()
         await asyncio.sleep(QUIET_S)
@@ -200,10 +200,10 @@ def connections_of_each_face(settings: Settings) -> int:
 
 
 def removals(agents: Agents, metrics: Metrics, webhooks: Webhooks) -> OnRemoved:
-    """Return what counts the channels that go, and tells webhooks of them."""
+    """Return a callback that counts removed channels and reports them to webhooks."""
 
     def removed(consumer_address: str, age_s: float, lost: int) -> None:
-        # The events of a copy are not lost: the node that forwards it has them, and counts them.
+        # The events of a copy are not lost, because the source of the copy has and counts them.
         is_owned = agents.is_owned(agent_of(consumer_address))
         metrics.channel_removed(age_s, lost if is_owned else 0)
         webhooks.channel_removed(consumer_address)

@@ -137,7 +137,7 @@ class NewEvent:
     stream_id: str
     body: bytes = field(repr=False)
     request_id: str | None = None
-    """The idempotency key: a write that repeats it is not taken again."""
+    """The idempotency key. If a write repeats a key, its event is not accepted a second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ class Progress(NamedTuple):
     sent: str = START
     """The last event that was sent to any reader, or START."""
     has_gap: bool = False
-    """Whether events were evicted before a reader got them, and no reader has been told yet."""
+    """Whether events were evicted before a reader got them, and no reader has learned of it yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +259,7 @@ class ProgressMade:
 
 @dataclass(frozen=True, slots=True)
 class EventsForgotten:
-    """Events up to an offset were dropped. Later changes concern the events after them."""
+    """The events up to an offset were dropped. All later changes concern later events."""
 
     address: str = field(repr=False)
     event_id: str
@@ -280,11 +280,12 @@ class ChannelState:
 
     is_read: bool
     is_in_use: bool
-    """Whether it is read, or was until less than its time to live ago, kept alive or not."""
+    """Whether the channel is read, or its last read ended less than a TTL ago."""
     is_copy: bool
-    """Whether nobody has read it, or written to it, here."""
+    """Whether no client has read the channel or written to it on this node."""
     cursor: str | None
-    """The event after which the next read starts, or START; None if no reader has come here."""
+    """The cursor at which the next read starts: an event id, or START. None if no reader of this
+    node has taken or acknowledged events."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,8 +161,8 @@ class OutgoingPipes:
         return [connection for connection in connections if connection is not None]
 
     async def _free_places(self) -> None:
-        """Free places for waiting writers, while this node runs, as readers of the targets get
-        events."""
+        """Ask the targets what their readers got, and free the places of these events for waiting
+        writers, while this node runs."""
         while True:
             await asyncio.sleep(expiry.BLOCKED_CHECK_S)
             for agent in {name for name, _ in self._pipes}:
@@ -295,7 +295,7 @@ class OutgoingPipe:
             try:
                 connection = connection or await self._connect_again()
                 failures = 0
-                await self._forward(connection)
+                await self._replicate(connection)
                 self._has_arrived = True
                 return
             except MegaphoneError as error:
@@ -309,9 +309,9 @@ class OutgoingPipe:
         self._stop_following()
 
     def _has_arrived_before(self, error: MegaphoneError) -> bool:
-        """Return whether a target refuses the agent because it is MASTER there already.
+        """Return whether an error means that the agent is MASTER at the target already.
 
-        This happens when the target has everything, and only its confirmation was lost.
+        This happens when the target has received everything, and only its confirmation was lost.
         """
         if self._has_said_all and self._is_completing.is_set() and isinstance(error, WrongMode):
             self._has_arrived = True
@@ -322,7 +322,7 @@ class OutgoingPipe:
         log.info("agent %s: its pipe has reconnected", self.agent.name)
         return connection
 
-    async def _forward(self, connection: Connection) -> None:
+    async def _replicate(self, connection: Connection) -> None:
         """Send all channels from the start, and then each new change, until the pipe is completed.
 
         Raises: MegaphoneError, when the stream ends before.

@@ -108,13 +108,14 @@ class Replicable(Protocol):
         """
 
     async def expired_but_kept(self, agent: str, limit: int) -> Sequence[str]:
-        """Return consumer addresses of channels that have not expired only because of `keep_alive`.
+        """Return consumer addresses of channels that are past their deadline and that only
+        `keep_alive` keeps.
 
-        Returns at most `limit`, and each channel at most once per TTL.
+        Returns at most `limit` addresses, and each of them at most once per TTL.
         """
 
     async def expire(self, channel_id: bytes) -> None:
-        """Remove a channel, if it has not expired only because of `keep_alive`."""
+        """Remove a channel, if it is past its deadline and only `keep_alive` keeps it."""
 
     async def allow_expiry(self, channel_id: bytes) -> None:
         """Let a channel expire although its agent is kept alive.

@@ -113,8 +113,8 @@ class Lease:
         self.tells_gap = True
         """Whether the reader has learned of every gap. False after an eviction during the read."""
         self.floor = channel.log.sent
-        """For a plain lease: an offset up to which no event is sent again, however the read ends,
-        because the read started after it, or because the reader has acknowledged it."""
+        """For a plain lease: even after a broken end, events up to this offset are not sent again,
+        because the read started after them or the reader has acknowledged them."""
         self._confirmed = self.floor
         """The offset up to which every event is confirmed, or lies before the start of the read.
         The bytes of later events may still be in this process."""
@@ -304,7 +304,7 @@ class Channel:
         return lease
 
     def acknowledge(self, event_id: str, now: float) -> int:
-        """Deliver an event and all events before it, if a reader of any node was sent the event.
+        """Deliver an event and all events before it, if the event was ever sent to a reader.
 
         Returns: how many events were not delivered before; 0 if the log does not have the event.
         """
@@ -370,7 +370,7 @@ class Channel:
         progress of its readers (`knows_progress`), the channel is full only when it holds far more
         events than the source may, because each event that the source accepted has a place there.
 
-        Returns: how many events the eviction lost: 0 or 1.
+        Returns: how many events were lost by the eviction: 0 or 1.
         """
         if self.log.has(event.id):
             return 0
@@ -387,7 +387,7 @@ class Channel:
         If the event was in the backlog, the next read starts after it, and its reader learns of
         the gap.
 
-        Returns: how many events the eviction lost: 1 if no reader was ever sent the event, else 0.
+        Returns: how many events were lost: 1 if the event was never sent to a reader, else 0.
         """
         sent = self.log.sent
         lost = self.log.evict_oldest()
@@ -464,7 +464,7 @@ class Channel:
     def close(self) -> int:
         """Close the channel: end its lease, wake the reader, and refuse the waiting writers.
 
-        Returns: how many events were lost: events of the backlog that no reader was ever sent.
+        Returns: how many events were lost: events of the backlog that were never sent to a reader.
         """
         if (lease := self._lease) is not None:
             self._lease = None

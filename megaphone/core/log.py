@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     first_offset: int
     events: list[Event]
     redelivered: int
-    """How many of the events a reader was sent before."""
+    """How many of the events were sent to a reader before."""
 
 
 new_tuple = tuple.__new__
@@ -94,12 +94,12 @@ class Log:
         self._dropped_id: str | None = None
         """The id of the last dropped event, or the cursor that the source gave instead of it."""
         self._passed_over: set[int] | None = None
-        """Offsets up to `highest_sent` of events that no reader was ever sent, because a reader
+        """Offsets up to `highest_sent` of events that were never sent to a reader, because a reader
         resumed after them or because they were evicted."""
         self.dropped = self.delivered = self.sent = self.end = 0
         self.freed = 0
         self.highest_sent = 0
-        """The highest offset that a reader was ever sent, on this node or on another one."""
+        """The highest offset that was ever sent to a reader, on this node or on another one."""
         self.has_gap = False
         """Whether events were evicted from the backlog and no reader has learned of it yet."""
         self.listener: Callable[[bytes], None] | None = None
@@ -167,7 +167,7 @@ class Log:
         return Progress(self.id_at(delivered), self.id_at(sent), self.has_gap)
 
     def was_sent(self, offset: int) -> bool:
-        """Return whether a reader of any node was sent the event at an offset."""
+        """Return whether the event at an offset was ever sent to a reader, on any node."""
         if self._passed_over is not None and offset in self._passed_over:
             return False
         return offset <= self.highest_sent
@@ -248,7 +248,7 @@ class Log:
         The log keeps the event for replay. If the event was in the backlog, the next take starts
         after it, and the log has a gap.
 
-        Returns: whether the event is lost, that is, no reader was ever sent it.
+        Returns: whether the event is lost, that is, was never sent to a reader.
         """
         offset = self.freed + 1
         is_passed_over = offset > self.sent
@@ -280,7 +280,7 @@ class Log:
             self._changed()
 
     def skip_to(self, event_id: str) -> None:
-        """Drop all events. `event_id` is from now on the last dropped event, as on the source."""
+        """Drop all events, and set the id of the last dropped event to that of the source."""
         self.rewind(self.end)
         self.drop_to(self.end)
         if event_id != self.before_first:
@@ -295,7 +295,7 @@ class Log:
     def clear(self) -> int:
         """Drop all events, and stop calling the listener.
 
-        Returns: how many events were lost: events of the backlog that no reader was ever sent.
+        Returns: how many events were lost: events of the backlog that were never sent to a reader.
         """
         self.listener = None
         lost = sum(not self.was_sent(offset) for offset in range(self.sent + 1, self.end + 1))

@@ -12,8 +12,8 @@ from megaphone.model import DrainProgress, Event, ReadOptions
 
 OnRemoved = Callable[[str, float, int], None]
 """Called when a channel has expired or was removed. The arguments are its consumer address, its age
-in seconds, and the number of lost events, that is, of its backlog that no reader was ever sent. The
-callback must not raise or wait."""
+in seconds, and how many of its events were lost, that is, never sent to a reader. The callback must
+not raise or wait."""
 
 
 class WouldBlock(Exception):
@@ -224,7 +224,7 @@ class Observer(Protocol):
     def events_written(self, count: int) -> None: ...
 
     def events_read(self, count: int, redelivered: int) -> None:
-        """A reader took `count` events. `redelivered` of them a reader was sent before."""
+        """A reader took `count` events, of which `redelivered` were sent to a reader before."""
 
     def channel_applied(self) -> None:
         """This node added a channel that another node replicates to it."""

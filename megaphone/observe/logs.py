@@ -118,7 +118,7 @@ class LineWriter:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:  # another process has made the descriptor non-blocking
                 select.select([], [self._descriptor], [])
-            except OSError:  # the reader has gone, or the disk is full
+            except OSError:  # nobody reads the log any more, or the disk is full
                 return False
         return True
 

@@ -142,8 +142,8 @@ class Metrics:
 
     @property
     def channels_alive(self) -> int:
-        come = self.channels_created + self.channels_fed
-        return come - self.channels_disposed - self.channels_forgotten
+        added = self.channels_created + self.channels_fed
+        return added - self.channels_disposed - self.channels_forgotten
 
     def events_applied(self, count: int) -> None:
         self.messages_fed += count

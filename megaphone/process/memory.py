@@ -13,7 +13,7 @@ MEMORY_INFO = Path("/proc/meminfo")
 STATISTICS = Path("/proc/self/statm")
 """The memory of this process in pages: all, resident, …"""
 FALLBACK_BYTES = 1 << 30
-"""Assumed if the system does not tell the limit."""
+"""The assumed limit if the system does not report one."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Options of glibc's mallopt(3)."""
@@ -26,7 +26,7 @@ for each 100 MB, which is not worthwhile in a larger process."""
 TRIM_EVERY_S = 5.0
 TRIM_SELDOM_S = 80.0
 WORTHWHILE = 0.02
-"""If a try returns more than this part of the memory, the next try comes soon too."""
+"""If a try returns more than this part of the memory, the next try follows soon."""
 
 
 def allowed_bytes() -> int:

@@ -56,7 +56,7 @@ def event_source_options(request: web.Request) -> ReadOptions:
     """Return the options of a read, fitted to what an EventSource can do. Raises: BadRequest.
 
     An EventSource calls again only after its former connection has ended, and gives up for good on
-    any error. So when it comes back, it takes over. A browser needs heartbeats, and cannot ask for
+    any error. So when it reconnects, it takes over. A browser needs heartbeats, and cannot ask for
     them.
     """
     options = read_options(request)
@@ -72,7 +72,7 @@ def event_source_options(request: web.Request) -> ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Framing:
-    """How a read is asked for, and how its events stand in the answer."""
+    """The format of a read: how a client asks for it, and how the answer represents its events."""
 
     content_type: str
     options: Callable[[web.Request], ReadOptions]
@@ -105,8 +105,8 @@ async def stream_events(
     """Open a read, and send every batch of it until the read ends.
 
     Raises: the errors of entering a `Reader`, before the answer begins; then ConnectionResetError,
-        if the client has gone, has stalled, or takes nothing while its channel moves. Any error
-        after the answer has begun makes the read a broken one.
+        if the client has disconnected or stalled, or takes no bytes while its agent moves. Any
+        error after the answer has begun breaks the read.
     """
     response = StreamedAnswer(headers={"Content-Type": framing.content_type, **HEADERS})
     try:

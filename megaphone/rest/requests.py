@@ -136,7 +136,7 @@ class ReceivedBody:
             if inflater is None:
                 async for chunk in self._request.content.iter_any():
                     self._add(chunk)
-                    # Otherwise everything that has come already would be parsed in one go.
+                    # Otherwise everything that has arrived already would be parsed at once.
                     await asyncio.sleep(0)
             else:
                 await self._inflate(inflater)

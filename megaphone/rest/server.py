@@ -42,7 +42,8 @@ class HttpServer:
         app.router.add_route("*", "/{anything:.*}", refuse_route)
         self._runner = web.AppRunner(
             app,
-            # Without this a handler whose client has left goes on, and takes and loses events.
+            # Without this option a handler continues after its client has disconnected, and takes
+            # and loses events.
             handler_cancellation=True,
             shutdown_timeout=STOP_TIMEOUT_S,
         )
@@ -67,7 +68,7 @@ class HttpServer:
 
     @property
     def requests_begun(self) -> int:
-        """How many requests have come since the start."""
+        """How many requests have arrived since the start."""
         server = self._runner.server
         return 0 if server is None else server.requests_count
 

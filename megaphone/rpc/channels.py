@@ -62,7 +62,7 @@ class ChannelServicer(ChannelServiceServicer):
                 results = await self._broker.write_each(wire.writes(request))
             yield await joined(wire.published(results))
 
-    # This is a coroutine that writes, and not a generator: a generator whose client has gone would
+    # This is a coroutine that writes, and not a generator: the generator of a lost client would
     # hang at its `yield` and keep the lease of the channel.
     async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # type: ignore[override]
         reader = self._broker.read(

@@ -32,7 +32,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, max_members: int = sys.maxsize) -> None:
         self._max_members = max_members
         self.calls_begun = 0
-        """How many calls have come since the start."""
+        """How many calls have arrived since the start."""
 
     async def intercept_service(
         self,

@@ -110,7 +110,7 @@ class GrpcServer:
 
     @property
     def calls_begun(self) -> int:
-        """How many calls have come since the start."""
+        """How many calls have arrived since the start."""
         return self._calls.calls_begun
 
     async def report_shutdown(self) -> None:

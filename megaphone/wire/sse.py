@@ -18,8 +18,8 @@ GAP = b'event: gap\ndata: {"recovered":false}\n\n'
 def preamble(cursor: str, recovered: bool | None) -> bytes:
     """Return the bytes before the first event of a read that starts at a cursor.
 
-    They give the browser an id at once. So it sends one when it comes back, even if its connection
-    broke before any event, and the broker can distinguish it from a second reader.
+    They give the browser an id at once. So the browser sends an id when it reconnects, even if its
+    connection broke before the first event, and the broker can distinguish it from a second reader.
     """
     begin = f"retry: {RETRY_MS}\nid: {cursor}\n\n".encode()
     return begin + GAP if recovered is False else begin

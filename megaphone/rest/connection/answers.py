@@ -42,7 +42,8 @@ def json_answer(body: bytes, status: int = 200, headers: dict[str, str] | None =
 async def json_answer_in_pieces(
     request: web.Request, pieces: Iterator[bytes], status: int
 ) -> web.StreamResponse:
-    """Answer with JSON that comes in pieces. A long answer is sent while it is still being made."""
+    """Answer with JSON in pieces. The first pieces of a long answer are sent before the last ones
+    are made."""
     body = b""
     for piece in pieces:
         body += piece

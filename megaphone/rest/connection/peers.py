@@ -20,11 +20,11 @@ has more). By default a client that has stalled would swallow megabytes of event
 
 
 def watch_peer(request: web.Request) -> asyncio.Transport:
-    """Cancel the handler of a read as soon as its client goes, and return its transport.
+    """Cancel the handler of a read as soon as its client disconnects, and return the transport.
 
-    From now on everything that the client sends is dropped.
+    From now on this process drops everything that the client sends.
 
-    Raises: ConnectionResetError, if the client has gone already.
+    Raises: ConnectionResetError, if the client has disconnected already.
     """
     transport = request.transport
     if transport is None:
@@ -52,7 +52,7 @@ def probe_often(connection: socket.socket) -> None:
 
 
 def drop_input(transport: asyncio.Transport) -> None:
-    """Keep reading the connection, and drop what comes.
+    """Keep reading the connection, and drop all received bytes.
 
     aiohttp stops reading once a few requests wait behind the one that it serves. Then it cannot
     see that the client closes.

@@ -98,11 +98,11 @@ class Connection(web.RequestHandler):
         self._probe_paths = probe_paths
         self._is_counted = False
         self._counted = 0
-        """How many requests have come, when `data_received` last looked."""
+        """How many requests had arrived at the last check of `data_received`."""
         self._body: StreamReader | None = None
         """The body that is being received."""
         self._head_bytes = 0
-        """How many bytes of an incomplete head have come."""
+        """How many bytes of an incomplete head have arrived."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         match self._connections.admit():
@@ -163,7 +163,7 @@ class Connection(web.RequestHandler):
 
         The answer of aiohttp would repeat the invalid text, which may hold an address.
 
-        Raises: ConnectionError, if the client has gone and nobody is left to answer.
+        Raises: ConnectionError, if the client has disconnected.
         """
         if isinstance(exc, ConnectionError):
             raise exc

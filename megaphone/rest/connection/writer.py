@@ -54,7 +54,7 @@ class BodyWriter:
     async def write(self, parts: Sequence[bytes]) -> None:
         """Send some bytes as one chunk. Returns when the kernel has all of them.
 
-        Raises: ConnectionResetError, if the client has gone.
+        Raises: ConnectionResetError, if the client has disconnected.
         """
         size = sum(map(len, parts))
         if self._writer.chunked:
@@ -101,7 +101,7 @@ class BodyWriter:
     def _send(self, piece: Piece, size: int) -> int:
         """Offer a piece to the kernel. Returns: how many bytes the kernel took.
 
-        Raises: ConnectionResetError, if the client has gone.
+        Raises: ConnectionResetError, if the client has disconnected.
         """
         if self._transport.is_closing():
             raise ConnectionResetError("the client has gone")

@@ -72,7 +72,8 @@ class StoredChannel(Channel):
         return self.is_past_deadline(now) and not self.is_kept_alive
 
     def is_kept_past_deadline(self, now: float) -> bool:
-        """Return whether the channel has not expired only because its agent is kept alive."""
+        """Return whether the channel is past its deadline, and exists only because its agent is
+        kept alive."""
         return self.is_past_deadline(now) and self.is_kept_alive
 
 

@@ -35,7 +35,7 @@ class MemoryStore:
         on_evicted: Callable[[int], None] = lambda lost: None,
     ) -> None:
         """`on_evicted` is called when the store has evicted events to free places for writers. Its
-        argument is how many of them no reader was ever sent. It must not raise or wait."""
+        argument is how many of them were never sent to a reader. It must not raise or wait."""
         self._loop = asyncio.get_running_loop()
         self._table = Table(
             limits=limits, max_channels=max_channels, budget=budget, on_removed=on_removed
