@@ -298,8 +298,8 @@ class Agents:
     def pick_for_new_channel(self, now: float) -> Agent:
         """Pick at random one of the agents that take new channels now.
 
-        An agent that came from another node is picked only if there is no other. So it loses its
-        last channel in time and can be removed, and agents do not gather on a node.
+        An agent that came from another node is picked only if there is no other. So its channels
+        become fewer until the agent can be removed, and agents do not gather on a node.
 
         Raises: NoAgentAvailable.
         """

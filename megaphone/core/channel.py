@@ -84,8 +84,8 @@ class Lease:
         "floor",
         "in_flight",
         "is_open",
+        "knows_gaps",
         "recovered",
-        "tells_gap",
         "wake",
     )
 
@@ -110,7 +110,7 @@ class Lease:
         self.recovered = recovered
         """Whether the cursor that the reader named was still known. If the reader named none: False
         if the channel has a gap, else None."""
-        self.tells_gap = True
+        self.knows_gaps = True
         """Whether the reader has learned of every gap. False after an eviction during the read."""
         self.floor = channel.log.sent
         """For a plain lease: even after a broken end, events up to this offset are not sent again,
@@ -124,7 +124,7 @@ class Lease:
         """For a plain lease: the first offset and the last offset of each confirmed take, and the
         time of the confirmation. A broken end needs them. The lease drops old ones in bulk."""
         self._sendings_kept = SENDINGS_KEPT
-        """How many of `_sendings` the lease keeps before it drops old ones."""
+        """When `_sendings` is longer than this, the lease drops old takes."""
 
     def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         """Confirm the events taken before, and return the next events of the backlog in order.
@@ -161,22 +161,25 @@ class Lease:
         """End the read. A clean end confirms the events taken. A second call changes nothing.
 
         After an acknowledging lease, the next read starts with the events in flight. After a plain
-        lease that did not end cleanly, it starts with the first event that the lease did not
-        confirm, or confirmed within the redelivery window.
+        lease with a broken end, the next read starts with the first event that was not confirmed,
+        or that was confirmed within the redelivery window.
         """
         if self.is_open:
             self._channel._release(self, clean=clean, now=now)
 
-    def owed_after(self, now: float) -> int:
+    def resend_after(self, now: float) -> int:
         """Return the offset after which the next read starts if this plain read breaks now."""
         floor = max(self.floor, self._channel.log.dropped)
         for first, last, sent_at in self._sendings:
-            if self._is_owed(last, sent_at, now):
+            if self._is_sent_again(last, sent_at, now):
                 return max(floor, first - 1)
         return max(floor, self._confirmed)
 
-    def _is_owed(self, last: int, sent_at: float, now: float) -> bool:
-        """Return whether a broken end would send the take that ends at `last` again."""
+    def _is_sent_again(self, last: int, sent_at: float, now: float) -> bool:
+        """Return whether the events of a take would be sent again after a broken end.
+
+        `last` is the last offset of the take, and `sent_at` is when the take was confirmed.
+        """
         is_recent = sent_at > now - self._channel.log.limits.redelivery_window_s
         return is_recent and last > self.floor and last > self._channel.log.dropped
 
@@ -184,7 +187,7 @@ class Lease:
         """Drop the takes that a broken end would not send again. They are the oldest ones."""
         count = 0
         for _, last, sent_at in self._sendings:
-            if self._is_owed(last, sent_at, now):
+            if self._is_sent_again(last, sent_at, now):
                 break
             count += 1
         del self._sendings[:count]
@@ -317,7 +320,7 @@ class Channel:
             delivered = max(lease.floor, self.log.dropped)
             lease.floor = max(lease.floor, offset)
         self.log.deliver(offset)
-        self._use_room(now)
+        self._use_free_places(now)
         self._wake_reader()
         return max(0, offset - delivered)
 
@@ -348,7 +351,7 @@ class Channel:
         return self.log.id_at(self.log.delivered)
 
     @property
-    def has_room(self) -> bool:
+    def has_free_place(self) -> bool:
         return self.log.held < self.log.limits.capacity
 
     @property
@@ -392,8 +395,8 @@ class Channel:
         sent = self.log.sent
         lost = self.log.evict_oldest()
         if self._lease is not None and self.log.sent != sent:
-            self._lease.tells_gap = False
-        self._use_room(now)
+            self._lease.knows_gaps = False
+        self._use_free_places(now)
         return int(lost)
 
     def learn_key(self, request_id: str, event_id: str, accepted_at: float, now: float) -> None:
@@ -418,7 +421,7 @@ class Channel:
             log.skip_to(progress.cursor)
         elif (offset := log.find_cursor(progress.cursor)) is not None:
             log.rewind(offset)
-            self._use_room(now)
+            self._use_free_places(now)
 
     def skip_to(self, event_id: str, now: float) -> None:
         """Drop all events, because the source has dropped all events up to this one.
@@ -427,7 +430,7 @@ class Channel:
         """
         if not (self._was_used or self._lease is not None):
             self.log.skip_to(event_id)
-            self._use_room(now)
+            self._use_free_places(now)
 
     def advance(self, event_id: str, now: float) -> None:
         """Deliver all events up to this one, because a reader got them on another node.
@@ -438,7 +441,7 @@ class Channel:
         if self._lease is None and offset is not None and offset > self.log.sent:
             self.log.count_as_sent(offset)
             self.log.rewind(offset)
-            self._use_room(now)
+            self._use_free_places(now)
 
     def drop_replay(self, now: float) -> None:
         """Drop the events that are kept for replay only, because memory is short.
@@ -451,7 +454,7 @@ class Channel:
         if lease is None or lease.acknowledging:
             self.log.drop_to(self.log.delivered)
         else:
-            self.log.drop_to(lease.owed_after(now))
+            self.log.drop_to(lease.resend_after(now))
 
     # -- The end
 
@@ -501,7 +504,7 @@ class Channel:
         return waiter
 
     def _admit_waiters(self, now: float) -> None:
-        while self._waiters and self.has_room:
+        while self._waiters and self.has_free_place:
             waiter, _ = self._waiters.popitem(last=False)
             self._append(waiter.event)
             self.log.budget.drop(waiter.event)
@@ -519,7 +522,7 @@ class Channel:
             self._keys = Keys(self.log.limits.idempotency_window_s, self.log.budget)
         return self._keys
 
-    def _use_room(self, now: float) -> None:
+    def _use_free_places(self, now: float) -> None:
         """Accept the events of waiting writers in the places that have become free."""
         if self.log.freed > self.log.dropped:
             self.log.budget.keeps_replay(self)
@@ -532,7 +535,7 @@ class Channel:
         """Make the next take start after a cursor. Returns: whether the cursor was known."""
         offset = self.log.find_cursor(cursor)
         self.log.rewind(self.log.dropped if offset is None else offset)
-        self._use_room(now)
+        self._use_free_places(now)
         return offset is not None
 
     def _take(self, lease: Lease, limit: int, max_bytes: int, now: float) -> Batch | None:
@@ -543,15 +546,15 @@ class Channel:
         if batch is not None:
             self._was_used = True
             if is_plain:
-                self._use_room(now)
+                self._use_free_places(now)
         return batch
 
     def _release(self, lease: Lease, *, clean: bool, now: float) -> None:
         if lease.acknowledging:
             self.log.take_back()
         elif not clean:
-            self.log.rewind(lease.owed_after(now))
-        if clean and lease.tells_gap:
+            self.log.rewind(lease.resend_after(now))
+        if clean and lease.knows_gaps:
             self.log.set_gap(False)
         lease.is_open = False
         self._lease = None

@@ -126,8 +126,8 @@ class Store(Protocol):
         If a call is cancelled while it waits for a place, either the event is not accepted, or the
         call returns as if it was not cancelled, because the event was accepted just before.
 
-        Returns: a result for each write, in the same order. It is Stored, WouldBlock or an error;
-            after the last two the event is not in the log. The errors are: ChannelNotFound;
+        Returns: a result for each write, in the same order: Stored, or WouldBlock, or an error. If
+            it is not Stored, the event was not accepted. The errors are: ChannelNotFound;
             LimitExceeded, when there is no memory for the event, or when `max_waiting_writers`
             writers wait already; WriteTimeout; AgentMoved; ShuttingDown.
         """

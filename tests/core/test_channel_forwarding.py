@@ -360,13 +360,13 @@ def test_events_after_a_number_that_is_forgotten(number: int, expected: tuple[in
 @EVERY_KIND
 def test_there_is_room_until_the_capacity_is_held(options: ReadOptions) -> None:
     channel = fed("ab")
-    rooms = [channel.has_room]
+    rooms = [channel.has_free_place]
     push(channel, "c")
-    rooms.append(channel.has_room)
+    rooms.append(channel.has_free_place)
     take(read(channel, options), 1)
-    rooms.append(channel.has_room)
+    rooms.append(channel.has_free_place)
     channel.acknowledge("a", 0.0)
-    rooms.append(channel.has_room)
+    rooms.append(channel.has_free_place)
     assert rooms == [True, False, not options.acknowledge, True]
 
 

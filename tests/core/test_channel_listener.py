@@ -42,7 +42,7 @@ ONLY_ASKING = {
     "is_in_use",
     "is_unread_for",
     "keys_after",
-    "owed_after",
+    "resend_after",
 }
 
 
@@ -162,7 +162,7 @@ class FollowedChannel(RuleBasedStateMachine):
             for again in kept and [data.draw(st.sampled_from(kept))]:
                 self.channel.apply(again, self.now)
 
-    @precondition(lambda self: not self.channel.has_room)
+    @precondition(lambda self: not self.channel.has_free_place)
     @rule()
     def evict_oldest(self) -> None:
         with self.told_if_it_changes():

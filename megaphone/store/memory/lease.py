@@ -70,7 +70,9 @@ class MemoryLease:
         if self._timer is not None:
             self._timer.cancel()
         self._lease.release(clean=clean, now=self._loop.time())
-        self._lease.wake = wake_nobody  # the two would keep each other alive otherwise
+        # Without this the two leases would refer to each other, and only the garbage collector
+        # would free them.
+        self._lease.wake = do_nothing
         self.on_ready = None
 
     async def _wait(self, until: float) -> None:
@@ -82,7 +84,8 @@ class MemoryLease:
             self._waiting = None
 
     def _set_timer(self, until: float) -> None:
-        """Be woken at a time. Most waits of a read end at the same one: its timer is kept."""
+        """Start a timer that wakes the reader at a time. Keeps the present timer if it has the same
+        time, as in most waits of one read."""
         if self._timer is not None:
             if self._timer.when() == until:
                 return
@@ -90,7 +93,7 @@ class MemoryLease:
         self._timer = self._loop.call_at(until, self._on_time)
 
     def _on_time(self) -> None:
-        self._timer = None  # it may be early by the grain of the clock, and then another is needed
+        self._timer = None  # The event loop may call this slightly early; then a new timer starts.
         self._wake()
 
     def _wake(self) -> None:
@@ -100,5 +103,5 @@ class MemoryLease:
             self.on_ready()
 
 
-def wake_nobody() -> None:
-    """Do nothing."""
+def do_nothing() -> None:
+    """The callback of a released lease."""

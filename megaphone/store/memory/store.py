@@ -84,9 +84,9 @@ class MemoryStore:
 
     def append_nowait(self, write: Append) -> Stored:
         channel = self._table.living(write.channel_id)
-        if channel.waiting_writers or not channel.has_room:
+        if channel.waiting_writers or not channel.has_free_place:
             self._writers.evict_if_unread(channel)
-            if channel.waiting_writers or not channel.has_room:
+            if channel.waiting_writers or not channel.has_free_place:
                 raise WouldBlock
         answer = channel.offer(write.event, now=self._loop.time(), request_id=write.request_id)
         assert isinstance(answer, str)

@@ -32,7 +32,7 @@ class WaitingWriters:
         Does nothing unless every follower has taken the event, and none of them reports how far
         its target is read.
         """
-        if channel.has_room or not channel.home.may_evict:
+        if channel.has_free_place or not channel.home.may_evict:
             return
         now = self._loop.time()
         if not channel.is_unread_for(UNREAD_S, now):
