@@ -1,0 +1,220 @@
+"""A read as both faces use it: when its client has stalled, and when it ends or is broken off."""
+
+import asyncio
+
+import pytest
+
+from megaphone.core.reader import Reader
+from megaphone.errors import AgentMoved, ReaderBusy, TooSlow
+from megaphone.model import START, NewChannel, NewEvent, ReadOptions
+from tests.core.node import WARM, Node, now
+
+pytestmark = pytest.mark.looptime
+
+AT_ONCE = ReadOptions(wait_s=0)
+FOR_EVER_S = 10_000.0
+
+
+@pytest.fixture
+def node() -> Node:
+    return Node(WARM)
+
+
+async def take_one_batch(reader: Reader, then_s: float, *, taken: list[int] | None = None) -> None:
+    """Read one batch, and take `then_s` to send it; `taken` are the seconds at which the client
+    takes a byte of it."""
+    async with reader:
+        if taken is not None:
+            started = now()
+            reader.watch(lambda: sum(now() - started >= second for second in taken))
+        await anext(reader)
+        await asyncio.sleep(then_s)
+
+
+# The client that stalls
+
+
+async def test_a_client_that_takes_nothing_for_5_seconds_loses_its_read(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1)
+    started = now()
+    with pytest.raises(TooSlow, match="took nothing for 5 s"):
+        await take_one_batch(node.open(channel), FOR_EVER_S)
+    assert now() - started == pytest.approx(5, abs=0.1)
+    assert await node.read(channel, AT_ONCE) == [1]
+    assert node.metrics.reads_open == 0
+
+
+async def test_a_client_that_is_only_seen_to_take_whole_batches_has_more_time_for_large_ones(
+    node: Node,
+) -> None:
+    channel = await node.broker.create()
+    await node.broker.write(channel.producer_address, NewEvent("s", b'"%s"' % (b"1" * 59_900)))
+    started = now()
+    with pytest.raises(TooSlow):
+        await take_one_batch(node.open(channel), FOR_EVER_S)
+    assert now() - started == pytest.approx(8, abs=0.1)
+
+
+async def test_a_client_that_takes_a_byte_now_and_then_keeps_its_read(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1)
+    await take_one_batch(node.open(channel), 15.0, taken=[3, 6, 9, 12])
+    assert await node.read(channel, AT_ONCE) == []
+
+
+async def test_a_client_that_stops_in_the_middle_of_a_batch_loses_its_read(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1)
+    started = now()
+    with pytest.raises(TooSlow):
+        await take_one_batch(node.open(channel), FOR_EVER_S, taken=[3, 6, 9])
+    assert now() - started == pytest.approx(14, abs=1.01)
+
+
+async def test_a_client_does_not_stall_while_it_waits_for_events_and_may_stall_after(
+    node: Node,
+) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1)
+
+    async def read() -> None:
+        async with node.open(channel) as reader:
+            async for batch in reader:
+                if [event.body for event in batch] == [b"2"]:
+                    await asyncio.sleep(FOR_EVER_S)
+
+    reading = asyncio.create_task(read())
+    await asyncio.sleep(15.0)
+    await node.write(channel, 2)
+    with pytest.raises(TooSlow):
+        await reading
+    assert now() == pytest.approx(20, abs=0.1)
+
+
+async def test_a_client_that_does_not_take_the_end_of_its_read_loses_it(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1)
+
+    async def read() -> None:
+        async with node.open(channel, AT_ONCE) as reader:
+            async for _ in reader:
+                pass
+            await asyncio.sleep(FOR_EVER_S)
+
+    with pytest.raises(TooSlow):
+        await read()
+
+
+# The answer begins
+
+
+async def test_a_read_says_after_what_it_starts(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1, 2)
+    async with node.open(channel) as reader:
+        assert (reader.cursor, reader.recovered) == (START, None)
+        first, second = await anext(reader)
+    async with node.open(channel, ReadOptions(cursor=first.id)) as reader:
+        assert (reader.cursor, reader.recovered) == (first.id, True)
+    async with node.open(channel, ReadOptions(cursor="unknown")) as reader:
+        assert (reader.cursor, reader.recovered) == (START, False)
+    async with node.open(channel, ReadOptions(cursor=second.id)) as reader:
+        assert (reader.cursor, reader.recovered) == (second.id, True)
+
+
+async def test_a_read_that_is_cancelled_is_broken(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1)
+    reading = asyncio.create_task(take_one_batch(node.open(channel), FOR_EVER_S))
+    await asyncio.sleep(1.0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert await node.read(channel, AT_ONCE) == [1]
+
+
+# The agent that leaves
+
+
+async def channel_of(node: Node, agent: str) -> NewChannel:
+    """Make a channel of one of several agents."""
+    while (channel := await node.broker.create()).agent != agent:
+        pass
+    return channel
+
+
+async def test_the_reads_of_an_agent_that_leaves_end_cleanly_and_others_go_on(node: Node) -> None:
+    leaves = await channel_of(node, "node")
+    node.admin.add_agent("other")
+    stays = await channel_of(node, "other")
+    for channel in (leaves, stays):
+        await node.write(channel, 1)
+    ending, staying = (asyncio.create_task(node.read(channel)) for channel in (leaves, stays))
+    await asyncio.sleep(1.0)
+    await node.broker.end_reads("node")
+    assert now() == 1.0
+    assert await ending == [1]
+    with pytest.raises(ReaderBusy):
+        await node.read(stays)
+    assert await node.read(leaves, AT_ONCE) == []
+    assert await staying == [1]
+    assert now() == pytest.approx(20)
+
+
+async def test_each_read_of_an_agent_that_leaves_has_a_second_to_send_what_it_has(
+    node: Node,
+) -> None:
+    channels = [await node.broker.create() for _ in range(3)]
+    for channel in channels:
+        await node.write(channel, 1)
+    quick, slow, stuck = (
+        asyncio.create_task(take_one_batch(node.open(channel), needed_s))
+        for channel, needed_s in zip(channels, (0.3, 0.9, FOR_EVER_S), strict=True)
+    )
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await node.broker.end_reads("node")
+    assert now() == 1.0
+    await quick
+    await slow
+    with pytest.raises(AgentMoved, match="agent node moves"):
+        await stuck
+    assert now() == 1.0
+    assert [await node.read(channel, AT_ONCE) for channel in channels] == [[], [], [1]]
+
+
+async def test_without_reads_there_is_nothing_to_end(node: Node) -> None:
+    await node.broker.create()
+    await node.broker.end_reads("node")
+    assert now() == 0.0
+
+
+async def test_a_read_that_is_broken_off_while_it_waits_for_events_does_not_end_cleanly(
+    node: Node,
+) -> None:
+    channel = await node.broker.create()
+    reader = node.open(channel)
+    reading = asyncio.create_task(take_one_batch(reader, FOR_EVER_S))
+    await asyncio.sleep(1.0)
+    reader.break_off()
+    with pytest.raises(AgentMoved):
+        await reading
+    assert now() == 1.0
+
+
+async def test_a_read_that_is_broken_off_gives_no_further_batch(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1)
+    reader = node.open(channel)
+
+    async def read() -> None:
+        async with reader:
+            await anext(reader)
+            await node.write(channel, 2)
+            reader.break_off()
+            await anext(reader)
+
+    with pytest.raises(AgentMoved):
+        await read()
+    assert await node.read(channel, AT_ONCE) == [1, 2]
