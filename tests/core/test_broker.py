@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from megaphone.core.addresses import MALFORMED
+from megaphone.core.broker import DEFAULT_PROTOCOL
 from megaphone.core.ports import WouldBlock
 from megaphone.errors import (
     AgentNotFound,
     BadRequest,
     ChannelNotFound,
+    LimitExceeded,
     NoAgentAvailable,
     PayloadTooLarge,
     PermissionDenied,
@@ -20,7 +22,7 @@ from megaphone.errors import (
     WriteTimeout,
     WrongMode,
 )
-from megaphone.model import AgentMode, NewChannel, NewEvent, ReadOptions, WriteFailure
+from megaphone.model import AgentMode, NewChannel, NewEvent, ReadOptions, ReadProtocol, WriteFailure
 from megaphone.settings import Settings
 from tests.core.node import WARM, Node, now
 
@@ -429,3 +431,209 @@ async def test_an_address_of_another_node_is_answered_with_its_agent(node: Node)
     elsewhere = channel.producer_address.replace("node.", "other-node.")
     with pytest.raises(ChannelNotFound, match="agent other-node is not on this node"):
         await node.broker.write(elsewhere, NewEvent("s", b"1"))
+
+
+# Channels that go
+
+
+async def test_a_writer_whose_channel_goes_while_it_waits_is_told_and_counted(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, *range(100))
+    waiting = asyncio.create_task(node.write(channel, 100))
+    await asyncio.sleep(1)
+    await node.admin.dispose(channel.consumer_address)
+    with pytest.raises(ChannelNotFound):
+        await waiting
+    assert now() == 1
+    assert (node.metrics.messages_unroutable, node.metrics.writers_waiting) == (1, 0)
+
+
+async def test_a_large_event_for_a_channel_that_is_gone_counts_as_a_small_one_does(
+    node: Node,
+) -> None:
+    channel = await node.broker.create()
+    elsewhere = channel.producer_address.replace("node.", "other-node.")
+    await node.admin.dispose(channel.consumer_address)
+    large = NewEvent("s", b"[" + b"1," * 20_000 + b"1]")
+    for address in (channel.producer_address, elsewhere):
+        with pytest.raises(ChannelNotFound):
+            await node.broker.write(address, large)
+    assert node.metrics.messages_unroutable == 2
+
+
+async def test_published_events_for_a_channel_that_is_gone_count_each(node: Node) -> None:
+    gone, lives = await node.broker.create(), await node.broker.create()
+    await node.admin.dispose(gone.consumer_address)
+    writes = [(one.producer_address, NewEvent("s", b"1")) for one in (gone, lives, gone)]
+    results = await node.broker.write_each(writes)
+    assert [reason_of(one) for one in results] == ["NOT_FOUND", "", "NOT_FOUND"]
+    assert (node.metrics.messages_unroutable, node.metrics.messages_received) == (2, 1)
+
+
+async def test_published_events_whose_channel_goes_while_they_wait_are_all_told(
+    node: Node,
+) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, *range(99))
+    writes = [(channel.producer_address, NewEvent("s", b"1"))] * 4
+    publishing = asyncio.create_task(node.broker.write_each(writes))
+    await asyncio.sleep(1)
+    await node.admin.dispose(channel.consumer_address)
+    results = await publishing
+    assert [reason_of(one) for one in results] == ["", *["NOT_FOUND"] * 3]
+    assert now() == 1
+    assert node.metrics.messages_unroutable == 3
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_the_events_of_a_batch_for_a_channel_that_goes_count_each(
+    node: Node, waits: bool
+) -> None:
+    channel = await node.broker.create()
+    if waits:
+        await node.write(channel, *range(100))
+    else:
+        await node.admin.dispose(channel.consumer_address)
+    batch = [NewEvent("s", b"1")] * 3
+    writing = asyncio.create_task(node.broker.write_batch([channel.producer_address], batch))
+    if waits:
+        await asyncio.sleep(1)
+        await node.admin.dispose(channel.consumer_address)
+    failures = await writing
+    assert [(one.index, one.reason) for one in failures] == [(n, "NOT_FOUND") for n in range(3)]
+    assert node.metrics.messages_unroutable == 3
+
+
+# Published events
+
+
+def reason_of(result: str | WriteFailure) -> str:
+    return result.reason if isinstance(result, WriteFailure) else ""
+
+
+async def test_a_published_event_that_is_wrong_leaves_the_others_alone(node: Node) -> None:
+    channel = await node.broker.create()
+    events = [
+        NewEvent("s", b"1"),
+        NewEvent("s", b"{"),
+        NewEvent("", b"2"),
+        NewEvent("s", b"3", request_id=""),
+        NewEvent("s", b"4"),
+    ]
+    results = await node.broker.write_each([(channel.producer_address, one) for one in events])
+    assert [reason_of(one) for one in results] == ["", *["BAD_REQUEST"] * 3, ""]
+    assert await node.read(channel, ReadOptions(wait_s=0)) == [1, 4]
+
+
+async def test_many_published_events_keep_their_order_behind_one_that_waits(node: Node) -> None:
+    full, free = await node.broker.create(), await node.broker.create()
+    writes = [
+        (channel.producer_address, NewEvent("s", b"%d" % number))
+        for number in range(300)
+        for channel in (full, free)
+        if channel is full or number < 100
+    ]
+    publishing = asyncio.create_task(node.broker.write_each(writes))
+    await asyncio.sleep(1)
+    assert await node.read(free, ReadOptions(wait_s=0)) == list(range(100))
+    assert await node.read(full, ReadOptions(limit=300)) == list(range(300))
+    assert {reason_of(one) for one in await publishing} == {""}
+    assert now() == 1
+
+
+async def test_events_that_are_published_as_the_node_stops_are_refused(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.broker.begin_shutdown()
+    results = await node.broker.write_each([(channel.producer_address, NewEvent("s", b"1"))])
+    assert [reason_of(one) for one in results] == ["SHUTTING_DOWN"]
+
+
+# Acknowledgements
+
+
+async def test_an_acknowledgement_counts_all_events_up_to_it_once(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1, 2, 3)
+    async with node.open(channel, ReadOptions(acknowledge=True)) as reader:
+        _, second, _ = await anext(reader)
+    address = channel.consumer_address
+    assert [await node.broker.acknowledge(address, second.id) for _ in range(2)] == [2, 0]
+    assert await node.broker.acknowledge(address, "unknown") == 0
+    with pytest.raises(BadRequest):
+        await node.broker.acknowledge(address, "not an id")
+    with pytest.raises(BadRequest):
+        await node.broker.acknowledge(channel.producer_address, second.id)
+    assert await node.read(channel, ReadOptions(wait_s=0)) == [3]
+    await node.admin.dispose(address)
+    with pytest.raises(ChannelNotFound):
+        await node.broker.acknowledge(address, second.id)
+
+
+# Agents that move
+
+
+async def test_a_node_owns_the_agents_that_are_here_and_not_replicas(node: Node) -> None:
+    node.agents.add("replica", AgentMode.REPLICA, 0)
+    owned = [await node.broker.owns(name) for name in ("node", "replica", "unknown")]
+    assert owned == [True, False, False]
+
+
+async def test_it_is_known_who_owns_an_agent_once_its_move_is_over(node: Node) -> None:
+    with node.agents.moving("node"):
+        asking = asyncio.create_task(node.broker.owns("node"))
+        await asyncio.sleep(1)
+        assert not asking.done()
+        node.agents.mark_moved("node")
+    assert not await asking
+
+
+async def test_calls_for_an_agent_that_moves_wait_and_others_do_not(node: Node) -> None:
+    channel = await node.broker.create()
+    with node.agents.moving("other"):
+        await node.write(channel, 1)
+    with node.agents.moving("node"):
+        calls = [
+            asyncio.create_task(node.write(channel, 2)),
+            asyncio.create_task(node.read(channel, ReadOptions(wait_s=0))),
+            asyncio.create_task(node.broker.acknowledge(channel.consumer_address, "unknown")),
+        ]
+        await asyncio.sleep(1)
+        assert not any(call.done() for call in calls)
+    assert await asyncio.gather(*calls) == [None, [1, 2], 0]
+    assert now() == 1
+
+
+# New channels
+
+
+async def test_a_node_says_whether_it_takes_channels_and_makes_none() -> None:
+    node = Node(Settings(agent_warmup_secs=60, max_channels=1))
+    _ = node.broker
+    with pytest.raises(NoAgentAvailable):
+        await node.broker.check_takes_channels()
+    await asyncio.sleep(60)
+    await node.broker.check_takes_channels()
+    assert node.metrics.channels_created == 0
+    await node.broker.create()
+    with pytest.raises(LimitExceeded):
+        await node.broker.check_takes_channels()
+    await node.broker.begin_shutdown()
+    with pytest.raises(ShuttingDown):
+        await node.broker.check_takes_channels()
+
+
+async def test_the_protocols_of_a_channel_are_those_that_are_supported_in_the_order_asked_for(
+    node: Node,
+) -> None:
+    known = [protocol.name for protocol in reversed(ReadProtocol)]
+    channel = await node.broker.create(["unknown", *known, "unknown"])
+    assert [protocol.name for protocol in channel.protocols] == known
+    assert (await node.broker.create()).protocols == (DEFAULT_PROTOCOL,)
+
+
+async def test_a_channel_without_a_supported_protocol_is_not_made(node: Node) -> None:
+    with pytest.raises(BadRequest, match=f"supported are {DEFAULT_PROTOCOL.name}"):
+        await node.broker.create(["unknown"])
+    with pytest.raises(PayloadTooLarge, match="at most 100"):
+        await node.broker.create([DEFAULT_PROTOCOL.name] * 101)
+    assert node.metrics.channels_created == 0

@@ -1,4 +1,4 @@
-"""A read as both faces use it: when its client has stalled, and when it ends or is broken off."""
+"""A read as both faces use it: when its client has stalled, and when it ends or is aborted."""
 
 import asyncio
 
@@ -190,20 +190,20 @@ async def test_without_reads_there_is_nothing_to_end(node: Node) -> None:
     assert now() == 0.0
 
 
-async def test_a_read_that_is_broken_off_while_it_waits_for_events_does_not_end_cleanly(
+async def test_a_read_that_is_aborted_while_it_waits_for_events_does_not_end_cleanly(
     node: Node,
 ) -> None:
     channel = await node.broker.create()
     reader = node.open(channel)
     reading = asyncio.create_task(take_one_batch(reader, FOR_EVER_S))
     await asyncio.sleep(1.0)
-    reader.break_off()
+    reader.abort()
     with pytest.raises(AgentMoved):
         await reading
     assert now() == 1.0
 
 
-async def test_a_read_that_is_broken_off_gives_no_further_batch(node: Node) -> None:
+async def test_a_read_that_is_aborted_gives_no_further_batch(node: Node) -> None:
     channel = await node.broker.create()
     await node.write(channel, 1)
     reader = node.open(channel)
@@ -212,7 +212,7 @@ async def test_a_read_that_is_broken_off_gives_no_further_batch(node: Node) -> N
         async with reader:
             await anext(reader)
             await node.write(channel, 2)
-            reader.break_off()
+            reader.abort()
             await anext(reader)
 
     with pytest.raises(AgentMoved):
