@@ -89,7 +89,8 @@ class Turns:
 
 
 def channel_id(number: int) -> bytes:
-    return b"channel %8d" % number
+    """Return an id whose bytes are as even as those of a real one, which is a hash."""
+    return (number * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835 % 2**128).to_bytes(16, "little")
 
 
 def event(number: int) -> Event:

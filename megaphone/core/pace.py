@@ -19,7 +19,7 @@ ANSWER_WORK = 32
 """The amount of work to make one entry of a long response."""
 CANCELLED_AT_ONCE = 200
 """How many tasks are cancelled before other tasks get a turn."""
-FREED_AT_ONCE = 500
+FREED_AT_ONCE = 200
 """How many entries of a mapping are freed before tasks get a turn."""
 
 

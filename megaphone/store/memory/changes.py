@@ -25,7 +25,7 @@ from megaphone.model import (
 from megaphone.store.memory.index import AgentChannels, Index, StoredChannel
 from megaphone.store.memory.parts import Parts
 
-LOOKED_AT_ONCE = 100
+LOOKED_AT_ONCE = 25
 """How many channels `take` looks at before other tasks get a turn."""
 NO_PROGRESS = Progress()
 
