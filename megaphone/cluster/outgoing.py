@@ -244,7 +244,7 @@ class OutgoingPipe:
 
     @property
     def backlog(self) -> int:
-        """How many channels may have changes that the target was not sent yet."""
+        """How many channels may have changes that were not sent to the target yet."""
         return self._changes.backlog
 
     async def complete(self, *, as_master: bool = True) -> bool:

@@ -13,9 +13,9 @@ from megaphone.model import ChannelChange, ChannelState, HistoryChange
 class Changes(Protocol):
     """The changes of the channels of one agent, to be sent to one target.
 
-    There is no queue of changes. For each channel the store remembers how far the target was sent
-    its log, and `take` reads the rest from the log. So a slow target costs no memory, and a target
-    that reconnects gets what it has missed.
+    There is no queue of changes. For each channel the store remembers how much of its log `take`
+    has returned, and the next `take` reads the rest from the log. So a slow target costs no memory,
+    and a target that reconnects gets what it has missed.
     """
 
     async def take(self, limit: int, *, wait: bool = True) -> Sequence[ChannelChange]:

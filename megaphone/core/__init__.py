@@ -1,1 +1,1 @@
-"""The rules of channels, agents and addresses, apart from every transport and every store."""
+"""The rules of channels, agents and addresses, independent of each transport and each store."""

@@ -60,7 +60,7 @@ class Admin:
         self._agents.promote(name, loop_time())
 
     async def pipe_agent(self, name: str, target: str) -> None:
-        """Replicate the channels of an agent to another node, until this one stops.
+        """Replicate the channels of an agent to another node, until this node stops.
 
         Returns when the target has accepted the agent. The agent takes no new channels any more.
 

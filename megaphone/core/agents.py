@@ -82,7 +82,7 @@ class Agent:
     since: datetime
     """When the agent got its present mode."""
     warm_at: float
-    """The loop time from which a MASTER takes new channels."""
+    """The time of the event loop from which a MASTER takes new channels."""
     sources: int = field(default=0, init=False)
     """How many nodes replicate the agent to this one now."""
     pipes: int = field(default=0, init=False)
@@ -103,6 +103,7 @@ class Agent:
         return self.mode is AgentMode.MASTER and now < self.warm_at
 
     def takes_channels(self, now: float) -> bool:
+        """Return whether the agent takes new channels now."""
         return self.mode is AgentMode.MASTER and now >= self.warm_at
 
 

@@ -604,6 +604,7 @@ class Batch:
     async def add_failures(
         self, address: str, refused: "Refused", failures: list[BatchFailure]
     ) -> None:
+        """Add one failure for each event that a channel refused to `failures`, in slices."""
         reason = refused.reason
         for index in range(refused.first, len(self.events)):
             failures.append(BatchFailure(address, index, reason))
@@ -616,7 +617,7 @@ class Refused:
     """The events of a batch that one channel did not accept: one event and all after it."""
 
     first: int
-    """The index of the first of them."""
+    """The index of the first of these events."""
     reason: str
     reason_of_rest: str
 
@@ -679,6 +680,7 @@ def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:
 
 
 def checked_options(options: ReadOptions) -> ReadOptions:
+    """Check and return the options of a read. Raises: BadRequest."""
     if options.cursor is not None:
         checked_id("event id", options.cursor)
     if not 1 <= options.in_flight <= MAX_WINDOW:

@@ -205,12 +205,14 @@ def has_infinite_number(text: bytes) -> bool:
 
 
 def is_infinite(number: re.Match[bytes]) -> bool:
+    """Return whether a match of `_NUMBER` is too large for a 64-bit float."""
     whole, exponent = number.groups(b"")
     may_be_large = len(exponent) >= LARGE_EXPONENT_DIGITS or len(whole) >= LARGE_DIGITS
     return may_be_large and math.isinf(float(number[0]))
 
 
 def in_one_line(body: bytes) -> bytes:
+    """Return a body with a space in place of each line break."""
     if b"\n" in body or b"\r" in body:
         return body.translate(_LINE_BREAKS_TO_SPACES)
     return body

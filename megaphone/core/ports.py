@@ -248,7 +248,7 @@ class Observer(Protocol):
         """A writer stops waiting: it has its result, or was cancelled."""
 
     def events_unroutable(self, count: int) -> None:
-        """A writer named a channel that does not exist for `count` events."""
+        """`count` events were written to a channel that does not exist."""
 
     def read_started(self) -> None: ...
 

@@ -69,7 +69,7 @@ class Reader:
     ) -> None:
         """`opening` takes the lease of the channel; `time_s` is the read time in seconds."""
         self._opening: Callable[[Reader], Awaitable[Lease]] | None = opening
-        """None once it was called: there are many open reads, and memory counts."""
+        """None after the read was opened, to save memory, because a node may have many reads."""
         self._lease: Lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._heartbeat_s = options.heartbeat_s

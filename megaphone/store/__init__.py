@@ -1,1 +1,1 @@
-"""Where channels live between their writers and readers. Each store fulfils `core.ports.Store`."""
+"""The stores, which keep channels and their events. Each store fulfils `core.ports.Store`."""

@@ -1,7 +1,7 @@
 """The changes of the channels of one agent, for one target.
 
-A follower remembers, for each channel, how far the target was sent its log, and which channels have
-changed since then. It copies no events: `take` reads them from the logs.
+A follower remembers, for each channel, how much of its log `take` has returned, and which channels
+have changed since then. It copies no events: `take` reads them from the logs.
 """
 
 import asyncio
@@ -76,10 +76,12 @@ class MemoryChanges:
     # -- Calls of the store
 
     def channel_changed(self, channel_id: bytes) -> None:
+        """Note that `take` must look at a channel again."""
         self._changed[channel_id] = None
         self._woken.set()
 
     def channel_ended(self, channel: StoredChannel) -> None:
+        """Note that a channel was removed. `take` returns its end if it returned the channel."""
         self._changed.pop(channel.channel_id, None)
         if self._states.pop(channel.channel_id) is not None:
             self._ended.append(channel.consumer_address)

@@ -65,6 +65,7 @@ class StoredChannel(Channel):
         return None if self.deadline is None else max(self.deadline, self.home.alive_until)
 
     def is_past_deadline(self, now: float) -> bool:
+        """Return whether the channel has expired or would have, if it were not kept alive."""
         return self.deadline is not None and now >= max(self.deadline, self.home.alive_until)
 
     def is_expired(self, now: float) -> bool:
@@ -132,6 +133,7 @@ class AgentChannels:
 
     @property
     def is_unused(self) -> bool:
+        """Whether the entry has nothing to remember, so that the index may remove it."""
         return not (self.oldest or self.keepers or self.followers or self.waiting)
 
     def add(self, channel: StoredChannel) -> None:
@@ -185,7 +187,7 @@ class Index:
     def __init__(self) -> None:
         self._channels = Parts[StoredChannel]()
         self.get = self._channels.get
-        """Returns the channel of an id; None if there is none."""
+        """Returns the channel with a channel id; None if there is none."""
         self._agents: dict[str, AgentChannels] = {}
 
     def __len__(self) -> int:
@@ -220,6 +222,7 @@ class Index:
             del self._agents[home.name]
 
     def find_agent(self, name: str) -> AgentChannels | None:
+        """Return the channels of an agent; None if the index has no entry for it."""
         return self._agents.get(name)
 
     def agents(self) -> list[AgentChannels]:
