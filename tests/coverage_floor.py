@@ -11,8 +11,8 @@ from pathlib import Path
 
 import coverage
 
-FLOOR_PERCENT = {"core": 90, "store": 85, "wire": 95}
-"""The goal is 95 for each. A floor only rises."""
+FLOOR_PERCENT = {"core": 95, "store": 95, "wire": 95}
+"""A floor only rises."""
 REPORT = Path(".venv/coverage/report.json")
 
 
