@@ -453,7 +453,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
 TestChannelMachine = ChannelMachine.TestCase
 TestChannelMachine.settings = settings(
-    max_examples=400,
+    max_examples=300,
     stateful_step_count=50,
     suppress_health_check=[HealthCheck.too_slow],
 )
