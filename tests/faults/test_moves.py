@@ -11,11 +11,11 @@ import pytest
 from tests.support.move_runs import Finished, run_all, summary
 from tests.support.move_scenarios import Scenario
 
-AT_ONCE = 12
+AT_ONCE = 8
 RUNS = 40
 RUNS_IN_PROCESSES = 2
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("heavy load")]
 
 
 def check(finished: list[Finished], runs: int) -> None:
