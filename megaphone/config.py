@@ -32,7 +32,8 @@ AGENT = "agent"
 WEBHOOKS = "webhooks"
 NODES = "nodes"
 CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
-"""The modes in which an agent may start. PIPED is none, because it needs a target."""
+"""The modes in which an agent may start. An agent cannot start as PIPED, because that mode needs a
+target."""
 FORMS = {
     AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
     WEBHOOKS: 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
@@ -161,7 +162,8 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
 def describe(error: Exception) -> str:
     """Describe in one line why a file is malformed, without its text, which may hold a secret."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        # The problem quotes names from the file, and an unquoted secret may look like a name.
+        # The error text of the parser quotes names from the file. A secret that stands in the file
+        # without quotes may look like a name, so nothing quoted is shown.
         problem = re.sub(r"""(['"]).{2,}\1""", "…", error.problem or "")
         mark = error.problem_mark
         return f"{problem} in line {mark.line + 1}, column {mark.column + 1}"

@@ -10,7 +10,7 @@ DEFAULT_IN_FLIGHT = 100
 """The most events in flight to an acknowledging reader that asks for no other number."""
 
 MAX_NAME_LENGTH = 100
-"""Characters in the name of an agent."""
+"""The largest number of characters in the name of an agent."""
 
 START = "-"
 """A cursor before the first event of a channel, in place of an event id."""
@@ -123,7 +123,7 @@ class Event:
     body: bytes = field(repr=False)
     """One JSON value in UTF-8, as the writer sent it, without line breaks."""
     rendered: bytes | None = field(default=None, repr=False)
-    """The event as a line, kept for the other channels that share the event."""
+    """The event as a line of JSON, kept while several channels hold the event."""
     holders: int = field(default=0, repr=False)
     """How many logs and waiting writers hold the event. `core.budget` counts them."""
     awaited: int = field(default=0, repr=False)

@@ -119,15 +119,16 @@ class Nodes:
     """The nodes with which this node may exchange agents. The secrets are never logged."""
 
     secret: NodeSecret | None = field(default=None, repr=False)
-    """A text that all nodes share, and that they prove to each other to have. Without it, the node
-    accepts agents only from processes on its own machine, and from nobody if other machines can
-    reach gRPC."""
+    """A text that all nodes share. Two nodes prove to each other that they have it. Without it, a
+    node that other machines can reach by gRPC accepts agents from nobody. Other nodes without it
+    accept agents from processes on their own machine."""
     previous_secret: NodeSecret | None = field(default=None, repr=False)
-    """A second secret that the node accepts but does not use to call others. Set it while you
-    change the secret."""
+    """A second secret, which the node accepts from other nodes but does not use when it calls them.
+    Set it while you change the secret."""
     open: bool = False
-    """Accept agents from everybody who can reach the node, and replicate agents to nodes without a
-    proof. The Rust broker (0.10) needs this, because it has no secret."""
+    """Accept agents from everybody who can reach this node, and replicate agents to targets that
+    have not proved that they have the secret. Set this for the Rust broker (0.10), which has no
+    secret."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +144,9 @@ class Settings:
     """The Unix socket of the admin API. Default: /run/megaphone.sock if this user may write there,
     otherwise a socket in the user's runtime directory or in the directory for temporary files."""
     agent: Mapping[Name, AgentMode] = field(default_factory=dict)
-    """The virtual agents of this node and their modes. A file or a variable may also give only a
-    name, which means one MASTER. Default: one MASTER that is warm at once and gets a new name at
-    each start."""
+    """The agents of this node and their modes. A file or an environment variable may also give only
+    a name: then the node has one agent, a MASTER. Default: one MASTER that is warm at once and gets
+    a new name at each start."""
     agent_warmup_secs: SecondsOrZero = 60.0
     """How long a new agent waits before it takes channels, so that proxies can learn about it."""
     promote_replicas: bool = True
@@ -201,7 +202,8 @@ class Settings:
     """Services to which the node reports channels that have ended, each under its own name."""
     cors_allow_origin: Origin | None = None
     """The origin whose pages may read and acknowledge in a browser, or `*` for all origins. Without
-    it, only pages of the broker's own origin can, which is that of the proxy before it."""
+    it, only pages of the same origin as the broker can do so. If a proxy stands before the broker,
+    that is the origin of the proxy."""
     legacy_channel_id_writes: bool = False
     """Allow writes to consumer addresses, as the Rust broker (0.10) does."""
     grpc_reflection: bool = True

@@ -85,7 +85,8 @@ class IncomingPipes:
         self._pipes: dict[tuple[str, str], IncomingPipe] = {}
         """The open pipes, by agent and source id. Pipes without a source id are not in it."""
         self._offsets: dict[str, dict[str, Offsets]] = {}
-        """By agent and source id. Kept after the end of a pipe, for a source that reconnects."""
+        """The offsets up to which this node has the events of a source, by agent and source id.
+        They stay after the end of a pipe, for the case that the source reconnects."""
         self._why_closed = ""
         """Why new pipes are refused; empty while they are accepted."""
         self._replicas = Replicas(

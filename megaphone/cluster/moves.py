@@ -178,8 +178,11 @@ class Drains:
 
 
 def log_once(logged: dict[str, str], about: str, text: str, error: MegaphoneError) -> None:
-    """Log an error about an agent, or about "" for the whole drain, unless the last error that was
-    logged about it was the same."""
+    """Log an error, unless it repeats the last error that was logged about the same agent.
+
+    `about` is the name of the agent, or "" for an error of the whole drain. `logged` has the last
+    errors.
+    """
     if logged.get(about) != str(error):
         logged[about] = str(error)
         log.error(text, error)

@@ -288,8 +288,11 @@ class OutgoingPipe:
             await asyncio.wait({self._task})
 
     async def _run(self, connection: Connection | None) -> None:
-        """Replicate, and reconnect after errors, until the pipe is completed or, while there is no
-        connection, the agent is not PIPED any more."""
+        """Replicate the agent, and reconnect after errors.
+
+        Returns when the target has everything after a `complete`. Also returns when the pipe has no
+        connection and the agent is not PIPED any more.
+        """
         failures = 0
         while self.agent.mode is AgentMode.PIPED:
             try:
@@ -323,9 +326,10 @@ class OutgoingPipe:
         return connection
 
     async def _replicate(self, connection: Connection) -> None:
-        """Send all channels from the start, and then each new change, until the pipe is completed.
+        """Send all channels from the start, and then each new change. Returns when the target has
+        everything after a `complete`.
 
-        Raises: MegaphoneError, when the stream ends before.
+        Raises: MegaphoneError, when the stream ends earlier.
         """
         self.agent.pipes += 1
         self.connection = connection
@@ -348,8 +352,11 @@ class OutgoingPipe:
     async def _next_changes(
         self, connection: Connection, over: "asyncio.Future[grpc.StatusCode]"
     ) -> Sequence[ChannelChange]:
-        """Wait for changes, and return them. Returns none only if the pipe is being completed and
-        no change is left."""
+        """Wait for changes, and return them. Returns an empty sequence only after `complete` was
+        called, when no change is left.
+
+        Raises: MegaphoneError, when the stream of the connection has ended (`over`).
+        """
         while True:
             if over.done():
                 raise await connection.failure()

@@ -51,11 +51,12 @@ class Replicable(Protocol):
     def follow(self, agent: str) -> Changes:
         """Return the changes of all channels of an agent, including channels created later.
 
-        A follower without `with_read` (`Changes.restart`) cannot report how far the target is
-        read. If all followers of an agent are of this kind, and a channel has not been read here
-        for some seconds, a writer does not wait in the full channel: the store evicts the oldest
-        event, once every follower has taken it. With other followers, the caller reports how far
-        the target is read (`advance`), which frees places.
+        A follower with `with_read` (`Changes.restart`) is for a target that tells this node which
+        events its readers got. The caller passes that on with `advance`, which frees places.
+
+        A follower without `with_read` is for a target that cannot tell it. If an agent has only
+        such followers, and a channel has not been read here for some seconds, then no writer waits
+        in the full channel: the store evicts the oldest event, once every follower has taken it.
         """
 
     async def blocked(self, agent: str) -> Sequence[str]:
@@ -87,10 +88,12 @@ class Replicable(Protocol):
         """Apply a change that the source of the channel has sent.
 
         An event that the log does not have is appended with its idempotency key. The call never
-        waits for a place; in a full channel it evicts the oldest event. A source that sends offsets
-        also sends the progress of readers; its channels are full here only when they hold far more
-        than the source may. Once a reader of this node has used the channel, progress of the
-        source moves the channel forward only.
+        waits for a place: if the channel is full, it evicts the oldest event. If the source sends
+        offsets, it also sends how far its readers are. A channel of such a source counts as full
+        here only when it holds far more events than it may hold at the source.
+
+        Once a reader of this node has taken or acknowledged events of the channel, the progress of
+        the source's readers moves the cuts of the log forward, but not back.
 
         Returns: how many events were lost, because they were evicted before a reader got them.
         Raises: ChannelNotFound; LimitExceeded, when there is no memory for the event.

@@ -16,7 +16,8 @@ from megaphone.errors import LimitExceeded
 log = logging.getLogger(__name__)
 
 UNNEEDED_S = 60.0
-"""An agent is removed after it was not needed for this long, or earlier if the limit is reached."""
+"""An agent that another node added to this one is removed when it has not been needed for this
+long, or earlier to make room for another such agent."""
 
 
 class Replicas:

@@ -15,7 +15,8 @@ The table `TRANSITIONS` has all changes of a mode:
       ▲  └─┐ replicate (with the same key)
       └────┘
 
-When the last pipe of an agent is closed, the agent returns to its mode before (`take_back`).
+When the last pipe of an agent is closed, the agent gets back the mode that it had before it became
+PIPED (`take_back`).
 """
 
 import asyncio

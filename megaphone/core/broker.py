@@ -164,9 +164,8 @@ class Broker:
     async def write(self, address: str, new: NewEvent) -> str:
         """Write one event. When the method returns, the channel has accepted the event.
 
-        Waits for a free place, first come, first served, for at most the write timeout. If it is
-        cancelled, the event is either accepted or not, as if the call had ended before or had never
-        begun.
+        Waits for a free place, first come, first served, for at most the write timeout. If the call
+        is cancelled, the channel either has accepted the event already, or never accepts it.
 
         Returns: the id of the event, or of an earlier event that was accepted with the same
             idempotency key less than 60 s ago.

@@ -61,7 +61,8 @@ _skip = msgspec.json.Decoder(msgspec.Raw).decode
 def new_event_id() -> str:
     """Make an event id, unique for all practical purposes.
 
-    The source of random bytes is fast and not safe for secrets, because an event id is no secret.
+    An event id is not a secret. So its random bytes come from a fast source whose output an
+    attacker could predict.
     """
     return alphanumerics(EVENT_ID_LENGTH, random.randbytes)
 

@@ -59,7 +59,8 @@ class Lease(Protocol):
 
     @property
     def ready(self) -> int:
-        """The length of the backlog: how many events `take` could return now."""
+        """The length of the backlog. A `take` may return fewer events, because of its limits and
+        the window."""
 
     async def take(self, limit: int, max_bytes: int, until: float) -> Batch | None:
         """Confirm the events taken before, and return the next events in order.
@@ -212,7 +213,8 @@ class Pipes(Protocol):
 class Observer(Protocol):
     """Counts what happens to channels and events. Each call must return at once and not raise.
 
-    The core and the cluster call it once for each thing that happens, when it happens.
+    The core and the cluster call it when something happens. They report each thing once; one call
+    may report several events.
     """
 
     def channel_created(self) -> None: ...

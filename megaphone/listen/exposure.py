@@ -29,7 +29,7 @@ def reachable(endpoint: Endpoint) -> Endpoint:
 
 
 def accepted_sources(settings: Settings) -> str:
-    """Describe which other nodes may replicate their agents to this one, for the log."""
+    """Return the words in which the process log says who may replicate agents to this node."""
     if settings.nodes.open:
         return "everybody who can reach it"
     if settings.nodes.secret is not None:

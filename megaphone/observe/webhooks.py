@@ -65,11 +65,11 @@ DEFAULT_LIMITS = WebhookLimits()
 
 
 class Webhooks:
-    """All hooks of a node. They send requests while the asynchronous context is entered.
+    """All hooks of a node. They send requests from the start to the end of the context.
 
-    `channel_removed` may be called at any time. Channels from before the start wait for it, and
-    channels from after the end are lost. On leaving the context each waiting channel is tried once
-    more.
+    `channel_removed` may be called at any time. If it is called before the start, the report is
+    sent after the start. If it is called after the end, the report is lost. At the end the hooks
+    try each report that is not sent yet once more.
     """
 
     def __init__(

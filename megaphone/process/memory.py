@@ -18,15 +18,17 @@ FALLBACK_BYTES = 1 << 30
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Options of glibc's mallopt(3)."""
 MAPPED_FROM_BYTES = 131_072
-"""Blocks of this size and above are mapped one by one, so that each can be returned alone."""
+"""From this size on, malloc maps each block of memory separately. So the block goes back to the
+system when it is freed, even if other blocks are still in use."""
 
 SMALL_BYTES = 1 << 31
-"""A process that may use at most this much returns small blocks too. That takes some milliseconds
-for each 100 MB, which is not worthwhile in a larger process."""
+"""A process that may use at most this much gives smaller blocks back to the system too. That takes
+some milliseconds for each 100 MB, which is not worthwhile in a larger process."""
 TRIM_EVERY_S = 5.0
 TRIM_SELDOM_S = 80.0
 WORTHWHILE = 0.02
-"""If a try returns more than this part of the memory, the next try follows soon."""
+"""If one try gives more than this part of the memory back to the system, the next try follows
+soon."""
 
 
 def allowed_bytes() -> int:

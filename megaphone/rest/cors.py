@@ -1,7 +1,8 @@
 """Lets pages of another origin read and acknowledge (CORS, as the Fetch standard defines it).
 
-Off by default, because a proxy in front may add these headers itself, and browsers reject them
-twice. Creating and writing stay off, because services do that and not pages.
+This is off by default. A proxy in front may add these headers itself, and a browser rejects an
+answer that has one of them twice. The broker never allows pages of another origin to create
+channels or to write, because that is the work of services.
 """
 
 from aiohttp import web

@@ -98,8 +98,9 @@ def require_json(request: web.Request) -> None:
 async def body_of(request: web.Request) -> bytes:
     """Return the body of a request, inflated if the client has compressed it.
 
-    Raises: PayloadTooLarge, before the body is read if its headers say so; TooSlow;
-        LimitExceeded, if there is no memory for it; BadRequest, if it cannot be inflated.
+    Raises: PayloadTooLarge, before the body is read if the Content-Length is too large already;
+        TooSlow, if the body does not arrive within `BODY_TIMEOUT_S`; LimitExceeded, if there is no
+        memory for the body; BadRequest, if the body cannot be inflated.
     """
     encoding = request.headers.get(hdrs.CONTENT_ENCODING)
     if encoding is None and request.content.is_eof():  # it came with its headers, as most do

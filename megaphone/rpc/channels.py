@@ -29,7 +29,8 @@ class ChannelServicer(ChannelServiceServicer):
         self._clock = asyncio.get_running_loop().time
 
     def _held(self, request: Message) -> AbstractContextManager[None]:
-        """Return a context in which a request counts against the budget, because grpc keeps it.
+        """Return a context in which a request counts against the budget. Use it for the whole call,
+        because grpc keeps the request in memory until the call ends.
 
         Raises: LimitExceeded, on entering the context, if there is no memory for the request.
         """

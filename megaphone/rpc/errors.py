@@ -62,7 +62,7 @@ KINDS = {
 
 
 def stream_with_error_statuses(method: str, behaviour: Handler) -> Handler:
-    """As `with_error_statuses`, for a handler that takes a stream of requests."""
+    """Do the same as `with_error_statuses`, for a handler that takes a stream of requests."""
     if inspect.isasyncgenfunction(behaviour):
 
         async def generate(requests: Any, context: Context) -> AsyncIterator[Any]:

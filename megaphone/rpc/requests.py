@@ -25,8 +25,8 @@ PATIENCE_S = 5.0
 PATIENCE_CHECK_S = 0.5
 FEWEST_AT_ONCE = 4
 COPIES = 6
-"""How many times its size a message takes at most while it is received, as measured: in the frames,
-in slices, in one piece, and decoded."""
+"""While grpc receives a message, it uses at most this many times the size of the message, as
+measured: for the frames, the slices, the whole message, and the decoded message."""
 
 
 # -- Receiving
@@ -36,7 +36,8 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
     """Limits how many messages are received at once. Calls wait in the order in which they came."""
 
     def __init__(self, max_bytes: int, max_message_bytes: int) -> None:
-        """Receive as many messages of `max_message_bytes` at once as fit into `max_bytes`."""
+        """Let as many calls receive a message at once as fit into `max_bytes` of memory, even if
+        each message has `max_message_bytes`; but always let `FEWEST_AT_ONCE` receive one."""
         self._at_once = max(FEWEST_AT_ONCE, max_bytes // (COPIES * max_message_bytes))
         self._receiving: dict[asyncio.Task[Any], float] = {}
         """The calls whose message is being received and when each began, in that order."""

@@ -30,12 +30,13 @@ STOP_TIMEOUT_S = 1.0
 FRAMING_BYTES = 16_384
 """The most bytes of a message beside its largest body: addresses, ids, field numbers."""
 HANDSHAKE_TIMEOUT_MS = 10_000
-"""How long a new connection may take to begin with HTTP/2."""
+"""How long a new client may take to begin HTTP/2. After that, grpc closes its connection."""
 MAX_WAITING_CALLS = 20_000
 """How many calls may wait that no handler has begun yet. Each takes some kilobytes."""
 WAITING_CALLS = (
-    # From the first number on, grpc cancels calls at random; from the second on, every call. Our
-    # clients do not know its message. With the defaults, 1,000 and 3,000, a burst is enough.
+    # When as many calls wait as the first number says, grpc begins to cancel new calls at random.
+    # From the second number on, it cancels every new call. Our clients do not understand the error
+    # that grpc sends then. The defaults, 1,000 and 3,000, are so low that a burst reaches them.
     ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
 )
@@ -74,7 +75,8 @@ class GrpcServer:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
-                # With the probe, each call that waits for its turn could send megabytes.
+                # The bandwidth probe would enlarge the flow-control windows, so that each call that
+                # waits for its turn could send megabytes.
                 ("grpc.http2.bdp_probe", 0),
                 # These notice after 4 s that a client has vanished. The third of them is for a
                 # client that hangs while its kernel still acknowledges.

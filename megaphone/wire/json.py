@@ -24,7 +24,7 @@ from megaphone.model import (
 from megaphone.wire.decode import Converted, decode_json
 
 MEMBERS_AT_ONCE = 500
-"""How many members of an answer are encoded at once."""
+"""How many elements of a list are encoded into one piece of an answer."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder().encode
 

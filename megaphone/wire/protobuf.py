@@ -29,7 +29,7 @@ from megaphone_api.v1 import channels_pb2 as pb
 
 MICROSECONDS_PER_S = 1_000_000
 MEMBERS_AT_ONCE = 500
-"""How many members of an answer are made at once."""
+"""How many elements of a list are encoded into one piece of an answer."""
 REPEATED_FIELDS = (1, 2)
 """The numbers of the repeated fields in the requests of ChannelService."""
 TAGS = tuple(bytes([number << 3 | 2]) for number in REPEATED_FIELDS)
@@ -102,7 +102,7 @@ def written(event_id: str) -> pb.WriteResponse:
 
 
 def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
-    """Yield the answer to a batch in pieces. Each takes a short time to make."""
+    """Yield the answer to a batch in pieces. To make one piece takes a short time."""
     for some in parts_of(failures):
         part = pb.WriteBatchResponse(failures=[batch_failure(failure) for failure in some])
         yield part.SerializeToString()
@@ -115,7 +115,8 @@ def batch_failure(failure: BatchFailure) -> pb.WriteBatchResponse.Failure:
 
 
 def parts_of(members: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Cut a list. The messages of its parts, serialized and joined, are that of the whole list."""
+    """Cut a list into parts. A message for each part, serialized and joined to the others, has the
+    same meaning as one message for the whole list."""
     return (members[i : i + MEMBERS_AT_ONCE] for i in range(0, len(members), MEMBERS_AT_ONCE))
 
 
@@ -197,9 +198,10 @@ def error_status(grpc_code: int, code: str, message: str, retry_after_s: float |
 
 
 def has_more_members(message: bytes, most: int) -> bool:
-    """Return whether a message has more than `most` members in its repeated fields together.
+    """Return whether the repeated fields of a message have together more than `most` elements.
 
-    Raises: DecodeError, if the bytes are not a message; not in every such case.
+    Raises: DecodeError, in some cases in which the bytes are not a message. In the other cases the
+        decoder of the message finds the error later.
     """
     if len(message) <= LEAST_MEMBER_BYTES * most or sum(map(message.count, TAGS)) <= most:
         return False

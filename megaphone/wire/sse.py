@@ -1,7 +1,8 @@
 """Server-sent events: the events of a channel as the browser's EventSource reads them.
 
-The HTML standard, section 9.2, defines the form. The data of each is the line that a reader of
-NDJSON gets, and its id is the event id, which the browser sends back as `Last-Event-ID`.
+Section 9.2 of the HTML standard defines the format. The data of a server-sent event is the same
+line that a reader of NDJSON gets. Its id is the event id, which the browser sends back as
+`Last-Event-ID`.
 """
 
 from collections.abc import Sequence
@@ -18,8 +19,9 @@ GAP = b'event: gap\ndata: {"recovered":false}\n\n'
 def preamble(cursor: str, recovered: bool | None) -> bytes:
     """Return the bytes before the first event of a read that starts at a cursor.
 
-    They give the browser an id at once. So the browser sends an id when it reconnects, even if its
-    connection broke before the first event, and the broker can distinguish it from a second reader.
+    They give the browser an event id, or START, at once. So the browser sends an id when it
+    reconnects, even if its connection broke before the first event. By this id the broker
+    distinguishes the browser that reconnects from a second reader.
     """
     begin = f"retry: {RETRY_MS}\nid: {cursor}\n\n".encode()
     return begin + GAP if recovered is False else begin

@@ -34,7 +34,7 @@ MAX_HEAD_BYTES = 32_768
 BYTES_PER_HEAD_BYTE = 2
 """Memory per byte of a head: aiohttp keeps a header as bytes and as text."""
 SPARE_TIMEOUT_S = 1.0
-"""As HEADER_TIMEOUT_S, for a connection that is served for health probes only."""
+"""The value of `HEADER_TIMEOUT_S` for a connection that the node serves for health probes only."""
 
 
 async def serve_connections(

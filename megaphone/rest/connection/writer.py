@@ -1,9 +1,9 @@
-"""Sends the body of a long read, so that the kernel holds few unsent bytes for a stalled client.
+"""Sends the response body of a read, so that the kernel holds few unsent bytes if a client stalls.
 
 Bytes count as sent when the kernel has them. A small send buffer would limit the bytes in the
-kernel, but it would also limit the bytes in each round trip, and with them the speed of fast
-clients. So the kernel sizes the buffer for the bytes on their way to the client, and only the bytes
-that have not left yet are limited (TCP_NOTSENT_LOWAT).
+kernel, but also the bytes of each round trip, so it would make reads of fast clients slower.
+Therefore the kernel chooses the size of the buffer, and only the bytes that have not left the
+machine yet are limited (TCP_NOTSENT_LOWAT).
 """
 
 import asyncio

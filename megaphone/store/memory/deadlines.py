@@ -29,5 +29,5 @@ class Deadlines:
 
     @property
     def next(self) -> float | None:
-        """The time of the first entry; None if the queue is empty."""
+        """The earliest time at which the store must check a channel; None if the queue is empty."""
         return self._queue[0][0] if self._queue else None

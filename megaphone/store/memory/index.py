@@ -171,7 +171,7 @@ class AgentChannels:
 
     @property
     def may_evict(self) -> bool:
-        """Whether the agent has followers, but none that reports how far its target is read."""
+        """Whether the agent has followers, and no target tells this node what its readers got."""
         return bool(self.followers) and not any(f.with_read for f in self.followers)
 
     def is_taken_by_all(self, channel: StoredChannel, offset: int) -> bool:
@@ -217,7 +217,8 @@ class Index:
         return home
 
     def tidy(self, home: AgentChannels) -> None:
-        """Remove the entry of an agent if it is unused."""
+        """Remove the entry of an agent that has no channels, followers or waiting writers here, and
+        that is not kept alive."""
         if home.is_unused and self._agents.get(home.name) is home:
             del self._agents[home.name]
 

@@ -18,7 +18,7 @@ from megaphone.store.memory.table import Table
 from megaphone.store.memory.waiting import WaitingWriters
 
 LISTED_AT_ONCE = 200
-"""How many channels `list` passes before other tasks get a turn."""
+"""How many channels `list` skips or returns before other tasks get a turn."""
 
 
 class MemoryStore:
