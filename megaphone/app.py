@@ -142,8 +142,8 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         stack.push_async_callback(http.stop)
         grpc_port = await grpc.start(settings.grpc_endpoint)
         stack.push_async_callback(grpc.stop)
-        # Before the servers close, so that a client that misses this node finds its agents
-        # elsewhere.
+        # The pipes are completed before the servers close. So a client that cannot reach this node
+        # any more finds the agents at their targets.
         stack.push_async_callback(pipes.aclose)
         stack.push_async_callback(quiet, lambda: http.requests_begun + grpc.calls_begun)
         stack.push_async_callback(broker.begin_shutdown)

@@ -177,7 +177,7 @@ class Settings:
     max_channels: Annotated[int, whole(1, 100_000_000)] = 100_000
     """The largest number of channels on this node."""
     max_replicas: Annotated[int, whole(1, 100_000)] = 1_000
-    """The largest number of agents that other nodes may have brought to this node."""
+    """The largest number of agents that other nodes may add to this node."""
     max_waiting_writers: Annotated[int, whole(0, 1_000_000)] = 1_000
     """The largest number of writers that may wait for a place in one channel. The node refuses
     further writers."""

@@ -5,10 +5,10 @@ import sys
 
 
 def open_standard_streams() -> None:
-    """Open each closed one of standard input, output and error to the null device.
+    """Open the null device for each standard stream (input, output or error) that is closed.
 
-    Call this first. Otherwise the next file or socket to be opened gets the number of a standard
-    stream, and output for people goes into it.
+    Call this before the process opens anything. Otherwise the next file or socket gets the number
+    of the closed stream, and text that is meant for people goes into that file or socket.
     """
     for descriptor in (0, 1, 2):
         try:

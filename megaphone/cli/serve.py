@@ -39,7 +39,8 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def announce(settings: Settings, app: App) -> None:
-    """Print the addresses of the node on a terminal. Machines read them in the log."""
+    """Print the addresses of the node, if standard output is a terminal. Programs find them in the
+    process log."""
     if not os.isatty(STANDARD_OUTPUT):
         return
     http = f"http://{reachable(settings.http_endpoint.with_port(app.http_port))}"

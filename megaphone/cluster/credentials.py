@@ -1,4 +1,8 @@
-"""The proofs that a source sends to a target, and checks before it sends the key of an agent."""
+"""The proofs between a source and a target.
+
+The source proves that it has the node secret, and checks the proof of the target before it sends
+the address key of an agent.
+"""
 
 import time
 

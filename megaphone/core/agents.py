@@ -182,7 +182,7 @@ class Agents:
         return agent
 
     def take_back(self, name: str) -> None:
-        """Return a PIPED agent to its mode before, because its last pipe was closed."""
+        """Give a PIPED agent the mode that it had before, because its last pipe was closed."""
         agent = self.named(name)
         agent.mode, agent.since = agent.before_pipe, datetime.now(UTC)
 

@@ -22,7 +22,7 @@ class Key(NamedTuple, Generic[Pending]):
     answer: str | Pending
     """The id of the accepted event; a `Pending` while its writer waits for a free place."""
     at: float
-    """When the event was accepted. While its writer still waits: when the writer started to."""
+    """When the event was accepted. While its writer waits: when the writer began to wait."""
     offset: int
     """The offset of the event. If the key was replicated without the event: the offset of the
     last event of the log at that time."""

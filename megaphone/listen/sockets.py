@@ -36,10 +36,11 @@ def listen_tcp(endpoint: Endpoint) -> socket.socket:
 
 @contextmanager
 def owner_only(path: str) -> Iterator[None]:
-    """Return a context in which the caller may bind a socket to `path`, without an `await`.
+    """Return a context in which the caller may bind a socket to `path`.
 
-    Only the owner of this process can connect to that socket. If a killed broker has left a socket
-    at the path, it is removed first.
+    Only the owner of this process can connect to that socket. The caller must not `await` within
+    the context, because it changes the umask of the whole process. If a killed broker has left a
+    socket at the path, the context removes it first.
 
     Raises: OSError, if the path cannot be used, if another broker serves there, or if another user
         has put a socket into a folder where everybody may write.

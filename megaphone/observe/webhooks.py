@@ -179,7 +179,8 @@ class Hook:
             self._overflow()
 
     async def run(self, session: aiohttp.ClientSession) -> None:
-        """Send the addresses of each interval, or a whole batch sooner, until `stop`."""
+        """Until `stop` is called, send the waiting addresses once per interval, or at once when
+        there are enough for a whole batch."""
         while not self._is_stopping.is_set():
             if len(self._waiting) < self._limits.batch:
                 await self._pause(self._limits.interval_s)
@@ -203,7 +204,8 @@ class Hook:
             self._log("stopped; %d channels in total were not reported", self.lost)
 
     def _overflow(self) -> None:
-        """Count a lost channel. Logged once, until the queue was empty again."""
+        """Count a lost channel. Log this only if the queue has been empty since it was last
+        logged."""
         self.lost += 1
         if not self._is_full:
             self._is_full = True

@@ -13,8 +13,8 @@ from typing import Any, Self
 OLDEST = 2
 """The generation whose collection looks at every object that is not frozen."""
 COLLECT_OLDEST_EVERY = 1
-"""After how many collections of the younger generations one includes the oldest. It then looks at
-some 15,000 objects, which takes 2 ms."""
+"""The threshold of the oldest generation for `gc.set_threshold`. It is low, so that a collection of
+that generation has to look at only some 15,000 objects, which takes 2 ms."""
 BYTES_AN_OBJECT = 2_000
 """Divides the memory that the process may use. As many objects may stay frozen without another
 look. Even if all of them were unused cycles, they would take only a tenth of that memory."""

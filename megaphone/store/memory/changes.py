@@ -35,7 +35,7 @@ class FollowerState:
     """How far `take` has returned the changes of one channel."""
 
     offset: int
-    """The offset of the last event that was returned or left out."""
+    """For each event up to this offset, `take` has returned it or will never return it."""
     keys: int = -1
     """The offset up to which the idempotency keys of events were returned."""
     progress: Progress = NO_PROGRESS

@@ -9,8 +9,9 @@ from megaphone.errors import AgentMoved, ChannelNotFound, ShuttingDown, WriteTim
 from megaphone.store.memory.index import AgentChannels, StoredChannel
 
 UNREAD_S = 5.0
-"""A replicated channel that was not read here for this long does not make writers wait. Instead,
-the store evicts the oldest event, if all followers have taken it."""
+"""If a replicated channel was not read here for this long, and no target tells this node what its
+readers got, then writers do not wait in the full channel: the store evicts the oldest event, once
+all followers have taken it."""
 WOKEN_AT_ONCE = 20
 """How many writers are woken before other tasks get a turn."""
 
@@ -29,8 +30,8 @@ class WaitingWriters:
     def evict_if_unread(self, channel: StoredChannel) -> None:
         """Evict the oldest event of a full channel that was not read here for `UNREAD_S`.
 
-        Does nothing unless every follower has taken the event, and none of them reports how far
-        its target is read.
+        Does nothing if a follower has not taken the event yet, or if a target tells this node what
+        its readers got.
         """
         if channel.has_free_place or not channel.home.may_evict:
             return
