@@ -206,7 +206,8 @@ def within(path: str, name: str) -> str:
 
 
 def merged(below: Any, above: Any) -> Any:
-    """Return one value over another. Tables are joined; any other value is replaced."""
+    """Return a table with the entries of both tables. Where both have a value, or if one of the two
+    is not a table, `above` wins."""
     if isinstance(below, dict) and isinstance(above, dict):
         return below | {key: merged(below.get(key), value) for key, value in above.items()}
     return above

@@ -101,7 +101,7 @@ class DrainProgress:
     """How many agents are still here, including those that failed to move."""
     agents_failed: int
     channels_moved: int
-    """How many channels are on the other node, of agents that have moved or are moving."""
+    """How many channels of the agents that have moved or are moving the other node has now."""
     channels_left: int
     done: bool = False
     """Whether no agent is left to move."""

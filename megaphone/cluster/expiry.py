@@ -20,7 +20,8 @@ log = logging.getLogger(__name__)
 CHECK_S = 1.0
 """How often a source looks for channels that are past their deadline."""
 BLOCKED_CHECK_S = 0.1
-"""How often a source asks how far the channels were read in which writers wait."""
+"""How often a source asks its targets which events their readers got. It asks only about channels
+in which writers wait."""
 ASKED_AT_ONCE = 1000
 """How many channels one call to a target asks about."""
 

@@ -245,8 +245,10 @@ def checked_stream_id(stream_id: str) -> str:
 
 
 def checked_key(text: str) -> str:
-    """Check and return an idempotency key from another node: a request id, or a request id, a space
-    and the index of an event in its batch.
+    """Check and return an idempotency key from another node.
+
+    For a single event it is the key that the writer sent. For an event of a batch it is the key of
+    the batch, a space, and the index of the event in the batch.
 
     Raises: BadRequest.
     """

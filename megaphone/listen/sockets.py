@@ -92,8 +92,9 @@ class ForeignSocket(OSError):
 def check_owner(path: str, *trusted: int) -> None:
     """Check that the socket at `path` belongs to a trusted user.
 
-    In a folder where only some users may write, they decide about the path. But in a folder such as
-    /tmp any user may have put a socket there first, to imitate a broker or its leftover.
+    The check is only for a folder in which everybody may write, such as /tmp. There any user may
+    have put a socket at the path first, to imitate a broker or the socket of a killed broker. In
+    other folders the call does nothing.
 
     Raises: ForeignSocket.
     """

@@ -75,7 +75,7 @@ class LogCounts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NoLogs:
-    """The `LogCounts` of a node whose log lines another writer writes."""
+    """The `LogCounts` of a node that does not write its process log with a `LineWriter`."""
 
     dropped: int = 0
 

@@ -28,7 +28,8 @@ from megaphone_api.v1.channels_pb2_grpc import add_ChannelServiceServicer_to_ser
 STOP_TIMEOUT_S = 1.0
 """How long `stop` waits for calls that are under way."""
 FRAMING_BYTES = 16_384
-"""The most bytes of a message beside its largest body: addresses, ids, field numbers."""
+"""How many bytes a message may have in addition to the largest body: for addresses, ids and field
+numbers."""
 HANDSHAKE_TIMEOUT_MS = 10_000
 """How long a new client may take to begin HTTP/2. After that, grpc closes its connection."""
 MAX_WAITING_CALLS = 20_000

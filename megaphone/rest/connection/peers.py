@@ -15,8 +15,9 @@ may take nothing while data waits for it."""
 FIRST_PROBE_S = 2
 PROBE_INTERVAL_S = 1
 UNSENT_BYTES = 16_384
-"""How many bytes of each read the kernel may hold that it has not sent yet (`connection.writer`
-has more). By default a client that has stalled would swallow megabytes of events unnoticed."""
+"""How many unsent bytes of each read the kernel may hold; `connection.writer` explains it. With the
+default of the kernel, megabytes of events could wait there for a client that has stalled, and the
+broker would not notice."""
 
 
 def watch_peer(request: web.Request) -> asyncio.Transport:

@@ -24,8 +24,9 @@ log = logging.getLogger(__name__)
 HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long the headers of a request may take."""
 PARSE_AHEAD_BYTES = 32_768
-"""How many bytes of a body are parsed before the handler takes them. In chunked encoding it is a
-sixteenth of that, because a chunk may be a single byte, and each chunk costs a microsecond."""
+"""How many bytes of a body are parsed before the handler takes them. With chunked encoding, parsing
+also stops after a number of chunks, which aiohttp derives as `PARSE_AHEAD_BYTES / 16`: a chunk may
+be a single byte, and each chunk costs a microsecond."""
 LINGERING_S = 5.0
 """How long the connection receives the rest of a refused body, so that its client sees the
 answer."""
