@@ -153,7 +153,8 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
             continue
         key = key.lower()
         check_known(key, f"{VARIABLE}{name}")
-        if key == NODES:  # the paths of other keys contain names, whose case counts
+        # The names of agents and webhooks stay as they are, because their case counts.
+        if key == NODES:
             path = [name.lower() for name in path]
         values[key] = overlay(values.get(key), Value(nested(path, text), f"{VARIABLE}{name}"))
     return values

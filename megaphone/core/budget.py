@@ -158,7 +158,7 @@ class Budget:
             self.used += EVENT_BYTES + len(event.body)
 
     def drop(self, event: Event) -> None:
-        """Count one holder less: the opposite of `hold`."""
+        """Count one holder of an event less: the opposite of `hold`."""
         event.holders -= 1
         self.used -= ENTRY_BYTES
         if event.holders == 0:
@@ -175,7 +175,7 @@ class Budget:
             self.used += len(event.body)
 
     def deliver(self, event: Event) -> None:
-        """Count one such channel less: the opposite of `expect`."""
+        """Count one channel less in which an event has a place: the opposite of `expect`."""
         event.awaited -= 1
         if event.awaited == 1 and len(event.body) <= LINE_BODY_BYTES:
             self.used -= len(event.body)

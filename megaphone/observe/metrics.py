@@ -25,15 +25,15 @@ class WebhookCounts(Protocol):
 
     @property
     def sent(self) -> int:
-        """Requests that an endpoint accepted."""
+        """How many requests an endpoint has accepted."""
 
     @property
     def failed(self) -> int:
-        """Failed tries to send a request."""
+        """How many tries to send a request have failed."""
 
     @property
     def lost(self) -> int:
-        """Removed channels that were not reported to a hook, and will not be."""
+        """How many removed channels were not reported to a hook, and will not be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ class ConnectionCounts(Protocol):
 
     @property
     def open(self) -> int:
-        """Open HTTP connections."""
+        """How many HTTP connections are open."""
 
     @property
     def refused(self) -> int:
-        """HTTP connections refused because `max_connections` was reached."""
+        """How many HTTP connections were refused, because `max_connections` was reached."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class LogCounts(Protocol):
 
     @property
     def dropped(self) -> int:
-        """Log lines that were dropped, because nobody read the log in time."""
+        """How many lines of the process log were dropped, because nobody read them in time."""
 
 
 @dataclass(frozen=True, slots=True)

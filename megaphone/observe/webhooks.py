@@ -48,7 +48,7 @@ class WebhookLimits:
     capacity: int = 100_000
     """The most addresses that may wait for a request."""
     interval_s: float = 1.0
-    """How long a hook collects addresses before it sends them."""
+    """How long a hook collects addresses before it sends them, unless a batch is full earlier."""
     timeout_s: float = 10.0
     """How long an endpoint may take to answer."""
     retry_s: float = 1.0
@@ -82,17 +82,17 @@ class Webhooks:
 
     @property
     def sent(self) -> int:
-        """Requests that an endpoint accepted."""
+        """How many requests an endpoint has accepted."""
         return sum(hook.sent for hook in self._hooks)
 
     @property
     def failed(self) -> int:
-        """Failed tries to send a request."""
+        """How many tries to send a request have failed."""
         return sum(hook.failed for hook in self._hooks)
 
     @property
     def lost(self) -> int:
-        """Addresses that were not reported to a hook, and will not be."""
+        """How many addresses were not reported to a hook, and will not be."""
         return sum(hook.lost for hook in self._hooks)
 
     def channel_removed(self, consumer_address: str) -> None:

@@ -55,7 +55,8 @@ class AdminServicer(AdminServiceServicer):
         await self._admin.dispose(request.address)
         return pb.DisposeChannelResponse()
 
-    # A coroutine that writes, like `ChannelServicer.Read`, because a drain must end with its call.
+    # This is a coroutine that writes, as `ChannelServicer.Read` is. The generator of a lost client
+    # would hang at its `yield`, but the drain must end when its call ends.
     async def Drain(self, request: pb.DrainRequest, context: Context) -> None:  # type: ignore[override]
         async with aclosing(self._admin.drain(request.target)) as steps:
             async for progress in steps:

@@ -215,7 +215,8 @@ def timestamp(microseconds: int) -> str:
 
 
 def event_line(event: Event) -> bytes:
-    """Return an event as one line. The event keeps the line until its last channel has sent it."""
+    """Return an event as one line. The event keeps the line while it has a place in more than one
+    channel."""
     if event.rendered is not None:
         return event.rendered
     line = b"%b%b}\n" % (before_body(event), event.body)

@@ -33,7 +33,7 @@ class Admission(Enum):
 
     SERVED = auto()
     SPARE = auto()
-    """The node serves it for health probes only."""
+    """The node serves the connection for health probes only."""
     REFUSED = auto()
 
 
@@ -44,7 +44,7 @@ class Connections:
         self._most = most
         self.open = 0
         self.refused = 0
-        """Connections that were refused, or served for health probes only."""
+        """How many connections were refused, or served for health probes only."""
 
     def admit(self) -> Admission:
         """Decide about a new connection, and count it.

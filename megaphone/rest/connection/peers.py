@@ -1,7 +1,7 @@
-"""Notices that the client of a long read has closed, crashed, vanished or stalled.
+"""Notices that the client of a read has closed its connection, crashed, vanished or stalled.
 
-A close or a reset is seen only while the server reads the socket. A client that has vanished or
-stalled is not seen for minutes or hours, unless keepalive and TCP_USER_TIMEOUT are set.
+The server notices a close or a reset only while it reads the socket. Without keepalive and
+TCP_USER_TIMEOUT, it would notice only after minutes or hours that a client has vanished or stalled.
 """
 
 import asyncio
@@ -87,11 +87,12 @@ class DeafProtocol(asyncio.Protocol):
 
 
 def close_if_unread(request: web.Request, answer: web.Response) -> web.Response:
-    """Make an answer the last on its connection if the bytes behind its request are no request.
+    """Make an answer the last on its connection if no other request can follow.
 
-    That is so if the body was not read, and after a CONNECT, which asks for a tunnel. aiohttp
-    receives and drops the rest for a while, because a client that is still sending would not see
-    the answer if the connection was reset.
+    None can follow if the request body was not read, because the next bytes belong to that body.
+    None can follow a CONNECT either, because it asks for a tunnel. aiohttp receives and drops the
+    rest for a while: if it reset the connection, a client that is still sending would not see the
+    answer.
     """
     if not request.content.is_eof() or request.method == hdrs.METH_CONNECT:
         answer.force_close()

@@ -209,7 +209,7 @@ class Index:
     def agent(self, name: str) -> AgentChannels:
         """Return the channels of an agent. Makes an empty entry if the agent has none.
 
-        A caller that undoes a change of the entry must call `tidy` afterwards.
+        A caller that takes something out of the entry, such as a follower, must call `tidy` then.
         """
         home = self._agents.get(name)
         if home is None:
