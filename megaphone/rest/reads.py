@@ -2,7 +2,7 @@
 
 Existing clients split what they receive at line breaks, chunk by chunk. So each write to the socket
 is one chunk of whole lines, and a line without an event is sent only if the client asked for it. A
-further framing is a module in `megaphone.wire` and a row here.
+further framing is a module in `megaphone.wire`, a `Framing` here, and a condition in `framing_of`.
 """
 
 from collections.abc import Callable, Sequence
