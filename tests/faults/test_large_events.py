@@ -177,12 +177,17 @@ async def test_the_kernel_holds_little_for_a_reader_that_stalls(
 
 
 def held_for(node: Node, client: Connection) -> int:
-    """Return how many bytes the kernel of the broker holds for a client."""
+    """Return how many bytes the kernel of the broker holds for a client.
+
+    The kernel may leave a connection out of its table while others open and close, so this looks
+    several times.
+    """
     ports = f"{node.http_port:04X}", f"{client.local_port:04X}"
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        _, local, remote, _, queues, *_ = line.split()
-        if (local[-4:], remote[-4:]) == ports:
-            return int(queues.partition(":")[0], 16)
+    for _ in range(20):
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, _, queues, *_ = line.split()
+            if (local[-4:], remote[-4:]) == ports:
+                return int(queues.partition(":")[0], 16)
     raise AssertionError("the connection is closed")
 
 
