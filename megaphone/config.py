@@ -70,8 +70,9 @@ class Config:
 
     settings: Settings
     sources: Mapping[str, str] = field(default_factory=dict)
-    """By key: the name of a file or of a variable, or `default`. The members of `nodes` and of a
-    webhook have keys of their own, such as `webhooks.audit.endpoint`."""
+    """The source of the value of each key: the name of a file or of a variable, or `default`. The
+    members of `nodes` and of a webhook have keys of their own, such as
+    `webhooks.audit.endpoint`."""
 
 
 @dataclass(slots=True)

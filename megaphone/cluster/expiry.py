@@ -31,7 +31,7 @@ async def unused_channels(
 ) -> list[bytes]:
     """Return the ids of channels that are past their deadline here and that no target uses.
 
-    If a target does not answer, the channels that were to be asked about live for another TTL.
+    If a target does not answer about a channel, the channel lives for another TTL.
     """
     unread: list[bytes] = []
     while addresses := await replication.expired_but_kept(agent, ASKED_AT_ONCE):

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 EVENT_OVERHEAD_BYTES = 200
-"""How many bytes of a batch an event counts beside its body: ids, timestamp and field names."""
+"""How many bytes each event of a batch counts in addition to its body: for ids, timestamp and field
+names."""
 SEARCHED = 100
 """How many events before and after `delivered` the log searches before it makes the index."""
 INDEXED_FROM = 32
@@ -153,10 +154,10 @@ class Log:
         return event_id in self._indexed()
 
     def after(self, offset: int, limit: int) -> tuple[int, list[Event]]:
-        """Return up to `limit` events after an offset, and the offset of the first of them.
+        """Return the offset of the next event after an offset, and up to `limit` events from there.
 
-        Dropped events are left out. If no event follows, the first value is the offset that the
-        next event would have.
+        Dropped events are left out. If no event follows, the returned offset is the one that the
+        next event will get.
         """
         last = max(offset, self.dropped)
         return last + 1, self._slice(last, min(last + limit, self.end))

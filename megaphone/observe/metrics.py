@@ -54,7 +54,8 @@ class ConnectionCounts(Protocol):
 
     @property
     def refused(self) -> int:
-        """How many HTTP connections were refused, because `max_connections` was reached."""
+        """How many HTTP connections were refused, or served for health probes only, because
+        `max_connections` was reached."""
 
 
 @dataclass(frozen=True, slots=True)

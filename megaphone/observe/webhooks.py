@@ -278,7 +278,7 @@ class Hook:
             self._log("requests are accepted again", level=logging.INFO)
 
     def _failed(self, reason: str) -> None:
-        """Count a failure. Logged once, until a request succeeds or fails for another reason."""
+        """Count a failure. Log it, unless the request before failed for the same reason."""
         self.failed += 1
         if reason != self._last_reason:
             self._last_reason = reason
@@ -313,7 +313,7 @@ def reason_of(error: Exception) -> str:
     """Describe an error without its own text, because that may contain the endpoint."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    # The errors of TLS and DNS have numbers of their own.
+    # The `errno` of an error of TLS or DNS is not a number of the operating system.
     is_numbered = not isinstance(error, (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError))
     if isinstance(error, OSError) and error.errno and is_numbered:
         return os.strerror(error.errno)

@@ -107,8 +107,8 @@ class BodyWriter:
             raise ConnectionResetError("the client has gone")
         if self._socket is None or self._transport.get_write_buffer_size() > 0:
             return 0
-        # The kernel adds data to a segment without a check of its limit, until a mark ends the
-        # record.
+        # While a segment has room, the kernel adds data to it without a check of the limit. The
+        # flag MSG_EOR ends the segment, so that the kernel checks the limit for the next data.
         flags = socket.MSG_DONTWAIT
         self._open_bytes += size
         if self._open_bytes >= OPEN_BYTES:

@@ -110,8 +110,8 @@ class AgentChannels:
         """How many contexts keep the agent alive. While there is one, its channels do not
         expire."""
         self.alive_until = 0.0
-        """Before this time no channel expires. It is one number for all channels, because a change
-        of each of very many channels would take long."""
+        """Before this time no channel of the agent expires. It is one number for all its channels,
+        because to change each of very many channels would take long."""
         self.kept = Parts[StoredChannel]()
         """The channels that were past their deadline at their last check, but were kept alive."""
         self.followers: tuple[MemoryChanges, ...] = ()
