@@ -101,7 +101,8 @@ class DrainProgress:
     """How many agents are still here, including those that failed to move."""
     agents_failed: int
     channels_moved: int
-    """How many channels of the agents that have moved or are moving the other node has now."""
+    """How many channels the other node has received so far, from the agents that have moved and
+    from the agent that is moving."""
     channels_left: int
     done: bool = False
     """Whether no agent is left to move."""

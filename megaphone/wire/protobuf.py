@@ -159,7 +159,7 @@ def agent(info: AgentInfo) -> admin.Agent:
 
 
 def channels(addresses: Sequence[str]) -> Iterator[bytes]:
-    """Yield a list of channels in pieces. Each takes a short time to make."""
+    """Yield a list of channels in pieces. To make one piece takes a short time."""
     for some in parts_of(addresses):
         part = admin.ListChannelsResponse(channels=[listed_channel(one) for one in some])
         yield part.SerializeToString()
