@@ -104,7 +104,7 @@ class Lease(Protocol):
 class Store(Protocol):
     """The place where channels and their events live.
 
-    A call that is cancelled has taken effect completely or not at all.
+    A call that is cancelled has taken effect completely or not at all, but for `append`.
     """
 
     async def create(
@@ -124,8 +124,9 @@ class Store(Protocol):
         WouldBlock. If a write is refused or would block, the later writes of the same channel in
         this call are not tried and get the same result.
 
-        If a call is cancelled while it waits for a place, either the event is not accepted, or the
-        call returns as if it was not cancelled, because the event was accepted just before.
+        If a call is cancelled while it waits for a place, the writes before that one stay accepted
+        and the later ones are not tried. The event itself is not accepted, or the call goes on as
+        if it was not cancelled, because the event was accepted just before.
 
         Returns: a result for each write, in the same order: Stored, or WouldBlock, or an error. If
             it is not Stored, the event was not accepted. The errors are: ChannelNotFound;

@@ -53,7 +53,7 @@ class Client:
 
     store: Store
     removed: list[tuple[str, float, int]] = field(default_factory=list)
-    """What the listener was told."""
+    """The calls that the listener got."""
 
     is_open: bool = True
 

@@ -1,4 +1,4 @@
-"""The idempotency keys of a channel: how long each is known, and what other nodes are told of."""
+"""The idempotency keys of a channel: how long it knows each, and which ones replication copies."""
 
 from megaphone.core.budget import KEY_BYTES, Budget
 from megaphone.core.idempotency import MOST_KEYS, Key, Keys

@@ -1,4 +1,4 @@
-"""A store on a bench: it goes by short names of channels and events, and notes what it is told."""
+"""A store under test. It uses short names for channels and events, and records every call."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine

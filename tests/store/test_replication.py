@@ -814,7 +814,7 @@ async def test_a_channel_that_is_released_does_not_count_as_removed(bench: Bench
     assert bench.removed == []
 
 
-# What comes and goes while it is told
+# Channels that are added and removed while a follower takes changes
 
 
 @virtual_time
