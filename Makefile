@@ -82,7 +82,7 @@ compat: $(READY) ## Test against the Rust broker (0.10) and its client; needs Ru
 	$(BIN)/python -m pytest tests/compat $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## Measure the broker beside bare servers, and how long requests hold it (two minutes).
+bench: $(READY) ## Measure speed and memory beside the Rust broker (0.10), if `make compat` has built it.
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: soak

@@ -1,7 +1,7 @@
-"""Measures the broker beside bare servers that do as little as possible with the same libraries.
+"""Measures the broker beside others that do the same work: the Rust broker (0.10) and nginx.
 
-Every figure is a ratio of two things that are measured alternately in one run, so that it is valid
-on a slow, shared or noisy machine. `python -m bench --help` says how to run it.
+All are measured alternately in one run, so that every ratio is valid on a slow, shared or noisy
+machine. `python -m bench --help` says how to run it.
 """
 
 import os

@@ -7,10 +7,11 @@ part. The calls are made here, block by block, and only the time of the calls th
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
-from bench.report import Result, Target, compared
+from bench.contestants import OURS, Contestant
+from bench.report import Figure, rate
 from bench.rounds import Measure, Plan, Sample, alternate, progress
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease
@@ -19,8 +20,6 @@ from megaphone.settings import Settings
 
 USUAL = 100
 CAPACITIES = (10_000, 100_000)
-MOST = 1.5
-"""How many times as much a call may cost at the capacity of 10,000."""
 BLOCK = 50
 ROUND_S = 0.05
 BODY = b'{"price": 12.5, "quantity": 3, "side": "buy"}'
@@ -126,25 +125,23 @@ CALLS: dict[str, Call] = {
 }
 
 
-async def measure(plan: Plan) -> list[Result]:
+async def measure(_contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
     progress(f"capacity: filling channels of {', '.join(f'{c:,}' for c in CAPACITIES)} events")
     gc.disable()
     try:
-        return [await result(plan, call, capacity) for call in CALLS for capacity in CAPACITIES]
+        return [await figure(plan, call, capacity) for call in CALLS for capacity in CAPACITIES]
     finally:
         gc.enable()
 
 
-async def result(plan: Plan, call: str, capacity: int) -> Result:
-    ours, usual = (measured(CALLS[call], FullChannel(size)) for size in (capacity, USUAL))
+async def figure(plan: Plan, call: str, capacity: int) -> Figure:
     name = f"capacity-{call}-{capacity}"
-    return compared(
-        name,
-        f"{call} at a capacity of {capacity:,}",
-        await alternate(name, plan, ours, usual),
-        against=f"the same call at a capacity of {USUAL}",
-        target=Target(1 / MOST) if capacity == CAPACITIES[0] else None,
-    )
+    sides = {
+        OURS: measured(CALLS[call], FullChannel(capacity)),
+        f"capacity {USUAL}": measured(CALLS[call], FullChannel(USUAL)),
+    }
+    samples = await alternate(name, plan, sides)
+    return rate(name, f"{call} at a capacity of {capacity:,}", samples)
 
 
 def measured(call: Call, channel: FullChannel) -> Measure:

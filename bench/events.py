@@ -1,22 +1,17 @@
-"""The events of the measurements: about 160 bytes per line, as in a chat."""
+"""The events of the measurements: a JSON text of 100 bytes each, as in a chat."""
 
-from megaphone.model import Event
-from megaphone.wire import json
+import json
 
-BATCH_EVENTS = 100
 STREAM_ID = "chat-room-17"
-BODIES = [
-    b'{"user":"user-%04d","text":"Shall we meet at the station at eight?"}' % number
-    for number in range(BATCH_EVENTS)
-]
-EVENTS = [
-    Event(
-        id=f"bench{number:018d}",
-        stream_id=STREAM_ID,
-        timestamp_us=1_700_000_000_000_000 + number,
-        body=body,
-    )
-    for number, body in enumerate(BODIES)
-]
-LINES = b"".join(json.event_lines(EVENTS))
-"""All events as lines for an HTTP reader."""
+BODY_BYTES = 100
+BATCH_EVENTS = 100
+TEXT = '{"user":"user-%04d","text":"Shall we meet at the station at eight, as we did on Monday?"'
+BODIES = [(TEXT % number).ljust(BODY_BYTES - 1).encode() + b"}" for number in range(BATCH_EVENTS)]
+BODY = BODIES[0]
+
+
+def batch_body(producers: list[str], bodies: list[bytes]) -> bytes:
+    """Return the body of a request that writes the same events to channels."""
+    messages = b",".join(b'{"streamId":"%b","body":%b}' % (STREAM_ID.encode(), b) for b in bodies)
+    channels = json.dumps(producers, separators=(",", ":")).encode()
+    return b'{"channels":%b,"messages":[%b]}' % (channels, messages)

@@ -13,17 +13,17 @@ import tempfile
 import time
 import zlib
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
 import grpc
 
+from bench.contestants import OURS, Contestant
+from bench.http import Channel, make_channels
 from bench.processes import HOST, START_TIMEOUT_S, BenchError, running, server_cores
-from bench.raw import Channel, make_channels
-from bench.report import Result, Target
+from bench.report import MILLISECONDS, Figure, Target
 from bench.rounds import Plan, progress
 from megaphone import app
 from megaphone.cli.serve import new_event_loop
@@ -38,7 +38,6 @@ NOTES = (
     "of this and all that follow: the longest that the loop's thread computed between two beats,",
     "the median of five; the node has 10,000 channels, and the largest requests have 1 MiB",
 )
-MILLISECONDS = "ms"
 BEAT_S = 0.001
 MAX_BODY = 1_048_576
 CHANNELS = 10_000
@@ -393,10 +392,10 @@ def others() -> Iterator[Case]:
 # -- Measuring
 
 
-async def measure(plan: Plan) -> list[Result]:
+async def measure(_contestants: Sequence[Contestant], _plan: Plan) -> list[Figure]:
     progress(f"hold: making {CHANNELS:,} channels")
     async with node() as ours:
-        channels = await make_channels(ours.http_port, CHANNELS)
+        channels = await asyncio.to_thread(make_channels, ours.http_port, CHANNELS)
         cases = [
             *lookups(),
             *writes(channels[-1]),
@@ -408,7 +407,7 @@ async def measure(plan: Plan) -> list[Result]:
     return [replace(first, notes=NOTES), *rest]
 
 
-async def longest_hold(node: Node, case: Case) -> Result:
+async def longest_hold(node: Node, case: Case) -> Figure:
     times = []
     for _ in range(ROUNDS):
         await node.longest_ms()
@@ -416,11 +415,11 @@ async def longest_hold(node: Node, case: Case) -> Result:
             await case.send(node)
         times.append(await node.longest_ms())
     progress(f"hold: {case.name}: {', '.join(f'{time:.1f}' for time in times)} ms")
-    return Result(
-        name=f"hold: {case.name}",
+    return Figure(
+        name="hold",
         what=f"held by {case.name}",
         unit=MILLISECONDS,
-        ours=median(times),
+        rounds={OURS: times},
         target=LIMIT,
     )
 

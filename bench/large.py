@@ -1,15 +1,18 @@
 """Large events for one reader: how fast it reads a backlog, in wall time.
 
-There is no bare server to compare with; the goal is a rate.
+Only our broker takes part; the goal is a rate.
 """
 
+import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from statistics import median
 
-from bench.processes import BenchError, Broker, broker, output_of
-from bench.raw import Channel, Exchange, make_channels, post
-from bench.report import MEGABYTES_PER_SECOND, Result, Target
+from bench.contestants import OUR_BROKER, OURS, Contestant, Server
+from bench.http import CREATED, Channel, Connection, post
+from bench.processes import BenchError, output_of
+from bench.report import MEGABYTES_PER_SECOND, Figure, Target
 from bench.rounds import Plan, Watch, progress
 
 EVENTS = 100
@@ -18,20 +21,20 @@ BYTES = EVENTS * len(BODY)
 GOAL_BYTES_PER_S = 200_000_000
 
 
-async def measure_http(plan: Plan) -> list[Result]:
+async def measure_http(_contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
     return [await measure(plan, "http-large", "http", "one HTTP reader of 500 kB events")]
 
 
-async def measure_grpc(plan: Plan) -> list[Result]:
+async def measure_grpc(_contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
     return [await measure(plan, "grpc-large", "grpc", "one gRPC reader of 500 kB events")]
 
 
-async def measure(plan: Plan, name: str, kind: str, what: str) -> Result:
+async def measure(plan: Plan, name: str, kind: str, what: str) -> Figure:
     rates, busy, busy_readers = [], [], []
-    async with broker() as ours:
+    async with OUR_BROKER.start() as ours:
         port = ours.http_port if kind == "http" else ours.grpc_port
         for number in range(plan.rounds):
-            channel = await filled_channel(ours)
+            channel = await asyncio.to_thread(filled_channel, ours)
             watch = Watch(ours.pid)
             read = await read_once(kind, port, channel)
             computed_s = watch.sample(EVENTS).core_seconds
@@ -39,11 +42,11 @@ async def measure(plan: Plan, name: str, kind: str, what: str) -> Result:
             busy.append(BYTES / computed_s)
             busy_readers.append(read["core_seconds"] / read["seconds"])
             progress(f"{name}: round {number + 1} of {plan.rounds}, {rates[-1] / 1e6:.0f} MB/s")
-    return Result(
+    return Figure(
         name=name,
         what=what,
         unit=MEGABYTES_PER_SECOND,
-        ours=median(rates),
+        rounds={OURS: rates},
         target=Target(GOAL_BYTES_PER_S),
         notes=(
             f"by the clock, from connecting to the end: {min(rates) / 1e6:,.0f} to"
@@ -53,15 +56,15 @@ async def measure(plan: Plan, name: str, kind: str, what: str) -> Result:
     )
 
 
-async def filled_channel(ours: Broker) -> Channel:
+def filled_channel(ours: Server) -> Channel:
     """Create a channel and fill it with events."""
-    [channel] = await make_channels(ours.http_port, 1)
-    exchange = await Exchange.connect(ours.http_port)
+    [channel] = ours.make_channels(1)
+    connection = Connection.to(ours.http_port)
     try:
         for _ in range(EVENTS):
-            await exchange.ask(post(f"/write/{channel.producer}/large", BODY), 201)
+            connection.ask(post(f"/write/{channel.producer}/large", BODY), CREATED)
     finally:
-        exchange.close()
+        connection.close()
     return channel
 
 

@@ -12,8 +12,8 @@ import time
 
 import grpc
 
+from bench.http import get
 from bench.processes import HOST
-from bench.raw import get
 from megaphone.cli.serve import new_event_loop
 from megaphone_api.v1 import channels_pb2 as pb
 

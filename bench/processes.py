@@ -8,42 +8,20 @@ import asyncio
 import os
 import resource
 import socket
-import sys
-import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 15.0
 STOP_TIMEOUT_S = 5.0
-OPEN_FILES = 8_192
-LONG_POLL_MILLIS = 600_000
-"""Longer than any measurement, because measured reads must not end."""
+OPEN_FILES = 24_000
 
 
 class BenchError(Exception):
     """A measurement failed. The message gives the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class Broker:
-    """A running broker, started as users start it."""
-
-    pid: int
-    http_port: int
-    grpc_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Bare:
-    """A bare server; see `bench.bare`."""
-
-    pid: int
-    port: int
 
 
 # -- Cores
@@ -133,34 +111,7 @@ def last_line(text: bytes) -> str:
     return lines[-1] if lines else "it said nothing"
 
 
-# -- The broker
-
-
-@asynccontextmanager
-async def broker(**settings: object) -> AsyncIterator[Broker]:
-    """Start `megaphone serve` with default settings, except for the given ones and long reads."""
-    http_port, grpc_port = free_ports(2)
-    with tempfile.TemporaryDirectory(prefix="megaphone-bench-") as folder:
-        values = {
-            "address": f"{HOST}:{http_port}",
-            "grpc_address": f"{HOST}:{grpc_port}",
-            "mng_socket_path": str(Path(folder, "manage.sock")),
-            "poll_duration_millis": LONG_POLL_MILLIS,
-            **settings,
-        }
-        command = [str(Path(sys.executable).with_name("megaphone")), "serve"]
-        log = Path(folder, "log")
-        with opened(log) as sink:
-            async with running(
-                command,
-                on_cores=server_cores(),
-                stderr=sink,
-                environment=clean_environment() | environment_of(values),
-                folder=folder,
-            ) as process:
-                for port in (http_port, grpc_port):
-                    await answers(process, port, log)
-                yield Broker(process.pid, http_port, grpc_port)
+# -- Servers
 
 
 def clean_environment() -> dict[str, str]:
@@ -182,10 +133,10 @@ async def answers(process: Process, port: int, log: Path) -> None:
         async with asyncio.timeout(START_TIMEOUT_S):
             while not await listens(port):
                 if process.returncode is not None:
-                    raise BenchError(f"the broker did not start: {last_line_of(log)}")
+                    raise BenchError(f"a server did not start: {last_line_of(log)}")
                 await asyncio.sleep(0.02)
     except TimeoutError:
-        raise BenchError(f"the broker did not start within {START_TIMEOUT_S:g} s") from None
+        raise BenchError(f"a server did not start within {START_TIMEOUT_S:g} s") from None
 
 
 async def listens(port: int) -> bool:
@@ -206,20 +157,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-# -- What it is compared with
-
-
-@asynccontextmanager
-async def bare(kind: str) -> AsyncIterator[Bare]:
-    """Start a server of `bench.bare`. It ends with its standard input, and so with this process."""
-    command = [sys.executable, "-m", "bench.bare", kind]
-    async with running(command, on_cores=server_cores(), stdin=PIPE, stdout=PIPE) as process:
-        assert process.stdout is not None
-        async with asyncio.timeout(START_TIMEOUT_S):
-            line = await process.stdout.readline()
-        if not line.strip().isdigit():
-            raise BenchError(f"the bare server ({kind}) did not start")
-        yield Bare(process.pid, int(line))
+# -- The cores and files of this process
 
 
 def server_cores() -> set[int] | None:

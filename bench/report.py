@@ -1,19 +1,20 @@
-"""The results, as a table for people and as JSON for machines."""
+"""The figures, as a table for people and as JSON for machines."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from statistics import median
 from typing import Any
 
+from bench.contestants import OURS
 from bench.processes import cores_at_start
-from bench.rounds import Round, Sample
+from bench.rounds import Sample
 
 PER_SECOND = "/s"
 BYTES = "B"
+MILLISECONDS = "ms"
 MEGABYTES_PER_SECOND = "MB/s"
-"""The unit in which bytes per second are printed."""
 STACK = ("aiohttp", "grpcio", "uvloop", "protobuf")
 
 
@@ -28,143 +29,164 @@ class Target:
         return value < self.limit if self.at_most else value >= self.limit
 
     def text(self, unit: str) -> str:
-        if self.at_most:
-            return f"< {quantity(self.limit, unit)}"
-        is_rate = unit == MEGABYTES_PER_SECOND
-        return f">= {quantity(self.limit, unit) if is_rate else f'{self.limit:.2f}'}"
+        return f"{'<' if self.at_most else '>='} {quantity(self.limit, unit)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
+class Figure:
+    """One thing that was measured, for each contestant, round by round."""
+
     name: str
     what: str
     unit: str
-    ours: float
-    rounds: Sequence[Round] = ()
-    baseline: float | None = None
-    against: str = ""
-    """A description of the baseline."""
+    rounds: Mapping[str, Sequence[float]]
+    """For each contestant one value a round. The rounds of all belong together in order."""
+    by_clock: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """For rates: the same per second of wall time, where `rounds` has it per second of CPU time."""
+    busy: Mapping[str, float] = field(default_factory=dict)
+    """The share of the wall time in which the server was computing."""
+    load_busy: Mapping[str, float] = field(default_factory=dict)
+    """The same of the load."""
     target: Target | None = None
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
 
     @property
-    def ratio(self) -> float | None:
-        return median(one.ratio for one in self.rounds) if self.rounds else None
+    def less_is_better(self) -> bool:
+        return self.unit in (BYTES, MILLISECONDS)
 
     @property
-    def spread(self) -> tuple[float, float] | None:
-        ratios = [one.ratio for one in self.rounds]
-        return (min(ratios), max(ratios)) if ratios else None
+    def others(self) -> list[str]:
+        return [name for name in self.rounds if name != OURS]
+
+    @property
+    def ours(self) -> float:
+        return self.value(OURS)
+
+    def value(self, of: str) -> float:
+        return median(self.rounds[of])
+
+    def ratios(self, to: str) -> list[float]:
+        """Return the ratio of ours to another for each round."""
+        pairs = zip(self.rounds[OURS], self.rounds[to], strict=True)
+        return [ours / theirs for ours, theirs in pairs]
 
     @property
     def verdict(self) -> str:
         if self.target is None:
             return ""
-        value = self.ours if self.ratio is None else self.ratio
-        return "ok" if self.target.is_met(value) else "short"
+        return "ok" if self.target.is_met(self.ours) else "short"
 
 
-def compared(
-    name: str,
-    what: str,
-    rounds: Sequence[Round],
-    *,
-    against: str,
-    target: Target | None = None,
-    notes: Sequence[str] = (),
-) -> Result:
-    """Sum up a comparison: the median of each side, and of the ratios of the rounds."""
-    return Result(
+def rate(
+    name: str, what: str, samples: Mapping[str, Sequence[Sample]], notes: Sequence[str] = ()
+) -> Figure:
+    """Sum up rates: per second of the server's CPU time, and per second of wall time."""
+    return Figure(
         name=name,
         what=what,
         unit=PER_SECOND,
-        ours=median(one.ours.per_core_second for one in rounds),
-        baseline=median(one.baseline.per_core_second for one in rounds),
-        rounds=tuple(rounds),
-        against=against,
-        target=target,
-        notes=(*notes, clock_note(rounds)),
-    )
-
-
-def clock_note(rounds: Sequence[Round]) -> str:
-    """Describe the wall-time results. They mean less if a server was not busy all the time."""
-    sides = ([one.ours for one in rounds], [one.baseline for one in rounds])
-    rates = [median(sample.per_second for sample in side) for side in sides]
-    busy = [median(sample.busy for sample in side) for side in sides]
-    ratio = median(one.ratio_by_clock for one in rounds)
-    return (
-        f"by the clock: ours {rates[0]:,.0f} /s (busy {busy[0]:.0%}),"
-        f" baseline {rates[1]:,.0f} /s (busy {busy[1]:.0%}), ratio {ratio:.2f}"
+        rounds={side: [one.per_core_second for one in all_] for side, all_ in samples.items()},
+        by_clock={side: [one.per_second for one in all_] for side, all_ in samples.items()},
+        busy={side: median(one.busy for one in all_) for side, all_ in samples.items()},
+        load_busy={side: median(one.load_busy for one in all_) for side, all_ in samples.items()},
+        notes=notes,
     )
 
 
 # -- For people
 
-COLUMNS = ("what", "ours", "baseline", "ratio", "spread", "target", "")
+COLUMNS = ("", "what", "ours", "against", "theirs", "ratio", "spread", "by the clock", "busy, load")
 
 
-def table(results: Iterable[Result]) -> str:
-    """Return one line for each result, in columns."""
-    results = list(results)
-    rows = [COLUMNS, *map(row, results)]
+def table(figures: Iterable[Figure]) -> str:
+    """Return one line for each figure and contestant, in columns."""
+    rows = [COLUMNS, *(row for figure in figures for row in rows_of(figure))]
     widths = [max(len(cells[i]) for cells in rows) for i in range(len(COLUMNS))]
     lines = [aligned(cells, widths) for cells in rows]
     return "\n".join([lines[0], "-" * sum(widths, 2 * len(widths) - 2), *lines[1:]])
 
 
-def row(result: Result) -> tuple[str, ...]:
-    spread = result.spread
+def rows_of(figure: Figure) -> list[tuple[str, ...]]:
+    if not figure.others:
+        target = figure.target and f"goal {figure.target.text(figure.unit)} {figure.verdict}"
+        by_clock = clock_text(figure, OURS)
+        return [
+            (
+                figure.name,
+                figure.what,
+                quantity(figure.ours, figure.unit),
+                target or "",
+                "",
+                "",
+                "",
+                by_clock,
+                shares(figure, [OURS]),
+            )
+        ]
+    return [row(figure, other, is_first=not number) for number, other in enumerate(figure.others)]
+
+
+def row(figure: Figure, other: str, *, is_first: bool) -> tuple[str, ...]:
+    ratios = figure.ratios(other)
     return (
-        result.what,
-        quantity(result.ours, result.unit),
-        "" if result.baseline is None else quantity(result.baseline, result.unit),
-        "" if result.ratio is None else f"{result.ratio:.2f}",
-        "" if spread is None else f"{spread[0]:.2f} - {spread[1]:.2f}",
-        "" if result.target is None else result.target.text(result.unit),
-        result.verdict,
+        figure.name if is_first else "",
+        figure.what if is_first else "",
+        quantity(figure.ours, figure.unit) if OURS in figure.rounds else "",
+        other,
+        quantity(figure.value(other), figure.unit),
+        f"{median(ratios):.2f}",
+        f"{min(ratios):.2f} - {max(ratios):.2f}",
+        f"{clock_text(figure, OURS)} : {clock_text(figure, other)}" if figure.by_clock else "",
+        shares(figure, [OURS, other]),
     )
+
+
+def clock_text(figure: Figure, side: str) -> str:
+    rates = figure.by_clock.get(side)
+    return f"{median(rates):,.0f}" if rates else ""
+
+
+def shares(figure: Figure, sides: Sequence[str]) -> str:
+    if not figure.busy:
+        return ""
+    return " : ".join(f"{figure.busy[side]:.0%}, {figure.load_busy[side]:.0%}" for side in sides)
 
 
 def aligned(cells: Sequence[str], widths: Sequence[int]) -> str:
-    first, *figures = (
-        cell.ljust(width) if i in (0, len(cells) - 1) else cell.rjust(width)
+    texts = [
+        cell.ljust(width) if i in (0, 1, 3) else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-    )
-    return "  ".join([first, *figures]).rstrip()
-
-
-def legend(results: Iterable[Result]) -> str:
-    """Return the explanation of each line, for below the table."""
-    lines = [
-        "Rates are per second that the server computed; ratio is the median of all rounds,",
-        "spread the lowest and the highest.",
-        "",
     ]
-    for result in results:
-        notes = ([f"baseline: {result.against}"] if result.against else []) + list(result.notes)
-        if notes:
-            lines.append(result.what)
-            lines += [f"  {note}" for note in notes]
-    return "\n".join(lines)
+    return "  ".join(texts).rstrip()
+
+
+LEGEND = """\
+Rates are per second of CPU time of the server; every figure is the median of its rounds.
+Ratio: ours to theirs, the median of the rounds; spread: the lowest and the highest.
+By the clock: the same per second of wall time, ours : theirs.
+Busy, load: the share of that time in which the server computed, and the load; ours : theirs."""
+
+
+def legend(figures: Iterable[Figure]) -> str:
+    """Return the explanation of the table and of each figure, for below the table."""
+    notes = [(figure.name, note) for figure in figures for note in figure.notes]
+    return "\n".join([LEGEND, "", *(f"{name}: {note}" for name, note in notes)])
 
 
 def quantity(value: float, unit: str) -> str:
-    if unit == BYTES:
-        return f"{value / 1000:,.2f} KB"
     if unit == MEGABYTES_PER_SECOND:
         return f"{value / 1_000_000:,.0f} {unit}"
-    return f"{value:,.0f} {unit}"
+    return f"{value:,.2f} {unit}" if unit == MILLISECONDS else f"{value:,.0f} {unit}"
 
 
 # -- For machines
 
 
-def as_json(results: Iterable[Result], failures: dict[str, str]) -> dict[str, Any]:
+def as_json(figures: Iterable[Figure], failures: Mapping[str, str]) -> dict[str, Any]:
     return {
         "machine": machine(),
-        "results": [result_as_json(result) for result in results],
-        "failures": failures,
+        "figures": [figure_as_json(figure) for figure in figures],
+        "failures": dict(failures),
     }
 
 
@@ -178,34 +200,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def result_as_json(result: Result) -> dict[str, Any]:
+def figure_as_json(figure: Figure) -> dict[str, Any]:
     return {
-        "name": result.name,
-        "what": result.what,
-        "unit": result.unit,
-        "ours": result.ours,
-        "baseline": result.baseline,
-        "against": result.against,
-        "ratio": result.ratio,
-        "spread": result.spread,
-        "rounds": [
-            {
-                "ratio": one.ratio,
-                "ratio_by_clock": one.ratio_by_clock,
-                "ours": sample_as_json(one.ours),
-                "baseline": sample_as_json(one.baseline),
-            }
-            for one in result.rounds
-        ],
-        "target": result.target and result.target.text(result.unit),
-        "verdict": result.verdict,
-        "notes": list(result.notes),
-    }
-
-
-def sample_as_json(sample: Sample) -> dict[str, float]:
-    return {
-        "count": sample.count,
-        "seconds": sample.seconds,
-        "core_seconds": sample.core_seconds,
+        "name": figure.name,
+        "what": figure.what,
+        "unit": figure.unit,
+        "medians": {name: figure.value(name) for name in figure.rounds},
+        "ratios": {other: median(figure.ratios(other)) for other in figure.others},
+        "rounds": {name: list(values) for name, values in figure.rounds.items()},
+        "by_clock": {name: list(values) for name, values in figure.by_clock.items()},
+        "busy": dict(figure.busy),
+        "load_busy": dict(figure.load_busy),
+        "target": figure.target and figure.target.text(figure.unit),
+        "verdict": figure.verdict,
+        "notes": list(figure.notes),
     }

@@ -1,12 +1,13 @@
-"""Measures two things alternately, so that a disturbance of the machine affects both equally.
+"""Measures several servers alternately, so that a disturbance of the machine affects all equally.
 
 Rates use the CPU time of a server, not only the wall time. So other processes on its core, or a
 load that is too slow for it, do not make the server look slow.
 """
 
+import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.processes import BenchError
@@ -19,17 +20,34 @@ class Plan:
     rounds: int
     round_s: float
     warm_up_s: float
+    latency_rounds: int
+    latency_s: float
+    """How long a round lasts that measures latencies."""
     idle_channels: int
-    open_reads: int = 1_000
-    load: str = "auto"
-    """The load with one write per request: wrk, python, or auto, which prefers wrk."""
+    open_reads: int
 
 
-FULL = Plan(rounds=9, round_s=0.6, warm_up_s=0.3, idle_channels=50_000)
-QUICK = Plan(rounds=3, round_s=0.3, warm_up_s=0, idle_channels=10_000, open_reads=500)
+FULL = Plan(
+    rounds=7,
+    round_s=0.6,
+    warm_up_s=0.3,
+    latency_rounds=3,
+    latency_s=4,
+    idle_channels=100_000,
+    open_reads=10_000,
+)
+QUICK = Plan(
+    rounds=3,
+    round_s=0.3,
+    warm_up_s=0.1,
+    latency_rounds=2,
+    latency_s=1,
+    idle_channels=10_000,
+    open_reads=1_000,
+)
 
 
-# -- One measurement of one side
+# -- One measurement of one server
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +58,8 @@ class Sample:
     seconds: float
     core_seconds: float
     """The CPU time of the server in that time."""
+    load_seconds: float = 0.0
+    """The CPU time of the load in that time."""
 
     @property
     def per_second(self) -> float:
@@ -54,21 +74,25 @@ class Sample:
         """The share of the time in which the server was computing."""
         return self.core_seconds / self.seconds
 
+    @property
+    def load_busy(self) -> float:
+        """The share of the time in which the load was computing."""
+        return self.load_seconds / self.seconds
+
 
 class Watch:
-    """Measures a server from the creation of this object on."""
+    """Measures a server and the load, which is this process, from the creation of this object."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self.began = time.monotonic()
+        self._load_before = time.process_time()
         self._computed_before = core_seconds(pid)
 
-    def sample(self, count: int, seconds: float | None = None) -> Sample:
-        """Return the work since the start. `seconds` is the duration, if the load has measured
-        it."""
-        if seconds is None:
-            seconds = time.monotonic() - self.began
-        return Sample(count, seconds, core_seconds(self._pid) - self._computed_before)
+    def sample(self, count: int) -> Sample:
+        computed = core_seconds(self._pid) - self._computed_before
+        seconds = time.monotonic() - self.began
+        return Sample(count, seconds, computed, time.process_time() - self._load_before)
 
 
 def core_seconds(pid: int) -> float:
@@ -86,38 +110,38 @@ def core_seconds(pid: int) -> float:
 # -- Rounds
 
 
-@dataclass(frozen=True, slots=True)
-class Round:
-    """The broker and the baseline, one directly after the other."""
-
-    ours: Sample
-    baseline: Sample
-
-    @property
-    def ratio(self) -> float:
-        return self.ours.per_core_second / self.baseline.per_core_second
-
-    @property
-    def ratio_by_clock(self) -> float:
-        return self.ours.per_second / self.baseline.per_second
-
-
 Measure = Callable[[float], Awaitable[Sample]]
 """Puts load on a server for the given number of seconds."""
 
 
-async def alternate(name: str, plan: Plan, ours: Measure, baseline: Measure) -> list[Round]:
-    """Measure both several times, each time in the opposite order."""
+def in_thread(measure: Callable[[float], Sample]) -> Measure:
+    """Measure by a load that blocks, so that signals still end the run."""
+
+    async def run(seconds: float) -> Sample:
+        return await asyncio.to_thread(measure, seconds)
+
+    return run
+
+
+async def alternate(name: str, plan: Plan, sides: Mapping[str, Measure]) -> dict[str, list[Sample]]:
+    """Measure all sides several times, each time beginning with another one."""
     if plan.warm_up_s:
-        for measure in (ours, baseline):
+        for measure in sides.values():
             await measure(plan.warm_up_s)
-    rounds = []
+    samples: dict[str, list[Sample]] = {side: [] for side in sides}
     for number in range(plan.rounds):
-        first, second = (ours, baseline) if number % 2 == 0 else (baseline, ours)
-        samples = {measure: await measure(plan.round_s) for measure in (first, second)}
-        rounds.append(Round(samples[ours], samples[baseline]))
-        progress(f"{name}: round {number + 1} of {plan.rounds}, ratio {rounds[-1].ratio:.2f}")
-    return rounds
+        for side in rotated(list(sides), number):
+            samples[side].append(await sides[side](plan.round_s))
+        rates = ", ".join(
+            f"{side} {all_[-1].per_core_second:,.0f}" for side, all_ in samples.items()
+        )
+        progress(f"{name}: round {number + 1} of {plan.rounds}: {rates} /s")
+    return samples
+
+
+def rotated(sides: Sequence[str], by: int) -> list[str]:
+    start = by % len(sides)
+    return [*sides[start:], *sides[:start]]
 
 
 def progress(text: str) -> None:

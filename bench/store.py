@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
+from bench.contestants import OURS, Contestant
 from bench.processes import output_of, server_cores
-from bench.report import Result, Target
+from bench.report import MILLISECONDS, Figure, Target
 from bench.rounds import Plan, progress
 from megaphone.cli.serve import new_event_loop
 from megaphone.cluster.ports import Changes
@@ -35,7 +36,6 @@ CHANNELS = 100_000
 BLOCKED = 20_000
 """How many of the channels have a writer that waits for room."""
 LIMIT = Target(1.0, at_most=True)
-MILLISECONDS = "ms"
 CAPACITY = 3
 TTL_S = 8.0
 AT_ONCE = 42
@@ -212,18 +212,18 @@ async def block(store: MemoryStore, count: int) -> list[asyncio.Task[object]]:
     return writers
 
 
-async def measure(plan: Plan) -> list[Result]:
+async def measure(_contestants: Sequence[Contestant], _plan: Plan) -> list[Figure]:
     progress(f"store: making {CHANNELS:,} channels, {ROUNDS} times")
     rounds: list[dict[str, float]] = []
     for _ in range(ROUNDS):
         command = [sys.executable, "-m", "bench.store", str(CHANNELS)]
         rounds.append(json.loads(await output_of(command, server_cores())))
     return [
-        Result(
-            name=f"store: {name}",
+        Figure(
+            name="store",
             what=f"held by {name}",
             unit=MILLISECONDS,
-            ours=min(one[name] for one in rounds),
+            rounds={OURS: [min(one[name] for one in rounds)]},
             target=LIMIT,
             notes=() if number else NOTES,
         )
