@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from bench import batches, capacity, hold, large, latency, requests, store
+from bench import batches, capacity, hold, large, latency, life, memory, requests, store
 from bench.contestants import OTHERS, Contestant, chosen
 from bench.processes import BenchError, allow_open_files, cores_at_start, go_to_load_cores
 from bench.report import Figure, as_json, legend, machine, table
@@ -26,6 +26,11 @@ SCENARIOS: dict[str, Measurement] = {
     "R2": batches.FIFTY_TO_ONE.measure,
     "L1": latency.measure,
     "C1": requests.CREATE.measure,
+    "X1": life.LIFE.measure,
+    "M1": memory.CHANNEL.measure,
+    "M2": memory.READ.measure,
+    "M3": memory.EVENT.measure,
+    "M4": memory.CONNECTION.measure,
     "http-large": large.measure_http,
     "grpc-large": large.measure_grpc,
     "capacity": capacity.measure,

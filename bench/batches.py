@@ -23,7 +23,7 @@ def batches(channels: int, events: int) -> Prepare:
         reads = open_reads(server.http_port, paths)
         for read in reads:
             stack.callback(read.close)
-        connection = Connection.to(server.http_port)
+        connection = Connection(server.http_port)
         stack.callback(connection.close)
         body = batch_body([channel.producer for channel in made], BODIES[:events])
         request = post("/write-batch", body)

@@ -10,6 +10,7 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.processes import HOST, BenchError
@@ -24,8 +25,6 @@ OK = b"HTTP/1.1 200"
 CREATED = b"HTTP/1.1 201"
 AT_ONCE = 32
 """The number of connections that create channels."""
-RESET_AT_CLOSE = struct.pack("ii", 1, 0)
-"""SO_LINGER: a connection leaves no TIME_WAIT behind, of which there would be too many."""
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -45,13 +44,15 @@ def delete(path: str) -> bytes:
     return f"DELETE {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
 
 
-def connected(port: int) -> socket.socket:
-    """Return a socket that waits in its calls, but not for ever."""
-    connection = socket.socket()
+def connected(to: int | Path) -> socket.socket:
+    """Connect to a port or to a Unix socket. Its calls wait, but not for ever."""
+    connection = socket.socket(socket.AF_UNIX if isinstance(to, Path) else socket.AF_INET)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", TIMEOUT_S, 0))
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+    if isinstance(to, Path):
+        connection.connect(str(to))
+        return connection
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.connect((HOST, port))
+    connection.connect((HOST, to))
     return connection
 
 
@@ -61,13 +62,9 @@ def connected(port: int) -> socket.socket:
 class Connection:
     """A connection with one open request at a time."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._socket = connection
+    def __init__(self, to: int | Path) -> None:
+        self._socket = connected(to)
         self._usual_bytes = 0
-
-    @classmethod
-    def to(cls, port: int) -> "Connection":
-        return cls(connected(port))
 
     def send(self, request: bytes) -> None:
         self._socket.sendall(request)
@@ -203,7 +200,7 @@ class Channel:
 
 def make_channels(port: int, count: int) -> list[Channel]:
     """Create channels over several connections at once."""
-    connections = [Connection.to(port) for _ in range(min(count, AT_ONCE))]
+    connections = [Connection(port) for _ in range(min(count, AT_ONCE))]
     request = post("/create", b"")
     channels: list[Channel] = []
     while len(channels) < count:

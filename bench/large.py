@@ -59,7 +59,7 @@ async def measure(plan: Plan, name: str, kind: str, what: str) -> Figure:
 def filled_channel(ours: Server) -> Channel:
     """Create a channel and fill it with events."""
     [channel] = ours.make_channels(1)
-    connection = Connection.to(ours.http_port)
+    connection = Connection(ours.http_port)
     try:
         for _ in range(EVENTS):
             connection.ask(post(f"/write/{channel.producer}/large", BODY), CREATED)

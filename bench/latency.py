@@ -41,7 +41,7 @@ class Flow:
         for channel, (read, sent) in zip(channels, self._reads.values(), strict=True):
             self._poll.register(read.fileno(), select.EPOLLIN)
             stack.callback(read.close)
-            connection = Connection.to(server.http_port)
+            connection = Connection(server.http_port)
             stack.callback(connection.close)
             request = post(f"/write/{channel.producer}/{STREAM_ID}", BODY)
             self._writers.append((connection, request, sent))

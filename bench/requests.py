@@ -46,7 +46,7 @@ def repeat(
 
 
 def connect(port: int, stack: ExitStack) -> list[Connection]:
-    connections = [Connection.to(port) for _ in range(CONNECTIONS)]
+    connections = [Connection(port) for _ in range(CONNECTIONS)]
     for connection in connections:
         stack.callback(connection.close)
     return connections

@@ -25,6 +25,7 @@ class Plan:
     """How long a round lasts that measures latencies."""
     idle_channels: int
     open_reads: int
+    buffered_events: int
 
 
 FULL = Plan(
@@ -35,6 +36,7 @@ FULL = Plan(
     latency_s=4,
     idle_channels=100_000,
     open_reads=10_000,
+    buffered_events=50_000,
 )
 QUICK = Plan(
     rounds=3,
@@ -44,6 +46,7 @@ QUICK = Plan(
     latency_s=1,
     idle_channels=10_000,
     open_reads=1_000,
+    buffered_events=10_000,
 )
 
 
