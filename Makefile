@@ -82,7 +82,8 @@ compat: $(READY) ## Test against the Rust broker (0.10) and its client; needs Ru
 	$(BIN)/python -m pytest tests/compat $(ARGS)
 
 .PHONY: bench
-bench: $(READY) ## Measure speed and memory beside the Rust broker (0.10), if `make compat` has built it.
+bench: $(READY) ## Measure speed and memory beside the Rust broker (0.10), nginx and nchan, where they are.
+	@$(BIN)/python -m tests.compat.build
 	$(BIN)/python -m bench $(ARGS)
 
 .PHONY: soak

@@ -21,6 +21,8 @@ EVENT_END = b"}\n"
 JSON = "application/json"
 RECEIVE_BYTES = 262_144
 TIMEOUT_S = 30
+STREAMED = "TE: chunked\r\n"
+"""nchan asks for this before it streams."""
 OK = b"HTTP/1.1 200"
 CREATED = b"HTTP/1.1 201"
 AT_ONCE = 32
@@ -37,7 +39,7 @@ def post(path: str, body: bytes) -> bytes:
 
 
 def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{STREAMED}\r\n".encode()
 
 
 def delete(path: str) -> bytes:

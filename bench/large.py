@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from statistics import median
 
-from bench.contestants import OUR_BROKER, OURS, Contestant, Server
+from bench.contestants import OURS, Contestant, our_broker
 from bench.http import CREATED, Channel, Connection, post
 from bench.processes import BenchError, output_of
 from bench.report import MEGABYTES_PER_SECOND, Figure, Target
 from bench.rounds import Plan, Watch, progress
+from bench.servers import Broker
 
 EVENTS = 100
 BODY = b'"' + b"x" * 499_998 + b'"'
@@ -31,7 +32,7 @@ async def measure_grpc(_contestants: Sequence[Contestant], plan: Plan) -> list[F
 
 async def measure(plan: Plan, name: str, kind: str, what: str) -> Figure:
     rates, busy, busy_readers = [], [], []
-    async with OUR_BROKER.start() as ours:
+    async with our_broker() as ours:
         port = ours.http_port if kind == "http" else ours.grpc_port
         for number in range(plan.rounds):
             channel = await asyncio.to_thread(filled_channel, ours)
@@ -56,7 +57,7 @@ async def measure(plan: Plan, name: str, kind: str, what: str) -> Figure:
     )
 
 
-def filled_channel(ours: Server) -> Channel:
+def filled_channel(ours: Broker) -> Channel:
     """Create a channel and fill it with events."""
     [channel] = ours.make_channels(1)
     connection = Connection(ours.http_port)

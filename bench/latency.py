@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from bench.contestants import Contestant, Server
-from bench.events import BODY, STREAM_ID
-from bench.http import CREATED, Connection, Read, open_reads, post
+from bench.contestants import BROKERS, NCHAN, Contestant
+from bench.http import CREATED, Connection, Read, open_reads
 from bench.processes import BenchError
 from bench.report import MILLISECONDS, Figure
 from bench.rounds import Plan, progress, rotated
-from bench.scenario import BROKERS, running
+from bench.scenario import running
+from bench.servers import Server
 
 CHANNELS = 100
 PER_SECOND = 500
@@ -29,22 +29,20 @@ class Flow:
     """
 
     def __init__(self, server: Server, stack: ExitStack) -> None:
-        channels = server.make_channels(CHANNELS)
-        paths = [f"/read/{channel.consumer}" for channel in channels]
-        reads = open_reads(server.http_port, paths)
+        routes = server.routes(CHANNELS)
+        reads = open_reads(server.http_port, [route.read for route in routes if route.read])
         self._reads: dict[int, tuple[Read, deque[float]]] = {
             read.fileno(): (read, deque()) for read in reads
         }
         self._poll = select.epoll()
         stack.callback(self._poll.close)
         self._writers: list[tuple[Connection, bytes, deque[float]]] = []
-        for channel, (read, sent) in zip(channels, self._reads.values(), strict=True):
+        for route, (read, sent) in zip(routes, self._reads.values(), strict=True):
             self._poll.register(read.fileno(), select.EPOLLIN)
             stack.callback(read.close)
             connection = Connection(server.http_port)
             stack.callback(connection.close)
-            request = post(f"/write/{channel.producer}/{STREAM_ID}", BODY)
-            self._writers.append((connection, request, sent))
+            self._writers.append((connection, route.write, sent))
         self.unanswered: set[Connection] = set()
 
     def measure(self, seconds: float) -> list[float]:
@@ -90,7 +88,7 @@ def percentile(times: Sequence[float], share: float) -> float:
 
 
 async def measure(contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
-    async with running(contestants, BROKERS, Flow) as sides:
+    async with running(contestants, BROKERS | {NCHAN}, Server, Flow) as sides:
         for side in sides.values():
             await asyncio.to_thread(side.measure, plan.warm_up_s)
         rounds: dict[str, list[list[float]]] = {name: [] for name in sides}

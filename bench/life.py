@@ -4,11 +4,10 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from bench.contestants import Server
-from bench.events import BODY, STREAM_ID
 from bench.http import CREATED, OK, Connection, Read, channel_of, delete, post
 from bench.rounds import Sample, Watch
 from bench.scenario import RateScenario
+from bench.servers import Broker, write_request
 
 LIVES = 32
 """How many channels live at once, step by step."""
@@ -18,7 +17,7 @@ WRITES = 10
 class Lives:
     """Connections by which channels are created, written to and disposed of."""
 
-    def __init__(self, server: Server, stack: ExitStack) -> None:
+    def __init__(self, server: Broker, stack: ExitStack) -> None:
         self._port = server.http_port
         self._clients = [Connection(server.http_port) for _ in range(LIVES)]
         self._operators = [Connection(server.socket_path) for _ in range(LIVES)]
@@ -33,7 +32,7 @@ class Lives:
         reads = [Read(self._port, f"/read/{channel.consumer}") for channel in channels]
         for read in reads:
             read.begin()
-        requests = [post(f"/write/{channel.producer}/{STREAM_ID}", BODY) for channel in channels]
+        requests = [write_request(channel) for channel in channels]
         for _ in range(WRITES):
             for client, request in zip(self._clients, requests, strict=True):
                 client.send(request)
@@ -49,7 +48,7 @@ class Lives:
             read.close()
 
 
-def prepare(server: Server, stack: ExitStack) -> Callable[[float], Sample]:
+def prepare(server: Broker, stack: ExitStack) -> Callable[[float], Sample]:
     lives = Lives(server, stack)
 
     def live(seconds: float) -> Sample:
@@ -65,6 +64,7 @@ def prepare(server: Server, stack: ExitStack) -> Callable[[float], Sample]:
 LIFE = RateScenario(
     "X1",
     "whole life of a channel",
+    Broker,
     prepare,
     notes=[
         f"one create, one read over a connection of its own, {WRITES} writes, one disposal;"

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from bench.contestants import Contestant, Server
-from bench.events import BODY, STREAM_ID
-from bench.http import CREATED, OK, Channel, Connection, open_reads, post
+from bench.contestants import BROKERS, Contestant
+from bench.events import BODY
+from bench.http import CREATED, OK, Connection, open_reads, post
 from bench.processes import resident_bytes
 from bench.report import BYTES, Figure
 from bench.requests import CONNECTIONS
 from bench.rounds import Plan, progress
-from bench.scenario import BROKERS
+from bench.servers import Broker, write_request
 
 WARM = 500
 """The number of things made before, so that memory that is needed only once does not count."""
@@ -21,18 +21,18 @@ CAPACITY = 100
 
 Make = Callable[[int], None]
 """Makes so many more of the things that are measured."""
-Prepare = Callable[[Server, int, ExitStack], Make]
+Prepare = Callable[[Broker, int, ExitStack], Make]
 """Makes what that many things need, and the function that makes them."""
 
 
-def idle_channels(server: Server, _count: int, _stack: ExitStack) -> Make:
+def idle_channels(server: Broker, _count: int, _stack: ExitStack) -> Make:
     def make(count: int) -> None:
         server.make_channels(count)
 
     return make
 
 
-def idle_reads(server: Server, count: int, stack: ExitStack) -> Make:
+def idle_reads(server: Broker, count: int, stack: ExitStack) -> Make:
     unread = iter(server.make_channels(count))
 
     def make(count: int) -> None:
@@ -43,7 +43,7 @@ def idle_reads(server: Server, count: int, stack: ExitStack) -> Make:
     return make
 
 
-def idle_connections(server: Server, _count: int, stack: ExitStack) -> Make:
+def idle_connections(server: Broker, _count: int, stack: ExitStack) -> Make:
     request = post("/channelsExists", b'{"channels":[]}')
 
     def make(count: int) -> None:
@@ -55,13 +55,13 @@ def idle_connections(server: Server, _count: int, stack: ExitStack) -> Make:
     return make
 
 
-def buffered_events(server: Server, count: int, stack: ExitStack) -> Make:
+def buffered_events(server: Broker, count: int, stack: ExitStack) -> Make:
     """Each event is written by a request of its own, so that none shares memory with another."""
     channels = server.make_channels(count // CAPACITY)
     connections = [Connection(server.http_port) for _ in range(CONNECTIONS)]
     for connection in connections:
         stack.callback(connection.close)
-    unsent = iter([request_to(channel) for channel in channels] * CAPACITY)
+    unsent = iter([write_request(channel) for channel in channels] * CAPACITY)
 
     def make(count: int) -> None:
         for start in range(0, count, CONNECTIONS):
@@ -72,10 +72,6 @@ def buffered_events(server: Server, count: int, stack: ExitStack) -> Make:
                 connection.answer(CREATED)
 
     return make
-
-
-def request_to(channel: Channel) -> bytes:
-    return post(f"/write/{channel.producer}/{STREAM_ID}", BODY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +87,14 @@ class MemoryScenario:
         for contestant in contestants:
             if contestant.name in BROKERS:
                 async with contestant.start() as server:
+                    assert isinstance(server, Broker)
                     bytes_each = await asyncio.to_thread(self._growth, server, count)
                 grown[contestant.name] = [bytes_each]
                 progress(f"{self.name}: {contestant.name} {bytes_each:,.0f} B")
         notes = [f"what the process grew by for {count:,}"]
         return [Figure(name=self.name, what=self.what, unit=BYTES, rounds=grown, notes=notes)]
 
-    def _growth(self, server: Server, count: int) -> float:
+    def _growth(self, server: Broker, count: int) -> float:
         """Return by how many bytes the process grows for each of so many."""
         with ExitStack() as stack:
             make = self.prepare(server, WARM + count, stack)

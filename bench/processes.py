@@ -7,6 +7,7 @@ core, nothing is pinned. The ratios are still comparable.
 import asyncio
 import os
 import resource
+import shutil
 import socket
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -155,6 +156,24 @@ def free_ports(count: int) -> list[int]:
     for one in sockets:
         one.close()
     return ports
+
+
+def program(name: str) -> str | None:
+    """Return the path of a program, also of one that only administrators have on their PATH."""
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+async def only_child_of(pid: int) -> int:
+    """Wait until a process has its child. Raises: BenchError, if it has another number of them."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while True:
+            if children := path.read_text().split():
+                break
+            await asyncio.sleep(0.02)
+    if len(children) > 1:
+        raise BenchError(f"a server has {len(children)} processes instead of one")
+    return int(children[0])
 
 
 # -- The cores and files of this process

@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from bench.contestants import Server
-from bench.events import BODY, STREAM_ID
+from bench.contestants import BROKERS, NCHAN, NGINX
+from bench.events import BODY
 from bench.http import CREATED, OK, Connection, Read, open_reads, post
 from bench.processes import BenchError
 from bench.rounds import Sample, Watch
 from bench.scenario import RateScenario
+from bench.servers import Server
 
 CONNECTIONS = 32
 READS = 64
@@ -56,14 +57,16 @@ def connect(port: int, stack: ExitStack) -> list[Connection]:
 
 
 def prepare_writes(server: Server, stack: ExitStack) -> Callable[[float], Sample]:
-    channels = server.make_channels(READS)
-    reads = open_reads(server.http_port, [f"/read/{channel.consumer}" for channel in channels])
+    routes = server.routes(READS)
+    reads = open_reads(server.http_port, [route.read for route in routes if route.read])
     for read in reads:
         stack.callback(read.close)
     connections = connect(server.http_port, stack)
-    requests = [post(f"/write/{channel.producer}/{STREAM_ID}", BODY) for channel in channels]
+    requests = [route.write for route in routes]
 
     def take_what_came(numbers: range) -> None:
+        if not reads:
+            return
         for number in numbers:
             reads[number % READS].take_what_came()
 
@@ -105,9 +108,19 @@ def do_nothing(_numbers: range) -> None:
 WRITE = RateScenario(
     "W1",
     "one write a request",
+    Server,
     prepare_writes,
-    notes=[f"{CONNECTIONS} connections write {len(BODY)} bytes each to {READS} open reads"],
+    who=BROKERS | {NGINX, NCHAN},
+    notes=[
+        f"{CONNECTIONS} connections write {len(BODY)} bytes each to {READS} open reads;"
+        " nginx only answers",
+    ],
 )
 CREATE = RateScenario(
-    "C1", "creation of a channel", prepare_creates, notes=[f"over {CONNECTIONS} connections"]
+    "C1",
+    "creation of a channel",
+    Server,
+    prepare_creates,
+    who=BROKERS | {NGINX},
+    notes=[f"over {CONNECTIONS} connections; nginx only answers"],
 )

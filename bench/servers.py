@@ -1,0 +1,112 @@
+"""What a measured server can do, and how a broker is started."""
+
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.events import BODY, STREAM_ID, batch_body
+from bench.http import Channel, make_channels, post
+from bench.processes import (
+    HOST,
+    answers,
+    clean_environment,
+    environment_of,
+    free_ports,
+    opened,
+    running,
+    server_cores,
+)
+
+LONG_POLL_MILLIS = 600_000
+"""Longer than any measurement, because measured reads must not end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The request that writes an event, and the path of the read that gets it, if there is one."""
+
+    write: bytes
+    read: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FanOut:
+    """The request by which all of some reads get the same events, and the paths of these reads."""
+
+    write: bytes
+    reads: Sequence[str]
+    accepted: bytes
+    """What the answer contains if no event was refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server."""
+
+    pid: int
+    http_port: int
+
+    def routes(self, count: int) -> list[Route]:
+        """Return so many routes that do not depend on each other."""
+        raise NotImplementedError
+
+    def fan_out(self, count: int, bodies: Sequence[bytes]) -> FanOut:
+        """Return a request that reaches so many reads."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class Broker(Server):
+    """Ours or the Rust broker."""
+
+    grpc_port: int
+    socket_path: Path
+
+    def routes(self, count: int) -> list[Route]:
+        return [
+            Route(write_request(channel), f"/read/{channel.consumer}")
+            for channel in self.make_channels(count)
+        ]
+
+    def fan_out(self, count: int, bodies: Sequence[bytes]) -> FanOut:
+        channels = self.make_channels(count)
+        body = batch_body([channel.producer for channel in channels], bodies)
+        reads = [f"/read/{channel.consumer}" for channel in channels]
+        return FanOut(post("/write-batch", body), reads, b'"failures":[]')
+
+    def make_channels(self, count: int) -> list[Channel]:
+        return make_channels(self.http_port, count)
+
+
+def write_request(channel: Channel) -> bytes:
+    return post(f"/write/{channel.producer}/{STREAM_ID}", BODY)
+
+
+@asynccontextmanager
+async def broker(program: Sequence[str], settings: Mapping[str, object]) -> AsyncIterator[Broker]:
+    """Start a broker as its users do, but with long reads."""
+    http_port, grpc_port = free_ports(2)
+    with tempfile.TemporaryDirectory(prefix="megaphone-bench-") as folder:
+        log, socket_path = Path(folder, "log"), Path(folder, "manage.sock")
+        values = {
+            "address": f"{HOST}:{http_port}",
+            "grpc_address": f"{HOST}:{grpc_port}",
+            "mng_socket_path": socket_path,
+            "poll_duration_millis": LONG_POLL_MILLIS,
+            "agent_warmup_secs": 0,
+            **settings,
+        }
+        with opened(log) as sink:
+            async with running(
+                program,
+                on_cores=server_cores(),
+                stdout=sink,
+                stderr=sink,
+                environment=clean_environment() | environment_of(values),
+                folder=folder,
+            ) as process:
+                for port in (http_port, grpc_port):
+                    await answers(process, port, log)
+                yield Broker(process.pid, http_port, grpc_port, socket_path)
