@@ -9,7 +9,19 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from bench import batches, capacity, hold, large, latency, life, memory, requests, store
+from bench import (
+    batches,
+    capacity,
+    growth,
+    hold,
+    large,
+    latency,
+    life,
+    memory,
+    requests,
+    rpc,
+    store,
+)
 from bench.contestants import OTHERS, Contestant, chosen
 from bench.processes import BenchError, allow_open_files, cores_at_start, go_to_load_cores
 from bench.report import Figure, as_json, legend, machine, table
@@ -31,6 +43,10 @@ SCENARIOS: dict[str, Measurement] = {
     "M2": memory.READ.measure,
     "M3": memory.EVENT.measure,
     "M4": memory.CONNECTION.measure,
+    "G1": rpc.measure_batches,
+    "G2": rpc.measure_writes,
+    "G3": rpc.measure_latency,
+    "S1": growth.measure,
     "http-large": large.measure_http,
     "grpc-large": large.measure_grpc,
     "capacity": capacity.measure,

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import nginx
+from bench import bare, nginx
 from bench.processes import BenchError
 from bench.servers import Broker, Server, broker
 from tests.compat.original import BROKER as ORIGINAL_PROGRAM
@@ -18,6 +18,7 @@ BEFORE = "before"
 ORIGINAL = "original"
 NGINX = "nginx"
 NCHAN = "nchan"
+BARE = "grpc.aio"
 BROKERS = frozenset({OURS, BEFORE, ORIGINAL})
 OUR_SETTINGS: Mapping[str, object] = {"max_channels": 1_000_000}
 ORIGINAL_SETTINGS: Mapping[str, object] = {"agent.virtual.bench": "MASTER"}
@@ -84,6 +85,10 @@ OTHERS = {
         Other(
             Contestant(NCHAN, "nchan, a broker in C within nginx", nginx.nchan),
             nginx.missing_nchan,
+        ),
+        Other(
+            Contestant(BARE, "a bare gRPC server in Python, the ceiling", bare.started),
+            lambda: None,
         ),
     )
 }

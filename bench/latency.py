@@ -1,17 +1,16 @@
 """L1: how long an event takes from the write to the reader, at a load that leaves time."""
 
-import asyncio
 import select
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
 
 from bench.contestants import BROKERS, NCHAN, Contestant
 from bench.http import CREATED, Connection, Read, open_reads
 from bench.processes import BenchError
 from bench.report import MILLISECONDS, Figure
-from bench.rounds import Plan, progress, rotated
+from bench.rounds import Plan, in_thread, progress, rotated
 from bench.scenario import running
 from bench.servers import Server
 
@@ -81,32 +80,52 @@ class Flow:
             self.unanswered.discard(connection)
 
 
+async def measure(contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
+    async with running(contestants, BROKERS | {NCHAN}, Server, Flow) as sides:
+        flows = {name: in_thread(side.measure) for name, side in sides.items()}
+        rounds = await alternate_latencies("L1", plan, flows)
+    return figures("L1", f"{PER_SECOND} writes a second over {CHANNELS} channels", rounds)
+
+
+Measure = Callable[[float], Awaitable[list[float]]]
+"""Writes for so many seconds. Returns: the time of each event."""
+
+
+async def alternate_latencies(
+    name: str, plan: Plan, sides: Mapping[str, Measure]
+) -> dict[str, list[list[float]]]:
+    """Return the times of all events, for each side and round."""
+    for measure in sides.values():
+        await measure(plan.warm_up_s)
+    rounds: dict[str, list[list[float]]] = {side: [] for side in sides}
+    for number in range(plan.latency_rounds):
+        for side in rotated(list(sides), number):
+            times = await sides[side](plan.latency_s)
+            rounds[side].append(times)
+            half = percentile(times, 0.5) * 1000
+            progress(f"{name}: round {number + 1} of {plan.latency_rounds}: {side} {half:.2f} ms")
+    return rounds
+
+
+def figures(
+    name: str, what: str, rounds: Mapping[str, Sequence[Sequence[float]]], notes: Sequence[str] = ()
+) -> list[Figure]:
+    return [
+        Figure(
+            name=f"{name} {rank}",
+            what=f"{what}, {rank}",
+            unit=MILLISECONDS,
+            rounds={
+                side: [percentile(times, share) * 1000 for times in all_]
+                for side, all_ in rounds.items()
+            },
+            notes=notes,
+        )
+        for rank, share in PERCENTILES.items()
+    ]
+
+
 def percentile(times: Sequence[float], share: float) -> float:
     """Return the time that so large a share of the times does not exceed."""
     ordered = sorted(times)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-async def measure(contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
-    async with running(contestants, BROKERS | {NCHAN}, Server, Flow) as sides:
-        for side in sides.values():
-            await asyncio.to_thread(side.measure, plan.warm_up_s)
-        rounds: dict[str, list[list[float]]] = {name: [] for name in sides}
-        for number in range(plan.latency_rounds):
-            for name in rotated(list(sides), number):
-                times = await asyncio.to_thread(sides[name].measure, plan.latency_s)
-                rounds[name].append([one * 1000 for one in times])
-                progress(
-                    f"L1: round {number + 1}, {name}: {percentile(rounds[name][-1], 0.5):.2f} ms"
-                )
-    return [
-        Figure(
-            name=f"L1 {name}",
-            what=f"{PER_SECOND} writes a second over {CHANNELS} channels, {name}",
-            unit=MILLISECONDS,
-            rounds={
-                side: [percentile(times, share) for times in all_] for side, all_ in rounds.items()
-            },
-        )
-        for name, share in PERCENTILES.items()
-    ]

@@ -169,13 +169,18 @@ Busy, load: the share of that time in which the server computed, and the load; o
 
 def legend(figures: Iterable[Figure]) -> str:
     """Return the explanation of the table and of each figure, for below the table."""
-    notes = [(figure.name, note) for figure in figures for note in figure.notes]
-    return "\n".join([LEGEND, "", *(f"{name}: {note}" for name, note in notes)])
+    names: dict[str, list[str]] = {}
+    for figure in figures:
+        for note in figure.notes:
+            names.setdefault(note, []).append(figure.name)
+    return "\n".join([LEGEND, "", *(f"{', '.join(of)}: {note}" for note, of in names.items())])
 
 
 def quantity(value: float, unit: str) -> str:
     if unit == MEGABYTES_PER_SECOND:
         return f"{value / 1_000_000:,.0f} {unit}"
+    if unit == BYTES and value >= 1_000_000:
+        return f"{value / 1_000_000:,.1f} MB"
     return f"{value:,.2f} {unit}" if unit == MILLISECONDS else f"{value:,.0f} {unit}"
 
 

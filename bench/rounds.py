@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from bench.processes import BenchError
 
@@ -26,6 +27,8 @@ class Plan:
     idle_channels: int
     open_reads: int
     buffered_events: int
+    node_sizes: Sequence[int]
+    """How many channels the nodes have whose growth is measured."""
 
 
 FULL = Plan(
@@ -37,6 +40,7 @@ FULL = Plan(
     idle_channels=100_000,
     open_reads=10_000,
     buffered_events=50_000,
+    node_sizes=(1_000, 10_000, 100_000),
 )
 QUICK = Plan(
     rounds=3,
@@ -47,6 +51,7 @@ QUICK = Plan(
     idle_channels=10_000,
     open_reads=1_000,
     buffered_events=10_000,
+    node_sizes=(1_000, 10_000),
 )
 
 
@@ -113,14 +118,15 @@ def core_seconds(pid: int) -> float:
 # -- Rounds
 
 
+T = TypeVar("T")
 Measure = Callable[[float], Awaitable[Sample]]
 """Puts load on a server for the given number of seconds."""
 
 
-def in_thread(measure: Callable[[float], Sample]) -> Measure:
+def in_thread(measure: Callable[[float], T]) -> Callable[[float], Awaitable[T]]:
     """Measure by a load that blocks, so that signals still end the run."""
 
-    async def run(seconds: float) -> Sample:
+    async def run(seconds: float) -> T:
         return await asyncio.to_thread(measure, seconds)
 
     return run
