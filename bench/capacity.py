@@ -63,7 +63,7 @@ class FullChannel:
         began = time.thread_time()
         for _ in range(BLOCK // 2):
             for one in options:
-                self._channel.lease(one, wake_nobody, 0.0)
+                self._channel.lease(one, 0.0)
         return time.thread_time() - began
 
     def apply(self) -> float:
@@ -99,7 +99,7 @@ class FullChannel:
             yield Event(f"{self._count:023}", "bench", 0, BODY)
 
     def _lease_of(self, options: ReadOptions) -> Lease:
-        return self._channel.lease(options, wake_nobody, 0.0)
+        return self._channel.lease(options, 0.0)
 
     def _take_all(self, count: int) -> str:
         """Return the id of the last of some events, which were all taken."""
@@ -109,10 +109,6 @@ class FullChannel:
             self._channel.acknowledge(last, 0.0)
             count -= len(batch.events)
         return last
-
-
-def wake_nobody() -> None:
-    """Do nothing."""
 
 
 Call = Callable[[FullChannel], float]

@@ -20,7 +20,7 @@ from bench.rounds import Plan, progress
 from megaphone.cli.serve import new_event_loop
 from megaphone.cluster.ports import Changes
 from megaphone.core.budget import Budget
-from megaphone.core.ports import Append, WouldBlock
+from megaphone.core.ports import Append
 from megaphone.model import (
     START,
     Event,
@@ -150,12 +150,10 @@ async def of_clients(store: MemoryStore, addresses: list[str], turns: Turns) -> 
     options = ReadOptions(acknowledge=True)
     lease = await store.open(channel_id(0), addresses[0], options)
     await turns.call("take", lambda: lease.take(100, 65_536, 0.0))
-    with suppress(WouldBlock):
-        await turns.call("take_nowait", lambda: lease.take_nowait(100, 65_536))
     await turns.call(
         "acknowledge", lambda: store.acknowledge(channel_id(0), addresses[0], f"{0:023}")
     )
-    await turns.call("release of a lease", lambda: lease.release(clean=True))
+    await turns.call("release of a lease", lambda: lease.release(clean=True, now=0.0))
 
 
 async def of_replication(store: MemoryStore, addresses: list[str], turns: Turns) -> None:

@@ -41,6 +41,7 @@ from megaphone.core.ports import (
     WouldBlock,
 )
 from megaphone.core.reader import Reader
+from megaphone.core.reading import Reading
 from megaphone.errors import (
     AgentMoved,
     BadRequest,
@@ -428,30 +429,52 @@ class Broker:
 
     def read(
         self, address: str, options: ReadOptions | None = None, *, within_s: float = math.inf
+    ) -> Reading:
+        """Return a read for a face that waits. It takes the lease when its context is entered."""
+        return Reading(lambda: self.open_read(address, options or ReadOptions(), within_s=within_s))
+
+    async def open_read(
+        self, address: str, options: ReadOptions, *, within_s: float = math.inf
     ) -> Reader:
-        """Return a reader of a channel. It takes the lease when its context is entered.
+        """Take the lease of a channel. The caller must close the reader.
 
         The read time is the poll duration, or `options.wait_s` or `within_s` if one is less.
+
+        Raises: BadRequest; ChannelNotFound; ReaderBusy; AgentMoved; ShuttingDown.
         """
-        options = options or ReadOptions()
+        self._refuse_if_shutting_down()
+        await self._moves_finished((address,))
+        consumer = self._consumer(address)
+        lease = await self._store.open(consumer.channel_id, address, checked_options(options))
+        return self._reader(lease, address, options, within_s)
+
+    def open_read_nowait(self, address: str, options: ReadOptions) -> Reader:
+        """Do the same as `open_read`, without waiting.
+
+        Raises: WouldBlock, when the call would have to wait; nothing has changed then. Also the
+            errors of `open_read`.
+        """
+        self._refuse_if_shutting_down()
+        if self._agents.are_moving:
+            raise WouldBlock
+        consumer = self._consumer(address)
+        lease = self._store.open_nowait(consumer.channel_id, address, checked_options(options))
+        return self._reader(lease, address, options)
+
+    def _reader(
+        self, lease: Lease, address: str, options: ReadOptions, within_s: float = math.inf
+    ) -> Reader:
         wait_s = math.inf if options.wait_s is None else options.wait_s
-
-        async def opening(reader: Reader) -> Lease:
-            self._refuse_if_shutting_down()
-            await self._moves_finished((address,))
-            consumer = self._consumer(address)
-            lease = await self._store.open(consumer.channel_id, address, checked_options(options))
-            self._readers.add(reader)
-            return lease
-
-        return Reader(
-            opening,
+        reader = Reader(
+            lease,
             options,
             agent=agent_of(address),
             time_s=min(self._poll_duration_s, wait_s, within_s),
             observer=self._observer,
-            on_exit=self._on_read_end,
+            on_close=self._on_read_end,
         )
+        self._readers.add(reader)
+        return reader
 
     async def acknowledge(self, address: str, event_id: str) -> int:
         """Deliver an event of a channel and all events before it.

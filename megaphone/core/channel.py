@@ -3,7 +3,7 @@
 The module is a state machine without an event loop. No call waits, and time is an argument (seconds
 on any clock that does not run backwards), so that tests need neither a loop nor a clock. A caller
 that must wait leaves a callback: the channel resolves the `Waiter` of a writer that found the
-channel full, and wakes a reader that found no event.
+channel full, and calls `on_ready` of a lease that found no event.
 
 A reader does not remove events: it takes them under a *lease*, and the log (see `core.log`) keeps
 them while a reader may need them again. An event that an acknowledging reader takes is in flight,
@@ -70,12 +70,13 @@ class Waiter:
 
 class Lease:
     """The right to read a channel. It lasts until its reader releases it, another reader takes
-    over, or the channel is closed."""
+    over, or the channel is closed. Fulfils `core.ports.Lease`."""
 
     __slots__ = (
         "_channel",
         "_confirmed",
         "_first_taken",
+        "_is_interrupted",
         "_last_taken",
         "_sendings",
         "_sendings_kept",
@@ -85,22 +86,20 @@ class Lease:
         "in_flight",
         "is_open",
         "knows_gaps",
+        "on_ready",
         "recovered",
-        "wake",
     )
 
-    def __init__(
-        self,
-        channel: "Channel",
-        options: ReadOptions,
-        wake: Callable[[], None],
-        recovered: bool | None,
-    ) -> None:
+    def __init__(self, channel: "Channel", options: ReadOptions, recovered: bool | None) -> None:
         self._channel = channel
         self.acknowledging = options.acknowledge
         self.in_flight = options.in_flight
-        self.wake = wake
-        """The channel calls this when `take` may return something new, and sometimes in vain."""
+        self.on_ready: Callable[[], None] | None = None
+        """The channel calls this when `take` may return something new, and sometimes in vain.
+
+        It is called in the middle of a change, possibly several times. It must not use the channel
+        in this call; it may only note that something is ready."""
+        self._is_interrupted = False
         self.is_open = True
         """False once the reader has released the lease, another reader has taken over, or the
         channel is closed."""
@@ -126,16 +125,27 @@ class Lease:
         self._sendings_kept = SENDINGS_KEPT
         """When `_sendings` is longer than this, the lease drops old takes."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether `take` will return no more events."""
+        return self._is_interrupted or not self.is_open
+
+    @property
+    def ready(self) -> int:
+        """The length of the backlog. A `take` may return fewer events, because of its limits and
+        the window."""
+        return self._channel.unsent
+
     def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         """Confirm the events taken before, and return the next events of the backlog in order.
 
         Returns at most `limit` events and at most `max_bytes` of bodies and overhead, but at least
-        one event, however large it is. Returns None if no event is ready or the lease is not open.
+        one event, however large it is. Returns None if no event is ready or the lease is over.
 
         For an acknowledging lease the events are in flight from now on, at most `in_flight` of
         them. For a plain lease they are delivered; one take returns at most the capacity.
         """
-        if not self.is_open:
+        if self._is_interrupted or not self.is_open:
             return None
         self.confirm(now)
         batch = self._channel._take(self, limit, max_bytes, now)
@@ -157,6 +167,16 @@ class Lease:
                 self._drop_sendings(now)
         self._confirmed = self._channel.log.sent
 
+    def interrupt(self) -> None:
+        """Make each later `take` return None."""
+        self._is_interrupted = True
+        self.notify()
+
+    def notify(self) -> None:
+        """Call `on_ready`, if it is set."""
+        if self.on_ready is not None:
+            self.on_ready()
+
     def release(self, *, clean: bool, now: float) -> None:
         """End the read. A clean end confirms the events taken. A second call changes nothing.
 
@@ -164,6 +184,7 @@ class Lease:
         lease with a broken end, the next read starts with the first event that was not confirmed,
         or that was confirmed within the redelivery window.
         """
+        self.on_ready = None
         if self.is_open:
             self._channel._release(self, clean=clean, now=now)
 
@@ -284,7 +305,7 @@ class Channel:
 
     # -- Reading
 
-    def lease(self, options: ReadOptions, wake: Callable[[], None], now: float) -> Lease:
+    def lease(self, options: ReadOptions, now: float) -> Lease:
         """Start to read. The channel does not expire until the lease is released.
 
         With `options.cursor` the read starts after that event, and the event and all before it
@@ -302,7 +323,7 @@ class Channel:
         recovered = False if self.log.has_gap else None
         if options.cursor is not None:
             recovered = self._resume(options.cursor, now)
-        lease = self._lease = Lease(self, options, wake, recovered)
+        lease = self._lease = Lease(self, options, recovered)
         self.deadline = None
         return lease
 
@@ -321,7 +342,8 @@ class Channel:
             lease.floor = max(lease.floor, offset)
         self.log.deliver(offset)
         self._use_free_places(now)
-        self._wake_reader()
+        if lease is not None:
+            lease.notify()
         return max(0, offset - delivered)
 
     @property
@@ -472,7 +494,7 @@ class Channel:
         if (lease := self._lease) is not None:
             self._lease = None
             lease.is_open = False
-            lease.wake()
+            lease.notify()
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
             self.log.budget.drop(waiter.event)
@@ -488,7 +510,7 @@ class Channel:
     def _append(self, event: Event) -> None:
         self.log.append(event)
         if self._lease is not None:
-            self._lease.wake()
+            self._lease.notify()
 
     def _queue(self, waiter: Waiter) -> Waiter:
         if self._waiters is None:
@@ -564,8 +586,4 @@ class Channel:
 
     def _lose_lease(self, lease: Lease, now: float) -> None:
         self._release(lease, clean=False, now=now)
-        lease.wake()
-
-    def _wake_reader(self) -> None:
-        if self._lease is not None:
-            self._lease.wake()
+        lease.notify()

@@ -42,10 +42,15 @@ AppendResult = Stored | MegaphoneError | WouldBlock
 
 
 class Lease(Protocol):
-    """An open read of one channel. See `megaphone.core.channel.Lease` for the rules."""
+    """An open read of one channel. See `megaphone.core.channel.Lease` for the rules.
+
+    No call waits. `now` is the time of the event loop.
+    """
 
     on_ready: Callable[[], None] | None
-    """Called when `take_nowait` may return something new, and sometimes in vain."""
+    """Called when `take` may return something new, and sometimes in vain; also when the lease is
+    over. It may be called in the middle of another call of the store, so it must only note that
+    something is ready."""
 
     @property
     def cursor(self) -> str:
@@ -62,12 +67,18 @@ class Lease(Protocol):
         """The length of the backlog. A `take` may return fewer events, because of its limits and
         the window."""
 
-    async def take(self, limit: int, max_bytes: int, until: float) -> Batch | None:
+    @property
+    def is_over(self) -> bool:
+        """Whether `take` will return no more events, because of `interrupt`, because another
+        reader has taken over, or because the channel was removed."""
+
+    def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         """Confirm the events taken before, and return the next events in order.
 
-        Waits for an event if none is ready. Returns at most `limit` events and at most `max_bytes`
-        of bodies and overhead, but at least one event, however large it is. Returns None when the
-        clock of the event loop reaches `until`, and when the lease is over.
+        Returns at most `limit` events and at most `max_bytes` of bodies and overhead, but at least
+        one event, however large it is. Returns None if no event is ready, and when the lease is
+        over. A remote store may return None although events are ready; it then fetches them, and
+        calls `on_ready`.
 
         By this call the caller says that the connection has all bytes of the events taken before.
         Events count as sent only then: if the read breaks earlier, they are sent again, however
@@ -76,26 +87,13 @@ class Lease(Protocol):
         The events of a batch are contiguous in the log. The batch has the epoch of the log and the
         offset of its first event. A store that lost data has another epoch afterwards, so that
         nobody confuses an old offset with an offset of the new log.
-
-        A call that is cancelled has taken no event.
         """
-
-    def take_nowait(self, limit: int, max_bytes: int) -> Batch | None:
-        """Do the same as `take`, without waiting. Returns None when the lease is over.
-
-        Raises: WouldBlock, when no event is ready. A remote store may raise it in each call.
-        """
-
-    @property
-    def is_over(self) -> bool:
-        """Whether `take` will return no more events, because of `interrupt`, because another
-        reader has taken over, or because the channel was removed."""
 
     def interrupt(self) -> None:
-        """Make the `take` that waits, and each later one, return None."""
+        """Make each later `take` return None."""
 
-    def release(self, *, clean: bool) -> None:
-        """End the read now, without waiting. A second call changes nothing.
+    def release(self, *, clean: bool, now: float) -> None:
+        """End the read now. A second call changes nothing. `on_ready` is not called any more.
 
         A clean end confirms the events taken.
         """
@@ -114,6 +112,14 @@ class Store(Protocol):
 
         Raises: LimitExceeded, when the store has as many channels as it may have, or no memory for
             one more.
+        """
+
+    def create_nowait(
+        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+    ) -> None:
+        """Do the same as `create`, without waiting.
+
+        Raises: WouldBlock; a remote store may raise it in each call. Also the error of `create`.
         """
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
@@ -146,6 +152,12 @@ class Store(Protocol):
 
         Raises: ChannelNotFound, also when `consumer_address` is not exactly the address of the
             channel; ReaderBusy, when the channel has a lease and `options.take_over` is not set.
+        """
+
+    def open_nowait(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
+        """Do the same as `open`, without waiting.
+
+        Raises: WouldBlock; a remote store may raise it in each call. Also the errors of `open`.
         """
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:

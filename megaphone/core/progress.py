@@ -26,8 +26,8 @@ always end soon after a whole event."""
 
 
 class Progress:
-    """The progress of one read. The reader calls `hand_over` for each batch, `look` while the
-    client takes the batch, and `finish` when the client has taken all of it."""
+    """The progress of one read. The reader calls `hand_over` for each batch that the client does
+    not take at once, `look` while the client takes it, and `finish` when it has taken all."""
 
     __slots__ = (
         "_handed_over_at",
@@ -87,4 +87,8 @@ class Progress:
         if took_s > SLOW_S:
             self.batch_bytes = max(SMALLEST_BATCH_BYTES, self.batch_bytes // 2)
         elif took_s < QUICK_S and self._more_is_ready:
-            self.batch_bytes = min(self._largest_bytes, self.batch_bytes * 2)
+            self.grow()
+
+    def grow(self) -> None:
+        """Make the next batch larger, because the client is quick and more events are ready."""
+        self.batch_bytes = min(self._largest_bytes, self.batch_bytes * 2)

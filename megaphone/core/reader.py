@@ -1,15 +1,19 @@
-"""An open read of a channel, which both faces iterate over."""
+"""An open read of a channel: its batches, its end, and the speed of its client.
+
+A `Reader` never waits. The face that has the connection of the client calls `next` when something
+may be ready, sends what it gets, and calls `next` again when the connection has all the bytes.
+`megaphone.core.reading` is for a face that waits.
+"""
 
 import asyncio
+import math
 import sys
-from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable
 
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.ports import Lease, Observer
 from megaphone.core.progress import STALL_S, Progress
-from megaphone.errors import AgentMoved, TooSlow
+from megaphone.errors import AgentMoved, MegaphoneError, TooSlow
 from megaphone.model import Event, ReadOptions
 
 BATCH_EVENTS = 100
@@ -20,103 +24,84 @@ LOOK_S = 1.0
 
 
 class Reader:
-    """A read: an asynchronous context manager, and an iterator of batches within its context.
+    """A read that has the lease of a channel, until `close` releases it.
 
-    Entering the context takes the lease of the channel. A batch has all events that are ready, in
-    order, up to a size that fits the speed of the client. An empty batch means that a heartbeat is
-    due. By asking for the next batch, the caller says that the connection has all bytes of the
-    batch before; only then do its events count as sent.
-
-    The iteration ends when the read time is over, when `limit` events were returned, when the
-    channel is removed, when another reader takes over, and after `end`. Leaving the context
-    releases the lease at once. The read ends cleanly if no exception leaves the context. It is
-    broken if one does, also a cancellation; the next reader may then get events of this read again.
-
-    A client stalls when it takes no bytes for `STALL_S` although a batch waits for it. After a
-    stall, and after `abort`, the reader cancels the code in its context, and the context raises.
-
-    Raises: on entering, BadRequest, ChannelNotFound, ReaderBusy, AgentMoved and ShuttingDown; on
-        leaving, TooSlow, when the client has stalled; AgentMoved, after `abort`.
+    The owner of the connection must set `on_ready` and `on_broken` before it first calls `next`,
+    and must call `close` in the end. Belongs to the event loop in which it is made.
     """
 
     __slots__ = (
+        "_clock",
+        "_heartbeat_at",
         "_heartbeat_s",
-        "_is_aborted",
+        "_is_closed",
         "_lease",
         "_left",
         "_look_timer",
+        "_more_is_ready",
         "_observer",
-        "_on_exit",
-        "_opening",
+        "_on_close",
         "_progress",
         "_ready",
-        "_stalled",
         "_taken",
-        "_time_s",
+        "_timer",
         "_until",
         "agent",
+        "is_over",
+        "on_broken",
     )
 
     def __init__(
         self,
-        opening: Callable[["Reader"], Awaitable[Lease]],
+        lease: Lease,
         options: ReadOptions,
         *,
         agent: str,
         time_s: float,
         observer: Observer,
-        on_exit: Callable[["Reader"], None],
+        on_close: Callable[["Reader"], None],
     ) -> None:
-        """`opening` takes the lease of the channel; `time_s` is the read time in seconds."""
-        self._opening: Callable[[Reader], Awaitable[Lease]] | None = opening
-        """None after the read was opened, to save memory, because a node may have many reads."""
-        self._lease: Lease
+        """`time_s` is the read time in seconds."""
+        loop = asyncio.get_running_loop()
+        self._clock = loop.time
+        self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
-        self._heartbeat_s = options.heartbeat_s
-        self._ready = 0
+        self._ready = lease.ready
         """How many events were ready when the read began and were not returned yet. They are
         returned even if the read time is over."""
         self.agent = agent
         """The agent of the channel."""
-        self._time_s = time_s
-        self._until = 0.0
+        now = loop.time()
+        self._until = now + time_s
+        self._heartbeat_s = math.inf if options.heartbeat_s is None else options.heartbeat_s
+        self._heartbeat_at = now + self._heartbeat_s
         self._observer = observer
-        self._on_exit = on_exit
+        self._on_close = on_close
+        self.on_broken: Callable[[MegaphoneError], None] | None = None
+        """Called when the read must end at once, as broken: with TooSlow, when the client has
+        stalled; with AgentMoved, after `abort`. The callback must end the connection so that the
+        client does not see a clean end, and call `close`."""
+        self.is_over = False
+        """Whether the last `next` found that the read is over, so that it can end cleanly."""
+        self._is_closed = False
         self._progress = Progress(is_seen=False)
-        self._stalled = asyncio.timeout(None)
-        self._is_aborted = False
+        self._more_is_ready = False
+        """Whether more events were ready than the last batch could hold."""
         self._taken: Callable[[], int] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
+        observer.read_started()
 
-    # -- The context
+    @property
+    def on_ready(self) -> Callable[[], None] | None:
+        """Called when `next` may return something else than None, or the read may be over; and
+        sometimes in vain. It is called in the middle of other calls, so it must only note that
+        something is ready."""
+        return self._lease.on_ready
 
-    async def __aenter__(self) -> Self:
-        assert self._opening is not None, "a read is opened once"
-        self._lease = await self._opening(self)
-        self._opening = None
-        self._ready = self._lease.ready
-        self._until = self._now() + self._time_s
-        self._observer.read_started()
-        await self._stalled.__aenter__()
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._look_timer is not None:
-            self._look_timer.cancel()
-        self._lease.release(clean=kind is None)
-        self._observer.read_ended()
-        self._on_exit(self)
-        try:
-            await self._stalled.__aexit__(kind, error, traceback)
-        except TimeoutError:
-            if self._is_aborted:
-                raise self._moved() from None
-            raise TooSlow(f"the client took nothing for {STALL_S:g} s") from None
+    @on_ready.setter
+    def on_ready(self, callback: Callable[[], None]) -> None:
+        self._lease.on_ready = callback
 
     @property
     def cursor(self) -> str:
@@ -129,6 +114,65 @@ class Reader:
         if the channel has a gap, else None."""
         return self._lease.recovered
 
+    # -- Batches
+
+    def next(self) -> list[Event] | None:
+        """Return the next batch: all events that are ready, in order, up to a size that fits the
+        speed of the client.
+
+        By this call the caller says that the connection has all bytes of the batches before; only
+        then do their events count as sent.
+
+        Returns an empty list if a heartbeat is due. Returns None if nothing is ready, or if the
+        read is over (`is_over`): when the read time is over, when `limit` events were returned,
+        when the channel was removed, when another reader has taken over, and after `end`.
+        """
+        now = self._clock()
+        self._note_taken(now)
+        if self._left <= 0 or (self._ready <= 0 and now >= self._until):
+            self.is_over = True
+            return None
+        lease = self._lease
+        batch = lease.take(min(BATCH_EVENTS, self._left), self._progress.batch_bytes, now)
+        if batch is None:
+            return self._nothing(now)
+        events = batch.events
+        count = len(events)
+        self._observer.events_read(count, batch.redelivered)
+        self._left -= count
+        self._ready -= count
+        self._more_is_ready = lease.ready > 0
+        self._heartbeat_at = now + self._heartbeat_s
+        return events
+
+    def _nothing(self, now: float) -> list[Event] | None:
+        """Return a heartbeat, if one is due; otherwise see to it that `on_ready` is called in
+        time."""
+        if now >= self._until or self._lease.is_over:
+            self.is_over = True
+            return None
+        if now >= self._heartbeat_at:
+            self._heartbeat_at = now + self._heartbeat_s
+            return []
+        self._set_timer(min(self._until, self._heartbeat_at))
+        return None
+
+    def _set_timer(self, due: float) -> None:
+        """Call `on_ready` at a time. A timer that is earlier stays: it calls in vain once, which
+        costs less than a new timer for each batch."""
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(due, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None  # The event loop may call this slightly early; then a new timer starts.
+        if self.on_ready is not None:
+            self.on_ready()
+
+    # -- The client
+
     def watch(self, taken: Callable[[], int]) -> None:
         """Measure the client by `taken`, which returns how many bytes the client has taken so far.
 
@@ -138,57 +182,25 @@ class Reader:
         self._taken = taken
         self._progress = Progress(is_seen=True)
 
-    def end(self) -> None:
-        """End the iteration after the present batch, so that the read can end cleanly."""
-        self._lease.interrupt()
+    def wait_for_client(self, size: int) -> None:
+        """Note that the client has not taken a batch of `size` bytes at once. The next call of
+        `next` or `close` says that it has.
 
-    def abort(self) -> None:
-        """Abort the read: end it now, as broken, although bytes may still wait for the client.
-
-        The iteration and the context raise AgentMoved, so that the client does not see a clean end.
+        A client stalls when it takes no bytes for `STALL_S` although a batch waits for it. The
+        reader then calls `on_broken`.
         """
-        self._is_aborted = True
-        self._lease.interrupt()
-        self._lease.release(clean=False)
-        self._stalled.reschedule(self._now())
-
-    # -- The iteration
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        self._progress.finish(self._now())
-        if self._is_aborted:
-            raise self._moved()
-        if self._left > 0 and self._is_in_time():
-            batch = await self._lease.take(
-                min(BATCH_EVENTS, self._left), self._progress.batch_bytes, self._next_stop()
-            )
-            events = [] if batch is None else batch.events
-            if batch is not None:
-                self._observer.events_read(len(events), batch.redelivered)
-            self._left -= len(events)
-            self._ready -= len(events)
-            if events or self._heartbeat_is_due():
-                self._hand_over(events)
-                return events
-            if self._is_aborted:
-                raise self._moved()
-        self._hand_over([])  # the end of the response, which the client must take like a batch
-        raise StopAsyncIteration
-
-    def _moved(self) -> AgentMoved:
-        return AgentMoved(f"agent {self.agent} moves to another node")
-
-    # -- Stalling
-
-    def _hand_over(self, events: list[Event]) -> None:
-        now = self._now()
-        size = 0 if self._progress.is_seen else bytes_of(events)
-        self._progress.hand_over(size, now, more_is_ready=self._lease.ready > 0)
+        now = self._clock()
+        size = 0 if self._progress.is_seen else size
+        self._progress.hand_over(size, now, more_is_ready=self._more_is_ready)
         if self._look_timer is None:
             self._look_again(now)
+
+    def _note_taken(self, now: float) -> None:
+        if self._progress.is_waiting:
+            self._progress.finish(now)
+        elif self._more_is_ready:
+            self._progress.grow()
+        self._more_is_ready = False
 
     def _look_again(self, now: float) -> None:
         """Check the client later. One timer serves many batches, because the client takes most of
@@ -200,36 +212,50 @@ class Reader:
         self._look_timer = None
         if not self._progress.is_waiting:
             return
-        now = self._now()
+        now = self._clock()
         if self._taken is not None:
             self._progress.look(self._taken(), now)
         if now >= self._progress.stalls_at:
-            self._stalled.reschedule(now)
+            self._break(TooSlow(f"the client took nothing for {STALL_S:g} s"))
         else:
             self._look_again(now)
 
-    # -- Time
+    # -- The end
 
-    @staticmethod
-    def _now() -> float:
-        return asyncio.get_running_loop().time()
+    def end(self) -> None:
+        """End the read after the present batch, so that it can end cleanly."""
+        self._lease.interrupt()
 
-    def _is_in_time(self) -> bool:
-        """Return whether the read may return more events."""
-        return self._ready > 0 or self._now() < self._until
+    def abort(self) -> None:
+        """End the read now, as broken, although bytes may still wait for the client."""
+        self._lease.interrupt()
+        self._lease.release(clean=False, now=self._clock())
+        self._break(AgentMoved(f"agent {self.agent} moves to another node"))
 
-    def _next_stop(self) -> float:
-        if self._heartbeat_s is None:
-            return self._until
-        return min(self._until, self._now() + self._heartbeat_s)
+    def _break(self, error: MegaphoneError) -> None:
+        if self.on_broken is not None:
+            self.on_broken(error)
 
-    def _heartbeat_is_due(self) -> bool:
-        """Return whether a `take` without events ended because of a heartbeat, not with the
-        read."""
-        return (
-            self._heartbeat_s is not None and not self._lease.is_over and self._now() < self._until
-        )
+    def close(self, *, clean: bool) -> None:
+        """Release the lease now. A second call changes nothing.
+
+        After a clean end all events of the read count as sent. After another end the next reader
+        may get events of this read again.
+        """
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for timer in (self._timer, self._look_timer):
+            if timer is not None:
+                timer.cancel()
+        # The callbacks refer to the connection, which refers to this object: without the cycle
+        # both are freed at once.
+        self.on_broken = self._taken = self._timer = self._look_timer = None
+        self._lease.release(clean=clean, now=self._clock())
+        self._observer.read_ended()
+        self._on_close(self)
 
 
 def bytes_of(events: list[Event]) -> int:
+    """Return how many bytes a batch counts: its bodies, and an overhead for each event."""
     return sum(len(event.body) + EVENT_OVERHEAD_BYTES for event in events)

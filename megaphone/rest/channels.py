@@ -13,7 +13,8 @@ from aiohttp import web
 from megaphone.core.broker import Broker
 from megaphone.model import NewEvent
 from megaphone.rest.connection.answers import WrittenAnswer, json_answer, json_answer_in_pieces
-from megaphone.rest.reads import framing_of, stream_events
+from megaphone.rest.cors import READERS_HEADERS
+from megaphone.rest.reads import LAST_EVENT_ID, framing_of, options_of, stream_events
 from megaphone.rest.requests import body_of, is_json, path_values, require_json, segment
 from megaphone.wire import json
 
@@ -58,9 +59,10 @@ class ChannelApi:
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         (address,) = path_values(request)
-        framing = framing_of(request)
-        reader = self._broker.read(address, framing.options(request))
-        return await stream_events(request, reader, framing)
+        framing = framing_of(request.headers.get("Accept", ""))
+        options = options_of(framing, request.query, request.headers.get(LAST_EVENT_ID))
+        reader = await self._broker.open_read(address, options)
+        stream_events(request, reader, framing, request.app[READERS_HEADERS])
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)

@@ -5,24 +5,33 @@ is one chunk of whole lines, and a line without an event is sent only if the cli
 further framing is a module in `megaphone.wire`, a `Framing` here, and a condition in `framing_of`.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NoReturn
 
 from aiohttp import web
 
 from megaphone.core.reader import Reader
-from megaphone.errors import AgentMoved, TooSlow
-from megaphone.model import DEFAULT_IN_FLIGHT, Event, ReadOptions
-from megaphone.rest.connection.answers import StreamedAnswer
-from megaphone.rest.connection.peers import abort, watch_peer
-from megaphone.rest.connection.writer import BodyWriter
-from megaphone.rest.requests import BUDGET, choice, seconds_of_ms, whole_number
+from megaphone.model import DEFAULT_IN_FLIGHT, ReadOptions
+from megaphone.rest.connection.answers import date_line
+from megaphone.rest.connection.guest import connection_of
+from megaphone.rest.connection.stream import Framing
+from megaphone.rest.requests import choice, seconds_of_ms, whole_number
 from megaphone.wire import json, sse
 
 LAST_EVENT_ID = "Last-Event-ID"
-RECOVERED_HEADER = "Megaphone-Recovered"
 SSE_HEARTBEAT_S = 10.0
+
+NDJSON = Framing(
+    "application/x-ndjson",
+    preamble=lambda *_: b"",
+    heartbeat=b"\n",
+    events=json.event_lines,
+)
+SSE = Framing(
+    "text/event-stream", preamble=sse.preamble, heartbeat=sse.HEARTBEAT, events=sse.events
+)
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -34,15 +43,27 @@ HEADERS = {
 # -- What a client asks for
 
 
-def read_options(request: web.Request) -> ReadOptions:
-    """Return what the query and the headers of a read ask for. Raises: BadRequest."""
-    query = request.query
+def framing_of(accept: str) -> Framing:
+    """Return the framing that a client accepts: lines of JSON, unless it accepts only SSE."""
+    if SSE.content_type in accept and NDJSON.content_type not in accept:
+        return SSE
+    return NDJSON
+
+
+def options_of(
+    framing: Framing, query: Mapping[str, str], last_event_id: str | None
+) -> ReadOptions:
+    """Return what the query and the header `Last-Event-ID` of a read ask for. Raises: BadRequest.
+
+    An EventSource calls again only after its former connection has ended, and gives up for good on
+    any error. So when it reconnects, it takes over. A browser needs heartbeats, and cannot ask for
+    them.
+    """
     # The header comes before the query, because an EventSource repeats the query of its first
     # request for ever, and names its cursor in the header.
-    last = request.headers.get(LAST_EVENT_ID)
     window = whole_number(query, "window")
-    return ReadOptions(
-        cursor=query.get("after") if last is None else last,
+    options = ReadOptions(
+        cursor=query.get("after") if last_event_id is None else last_event_id,
         acknowledge=choice(query, "ack", {"none": False, "explicit": True}, default=False),
         in_flight=DEFAULT_IN_FLIGHT if window is None else window,
         take_over=choice(query, "takeover", {"false": False, "true": True}, default=False),
@@ -50,91 +71,50 @@ def read_options(request: web.Request) -> ReadOptions:
         wait_s=seconds_of_ms(query, "wait_ms"),
         heartbeat_s=seconds_of_ms(query, "heartbeat_ms"),
     )
-
-
-def event_source_options(request: web.Request) -> ReadOptions:
-    """Return the options of a read, fitted to what an EventSource can do. Raises: BadRequest.
-
-    An EventSource calls again only after its former connection has ended, and gives up for good on
-    any error. So when it reconnects, it takes over. A browser needs heartbeats, and cannot ask for
-    them.
-    """
-    options = read_options(request)
+    if framing is not SSE:
+        return options
     return replace(
         options,
-        take_over=options.take_over or LAST_EVENT_ID in request.headers,
+        take_over=options.take_over or last_event_id is not None,
         heartbeat_s=options.heartbeat_s or SSE_HEARTBEAT_S,
     )
-
-
-# -- Framings
-
-
-@dataclass(frozen=True, slots=True)
-class Framing:
-    """The format of a read: how a client asks for it, and how the answer represents its events."""
-
-    content_type: str
-    options: Callable[[web.Request], ReadOptions]
-    preamble: Callable[[str, bool | None], bytes]
-    """The first bytes, by the cursor of the read and whether the cursor was known."""
-    heartbeat: bytes
-    events: Callable[[Sequence[Event]], list[bytes]]
-    """The bytes of a batch, in parts, which are not joined because they may be large. The last
-    part ends with a line break."""
-
-
-NDJSON = Framing("application/x-ndjson", read_options, lambda *_: b"", b"\n", json.event_lines)
-SSE = Framing("text/event-stream", event_source_options, sse.preamble, sse.HEARTBEAT, sse.events)
-
-
-def framing_of(request: web.Request) -> Framing:
-    """Return the framing that a client accepts: lines of JSON, unless it accepts only SSE."""
-    accepted = request.headers.get("Accept", "")
-    if SSE.content_type in accepted and NDJSON.content_type not in accepted:
-        return SSE
-    return NDJSON
 
 
 # -- The answer
 
 
-async def stream_events(
-    request: web.Request, reader: Reader, framing: Framing
-) -> web.StreamResponse:
-    """Open a read, and send every batch of it until the read ends.
+def head_of_answer(
+    framing: Framing,
+    recovered: bool | None,
+    more: Mapping[str, str],
+    *,
+    is_http_1_0: bool = False,
+) -> bytes:
+    """Return the head of the answer to a read. `more` are further headers."""
+    headers = {"Content-Type": framing.content_type, **HEADERS, **more}
+    if recovered is not None:
+        headers["Megaphone-Recovered"] = str(recovered).lower()
+    if not is_http_1_0:
+        headers["Transfer-Encoding"] = "chunked"
+        headers["Connection"] = "close"  # what a client pipelines behind a read is not answered
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    version = 0 if is_http_1_0 else 1
+    return b"HTTP/1.%d 200 OK\r\n%b%b\r\n" % (version, lines.encode(), date_line())
 
-    Raises: the errors of entering a `Reader`, before the answer begins; then ConnectionResetError,
-        if the client has disconnected or stalled, or takes no bytes while its agent moves. Any
-        error after the answer has begun breaks the read.
+
+def stream_events(
+    request: web.Request, reader: Reader, framing: Framing, more: Mapping[str, str]
+) -> NoReturn:
+    """Send the batches of a read. The connection leaves aiohttp, so there is no answer to return.
+
+    Raises: CancelledError, which ends the handler; ConnectionResetError, if the client has
+        disconnected.
     """
-    response = StreamedAnswer(headers={"Content-Type": framing.content_type, **HEADERS})
+    is_http_1_0 = request.version < (1, 1)
     try:
-        async with reader:
-            await send_batches(request, response, reader, framing)
-    except (TooSlow, AgentMoved) as error:
-        if not response.prepared:
-            raise
-        abort(request)
-        raise ConnectionResetError(str(error)) from None
-    return response
-
-
-async def send_batches(
-    request: web.Request, response: StreamedAnswer, reader: Reader, framing: Framing
-) -> None:
-    if reader.recovered is not None:
-        response.headers[RECOVERED_HEADER] = str(reader.recovered).lower()
-    if request.version >= (1, 1):
-        response.enable_chunked_encoding()
-    response.force_close()  # requests that a client pipelines behind a read are not answered
-    transport = watch_peer(request)
-    await response.prepare(request)
-    with closing(BodyWriter(request, transport, request.app[BUDGET])) as body:
-        reader.watch(body.taken)
-        if preamble := framing.preamble(reader.cursor, reader.recovered):
-            await body.write([preamble])
-        async for events in reader:
-            await body.write(framing.events(events) if events else [framing.heartbeat])
-        await response.write_eof()
-        await body.drain()
+        head = head_of_answer(framing, reader.recovered, more, is_http_1_0=is_http_1_0)
+        connection_of(request).begin_stream(reader, framing, head, is_chunked=not is_http_1_0)
+    except BaseException:
+        reader.close(clean=False)
+        raise
+    raise asyncio.CancelledError

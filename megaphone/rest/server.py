@@ -1,21 +1,18 @@
 """Runs the HTTP face: its routes on a listening socket, and its orderly end."""
 
+import asyncio
 import socket
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from aiohttp import web
 
 from megaphone.core.budget import Budget
 from megaphone.rest.connection.limits import Connections
-from megaphone.rest.connection.protocol import serve_connections
+from megaphone.rest.connection.protocol import Answering, Host
 from megaphone.rest.cors import allow_origin
 from megaphone.rest.errors import refuse_route, with_error_responses
 from megaphone.rest.probes import HEALTH_PATHS
 from megaphone.rest.requests import BUDGET
-
-if TYPE_CHECKING:
-    import asyncio
 
 STOP_TIMEOUT_S = 1.0
 """How long `stop` waits for requests that are under way."""
@@ -32,13 +29,14 @@ class HttpServer:
         max_body_bytes: int,
         cors_origin: str | None = None,
         connections: Connections | None = None,
+        lane: Answering | None = None,
     ) -> None:
+        """`lane` answers the most frequent requests without aiohttp, if it is given."""
         app = web.Application(client_max_size=max_body_bytes)
         app[BUDGET] = budget
         for route in routes:
             app.router.add_route(route.method, route.path, route.handler)
-        if cors_origin is not None:
-            allow_origin(app, cors_origin)
+        allow_origin(app, cors_origin)
         app.router.add_route("*", "/{anything:.*}", refuse_route)
         self._runner = web.AppRunner(
             app,
@@ -49,6 +47,8 @@ class HttpServer:
         )
         self._connections = connections or Connections()
         self._budget = budget
+        self._lane = lane
+        self._host: Host | None = None
         self._listener: asyncio.Server | None = None
 
     async def start(self, listening: socket.socket) -> int:
@@ -56,24 +56,25 @@ class HttpServer:
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
-        self._listener = await serve_connections(
-            server,
-            listening,
-            around=with_error_responses,
-            connections=self._connections,
-            budget=self._budget,
-            probe_paths=HEALTH_PATHS,
-        )
+        # Around the handler of all requests, so that it sees the errors of the router too.
+        server.request_handler = with_error_responses(server.request_handler)
+        self._host = Host(server, self._connections, self._budget, HEALTH_PATHS, self._lane)
+        self._listener = await self._host.serve(listening)
         return 0 if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
 
     @property
     def requests_begun(self) -> int:
         """How many requests have arrived since the start."""
         server = self._runner.server
-        return 0 if server is None else server.requests_count
+        if server is None or self._host is None:
+            return 0
+        return int(server.requests_count) + self._host.answered
 
     async def stop(self) -> None:
         """Stop listening and close all connections, idle ones at once."""
         if self._listener is not None:
             self._listener.close()
-        await self._runner.cleanup()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._runner.cleanup())
+            if self._host is not None:
+                group.create_task(self._host.close(STOP_TIMEOUT_S))

@@ -66,12 +66,12 @@ class ChannelServicer(ChannelServiceServicer):
     # This is a coroutine that writes, and not a generator: the generator of a lost client would
     # hang at its `yield` and keep the lease of the channel.
     async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # type: ignore[override]
-        reader = self._broker.read(
+        reading = self._broker.read(
             request.consumer_address,
             wire.read_options(request),
             within_s=read_time_s(context.time_remaining()),
         )
-        await stream_events(context, reader, self._budget)
+        await stream_events(context, reading, self._budget)
 
     async def Acknowledge(
         self, request: pb.AcknowledgeRequest, context: Context

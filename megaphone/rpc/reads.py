@@ -7,7 +7,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from megaphone.core.budget import Budget
-from megaphone.core.reader import Reader, bytes_of
+from megaphone.core.reader import bytes_of
+from megaphone.core.reading import Reading
 from megaphone.wire import protobuf as wire
 
 if TYPE_CHECKING:
@@ -32,20 +33,20 @@ def read_time_s(time_remaining_s: float | None) -> float:
 
 
 async def stream_events(
-    context: "grpc.aio.ServicerContext[Any, pb.ReadResponse]", reader: Reader, budget: Budget
+    context: "grpc.aio.ServicerContext[Any, pb.ReadResponse]", reading: Reading, budget: Budget
 ) -> None:
     """Open a read, and send every batch of it until the read ends.
 
     A batch counts against `budget` while it is sent.
 
-    Raises: the errors of a `Reader`. An error after its context is entered makes the read a broken
+    Raises: the errors of a `Reading`. An error after its context is entered makes the read a broken
         one.
     """
-    async with reader:
-        recovered = reader.recovered
+    async with reading:
+        recovered = reading.reader.recovered
         await context.send_initial_metadata(
             () if recovered is None else ((RECOVERED_KEY, str(recovered).lower()),)
         )
-        async for events in reader:
+        async for events in reading:
             with budget.lent(COPIES * bytes_of(events)):
                 await context.write(wire.events(events))

@@ -17,6 +17,7 @@ from megaphone.core.log import Batch
 from megaphone.core.ports import Append, AppendResult, Lease, OnRemoved, Store, Stored
 from megaphone.model import Event, ReadOptions
 from megaphone.store.memory import MemoryStore
+from tests.support.leases import taken
 from tests.support.settings import limits
 
 CAPACITY = 3
@@ -86,16 +87,16 @@ class Client:
 
     async def take(self, lease: Lease, count: int, limit: int = 100) -> str:
         """Take events until there are so many."""
-        taken = ""
+        all_ids = ""
         until = now() + LONG_S
-        while len(taken) < count:
-            batch = await lease.take(limit, 1_000_000, until)
-            assert batch is not None, f"the read is over after {taken!r}"
-            taken += ids(batch)
-        return taken
+        while len(all_ids) < count:
+            batch = await taken(lease, limit, 1_000_000, until)
+            assert batch is not None, f"the read is over after {all_ids!r}"
+            all_ids += ids(batch)
+        return all_ids
 
     async def nothing_comes(self, lease: Lease) -> bool:
-        return (await lease.take(100, 1_000_000, now() + 0.1)) is None
+        return (await taken(lease, 100, 1_000_000, now() + 0.1)) is None
 
     async def exists(self, channel: str = "c") -> bool:
         return await self.store.exists([channel.encode()]) == {channel.encode()}

@@ -23,6 +23,7 @@ from tests.contract.conftest import (
     named,
     now,
 )
+from tests.support.leases import release, taken
 
 # -- Writing
 
@@ -196,7 +197,7 @@ async def test_a_take_ends_at_its_time(client: Client) -> None:
     await client.create("c")
     lease = await client.open()
     started = now()
-    assert (await lease.take(100, 1_000, now() + 0.2)) is None
+    assert (await taken(lease, 100, 1_000, now() + 0.2)) is None
     assert now() - started >= 0.19
     assert not lease.is_over
 
@@ -205,15 +206,15 @@ async def test_a_take_is_bounded_by_number_and_by_bytes(client: Client) -> None:
     await client.create("c")
     await client.append("abc")
     lease = await client.open()
-    assert 1 <= len(ids(await lease.take(2, 1_000_000, now() + LONG_S))) <= 2
-    assert len(ids(await lease.take(100, 1, now() + LONG_S))) == 1
+    assert 1 <= len(ids(await taken(lease, 2, 1_000_000, now() + LONG_S))) <= 2
+    assert len(ids(await taken(lease, 100, 1, now() + LONG_S))) == 1
 
 
 async def test_a_take_that_is_cancelled_loses_nothing(client: Client) -> None:
     await client.create("c")
     lease = await client.open()
     for event in "abc":
-        taking = asyncio.create_task(lease.take(100, 1_000_000, now() + LONG_S))
+        taking = asyncio.create_task(taken(lease, 100, 1_000_000, now() + LONG_S))
         await asyncio.sleep(0)
         await client.append(event)
         taking.cancel()
@@ -229,40 +230,36 @@ async def test_what_is_ready_can_be_taken_without_waiting(client: Client) -> Non
     lease = await client.open()
     called = asyncio.Event()
     lease.on_ready = called.set
-    with pytest.raises(WouldBlock):
-        lease.take_nowait(100, 1_000_000)
+    assert lease.take(100, 1_000_000, now()) is None
     await client.append("a")
     async with asyncio.timeout(LONG_S):
         await called.wait()
-    try:
-        batch = lease.take_nowait(100, 1_000_000)
-    except WouldBlock:  # as a remote store may always answer
-        batch = await lease.take(100, 1_000_000, now() + LONG_S)
-    assert ids(batch) == "a"
+    assert ids(await taken(lease, 100, 1_000_000, now() + LONG_S)) == "a"
+    lease.on_ready = called.set
     called.clear()
     lease.interrupt()
     assert called.is_set()
-    assert lease.take_nowait(100, 1_000_000) is None
+    assert (lease.take(100, 1_000_000, now()), lease.is_over) == (None, True)
 
 
 async def test_an_interrupt_ends_every_take_and_loses_nothing(client: Client) -> None:
     await client.create("c")
     lease = await client.open()
-    taking = asyncio.create_task(lease.take(100, 1_000_000, now() + LONG_S))
+    taking = asyncio.create_task(taken(lease, 100, 1_000_000, now() + LONG_S))
     await asyncio.sleep(0.1)
     lease.interrupt()
     assert (await taking) is None
     assert lease.is_over
     await client.append("a")
-    assert (await lease.take(100, 1_000_000, now() + LONG_S)) is None
-    lease.release(clean=True)
+    assert (await taken(lease, 100, 1_000_000, now() + LONG_S)) is None
+    release(lease, clean=True)
     await eventually(lambda: is_free(client))
     assert await client.take(await client.open(), 1) == "a"
 
 
 async def is_free(client: Client) -> bool:
     try:
-        (await client.open()).release(clean=True)
+        release(await client.open(), clean=True)
     except ReaderBusy:
         return False
     return True
@@ -276,8 +273,8 @@ async def test_a_channel_has_one_reader(client: Client) -> None:
     lease = await client.open()
     with pytest.raises(ReaderBusy):
         await client.open()
-    lease.release(clean=True)
-    lease.release(clean=True)
+    release(lease, clean=True)
+    release(lease, clean=True)
     await eventually(lambda: is_free(client))
 
 
@@ -288,9 +285,9 @@ async def test_a_reader_may_take_over(client: Client) -> None:
     assert await client.take(old, 2) == "ab"
     new = await client.open(take_over=True)
     assert await client.take(new, 2) == "ab"
-    assert (await old.take(100, 1_000_000, now() + LONG_S)) is None
+    assert (await taken(old, 100, 1_000_000, now() + LONG_S)) is None
     assert old.is_over
-    old.release(clean=True)
+    release(old, clean=True)
     await client.append("c")
     assert await client.take(new, 1) == "c"
 
@@ -299,15 +296,15 @@ async def test_a_broken_read_is_sent_again_and_a_clean_one_is_not(client: Client
     await client.create("c")
     await client.append("ab")
     lease = await client.open()
-    taken = await lease.take(100, 1_000_000, now() + LONG_S)
-    assert taken is not None
-    assert taken.redelivered == 0
-    lease.release(clean=False)
+    first = await taken(lease, 100, 1_000_000, now() + LONG_S)
+    assert first is not None
+    assert first.redelivered == 0
+    release(lease, clean=False)
     lease = await client.open(take_over=True)
-    again = await lease.take(100, 1_000_000, now() + LONG_S)
+    again = await taken(lease, 100, 1_000_000, now() + LONG_S)
     assert again is not None
     assert (ids(again), again.redelivered) == ("ab", 2)
-    lease.release(clean=True)
+    release(lease, clean=True)
     await client.append("c")
     await eventually(lambda: is_free(client))
     assert await client.take(await client.open(), 1) == "c"
@@ -411,9 +408,9 @@ async def was_told(client: Client) -> bool:
 async def test_a_channel_that_is_read_lives_on(client: Client) -> None:
     await client.create("c")
     lease = await client.open()
-    assert (await lease.take(100, 1_000, now() + 2 * TTL_S)) is None
+    assert (await taken(lease, 100, 1_000, now() + 2 * TTL_S)) is None
     assert await client.exists()
-    lease.release(clean=True)
+    release(lease, clean=True)
     await client.gone()
 
 
@@ -423,7 +420,7 @@ async def test_a_channel_that_is_removed_is_gone_for_all(client: Client) -> None
     writing = asyncio.create_task(client.append("d", wait=True))
     await client.create("d")
     lease = await client.open("d")
-    taking = asyncio.create_task(lease.take(100, 1_000, now() + LONG_S))
+    taking = asyncio.create_task(taken(lease, 100, 1_000, now() + LONG_S))
     await asyncio.sleep(0.1)
     for channel in (b"c", b"d"):
         await client.store.remove(channel)
@@ -433,7 +430,7 @@ async def test_a_channel_that_is_removed_is_gone_for_all(client: Client) -> None
     assert await client.store.exists([b"c", b"d"]) == set()
     with pytest.raises(ChannelNotFound):
         await client.store.remove(b"c")
-    lease.release(clean=True)
+    release(lease, clean=True)
 
 
 # -- The end
@@ -456,7 +453,7 @@ async def test_the_end_of_a_store_ends_what_waits(client: Client) -> None:
     await client.append("abc")
     writing = asyncio.create_task(client.append("d", wait=True))
     lease = await client.open("d")
-    taking = asyncio.create_task(lease.take(100, 1_000, now() + LONG_S))
+    taking = asyncio.create_task(taken(lease, 100, 1_000, now() + LONG_S))
     await asyncio.sleep(0.1)
     await client.close()
     assert (await taking) is None

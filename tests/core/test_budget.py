@@ -39,7 +39,7 @@ def write(target: Channel, *events: Event, at: float = 0.0) -> None:
 
 def read(target: Channel, *, at: float = 0.0, after: str | None = None) -> list[str]:
     """Read what is there, to a clean end."""
-    lease = target.lease(ReadOptions(cursor=after), lambda: None, at)
+    lease = target.lease(ReadOptions(cursor=after), at)
     taken: list[str] = []
     while batch := lease.take(100, LARGEST_BATCH_BYTES, at):
         taken += [one.id for one in batch.events]
@@ -48,7 +48,7 @@ def read(target: Channel, *, at: float = 0.0, after: str | None = None) -> list[
 
 
 def recovers(target: Channel, cursor: str) -> bool | None:
-    lease = target.lease(ReadOptions(cursor=cursor), lambda: None, 0.0)
+    lease = target.lease(ReadOptions(cursor=cursor), 0.0)
     lease.release(clean=False, now=0.0)
     return lease.recovered
 
@@ -186,7 +186,7 @@ def test_the_last_event_evicted_is_a_cursor_that_misses_nothing() -> None:
 def test_what_a_broken_read_is_owed_is_not_evicted() -> None:
     one = channel(Budget())
     write(one, event("1"), event("2"), event("3"))
-    lease = one.lease(PLAIN, lambda: None, 0.0)
+    lease = one.lease(PLAIN, 0.0)
     lease.take(1, LARGEST_BATCH_BYTES, 0.0)
     lease.confirm(0.0)
     lease.take(1, LARGEST_BATCH_BYTES, 5.0)
@@ -199,7 +199,7 @@ def test_what_a_broken_read_is_owed_is_not_evicted() -> None:
 def test_what_a_plain_reader_has_not_wholly_is_not_evicted() -> None:
     one = channel(Budget())
     write(one, event("1"), event("2"), event("3"))
-    lease = one.lease(PLAIN, lambda: None, 0.0)
+    lease = one.lease(PLAIN, 0.0)
     lease.take(1, LARGEST_BATCH_BYTES, 0.0)
     lease.take(1, LARGEST_BATCH_BYTES, 1.0)
     one.drop_replay(50.0)
@@ -210,7 +210,7 @@ def test_what_a_plain_reader_has_not_wholly_is_not_evicted() -> None:
 def test_what_is_in_flight_to_an_acknowledging_reader_is_not_evicted() -> None:
     one = channel(Budget())
     write(one, event("1"), event("2"))
-    lease = one.lease(ReadOptions(acknowledge=True), lambda: None, 0.0)
+    lease = one.lease(ReadOptions(acknowledge=True), 0.0)
     lease.take(2, LARGEST_BATCH_BYTES, 0.0)
     one.acknowledge("1", 0.0)
     one.drop_replay(1_000.0)

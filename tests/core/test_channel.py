@@ -82,7 +82,9 @@ def read(
     now: float = 0.0,
     wake: Callable[[], None] = ignore,
 ) -> Lease:
-    return channel.lease(options, wake, now)
+    lease = channel.lease(options, now)
+    lease.on_ready = wake
+    return lease
 
 
 def take(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
@@ -1401,7 +1403,7 @@ def test_a_long_plain_read_whose_events_were_acknowledged_is_owed_none_of_them(
     redelivery_window_s: float,
 ) -> None:
     channel = make(redelivery_window_s=redelivery_window_s)
-    lease = channel.lease(PLAIN, lambda: None, 0.0)
+    lease = channel.lease(PLAIN, 0.0)
     for number in range(3 * SENDINGS_KEPT):
         write(channel, [name := f"e{number}"], now=float(number))
         assert lease.take(1, 1_000, float(number)) is not None
@@ -1415,7 +1417,7 @@ def test_a_long_plain_read_whose_events_were_acknowledged_is_owed_none_of_them(
 
 def test_a_long_plain_read_is_owed_what_was_sent_within_the_redelivery_window() -> None:
     channel = make(capacity=100)
-    lease = channel.lease(PLAIN, lambda: None, 0.0)
+    lease = channel.lease(PLAIN, 0.0)
     for number in range(3 * SENDINGS_KEPT):
         write(channel, [f"e{number}"], now=float(number))
         assert lease.take(1, 1_000, float(number)) is not None

@@ -31,7 +31,7 @@ def push(channel: Channel, letters: str) -> int:
 
 
 def read(channel: Channel, options: ReadOptions = PLAIN, now: float = 0.0) -> Lease:
-    return channel.lease(options, lambda: None, now)
+    return channel.lease(options, now)
 
 
 def take(lease: Lease, limit: int = 100, now: float = 0.0) -> str:
@@ -132,7 +132,7 @@ def test_a_plain_reader_that_breaks_gets_again_what_it_had() -> None:
 @EVERY_KIND
 def test_a_reader_that_waits_is_woken(options: ReadOptions) -> None:
     channel, woken = fed(), list[str]()
-    channel.lease(options, lambda: woken.append("woken"), 0.0)
+    channel.lease(options, 0.0).on_ready = lambda: woken.append("woken")
     push(channel, "a")
     assert woken
 

@@ -39,9 +39,11 @@ CHANGING = {
 }
 """The calls that are made here."""
 ONLY_ASKING = {
+    "interrupt",
     "is_in_use",
     "is_unread_for",
     "keys_after",
+    "notify",
     "resend_after",
 }
 
@@ -121,7 +123,7 @@ class FollowedChannel(RuleBasedStateMachine):
         if resumes:
             options = replace(options, cursor=self.any_name(data))
         with self.told_if_it_changes(in_one_step=self.lease is None):
-            self.lease = self.channel.lease(options, do_nothing, self.now)
+            self.lease = self.channel.lease(options, self.now)
 
     @precondition(lambda self: self.lease)
     @rule(limit=st.integers(1, 5))

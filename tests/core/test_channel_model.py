@@ -287,12 +287,13 @@ class ChannelMachine(RuleBasedStateMachine):
         old = self.open
         if old and not options.take_over:
             with pytest.raises(ReaderBusy):
-                self.channel.lease(options, self.wake, self.now)
+                self.channel.lease(options, self.now)
             return
         self.woken = False
         if cursor is not None and (at := self.model.find(cursor)):
             self.passed_over |= {r.number for r in self.model.kept if r.number <= at.number}
-        self.open = self.channel.lease(options, self.wake, self.now)
+        self.open = self.channel.lease(options, self.now)
+        self.open.on_ready = self.wake
         assert self.open.recovered is self.model.lease(options, cursor, self.now)
         assert self.open.cursor == id_of(self.model.position())
         assert self.open.is_open

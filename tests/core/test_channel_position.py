@@ -21,7 +21,7 @@ def write(channel: Channel, letters: str) -> None:
 
 def read(channel: Channel, after: str | None = None, *, take_over: bool = False) -> Lease:
     options = ReadOptions(cursor=after, take_over=take_over)
-    return channel.lease(options, lambda: None, 0.0)
+    return channel.lease(options, 0.0)
 
 
 def taken(lease: Lease) -> str:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from megaphone.core.reader import Reader
+from megaphone.core.reading import Reading
 from megaphone.errors import AgentMoved, ReaderBusy, TooSlow
 from megaphone.model import START, NewChannel, NewEvent, ReadOptions
 from tests.core.node import WARM, Node, now
@@ -20,14 +20,16 @@ def node() -> Node:
     return Node(WARM)
 
 
-async def take_one_batch(reader: Reader, then_s: float, *, taken: list[int] | None = None) -> None:
+async def take_one_batch(
+    reading: Reading, then_s: float, *, taken: list[int] | None = None
+) -> None:
     """Read one batch, and take `then_s` to send it; `taken` are the seconds at which the client
     takes a byte of it."""
-    async with reader:
+    async with reading:
         if taken is not None:
             started = now()
-            reader.watch(lambda: sum(now() - started >= second for second in taken))
-        await anext(reader)
+            reading.reader.watch(lambda: sum(now() - started >= second for second in taken))
+        await anext(reading)
         await asyncio.sleep(then_s)
 
 
@@ -112,15 +114,19 @@ async def test_a_client_that_does_not_take_the_end_of_its_read_loses_it(node: No
 async def test_a_read_says_after_what_it_starts(node: Node) -> None:
     channel = await node.broker.create()
     await node.write(channel, 1, 2)
-    async with node.open(channel) as reader:
-        assert (reader.cursor, reader.recovered) == (START, None)
-        first, second = await anext(reader)
-    async with node.open(channel, ReadOptions(cursor=first.id)) as reader:
-        assert (reader.cursor, reader.recovered) == (first.id, True)
-    async with node.open(channel, ReadOptions(cursor="unknown")) as reader:
-        assert (reader.cursor, reader.recovered) == (START, False)
-    async with node.open(channel, ReadOptions(cursor=second.id)) as reader:
-        assert (reader.cursor, reader.recovered) == (second.id, True)
+    async with node.open(channel) as reading:
+        assert start_of(reading) == (START, None)
+        first, second = await anext(reading)
+    async with node.open(channel, ReadOptions(cursor=first.id)) as reading:
+        assert start_of(reading) == (first.id, True)
+    async with node.open(channel, ReadOptions(cursor="unknown")) as reading:
+        assert start_of(reading) == (START, False)
+    async with node.open(channel, ReadOptions(cursor=second.id)) as reading:
+        assert start_of(reading) == (second.id, True)
+
+
+def start_of(reading: Reading) -> tuple[str, bool | None]:
+    return reading.reader.cursor, reading.reader.recovered
 
 
 async def test_a_read_that_is_cancelled_is_broken(node: Node) -> None:
@@ -194,27 +200,38 @@ async def test_a_read_that_is_aborted_while_it_waits_for_events_does_not_end_cle
     node: Node,
 ) -> None:
     channel = await node.broker.create()
-    reader = node.open(channel)
-    reading = asyncio.create_task(take_one_batch(reader, FOR_EVER_S))
+    reading = node.open(channel)
+    task = asyncio.create_task(take_one_batch(reading, FOR_EVER_S))
     await asyncio.sleep(1.0)
-    reader.abort()
+    reading.reader.abort()
     with pytest.raises(AgentMoved):
-        await reading
+        await task
     assert now() == 1.0
 
 
 async def test_a_read_that_is_aborted_gives_no_further_batch(node: Node) -> None:
     channel = await node.broker.create()
     await node.write(channel, 1)
-    reader = node.open(channel)
+    reading = node.open(channel)
 
     async def read() -> None:
-        async with reader:
-            await anext(reader)
+        async with reading:
+            await anext(reading)
             await node.write(channel, 2)
-            reader.abort()
-            await anext(reader)
+            reading.reader.abort()
+            await anext(reading)
 
     with pytest.raises(AgentMoved):
         await read()
     assert await node.read(channel, AT_ONCE) == [1, 2]
+
+
+# The read time
+
+
+async def test_a_read_ends_in_time_although_its_window_keeps_events_back(node: Node) -> None:
+    channel = await node.broker.create()
+    await node.write(channel, 1, 2, 3)
+    options = ReadOptions(acknowledge=True, in_flight=2, wait_s=1.0)
+    assert await node.read(channel, options) == [1, 2]
+    assert now() == pytest.approx(1, abs=0.1)

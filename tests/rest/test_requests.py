@@ -11,7 +11,7 @@ import pytest
 from megaphone.app import App
 from megaphone.model import ReadOptions
 from megaphone.rest import requests
-from megaphone.rest.connection import protocol
+from megaphone.rest.connection import guest
 from tests.support.connections import connected, metric
 from tests.support.faces import Created, HttpFace, read_all
 from tests.support.raw_http import (
@@ -124,7 +124,7 @@ async def test_the_inflated_part_of_an_incomplete_body_counts(
 
 @pytest.fixture
 def lingering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "LINGERING_S", 1.0)
+    monkeypatch.setattr(guest, "LINGERING_S", 1.0)
 
 
 @pytest.mark.settings(max_body_bytes=1_000_000)

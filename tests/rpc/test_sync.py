@@ -307,7 +307,7 @@ async def test_of_an_old_source_a_full_channel_evicts_the_oldest_and_its_reader_
         assert await old.half_close() is grpc.StatusCode.OK
     assert node.metrics.messages_lost == 2
     async with node.broker.read(ADDRESS, READY) as reader:
-        assert reader.recovered is False
+        assert reader.reader.recovered is False
         assert [int(one.body) async for batch in reader for one in batch] == list(range(2, 102))
 
 
@@ -413,7 +413,7 @@ async def test_events_that_the_source_has_dropped_are_not_read_here_and_are_no_c
     for cursor, recovered in ((1, False), (5, True)):
         options = ReadOptions(wait_s=0.0, cursor=id_of(cursor))
         async with node.broker.read(ADDRESS, options) as reader:
-            assert reader.recovered is recovered
+            assert reader.reader.recovered is recovered
             assert [int(one.body) async for batch in reader for one in batch] == [6]
 
 

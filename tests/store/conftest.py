@@ -13,6 +13,7 @@ from megaphone.core.budget import Budget
 from megaphone.core.ports import Append, AppendResult, Lease, Store, Stored
 from megaphone.model import Event, ReadOptions
 from megaphone.store.memory import MemoryStore
+from tests.support.leases import release, taken
 from tests.support.settings import limits
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ class Bench:
     async def take(
         self, lease: Lease, limit: int = 100, until: float = LONG_S, max_bytes: int = 1_000_000
     ) -> list[str]:
-        batch = await lease.take(limit, max_bytes, until)
+        batch = await taken(lease, limit, max_bytes, until)
         if batch is None:
             return []
         self.taken += len(batch.events)
@@ -120,7 +121,7 @@ class Bench:
         taken: list[str] = []
         while event_ids := await self.take(lease, until=self.now() + 0.001):
             taken += event_ids
-        lease.release(clean=clean)
+        release(lease, clean=clean)
         return taken
 
     async def acknowledge(self, event_id: str, channel: str = "c") -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from megaphone.errors import ChannelNotFound
+from tests.support.leases import release
 
 if TYPE_CHECKING:
     from tests.store.conftest import Bench
@@ -32,7 +33,7 @@ async def test_only_channels_past_their_deadline_are_kept_from_expiring(bench: B
         assert await expired(bench) == []
         await bench.at(61.0)
         assert sorted(await expired(bench)) == ["a", "c"]
-        lease.release(clean=True)
+        release(lease, clean=True)
     assert await expired(bench) == []
 
 
@@ -59,7 +60,7 @@ async def test_a_channel_that_is_read_again_is_not_told_to_be_kept_from_expiring
     await bench.create("b")
     with bench.replication.keep_alive("agent"):
         await bench.at(61.0)
-        (await bench.read(channel="a")).release(clean=True)
+        release(await bench.read(channel="a"), clean=True)
         assert await expired(bench) == ["b"]
 
 

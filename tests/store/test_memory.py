@@ -22,6 +22,7 @@ from megaphone.model import ReadOptions
 from megaphone.store.memory.store import LISTED_AT_ONCE
 from megaphone.store.memory.table import ENDED_AT_ONCE
 from tests.store.conftest import Removed
+from tests.support.leases import release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -402,7 +403,7 @@ async def test_interrupt_ends_every_later_take_and_loses_nothing(bench: Bench) -
     lease.interrupt()
     assert [await bench.take(lease), await bench.take(lease)] == [[], []]
     assert bench.now() == 0.0
-    lease.release(clean=True)
+    release(lease, clean=True)
     assert await bench.read_once() == ["b", "c"]
 
 
@@ -414,7 +415,7 @@ async def test_an_event_written_in_the_tick_of_an_interrupt_is_not_lost(bench: B
     await bench.write("a")
     lease.interrupt()
     taken = await taking
-    lease.release(clean=True)
+    release(lease, clean=True)
     assert taken + await bench.read_once() == ["a"]
 
 
@@ -482,7 +483,7 @@ async def test_second_reader_is_refused(bench: Bench) -> None:
     lease = await bench.read()
     with pytest.raises(ReaderBusy):
         await bench.read()
-    lease.release(clean=True)
+    release(lease, clean=True)
     await bench.read()
 
 
@@ -490,9 +491,9 @@ async def test_second_reader_is_refused(bench: Bench) -> None:
 async def test_releasing_twice_leaves_the_next_reader_alone(bench: Bench) -> None:
     await bench.create()
     old = await bench.read()
-    old.release(clean=True)
+    release(old, clean=True)
     present = await bench.read()
-    old.release(clean=False)
+    release(old, clean=False)
     with pytest.raises(ReaderBusy):
         await bench.read()
     await bench.write("a")
@@ -510,7 +511,7 @@ async def test_a_reader_that_loses_its_place_is_told_at_once(bench: Bench) -> No
     assert await taking == []
     assert bench.now() == 5.0
     assert (old.is_over, new.is_over) == (True, False)
-    old.release(clean=True)
+    release(old, clean=True)
     assert await bench.take(new) == ["a", "b"]
     with pytest.raises(ReaderBusy):
         await bench.read()
@@ -537,9 +538,9 @@ async def test_a_lease_is_over_when_no_more_events_will_come(bench: Bench) -> No
     await bench.remove("gone")
     interrupted.interrupt()
     assert [removed.is_over, interrupted.is_over] == [True, True]
-    interrupted.release(clean=True)
+    release(interrupted, clean=True)
     released = await bench.read()
-    released.release(clean=True)
+    release(released, clean=True)
     assert released.is_over
 
 
@@ -551,7 +552,7 @@ async def test_a_resuming_reader_learns_whether_its_event_was_known(bench: Bench
     for event_id in None, "b", "z":
         lease = await bench.read(ReadOptions(cursor=event_id))
         answers.append((lease.recovered, await bench.take(lease, until=bench.now() + 1)))
-        lease.release(clean=True)
+        release(lease, clean=True)
     assert answers == [(None, []), (True, ["c"]), (False, ["a", "b", "c"])]
 
 
@@ -665,7 +666,7 @@ async def test_a_channel_dies_60_seconds_after_the_end_of_its_last_read(
         await bench.at(start)
         lease = await bench.read(options)
         await bench.at(end)
-        lease.release(clean=clean)
+        release(lease, clean=clean)
     for later in 49.999, 59.999:
         await bench.at(55.0 + later)
         assert await bench.exists()
@@ -683,7 +684,7 @@ async def test_a_channel_does_not_die_while_it_is_read(bench: Bench, options: Re
     assert bench.now() == 1_000.0
     assert await bench.write("a") == "a"
     assert await bench.take(lease) == ["a"]
-    lease.release(clean=True)
+    release(lease, clean=True)
     await bench.at(1_059.999)
     assert await bench.exists()
     await bench.at(1_060.0)
@@ -706,7 +707,7 @@ async def test_channels_die_each_at_its_own_time(bench: Bench) -> None:
         await bench.at(float(time))
         await bench.create(channel)
     await bench.at(30.0)
-    (await bench.read(channel="b")).release(clean=True)
+    release(await bench.read(channel="b"), clean=True)
     await bench.at(200.0)
     assert [(removed.address, removed.at) for removed in bench.removed] == [
         (bench.address("a"), 60.0),
@@ -735,7 +736,7 @@ async def test_it_is_told_once_what_was_lost(bench: Bench) -> None:
     lease = await bench.read()
     await bench.take(lease, 1)
     await bench.at(5.0)
-    lease.release(clean=True)
+    release(lease, clean=True)
     await bench.at(500.0)
     (removed,) = bench.removed
     assert (removed.address, removed.age_s, removed.lost) == (bench.address("c"), 63.0, 2)
@@ -792,7 +793,7 @@ async def test_the_reader_is_told_when_the_channel_is_removed(
     assert await taking == []
     assert bench.now() == 5.0
     assert await bench.take(lease) == []
-    lease.release(clean=True)
+    release(lease, clean=True)
     assert len(bench.removed) == 1
 
 
@@ -807,7 +808,7 @@ async def test_a_reader_of_a_removed_channel_leaves_its_successor_alone(
     await bench.at(5.0)
     await bench.fill("a")
     present = await bench.read()
-    old.release(clean=clean)
+    release(old, clean=clean)
     assert await bench.take(old) == []
     assert await bench.take(present) == ["a"]
     await bench.at(500.0)
@@ -983,7 +984,7 @@ async def test_waiting_leaves_nothing_behind(bench: Bench) -> None:
         taking = await bench.start(bench.take(lease))
         lease.interrupt()
         assert await taking == []
-        lease.release(clean=True)
+        release(lease, clean=True)
     del gets_in, leaves, taking, lease
     await asyncio.sleep(0)  # the loop itself keeps its last callback until the next
     assert what_waits() == before
@@ -1018,7 +1019,7 @@ async def test_1000_channels_lose_and_disorder_nothing(make_bench: Callable[...,
             received[channel] += event_ids
             if options.acknowledge:
                 assert await bench.acknowledge(event_ids[-1], channel) == len(event_ids)
-        lease.release(clean=True)
+        release(lease, clean=True)
 
     for channel in channels:
         await bench.create(channel)

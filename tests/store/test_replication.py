@@ -31,6 +31,7 @@ from megaphone.model import (
     ReadOptions,
 )
 from megaphone.store.memory.changes import LOOKED_AT_ONCE
+from tests.support.leases import release
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -92,7 +93,7 @@ def follow(bench: Bench, *, with_read: bool = False) -> Changes:
 async def read_some(bench: Bench, limit: int, channel: str = "c", *, clean: bool = True) -> None:
     lease = await bench.read(channel=channel)
     await bench.take(lease, limit)
-    lease.release(clean=clean)
+    release(lease, clean=clean)
 
 
 def event(name: str) -> Event:
@@ -254,7 +255,7 @@ async def test_a_take_that_does_not_wait_returns_what_there_is(
     assert words(await changes.take(3, wait=False)) == ("c@a" if with_read else "")
     await bench.remove()
     assert words(await changes.take(3, wait=False)) == "-c"
-    lease.release(clean=True)
+    release(lease, clean=True)
     assert await changes.take(3, wait=False) == ()
 
 
@@ -480,7 +481,7 @@ async def test_keys_work_in_a_copy_for_as_long_as_in_the_original(
     assert await copy.write("new", request_id="key-a") == "a"
     await bench.at(61.0)
     assert await copy.write("new", request_id="key-a") == "new"
-    lease.release(clean=True)
+    release(lease, clean=True)
 
 
 # Room for writers
@@ -577,7 +578,7 @@ async def test_a_writer_waits_while_the_channel_is_read(bench: Bench) -> None:
 async def test_a_writer_waits_if_the_channel_was_read_lately(bench: Bench) -> None:
     await fill_and_leave(bench)
     await told(follow(bench))
-    (await bench.read(ACKNOWLEDGING)).release(clean=True)
+    release(await bench.read(ACKNOWLEDGING), clean=True)
     writing = await bench.start(bench.write("d"))
     await asyncio.sleep(1.0)
     assert not writing.done()
@@ -590,7 +591,7 @@ async def test_a_writer_waits_no_longer_than_until_the_read_is_some_seconds_ago(
 ) -> None:
     await fill_and_leave(bench)
     await told(follow(bench))
-    (await bench.read(ACKNOWLEDGING)).release(clean=True)
+    release(await bench.read(ACKNOWLEDGING), clean=True)
     assert await bench.write("d") == "d"
     assert bench.now() == 11.0
 
@@ -649,7 +650,7 @@ async def test_what_is_evicted_is_counted_and_told_to_the_next_reader(bench: Ben
     assert bench.evicted == 1
     lease = await bench.read()
     assert (lease.recovered, await bench.take(lease)) == (False, ["b", "c", "d"])
-    lease.release(clean=True)
+    release(lease, clean=True)
     assert (await bench.read()).recovered is None
     await bench.remove()
     assert bench.removed[0].lost == 0
@@ -702,7 +703,7 @@ async def test_a_channel_that_is_read_lives_on_when_it_is_kept_alive_no_more(ben
         lease = await bench.read()
     await bench.at(200.0)
     assert await bench.exists()
-    lease.release(clean=True)
+    release(lease, clean=True)
     await bench.at(261.0)
     assert [r.at for r in bench.removed] == [260.0]
 
@@ -784,7 +785,7 @@ async def test_is_read(bench: Bench) -> None:
     await bench.create()
     lease = await bench.read()
     assert await is_read(bench)
-    lease.release(clean=True)
+    release(lease, clean=True)
     assert not await is_read(bench)
 
 
@@ -808,7 +809,7 @@ async def test_a_channel_that_is_released_does_not_count_as_removed(bench: Bench
     with pytest.raises(ChannelNotFound):
         await writing
     assert lease.is_over
-    lease.release(clean=False)
+    release(lease, clean=False)
     assert not await bench.exists()
     await bench.at(200.0)
     assert bench.removed == []
@@ -876,7 +877,7 @@ async def test_an_event_that_a_reader_was_sent_is_evicted_and_does_not_count_as_
     await bench.fill("abc")
     lease = await bench.read(ACKNOWLEDGING)
     await bench.take(lease, 1)
-    lease.release(clean=False)
+    release(lease, clean=False)
     await bench.at(6.0)
     await told(follow(bench))
     assert await bench.write("d") == "d"
@@ -921,7 +922,7 @@ async def remaining(bench: Bench, channel: str, after: str | None = None) -> tup
     lease = await bench.read(ReadOptions(after, acknowledge=True), channel)
     taken = await bench.take(lease, until=bench.now())
     result = (lease.recovered, lease.cursor, taken)
-    lease.release(clean=True)
+    release(lease, clean=True)
     return result
 
 
@@ -1029,7 +1030,7 @@ class Scenario:
     async def release(self) -> None:
         if self.leases:
             _, lease = self.leases.pop(self.random.randrange(len(self.leases)))
-            lease.release(clean=self.random.random() < 0.5)
+            release(lease, clean=self.random.random() < 0.5)
 
     async def follow(self) -> None:
         limit = self.random.choice([1, 2, 3, 100])

@@ -91,7 +91,43 @@ def internal_answer(request: web.BaseRequest) -> Answer:
     return json_answer(body, errors.INTERNAL_HTTP_STATUS)
 
 
-# -- Writes
+# -- Answers as bytes
+
+
+def ok(body: bytes) -> bytes:
+    """Return the answer 200 with JSON."""
+    return b"HTTP/1.1 200 OK\r\n" + with_json(body)
+
+
+def created(body: bytes) -> bytes:
+    """Return the answer 201 with JSON."""
+    return b"HTTP/1.1 201 Created\r\n" + with_json(body)
+
+
+def with_json(body: bytes, more: bytes = b"") -> bytes:
+    """Return the headers and the body of an answer. `more` are further headers, as lines."""
+    return b"Content-Type: application/json\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
+        len(body),
+        date_line(),
+        more,
+        body,
+    )
+
+
+class DateLine:
+    """The header Date, made once in a second."""
+
+    second = 0
+    line = b""
+
+
+def date_line() -> bytes:
+    """Return the header Date, as a line."""
+    now = int(time.time())
+    if now != DateLine.second:
+        DateLine.second = now
+        DateLine.line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
+    return DateLine.line
 
 
 class WrittenAnswer(web.StreamResponse):
@@ -100,9 +136,6 @@ class WrittenAnswer(web.StreamResponse):
     To build an answer header by header is a third of the cost of a write, and no call is more
     frequent than a write. So this answer writes its few lines itself.
     """
-
-    _date_line = b""
-    _date_of = 0
 
     def __init__(self, event_id: str) -> None:
         # The initializer of the base class is left out, because it prepares headers and cookies
@@ -119,28 +152,11 @@ class WrittenAnswer(web.StreamResponse):
         transport = request.transport
         if transport is None:
             raise ConnectionResetError
-        transport.write(
-            b"HTTP/1.1 201 Created\r\n"
-            b"Content-Type: application/json\r\n"
-            b"Content-Length: %d\r\n%b%b\r\n%b"
-            % (
-                len(self._written),
-                self.date_line(),
-                b"" if self._keeps_alive else b"Connection: close\r\n",
-                self._written,
-            )
-        )
+        closing = b"" if self._keeps_alive else b"Connection: close\r\n"
+        transport.write(b"HTTP/1.1 201 Created\r\n" + with_json(self._written, closing))
         if transport.get_write_buffer_size() > DRAIN_ABOVE_BYTES:
             await request.writer.drain()
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
         """Do nothing, because `prepare` has written the whole answer."""
-
-    @classmethod
-    def date_line(cls) -> bytes:
-        now = int(time.time())
-        if now != cls._date_of:
-            cls._date_of = now
-            cls._date_line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
-        return cls._date_line

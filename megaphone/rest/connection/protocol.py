@@ -1,207 +1,420 @@
-"""One HTTP connection: its limits of time and memory, and its answers to invalid HTTP."""
+"""One HTTP connection, from its first byte to its last.
+
+A connection is in one of three states. While it is *ours*, each request is offered to the lane
+(`megaphone.rest.lane`), which answers the most frequent calls at once. A request that the lane does
+not answer is *lent* with its connection to aiohttp, until aiohttp has answered it. If it is not
+certain where a request ends, the connection stays lent for ever: what comes next could otherwise be
+read in two ways. When a read begins, the connection becomes a *stream*.
+"""
 
 import asyncio
-import logging
 import socket
-from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any, Never, cast
+from collections.abc import Container, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, cast
 
-from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp import web
 
 from megaphone.core.budget import Budget
-from megaphone.errors import BadRequest
+from megaphone.core.reader import Reader
+from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
-from megaphone.rest.connection.answers import error_answer, internal_answer
-from megaphone.rest.connection.limits import REFUSAL, Admission, Connections, for_probes_only
-from megaphone.wire.errors import INTERNAL_HTTP_STATUS
-
-if TYPE_CHECKING:
-    from aiohttp.http_parser import HttpParser
-
-log = logging.getLogger(__name__)
+from megaphone.rest.connection.guest import Guest
+from megaphone.rest.connection.limits import REFUSAL, Admission, Connections
+from megaphone.rest.connection.stream import EventStream, Framing, Turn
 
 HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long the headers of a request may take."""
-PARSE_AHEAD_BYTES = 32_768
-"""How many bytes of a body are parsed before the handler takes them. With chunked encoding, parsing
-also stops after a number of chunks, which aiohttp derives as `PARSE_AHEAD_BYTES / 16`: a chunk may
-be a single byte, and each chunk costs a microsecond."""
-LINGERING_S = 5.0
-"""How long the connection receives the rest of a refused body, so that its client sees the
-answer."""
-MAX_HEAD_BYTES = 32_768
-"""The largest size of an incomplete request head."""
-BYTES_PER_HEAD_BYTE = 2
-"""Memory per byte of a head: aiohttp keeps a header as bytes and as text."""
 SPARE_TIMEOUT_S = 1.0
 """The value of `HEADER_TIMEOUT_S` for a connection that the node serves for health probes only."""
+BODY_WAIT_S = 1.0
+"""How long the connection itself waits for the rest of a body. Then aiohttp gets what has arrived,
+and applies its own limits of time."""
+UNREAD_BYTES = 65_536
+"""While a request is being answered, the connection reads no more than this behind it."""
+SMALL_BYTES = 2_048
+"""After a request up to this size, events go out before the answer, because their readers wait for
+them. After a larger one, which writes many events, first the answer and then the events: so an open
+read gets all of them in one piece."""
 
 
-async def serve_connections(
-    server: web.Server,
-    listening: socket.socket,
-    *,
-    around: Callable[[Any], Any],
-    connections: Connections,
-    budget: Budget,
-    probe_paths: Container[str],
-) -> asyncio.Server:
-    """Serve each connection to a socket, within the limit of `connections`.
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The bytes are the beginning of an ordinary request."""
 
-    Beyond that limit only requests for `probe_paths` are served. `around` wraps the handler of all
-    requests, so that it sees the errors of the router too.
-    """
-    server.request_handler = around(server.request_handler)
-    loop = asyncio.get_running_loop()
+    missing: int
+    """How many more bytes it has."""
 
-    def connect() -> Connection:
-        return Connection(
-            server, loop, connections=connections, budget=budget, probe_paths=probe_paths
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The request has opened a read."""
+
+    head: bytes
+    """The first bytes of the answer."""
+    reader: Reader
+    framing: Framing
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """The lane does not answer these bytes, and nothing has happened."""
+
+    is_whole: bool
+    """Whether the bytes are certainly exactly one request."""
+
+
+Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Coroutine[Any, Any, bytes | None]
+"""What the lane does with some bytes. Bytes are the answer. A coroutine returns the answer, or None
+if the lane does not answer the request after all, and nothing has happened."""
+
+
+class Answering(Protocol):
+    """What a connection needs of the lane."""
+
+    def answer(self, data: bytes) -> Outcome:
+        """Answer the request that these bytes are, or do nothing at all."""
+
+
+@dataclass(slots=True)
+class Host:
+    """What all connections of a face share."""
+
+    server: web.Server
+    """Makes the requests and calls the handlers of aiohttp."""
+    connections: Connections
+    budget: Budget
+    probe_paths: Container[str]
+    lane: Answering | None
+    """None if aiohttp answers every request."""
+    turn: "Turn" = field(default_factory=lambda: Turn(asyncio.get_running_loop()))
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    open: set["Connection"] = field(default_factory=set)
+    one_has_closed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set whenever a connection is closed."""
+    answered: int = 0
+    """How many requests the lane has answered."""
+
+    async def serve(self, listening: socket.socket) -> asyncio.Server:
+        """Serve each connection to a socket, within the limit of `connections`.
+
+        Beyond that limit only requests for `probe_paths` are served.
+        """
+        return await self.loop.create_server(
+            lambda: Connection(self), sock=listening, backlog=BACKLOG
         )
 
-    return await loop.create_server(connect, sock=listening, backlog=BACKLOG)
+    async def close(self, grace_s: float) -> None:
+        """Close idle connections at once, and wait for the others to end.
+
+        Resets those that are still open after `grace_s`.
+        """
+        for connection in list(self.open):
+            connection.close_if_idle()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                while self.open:
+                    self.one_has_closed.clear()
+                    await self.one_has_closed.wait()
+        for connection in list(self.open):
+            connection.abort()
 
 
-class Connection(web.RequestHandler):
-    """Serves one connection. The head of an incomplete request counts against the budget."""
+class Connection(asyncio.Protocol):
+    """Serves one connection. The module explains its states."""
 
     __slots__ = (
-        "_body",
-        "_budget",
-        "_connections",
-        "_counted",
-        "_head_bytes",
-        "_is_counted",
-        "_probe_paths",
+        "_guest",
+        "_held",
+        "_host",
+        "_idle_s",
+        "_idle_timer",
+        "_is_deaf",
+        "_is_lent_for_ever",
+        "_missing",
+        "_stream",
+        "_task",
+        "_transport",
+        "_used_at",
+        "_wait_timer",
     )
 
-    def __init__(
-        self,
-        server: web.Server,
-        loop: asyncio.AbstractEventLoop,
-        *,
-        connections: Connections,
-        budget: Budget,
-        probe_paths: Container[str],
-    ) -> None:
-        super().__init__(
-            server,
-            loop=loop,
-            access_log=None,  # type: ignore[arg-type]  # documented, and makes each request cheaper
-            keepalive_timeout=HEADER_TIMEOUT_S,
-            read_bufsize=PARSE_AHEAD_BYTES,
-            lingering_time=LINGERING_S,
-            auto_decompress=False,  # `rest.requests` inflates bodies, within bounds
-        )
-        self._connections = connections
-        self._budget = budget
-        self._probe_paths = probe_paths
-        self._is_counted = False
-        self._counted = 0
-        """How many requests had arrived at the last check of `data_received`."""
-        self._body: StreamReader | None = None
-        """The body that is being received."""
-        self._head_bytes = 0
-        """How many bytes of an incomplete head have arrived."""
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._transport: asyncio.Transport | None = None
+        self._guest: Guest | None = None
+        self._is_lent_for_ever = False
+        self._is_deaf = False
+        """Whether everything that the client sends is dropped."""
+        self._stream: EventStream | None = None
+        self._held: bytearray | None = None
+        """The beginning of a request, or what came behind the request that `_task` answers."""
+        self._missing = 0
+        """How many more bytes the request in `_held` has."""
+        self._wait_timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        """Answers a request of the lane that takes longer."""
+        self._idle_s: float = HEADER_TIMEOUT_S
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._used_at = 0.0
+        """When the lane has answered its last request, or the connection was made."""
+
+    # -- Begin and end
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        match self._connections.admit():
-            case Admission.REFUSED:
-                refuse(cast("asyncio.Transport", transport))
-                return
-            case Admission.SPARE:
-                self._keepalive_timeout = SPARE_TIMEOUT_S
-                self._request_handler = for_probes_only(self._request_handler, self._probe_paths)
-        self._is_counted = True
-        super().connection_made(transport)
+        transport = cast("asyncio.Transport", transport)
+        host = self._host
+        admission = host.connections.admit()
+        if admission is Admission.REFUSED:
+            transport.write(REFUSAL)
+            transport.close()
+            return
+        self._transport = transport
+        host.open.add(self)
+        self._used_at = host.loop.time()
+        self._idle_s = HEADER_TIMEOUT_S
+        if admission is Admission.SPARE:
+            self._idle_s = SPARE_TIMEOUT_S
+            self._is_lent_for_ever = True
+            self._invited().serve_probes_only(host.probe_paths)
+        self._idle_timer = host.loop.call_later(self._idle_s, self._close_when_idle)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._is_counted:
-            self._is_counted = False
-            self._connections.leave()
-        self._count_head(-self._head_bytes)
-        super().connection_lost(exc)
+        if self._transport is None:
+            return
+        self._transport = None
+        self._host.open.discard(self)
+        self._host.one_has_closed.set()
+        self._host.connections.leave()
+        self._take_held()
+        self._stop_idle_timer()
+        if self._task is not None:
+            self._task.cancel()
+        if self._stream is not None:
+            self._stream.lost()
+        if self._guest is not None:
+            self._guest.connection_lost(exc)
 
-    # -- Heads that do not end
+    def eof_received(self) -> bool:
+        """Keep the connection for an answer that the lane still owes. A reader that closes its
+        side has gone."""
+        if self._task is not None:
+            self._is_deaf = True
+        return self._task is not None
+
+    def close_if_idle(self) -> None:
+        """Close the connection, unless a request is being received or answered."""
+        if self._transport is not None and not self._is_busy:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Reset the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def _is_busy(self) -> bool:
+        if self._stream is not None or self._task is not None or self._missing:
+            return True
+        return self._guest is not None and not self._guest.is_waiting
+
+    def _close_when_idle(self) -> None:
+        now = self._host.loop.time()
+        used_at = self._used_at if self._guest is None else self._guest.answered_at
+        due = max(self._used_at, used_at) + self._idle_s
+        if self._is_busy:
+            due = now + self._idle_s
+        elif due <= now:
+            self._idle_timer = None
+            self.close_if_idle()
+            return
+        self._idle_timer = self._host.loop.call_at(due, self._close_when_idle)
+
+    def _stop_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
+
+    # -- Requests
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self._request_count != self._counted:
-            self._counted = self._request_count
-            body = self._messages[-1][1]
-            self._body = None if body.is_eof() else body
-            if self._head_bytes:
-                self._count_head(-self._head_bytes)
-        elif self._body is not None:
-            if self._body.is_eof():
-                self._body = None
+        if self._stream is not None or self._is_deaf:
+            return
+        if self._is_lent:
+            self._lend(data)
+        elif self._held is None:
+            self._offer(data)
         else:
-            self._count_head(len(data))
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse_head()
+            self._add(data)
 
-    def _count_head(self, size: int) -> None:
-        self._head_bytes += size
-        self._budget.add(size * BYTES_PER_HEAD_BYTE)
+    @property
+    def _is_lent(self) -> bool:
+        """Whether what the client sends next is for aiohttp."""
+        return self._is_lent_for_ever or not (self._guest is None or self._guest.is_waiting)
 
-    def _refuse_head(self) -> None:
-        """Answer that the headers are too large, after the answers to earlier requests."""
-        self._count_head(-self._head_bytes)
-        self._parser = cast("HttpParser[Any]", RefusingParser())
-        super().data_received(b"")
+    def _offer(self, data: bytes) -> None:
+        """Let the lane answer a request, or lend it to aiohttp."""
+        host = self._host
+        outcome = Unanswered(is_whole=False) if host.lane is None else host.lane.answer(data)
+        if isinstance(outcome, bytes):
+            self._answer(outcome)
+            if len(data) <= SMALL_BYTES:
+                host.turn.run()
+        elif isinstance(outcome, Unanswered):
+            self._is_lent_for_ever = not outcome.is_whole
+            self._lend(data)
+        elif isinstance(outcome, Opened):
+            host.answered += 1
+            self.begin_stream(outcome.reader, outcome.framing, outcome.head)
+        elif isinstance(outcome, Unfinished):
+            self._hold(data, outcome.missing)
+        else:
+            self._held = bytearray()
+            self._task = host.loop.create_task(self._answer_later(outcome, data))
 
-    # -- Answers to invalid HTTP
+    def _answer(self, answer: bytes) -> None:
+        self._host.answered += 1
+        self._used_at = self._host.loop.time()
+        if self._transport is not None:
+            self._transport.write(answer)
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer a request that is not valid HTTP, or whose handler failed.
+    async def _answer_later(self, call: Coroutine[Any, Any, bytes | None], data: bytes) -> None:
+        answer = await call
+        self._task = None
+        behind = self._take_held()
+        if self._transport is None:
+            return
+        if answer is None:
+            self._lend(data)
+        else:
+            self._answer(answer)
+        if self._is_deaf:
+            self._transport.close()
+        self._transport.resume_reading()
+        if behind:
+            self.data_received(behind)
 
-        The answer of aiohttp would repeat the invalid text, which may hold an address.
+    # -- Requests that arrive in pieces
 
-        Raises: ConnectionError, if the client has disconnected.
+    def _hold(self, data: bytes, missing: int) -> None:
+        """Wait for the rest of a request, but not long: aiohttp has the limits of time."""
+        try:
+            self._host.budget.receive(0, len(data), self._host.loop.time())
+        except LimitExceeded:
+            self._is_lent_for_ever = True
+            self._lend(data)
+            return
+        self._held = bytearray(data)
+        self._missing = missing
+        self._wait_timer = self._host.loop.call_later(BODY_WAIT_S, self._stop_waiting)
+
+    def _add(self, data: bytes) -> None:
+        """Add bytes to those that are held."""
+        assert self._held is not None
+        if self._task is not None:
+            self._held += data
+            if len(self._held) > UNREAD_BYTES and self._transport is not None:
+                self._transport.pause_reading()
+            return
+        try:
+            self._host.budget.receive(len(self._held), len(data), self._host.loop.time())
+        except LimitExceeded:
+            self._lend_held(data)
+            return
+        self._held += data
+        self._missing -= len(data)
+        if self._missing < 0:
+            self._lend_held()
+        elif self._missing == 0:
+            self._offer(self._take_held())
+
+    def _stop_waiting(self) -> None:
+        self._wait_timer = None
+        self._lend_held()
+
+    def _lend_held(self, data: bytes = b"") -> None:
+        self._is_lent_for_ever = True
+        self._lend(self._take_held() + data)
+
+    def _take_held(self) -> bytes:
+        """Return the held bytes, which are not held any more."""
+        held, self._held = self._held, None
+        if self._missing or self._wait_timer is not None:
+            self._host.budget.received(len(held or b""))
+            self._missing = 0
+        if self._wait_timer is not None:
+            self._wait_timer.cancel()
+            self._wait_timer = None
+        return bytes(held or b"")
+
+    # -- Lent to aiohttp
+
+    def _lend(self, data: bytes) -> None:
+        self._invited().data_received(data)
+
+    def _invited(self) -> Guest:
+        if self._guest is None:
+            host = self._host
+            self._guest = Guest(host.server, host.loop, connection=self, budget=host.budget)
+            assert self._transport is not None
+            self._guest.connection_made(self._transport)
+        return self._guest
+
+    def drop_input(self) -> None:
+        """Keep reading the connection, and drop all received bytes.
+
+        aiohttp stops reading once a few requests wait behind the one that it serves. Then it cannot
+        see that the client closes.
         """
-        if isinstance(exc, ConnectionError):
-            raise exc
-        if status >= INTERNAL_HTTP_STATUS:
-            log.error("a request failed", exc_info=exc)
-            answer = internal_answer(request)
-        elif isinstance(exc, HeadTooLarge):
-            answer = error_answer(
-                BadRequest(f"the headers are too large: at most {MAX_HEAD_BYTES} bytes are allowed")
-            )
-        else:
-            answer = error_answer(BadRequest("the request is not valid HTTP/1.1"))
-        answer.force_close()
-        return answer
+        self._is_deaf = True
+        if self._transport is not None:
+            self._transport.resume_reading()
 
+    # -- Reads
 
-def refuse(transport: asyncio.Transport) -> None:
-    """Answer that there are too many connections, without waiting for a request, and close."""
-    transport.write(REFUSAL)
-    transport.close()
+    def begin_stream(
+        self, reader: Reader, framing: Framing, head: bytes, *, is_chunked: bool = True
+    ) -> None:
+        """Send the batches of a read from now on, after `head`. Nothing else follows on this
+        connection.
 
+        Raises: ConnectionResetError, if the client has disconnected. The caller must close the
+            reader then.
+        """
+        if self._transport is None:
+            raise ConnectionResetError("the client has gone")
+        if self._guest is not None:
+            self._guest.give_back()
+            self._guest = None
+        self._stop_idle_timer()
+        host = self._host
+        self._stream = EventStream(
+            self._transport,
+            reader,
+            framing,
+            turn=host.turn,
+            budget=host.budget,
+            is_chunked=is_chunked,
+        )
+        self._stream.start(head)
 
-class HeadTooLarge(BadHttpMessage):
-    """The headers of a request are too large together."""
+    # -- Writing
 
+    def pause_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.paused()
+            return
+        if self._guest is not None:
+            self._guest.pause_writing()
+        if self._transport is not None and not self._is_lent:
+            self._transport.pause_reading()  # because the client does not read its answers
 
-class RefusingParser:
-    """Replaces the parser of a request that is refused, and frees what that parser holds."""
-
-    def feed_data(self, data: bytes) -> Never:
-        raise HeadTooLarge("")
-
-    def feed_eof(self) -> None:
-        """Do nothing."""
-
-    def message_consumed(self) -> None:
-        """Do nothing."""
-
-    def set_upgraded(self, value: bool) -> None:
-        """Do nothing."""
+    def resume_writing(self) -> None:
+        if self._stream is not None:
+            self._stream.resumed()
+            return
+        if self._guest is not None:
+            self._guest.resume_writing()
+        if self._transport is not None and not self._is_lent:
+            self._transport.resume_reading()

@@ -8,11 +8,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from megaphone.core.budget import Budget
+from megaphone.core.channel import Lease
 from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
 from megaphone.errors import MegaphoneError
 from megaphone.model import ChannelLimits, ReadOptions
-from megaphone.store.memory.lease import MemoryLease
 from megaphone.store.memory.replication import MemoryReplication
 from megaphone.store.memory.table import Table
 from megaphone.store.memory.waiting import WaitingWriters
@@ -46,6 +46,11 @@ class MemoryStore:
         """The calls for replication to other nodes, and from them."""
 
     async def create(
+        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+    ) -> None:
+        self._table.create(channel_id, consumer_address, capacity)
+
+    def create_nowait(
         self, channel_id: bytes, consumer_address: str, capacity: int | None = None
     ) -> None:
         self._table.create(channel_id, consumer_address, capacity)
@@ -99,11 +104,12 @@ class MemoryStore:
             return Stored(answer, is_new=False)
         return await self._writers.wait(channel, answer)
 
-    async def open(
-        self, channel_id: bytes, consumer_address: str, options: ReadOptions
-    ) -> MemoryLease:
+    async def open(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
+        return self.open_nowait(channel_id, consumer_address, options)
+
+    def open_nowait(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
         channel = self._table.readable(channel_id, consumer_address)
-        return MemoryLease(channel, options, self._loop)
+        return channel.lease(options, self._loop.time())
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
         channel = self._table.readable(channel_id, consumer_address)

@@ -8,7 +8,7 @@ import pytest
 
 from megaphone.app import App
 from megaphone.rest.connection import protocol
-from megaphone.rest.connection.protocol import MAX_HEAD_BYTES
+from megaphone.rest.connection.guest import MAX_HEAD_BYTES
 from tests.support.connections import answer_of, connected, metric
 from tests.support.raw_http import JSON, Broken, Connection, request_of
 from tests.support.scenes import eventually

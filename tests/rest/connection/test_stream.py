@@ -1,5 +1,6 @@
 """The long read over TLS, where the broker cannot write to the socket itself."""
 
+import asyncio
 import datetime
 import ipaddress
 import ssl
@@ -17,7 +18,9 @@ from cryptography.x509.oid import NameOID
 from megaphone.app import App
 from megaphone.core.budget import Budget
 from megaphone.rest.channels import ChannelApi
-from megaphone.rest.requests import BUDGET
+from megaphone.rest.connection.limits import Connections
+from megaphone.rest.connection.protocol import Connection, Host
+from megaphone.rest.cors import READERS_HEADERS
 from tests.support.faces import HttpFace
 
 BODIES = [b"1", b'"' + b"x" * 500_000 + b'"', b"2", b'"' + b"y" * 40_000 + b'"', b"3"]
@@ -59,17 +62,22 @@ async def encrypted(app: App, tmp_path: Path) -> AsyncIterator[aiohttp.ClientSes
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(certificate)
     served = web.Application()
-    served[BUDGET] = Budget()
+    served[READERS_HEADERS] = {}
     api = ChannelApi(app.broker)
     served.router.add_routes([route for route in api.routes() if route.path.startswith("/read/")])
     runner = web.AppRunner(served, handler_cancellation=True)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=serving).start()
+    assert runner.server is not None
+    host = Host(runner.server, Connections(), Budget(), probe_paths=(), lane=None)
+    listener = await asyncio.get_running_loop().create_server(
+        lambda: Connection(host), "127.0.0.1", 0, ssl=serving
+    )
     trusting = ssl.create_default_context(cafile=str(certificate))
-    base = f"https://127.0.0.1:{runner.addresses[0][1]}"
+    base = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     connector = aiohttp.TCPConnector(ssl=trusting)
     async with aiohttp.ClientSession(base, connector=connector) as session:
         yield session
+    listener.close()
     await runner.cleanup()
 
 

@@ -1,0 +1,76 @@
+"""A read for a face that waits: a context, and an iterator of batches within it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Self
+
+from megaphone.core.reader import Reader, bytes_of
+from megaphone.errors import MegaphoneError
+from megaphone.model import Event
+
+
+class Reading:
+    """Iterates over the batches of a `Reader`. See `Reader.next` for what a batch is.
+
+    Entering the context takes the lease of the channel. By asking for the next batch, the caller
+    says that the connection has all bytes of the batch before. The iteration ends when the read is
+    over. Leaving the context releases the lease at once. The read ends cleanly if no exception
+    leaves the context. It is broken if one does, also a cancellation; the next reader may then get
+    events of this read again.
+
+    When the client has stalled, and after `Reader.abort`, the code in the context is cancelled, and
+    the context raises.
+
+    Raises: on entering, the errors of `Broker.open_read`; on leaving, TooSlow, when the client has
+        stalled; AgentMoved, after `Reader.abort`.
+    """
+
+    def __init__(self, opening: Callable[[], Awaitable[Reader]]) -> None:
+        """`opening` takes the lease of the channel."""
+        self._opening = opening
+        self.reader: Reader
+        """Known once the context is entered."""
+        self._is_ready = asyncio.Event()
+        self._broken = asyncio.timeout(None)
+        self._error: MegaphoneError | None = None
+
+    async def __aenter__(self) -> Self:
+        self.reader = await self._opening()
+        self.reader.on_ready = self._is_ready.set
+        self.reader.on_broken = self._break
+        await self._broken.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.reader.close(clean=kind is None)
+        try:
+            await self._broken.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            assert self._error is not None
+            raise self._error from None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        while self._error is None:
+            self._is_ready.clear()
+            events = self.reader.next()
+            if events is not None:
+                self.reader.wait_for_client(bytes_of(events))
+                return events
+            if self.reader.is_over:
+                self.reader.wait_for_client(0)  # for the end, which the client must take too
+                raise StopAsyncIteration
+            await self._is_ready.wait()
+        raise self._error
+
+    def _break(self, error: MegaphoneError) -> None:
+        self._error = error
+        self._broken.reschedule(asyncio.get_running_loop().time())

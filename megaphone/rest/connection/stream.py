@@ -1,0 +1,385 @@
+"""Sends the batches of an open read, without a task: each call sends what is ready, and returns.
+
+A batch counts as sent when the kernel has all its bytes. A small send buffer would limit the bytes
+in the kernel, but also the bytes of each round trip, so it would make reads of fast clients slower.
+Therefore the kernel chooses the size of the buffer, and only the bytes that have not left the
+machine yet are limited (TCP_NOTSENT_LOWAT).
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+import termios
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from fcntl import ioctl
+from typing import TypeAlias
+
+from megaphone.core.budget import Budget
+from megaphone.core.reader import Reader
+from megaphone.errors import MegaphoneError
+from megaphone.model import Event
+from megaphone.rest.connection.peers import probe_often
+
+log = logging.getLogger(__name__)
+
+PIECE_BYTES = 12_288
+"""The kernel checks its limit of unsent bytes before each piece. With `peers.UNSENT_BYTES`, the
+piece, and OPEN_BYTES, at most 32 KB are unsent."""
+JOINED_BYTES = 65_536
+"""Up to this size it is cheaper to copy the parts of a chunk into one than to send each."""
+OPEN_BYTES = 4_096
+"""How many bytes may be sent in small pieces without a check of the limit."""
+TURN_BYTES = 262_144
+"""After so many bytes to one reader, the others get their turn."""
+STREAMS_AT_ONCE = 100
+"""To how many readers a turn sends before other work of the event loop goes on."""
+LAST_CHUNK = b"0\r\n\r\n"
+
+Piece: TypeAlias = Sequence[bytes | memoryview]
+
+
+class Framing:
+    """The format of a read: how the answer represents its events."""
+
+    def __init__(
+        self,
+        content_type: str,
+        *,
+        preamble: Callable[[str, bool | None], bytes],
+        heartbeat: bytes,
+        events: Callable[[Sequence[Event]], list[bytes]],
+    ) -> None:
+        self.content_type = content_type
+        self.preamble = preamble
+        """Returns the first bytes, by the cursor of the read and whether the cursor was known."""
+        self.heartbeat = heartbeat
+        self.heartbeat_chunk = b"".join(chunk([heartbeat]))
+        self._render = events
+        """Returns the bytes of a batch, in parts, which are not joined because they may be large.
+        The last part ends with a line break."""
+        self._last_events: list[Event] = []
+        self._last_chunk = b""
+
+    def events(self, events: list[Event]) -> list[bytes]:
+        """Return the bytes of a batch as one chunk, in parts.
+
+        The next reader of the same events gets the same object, if it is small.
+        """
+        if events == self._last_events:
+            return [self._last_chunk]
+        parts = chunk(self._render(events))
+        if len(parts) == 1:
+            self._last_events, [self._last_chunk] = events, parts
+        return parts
+
+    def events_unchunked(self, events: list[Event]) -> list[bytes]:
+        """Return the bytes of a batch for a client of HTTP/1.0, which has no chunks."""
+        return self._render(events)
+
+
+def chunk(parts: list[bytes]) -> list[bytes]:
+    """Return some bytes as one chunk. A small chunk has one part."""
+    size = sum(map(len, parts))
+    head = b"%x\r\n" % size
+    if size > PIECE_BYTES:
+        return [head, *parts, b"\r\n"]
+    return [b"".join((head, *parts, b"\r\n"))]
+
+
+class Turn:
+    """Sends to all readers that have something ready, once in each turn of the event loop.
+
+    So a reader gets in one piece what many writes of the same turn have brought.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._ready: deque[EventStream] = deque()
+        self._is_scheduled = False
+
+    def add(self, stream: "EventStream") -> None:
+        """Send what is ready in a stream, in this turn."""
+        self._ready.append(stream)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._run_scheduled)
+
+    def run(self) -> None:
+        """Send now."""
+        ready = self._ready
+        for _ in range(min(len(ready), STREAMS_AT_ONCE)):
+            ready.popleft().send_ready()
+
+    def _run_scheduled(self) -> None:
+        self._is_scheduled = False
+        self.run()
+        if self._ready and not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self._run_scheduled)
+
+
+class EventStream:
+    """The answer to a read, from its first byte to its last.
+
+    It owns the reader, and closes the connection at the end of the read.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_framing",
+        "_is_chunked",
+        "_is_ending",
+        "_is_paused",
+        "_is_waiting_for_turn",
+        "_lent",
+        "_open_bytes",
+        "_pieces",
+        "_reader",
+        "_sent",
+        "_socket",
+        "_transport",
+        "_turn",
+    )
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        reader: Reader,
+        framing: Framing,
+        *,
+        turn: Turn,
+        budget: Budget,
+        is_chunked: bool = True,
+    ) -> None:
+        """`is_chunked` is False for a client of HTTP/1.0."""
+        self._transport = transport
+        self._reader = reader
+        self._framing = framing
+        self._turn = turn
+        self._budget = budget
+        self._is_chunked = is_chunked
+        self._socket = socket_under(transport)
+        self._sent = 0
+        self._open_bytes = 0
+        """How many bytes were sent since the kernel last checked its limit."""
+        self._pieces: Iterator[Piece] | None = None
+        """What is left of a large chunk."""
+        self._lent = 0
+        """How many bytes of a large chunk count against the budget."""
+        self._is_paused = False
+        """Whether the transport holds bytes that the kernel has not taken yet."""
+        self._is_waiting_for_turn = False
+        self._is_ending = False
+        """Whether the last byte was written."""
+
+    def start(self, head: bytes) -> None:
+        """Send the head of the answer, and what is ready."""
+        # The default of 64 KiB would count events as sent that are still in this process. With a
+        # limit of 0, a transport that encrypts would pause for ever.
+        high = 0 if self._socket is not None else 1
+        self._transport.set_write_buffer_limits(high=high)
+        # Because answers to earlier requests may still be in the transport.
+        self._is_paused = self._transport.get_write_buffer_size() > high
+        probe_often(self._transport)
+        reader = self._reader
+        reader.on_ready = self._on_ready
+        reader.on_broken = self._on_broken
+        reader.watch(self._taken)
+        preamble = self._framing.preamble(reader.cursor, reader.recovered)
+        if preamble:
+            head += b"".join(chunk([preamble])) if self._is_chunked else preamble
+        if self._send_piece((head,), len(head)):
+            self.send_ready()
+        else:
+            reader.wait_for_client(0)
+
+    # -- What the reader says
+
+    def _on_ready(self) -> None:
+        if not self._is_waiting_for_turn:
+            self._is_waiting_for_turn = True
+            self._turn.add(self)
+
+    def _on_broken(self, error: MegaphoneError) -> None:
+        self._break()
+
+    def _taken(self) -> int:
+        """Return how many bytes the kernel of the client has acknowledged.
+
+        The number has an arbitrary starting point: only differences mean something.
+        """
+        waiting = self._transport.get_write_buffer_size()
+        if self._socket is not None and not self._transport.is_closing():
+            waiting += unacknowledged(self._socket)
+        return self._sent - waiting
+
+    # -- What the transport says
+
+    def paused(self) -> None:
+        """The transport holds bytes."""
+        self._is_paused = True
+
+    def resumed(self) -> None:
+        """The kernel has all bytes."""
+        self._is_paused = False
+        if self._is_ending:
+            self._end()
+        elif self._send_pieces():
+            self.send_ready()
+
+    def lost(self) -> None:
+        """The connection is closed. Unless the read has ended before, it is broken."""
+        self._give_socket_back()
+        self._return_lent()
+        self._reader.close(clean=False)
+
+    # -- Sending
+
+    def send_ready(self) -> None:
+        """Send batches as long as they are ready and the kernel takes them."""
+        self._is_waiting_for_turn = False
+        if self._is_paused or self._is_ending or self._transport.is_closing():
+            return
+        try:
+            self._send_batches()
+        except Exception:
+            log.exception("a read failed")
+            self._break()
+
+    def _send_batches(self) -> None:
+        next_batch, begun = self._reader.next, self._sent
+        while (events := next_batch()) is not None:
+            if not self._send(self._parts_of(events)):
+                self._reader.wait_for_client(0)
+                return
+            if self._sent - begun > TURN_BYTES:
+                self._on_ready()
+                return
+        if self._reader.is_over:
+            self._write_end()
+
+    def _parts_of(self, events: list[Event]) -> list[bytes]:
+        framing = self._framing
+        if self._is_chunked:
+            return framing.events(events) if events else [framing.heartbeat_chunk]
+        return framing.events_unchunked(events) if events else [framing.heartbeat]
+
+    def _send(self, parts: list[bytes]) -> bool:
+        """Send some bytes. Returns: whether the kernel has all of them."""
+        if len(parts) == 1 and len(parts[0]) <= JOINED_BYTES:
+            size = len(parts[0])
+            if size <= PIECE_BYTES:
+                return self._send_piece(parts, size)
+        else:
+            size = sum(map(len, parts))
+            if size <= JOINED_BYTES:
+                parts = [b"".join(parts)]
+        self._lent = size  # counts because to send it may take long
+        self._budget.add(size)
+        self._pieces = pieces(parts)
+        return self._send_pieces()
+
+    def _send_pieces(self) -> bool:
+        """Send what is left of a large chunk. Returns: whether the kernel has all of it."""
+        if self._pieces is not None:
+            for piece in self._pieces:
+                if not self._send_piece(piece, sum(map(len, piece))):
+                    return False
+            self._pieces = None
+            self._return_lent()
+        return True
+
+    def _return_lent(self) -> None:
+        self._budget.subtract(self._lent)
+        self._lent = 0
+
+    def _send_piece(self, piece: Piece, size: int) -> bool:
+        taken = self._offer(piece, size)
+        self._sent += size
+        if taken == size:
+            return True
+        # The transport sends the rest when the kernel has room.
+        self._transport.write(b"".join(piece)[taken:])
+        return not self._is_paused
+
+    def _offer(self, piece: Piece, size: int) -> int:
+        """Offer a piece to the kernel. Returns: how many bytes the kernel took."""
+        if self._socket is None or self._transport.is_closing():
+            return 0
+        if self._transport.get_write_buffer_size() > 0:
+            return 0
+        # While a segment has room, the kernel adds data to it without a check of the limit. The
+        # flag MSG_EOR ends the segment, so that the kernel checks the limit for the next data.
+        flags = socket.MSG_DONTWAIT
+        self._open_bytes += size
+        if self._open_bytes >= OPEN_BYTES:
+            flags |= socket.MSG_EOR
+            self._open_bytes = 0
+        try:
+            return self._socket.sendmsg(piece, (), flags)
+        except BlockingIOError:
+            return 0
+        except OSError:  # the client has gone, which the transport finds out too
+            return 0
+
+    # -- The end
+
+    def _write_end(self) -> None:
+        self._is_ending = True
+        if not self._is_chunked or self._send_piece((LAST_CHUNK,), len(LAST_CHUNK)):
+            self._end()
+        else:
+            self._reader.wait_for_client(0)
+
+    def _end(self) -> None:
+        self._reader.close(clean=True)
+        self._give_socket_back()
+        self._transport.close()
+
+    def _break(self) -> None:
+        """End the connection so that the client sees that the answer is incomplete."""
+        self._reader.close(clean=False)
+        self._give_socket_back()
+        self._transport.abort()
+
+    def _give_socket_back(self) -> None:
+        if self._socket is not None:
+            self._socket.detach()
+            self._socket = None
+
+
+def socket_under(transport: asyncio.Transport) -> socket.socket | None:
+    """Return the socket of a transport; None if the transport encrypts what it sends.
+
+    The caller may use the socket only while the transport is not closing, and must detach it in
+    the end, because the transport closes it.
+    """
+    connection = transport.get_extra_info("socket")
+    if connection is None or transport.get_extra_info("sslcontext") is not None:
+        return None
+    return socket.socket(connection.family, connection.type, fileno=connection.fileno())
+
+
+def unacknowledged(connection: socket.socket) -> int:
+    """Return how many bytes the kernel holds that the peer has not acknowledged."""
+    try:
+        return int(struct.unpack("i", ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0])
+    except OSError:  # the socket is not TCP, or has just been closed
+        return 0
+
+
+def pieces(parts: Sequence[bytes]) -> Iterator[Piece]:
+    """Cut some parts into pieces of at most PIECE_BYTES. Large parts are not copied."""
+    piece: list[bytes | memoryview] = []
+    room = PIECE_BYTES
+    for part in parts:
+        left = memoryview(part)
+        while len(left) > room:
+            yield [*piece, left[:room]]
+            left = left[room:]
+            piece, room = [], PIECE_BYTES
+        piece.append(left)
+        room -= len(left)
+    yield piece
