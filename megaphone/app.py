@@ -26,6 +26,8 @@ from megaphone.process import descriptors, memory
 from megaphone.rest.admin import AdminApi
 from megaphone.rest.channels import ChannelApi
 from megaphone.rest.connection.limits import Connections
+from megaphone.rest.cors import headers_of
+from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
 from megaphone.rest.server import HttpServer
 from megaphone.rpc.admin import AdminServicer
@@ -118,6 +120,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         max_body_bytes=settings.max_body_bytes,
         cors_origin=settings.cors_allow_origin,
         connections=connections,
+        lane=lane_of(broker, settings),
     )
     grpc = GrpcServer(
         ChannelServicer(broker, budget),
@@ -172,6 +175,13 @@ async def serving_admin(
         stack.callback(unlink_unix, grpc_path(socket_path))
         stack.push_async_callback(grpc.stop)
         yield
+
+
+def lane_of(broker: Broker, settings: Settings) -> Lane | None:
+    """Return the lane of the HTTP face, unless it is switched off."""
+    if not settings.http_lane:
+        return None
+    return Lane(broker, settings.max_body_bytes, headers_of(settings.cors_allow_origin))
 
 
 async def quiet(requests_begun: Callable[[], int]) -> None:

@@ -206,6 +206,9 @@ class Settings:
     that is the origin of the proxy."""
     legacy_channel_id_writes: bool = False
     """Allow writes to consumer addresses, as the Rust broker (0.10) does."""
+    http_lane: bool = True
+    """Answer the most frequent HTTP requests by a short way. With false, aiohttp answers all of
+    them: the answers are the same, but they cost several times as much."""
     grpc_reflection: bool = True
     """Serve gRPC reflection, which tools such as grpcurl use."""
     log_format: Literal["auto", "text", "json"] = "auto"

@@ -110,14 +110,30 @@ class Broker:
             PayloadTooLarge, when there are more than `MAX_PROTOCOLS`; NoAgentAvailable;
             LimitExceeded; ShuttingDown.
         """
+        channel_id, channel = self._new_channel(protocols)
+        await self._store.create(channel_id, channel.consumer_address)
+        self._observer.channel_created()
+        return channel
+
+    def create_nowait(self, protocols: Sequence[str] = ()) -> NewChannel:
+        """Do the same as `create`, without waiting.
+
+        Raises: WouldBlock, when the store would have to wait; nothing has changed then. Also the
+            errors of `create`.
+        """
+        channel_id, channel = self._new_channel(protocols)
+        self._store.create_nowait(channel_id, channel.consumer_address)
+        self._observer.channel_created()
+        return channel
+
+    def _new_channel(self, protocols: Sequence[str]) -> tuple[bytes, NewChannel]:
+        """Return the id and the addresses for a new channel, which is not in the store yet."""
         self._refuse_if_shutting_down()
         chosen = negotiate(protocols)
         agent = self._agents.pick_for_new_channel(loop_time())
         consumer = ConsumerAddress.mint(agent.name)
         channel_id = consumer.channel_id
-        await self._store.create(channel_id, str(consumer))
-        self._observer.channel_created()
-        return NewChannel(
+        return channel_id, NewChannel(
             agent=agent.name,
             producer_address=f"{agent.name}.{self._agents.keys.of(agent.name).seal(channel_id)}",
             consumer_address=str(consumer),
@@ -178,12 +194,16 @@ class Broker:
         except WouldBlock:
             event = await self._new_event(new)
             return await self._write_waiting(address, event, new.request_id)
+        except ChannelNotFound:
+            self._observer.events_unroutable(1)
+            raise
 
     def write_nowait(self, address: str, new: NewEvent) -> str:
         """Do the same as `write`, without waiting.
 
         Raises: WouldBlock, when the call would have to wait for a free place, for the check of a
-            large body, or for a cut-over; nothing has changed then. Also the errors of `write`.
+            large body, or for a cut-over; also the errors of `write`. In each case nothing has
+            changed, and nothing was counted, so that the caller may call `write` instead.
         """
         self._refuse_if_shutting_down()
         check_request_id(new)
@@ -191,13 +211,8 @@ class Broker:
             raise WouldBlock
         body = checked_body(new.body, self._settings.max_body_bytes)
         event = event_of(new, body)
-        try:
-            stored = self._store.append_nowait(
-                Append(self._writable_channel(address), event, new.request_id)
-            )
-        except ChannelNotFound:
-            self._observer.events_unroutable(1)
-            raise
+        channel_id = self._writable_channel(address)
+        stored = self._store.append_nowait(new_tuple(Append, (channel_id, event, new.request_id)))
         if stored.is_new:
             self._observer.events_written(1)
         return stored.event_id
@@ -488,6 +503,18 @@ class Broker:
         consumer = self._consumer(address)
         checked_id("event id", event_id)
         return await self._store.acknowledge(consumer.channel_id, address, event_id)
+
+    def acknowledge_nowait(self, address: str, event_id: str) -> int:
+        """Do the same as `acknowledge`, without waiting.
+
+        Raises: WouldBlock, when the call would have to wait; nothing has changed then. Also the
+            errors of `acknowledge`.
+        """
+        if self._agents.are_moving:
+            raise WouldBlock
+        consumer = self._consumer(address)
+        checked_id("event id", event_id)
+        return self._store.acknowledge_nowait(consumer.channel_id, address, event_id)
 
     # -- Finding the right node
 

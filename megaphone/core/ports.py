@@ -167,6 +167,13 @@ class Store(Protocol):
         Raises: ChannelNotFound.
         """
 
+    def acknowledge_nowait(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
+        """Do the same as `acknowledge`, without waiting.
+
+        Raises: WouldBlock; a remote store may raise it in each call. Also the error of
+            `acknowledge`.
+        """
+
     async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
         """Return the ids of those channels that exist and have not expired."""
 

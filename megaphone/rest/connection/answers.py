@@ -104,6 +104,27 @@ def created(body: bytes) -> bytes:
     return b"HTTP/1.1 201 Created\r\n" + with_json(body)
 
 
+def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield an answer with JSON that is made in pieces. A long one has chunks, and no length, so
+    that its first pieces can be sent before the last ones are made."""
+    body = b""
+    for piece in pieces:
+        body += piece
+        if len(body) > WHOLE_ANSWER_BYTES:
+            break
+    else:
+        yield status_line + with_json(body)
+        return
+    yield b"%bContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n%b\r\n" % (
+        status_line,
+        date_line(),
+    )
+    yield b"%x\r\n%b\r\n" % (len(body), body)
+    for piece in pieces:
+        yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"
+
+
 def with_json(body: bytes, more: bytes = b"") -> bytes:
     """Return the headers and the body of an answer. `more` are further headers, as lines."""
     return b"Content-Type: application/json\r\nContent-Length: %d\r\n%b%b\r\n%b" % (

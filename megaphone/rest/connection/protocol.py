@@ -9,7 +9,7 @@ read in two ways. When a read begins, the connection becomes a *stream*.
 
 import asyncio
 import socket
-from collections.abc import Container, Coroutine
+from collections.abc import Container, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, cast
@@ -65,9 +65,17 @@ class Unanswered:
     """Whether the bytes are certainly exactly one request."""
 
 
-Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Coroutine[Any, Any, bytes | None]
-"""What the lane does with some bytes. Bytes are the answer. A coroutine returns the answer, or None
-if the lane does not answer the request after all, and nothing has happened."""
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The request takes longer."""
+
+    call: Coroutine[Any, Any, Iterator[bytes] | None]
+    """Returns the answer in pieces, or None if the lane does not answer the request after all, and
+    nothing has happened."""
+
+
+Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later
+"""What the lane does with some bytes. Bytes are the answer."""
 
 
 class Answering(Protocol):
@@ -132,7 +140,9 @@ class Connection(asyncio.Protocol):
         "_idle_timer",
         "_is_deaf",
         "_is_lent_for_ever",
+        "_is_paused",
         "_missing",
+        "_resumed",
         "_stream",
         "_task",
         "_transport",
@@ -145,6 +155,10 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._guest: Guest | None = None
         self._is_lent_for_ever = False
+        self._is_paused = False
+        """Whether the client leaves many bytes of answers unread."""
+        self._resumed: asyncio.Future[None] | None = None
+        """Resolved when `_is_paused` ends."""
         self._is_deaf = False
         """Whether everything that the client sends is dropped."""
         self._stream: EventStream | None = None
@@ -271,7 +285,7 @@ class Connection(asyncio.Protocol):
             self._hold(data, outcome.missing)
         else:
             self._held = bytearray()
-            self._task = host.loop.create_task(self._answer_later(outcome, data))
+            self._task = host.loop.create_task(self._answer_later(outcome.call, data))
 
     def _answer(self, answer: bytes) -> None:
         self._host.answered += 1
@@ -279,21 +293,40 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(answer)
 
-    async def _answer_later(self, call: Coroutine[Any, Any, bytes | None], data: bytes) -> None:
+    async def _answer_later(
+        self, call: Coroutine[Any, Any, Iterator[bytes] | None], data: bytes
+    ) -> None:
         answer = await call
+        for number, piece in enumerate(answer or ()):
+            if number:
+                await asyncio.sleep(0)  # because each piece takes a while to make
+            await self._drained()
+            self._transport_or_raise().write(piece)
         self._task = None
         behind = self._take_held()
-        if self._transport is None:
-            return
         if answer is None:
             self._lend(data)
         else:
-            self._answer(answer)
+            self._host.answered += 1
+            self._used_at = self._host.loop.time()
         if self._is_deaf:
-            self._transport.close()
-        self._transport.resume_reading()
+            self._transport_or_raise().close()
+        else:
+            self._transport_or_raise().resume_reading()
         if behind:
             self.data_received(behind)
+
+    def _transport_or_raise(self) -> asyncio.Transport:
+        """Raises: CancelledError, if the client has disconnected."""
+        if self._transport is None:
+            raise asyncio.CancelledError
+        return self._transport
+
+    async def _drained(self) -> None:
+        """Wait while the client leaves its answer unread."""
+        while self._is_paused:
+            self._resumed = self._host.loop.create_future()
+            await self._resumed
 
     # -- Requests that arrive in pieces
 
@@ -405,6 +438,7 @@ class Connection(asyncio.Protocol):
         if self._stream is not None:
             self._stream.paused()
             return
+        self._is_paused = True
         if self._guest is not None:
             self._guest.pause_writing()
         if self._transport is not None and not self._is_lent:
@@ -414,6 +448,9 @@ class Connection(asyncio.Protocol):
         if self._stream is not None:
             self._stream.resumed()
             return
+        self._is_paused = False
+        if self._resumed is not None and not self._resumed.done():
+            self._resumed.set_result(None)
         if self._guest is not None:
             self._guest.resume_writing()
         if self._transport is not None and not self._is_lent:

@@ -112,6 +112,9 @@ class MemoryStore:
         return channel.lease(options, self._loop.time())
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
+        return self.acknowledge_nowait(channel_id, consumer_address, event_id)
+
+    def acknowledge_nowait(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
         channel = self._table.readable(channel_id, consumer_address)
         return channel.acknowledge(event_id, self._loop.time())
 
