@@ -131,7 +131,7 @@ class Event:
     """In how many channels the event occupies a place. `core.budget` counts them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewEvent:
     """An event as its writer sends it: without id and time."""
 
@@ -141,7 +141,7 @@ class NewEvent:
     """The idempotency key. If a write repeats a key, its event is not accepted a second time."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class NewChannel:
     """A channel that was created, as its creator gets it."""
 

@@ -8,6 +8,7 @@ id*, the MD5 of the random characters. Existing clients depend on these formats.
 """
 
 import hashlib
+import os
 import re
 import secrets
 import string
@@ -31,6 +32,8 @@ streaming."""
 KEY_BYTES = 32
 NONCE_BYTES = 12
 OPENED_REMEMBERED = 10_000
+TEXTS_AT_ONCE = 100
+"""How many random texts are made at once."""
 
 _BYTES_TO_ALPHANUMERICS = bytes(ord(ALPHANUMERICS[byte % 62]) for byte in range(256))
 _UNEVEN_BYTES = bytes(range(248, 256))
@@ -65,7 +68,43 @@ def alphanumerics(length: int, random_bytes: Callable[[int], bytes]) -> str:
     return text[:length].decode()
 
 
-@dataclass(frozen=True, slots=True)
+def random_texts(length: int, random_bytes: Callable[[int], bytes]) -> list[str]:
+    """Return `TEXTS_AT_ONCE` texts of random letters and digits."""
+    text = alphanumerics(length * TEXTS_AT_ONCE, random_bytes)
+    return [text[start : start + length] for start in range(0, len(text), length)]
+
+
+class Randomness:
+    """Secret random material for the next channels, because it costs less to draw much at once."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Draw anew from now on."""
+        self._secrets: list[str] = []
+        self._nonces: list[bytes] = []
+
+    def secret(self) -> str:
+        """Return the secret of a new consumer address. No text is returned twice."""
+        if not self._secrets:
+            self._secrets = random_texts(SECRET_LENGTH, secrets.token_bytes)
+        return self._secrets.pop()
+
+    def nonce(self) -> bytes:
+        """Return random bytes for one encryption. They are not returned again."""
+        if not self._nonces:
+            drawn = secrets.token_bytes(NONCE_BYTES * TEXTS_AT_ONCE)
+            self._nonces = [drawn[i : i + NONCE_BYTES] for i in range(0, len(drawn), NONCE_BYTES)]
+        return self._nonces.pop()
+
+
+_randomness = Randomness()
+# A process that was forked would otherwise hand out the same secrets as its parent.
+os.register_at_fork(after_in_child=_randomness.forget)
+
+
+@dataclass(slots=True)
 class ConsumerAddress:
     """A well-formed consumer address. Only the store knows whether its channel exists."""
 
@@ -76,7 +115,7 @@ class ConsumerAddress:
     @classmethod
     def mint(cls, agent: str) -> Self:
         """Make the address of a new channel of an agent."""
-        return cls(agent, alphanumerics(SECRET_LENGTH, secrets.token_bytes))
+        return cls(agent, _randomness.secret())
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -141,9 +180,9 @@ class AddressKey:
 
     def seal(self, channel_id: bytes) -> str:
         """Return the sealed part of a producer address. It is another one in each call."""
-        nonce = secrets.token_bytes(NONCE_BYTES)
+        nonce = _randomness.nonce()
         sealed = nonce + self._cipher.encrypt(nonce, channel_id, None)
-        return urlsafe_b64encode(sealed).decode().rstrip("=")
+        return urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
     def _open(self, sealed: str) -> bytes:
         if not _SEALED.fullmatch(sealed):

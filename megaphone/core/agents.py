@@ -305,9 +305,11 @@ class Agents:
 
         Raises: NoAgentAvailable.
         """
-        candidates = [agent for agent in self if agent.takes_channels(now)]
+        candidates = [agent for agent in self._agents.values() if agent.takes_channels(now)]
         if not candidates:
             raise NoAgentAvailable(self._why_none(now))
+        if len(candidates) == 1:
+            return candidates[0]
         return random.choice([a for a in candidates if not a.was_replicated] or candidates)
 
     def _why_none(self, now: float) -> str:

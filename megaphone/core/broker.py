@@ -95,6 +95,7 @@ class Broker:
         self._agents = agents
         self._settings = settings
         self._observer = observer
+        self._max_body_bytes = settings.max_body_bytes
         self._poll_duration_s = settings.poll_duration_millis / 1000
         self._readers: set[Reader] = set()
         self._read_ended = asyncio.Event()
@@ -131,14 +132,11 @@ class Broker:
         self._refuse_if_shutting_down()
         chosen = negotiate(protocols)
         agent = self._agents.pick_for_new_channel(loop_time())
-        consumer = ConsumerAddress.mint(agent.name)
+        name = agent.name
+        consumer = ConsumerAddress.mint(name)
         channel_id = consumer.channel_id
-        return channel_id, NewChannel(
-            agent=agent.name,
-            producer_address=f"{agent.name}.{self._agents.keys.of(agent.name).seal(channel_id)}",
-            consumer_address=str(consumer),
-            protocols=chosen,
-        )
+        producer_address = f"{name}.{self._agents.keys.of(name).seal(channel_id)}"
+        return channel_id, NewChannel(name, producer_address, str(consumer), chosen)
 
     async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
         """Return for each producer or consumer address whether its channel exists.
@@ -205,14 +203,16 @@ class Broker:
             large body, or for a cut-over; also the errors of `write`. In each case nothing has
             changed, and nothing was counted, so that the caller may call `write` instead.
         """
-        self._refuse_if_shutting_down()
-        check_request_id(new)
-        if len(new.body) > CHECKED_AT_ONCE or self._agents.are_moving:
+        if self._shutting_down:
+            raise ShuttingDown
+        body, request_id = new.body, new.request_id
+        if request_id is not None:
+            checked_id("request id", request_id)
+        if len(body) > CHECKED_AT_ONCE or self._agents.are_moving:
             raise WouldBlock
-        body = checked_body(new.body, self._settings.max_body_bytes)
-        event = event_of(new, body)
+        event = event_of(new, checked_body(body, self._max_body_bytes))
         channel_id = self._writable_channel(address)
-        stored = self._store.append_nowait(new_tuple(Append, (channel_id, event, new.request_id)))
+        stored = self._store.append_nowait(new_tuple(Append, (channel_id, event, request_id)))
         if stored.is_new:
             self._observer.events_written(1)
         return stored.event_id
@@ -438,7 +438,7 @@ class Broker:
 
     async def _new_event(self, new: NewEvent) -> Event:
         check_request_id(new)
-        return event_of(new, await accepted_body(new.body, self._settings.max_body_bytes))
+        return event_of(new, await accepted_body(new.body, self._max_body_bytes))
 
     # -- Reading
 
@@ -673,12 +673,7 @@ class Refused:
 
 def event_of(new: NewEvent, body: bytes) -> Event:
     """Make an event with an id and a timestamp. Raises: BadRequest, for an invalid stream id."""
-    return Event(
-        id=new_event_id(),
-        stream_id=checked_stream_id(new.stream_id),
-        timestamp_us=time.time_ns() // 1000,
-        body=body,
-    )
+    return Event(new_event_id(), checked_stream_id(new.stream_id), time.time_ns() // 1000, body)
 
 
 def check_request_id(new: NewEvent) -> None:

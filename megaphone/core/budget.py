@@ -11,7 +11,7 @@ Reads are never refused, because they free memory.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -151,35 +151,43 @@ class Budget:
     # -- Events: each counts once, however many channels share it
 
     def hold(self, event: Event) -> None:
-        """Count one more holder of an event: the log of a channel, or a waiting writer."""
+        """Count one more waiting writer that holds an event."""
         event.holders += 1
         self.used += ENTRY_BYTES
         if event.holders == 1:
             self.used += EVENT_BYTES + len(event.body)
 
-    def drop(self, event: Event) -> None:
-        """Count one holder of an event less: the opposite of `hold`."""
-        event.holders -= 1
-        self.used -= ENTRY_BYTES
-        if event.holders == 0:
-            self.used -= EVENT_BYTES + len(event.body)
+    def drop(self, events: Sequence[Event]) -> None:
+        """Count one holder of each of these events less: the opposite of `hold`."""
+        used = ENTRY_BYTES * len(events)
+        for event in events:
+            event.holders -= 1
+            if event.holders == 0:
+                used += EVENT_BYTES + len(event.body)
+        self.used -= used
 
-    def expect(self, event: Event) -> None:
-        """Count one more channel in which an event has a place.
+    def enter(self, event: Event) -> None:
+        """Count one more channel that holds an event, and in which the event has a place.
 
-        While there are two such channels or more, the event keeps its rendered line for them. The
-        line is as long as the body, so the body counts twice.
+        While it has a place in two channels or more, the event keeps its rendered line for them.
+        The line is as long as the body, so the body counts twice.
         """
+        event.holders += 1
         event.awaited += 1
+        used = ENTRY_BYTES
+        if event.holders == 1:
+            used += EVENT_BYTES + len(event.body)
         if event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
-            self.used += len(event.body)
+            used += len(event.body)
+        self.used += used
 
-    def deliver(self, event: Event) -> None:
-        """Count one channel less in which an event has a place: the opposite of `expect`."""
-        event.awaited -= 1
-        if event.awaited == 1 and len(event.body) <= LINE_BODY_BYTES:
-            self.used -= len(event.body)
-            event.rendered = None
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Count one channel less in which each of these events has a place."""
+        for event in events:
+            event.awaited -= 1
+            if event.awaited == 1 and len(event.body) <= LINE_BODY_BYTES:
+                self.used -= len(event.body)
+                event.rendered = None
 
 
 def counted_bytes(size: int) -> int:

@@ -134,7 +134,8 @@ class Lease:
     def ready(self) -> int:
         """The length of the backlog. A `take` may return fewer events, because of its limits and
         the window."""
-        return self._channel.unsent
+        log = self._channel.log
+        return log.end - log.sent
 
     def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         """Confirm the events taken before, and return the next events of the backlog in order.
@@ -148,10 +149,14 @@ class Lease:
         if self._is_interrupted or not self.is_open:
             return None
         self.confirm(now)
-        batch = self._channel._take(self, limit, max_bytes, now)
+        channel = self._channel
+        log = channel.log
+        if log.sent == log.end:
+            return None
+        batch = channel._take(self, limit, max_bytes, now)
         if batch is not None:
             self._first_taken = batch.first_offset
-            self._last_taken = self._channel.log.sent
+            self._last_taken = log.sent
         return batch
 
     def confirm(self, now: float) -> None:
@@ -270,22 +275,39 @@ class Channel:
         Raises: LimitExceeded, when the budget has no memory for the event, or when
             `max_waiting_writers` writers wait already.
         """
+        if (accepted := self.accept(event, now=now, request_id=request_id)) is not None:
+            return accepted
         if request_id is not None and self._keys is not None:
             earlier = self._keys.answer(request_id, now)
             if earlier is not None:
                 return earlier
         self.log.budget.ensure(cost(event), now, self)
         self._was_written = True
-        answer: str | Waiter
-        log = self.log
-        if not self._waiters and log.end - log.freed < log.limits.capacity:
-            self._append(event)
-            answer = event.id
-        else:
-            answer = self._queue(Waiter(event, request_id))
+        waiter = self._queue(Waiter(event, request_id))
         if request_id is not None:
-            self._remember(request_id, answer, now)
-        return answer
+            self._remember(request_id, waiter, now)
+        return waiter
+
+    def accept(self, event: Event, *, now: float, request_id: str | None = None) -> str | None:
+        """Do the same as `offer`, but do not queue the event if the channel is full.
+
+        Returns: the id of the accepted event, or of an earlier one with the same key; None if the
+            event, or an earlier one with its key, must wait. Then nothing has changed.
+        Raises: LimitExceeded, when the budget has no memory for the event.
+        """
+        if request_id is not None and self._keys is not None:
+            earlier = self._keys.answer(request_id, now)
+            if earlier is not None:
+                return earlier if isinstance(earlier, str) else None
+        log = self.log
+        if self._waiters or log.end - log.freed >= log.limits.capacity:
+            return None
+        log.budget.ensure(cost(event), now, self)
+        self._was_written = True
+        self._append(event)
+        if request_id is not None:
+            self._remember(request_id, event.id, now)
+        return event.id
 
     def withdraw(self, waiter: Waiter, on_resolved: Callable[[], None]) -> None:
         """Withdraw a writer from its waiter, if the waiter is not resolved yet.
@@ -295,7 +317,7 @@ class Channel:
         if waiter.accepted is None and waiter.leave(on_resolved):
             assert self._waiters is not None
             del self._waiters[waiter]
-            self.log.budget.drop(waiter.event)
+            self.log.budget.drop([waiter.event])
             if waiter.request_id is not None and self._keys is not None:
                 self._keys.forget(waiter.request_id)
 
@@ -497,7 +519,7 @@ class Channel:
             lease.notify()
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
-            self.log.budget.drop(waiter.event)
+            self.log.budget.drop([waiter.event])
             waiter.resolve(accepted=False)
         if self._keys is not None:
             self._keys.clear()
@@ -509,8 +531,9 @@ class Channel:
 
     def _append(self, event: Event) -> None:
         self.log.append(event)
-        if self._lease is not None:
-            self._lease.notify()
+        lease = self._lease
+        if lease is not None and lease.on_ready is not None:
+            lease.on_ready()
 
     def _queue(self, waiter: Waiter) -> Waiter:
         if self._waiters is None:
@@ -529,7 +552,7 @@ class Channel:
         while self._waiters and self.has_free_place:
             waiter, _ = self._waiters.popitem(last=False)
             self._append(waiter.event)
-            self.log.budget.drop(waiter.event)
+            self.log.budget.drop([waiter.event])
             if waiter.request_id is not None:
                 self._remember(waiter.request_id, waiter.event.id, now)
             waiter.resolve(accepted=True)

@@ -54,6 +54,16 @@ new_tuple = tuple.__new__
 """Makes a named tuple in half the time that its own constructor takes."""
 
 
+def cut_off(events: list[Event], max_bytes: int) -> None:
+    """Leave out the last events, so that the others have at most so many bytes of bodies and
+    overhead. The first event stays, however large it is."""
+    for count, event in enumerate(events):
+        max_bytes -= len(event.body) + EVENT_OVERHEAD_BYTES
+        if max_bytes < 0 and count:
+            del events[count:]
+            return
+
+
 class Log:
     """The log of one channel. Each call takes effect at once and completely. The docstring of the
     module explains the cuts."""
@@ -177,8 +187,7 @@ class Log:
 
     def append(self, event: Event) -> None:
         """Add an event at the end. It occupies a place from now on."""
-        self.budget.hold(event)
-        self.budget.expect(event)
+        self.budget.enter(event)
         self.end += 1
         if self._events:
             self._events.append(event)
@@ -200,21 +209,26 @@ class Log:
         sent, end = self.sent, self.end
         if limit < end - sent:
             end = sent + limit
+        if end <= sent:
+            return None
         shift = len(self._events) - self.end
         events = self._events[sent + shift : end + shift]
-        if not events:
-            return None
-        for count, event in enumerate(events):
-            max_bytes -= len(event.body) + EVENT_OVERHEAD_BYTES
-            if max_bytes < 0 and count:
-                del events[count:]
-                break
-        self.sent += len(events)
-        is_news = self.sent > self.highest_sent or deliver
-        redelivered = self._note_sent(sent + 1, self.sent)
+        if end - sent > 1:
+            cut_off(events, max_bytes)
+        last = sent + len(events)
+        is_news = last > self.highest_sent or deliver
+        if sent == self.highest_sent:  # which is the rule, and costs nothing to find out
+            redelivered, self.highest_sent = 0, last
+        else:
+            redelivered = self._note_sent(sent + 1, last)
+        self.sent = last
         if deliver:
-            self.delivered = self.sent
-            self._free_to(self.sent)
+            self.delivered = last
+            if self.freed == sent:
+                self.budget.deliver(events)
+                self.freed = last
+            if last - self.limits.capacity > self.dropped:
+                self._free_to(last)
         if is_news and self.listener is not None:
             self.listener(self.channel_id)
         return new_tuple(Batch, (self.epoch, sent + 1, events, redelivered))
@@ -351,10 +365,7 @@ class Log:
     def _free_to(self, offset: int) -> None:
         """Free the places up to an offset, and drop delivered events beyond the capacity."""
         if offset > self.freed:
-            deliver, events = self.budget.deliver, self._events
-            shift = len(events) - self.end
-            for position in range(self.freed + shift, offset + shift):
-                deliver(events[position])
+            self.budget.deliver(self._slice(self.freed, offset))
             self.freed = offset
         if self.delivered - self.limits.capacity > self.dropped:
             self._drop_to(self.delivered - self.limits.capacity)
@@ -365,15 +376,15 @@ class Log:
         The list shrinks only when half of it is dropped, so that an event costs the same time
         however long the log is.
         """
-        events, index, drop = self._events, self._index, self.budget.drop
+        events, index = self._events, self._index
         shift = len(events) - self.end
-        stop = offset + shift
-        self._dropped_id = events[stop - 1].id
-        for position in range(self.dropped + shift, stop):
-            event = events[position]
-            events[position] = DROPPED
-            drop(event)
-            if index is not None:
+        start, stop = self.dropped + shift, offset + shift
+        dropped = events[start:stop]
+        self._dropped_id = dropped[-1].id
+        events[start:stop] = [DROPPED] * len(dropped)
+        self.budget.drop(dropped)
+        if index is not None:
+            for event in dropped:
                 index.pop(event.id, None)
         if self._passed_over is not None:
             self._passed_over.difference_update(range(self.dropped + 1, offset + 1))

@@ -35,6 +35,7 @@ class Reader:
         "_heartbeat_at",
         "_heartbeat_s",
         "_is_closed",
+        "_is_waiting",
         "_lease",
         "_left",
         "_look_timer",
@@ -85,6 +86,8 @@ class Reader:
         """Whether the last `next` found that the read is over, so that it can end cleanly."""
         self._is_closed = False
         self._progress = Progress(is_seen=False)
+        self._is_waiting = False
+        """Whether a batch waits for the client."""
         self._more_is_ready = False
         """Whether more events were ready than the last batch could hold."""
         self._taken: Callable[[], int] | None = None
@@ -128,18 +131,21 @@ class Reader:
         when the channel was removed, when another reader has taken over, and after `end`.
         """
         now = self._clock()
-        self._note_taken(now)
-        if self._left <= 0 or (self._ready <= 0 and now >= self._until):
+        if self._is_waiting or self._more_is_ready:
+            self._note_taken(now)
+        left = self._left
+        if left <= 0 or (self._ready <= 0 and now >= self._until):
             self.is_over = True
             return None
         lease = self._lease
-        batch = lease.take(min(BATCH_EVENTS, self._left), self._progress.batch_bytes, now)
+        limit = min(BATCH_EVENTS, left)
+        batch = lease.take(limit, self._progress.batch_bytes, now)
         if batch is None:
             return self._nothing(now)
         events = batch.events
         count = len(events)
         self._observer.events_read(count, batch.redelivered)
-        self._left -= count
+        self._left = left - count
         self._ready -= count
         self._more_is_ready = lease.ready > 0
         self._heartbeat_at = now + self._heartbeat_s
@@ -154,7 +160,8 @@ class Reader:
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self._heartbeat_s
             return []
-        self._set_timer(min(self._until, self._heartbeat_at))
+        if self._timer is None or self._heartbeat_at < self._timer.when():
+            self._set_timer(min(self._until, self._heartbeat_at))
         return None
 
     def _set_timer(self, due: float) -> None:
@@ -190,17 +197,18 @@ class Reader:
         reader then calls `on_broken`.
         """
         now = self._clock()
+        self._is_waiting = True
         size = 0 if self._progress.is_seen else size
         self._progress.hand_over(size, now, more_is_ready=self._more_is_ready)
         if self._look_timer is None:
             self._look_again(now)
 
     def _note_taken(self, now: float) -> None:
-        if self._progress.is_waiting:
+        if self._is_waiting:
             self._progress.finish(now)
-        elif self._more_is_ready:
+        else:
             self._progress.grow()
-        self._more_is_ready = False
+        self._is_waiting = self._more_is_ready = False
 
     def _look_again(self, now: float) -> None:
         """Check the client later. One timer serves many batches, because the client takes most of

@@ -29,6 +29,7 @@ from megaphone.wire import json
 MAX_HEAD_BYTES = 8_000
 MAX_HEADERS = 100
 """Both limits are below those of aiohttp, so that aiohttp would have taken the head too."""
+MAX_LENGTH_DIGITS = 9
 MAX_BODY_BYTES = 1_048_576
 """A larger body is left to aiohttp, which receives it in pieces."""
 ODD_HEADERS = frozenset(
@@ -49,7 +50,6 @@ ODD_HEADERS = frozenset(
 NOT_CERTAIN = Unanswered(is_whole=False)
 NOT_HERE = Unanswered(is_whole=True)
 
-_DIGITS = re.compile(rb"0|[1-9][0-9]{0,8}")
 _WRITE = re.compile(rb"/write/([A-Za-z0-9_.-]+)/([A-Za-z0-9_.~-]+)")
 _ACK = re.compile(rb"/ack/([A-Za-z0-9_.-]+)")
 _READ = re.compile(rb"/read/([A-Za-z0-9_.-]+)(?:\?([A-Za-z0-9_=&-]+))?")
@@ -60,54 +60,57 @@ class Request:
     """Reads a request of the strict form from its bytes. One object reads all requests, one after
     the other; its attributes describe the last one."""
 
-    __slots__ = ("_headers", "_is_complete", "_is_odd", "_messages", "_parser", "body", "url")
+    __slots__ = ("_begun", "_ended", "_feed", "_is_odd", "_parser", "body", "headers", "url")
 
     def __init__(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
-        self._reset()
-
-    def _reset(self) -> None:
+        self._renew()
         self.url = b""
         self.body = b""
-        self._headers: dict[bytes, bytes] = {}
+        self.headers: dict[bytes, bytes] = {}
+        """The headers, by their names in small letters."""
         self._is_odd = False
-        self._is_complete = False
-        self._messages = 0
+        """Whether there is a header twice, or one of `ODD_HEADERS`."""
+        self._begun = self._ended = 0
+        """How many messages have begun and ended."""
+
+    def _renew(self) -> None:
+        """Drop the state of the parser, because the bytes did not end with a message."""
+        self._parser = httptools.HttpRequestParser(self)
+        self._feed = self._parser.feed_data
 
     def read(self, data: bytes) -> Unanswered | Unfinished | None:
         """Read a request. Returns: None if the bytes are one whole request of the strict form."""
         head_bytes = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
         if head_bytes < 4:
             return NOT_CERTAIN
-        self._reset()
+        headers = self.headers = {}
+        self.body = self.url = b""
+        self._is_odd = False
+        self._begun = self._ended = 0
         try:
-            self._parser.feed_data(data)
-            is_sound = self._is_sound()
+            self._feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            is_sound = False
-        if not is_sound:
-            self._parser = httptools.HttpRequestParser(self)
+            self._is_odd = True
+        length = headers.get(b"content-length", b"0")
+        if (
+            self._is_odd
+            or self._begun != 1
+            or b"host" not in headers
+            or headers.get(b"connection", b"keep-alive") != b"keep-alive"
+            or not length.isdigit()
+            or len(length) > MAX_LENGTH_DIGITS
+            or len(headers) > MAX_HEADERS
+            or self._parser.get_http_version() != "1.1"
+        ):
+            self._renew()
             return NOT_CERTAIN
-        length = int(self._headers.get(b"content-length", b"0"))
-        missing = head_bytes + length - len(data)
-        if missing == 0 and self._is_complete and len(self.body) == length:
+        missing = head_bytes + int(length) - len(data)
+        if missing == 0 and self._ended == 1 and len(self.body) + head_bytes == len(data):
             return None
-        self._parser = httptools.HttpRequestParser(self)  # because it is within a message
-        if 0 < missing <= MAX_BODY_BYTES and not self._is_complete:
+        self._renew()
+        if 0 < missing <= MAX_BODY_BYTES and self._ended == 0:
             return Unfinished(missing)
         return NOT_CERTAIN
-
-    def _is_sound(self) -> bool:
-        headers = self._headers
-        return (
-            not self._is_odd
-            and self._messages == 1
-            and self._parser.get_http_version() == "1.1"
-            and b"host" in headers
-            and len(headers) <= MAX_HEADERS
-            and _DIGITS.fullmatch(headers.get(b"content-length", b"0")) is not None
-            and headers.get(b"connection", b"keep-alive") == b"keep-alive"
-        )
 
     @property
     def method(self) -> bytes:
@@ -119,37 +122,32 @@ class Request:
 
         Raises: UnicodeDecodeError, if the value is not ASCII.
         """
-        value = self._headers.get(name)
+        value = self.headers.get(name)
         return None if value is None else value.decode("ascii")
 
     @property
-    def is_json(self) -> bool:
-        """Whether the body is JSON by the word, which is what nearly every client sends."""
-        return self._headers.get(b"content-type") == b"application/json"
-
-    @property
     def has_no_body(self) -> bool:
-        return not self.body and b"content-type" not in self._headers
+        return not self.body and b"content-type" not in self.headers
 
     # -- Calls of the parser
 
     def on_message_begin(self) -> None:
-        self._messages += 1
+        self._begun += 1
 
     def on_url(self, url: bytes) -> None:
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        if name in self._headers or name in ODD_HEADERS:
+        if name in self.headers or name in ODD_HEADERS:
             self._is_odd = True
-        self._headers[name] = value
+        self.headers[name] = value
 
     def on_body(self, body: bytes) -> None:
         self.body = self.body + body if self.body else body
 
     def on_message_complete(self) -> None:
-        self._is_complete = True
+        self._ended += 1
 
 
 @dataclass(slots=True)
@@ -170,40 +168,42 @@ class Lane:
         if len(request.body) > self.max_body_bytes:
             return NOT_HERE
         try:
-            if request.method == b"POST":
-                return self._post(request)
-            if request.method == b"GET" and request.has_no_body:
-                return self._read(request)
+            match request.method:
+                case b"POST":
+                    return self._post(request)
+                case b"GET" if request.has_no_body:
+                    return self._read(request)
+                case _:
+                    return NOT_HERE
         except (MegaphoneError, WouldBlock, UnicodeDecodeError):
             return NOT_HERE
-        return NOT_HERE
 
     def _post(self, request: Request) -> Outcome:
         url = request.url
         if url == b"/create":
             return self._create(request)
-        if not request.is_json:
+        if request.headers.get(b"content-type") != b"application/json":
             return NOT_HERE
-        if (found := _WRITE.fullmatch(url)) is not None:
-            return self._write(request, *found.groups())
+        if (write := _WRITE.fullmatch(url)) is not None:
+            return self._write(request, write)
         if url == b"/write-batch":
             return Later(self._write_batch(request.body, request.header(b"idempotency-key")))
-        if (found := _ACK.fullmatch(url)) is not None and not self.readers_headers:
+        if (ack := _ACK.fullmatch(url)) is not None and not self.readers_headers:
             event_id = json.parse_ack(request.body)
-            count = self.broker.acknowledge_nowait(found[1].decode(), event_id)
+            count = self.broker.acknowledge_nowait(ack[1].decode(), event_id)
             return ok(json.acknowledged(count))
         return NOT_HERE
 
     def _create(self, request: Request) -> Outcome:
-        if request.is_json and request.body:
-            protocols = json.parse_create(request.body)
-        elif request.is_json or request.has_no_body:
-            protocols = []
-        else:
+        protocols: list[str] = []
+        if request.headers.get(b"content-type") == b"application/json":
+            protocols = json.parse_create(request.body) if request.body else []
+        elif not request.has_no_body:
             return NOT_HERE
         return ok(json.created(self.broker.create_nowait(protocols)))
 
-    def _write(self, request: Request, address: bytes, stream_id: bytes) -> Outcome:
+    def _write(self, request: Request, found: re.Match[bytes]) -> Outcome:
+        address, stream_id = found.groups()
         if address in _DOTS or stream_id in _DOTS:
             return NOT_HERE
         event = NewEvent(stream_id.decode(), request.body, request.header(b"idempotency-key"))

@@ -6,6 +6,7 @@ were.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
@@ -25,6 +26,9 @@ from megaphone.wire.decode import Converted, decode_json
 
 MEMBERS_AT_ONCE = 500
 """How many elements of a list are encoded into one piece of an answer."""
+SECONDS_REMEMBERED = 10
+"""Events that are sent now have mostly the time of the last seconds."""
+STREAM_IDS_REMEMBERED = 1_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder().encode
 
@@ -210,8 +214,13 @@ def error(code: str, message: str, status: int) -> bytes:
 
 def timestamp(microseconds: int) -> str:
     """Return a time as RFC 3339 in UTC, to the microsecond."""
-    text = (EPOCH + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds")
-    return text.replace("+00:00", "Z")
+    second, rest = divmod(microseconds, 1_000_000)
+    return f"{up_to_second(second).decode()}.{rest:06}Z"
+
+
+@lru_cache(SECONDS_REMEMBERED)
+def up_to_second(second: int) -> bytes:
+    return (EPOCH + timedelta(seconds=second)).isoformat().removesuffix("+00:00").encode()
 
 
 def event_line(event: Event) -> bytes:
@@ -219,7 +228,14 @@ def event_line(event: Event) -> bytes:
     channel."""
     if event.rendered is not None:
         return event.rendered
-    line = b"%b%b}\n" % (before_body(event), event.body)
+    second, rest = divmod(event.timestamp_us, 1_000_000)
+    line = b'{"sid":%b,"eid":"%b","ts":"%b.%06dZ","body":%b}\n' % (
+        quoted(event.stream_id),
+        event.id.encode(),
+        up_to_second(second),
+        rest,
+        event.body,
+    )
     if event.awaited > 1:
         event.rendered = line
     return line
@@ -227,10 +243,16 @@ def event_line(event: Event) -> bytes:
 
 def before_body(event: Event) -> bytes:
     return b'{"sid":%b,"eid":"%b","ts":"%b","body":' % (
-        encode(event.stream_id),
+        quoted(event.stream_id),
         event.id.encode(),
         timestamp(event.timestamp_us).encode(),
     )
+
+
+@lru_cache(STREAM_IDS_REMEMBERED)
+def quoted(stream_id: str) -> bytes:
+    """Return a stream id as JSON."""
+    return encode(stream_id)
 
 
 def line_parts(event: Event) -> tuple[bytes, ...]:

@@ -23,6 +23,7 @@ MANY = 1_000
 STRANGER = "of no channel"
 CHANGING = {
     Channel: {
+        "accept",
         "acknowledge",
         "advance",
         "drop_replay",

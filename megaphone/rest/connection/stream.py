@@ -62,17 +62,23 @@ class Framing:
         self._last_events: list[Event] = []
         self._last_chunk = b""
 
-    def events(self, events: list[Event]) -> list[bytes]:
-        """Return the bytes of a batch as one chunk, in parts.
+    def events(self, events: list[Event]) -> bytes | list[bytes]:
+        """Return the bytes of a batch as one chunk, in parts if it is large.
 
         The next reader of the same events gets the same object, if it is small.
         """
         if events == self._last_events:
-            return [self._last_chunk]
-        parts = chunk(self._render(events))
-        if len(parts) == 1:
-            self._last_events, [self._last_chunk] = events, parts
-        return parts
+            return self._last_chunk
+        parts = self._render(events)
+        if len(parts) == 1 and len(parts[0]) <= PIECE_BYTES:  # most batches are one small event
+            self._last_events = events
+            self._last_chunk = b"%x\r\n%b\r\n" % (len(parts[0]), parts[0])
+            return self._last_chunk
+        whole = chunk(parts)
+        if len(whole) > 1:
+            return whole
+        self._last_events, [self._last_chunk] = events, whole
+        return self._last_chunk
 
     def events_unchunked(self, events: list[Event]) -> list[bytes]:
         """Return the bytes of a batch for a client of HTTP/1.0, which has no chunks."""
@@ -251,7 +257,8 @@ class EventStream:
     def _send_batches(self) -> None:
         next_batch, begun = self._reader.next, self._sent
         while (events := next_batch()) is not None:
-            if not self._send(self._parts_of(events)):
+            data = self._bytes_of(events)
+            if not (self._send_small(data) if isinstance(data, bytes) else self._send_large(data)):
                 self._reader.wait_for_client(0)
                 return
             if self._sent - begun > TURN_BYTES:
@@ -260,22 +267,21 @@ class EventStream:
         if self._reader.is_over:
             self._write_end()
 
-    def _parts_of(self, events: list[Event]) -> list[bytes]:
+    def _bytes_of(self, events: list[Event]) -> bytes | list[bytes]:
         framing = self._framing
         if self._is_chunked:
-            return framing.events(events) if events else [framing.heartbeat_chunk]
-        return framing.events_unchunked(events) if events else [framing.heartbeat]
+            return framing.events(events) if events else framing.heartbeat_chunk
+        return framing.events_unchunked(events) if events else framing.heartbeat
 
-    def _send(self, parts: list[bytes]) -> bool:
-        """Send some bytes. Returns: whether the kernel has all of them."""
-        if len(parts) == 1 and len(parts[0]) <= JOINED_BYTES:
-            size = len(parts[0])
-            if size <= PIECE_BYTES:
-                return self._send_piece(parts, size)
-        else:
-            size = sum(map(len, parts))
-            if size <= JOINED_BYTES:
-                parts = [b"".join(parts)]
+    def _send_small(self, data: bytes) -> bool:
+        """Send up to about one piece. Returns: whether the kernel has all of it."""
+        return self._send_piece((data,), len(data))
+
+    def _send_large(self, parts: list[bytes]) -> bool:
+        """Send a large chunk. Returns: whether the kernel has all of it."""
+        size = sum(map(len, parts))
+        if size <= JOINED_BYTES:
+            parts = [b"".join(parts)]
         self._lent = size  # counts because to send it may take long
         self._budget.add(size)
         self._pieces = pieces(parts)
@@ -306,9 +312,7 @@ class EventStream:
 
     def _offer(self, piece: Piece, size: int) -> int:
         """Offer a piece to the kernel. Returns: how many bytes the kernel took."""
-        if self._socket is None or self._transport.is_closing():
-            return 0
-        if self._transport.get_write_buffer_size() > 0:
+        if self._is_paused or self._socket is None or self._transport.is_closing():
             return 0
         # While a segment has room, the kernel adds data to it without a check of the limit. The
         # flag MSG_EOR ends the segment, so that the kernel checks the limit for the next data.
@@ -318,6 +322,8 @@ class EventStream:
             flags |= socket.MSG_EOR
             self._open_bytes = 0
         try:
+            if len(piece) == 1:
+                return self._socket.send(piece[0], flags)
             return self._socket.sendmsg(piece, (), flags)
         except BlockingIOError:
             return 0

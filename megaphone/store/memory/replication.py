@@ -68,7 +68,7 @@ class MemoryReplication:
         return addresses
 
     async def advance(self, channel_id: bytes, event_id: str) -> None:
-        channel = self._table.living(channel_id)
+        channel = self._table.living(channel_id, self._loop.time())
         channel.advance(event_id, self._loop.time())
 
     async def refuse_writers(self, agent: str) -> None:
@@ -76,7 +76,7 @@ class MemoryReplication:
             await self._writers.refuse(home)
 
     async def release(self, channel_id: bytes) -> None:
-        self._table.release(self._table.living(channel_id))
+        self._table.release(self._table.living(channel_id, self._loop.time()))
 
     async def largest_capacity(self, agent: str) -> int:
         home = self._index.find_agent(agent)
@@ -85,7 +85,7 @@ class MemoryReplication:
     # -- For the sources of this node
 
     async def apply(self, channel_id: bytes, change: HistoryChange) -> int:
-        channel, now = self._table.living(channel_id), self._loop.time()
+        channel, now = self._table.living(channel_id, self._loop.time()), self._loop.time()
         lost = 0
         match change:
             case EventAdded(event=event, offset=offset, key=key):
@@ -139,7 +139,7 @@ class MemoryReplication:
         return addresses
 
     async def allow_expiry(self, channel_id: bytes) -> None:
-        self._table.living(channel_id).may_expire = True
+        self._table.living(channel_id, self._loop.time()).may_expire = True
 
     async def expire(self, channel_id: bytes) -> None:
         channel = self._index.get(channel_id)

@@ -36,7 +36,7 @@ class MemoryStore:
     ) -> None:
         """`on_evicted` is called when the store has evicted events to free places for writers. Its
         argument is how many of them were never sent to a reader. It must not raise or wait."""
-        self._loop = asyncio.get_running_loop()
+        self._clock = asyncio.get_running_loop().time
         self._table = Table(
             limits=limits, max_channels=max_channels, budget=budget, on_removed=on_removed
         )
@@ -88,18 +88,21 @@ class MemoryStore:
             return error
 
     def append_nowait(self, write: Append) -> Stored:
-        channel = self._table.living(write.channel_id)
-        if channel.waiting_writers or not channel.has_free_place:
+        channel_id, event, request_id = write
+        now = self._clock()
+        channel = self._table.living(channel_id, now)
+        accepted = channel.accept(event, now=now, request_id=request_id)
+        if accepted is None:
             self._writers.evict_if_unread(channel)
-            if channel.waiting_writers or not channel.has_free_place:
+            accepted = channel.accept(event, now=now, request_id=request_id)
+            if accepted is None:
                 raise WouldBlock
-        answer = channel.offer(write.event, now=self._loop.time(), request_id=write.request_id)
-        assert isinstance(answer, str)
-        return new_tuple(Stored, (answer, answer == write.event.id))
+        return new_tuple(Stored, (accepted, accepted == event.id))
 
     async def _wait_for_room(self, write: Append) -> Stored:
-        channel = self._table.living(write.channel_id)
-        answer = channel.offer(write.event, now=self._loop.time(), request_id=write.request_id)
+        now = self._clock()
+        channel = self._table.living(write.channel_id, now)
+        answer = channel.offer(write.event, now=now, request_id=write.request_id)
         if isinstance(answer, str):  # the id of an earlier event with the same idempotency key
             return Stored(answer, is_new=False)
         return await self._writers.wait(channel, answer)
@@ -109,24 +112,24 @@ class MemoryStore:
 
     def open_nowait(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
         channel = self._table.readable(channel_id, consumer_address)
-        return channel.lease(options, self._loop.time())
+        return channel.lease(options, self._clock())
 
     async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
         return self.acknowledge_nowait(channel_id, consumer_address, event_id)
 
     def acknowledge_nowait(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
         channel = self._table.readable(channel_id, consumer_address)
-        return channel.acknowledge(event_id, self._loop.time())
+        return channel.acknowledge(event_id, self._clock())
 
     async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
-        now = self._loop.time()
+        now = self._clock()
         found = ((one, self._index.get(one)) for one in channel_ids)
         return {
             one for one, channel in found if channel is not None and not channel.is_expired(now)
         }
 
     async def remove(self, channel_id: bytes) -> None:
-        self._table.remove(self._table.living(channel_id))
+        self._table.remove(self._table.living(channel_id, self._clock()))
 
     async def list(self, agent: str | None, skip: int, limit: int) -> Sequence[str]:
         addresses: list[str] = []

@@ -82,12 +82,12 @@ class Table:
 
     # -- Finding
 
-    def living(self, channel_id: bytes) -> StoredChannel:
+    def living(self, channel_id: bytes, now: float) -> StoredChannel:
         """Return a channel. Raises: ChannelNotFound, also when the channel has expired."""
         channel = self.index.get(channel_id)
         if channel is None:
             raise ChannelNotFound
-        now, deadline = self._loop.time(), channel.deadline
+        deadline = channel.deadline
         if deadline is not None and deadline <= now and channel.is_expired(now):
             raise ChannelNotFound
         return channel
@@ -97,7 +97,7 @@ class Table:
 
         Raises: ChannelNotFound, also when its consumer address is not exactly the given one.
         """
-        channel = self.living(channel_id)
+        channel = self.living(channel_id, self._loop.time())
         if channel.consumer_address != consumer_address:
             raise ChannelNotFound
         return channel
