@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from bench.contestants import BROKERS, Contestant
 from bench.events import BODY
 from bench.http import CREATED, OK, Connection, open_reads, post
-from bench.processes import resident_bytes
+from bench.processes import most_connections, resident_bytes
 from bench.report import BYTES, Figure
 from bench.requests import CONNECTIONS
 from bench.rounds import Plan, progress
@@ -104,14 +104,16 @@ class MemoryScenario:
             return (resident_bytes(server.pid) - before) / count
 
 
+def most_open(plan: Plan) -> int:
+    return min(plan.open_reads, most_connections() - WARM)
+
+
 CHANNEL = MemoryScenario("M1", "idle channel", idle_channels, lambda plan: plan.idle_channels)
-READ = MemoryScenario("M2", "idle open read", idle_reads, lambda plan: plan.open_reads)
+READ = MemoryScenario("M2", "idle open read", idle_reads, most_open)
 EVENT = MemoryScenario(
     "M3",
     f"buffered event of {len(BODY)} bytes",
     buffered_events,
     lambda plan: plan.buffered_events,
 )
-CONNECTION = MemoryScenario(
-    "M4", "idle keep-alive connection", idle_connections, lambda plan: plan.open_reads
-)
+CONNECTION = MemoryScenario("M4", "idle keep-alive connection", idle_connections, most_open)
