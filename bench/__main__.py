@@ -18,6 +18,7 @@ from bench import (
     latency,
     life,
     memory,
+    page,
     requests,
     rpc,
     store,
@@ -62,6 +63,11 @@ def parsed(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--save",
+        action="store_true",
+        help="keep the figures in bench/results, and write them into docs/performance.md",
+    )
     parser.add_argument(
         "--only",
         action="append",
@@ -152,8 +158,11 @@ def main() -> int:
     except asyncio.CancelledError:
         progress("stopped")
         return 1
+    results = as_json(figures, failures)
+    if arguments.save:
+        page.save(results, list(SCENARIOS))
     if arguments.json:
-        print(json.dumps(as_json(figures, failures)))
+        print(json.dumps(results))
     else:
         show(figures, failures)
     return 1 if failures else 0

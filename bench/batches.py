@@ -59,7 +59,7 @@ def take_answer(connection: Connection, accepted: bytes) -> None:
 
 ONE_TO_MANY = RateScenario(
     "W2",
-    "one event to 1,000 open reads by one batch, deliveries",
+    "one event to 1,000 open reads, deliveries",
     Server,
     batches(channels=1_000, events=1),
     who=BROKERS | {NCHAN},
@@ -67,10 +67,10 @@ ONE_TO_MANY = RateScenario(
 )
 TEN_TO_MANY = RateScenario(
     "R1",
-    "ten events to 1,000 open reads by one batch, deliveries",
+    "ten events to 1,000 open reads, deliveries",
     Server,
     batches(channels=1_000, events=10),
 )
 FIFTY_TO_ONE = RateScenario(
-    "R2", "one channel in batches of 50, one reader, events", Server, batches(channels=1, events=50)
+    "R2", "batches of 50 to one open read, events", Server, batches(channels=1, events=50)
 )

@@ -131,7 +131,7 @@ async def measure(_contestants: Sequence[Contestant], plan: Plan) -> list[Figure
 
 
 async def figure(plan: Plan, call: str, capacity: int) -> Figure:
-    name = f"capacity-{call}-{capacity}"
+    name = f"capacity {call} {capacity}"
     sides = {
         OURS: measured(CALLS[call], FullChannel(capacity)),
         f"capacity {USUAL}": measured(CALLS[call], FullChannel(USUAL)),

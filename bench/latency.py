@@ -17,7 +17,7 @@ from bench.servers import Server
 CHANNELS = 100
 PER_SECOND = 500
 LAST_WAIT_S = 10
-PERCENTILES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
 class Flow:

@@ -63,7 +63,7 @@ def prepare(server: Broker, stack: ExitStack) -> Callable[[float], Sample]:
 
 LIFE = RateScenario(
     "X1",
-    "whole life of a channel",
+    "whole life of a channel, channels",
     Broker,
     prepare,
     notes=[

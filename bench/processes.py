@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 15.0
+START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 5.0
 OPEN_FILES = 24_000
 FACES = 2

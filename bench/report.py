@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from statistics import median
 from typing import Any
@@ -216,7 +216,22 @@ def figure_as_json(figure: Figure) -> dict[str, Any]:
         "by_clock": {name: list(values) for name, values in figure.by_clock.items()},
         "busy": dict(figure.busy),
         "load_busy": dict(figure.load_busy),
-        "target": figure.target and figure.target.text(figure.unit),
+        "target": figure.target and asdict(figure.target),
         "verdict": figure.verdict,
         "notes": list(figure.notes),
     }
+
+
+def figure_of_json(value: Mapping[str, Any]) -> Figure:
+    limit = value["target"]
+    return Figure(
+        name=value["name"],
+        what=value["what"],
+        unit=value["unit"],
+        rounds=value["rounds"],
+        by_clock=value["by_clock"],
+        busy=value["busy"],
+        load_busy=value["load_busy"],
+        target=Target(limit["limit"], limit["at_most"]) if limit else None,
+        notes=tuple(value["notes"]),
+    )

@@ -107,7 +107,7 @@ def do_nothing(_numbers: range) -> None:
 
 WRITE = RateScenario(
     "W1",
-    "one write a request",
+    "one write a request, writes",
     Server,
     prepare_writes,
     who=BROKERS | {NGINX, NCHAN},
@@ -118,7 +118,7 @@ WRITE = RateScenario(
 )
 CREATE = RateScenario(
     "C1",
-    "creation of a channel",
+    "creation of a channel, channels",
     Server,
     prepare_creates,
     who=BROKERS | {NGINX},

@@ -27,6 +27,8 @@ class Plan:
     idle_channels: int
     open_reads: int
     buffered_events: int
+    hold_rounds: int
+    store_rounds: int
     node_sizes: Sequence[int]
     """How many channels the nodes have whose growth is measured."""
 
@@ -40,6 +42,8 @@ FULL = Plan(
     idle_channels=100_000,
     open_reads=10_000,
     buffered_events=50_000,
+    hold_rounds=5,
+    store_rounds=2,
     node_sizes=(1_000, 10_000, 100_000),
 )
 QUICK = Plan(
@@ -51,6 +55,8 @@ QUICK = Plan(
     idle_channels=10_000,
     open_reads=1_000,
     buffered_events=10_000,
+    hold_rounds=2,
+    store_rounds=1,
     node_sizes=(1_000, 10_000),
 )
 

@@ -214,7 +214,7 @@ async def measure_writes(contestants: Sequence[Contestant], plan: Plan) -> list[
         sides = {name: await writing(client) for name, client in clients.items()}
         samples = await alternate("G2", plan, sides)
     notes = [f"{CALLERS} calls at once to {READS} open reads; {NOTE}"]
-    return [rate("G2", "unary Write", samples, notes)]
+    return [rate("G2", "unary Write, writes", samples, notes)]
 
 
 async def writing(client: Client) -> Measure:

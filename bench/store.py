@@ -41,10 +41,9 @@ TTL_S = 8.0
 AT_ONCE = 42
 """How many events the broker appends in one call."""
 SETTLE_S = 0.2
-ROUNDS = 2
 NOTES = (
-    "of this and all that follow: the longest that the loop's thread computed between two turns of",
-    f"another task, the least of {ROUNDS} rounds; {CHANNELS:,} channels of one agent",
+    "the longest that the loop's thread computed between two turns of another task, the least of"
+    f" all rounds; {CHANNELS:,} channels of one agent",
 )
 
 
@@ -210,10 +209,10 @@ async def block(store: MemoryStore, count: int) -> list[asyncio.Task[object]]:
     return writers
 
 
-async def measure(_contestants: Sequence[Contestant], _plan: Plan) -> list[Figure]:
-    progress(f"store: making {CHANNELS:,} channels, {ROUNDS} times")
+async def measure(_contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
+    progress(f"store: making {CHANNELS:,} channels, {plan.store_rounds} times")
     rounds: list[dict[str, float]] = []
-    for _ in range(ROUNDS):
+    for _ in range(plan.store_rounds):
         command = [sys.executable, "-m", "bench.store", str(CHANNELS)]
         rounds.append(json.loads(await output_of(command, server_cores())))
     return [
