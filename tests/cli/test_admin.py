@@ -1,4 +1,8 @@
-"""The output of `megactl`, with a broker in another process."""
+"""The output of `megactl`, with a broker in another process.
+
+Tests that change nothing share one broker, in the folder `shared`. All others have a broker of
+their own in `tmp_path`.
+"""
 
 import json
 import os
@@ -30,6 +34,14 @@ TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6} UTC"
 def broker(tmp_path: Path) -> Iterator[BrokerProcess]:
     with broker_process(tmp_path, **AGENTS) as process:
         yield process
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the folder of a broker that no test may change."""
+    folder = tmp_path_factory.mktemp("shared")
+    with broker_process(folder, **AGENTS):
+        yield folder
 
 
 def megactl(directory: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -75,14 +87,14 @@ def test_agents_are_listed_as_a_table(broker: BrokerProcess, tmp_path: Path) -> 
     assert re.fullmatch(rf"spare +\| Replica \| {TIME} *\| 0 *", spare)
 
 
-def test_the_head_stands_out_on_a_terminal_only(broker: BrokerProcess, tmp_path: Path) -> None:
-    piped = megactl(tmp_path, "list-channels").stdout
+def test_the_head_stands_out_on_a_terminal_only(shared: Path) -> None:
+    piped = megactl(shared, "list-channels").stdout
     ours, theirs = os.openpty()
     try:
         subprocess.run(
             [MEGACTL, "list-channels"],
-            cwd=tmp_path,
-            env=environment(tmp_path, {}),
+            cwd=shared,
+            env=environment(shared, {}),
             stdout=theirs,
             timeout=20,
             check=True,
@@ -103,11 +115,9 @@ def test_an_agent_that_is_warming_up_is_marked(tmp_path: Path) -> None:
     ]
 
 
-def test_agents_are_listed_byte_for_byte_as_the_api_says(
-    broker: BrokerProcess, tmp_path: Path
-) -> None:
-    assert megactl(tmp_path, "-o", "json", "list-agents").stdout == (
-        of_the_api(tmp_path, "/vagent/list") + "\n"
+def test_agents_are_listed_byte_for_byte_as_the_api_says(shared: Path) -> None:
+    assert megactl(shared, "-o", "json", "list-agents").stdout == (
+        of_the_api(shared, "/vagent/list") + "\n"
     )
 
 
@@ -169,17 +179,15 @@ def test_a_channel_is_disposed_of(broker: BrokerProcess, tmp_path: Path) -> None
     assert done.stderr.startswith("megactl: NOT_FOUND: ")
 
 
-def test_it_is_a_command_of_megaphone_too(broker: BrokerProcess, tmp_path: Path) -> None:
-    done = run(tmp_path, MEGAPHONE, "ctl", "-o", "json", "list-agents")
-    assert (done.returncode, done.stdout) == (0, of_the_api(tmp_path, "/vagent/list") + "\n")
+def test_it_is_a_command_of_megaphone_too(shared: Path) -> None:
+    done = run(shared, MEGAPHONE, "ctl", "-o", "json", "list-agents")
+    assert (done.returncode, done.stdout) == (0, of_the_api(shared, "/vagent/list") + "\n")
 
 
 @pytest.mark.parametrize("option", ["-p", "--path", "--socket-path"])
-def test_the_socket_may_be_named(broker: BrokerProcess, tmp_path: Path, option: str) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    path = str(tmp_path / "megaphone.sock")
-    assert megactl(elsewhere, option, path, "list-agents").returncode == 0
+def test_the_socket_may_be_named(shared: Path, tmp_path: Path, option: str) -> None:
+    path = str(shared / "megaphone.sock")
+    assert megactl(tmp_path, option, path, "list-agents").returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -195,11 +203,11 @@ def test_the_socket_may_be_named(broker: BrokerProcess, tmp_path: Path, option: 
     ],
 )
 def test_a_refusal_is_one_line_and_exit_code_1(
-    broker: BrokerProcess, tmp_path: Path, arguments: list[str], told: str
+    shared: Path, arguments: list[str], told: str
 ) -> None:
-    done = megactl(tmp_path, *arguments)
+    done = megactl(shared, *arguments)
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"megactl: {told}\n")
-    done = megactl(tmp_path, "-o", "json", *arguments)
+    done = megactl(shared, "-o", "json", *arguments)
     assert (done.returncode, done.stdout) == (1, "")
     assert json.loads(done.stderr) == {"out": "error", "message": told}
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -92,10 +93,18 @@ async def read_until_killed(
     return [json.loads(line) for line in lines]
 
 
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """Return a broker for tests that only use channels of their own."""
+    folder = tmp_path_factory.mktemp("broker")
+    with broker_process(folder, poll_duration_millis=2_000) as process:
+        yield process
+
+
 @pytest.mark.parametrize("seed", range(KILLED_RUNS))
 @pytest.mark.parametrize("acknowledges", [False, True], ids=["resuming", "acknowledging"])
 async def test_500_events_survive_the_killing_of_their_readers(
-    seed: int, acknowledges: bool, tmp_path: Path
+    broker: BrokerProcess, seed: int, acknowledges: bool
 ) -> None:
     rng = random.Random(seed)
     seen: list[int] = []
@@ -103,32 +112,31 @@ async def test_500_events_survive_the_killing_of_their_readers(
     room = asyncio.Semaphore(NUMBERS if acknowledges else AHEAD_AT_MOST)
     repeated = 0
     last: str | None = None
-    with broker_process(tmp_path, poll_duration_millis=2_000) as broker:
-        async with client_of(broker) as client, asyncio.timeout(60):
-            producer, consumer = await client.create()
+    async with client_of(broker) as client, asyncio.timeout(60):
+        producer, consumer = await client.create()
 
-            async def write_all() -> None:
-                for number in range(NUMBERS):
-                    await room.acquire()
-                    assert await client.write(producer, number) == 201
+        async def write_all() -> None:
+            for number in range(NUMBERS):
+                await room.acquire()
+                assert await client.write(producer, number) == 201
 
-            writing = asyncio.create_task(write_all())
-            while not writing.done() or len(seen) < NUMBERS:
-                query = "ack=explicit" if acknowledges else f"after={last}" if last else "limit=1"
-                path = f"/read/{consumer}?{query}&takeover=true"
-                for event in await read_until_killed(broker, path, rng.randint(1, 60)):
-                    number = event["body"]
-                    assert isinstance(number, int)
-                    if number in seen:
-                        repeated += 1
-                        assert acknowledges, f"{number} came again to a reader that resumes"
-                    else:
-                        seen.append(number)
-                        room.release()
-                    last = str(event["eid"])
-                if acknowledges and last is not None:
-                    await client.acknowledge(consumer, last)
-            await writing
+        writing = asyncio.create_task(write_all())
+        while not writing.done() or len(seen) < NUMBERS:
+            query = "ack=explicit" if acknowledges else f"after={last}" if last else "limit=1"
+            path = f"/read/{consumer}?{query}&takeover=true"
+            for event in await read_until_killed(broker, path, rng.randint(1, 60)):
+                number = event["body"]
+                assert isinstance(number, int)
+                if number in seen:
+                    repeated += 1
+                    assert acknowledges, f"{number} came again to a reader that resumes"
+                else:
+                    seen.append(number)
+                    room.release()
+                last = str(event["eid"])
+            if acknowledges and last is not None:
+                await client.acknowledge(consumer, last)
+        await writing
     assert seen == list(range(NUMBERS))
 
 
@@ -139,28 +147,31 @@ FREE_WITHIN_S = 0.05
 VANISHED_WITHIN_S = 5.5
 
 
-async def time_until_free(client: Client, broker: BrokerProcess, consumer: str) -> float:
+async def time_until_free(
+    broker: BrokerProcess, consumer: str, *, look_again_s: float = 0.001
+) -> float:
     started = time.monotonic()
     async with aiohttp.ClientSession(broker.url) as session:
         while True:
             async with session.get(f"/read/{consumer}?wait_ms=0") as response:
                 if response.status == 200:
                     return time.monotonic() - started
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(look_again_s)
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["FIN", "RST"])
-async def test_a_lease_is_free_at_once_after_fin_and_rst(tmp_path: Path, reset: bool) -> None:
+async def test_a_lease_is_free_at_once_after_fin_and_rst(
+    broker: BrokerProcess, reset: bool
+) -> None:
     took = []
-    with broker_process(tmp_path) as broker:
-        async with client_of(broker) as client, asyncio.timeout(60):
-            _, consumer = await client.create()
-            for _ in range(TRIES):
-                _, writer = reading = await asyncio.open_connection("127.0.0.1", broker.http_port)
-                writer.write(f"GET /read/{consumer} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-                await reading[0].readuntil(b"\r\n\r\n")
-                writer.transport.abort() if reset else writer.close()
-                took.append(await time_until_free(client, broker, consumer))
+    async with client_of(broker) as client, asyncio.timeout(60):
+        _, consumer = await client.create()
+        for _ in range(TRIES):
+            _, writer = reading = await asyncio.open_connection("127.0.0.1", broker.http_port)
+            writer.write(f"GET /read/{consumer} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await reading[0].readuntil(b"\r\n\r\n")
+            writer.transport.abort() if reset else writer.close()
+            took.append(await time_until_free(broker, consumer))
     assert statistics.median(took) < FREE_WITHIN_S
     assert max(took) < 1
 
@@ -223,30 +234,75 @@ with grpc.insecure_channel(sys.argv[4] + ":" + sys.argv[2]) as connection:
 """
 
 
-@pytest.mark.parametrize(
-    ("script", "with_traffic"),
-    [(HTTP_READ, False), (HTTP_READ, True), (GRPC_READ, False), (GRPC_READ, True)],
-    ids=["http-idle", "http-traffic", "grpc-idle", "grpc-traffic"],
-)
-async def test_a_lease_is_free_soon_after_its_reader_has_vanished(
-    script: str, with_traffic: bool, tmp_path: Path
-) -> None:
+READERS = {
+    "http-idle": (HTTP_READ, False),
+    "http-traffic": (HTTP_READ, True),
+    "grpc-idle": (GRPC_READ, False),
+    "grpc-traffic": (GRPC_READ, True),
+}
+"""The script of each reader, and whether something is written to it after it has vanished."""
+
+
+@dataclass(slots=True)
+class RemoteReader:
+    """A reader beyond the link."""
+
+    process: asyncio.subprocess.Process
+    producer: str
+    consumer: str
+
+    @classmethod
+    async def start(cls, client: Client, broker: BrokerProcess, script: str) -> "RemoteReader":
+        producer, consumer = await client.create()
+        process = await asyncio.create_subprocess_exec(
+            *("ip", "netns", "exec", NAMESPACE, sys.executable, "-c", script),
+            *(str(broker.http_port), str(broker.grpc_port), consumer, HERE),
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"open\n"
+        return cls(process, producer, consumer)
+
+    async def kill(self) -> None:
+        self.process.kill()
+        await self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def free_after(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Let the link to all readers go down at once. Returns: after how many seconds each lease was
+    free."""
+    folder = tmp_path_factory.mktemp("beyond-a-link")
     with (
         namespace(),
-        broker_process(tmp_path, address="0.0.0.0:0", grpc_address="0.0.0.0:0") as broker,
+        broker_process(folder, address="0.0.0.0:0", grpc_address="0.0.0.0:0") as broker,
     ):
-        async with client_of(broker) as client, asyncio.timeout(40):
-            producer, consumer = await client.create()
-            reader = await asyncio.create_subprocess_exec(
-                *("ip", "netns", "exec", NAMESPACE, sys.executable, "-c", script),
-                *(str(broker.http_port), str(broker.grpc_port), consumer, HERE),
-                stdout=subprocess.PIPE,
-            )
-            assert reader.stdout is not None
-            assert await reader.stdout.readline() == b"open\n"
-            ip("link", "set", LINK, "down")
+        return asyncio.run(let_readers_vanish(broker))
+
+
+async def let_readers_vanish(broker: BrokerProcess) -> dict[str, float]:
+    async with client_of(broker) as client, asyncio.timeout(40):
+        readers = {
+            name: await RemoteReader.start(client, broker, script)
+            for name, (script, _) in READERS.items()
+        }
+        ip("link", "set", LINK, "down")
+        for name, (_, with_traffic) in READERS.items():
             if with_traffic:
-                assert await client.write(producer, "x" * 1000) == 201
-            assert await time_until_free(client, broker, consumer) < VANISHED_WITHIN_S
-            reader.kill()
-            await reader.communicate()
+                assert await client.write(readers[name].producer, "x" * 1000) == 201
+        waits = (
+            time_until_free(broker, reader.consumer, look_again_s=0.02)
+            for reader in readers.values()
+        )
+        times = await asyncio.gather(*waits)
+        for reader in readers.values():
+            await reader.kill()
+    return dict(zip(READERS, times, strict=True))
+
+
+@pytest.mark.xdist_group("readers beyond a link")  # one fixture lets all of them vanish at once
+@pytest.mark.parametrize("name", READERS)
+def test_a_lease_is_free_soon_after_its_reader_has_vanished(
+    name: str, free_after: dict[str, float]
+) -> None:
+    assert free_after[name] < VANISHED_WITHIN_S
