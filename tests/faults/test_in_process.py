@@ -1,20 +1,27 @@
-"""More than a thousand seeded runs against a broker in this process: no silent loss.
+"""600 seeded runs against a broker in this process: no silent loss.
 
-`FAULT_SEED=acknowledging-17 make test ARGS="-k one_seed -s"` runs one of them again.
+`FAULT_SEED=acknowledging-17 make test ARGS="-k one_seed -s"` runs one of them again. `make soak`
+does thousands of other runs.
 """
 
 import os
+from itertools import product
 
 import pytest
 
 from megaphone.app import App
 from tests.support.checker import Kind
-from tests.support.fault_runs import Finished, Scenario, run_all
+from tests.support.fault_readers import BEFORE_ANSWER, GRPC_CUTS, HTTP_CUTS
+from tests.support.fault_runs import TRANSPORTS, Finished, Scenario, run_all
 from tests.support.raw_http import Node
 
 WINDOW_S = 0.3
 AT_ONCE = 8
 RUNS = 100
+"""The number of runs of one test."""
+FIRSTS = range(0, 200, RUNS)
+MIDST = 2
+"""So many events and more are the midst of a read."""
 
 pytestmark = [
     pytest.mark.settings(poll_duration_millis=round(WINDOW_S * 1000)),
@@ -31,7 +38,7 @@ async def finish(app: App, kind: Kind, seeds: range) -> list[Finished]:
     return finished
 
 
-@pytest.mark.parametrize("first", range(0, 500, RUNS))
+@pytest.mark.parametrize("first", FIRSTS)
 async def test_an_acknowledging_reader_loses_nothing(app: App, first: int) -> None:
     finished = await finish(app, Kind.ACKNOWLEDGING, range(first, first + RUNS))
     verdicts = [run.verdict for run in finished]
@@ -39,7 +46,7 @@ async def test_an_acknowledging_reader_loses_nothing(app: App, first: int) -> No
     assert all(verdict.once + verdict.repeated == verdict.taken for verdict in verdicts)
 
 
-@pytest.mark.parametrize("first", range(0, 500, RUNS))
+@pytest.mark.parametrize("first", FIRSTS)
 async def test_a_resuming_reader_loses_nothing_within_the_buffer_and_is_told_beyond(
     app: App, first: int
 ) -> None:
@@ -52,7 +59,7 @@ async def test_a_resuming_reader_loses_nothing_within_the_buffer_and_is_told_bey
         assert run.scenario.events > run.history.capacity or verdict.lost_told == 0
 
 
-@pytest.mark.parametrize("first", range(0, 200, RUNS))
+@pytest.mark.parametrize("first", FIRSTS)
 async def test_a_plain_reader_loses_only_what_is_beyond_its_promise(app: App, first: int) -> None:
     finished = await finish(app, Kind.PLAIN, range(first, first + RUNS))
     for run in finished:
@@ -60,6 +67,23 @@ async def test_a_plain_reader_loses_only_what_is_beyond_its_promise(app: App, fi
         excused = verdict.lost_beyond_ring + verdict.lost_at_window_end
         assert verdict.once + verdict.repeated + excused == verdict.taken
         assert run.scenario.events > run.history.capacity or verdict.lost_beyond_ring == 0
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_the_seeds_have_every_way_to_go_away_at_every_moment(kind: Kind) -> None:
+    moments = (BEFORE_ANSWER, 0, 1, MIDST)
+    drawn = set()
+    for seed in range(FIRSTS.start, FIRSTS.stop):
+        scenario = Scenario.draw(kind, seed, window_s=WINDOW_S)
+        for number in range(scenario.cuts):
+            cut = scenario.cut_of(number, has_cursor=True)
+            assert cut is not None
+            drawn.add((scenario.transport_of(number), cut.how, min(cut.after_events, MIDST)))
+    assert drawn == {
+        (transport, how, moment)
+        for transport, moment in product(TRANSPORTS, moments)
+        for how in (GRPC_CUTS if transport == "grpc" else HTTP_CUTS)
+    }
 
 
 @pytest.mark.skipif("FAULT_SEED" not in os.environ, reason="repeats the run named by FAULT_SEED")
