@@ -37,12 +37,17 @@ WRITES = {OK, "LIMIT_EXCEEDED", "TIMEOUT", "NOT_FOUND", CLOSED}
 
 @contextmanager
 def served_meanwhile(node: SmallNode) -> Iterator[list[float]]:
-    """Call the node every 20 ms from another process. Yields: the answer times, at the end."""
+    """Call the node every 20 ms from another process, which has already had one answer.
+
+    Yields: the answer times, at the end.
+    """
     times: list[float] = []
     port = str(node.process.http_port)
     command = [sys.executable, other_client.__file__, port]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
+        assert process.stdout.readline().strip() == other_client.SERVED
         yield times
     finally:
         process.terminate()

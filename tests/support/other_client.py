@@ -1,7 +1,8 @@
 """Another client of a node under load: `python other_client.py PORT`.
 
-It creates a channel every 20 ms over one connection until it gets SIGTERM. Then it prints as JSON
-how many seconds each answer took. It fails if the node does not serve it.
+It creates a channel every 20 ms over one connection until it gets SIGTERM. It prints a line when it
+has got the first answer. At the end it prints as JSON how many seconds each answer took. It fails
+if the node does not serve it.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import time
 
 PAUSE_S = 0.02
 TIMEOUT_S = 20
+SERVED = "served"
 
 
 class Terminated(Exception):
@@ -35,6 +37,8 @@ def main(port: int) -> None:
             answer.read()
             if answer.status not in (200, 429):
                 sys.exit(f"not served: {answer.status}")
+            if not times:
+                print(SERVED, flush=True)
             times.append(time.perf_counter() - began)
             time.sleep(PAUSE_S)
     print(json.dumps(times))
