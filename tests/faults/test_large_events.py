@@ -1,7 +1,11 @@
 """Large events for readers that are fast, slow or stalled, and for readers of a stopping broker."""
 
 import asyncio
+import fcntl
 import signal
+import socket
+import sys
+import termios
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -168,7 +172,7 @@ async def test_the_kernel_holds_little_for_a_reader_that_stalls(
         await stalled.send(request_of("GET", f"/read/{consumer}"))
         await stalled.receive_exactly(after_bytes)
         held = -1
-        while held != (now_held := held_for(node, stalled)) or held == 0:
+        while held != (now_held := held_for(stalled)) or held == 0:
             held = now_held
             await asyncio.sleep(0.2)
         assert held <= HELD_BYTES
@@ -176,18 +180,17 @@ async def test_the_kernel_holds_little_for_a_reader_that_stalls(
         stalled.close()
 
 
-def held_for(node: Node, client: Connection) -> int:
-    """Return how many bytes the kernel of the broker holds for a client.
-
-    The kernel may leave a connection out of its table while others open and close, so this looks
-    several times.
-    """
-    ports = f"{node.http_port:04X}", f"{client.local_port:04X}"
-    for _ in range(20):
-        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-            _, local, remote, _, queues, *_ = line.split()
-            if (local[-4:], remote[-4:]) == ports:
-                return int(queues.partition(":")[0], 16)
+def held_for(client: Connection) -> int:
+    """Return how many bytes the kernel holds for a client of the broker in this process."""
+    address = "127.0.0.1", client.local_port
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with (
+            suppress(OSError),  # it is no socket, or not connected
+            socket.fromfd(int(descriptor.name), socket.AF_INET, socket.SOCK_STREAM) as copy,
+        ):
+            if copy.getpeername() == address:
+                held = fcntl.ioctl(copy, termios.TIOCOUTQ, bytes(4))
+                return int.from_bytes(held, sys.byteorder)
     raise AssertionError("the connection is closed")
 
 
