@@ -6,6 +6,7 @@ in this process as it does in production, with the same runners.
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -22,12 +23,22 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("megaphone")
 
+COVERED = ("core", "store", "wire", "contract")
+"""The folders whose tests must reach the branches of their packages."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "settings(**changes): settings of the test's broker")
     # looptime asks for the event loop before each test; without this, asking would make one for
     # tests that have none, and nobody would close it.
     asyncio.set_event_loop(None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(here).parts[0] in COVERED:
+            item.add_marker("covered")
 
 
 @pytest.fixture
