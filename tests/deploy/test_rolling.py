@@ -22,7 +22,7 @@ from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, envi
 pytestmark = [
     needs_nginx,
     pytest.mark.timeout(180),
-    pytest.mark.xdist_group("heavy load"),
+    pytest.mark.xdist_group("nodes behind nginx"),
 ]
 
 HOSTS = ["127.0.0.11", "127.0.0.12", "127.0.0.13"]
