@@ -47,6 +47,7 @@ SCENARIOS: dict[str, Measurement] = {
     "G1": rpc.measure_batches,
     "G2": rpc.measure_writes,
     "G3": rpc.measure_latency,
+    "G4": rpc.measure_idle_reads,
     "S1": growth.measure,
     "http-large": large.measure_http,
     "grpc-large": large.measure_grpc,

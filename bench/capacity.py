@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 from bench.contestants import OURS, Contestant
-from bench.report import Figure, rate
+from bench.report import PER_SECOND, Figure
 from bench.rounds import Measure, Plan, Sample, alternate, progress
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease
@@ -137,7 +137,12 @@ async def figure(plan: Plan, call: str, capacity: int) -> Figure:
         f"capacity {USUAL}": measured(CALLS[call], FullChannel(USUAL)),
     }
     samples = await alternate(name, plan, sides)
-    return rate(name, f"{call} at a capacity of {capacity:,}", samples)
+    return Figure(
+        name=name,
+        what=f"{call} at a capacity of {capacity:,}",
+        unit=PER_SECOND,
+        rounds={side: [one.per_core_second for one in all_] for side, all_ in samples.items()},
+    )
 
 
 def measured(call: Call, channel: FullChannel) -> Measure:

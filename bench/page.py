@@ -22,7 +22,7 @@ BEGIN, END = "<!-- {} -->", "<!-- end of {} -->"
 MOST_HOLDS = 10
 SPEED = ("W1", "W2", "R1", "R2", "C1", "X1")
 MEMORY = ("M1", "M2", "M3", "M4")
-RPC = ("G1", "G2", "G3")
+RPC = ("G1", "G2", "G3", "G4")
 
 US, RUST = "this broker", "Rust broker"
 

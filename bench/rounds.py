@@ -26,6 +26,7 @@ class Plan:
     """How long a round lasts that measures latencies."""
     idle_channels: int
     open_reads: int
+    open_rpc_reads: int
     buffered_events: int
     hold_rounds: int
     store_rounds: int
@@ -41,6 +42,7 @@ FULL = Plan(
     latency_s=4,
     idle_channels=100_000,
     open_reads=10_000,
+    open_rpc_reads=2_000,
     buffered_events=50_000,
     hold_rounds=5,
     store_rounds=2,
@@ -54,6 +56,7 @@ QUICK = Plan(
     latency_s=1,
     idle_channels=10_000,
     open_reads=1_000,
+    open_rpc_reads=1_000,
     buffered_events=10_000,
     hold_rounds=2,
     store_rounds=1,

@@ -1,4 +1,4 @@
-"""G1 to G3: events over gRPC. The Rust broker has no such face, so a bare server is the ceiling.
+"""G1 to G4: events over gRPC. The Rust broker has no such face, so a bare server is the ceiling.
 
 The clients are Python with grpc.aio like the servers, and take about as much time. So a server may
 not be busy all the time, and only the rates per second of its CPU time count.
@@ -18,9 +18,9 @@ from bench.contestants import BARE, BEFORE, OURS, Contestant
 from bench.events import BODIES, BODY, STREAM_ID
 from bench.http import Channel
 from bench.latency import CHANNELS, PER_SECOND, alternate_latencies, figures
-from bench.processes import HOST, BenchError
-from bench.report import Figure, rate
-from bench.rounds import Measure, Plan, Sample, Watch, alternate
+from bench.processes import HOST, BenchError, resident_bytes
+from bench.report import BYTES, Figure, rate
+from bench.rounds import Measure, Plan, Sample, Watch, alternate, progress
 from bench.servers import Broker
 from megaphone_api.v1 import channels_pb2 as pb
 
@@ -30,6 +30,8 @@ BATCHES = (10, 50, 100)
 PUBLISHERS = 4
 CALLERS = 32
 READS = 64
+STREAMS = 100
+"""The number of idle reads that share a connection."""
 ARRIVES_WITHIN_S = 15
 NOTE = f"{BARE} is a bare server that sends messages made beforehand"
 
@@ -56,12 +58,17 @@ class Client:
         await client._connect()
         return client
 
-    async def _connect(self) -> None:
-        enter = self._stack.enter_async_context
-        # Otherwise both would share one connection.
+    async def read_by_another_connection(self) -> None:
+        # Otherwise all would share one connection.
         options = [("grpc.use_local_subchannel_pool", 1)]
-        self._to_write = await enter(grpc.aio.insecure_channel(self._target, options))
-        self._to_read = await enter(grpc.aio.insecure_channel(self._target, options))
+        connection = grpc.aio.insecure_channel(self._target, options)
+        self._to_read = await self._stack.enter_async_context(connection)
+
+    async def _connect(self) -> None:
+        await self.read_by_another_connection()
+        self._to_write = await self._stack.enter_async_context(
+            grpc.aio.insecure_channel(self._target)
+        )
         self.write: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
         self.write = self._to_write.unary_unary(f"{SERVICE}/Write")
 
@@ -138,9 +145,6 @@ class Arrivals:
                 raise BenchError(f"{self._wanted - self._count} events never came") from None
         if self._count > self._wanted:
             raise BenchError("more events came than were written")
-
-
-Prepare = Callable[[Client], Awaitable[Measure]]
 
 
 @asynccontextmanager
@@ -276,3 +280,35 @@ async def flow(client: Client) -> Callable[[float], Awaitable[list[float]]]:
         await client.write(request)
 
     return measure
+
+
+# -- G4
+
+
+async def measure_idle_reads(contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
+    """Measure each contestant once, because the memory hardly depends on other processes."""
+    count, grown = plan.open_rpc_reads, {}
+    async with running(contestants) as clients:
+        for name, client in clients.items():
+            grown[name] = [await growth_by_reads(client, count)]
+            progress(f"G4: {name} {grown[name][0]:,.0f} B")
+    notes = [f"what the process grew by for {count:,}, {STREAMS} to a connection"]
+    return [Figure(name="G4", what="idle gRPC read", unit=BYTES, rounds=grown, notes=notes)]
+
+
+async def growth_by_reads(client: Client, count: int) -> float:
+    """Return by how many bytes the process grows for each of so many reads."""
+    made = await channels(client, STREAMS + count)
+    before = 0
+    for start in range(0, len(made), STREAMS):
+        await client.read_by_another_connection()
+        await asyncio.gather(
+            *(client.read(channel, ignore) for channel in made[start : start + STREAMS])
+        )
+        # The first ones do not count, because they need some memory only once.
+        before = before or resident_bytes(client.server.pid)
+    return (resident_bytes(client.server.pid) - before) / count
+
+
+def ignore(_events: int) -> None:
+    """Nothing comes."""
