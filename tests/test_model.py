@@ -47,5 +47,5 @@ def test_other_texts_are_no_endpoint_and_the_error_shows_one(text: str) -> None:
         Endpoint.parse(text)
 
 
-def test_an_endpoint_gets_the_port_that_was_really_taken() -> None:
+def test_an_endpoint_gets_the_port_that_the_system_chose() -> None:
     assert str(Endpoint.parse("[::1]:0").with_port(5)) == "[::1]:5"

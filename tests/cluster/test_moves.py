@@ -357,7 +357,7 @@ async def test_a_node_cannot_be_drained_to_itself(source: App) -> None:
     assert modes(source) == MASTERS
 
 
-async def test_of_several_addresses_another_node_is_taken(
+async def test_of_several_addresses_that_of_another_node_is_chosen(
     source: App, target: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def resolve(host: str, port: int, **_: object) -> list[object]:
@@ -372,7 +372,7 @@ async def test_of_several_addresses_another_node_is_taken(
     assert modes(source) == {}
 
 
-async def test_one_drain_runs_at_a_time_and_meanwhile_nothing_is_fed(
+async def test_one_drain_runs_at_a_time_and_meanwhile_no_pipe_comes_in(
     source: App, target: App
 ) -> None:
     async with aclosing(source.admin.drain(url(target))) as steps:
@@ -529,7 +529,7 @@ async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
-async def test_a_refusal_after_a_move_that_failed_is_not_taken_for_an_arrival(
+async def test_a_refusal_after_a_move_that_failed_is_not_mistaken_for_an_arrival(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outgoing, "COMPLETE_S", 0.3)

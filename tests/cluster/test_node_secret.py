@@ -95,7 +95,7 @@ def test_an_answer_of_one_node_does_not_pass_with_the_id_of_another() -> None:
 
 
 @pytest.mark.parametrize("method", [GREETING, FORWARD])
-def test_a_proof_is_taken_once(method: str) -> None:
+def test_a_proof_is_accepted_once(method: str) -> None:
     target, source = guard(), NodeSigner(SECRET)
     proof = source.prove(method, NOW, target_id_of(target, method)).text
     target.admit(method, proof, NOW)
@@ -138,7 +138,7 @@ def test_no_part_of_a_proof_can_be_changed() -> None:
     target.admit(GREETING, proof, NOW)
 
 
-def test_the_previous_secret_is_taken_and_answered_but_not_used_to_sign() -> None:
+def test_the_previous_secret_is_accepted_and_answered_but_not_used_to_sign() -> None:
     target = guard(secret=OTHER, previous_secret=SECRET)
     for secret in (SECRET, OTHER):
         source = NodeSigner(secret)

@@ -125,7 +125,7 @@ async def stalled_target() -> AsyncIterator[int]:
 
 
 async def arrived(node: Node, count: int) -> None:
-    """Wait until a node was fed so many events."""
+    """Wait until so many events have come to a node through pipes."""
     await until(lambda: node.app.metrics.messages_fed >= count)
 
 
@@ -502,7 +502,7 @@ async def test_a_target_that_takes_nothing_makes_writers_wait_and_nothing_is_los
 
 
 class Slow(SyncServiceServicer):
-    """A node of ours that takes long to say that it has taken an agent."""
+    """A node of ours that takes long to say that it has accepted an agent."""
 
     def __init__(self) -> None:
         self.changes: list[str | None] = []
@@ -523,7 +523,7 @@ class Slow(SyncServiceServicer):
         return FindChannelsInUseReply()
 
 
-async def test_a_target_that_is_slow_is_not_taken_for_a_rust_broker(
+async def test_a_target_that_is_slow_is_not_mistaken_for_a_rust_broker(
     stack: AsyncExitStack, source_stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peer, "RUST_REFUSES_WITHIN_S", 0.2)

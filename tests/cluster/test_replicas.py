@@ -49,8 +49,8 @@ class Node:
     def names(self) -> list[str]:
         return [agent.name for agent in self.agents]
 
-    async def fed(self, agent: str, *channels: str, end: bool = False) -> None:
-        """Have an agent fed and the feed broken off, or ended."""
+    async def replicate(self, agent: str, *channels: str, end: bool = False) -> None:
+        """Replicate an agent to this node, and break the pipe off or end it."""
         pipe = await self.incoming.open(agent, KEY, "")
         await add(pipe, agent, *channels)
         if end:
@@ -101,7 +101,7 @@ async def test_other_nodes_bring_so_many_agents_and_no_more() -> None:
 
 async def test_an_agent_with_channels_keeps_its_place_while_they_live() -> None:
     async with running(limit=1) as node:
-        await node.fed("a", "x")
+        await node.replicate("a", "x")
         with pytest.raises(LimitExceeded):
             await node.incoming.open("b", KEY, "")
         await asyncio.sleep(61)
@@ -113,13 +113,13 @@ async def test_an_agent_with_channels_keeps_its_place_while_they_live() -> None:
 async def test_strangers_cannot_pile_up_agents(end: bool) -> None:
     async with running(limit=5) as node:
         for number in range(50):
-            await node.fed(f"a{number}", end=end)
+            await node.replicate(f"a{number}", end=end)
         assert len(node.names()) == 6
 
 
 async def test_replicas_of_the_configuration_do_not_count_and_stay() -> None:
     async with running(AgentMode.REPLICA, limit=1) as node:
-        await node.fed("own")
+        await node.replicate("own")
         await node.incoming.open("a", KEY, "")
         await asyncio.sleep(A_WHILE_S)
         assert node.names() == ["own", "a"]
@@ -128,14 +128,14 @@ async def test_replicas_of_the_configuration_do_not_count_and_stay() -> None:
 @pytest.mark.parametrize("end", [True, False], ids=["promoted", "broken off"])
 async def test_an_agent_that_nobody_needs_goes_after_a_while(end: bool) -> None:
     async with running() as node:
-        await node.fed("a", "x", "y", end=end)
+        await node.replicate("a", "x", "y", end=end)
         await asyncio.sleep(100)  # its channels have died meanwhile
         assert node.names() == ["own", "a"]
         await asyncio.sleep(A_WHILE_S)
         assert node.names() == ["own"]
 
 
-async def test_an_agent_stays_while_it_is_fed() -> None:
+async def test_an_agent_stays_while_it_has_an_incoming_pipe() -> None:
     async with running() as node:
         pipe = await node.incoming.open("a", KEY, "")
         await asyncio.sleep(10 * A_WHILE_S)
@@ -145,19 +145,19 @@ async def test_an_agent_stays_while_it_is_fed() -> None:
         assert node.names() == ["own"]
 
 
-async def test_an_agent_stays_while_it_is_fed_now_and_then() -> None:
+async def test_an_agent_stays_while_it_is_replicated_now_and_then() -> None:
     async with running() as node:
-        await node.fed("a")
+        await node.replicate("a")
         agent = node.agents.named("a")
         for _ in range(10):
             await asyncio.sleep(59)
-            await node.fed("a")
+            await node.replicate("a")
         assert node.agents.named("a") is agent
 
 
 async def test_an_agent_stays_while_its_channels_are_read() -> None:
     async with running() as node:
-        await node.fed("a", "x")
+        await node.replicate("a", "x")
         for _ in range(20):
             await node.read("a")
             await asyncio.sleep(30)
@@ -167,7 +167,7 @@ async def test_an_agent_stays_while_its_channels_are_read() -> None:
 async def test_an_agent_stays_that_is_forwarded_or_moves() -> None:
     async with running() as node:
         for name in ("a", "b"):
-            await node.fed(name)
+            await node.replicate(name)
         node.agents.pipe("a")
         with node.agents.moving("b"):
             await asyncio.sleep(A_WHILE_S)
@@ -179,8 +179,8 @@ async def test_an_agent_stays_that_is_forwarded_or_moves() -> None:
 
 async def test_the_only_master_stays_because_it_takes_new_channels() -> None:
     async with running(own=None) as node:
-        await node.fed("a", end=True)
-        await node.fed("b")
+        await node.replicate("a", end=True)
+        await node.replicate("b")
         await asyncio.sleep(A_WHILE_S)
         assert node.names() == ["a"]
         await node.broker.create()

@@ -292,8 +292,8 @@ def test_after_the_end_of_ours_the_original_goes_on_with_the_channel(to_theirs: 
     assert to_theirs.target.mode(AGENT) == "REPLICA"
 
 
-def test_the_original_takes_the_end_of_ours_for_the_end_of_the_feed(to_theirs: Nodes) -> None:
-    """A replica that is fed cannot be piped on. One whose feed has ended can."""
+def test_the_original_mistakes_the_end_of_ours_for_the_end_of_the_pipe(to_theirs: Nodes) -> None:
+    """A REPLICA with an incoming pipe cannot be piped on. One whose pipe has ended can."""
     channel = to_theirs.source.create()
     to_theirs.pipe(channel)
     own_port = to_theirs.target.pipe_target
@@ -391,7 +391,7 @@ def test_a_target_that_is_no_address_is_refused(source: Broker, target: str) -> 
     assert source.mode(AGENT) == "MASTER"
 
 
-def test_a_replica_that_is_fed_is_not_piped_on(either: Nodes) -> None:
+def test_a_replica_with_an_incoming_pipe_is_not_piped_on(either: Nodes) -> None:
     either.pipe()
     eventually(lambda: either.target.mode(AGENT) == "REPLICA")
     assert either.target.pipe(AGENT, either.source.pipe_target).status in (400, 409)

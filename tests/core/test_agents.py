@@ -50,7 +50,7 @@ def test_a_name_that_cannot_start_an_address_is_refused(name: str) -> None:
     assert list(agents) == []
 
 
-def test_a_name_that_is_taken_is_refused_and_keeps_its_key() -> None:
+def test_a_name_that_exists_is_refused_and_keeps_its_key() -> None:
     agents, first = one(AgentMode.MASTER)
     with pytest.raises(BadRequest, match="already"):
         agents.add("a", AgentMode.REPLICA, 0.0)
@@ -189,7 +189,7 @@ def test_a_promoted_agent_takes_channels_at_once() -> None:
     assert agent.takes_channels(5.0)
 
 
-def test_an_agent_that_is_fed_is_not_forwarded() -> None:
+def test_an_agent_with_an_incoming_pipe_gets_no_outgoing_pipe() -> None:
     agents = Agents(0.0)
     agents.replicate("a", bytes(32)).sources += 1
     with pytest.raises(WrongMode, match="another node replicates it here"):
@@ -204,7 +204,7 @@ def test_an_agent_whose_pipe_is_connected_is_not_taken_back() -> None:
         agents.promote("a", 0.0)
 
 
-def test_a_fed_agent_opens_the_addresses_of_its_source() -> None:
+def test_a_replicated_agent_opens_the_addresses_of_its_source() -> None:
     source, target = Agents(0.0), Agents(0.0)
     source.add("a", AgentMode.MASTER, 0.0)
     replica = target.replicate("a", source.keys.of("a").secret)
@@ -212,7 +212,7 @@ def test_a_fed_agent_opens_the_addresses_of_its_source() -> None:
     assert target.keys.of("a").open(source.keys.of("a").seal(CHANNEL_ID)) == CHANNEL_ID
 
 
-def test_a_replica_may_be_fed_again_under_its_key_and_under_no_other() -> None:
+def test_a_replica_may_be_replicated_again_under_its_key_and_under_no_other() -> None:
     agents = Agents(0.0)
     replica = agents.replicate("a", bytes(32))
     assert agents.replicate("a", bytes(32)) is replica
@@ -236,7 +236,7 @@ def test_a_key_has_32_bytes(secret: bytes) -> None:
     assert list(agents) == []
 
 
-def test_an_unknown_agent_can_be_fed_and_nothing_else() -> None:
+def test_an_unknown_agent_can_be_replicated_and_nothing_else() -> None:
     agents = Agents(0.0)
     for step in (agents.pipe, lambda name: agents.promote(name, 0.0)):
         with pytest.raises(AgentNotFound, match="agent b is not on this node"):

@@ -162,7 +162,7 @@ async def test_a_batch_says_what_found_no_memory(waits: bool) -> None:
     assert reasons == (["TIMEOUT", *["SKIPPED"] * 4] if waits else ["LIMIT_EXCEEDED"] * 2)
 
 
-async def test_the_request_id_of_a_batch_is_never_taken_for_that_of_a_write(node: Node) -> None:
+async def test_the_request_id_of_a_batch_is_never_mistaken_for_that_of_a_write(node: Node) -> None:
     channel = await node.broker.create()
     messages = [NewEvent("s", b"1"), NewEvent("s", b"2")]
     for _ in range(2):

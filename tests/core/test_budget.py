@@ -183,7 +183,7 @@ def test_the_last_event_evicted_is_a_cursor_that_misses_nothing() -> None:
     assert recovers(one, "1") is False
 
 
-def test_what_a_broken_read_is_owed_is_not_evicted() -> None:
+def test_what_comes_again_after_a_broken_read_is_not_evicted() -> None:
     one = channel(Budget())
     write(one, event("1"), event("2"), event("3"))
     lease = one.lease(PLAIN, 0.0)

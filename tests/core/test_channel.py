@@ -245,7 +245,7 @@ def test_a_newcomer_does_not_overtake_a_waiter() -> None:
     assert take(lease) == "cde"
 
 
-def test_a_waiter_knows_that_it_was_taken_when_it_is_called() -> None:
+def test_a_waiter_knows_that_it_was_accepted_when_it_is_called() -> None:
     channel = holding("abc")
     waiter = write_and_wait(channel, "d")
     seen: list[bool | None] = []
@@ -1381,7 +1381,7 @@ def keyed(channel: Channel, letter: str, now: float, key: str = "key") -> str | 
     return channel.offer(Event(letter, "s", 0, b"{}"), now=now, request_id=key)
 
 
-def test_the_window_of_a_key_begins_when_its_event_is_taken() -> None:
+def test_the_window_of_a_key_begins_when_its_event_is_accepted() -> None:
     channel = holding("abc")
     assert isinstance(keyed(channel, "d", now=0.0), Waiter)
     read_once(channel, limit=1, now=50.0)
@@ -1399,7 +1399,7 @@ def test_an_acknowledgement_that_lets_a_writer_in_begins_the_window_of_its_key()
 
 
 @pytest.mark.parametrize("redelivery_window_s", [0.0, 10.0])
-def test_a_long_plain_read_whose_events_were_acknowledged_is_owed_none_of_them(
+def test_a_long_plain_read_whose_events_were_acknowledged_gets_none_of_them_again(
     redelivery_window_s: float,
 ) -> None:
     channel = make(redelivery_window_s=redelivery_window_s)
@@ -1415,7 +1415,7 @@ def test_a_long_plain_read_whose_events_were_acknowledged_is_owed_none_of_them(
     assert channel.unsent == 0
 
 
-def test_a_long_plain_read_is_owed_what_was_sent_within_the_redelivery_window() -> None:
+def test_a_long_plain_read_gets_again_what_was_sent_within_the_redelivery_window() -> None:
     channel = make(capacity=100)
     lease = channel.lease(PLAIN, 0.0)
     for number in range(3 * SENDINGS_KEPT):

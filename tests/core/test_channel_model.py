@@ -419,7 +419,7 @@ class ChannelMachine(RuleBasedStateMachine):
         {"drain": self.drain, "replay": self.replay, "close": self.close}[self.ending]()
 
     def drain(self) -> None:
-        """Nothing was lost: what was taken in is handed out, unless a cursor had gone past it."""
+        """Nothing was lost: what was accepted is sent, unless a cursor had gone past it."""
         self.start_reading(ReadOptions(acknowledge=True, take_over=True), None)
         while taken := self.take_up_to(3):
             acknowledged = self.channel.acknowledge(id_of(taken[-1]), self.now)

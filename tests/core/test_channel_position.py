@@ -78,11 +78,11 @@ def test_from_the_start_a_gap_is_told_once_something_is_forgotten() -> None:
     assert (lease.recovered, taken(lease)) == (False, "bcd")
 
 
-def test_who_resumes_at_the_position_of_a_dead_read_misses_nothing_of_it() -> None:
+def test_who_resumes_at_the_position_of_a_former_read_misses_nothing_of_it() -> None:
     channel = channel_with("ab")
     read_all(channel)
     write(channel, "cd")
-    dead = read(channel)
-    assert taken(dead) == "cd"
-    lease = read(channel, dead.cursor, take_over=True)
+    former = read(channel)
+    assert taken(former) == "cd"
+    lease = read(channel, former.cursor, take_over=True)
     assert (lease.recovered, taken(lease)) == (True, "cd")

@@ -401,7 +401,7 @@ def test_where_the_slices_of_a_body_end_makes_no_difference(document: bytes, shi
     assert checked_in_slices(fits) == fits.translate(bytes.maketrans(b"\r\n", b"  "))
 
 
-def test_a_body_of_the_largest_size_is_taken_and_a_larger_one_is_not() -> None:
+def test_a_body_of_the_largest_size_is_accepted_and_a_larger_one_is_not() -> None:
     assert checked_body(b'"abc"', 5) == b'"abc"'
     with pytest.raises(PayloadTooLarge, match="6 bytes; at most 5"):
         checked_body(b'"abcd"', 5)

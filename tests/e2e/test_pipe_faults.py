@@ -200,7 +200,7 @@ async def test_two_nodes_that_forward_the_same_agent_give_each_event_once(
         await first.write(channel, number)
     for target in (second, third):
         await has_all(target, channel, 3)
-    first.process.process.send_signal(signal.SIGSTOP)  # it is thought to be dead
+    first.process.process.send_signal(signal.SIGSTOP)  # to the others it seems to have ended
     assert await second.promote("first") == 200
     # Refused until the second has seen that the first is silent.
     await within(lambda: second.pipe("first", third), lambda status: status == 202)

@@ -109,7 +109,7 @@ def test_a_hangup_is_ignored_under_nohup(tmp_path: Path) -> None:
         assert broker.process.wait(10) == 0
 
 
-async def test_a_writer_that_waits_is_told_and_its_event_was_not_taken(tmp_path: Path) -> None:
+async def test_a_writer_that_waits_is_told_and_its_event_was_not_accepted(tmp_path: Path) -> None:
     with broker_process(tmp_path, buffer_capacity=1) as broker:
         async with aiohttp.ClientSession() as session:
             async with session.post(f"{broker.url}/create") as created:

@@ -60,7 +60,7 @@ def test_a_stranger_is_refused(tmp_path: Path, settings: dict[str, str], feeders
         assert not says_it_has_blue(broker)
 
 
-def test_an_open_node_takes_anybody_and_warns_of_it(tmp_path: Path) -> None:
+def test_an_open_node_accepts_anybody_and_warns_of_it(tmp_path: Path) -> None:
     open_to_all = {"nodes.open": "true"}
     with broker_process(tmp_path, grpc_address=EVERYWHERE, **open_to_all) as broker:
         assert "it accepts agents from everybody who can reach it" in broker.start_line

@@ -433,7 +433,7 @@ async def test_a_request_is_given_up_in_the_end_and_the_next_one_goes_out(
     assert "7 channels" in line
 
 
-async def test_a_failure_is_logged_once_until_requests_are_taken_again(
+async def test_a_failure_is_logged_once_until_requests_are_accepted_again(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

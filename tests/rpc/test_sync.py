@@ -92,7 +92,7 @@ async def source(node: App) -> AsyncIterator[Source]:
 async def feeding(
     node: App, source_id: str = "", key: bytes = KEY, agent: str = "fed"
 ) -> AsyncIterator[Source]:
-    """A source whose first message was taken."""
+    """A source whose first message was accepted."""
     async with source(node) as one:
         await one.send(start(agent, key, source_id))
         await one._call.initial_metadata()
@@ -164,7 +164,7 @@ async def exists(node: App, address: str = ADDRESS) -> bool:
 
 
 async def until_fed(node: App, count: int) -> None:
-    """Wait until so many events have come, taken or not."""
+    """Wait until so many events have come, applied or refused."""
     async with asyncio.timeout(WITHIN_S):
         while node.metrics.messages_fed < count:  # noqa: ASYNC110  # nothing announces it
             await asyncio.sleep(0.002)
@@ -202,7 +202,7 @@ async def test_an_old_source_feeds_channels_and_events_and_its_end_makes_a_maste
     await node.broker.write(PRODUCER, NewEvent("s", b"3"))
 
 
-async def test_a_source_that_breaks_off_leaves_a_replica_with_all_that_was_fed(node: App) -> None:
+async def test_a_source_that_breaks_off_leaves_a_replica_with_all_that_it_sent(node: App) -> None:
     async with feeding(node) as old:
         await old.send(created(), event(1), event(2))
         await until_fed(node, 2)
@@ -359,7 +359,7 @@ async def test_a_copy_that_was_used_here_is_not_replaced(node: App) -> None:
     assert await read(node) == [2, 9, 3]
 
 
-async def test_two_sources_that_feed_at_once_replace_nothing(node: App) -> None:
+async def test_two_sources_of_an_agent_at_once_replace_nothing(node: App) -> None:
     async with feeding(node, "s1") as first, feeding(node, "s2") as second:
         await first.send(created(), event(1, 1))
         await until_fed(node, 1)
@@ -460,7 +460,7 @@ async def test_a_position_moves_where_the_next_read_begins_until_somebody_reads_
 
 
 @pytest.mark.parametrize("mode_here", [AgentMode.MASTER, AgentMode.PIPED])
-async def test_an_agent_that_is_at_home_here_is_not_fed(mode_here: AgentMode) -> None:
+async def test_an_agent_that_is_at_home_here_has_no_incoming_pipe(mode_here: AgentMode) -> None:
     async with started() as target, started(agent={"fed": AgentMode.MASTER}) as node:
         channel = await node.broker.create()
         await node.broker.write(channel.producer_address, NewEvent("s", b"7"))
@@ -493,7 +493,7 @@ async def test_a_second_source_needs_the_same_key_and_does_not_disturb_the_first
     await node.broker.write(PRODUCER, NewEvent("s", b"4"))  # under the first key
 
 
-# -- What is not taken
+# -- What is refused
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,7 @@ async def test_a_message_that_cannot_be_right_ends_the_stream(
         pytest.param(event(1, timestamp=Timestamp(nanos=-1)), id="negative nanoseconds"),
     ],
 )
-async def test_an_event_that_cannot_be_taken_is_counted_and_the_feed_goes_on(
+async def test_an_event_that_cannot_be_applied_is_counted_and_the_pipe_stays_open(
     message: pb.SyncRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with started(max_body_bytes=1000) as node:
@@ -605,7 +605,7 @@ async def test_an_event_that_cannot_be_taken_is_counted_and_the_feed_goes_on(
         await serves_on(node, channel)
 
 
-async def test_refused_events_are_logged_when_they_begin_and_when_the_feed_is_over(
+async def test_refused_events_are_logged_when_they_begin_and_when_the_pipe_ends(
     node: App, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "megaphone")
@@ -697,7 +697,7 @@ def check_has_no_secret(text: str) -> None:
 
 
 @pytest.mark.settings(max_buffered_bytes=1_048_576)
-async def test_a_feed_for_which_there_is_no_memory_ends_and_loses_nothing(app: App) -> None:
+async def test_a_pipe_for_which_there_is_no_memory_ends_and_loses_nothing(app: App) -> None:
     large = '"' + 400_000 * "x" + '"'
     async with feeding(app) as one:
         await one.send(created(), *(event(n, json_payload=large) for n in range(3)))
