@@ -29,7 +29,7 @@ from bench.report import Figure, as_json, legend, machine, table
 from bench.rounds import FULL, QUICK, Plan, progress
 from megaphone.cli.serve import new_event_loop
 
-MEASUREMENT_TIMEOUT_S = 180.0
+MEASUREMENT_TIMEOUT_S = 300.0
 
 Measurement = Callable[[Sequence[Contestant], Plan], Awaitable[list[Figure]]]
 SCENARIOS: dict[str, Measurement] = {

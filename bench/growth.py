@@ -11,7 +11,7 @@ from statistics import median
 
 from bench.batches import TEN_TO_MANY
 from bench.contestants import BROKERS, Contestant
-from bench.latency import Flow, percentile
+from bench.latency import Flow
 from bench.processes import resident_bytes
 from bench.report import BYTES, MILLISECONDS, PER_SECOND, Figure
 from bench.requests import WRITE
@@ -43,7 +43,7 @@ def latencies(server: Broker, stack: ExitStack, plan: Plan) -> list[float]:
     flow = Flow(server, stack)
     flow.measure(plan.warm_up_s)
     seconds = plan.latency_s / 2
-    return [percentile(flow.measure(seconds), 0.99) * 1000 for _ in range(rounds(plan))]
+    return [flow.measure(seconds).percentile_ms(0.99) for _ in range(rounds(plan))]
 
 
 def rounds(plan: Plan) -> int:

@@ -5,12 +5,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from bench.contestants import BROKERS, NCHAN, Contestant
 from bench.http import CREATED, Connection, Read, open_reads
 from bench.processes import BenchError
-from bench.report import MILLISECONDS, Figure
-from bench.rounds import Plan, in_thread, progress, rotated
+from bench.report import MILLISECONDS, Figure, medians, waiting_notes
+from bench.rounds import Plan, Sample, Watch, in_thread, progress, rotated
 from bench.scenario import running
 from bench.servers import Server
 
@@ -18,6 +19,19 @@ CHANNELS = 100
 PER_SECOND = 500
 LAST_WAIT_S = 10
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """The time of each event of a round, in seconds, and the work of the server in that round."""
+
+    times: Sequence[float]
+    sample: Sample
+
+    def percentile_ms(self, share: float) -> float:
+        """Return the milliseconds that so large a share of the events does not exceed."""
+        ordered = sorted(self.times)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1000
 
 
 class Flow:
@@ -28,6 +42,7 @@ class Flow:
     """
 
     def __init__(self, server: Server, stack: ExitStack) -> None:
+        self._pid = server.pid
         routes = server.routes(CHANNELS)
         reads = open_reads(server.http_port, [route.read for route in routes if route.read])
         self._reads: dict[int, tuple[Read, deque[float]]] = {
@@ -44,9 +59,8 @@ class Flow:
             self._writers.append((connection, route.write, sent))
         self.unanswered: set[Connection] = set()
 
-    def measure(self, seconds: float) -> list[float]:
-        """Return the time of each event, in seconds."""
-        times: list[float] = []
+    def measure(self, seconds: float) -> Latencies:
+        watch, times = Watch(self._pid), list[float]()
         count, began = 0, time.perf_counter()
         total = int(seconds * PER_SECOND)
         while len(times) < total:
@@ -65,7 +79,7 @@ class Flow:
                 times += [arrived - sent.popleft() for _ in range(read.take_what_came())]
         for connection, _, _ in self._writers:
             self._take_answer(connection)
-        return times
+        return Latencies(times, watch.sample(total))
 
     def _write(self, number: int) -> None:
         connection, request, sent = self._writers[number % CHANNELS]
@@ -87,45 +101,37 @@ async def measure(contestants: Sequence[Contestant], plan: Plan) -> list[Figure]
     return figures("L1", f"{PER_SECOND} writes a second over {CHANNELS} channels", rounds)
 
 
-Measure = Callable[[float], Awaitable[list[float]]]
-"""Writes for so many seconds. Returns: the time of each event."""
-
-
 async def alternate_latencies(
-    name: str, plan: Plan, sides: Mapping[str, Measure]
-) -> dict[str, list[list[float]]]:
-    """Return the times of all events, for each side and round."""
+    name: str, plan: Plan, sides: Mapping[str, Callable[[float], Awaitable[Latencies]]]
+) -> dict[str, list[Latencies]]:
+    """Measure all sides several times, each time beginning with another one."""
     for measure in sides.values():
         await measure(plan.warm_up_s)
-    rounds: dict[str, list[list[float]]] = {side: [] for side in sides}
+    rounds: dict[str, list[Latencies]] = {side: [] for side in sides}
     for number in range(plan.latency_rounds):
         for side in rotated(list(sides), number):
-            times = await sides[side](plan.latency_s)
-            rounds[side].append(times)
-            half = percentile(times, 0.5) * 1000
+            latencies = await sides[side](plan.latency_s)
+            rounds[side].append(latencies)
+            half = latencies.percentile_ms(0.5)
             progress(f"{name}: round {number + 1} of {plan.latency_rounds}: {side} {half:.2f} ms")
     return rounds
 
 
 def figures(
-    name: str, what: str, rounds: Mapping[str, Sequence[Sequence[float]]], notes: Sequence[str] = ()
+    name: str, what: str, rounds: Mapping[str, Sequence[Latencies]], notes: Sequence[str] = ()
 ) -> list[Figure]:
+    samples = {side: [one.sample for one in all_] for side, all_ in rounds.items()}
     return [
         Figure(
             name=f"{name} {rank}",
             what=f"{what}, {rank}",
             unit=MILLISECONDS,
             rounds={
-                side: [percentile(times, share) * 1000 for times in all_]
-                for side, all_ in rounds.items()
+                side: [one.percentile_ms(share) for one in all_] for side, all_ in rounds.items()
             },
-            notes=notes,
+            busy=medians(samples, "busy"),
+            load_busy=medians(samples, "load_busy"),
+            notes=(*notes, *waiting_notes(samples)),
         )
         for rank, share in PERCENTILES.items()
     ]
-
-
-def percentile(times: Sequence[float], share: float) -> float:
-    """Return the time that so large a share of the times does not exceed."""
-    ordered = sorted(times)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

@@ -15,6 +15,7 @@ PER_SECOND = "/s"
 BYTES = "B"
 MILLISECONDS = "ms"
 MEGABYTES_PER_SECOND = "MB/s"
+MUCH_WAITING = 0.05
 STACK = ("aiohttp", "grpcio", "uvloop", "protobuf")
 
 
@@ -87,10 +88,23 @@ def rate(
         unit=PER_SECOND,
         rounds={side: [one.per_core_second for one in all_] for side, all_ in samples.items()},
         by_clock={side: [one.per_second for one in all_] for side, all_ in samples.items()},
-        busy={side: median(one.busy for one in all_) for side, all_ in samples.items()},
-        load_busy={side: median(one.load_busy for one in all_) for side, all_ in samples.items()},
-        notes=notes,
+        busy=medians(samples, "busy"),
+        load_busy=medians(samples, "load_busy"),
+        notes=(*notes, *waiting_notes(samples)),
     )
+
+
+def medians(samples: Mapping[str, Sequence[Sample]], of: str) -> dict[str, float]:
+    """Return the median of one attribute of the samples, for each contestant."""
+    return {side: median(getattr(one, of) for one in all_) for side, all_ in samples.items()}
+
+
+def waiting_notes(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
+    """Return a note if the servers had to share their core, which makes times longer."""
+    most = max(one.waiting for all_ in samples.values() for one in all_)
+    if most < MUCH_WAITING:
+        return []
+    return [f"up to {most:.0%} of the time a server waited for its core, where others computed"]
 
 
 # -- For people

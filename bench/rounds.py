@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from bench.processes import BenchError
@@ -77,6 +78,8 @@ class Sample:
     """The CPU time of the server in that time."""
     load_seconds: float = 0.0
     """The CPU time of the load in that time."""
+    waiting_seconds: float = 0.0
+    """How long the server was ready to compute while its core did other work."""
 
     @property
     def per_second(self) -> float:
@@ -92,6 +95,10 @@ class Sample:
         return self.core_seconds / self.seconds
 
     @property
+    def waiting(self) -> float:
+        return self.waiting_seconds / self.seconds
+
+    @property
     def load_busy(self) -> float:
         """The share of the time in which the load was computing."""
         return self.load_seconds / self.seconds
@@ -104,12 +111,17 @@ class Watch:
         self._pid = pid
         self.began = time.monotonic()
         self._load_before = time.process_time()
+        self._waited_before = waiting_seconds(pid)
         self._computed_before = core_seconds(pid)
 
     def sample(self, count: int) -> Sample:
-        computed = core_seconds(self._pid) - self._computed_before
-        seconds = time.monotonic() - self.began
-        return Sample(count, seconds, computed, time.process_time() - self._load_before)
+        return Sample(
+            count,
+            core_seconds=core_seconds(self._pid) - self._computed_before,
+            seconds=time.monotonic() - self.began,
+            load_seconds=time.process_time() - self._load_before,
+            waiting_seconds=waiting_seconds(self._pid) - self._waited_before,
+        )
 
 
 def core_seconds(pid: int) -> float:
@@ -122,6 +134,15 @@ def core_seconds(pid: int) -> float:
         return time.clock_gettime(cpu_clock_of_process)
     except OSError as error:
         raise BenchError("no time of a server: it has ended, or this is not Linux") from error
+
+
+def waiting_seconds(pid: int) -> float:
+    """Return how long the main thread of a process has waited for a core so far."""
+    try:
+        _, waited_ns, _ = Path(f"/proc/{pid}/schedstat").read_text().split()
+    except OSError:  # some kernels do not say it
+        return 0.0
+    return int(waited_ns) / 1e9
 
 
 # -- Rounds

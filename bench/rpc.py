@@ -17,7 +17,7 @@ from bench.bare import Bare
 from bench.contestants import BARE, BEFORE, OURS, Contestant
 from bench.events import BODIES, BODY, STREAM_ID
 from bench.http import Channel
-from bench.latency import CHANNELS, PER_SECOND, alternate_latencies, figures
+from bench.latency import CHANNELS, PER_SECOND, Latencies, alternate_latencies, figures
 from bench.processes import HOST, BenchError, resident_bytes
 from bench.report import BYTES, Figure, rate
 from bench.rounds import Measure, Plan, Sample, Watch, alternate, progress
@@ -247,7 +247,7 @@ async def measure_latency(contestants: Sequence[Contestant], plan: Plan) -> list
     return figures("G3", what, rounds, ["with the time of the client, which is in Python too"])
 
 
-async def flow(client: Client) -> Callable[[float], Awaitable[list[float]]]:
+async def flow(client: Client) -> Callable[[float], Awaitable[Latencies]]:
     """Return a measurement that writes steadily and takes the time until each event is read."""
     made, arrivals = await channels(client, CHANNELS), Arrivals()
     requests = [write_request(channel) for channel in made]
@@ -265,7 +265,8 @@ async def flow(client: Client) -> Callable[[float], Awaitable[list[float]]]:
     for number in range(CHANNELS):
         await open_read(number)
 
-    async def measure(seconds: float) -> list[float]:
+    async def measure(seconds: float) -> Latencies:
+        watch = Watch(client.server.pid)
         times.clear()
         total, began = int(seconds * PER_SECOND), time.perf_counter()
         async with asyncio.TaskGroup() as group:
@@ -274,7 +275,7 @@ async def flow(client: Client) -> Callable[[float], Awaitable[list[float]]]:
                 sent[count % CHANNELS].append(time.perf_counter())
                 group.create_task(call(requests[count % CHANNELS]))
         await arrivals.wait_for(total)
-        return times.copy()
+        return Latencies(times.copy(), watch.sample(total))
 
     async def call(request: bytes) -> None:
         await client.write(request)

@@ -6,9 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench.latency import Latencies
 from bench.page import drawings, figures_of, merged, rendered
 from bench.plots import LogScale, Panel, bars, panels
-from bench.report import BYTES, MILLISECONDS, PER_SECOND, Figure, as_json, table
+from bench.report import BYTES, MILLISECONDS, PER_SECOND, Figure, as_json, rate, table
+from bench.rounds import Sample
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -105,6 +107,32 @@ def test_the_table_for_people_has_a_line_for_each_other_contestant() -> None:
     assert first.split()[0:2] == ["L1", "p50"]
     assert "original" in first
     assert second.split()[2:5] == ["nchan", "0.05", "ms"]
+
+
+# -- Samples
+
+
+def test_rates_are_of_the_computing_of_the_server() -> None:
+    sample = Sample(count=100, seconds=4.0, core_seconds=2.0, load_seconds=1.0)
+    figure = rate("W1", "writes", {"ours": [sample]})
+    assert figure.rounds == {"ours": [50.0]}
+    assert figure.by_clock == {"ours": [25.0]}
+    assert figure.busy == {"ours": 0.5}
+    assert figure.load_busy == {"ours": 0.25}
+    assert figure.notes == ()
+
+
+def test_a_server_that_had_to_share_its_core_is_noted() -> None:
+    alone, shared = (Sample(1, 1.0, 0.5, waiting_seconds=waited) for waited in (0.01, 0.4))
+    assert rate("W1", "writes", {"ours": [alone, alone]}).notes == ()
+    [note] = rate("W1", "writes", {"ours": [alone, shared]}).notes
+    assert "40%" in note
+
+
+def test_a_percentile_is_not_exceeded_by_that_share() -> None:
+    latencies = Latencies([number / 1000 for number in range(1_000, 0, -1)], Sample(1, 1.0, 1.0))
+    shares = (0.0, 0.5, 0.99, 0.999)
+    assert [latencies.percentile_ms(share) for share in shares] == [1, 501, 991, 1000]
 
 
 # -- Plots
