@@ -145,7 +145,7 @@ def main() -> int:
     except BenchError as error:
         progress(str(error))
         return 2
-    for line in absent:
+    for line in (*(f"{one.name}: {one.what}" for one in contestants), *absent):
         progress(line)
     allow_open_files()
     go_to_load_cores()

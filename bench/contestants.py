@@ -34,9 +34,9 @@ class Contestant:
 # -- Brokers
 
 
-def our_broker(**settings: object) -> AbstractAsyncContextManager[Broker]:
+def our_broker() -> AbstractAsyncContextManager[Broker]:
     program = Path(sys.executable).with_name("megaphone")
-    return broker([str(program), "serve"], {**OUR_SETTINGS, **settings})
+    return broker([str(program), "serve"], OUR_SETTINGS)
 
 
 def before(checkout: Path) -> Contestant:
