@@ -305,11 +305,13 @@ class Agents:
 
         Raises: NoAgentAvailable.
         """
+        if len(self._agents) == 1:  # the rule, and creations are frequent
+            [agent] = self._agents.values()
+            if agent.takes_channels(now):
+                return agent
         candidates = [agent for agent in self._agents.values() if agent.takes_channels(now)]
         if not candidates:
             raise NoAgentAvailable(self._why_none(now))
-        if len(candidates) == 1:
-            return candidates[0]
         return random.choice([a for a in candidates if not a.was_replicated] or candidates)
 
     def _why_none(self, now: float) -> str:

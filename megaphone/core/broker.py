@@ -8,7 +8,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -286,7 +286,11 @@ class Broker:
             del behind[address]
 
         async with many_tasks() as start:
-            async for lines in self._lines(writes, results):
+            begun = 0
+            while begun < count:
+                if begun:
+                    await asyncio.sleep(0)
+                lines, begun = await self._lines(writes, begun, results)
                 for line, result in await self._write_lines(lines, behind):
                     if not isinstance(result, WouldBlock):
                         results[line.number] = outcome_of(result)
@@ -300,23 +304,28 @@ class Broker:
         return results
 
     async def _lines(
-        self, writes: Sequence[tuple[str, NewEvent]], results: list[str | WriteFailure]
-    ) -> AsyncIterator[list["Line"]]:
-        """Check the events, and yield the valid ones in slices. The errors of the others go into
-        `results`."""
+        self,
+        writes: Sequence[tuple[str, NewEvent]],
+        first: int,
+        results: list[str | WriteFailure],
+    ) -> tuple[list["Line"], int]:
+        """Check the events of one slice, from the index `first` on.
+
+        Returns: the valid ones, and the index of the next slice. The errors of the others go into
+        `results`.
+        """
         lines: list[Line] = []
         pace = Pace()
-        for index, (address, new) in enumerate(writes):
+        for index in range(first, len(writes)):
+            address, new = writes[index]
             try:
                 self._refuse_if_shutting_down()
                 lines.append(Line(index, address, await self._new_event(new), new.request_id))
             except MegaphoneError as error:
                 results[index] = failure_of(error)
             if pace.is_used_up(EVENT_WORK + ADDRESS_WORK + len(new.body)):
-                yield lines
-                lines = []
-                await asyncio.sleep(0)
-        yield lines
+                return lines, index + 1
+        return lines, len(writes)
 
     async def _write_lines(
         self, lines: Sequence["Line"], behind: Container[str]

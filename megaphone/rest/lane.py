@@ -21,7 +21,12 @@ from megaphone.core.broker import Broker
 from megaphone.core.ports import WouldBlock
 from megaphone.errors import MegaphoneError
 from megaphone.model import NewEvent
-from megaphone.rest.connection.answers import created, ok, pieces_of_answer
+from megaphone.rest.connection.answers import (
+    CREATED_LINE,
+    OK_LINE,
+    pieces_of_answer,
+    with_json,
+)
 from megaphone.rest.connection.protocol import Later, Opened, Outcome, Unanswered, Unfinished
 from megaphone.rest.reads import framing_of, head_of_answer, options_of
 from megaphone.wire import json
@@ -191,7 +196,7 @@ class Lane:
         if (ack := _ACK.fullmatch(url)) is not None and not self.readers_headers:
             event_id = json.parse_ack(request.body)
             count = self.broker.acknowledge_nowait(ack[1].decode(), event_id)
-            return ok(json.acknowledged(count))
+            return with_json(OK_LINE, json.acknowledged(count))
         return NOT_HERE
 
     def _create(self, request: Request) -> Outcome:
@@ -200,14 +205,15 @@ class Lane:
             protocols = json.parse_create(request.body) if request.body else []
         elif not request.has_no_body:
             return NOT_HERE
-        return ok(json.created(self.broker.create_nowait(protocols)))
+        return with_json(OK_LINE, json.created(self.broker.create_nowait(protocols)))
 
     def _write(self, request: Request, found: re.Match[bytes]) -> Outcome:
         address, stream_id = found.groups()
         if address in _DOTS or stream_id in _DOTS:
             return NOT_HERE
         event = NewEvent(stream_id.decode(), request.body, request.header(b"idempotency-key"))
-        return created(json.written(self.broker.write_nowait(address.decode(), event)))
+        event_id = self.broker.write_nowait(address.decode(), event)
+        return with_json(CREATED_LINE, json.written(event_id))
 
     async def _write_batch(self, body: bytes, key: str | None) -> Iterator[bytes] | None:
         try:
@@ -215,7 +221,7 @@ class Lane:
             failures = await self.broker.write_batch(channels, messages, key)
         except MegaphoneError:
             return None
-        return pieces_of_answer(b"HTTP/1.1 201 Created\r\n", json.batch_written(failures))
+        return pieces_of_answer(CREATED_LINE, json.batch_written(failures))
 
     def _read(self, request: Request) -> Outcome:
         found = _READ.fullmatch(request.url)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
+from functools import lru_cache
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
@@ -94,14 +95,8 @@ def internal_answer(request: web.BaseRequest) -> Answer:
 # -- Answers as bytes
 
 
-def ok(body: bytes) -> bytes:
-    """Return the answer 200 with JSON."""
-    return b"HTTP/1.1 200 OK\r\n" + with_json(body)
-
-
-def created(body: bytes) -> bytes:
-    """Return the answer 201 with JSON."""
-    return b"HTTP/1.1 201 Created\r\n" + with_json(body)
+OK_LINE = b"HTTP/1.1 200 OK\r\n"
+CREATED_LINE = b"HTTP/1.1 201 Created\r\n"
 
 
 def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
@@ -113,7 +108,7 @@ def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[by
         if len(body) > WHOLE_ANSWER_BYTES:
             break
     else:
-        yield status_line + with_json(body)
+        yield with_json(status_line, body)
         return
     yield b"%bContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n%b\r\n" % (
         status_line,
@@ -125,9 +120,10 @@ def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[by
     yield b"0\r\n\r\n"
 
 
-def with_json(body: bytes, more: bytes = b"") -> bytes:
-    """Return the headers and the body of an answer. `more` are further headers, as lines."""
-    return b"Content-Type: application/json\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
+def with_json(status_line: bytes, body: bytes, more: bytes = b"") -> bytes:
+    """Return an answer with JSON. `more` are further headers, as lines."""
+    return b"%bContent-Type: application/json\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
+        status_line,
         len(body),
         date_line(),
         more,
@@ -135,20 +131,14 @@ def with_json(body: bytes, more: bytes = b"") -> bytes:
     )
 
 
-class DateLine:
-    """The header Date, made once in a second."""
-
-    second = 0
-    line = b""
-
-
 def date_line() -> bytes:
     """Return the header Date, as a line."""
-    now = int(time.time())
-    if now != DateLine.second:
-        DateLine.second = now
-        DateLine.line = f"Date: {formatdate(now, usegmt=True)}\r\n".encode()
-    return DateLine.line
+    return date_line_of(int(time.time()))
+
+
+@lru_cache(1)
+def date_line_of(second: int) -> bytes:
+    return f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
 
 
 class WrittenAnswer(web.StreamResponse):
@@ -174,7 +164,7 @@ class WrittenAnswer(web.StreamResponse):
         if transport is None:
             raise ConnectionResetError
         closing = b"" if self._keeps_alive else b"Connection: close\r\n"
-        transport.write(b"HTTP/1.1 201 Created\r\n" + with_json(self._written, closing))
+        transport.write(with_json(CREATED_LINE, self._written, closing))
         if transport.get_write_buffer_size() > DRAIN_ABOVE_BYTES:
             await request.writer.drain()
         return None

@@ -270,11 +270,18 @@ class Connection(asyncio.Protocol):
     def _offer(self, data: bytes) -> None:
         """Let the lane answer a request, or lend it to aiohttp."""
         host = self._host
-        outcome = Unanswered(is_whole=False) if host.lane is None else host.lane.answer(data)
+        if host.lane is None:
+            self._is_lent_for_ever = True
+            self._lend(data)
+            return
+        host.turn.hold()
+        outcome = host.lane.answer(data)
+        host.turn.release(run=len(data) <= SMALL_BYTES)
         if isinstance(outcome, bytes):
-            self._answer(outcome)
-            if len(data) <= SMALL_BYTES:
-                host.turn.run()
+            host.answered += 1
+            self._used_at = host.loop.time()
+            if self._transport is not None:
+                self._transport.write(outcome)
         elif isinstance(outcome, Unanswered):
             self._is_lent_for_ever = not outcome.is_whole
             self._lend(data)
@@ -286,12 +293,6 @@ class Connection(asyncio.Protocol):
         else:
             self._held = bytearray()
             self._task = host.loop.create_task(self._answer_later(outcome.call, data))
-
-    def _answer(self, answer: bytes) -> None:
-        self._host.answered += 1
-        self._used_at = self._host.loop.time()
-        if self._transport is not None:
-            self._transport.write(answer)
 
     async def _answer_later(
         self, call: Coroutine[Any, Any, Iterator[bytes] | None], data: bytes

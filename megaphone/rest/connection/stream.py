@@ -69,15 +69,10 @@ class Framing:
         """
         if events == self._last_events:
             return self._last_chunk
-        parts = self._render(events)
-        if len(parts) == 1 and len(parts[0]) <= PIECE_BYTES:  # most batches are one small event
-            self._last_events = events
-            self._last_chunk = b"%x\r\n%b\r\n" % (len(parts[0]), parts[0])
-            return self._last_chunk
-        whole = chunk(parts)
-        if len(whole) > 1:
-            return whole
-        self._last_events, [self._last_chunk] = events, whole
+        parts = chunk(self._render(events))
+        if len(parts) > 1:
+            return parts
+        self._last_events, [self._last_chunk] = events, parts
         return self._last_chunk
 
     def events_unchunked(self, events: list[Event]) -> list[bytes]:
@@ -87,11 +82,12 @@ class Framing:
 
 def chunk(parts: list[bytes]) -> list[bytes]:
     """Return some bytes as one chunk. A small chunk has one part."""
+    if len(parts) == 1 and len(parts[0]) <= PIECE_BYTES:  # the rule: one small event
+        return [b"%x\r\n%b\r\n" % (len(parts[0]), parts[0])]
     size = sum(map(len, parts))
-    head = b"%x\r\n" % size
     if size > PIECE_BYTES:
-        return [head, *parts, b"\r\n"]
-    return [b"".join((head, *parts, b"\r\n"))]
+        return [b"%x\r\n" % size, *parts, b"\r\n"]
+    return [b"%x\r\n%b\r\n" % (size, b"".join(parts))]
 
 
 class Turn:
@@ -103,27 +99,43 @@ class Turn:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._ready: deque[EventStream] = deque()
+        self._is_held = False
         self._is_scheduled = False
 
     def add(self, stream: "EventStream") -> None:
         """Send what is ready in a stream, in this turn."""
         self._ready.append(stream)
+        if not (self._is_held or self._is_scheduled):
+            self._schedule()
+
+    def hold(self) -> None:
+        """Keep what is added until `release`, which the caller must call in the same step."""
+        self._is_held = True
+
+    def release(self, *, run: bool) -> None:
+        """Send what was added since `hold`: now, or later in this turn."""
+        self._is_held = False
+        if self._ready:
+            if run:
+                self._run()
+            else:
+                self._schedule()
+
+    def _schedule(self) -> None:
         if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._run_scheduled)
 
-    def run(self) -> None:
-        """Send now."""
+    def _run_scheduled(self) -> None:
+        self._is_scheduled = False
+        self._run()
+
+    def _run(self) -> None:
         ready = self._ready
         for _ in range(min(len(ready), STREAMS_AT_ONCE)):
             ready.popleft().send_ready()
-
-    def _run_scheduled(self) -> None:
-        self._is_scheduled = False
-        self.run()
-        if self._ready and not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_soon(self._run_scheduled)
+        if ready:
+            self._schedule()
 
 
 class EventStream:
