@@ -1,7 +1,7 @@
 """Three nodes behind nginx are replaced one by one, while clients write and read.
 
-200 channels with one event a second each, and readers of each kind. It prints what it has counted
-(`pytest -s`).
+200 channels with one event a second each until all nodes are replaced, and readers of each kind. It
+prints what it has counted (`pytest -s`).
 """
 
 import asyncio
@@ -27,10 +27,9 @@ pytestmark = [
 
 HOSTS = ["127.0.0.11", "127.0.0.12", "127.0.0.13"]
 CHANNELS = 200
-EVENTS = 30
 EVERY_S = 1.0
 SETTLE_S = 3.0
-"""How long clients go on between two replacements."""
+"""How long clients go on between two replacements, and after the last."""
 STOPS_WITHIN_S = 40
 KINDS = list(product(Kind, ("ndjson", "grpc", "sse")))
 
@@ -111,11 +110,15 @@ async def test_nodes_are_replaced_one_by_one_and_nobody_loses_anything(
             ]
             for channel in channels:
                 await channel.create()
+            all_replaced = asyncio.Event()
             async with asyncio.TaskGroup() as group:
-                writes = [group.create_task(channel.write(EVENTS, EVERY_S)) for channel in channels]
+                writes = [
+                    group.create_task(channel.write(EVERY_S, all_replaced)) for channel in channels
+                ]
                 for channel in channels:
                     group.create_task(channel.read())
                 await replace_each(cluster)
+                all_replaced.set()
                 await asyncio.wait(writes)
                 shared.writing_is_over.set()
     for kind in Kind:
@@ -125,8 +128,8 @@ async def test_nodes_are_replaced_one_by_one_and_nobody_loses_anything(
         if kind is not Kind.PLAIN:
             assert all(v.lost_told == v.lost_beyond_ring == 0 for v in of_kind)
     print("met:", dict(shared.trouble))
-    taken = sum(channel.verdict().taken for channel in channels)
-    assert taken == CHANNELS * EVENTS
+    for channel in channels:
+        assert channel.verdict().taken == len(channel.history.writes) > 0
 
 
 async def replace_each(cluster: Cluster) -> None:
@@ -138,3 +141,4 @@ async def replace_each(cluster: Cluster) -> None:
     await asyncio.sleep(SETTLE_S)
     await asyncio.to_thread(cluster.replace, second)
     await asyncio.to_thread(cluster.replace, third)
+    await asyncio.sleep(SETTLE_S)

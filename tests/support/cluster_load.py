@@ -117,11 +117,13 @@ class Channel:
 
     # -- Writing
 
-    async def write(self, events: int, every_s: float) -> None:
-        """Write a number of events at a fixed interval. A late event does not make the next one
+    async def write(self, every_s: float, end: asyncio.Event) -> None:
+        """Write events at a fixed interval until the end. A late event does not make the next one
         early."""
         write = self._write_by_grpc if self.protocol == "grpc" else self._write_by_http
-        for number in range(events):
+        for number in count():
+            if end.is_set():
+                return
             began = self.clients.tick()
             next_at = asyncio.get_running_loop().time() + every_s
             outcome, event_id = await write(number)
