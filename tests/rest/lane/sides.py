@@ -1,0 +1,525 @@
+"""Sends the same bytes to two brokers, of which only one has the lane, and compares what they do.
+
+The bytes of an exchange contain made-up addresses and event ids, each as long as a real one. Every
+exchange gets channels of its own on each side, and their addresses take the place of the made-up
+ones. What a side sends is translated back, so the two sides can be compared byte by byte.
+
+Nobody can see from outside that a server waits for more bytes. But the client and both servers
+share one event loop. So after each step the client sends requests on another connection, until some
+of these in a row were answered and nothing else has come: a server that owes an answer has had many
+turns of the loop by then.
+
+TCP does not keep the borders of what a client sends, and aiohttp answers some bytes differently if
+they arrive in other portions. So the lane may do what aiohttp does for any portions of the bytes.
+"""
+
+import asyncio
+import re
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+from unittest import mock
+
+from megaphone.app import App, running
+from megaphone.core.budget import Budget
+from megaphone.errors import MegaphoneError
+from megaphone.listen.sockets import listen_tcp
+from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
+from megaphone.rest.channels import ChannelApi
+from megaphone.rest.connection.protocol import Later, Opened, Outcome
+from megaphone.rest.cors import headers_of
+from megaphone.rest.lane import Lane
+from megaphone.rest.probes import ProbeApi
+from megaphone.rest.server import HttpServer
+from megaphone.settings import Settings
+from tests.support.raw_http import RECEIVE_BYTES, Connection, Node, receive_body, receive_head
+from tests.support.settings import fast_settings
+
+# -- The made-up addresses and event ids
+
+PRODUCER = b"node." + b"P" * 58 + b"A"
+CONSUMER = b"node." + b"C" * 50 + b".1"
+"""The channel of an exchange. It has two events, `FIRST` and `SECOND`."""
+FIRST = b"E" * 22 + b"1"
+SECOND = b"E" * 22 + b"2"
+OTHER_PRODUCER = b"node." + b"O" * 58 + b"A"
+OTHER_CONSUMER = b"node." + b"D" * 50 + b".1"
+"""Another channel of the exchange. It is empty."""
+GONE_PRODUCER = b"node." + b"G" * 58 + b"A"
+GONE_CONSUMER = b"node." + b"H" * 50 + b".1"
+"""A channel that was removed."""
+
+PROBE = b"GET /livez HTTP/1.1\r\nHost: probe\r\n\r\n"
+"""Shows whether a connection takes another request behind an exchange."""
+BARRIERS = 4
+"""After so many answers on the other connection, without a byte on those of the exchanges, nothing
+more is expected."""
+PATIENCE_S = 1.1
+"""Longer than a read, and than a connection waits for the rest of a body (`protocol.BODY_WAIT_S`);
+shorter than all other limits of time."""
+MOST_CUTS_JOINED = 3
+SETTINGS = {"poll_duration_millis": 1_000, "max_body_bytes": 20_000, "channel_ttl_secs": 1e6}
+WITHIN_S = 60
+
+_OURS = frozenset(
+    (
+        PRODUCER,
+        CONSUMER,
+        FIRST,
+        SECOND,
+        OTHER_PRODUCER,
+        OTHER_CONSUMER,
+        GONE_PRODUCER,
+        GONE_CONSUMER,
+    )
+)
+
+
+def shape_of(kind: bytes) -> Callable[[re.Match[bytes]], bytes]:
+    """Return a function that names the kind of an address or id, unless it is one of ours."""
+
+    def shaped(found: re.Match[bytes]) -> bytes:
+        return found[1] + (found[2] if found[2] in _OURS else b"{" + kind + b"}")
+
+    return shaped
+
+
+_SHAPES = [
+    (re.compile(rb"(?m)^(Date: )([^\r]+)"), shape_of(b"now")),
+    (re.compile(rb"()(node\.[A-Za-z0-9_-]{59})"), shape_of(b"producer")),
+    (re.compile(rb"()(node\.[A-Za-z0-9]{50}\.1)"), shape_of(b"consumer")),
+    (re.compile(rb'((?:"eid":"|\nid: ))([A-Za-z0-9]{23})'), shape_of(b"event")),
+    (re.compile(rb'("ts":")([0-9TZ:.-]+)'), shape_of(b"time")),
+]
+_READ_HAS_BEGUN = b"X-Accel-Buffering: no\r\n"
+_COUNTS = (
+    "channels_created",
+    "channels_disposed",
+    "messages_received",
+    "messages_read",
+    "messages_redelivered",
+    "messages_unroutable",
+    "messages_lost",
+    "reads_open",
+    "writers_waiting",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Bytes that a client sends on one connection."""
+
+    name: str
+    data: bytes
+    cuts: tuple[int, ...] = ()
+    """Where the client waits before it sends more."""
+    is_slow: bool = False
+    """Whether the client waits for so long that the broker does not wait for it."""
+    by_lane: int | None = None
+    """How many requests the lane must answer, if that is known."""
+    answers: int = 0
+    """How many answers must come. It is needed only if a broker works long without a byte."""
+    with_probe: bool = True
+    """Whether the client sends `PROBE` behind the bytes, when nothing more comes."""
+
+    @property
+    def steps(self) -> list[slice]:
+        ends = (*self.cuts, len(self.data))
+        return [slice(start, end) for start, end in zip((0, *self.cuts), ends, strict=True)]
+
+    def joined(self) -> Iterator["Exchange"]:
+        """Yield the same exchange in fewer portions, in every way."""
+        for count in range(min(len(self.cuts), MOST_CUTS_JOINED)):
+            for cuts in combinations(self.cuts, count):
+                yield replace(self, cuts=cuts)
+        if self.with_probe:
+            probed = replace(self, data=self.data + PROBE, with_probe=False)
+            yield from (replace(probed, cuts=()), *probed.joined(), probed)
+
+
+Effect = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What one side has done with an exchange."""
+
+    output: bytes
+    """What it has sent, with made-up addresses and ids, and without the date."""
+    ended_behind: str
+    """The step after which the server had closed the connection."""
+    effect: Effect
+    """What is in the channels afterwards."""
+
+
+# -- One side
+
+
+class Clock:
+    """The time of an event loop, which a test may let pass at once."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._time = loop.time
+        self._passed_s = 0.0
+
+    def time(self) -> float:
+        return self._time() + self._passed_s
+
+    def advance(self, seconds: float) -> None:
+        self._passed_s += seconds
+
+
+@contextmanager
+def own_clock() -> Iterator[Clock]:
+    """Give the running event loop such a clock within this context."""
+    loop = asyncio.get_running_loop()
+    clock = Clock(loop)
+    with mock.patch.object(loop, "time", clock.time):
+        yield clock
+
+
+@dataclass(slots=True)
+class WatchedLane:
+    """A lane that notes which bytes it has answered."""
+
+    lane: Lane
+    answered: list[bytes] = field(default_factory=list)
+
+    def answer(self, data: bytes) -> Outcome:
+        outcome = self.lane.answer(data)
+        if isinstance(outcome, (bytes, Opened)):
+            self.answered.append(bytes(data))
+        elif isinstance(outcome, Later):
+            return Later(self._noted(outcome.call, bytes(data)))
+        return outcome
+
+    async def _noted(
+        self, call: Coroutine[Any, Any, Iterator[bytes] | None], data: bytes
+    ) -> Iterator[bytes] | None:
+        answer = await call
+        if answer is not None:
+            self.answered.append(data)
+        return answer
+
+
+@dataclass(slots=True)
+class Side:
+    """A broker with an HTTP face of its own, with the lane or without it."""
+
+    app: App
+    port: int
+    budget: Budget
+    lane: WatchedLane | None
+    barrier: Connection
+    gone: NewChannel
+    clock: "Clock"
+    is_thorough: bool = True
+    """Whether the client waits for answers on another connection before it goes on, and not for a
+    few turns of the event loop only, which takes a tenth of the time."""
+
+    async def run(self, exchanges: Sequence[Exchange]) -> list[Record]:
+        """Run some exchanges at the same time, each on a connection of its own."""
+        calls = [Call(self, exchange, await self._channels()) for exchange in exchanges]
+        try:
+            async with asyncio.timeout(WITHIN_S):
+                await self._run(calls)
+        finally:
+            for call in calls:
+                call.close()
+        await self._pass_turns()
+        return [call.record() for call in calls]
+
+    async def _run(self, calls: Sequence["Call"]) -> None:
+        for number in range(max(len(call.exchange.steps) for call in calls)):
+            for call in calls:
+                call.send_step(number)
+            await self._until_quiet(calls)
+            if any(call.exchange.is_slow for call in calls):
+                self.clock.advance(PATIENCE_S)
+        await self._until_patience_ends(calls)
+        for call in calls:
+            call.send_probe()
+        await self._until_patience_ends(calls)
+        while any(call.is_owed_more for call in calls):
+            await self._until_quiet(calls)
+        for call in calls:
+            call.half_close()
+        await self._until_quiet(calls)
+
+    async def _until_patience_ends(self, calls: Sequence["Call"]) -> None:
+        """Wait until no server will do anything for the next seconds, unless it gets more bytes."""
+        await self._until_quiet(calls)
+        self.clock.advance(PATIENCE_S)
+        await self._until_quiet(calls)
+
+    async def _channels(self) -> list[NewChannel]:
+        return [await self.app.broker.create() for _ in range(2)]
+
+    async def _until_quiet(self, calls: Sequence["Call"]) -> None:
+        """Wait until no server will send anything before it gets more."""
+        quiet = 0
+        while quiet < BARRIERS:
+            await self._pass_turns()
+            has_moved = [call.move() for call in calls]
+            quiet = 0 if any(has_moved) else quiet + 1
+
+    async def _pass_turns(self) -> None:
+        if not self.is_thorough:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return
+        await self.barrier.send(PROBE)
+        await receive_body(self.barrier, await receive_head(self.barrier))
+
+    @property
+    def counts(self) -> Counter[str]:
+        counts = {name: int(getattr(self.app.metrics, name)) for name in _COUNTS}
+        return Counter(counts | {"bytes held for requests": self.budget.used})
+
+
+class Call:
+    """An exchange on one side."""
+
+    def __init__(self, side: Side, exchange: Exchange, channels: Sequence[NewChannel]) -> None:
+        self.exchange = exchange
+        self._channels = channels
+        self._broker = side.app.broker
+        written = [self._written(body) for body in (b"1", b"2")]
+        self._real = {
+            PRODUCER: channels[0].producer_address.encode(),
+            CONSUMER: channels[0].consumer_address.encode(),
+            OTHER_PRODUCER: channels[1].producer_address.encode(),
+            OTHER_CONSUMER: channels[1].consumer_address.encode(),
+            GONE_PRODUCER: side.gone.producer_address.encode(),
+            GONE_CONSUMER: side.gone.consumer_address.encode(),
+            FIRST: written[0].encode(),
+            SECOND: written[1].encode(),
+        }
+        self._data = exchange.data
+        for made_up, real in self._real.items():
+            assert len(made_up) == len(real)
+            self._data = self._data.replace(made_up, real)
+        self._socket = socket.create_connection(("127.0.0.1", side.port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setblocking(False)
+        self._step = ""
+        self._unsent = b""
+        self._received = bytearray()
+        self.ended_behind = ""
+
+    def _written(self, body: bytes) -> str:
+        event = NewEvent("before", body)
+        return self._broker.write_nowait(self._channels[0].producer_address, event)
+
+    def send_step(self, number: int) -> None:
+        if number < len(self.exchange.steps):
+            self.send(f"step {number}", self._data[self.exchange.steps[number]])
+
+    def send(self, step: str, data: bytes) -> None:
+        self._step = step
+        self._unsent += data
+        self.move()
+
+    def send_probe(self) -> None:
+        if self.exchange.with_probe:
+            self.send("the probe", PROBE)
+
+    def half_close(self) -> None:
+        self._step = "the half-close"
+        if not self.ended_behind:
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def move(self) -> bool:
+        """Send and receive what is possible now. Returns: whether there was anything."""
+        if self.ended_behind:
+            return False
+        try:
+            has_sent = self._send_some()
+            return self._receive_some() or has_sent
+        except ConnectionError:
+            self.ended_behind = self._step
+            return True
+
+    def _send_some(self) -> bool:
+        if not self._unsent:
+            return False
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            self._unsent = b""  # the answer is still there to be received
+            return True
+        self._unsent = self._unsent[sent:]
+        return True
+
+    def _receive_some(self) -> bool:
+        try:
+            data = self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self.ended_behind = self._step
+        self._received += data
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+
+    @property
+    def is_owed_more(self) -> bool:
+        """Whether an answer must still come, or has begun and goes on by itself."""
+        if self.ended_behind:
+            return False
+        is_reading = _READ_HAS_BEGUN in self._received
+        return is_reading or self._received.count(b"HTTP/1.") < self.exchange.answers
+
+    def record(self) -> Record:
+        # The read time, and not what the client does, ends a read.
+        is_read = _READ_HAS_BEGUN in self._received
+        ended_behind = "the read" if is_read and self.ended_behind else self.ended_behind
+        return Record(self._translated(bytes(self._received)), ended_behind, self._effect())
+
+    def _translated(self, output: bytes) -> bytes:
+        for made_up, real in self._real.items():
+            output = output.replace(real, made_up)
+        for pattern, shape in _SHAPES:
+            output = pattern.sub(shape, output)
+        return output
+
+    def _effect(self) -> Effect:
+        """Return what a plain reader gets from the channels now, and what their logs hold."""
+        plain = ReadOptions(take_over=True, wait_s=0)
+        of_all = replace(plain, cursor="-")
+        return tuple(
+            self._left_in(channel, options)
+            for channel in self._channels
+            for options in (plain, of_all)
+        )
+
+    def _left_in(self, channel: NewChannel, options: ReadOptions) -> Any:
+        try:
+            reader = self._broker.open_read_nowait(channel.consumer_address, options)
+        except MegaphoneError as error:
+            return error.code
+        events = []
+        try:
+            while batch := reader.next():
+                events += [(event.stream_id, self._translated(event.body)) for event in batch]
+            return reader.recovered, events
+        finally:
+            reader.close(clean=True)
+
+
+@asynccontextmanager
+async def side(clock: Clock, *, with_lane: bool, **changes: Any) -> AsyncIterator[Side]:
+    """Run a broker and its HTTP face."""
+    settings = fast_settings(**SETTINGS | {"http_lane": False} | changes)
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(running(settings))
+        budget = Budget()
+        lane = WatchedLane(lane_over(app, settings)) if with_lane else None
+        server = HttpServer(
+            [*ChannelApi(app.broker).routes(), *ProbeApi(app.broker, app.metrics).routes()],
+            budget=budget,
+            max_body_bytes=settings.max_body_bytes,
+            cors_origin=settings.cors_allow_origin,
+            lane=lane,
+        )
+        port = await server.start(listen_tcp(Endpoint("127.0.0.1", 0)))
+        stack.push_async_callback(server.stop)
+        barrier = await Connection.open(Node(port, 0))
+        stack.callback(barrier.close)
+        gone = await app.broker.create()
+        await app.admin.dispose(gone.consumer_address)
+        yield Side(app, port, budget, lane, barrier, gone, clock)
+
+
+def lane_over(app: App, settings: Settings) -> Lane:
+    return Lane(app.broker, settings.max_body_bytes, headers_of(settings.cors_allow_origin))
+
+
+# -- Both sides
+
+
+@dataclass(slots=True)
+class Pair:
+    """The two sides."""
+
+    lane: Side
+    aiohttp: Side
+    joined: list[Exchange] = field(default_factory=list)
+    """Those with which the lane does what aiohttp does with other portions of the same bytes."""
+
+    async def differences(self, exchanges: Sequence[Exchange]) -> list[str]:
+        """Run the exchanges on both sides. Returns: a description of each difference."""
+        before = self._counts()
+        by_lane = await self.lane.run(exchanges)
+        by_aiohttp = await self.aiohttp.run(exchanges)
+        after = self._counts()
+        same: list[Exchange] = []
+        found: list[str] = []
+        for exchange, lane, aiohttp in zip(exchanges, by_lane, by_aiohttp, strict=True):
+            if lane == aiohttp:
+                same.append(exchange)
+            elif await self._is_of_other_portions(exchange, lane):
+                self.joined.append(exchange)
+            else:
+                found.append(described(exchange, lane, aiohttp))
+        if len(same) < len(exchanges):  # without the others, the counts must be the same
+            return found + (await self.differences(same) if same else [])
+        changes = [changed(new, old) for new, old in zip(after, before, strict=True)]
+        return (
+            [] if changes[0] == changes[1] else [f"{changes} behind {[one.name for one in same]}"]
+        )
+
+    async def _is_of_other_portions(self, exchange: Exchange, lane: Record) -> bool:
+        """Return whether aiohttp does the same as the lane did if the bytes come in fewer
+        portions."""
+        for joined in exchange.joined():
+            [aiohttp] = await self.aiohttp.run([joined])
+            if replace(aiohttp, ended_behind=lane.ended_behind) == lane:
+                return bool(aiohttp.ended_behind) == bool(lane.ended_behind)
+        return False
+
+    def _counts(self) -> tuple[Counter[str], Counter[str]]:
+        return self.lane.counts, self.aiohttp.counts
+
+    def be_quick(self) -> None:
+        """See `Side.is_thorough`."""
+        self.lane.is_thorough = self.aiohttp.is_thorough = False
+
+    @property
+    def answered(self) -> list[bytes]:
+        """The requests that the lane has answered."""
+        assert self.lane.lane is not None
+        return self.lane.lane.answered
+
+
+def changed(after: Counter[str], before: Counter[str]) -> dict[str, int]:
+    return {name: after[name] - before[name] for name in after if after[name] != before[name]}
+
+
+def described(exchange: Exchange, lane: Record, aiohttp: Record) -> str:
+    lines = [f"{exchange.name}: {exchange.data[:2_000]!r} cut at {exchange.cuts}"]
+    for name, one, other in (
+        ("output", lane.output, aiohttp.output),
+        ("connection ended behind", lane.ended_behind, aiohttp.ended_behind),
+        ("effect", lane.effect, aiohttp.effect),
+    ):
+        if one != other:
+            lines += [f"  {name} with the lane: {one!r}", f"  {name} by aiohttp:    {other!r}"]
+    return "\n".join(lines)
+
+
+@asynccontextmanager
+async def both_sides(**changes: Any) -> AsyncIterator[Pair]:
+    async with AsyncExitStack() as stack:
+        clock = stack.enter_context(own_clock())
+        lane = await stack.enter_async_context(side(clock, with_lane=True, **changes))
+        aiohttp = await stack.enter_async_context(side(clock, with_lane=False, **changes))
+        yield Pair(lane, aiohttp)

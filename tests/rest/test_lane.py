@@ -1,0 +1,79 @@
+"""The lane answers as aiohttp would.
+
+The same bytes go to a broker with the lane and to a broker without it. Both must send the same
+bytes, keep the connection open as long, and have written the same events.
+"""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from itertools import islice
+
+import pytest
+
+from tests.rest.lane import corpus
+from tests.rest.lane.sides import Exchange, Pair, both_sides
+
+AT_ONCE = 150
+"""How many exchanges run at the same time."""
+SHOWN = 5
+"""How many differences a failure shows."""
+GROUPS = (
+    corpus.methods,
+    corpus.versions,
+    corpus.odd_headers,
+    corpus.content_types,
+    corpus.lengths,
+    corpus.chunks,
+    corpus.line_ends,
+    corpus.targets,
+    corpus.queries,
+    corpus.bodies,
+    corpus.pipelines,
+    corpus.trickled,
+)
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    async with both_sides() as pair:
+        yield pair
+
+
+async def assert_same(pair: Pair, exchanges: Iterable[Exchange]) -> int:
+    """Run the exchanges on both sides. Returns: how many there were."""
+    left = iter(exchanges)
+    found: list[str] = []
+    count = 0
+    while some := list(islice(left, AT_ONCE)):
+        found += await pair.differences(some)
+        count += len(some)
+    assert not found, f"{len(found)} of {count} differ:\n" + "\n".join(found[:SHOWN])
+    assert len(pair.joined) <= count // 10, "aiohttp sees most bytes alike in any portions"
+    return count
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
+async def test_odd_requests(pair: Pair, group: Callable[[], Iterator[Exchange]]) -> None:
+    assert await assert_same(pair, group()) > 0
+
+
+@pytest.mark.parametrize(
+    "group", [corpus.ordinary, corpus.in_turn], ids=lambda group: group.__name__
+)
+async def test_the_lane_answers_ordinary_requests(
+    pair: Pair, group: Callable[[], Iterator[Exchange]]
+) -> None:
+    exchanges = list(group())
+    await assert_same(pair, exchanges)
+    assert len(pair.answered) == sum(exchange.by_lane or 0 for exchange in exchanges)
+
+
+@pytest.mark.parametrize("is_slow", [False, True], ids=["at-once", "slowly"])
+@pytest.mark.parametrize("name", corpus.EACH_BYTE)
+async def test_requests_that_are_split_at_any_byte(pair: Pair, name: str, is_slow: bool) -> None:
+    exchanges = corpus.split(name, is_slow=is_slow)
+    assert await assert_same(pair, exchanges) > 0
+
+
+def test_the_corpus_is_large() -> None:
+    different = {(one.data, one.cuts) for group in GROUPS for one in group()}
+    assert len(different) >= 3_000
