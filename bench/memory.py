@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bench.contestants import BROKERS, Contestant
 from bench.events import BODY
-from bench.http import CREATED, OK, Connection, open_reads, post
+from bench.http import CREATED, Connection, open_reads
 from bench.processes import most_connections, resident_bytes
 from bench.report import BYTES, Figure
 from bench.requests import CONNECTIONS
@@ -44,13 +44,18 @@ def idle_reads(server: Broker, count: int, stack: ExitStack) -> Make:
 
 
 def idle_connections(server: Broker, _count: int, stack: ExitStack) -> Make:
-    request = post("/channelsExists", b'{"channels":[]}')
+    """Each connection writes once, to a channel that is read, so that no events stay."""
+    [route] = server.routes(1)
+    assert route.read is not None
+    [read] = open_reads(server.http_port, [route.read])
+    stack.callback(read.close)
 
     def make(count: int) -> None:
         for _ in range(count):
             connection = Connection(server.http_port)
             stack.callback(connection.close)
-            connection.ask(request, OK)
+            connection.ask(route.write, CREATED)
+            read.take(1)
 
     return make
 
@@ -116,4 +121,6 @@ EVENT = MemoryScenario(
     buffered_events,
     lambda plan: plan.buffered_events,
 )
-CONNECTION = MemoryScenario("M4", "idle keep-alive connection", idle_connections, most_open)
+CONNECTION = MemoryScenario(
+    "M4", "idle keep-alive connection of a writer", idle_connections, most_open
+)

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.contestants import BARE, NCHAN, NGINX, ORIGINAL, OURS
 from bench.plots import Panel, bars, panels
-from bench.report import PER_SECOND, Figure, figure_of_json, quantity
+from bench.report import PER_SECOND, Figure, figure_of_json, is_waiting_noted, quantity
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results" / "latest.json"
@@ -71,7 +71,7 @@ def figures_of(results: Mapping[str, Any]) -> list[Figure]:
 def rendered(page: str, results: Mapping[str, Any]) -> str:
     """Return the page with its tables written anew between their markers."""
     figures = figures_of(results)
-    page = replaced(page, "machine", machine_text(results["machine"]))
+    page = replaced(page, "machine", conditions(results["machine"], figures))
     for name, table in TABLES.items():
         page = replaced(page, name, table(figures))
     return page
@@ -83,9 +83,18 @@ def replaced(page: str, name: str, content: str) -> str:
     return pattern.sub(lambda _: f"{begin}\n{content}\n{end}", page)
 
 
-def machine_text(machine: Mapping[str, Any]) -> str:
+def conditions(machine: Mapping[str, Any], figures: Sequence[Figure]) -> str:
+    """Describe the machine, and what makes the figures less sure."""
     versions = ", ".join(f"{name} {machine[name]}" for name in ("aiohttp", "grpcio", "uvloop"))
-    return f"{machine['system']}, Python {machine['python']}, {versions}."
+    sentences = [f"Measured with {machine['system']}, Python {machine['python']}, {versions}."]
+    if counts := [len(one.rounds[OURS]) for one in figures if one.name in SPEED]:
+        sentences.append(f"The rates are of at least {min(counts)} rounds.")
+    if waiting := [scenario(one.name) for one in figures if is_waiting_noted(one)]:
+        sentences.append(
+            "Other processes computed on the same cores meanwhile, so that latencies and rates by"
+            f" the clock are not to be trusted: {', '.join(dict.fromkeys(waiting))}."
+        )
+    return "\n".join(sentences)
 
 
 def markdown(head: Row, rows: Iterable[Row]) -> str:
@@ -107,9 +116,9 @@ def speed_row(figure: Figure) -> Row:
         number(figure, ORIGINAL),
         ratio(figure, ORIGINAL),
         ", ".join(f"{name} {number(figure, name)}" for name in sides if name in (NGINX, NCHAN)),
-        ", ".join(f"{median(figure.by_clock[name]):,.0f}" for name in sides),
-        ", ".join(f"{figure.busy[name]:.0%}" for name in sides),
-        ", ".join(f"{figure.load_busy[name]:.0%}" for name in sides),
+        " · ".join(f"{median(figure.by_clock[name]):,.0f}" for name in sides),
+        " · ".join(f"{figure.busy[name]:.0%}" for name in sides),
+        " · ".join(f"{figure.load_busy[name]:.0%}" for name in sides),
     )
 
 

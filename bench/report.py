@@ -16,6 +16,7 @@ BYTES = "B"
 MILLISECONDS = "ms"
 MEGABYTES_PER_SECOND = "MB/s"
 MUCH_WAITING = 0.05
+WAITING = "a server waited for its core, where others computed"
 STACK = ("aiohttp", "grpcio", "uvloop", "protobuf")
 
 
@@ -104,7 +105,11 @@ def waiting_notes(samples: Mapping[str, Sequence[Sample]]) -> list[str]:
     most = max(one.waiting for all_ in samples.values() for one in all_)
     if most < MUCH_WAITING:
         return []
-    return [f"up to {most:.0%} of the time a server waited for its core, where others computed"]
+    return [f"up to {most:.0%} of the time {WAITING}"]
+
+
+def is_waiting_noted(figure: Figure) -> bool:
+    return any(note.endswith(WAITING) for note in figure.notes)
 
 
 # -- For people

@@ -62,8 +62,8 @@ def test_tables_stand_between_their_markers() -> None:
         "|  | work | this broker | Rust broker | ratio | nginx, nchan | by the clock"
         " | busy | load |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| W1 | one write a request, writes | 1,000 | 2,000 | 0.50 (0.45 to 0.60) |  | 900, 1,100"
-        " | 90%, 55% | 10%, 30% |",
+        "| W1 | one write a request, writes | 1,000 | 2,000 | 0.50 (0.45 to 0.60) |  | 900 · 1,100"
+        " | 90% · 55% | 10% · 30% |",
         "<!-- end of speed -->",
         "",
         "Between.",
@@ -125,8 +125,11 @@ def test_rates_are_of_the_computing_of_the_server() -> None:
 def test_a_server_that_had_to_share_its_core_is_noted() -> None:
     alone, shared = (Sample(1, 1.0, 0.5, waiting_seconds=waited) for waited in (0.01, 0.4))
     assert rate("W1", "writes", {"ours": [alone, alone]}).notes == ()
-    [note] = rate("W1", "writes", {"ours": [alone, shared]}).notes
-    assert "40%" in note
+    figure = rate("W1", "writes", {"ours": [alone, shared]})
+    assert "40%" in figure.notes[0]
+    page = "<!-- machine --><!-- end of machine -->"
+    assert "not to be trusted: W1." in rendered(page, results(figure))
+    assert "not to be trusted" not in rendered(page, results(WRITES))
 
 
 def test_a_percentile_is_not_exceeded_by_that_share() -> None:
