@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bench.contestants import NCHAN, NGINX, ORIGINAL, OTHERS, OURS, chosen
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -13,16 +15,25 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_one_scenario_runs() -> None:
-    done = bench("--quick", "--only", "W1", "--against", "", "--json")
+def test_one_scenario_runs_with_all_who_are_here() -> None:
+    done = bench("--quick", "--only", "W1", "--json")
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
     assert results["failures"] == {}
     [figure] = results["figures"]
     assert figure["name"] == "W1"
-    assert len(figure["rounds"]["ours"]) == 3
-    assert figure["medians"]["ours"] > 0
-    assert 0 < figure["load_busy"]["ours"] < 1
+    others = {name for name in (ORIGINAL, NGINX, NCHAN) if OTHERS[name].missing() is None}
+    assert set(figure["rounds"]) == {OURS, *others}
+    for name, rounds in figure["rounds"].items():
+        assert len(rounds) == 3
+        assert min(rounds) > 0
+        assert 0 < figure["load_busy"][name] < 1
+
+
+def test_who_is_not_asked_for_does_not_take_part() -> None:
+    contestants, absent = chosen([], None)
+    assert [one.name for one in contestants] == [OURS]
+    assert absent == []
 
 
 def test_an_unknown_contestant_is_named() -> None:
