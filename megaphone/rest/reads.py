@@ -18,7 +18,7 @@ from megaphone.rest.connection.answers import date_line
 from megaphone.rest.connection.guest import connection_of
 from megaphone.rest.connection.stream import Framing
 from megaphone.rest.requests import choice, seconds_of_ms, whole_number
-from megaphone.wire import json, sse
+from megaphone.wire import lines, sse
 
 LAST_EVENT_ID = "Last-Event-ID"
 SSE_HEARTBEAT_S = 10.0
@@ -27,7 +27,7 @@ NDJSON = Framing(
     "application/x-ndjson",
     preamble=lambda *_: b"",
     heartbeat=b"\n",
-    events=json.event_lines,
+    events=lines.event_lines,
 )
 SSE = Framing(
     "text/event-stream", preamble=sse.preamble, heartbeat=sse.HEARTBEAT, events=sse.events

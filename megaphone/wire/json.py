@@ -1,12 +1,10 @@
-"""The JSON of the HTTP face: requests to the model, and the model to answers and event lines.
+"""The JSON of the HTTP face: requests to the model, and the model to answers.
 
 Existing clients fix its names and forms. Unknown members of requests are ignored, as they always
-were.
+were. The lines of events are in `wire.lines`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Annotated, Any, TypeVar
 
@@ -14,11 +12,9 @@ import msgspec
 
 from megaphone.errors import BadRequest
 from megaphone.model import (
-    LINE_BODY_BYTES,
     AgentInfo,
     BatchFailure,
     DrainProgress,
-    Event,
     NewChannel,
     NewEvent,
 )
@@ -26,10 +22,6 @@ from megaphone.wire.decode import Converted, decode_json
 
 MEMBERS_AT_ONCE = 500
 """How many elements of a list are encoded into one piece of an answer."""
-SECONDS_REMEMBERED = 10
-"""Events that are sent now have mostly the time of the last seconds."""
-STREAM_IDS_REMEMBERED = 1_000
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 encode = msgspec.json.Encoder().encode
 
 
@@ -210,58 +202,3 @@ def error(code: str, message: str, status: int) -> bytes:
             "detail": message,
         }
     )
-
-
-def timestamp(microseconds: int) -> str:
-    """Return a time as RFC 3339 in UTC, to the microsecond."""
-    second, rest = divmod(microseconds, 1_000_000)
-    return f"{up_to_second(second).decode()}.{rest:06}Z"
-
-
-@lru_cache(SECONDS_REMEMBERED)
-def up_to_second(second: int) -> bytes:
-    return (EPOCH + timedelta(seconds=second)).isoformat().removesuffix("+00:00").encode()
-
-
-def event_line(event: Event) -> bytes:
-    """Return an event as one line. The event keeps the line while it has a place in more than one
-    channel."""
-    if event.rendered is not None:
-        return event.rendered
-    second, rest = divmod(event.timestamp_us, 1_000_000)
-    line = b'{"sid":%b,"eid":"%b","ts":"%b.%06dZ","body":%b}\n' % (
-        quoted(event.stream_id),
-        event.id.encode(),
-        up_to_second(second),
-        rest,
-        event.body,
-    )
-    if event.awaited > 1:
-        event.rendered = line
-    return line
-
-
-def before_body(event: Event) -> bytes:
-    return b'{"sid":%b,"eid":"%b","ts":"%b","body":' % (
-        quoted(event.stream_id),
-        event.id.encode(),
-        timestamp(event.timestamp_us).encode(),
-    )
-
-
-@lru_cache(STREAM_IDS_REMEMBERED)
-def quoted(stream_id: str) -> bytes:
-    """Return a stream id as JSON."""
-    return encode(stream_id)
-
-
-def line_parts(event: Event) -> tuple[bytes, ...]:
-    """Return the line of an event in parts. The body of a large event is not copied."""
-    if len(event.body) <= LINE_BODY_BYTES:
-        return (event_line(event),)
-    return before_body(event), event.body, b"}\n"
-
-
-def event_lines(events: Sequence[Event]) -> list[bytes]:
-    """Return the lines of some events in parts."""
-    return [part for event in events for part in line_parts(event)]

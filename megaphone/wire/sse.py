@@ -8,7 +8,7 @@ line that a reader of NDJSON gets. Its id is the event id, which the browser sen
 from collections.abc import Sequence
 
 from megaphone.model import Event
-from megaphone.wire.json import line_parts
+from megaphone.wire.lines import line_parts
 
 RETRY_MS = 500
 HEARTBEAT = b":\n\n"

@@ -14,7 +14,7 @@ from megaphone.core.channel import Channel, Waiter
 from megaphone.core.progress import LARGEST_BATCH_BYTES
 from megaphone.errors import LimitExceeded
 from megaphone.model import START, ChannelLimits, Event, ReadOptions
-from megaphone.wire.json import event_line
+from megaphone.wire.lines import event_line
 from tests.support.settings import limits
 
 BODY_BYTES = 10_000

@@ -8,24 +8,15 @@ import pytest
 
 from megaphone.errors import BadRequest
 from megaphone.model import (
-    LINE_BODY_BYTES,
     AgentInfo,
     AgentMode,
     BatchFailure,
     DrainProgress,
-    Event,
     NewChannel,
     NewEvent,
     ReadProtocol,
 )
 from megaphone.wire import json as wire
-
-EVENT_LINE = b'{"sid":"a\\"b","eid":"e1","ts":"2023-11-14T22:13:20.000001Z","body":[1]}\n'
-
-
-def event(body: bytes = b"[1]", awaited: int = 1) -> Event:
-    return Event("e1", 'a"b', 1_700_000_000_000_001, body, awaited=awaited)
-
 
 # -- Requests
 
@@ -119,24 +110,3 @@ def test_the_pieces_of_a_list_are_one_list(count: int) -> None:
     assert json.loads(b"".join(wire.batch_written(failures))) == {
         "failures": [{"channel": one, "index": 0, "reason": "TIMEOUT"} for one in addresses]
     }
-
-
-# -- Events
-
-
-def test_an_event_is_a_line() -> None:
-    assert wire.event_lines([event(), event()]) == [EVENT_LINE, EVENT_LINE]
-
-
-def test_a_line_is_kept_only_for_other_channels() -> None:
-    alone, shared = event(), event(awaited=2)
-    assert wire.event_line(alone) == wire.event_line(shared) == EVENT_LINE
-    assert (alone.rendered, shared.rendered) == (None, EVENT_LINE)
-    assert wire.event_line(shared) is shared.rendered
-
-
-def test_the_body_of_a_large_event_is_not_copied() -> None:
-    large = event(b'"' + b"x" * LINE_BODY_BYTES + b'"')
-    before, body, after = wire.line_parts(large)
-    assert body is large.body
-    assert before + b"[1]" + after == EVENT_LINE
