@@ -4,18 +4,23 @@ The same bytes go to a broker with the lane and to a broker without it. Both mus
 bytes, keep the connection open as long, and have written the same events.
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tests.rest.lane import corpus
+from tests.rest.lane import corpus, grammar
 from tests.rest.lane.sides import Exchange, Pair, both_sides
 
 AT_ONCE = 150
 """How many exchanges run at the same time."""
 SHOWN = 5
 """How many differences a failure shows."""
+EXAMPLES = int(os.environ.get("MEGAPHONE_LANE_EXAMPLES", "0"))
+"""How many examples hypothesis makes, each time others. By default 200, always the same."""
 GROUPS = (
     corpus.methods,
     corpus.versions,
@@ -77,3 +82,24 @@ async def test_requests_that_are_split_at_any_byte(pair: Pair, name: str, is_slo
 def test_the_corpus_is_large() -> None:
     different = {(one.data, one.cuts) for group in GROUPS for one in group()}
     assert len(different) >= 3_000
+
+
+@pytest.fixture
+async def used_pair(pair: Pair) -> AsyncIterator[Pair]:
+    """Two sides, of which the lane must answer some requests."""
+    yield pair
+    assert len(pair.answered) > 100
+
+
+@settings(
+    max_examples=EXAMPLES or 200,
+    derandomize=not EXAMPLES,
+    database=None,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,  # one pair of brokers for all examples
+        HealthCheck.too_slow,
+    ],
+)
+@given(st.lists(grammar.exchanges(), min_size=1, max_size=4))
+async def test_requests_of_the_grammar(used_pair: Pair, exchanges: list[Exchange]) -> None:
+    assert await used_pair.quick_differences(exchanges) == []

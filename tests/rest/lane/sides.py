@@ -62,6 +62,9 @@ PATIENCE_S = 1.1
 """Longer than a read, and than a connection waits for the rest of a body (`protocol.BODY_WAIT_S`);
 shorter than all other limits of time."""
 MOST_CUTS_JOINED = 3
+QUICK_BARRIERS = 2
+QUICK_TURNS = 4
+"""See `Side.is_thorough`."""
 SETTINGS = {"poll_duration_millis": 1_000, "max_body_bytes": 20_000, "channel_ttl_secs": 1e6}
 WITHIN_S = 60
 
@@ -214,23 +217,27 @@ class Side:
     port: int
     budget: Budget
     lane: WatchedLane | None
-    barrier: Connection
     gone: NewChannel
     clock: "Clock"
     is_thorough: bool = True
     """Whether the client waits for answers on another connection before it goes on, and not for a
     few turns of the event loop only, which takes a tenth of the time."""
+    _barrier: Connection = field(init=False)
 
     async def run(self, exchanges: Sequence[Exchange]) -> list[Record]:
         """Run some exchanges at the same time, each on a connection of its own."""
-        calls = [Call(self, exchange, await self._channels()) for exchange in exchanges]
-        try:
-            async with asyncio.timeout(WITHIN_S):
-                await self._run(calls)
-        finally:
-            for call in calls:
-                call.close()
-        await self._pass_turns()
+        async with AsyncExitStack() as stack:
+            if self.is_thorough:
+                self._barrier = await Connection.open(Node(self.port, 0))
+                stack.callback(self._barrier.close)
+            calls = [Call(self, exchange, await self._channels()) for exchange in exchanges]
+            try:
+                async with asyncio.timeout(WITHIN_S):
+                    await self._run(calls)
+            finally:
+                for call in calls:
+                    call.close()
+            await self._pass_turns()
         return [call.record() for call in calls]
 
     async def _run(self, calls: Sequence["Call"]) -> None:
@@ -262,18 +269,18 @@ class Side:
     async def _until_quiet(self, calls: Sequence["Call"]) -> None:
         """Wait until no server will send anything before it gets more."""
         quiet = 0
-        while quiet < BARRIERS:
+        while quiet < (BARRIERS if self.is_thorough else QUICK_BARRIERS):
             await self._pass_turns()
             has_moved = [call.move() for call in calls]
             quiet = 0 if any(has_moved) else quiet + 1
 
     async def _pass_turns(self) -> None:
         if not self.is_thorough:
-            for _ in range(5):
+            for _ in range(QUICK_TURNS):
                 await asyncio.sleep(0)
             return
-        await self.barrier.send(PROBE)
-        await receive_body(self.barrier, await receive_head(self.barrier))
+        await self._barrier.send(PROBE)
+        await receive_body(self._barrier, await receive_head(self._barrier))
 
     @property
     def counts(self) -> Counter[str]:
@@ -432,11 +439,9 @@ async def side(clock: Clock, *, with_lane: bool, **changes: Any) -> AsyncIterato
         )
         port = await server.start(listen_tcp(Endpoint("127.0.0.1", 0)))
         stack.push_async_callback(server.stop)
-        barrier = await Connection.open(Node(port, 0))
-        stack.callback(barrier.close)
         gone = await app.broker.create()
         await app.admin.dispose(gone.consumer_address)
-        yield Side(app, port, budget, lane, barrier, gone, clock)
+        yield Side(app, port, budget, lane, gone, clock)
 
 
 def lane_over(app: App, settings: Settings) -> Lane:
@@ -489,9 +494,15 @@ class Pair:
     def _counts(self) -> tuple[Counter[str], Counter[str]]:
         return self.lane.counts, self.aiohttp.counts
 
-    def be_quick(self) -> None:
-        """See `Side.is_thorough`."""
-        self.lane.is_thorough = self.aiohttp.is_thorough = False
+    async def quick_differences(self, exchanges: Sequence[Exchange]) -> list[str]:
+        """Do the same as `differences`, in less time: thoroughly only if something differs."""
+        self._be_thorough(False)
+        found = await self.differences(exchanges)
+        self._be_thorough(True)
+        return await self.differences(exchanges) if found else []
+
+    def _be_thorough(self, is_thorough: bool) -> None:
+        self.lane.is_thorough = self.aiohttp.is_thorough = is_thorough
 
     @property
     def answered(self) -> list[bytes]:
