@@ -98,6 +98,8 @@ class Broker:
         self._max_body_bytes = settings.max_body_bytes
         self._poll_duration_s = settings.poll_duration_millis / 1000
         self._readers: set[Reader] = set()
+        self._on_close = self._on_read_end
+        """One object for all readers, to save memory."""
         self._read_ended = asyncio.Event()
         """Set whenever a read ends."""
         self._shutting_down = False
@@ -152,14 +154,32 @@ class Broker:
             alive |= await self._are_alive(some)
         return alive
 
+    def exists_nowait(self, addresses: Sequence[str]) -> dict[str, bool]:
+        """Do the same as `exists`, without waiting.
+
+        Raises: WouldBlock, when the call would have to wait, or would hold the event loop for long.
+            Also the error of `exists`.
+        """
+        self._check_number(addresses)
+        if self._agents.are_moving or len(addresses) > ADDRESSES_AT_ONCE:
+            raise WouldBlock
+        channel_ids = self._channels_of(addresses)
+        living = self._store.exists_nowait(list(channel_ids.values()))
+        return {address: channel_ids.get(address) in living for address in addresses}
+
     async def _are_alive(self, addresses: Sequence[str]) -> dict[str, bool]:
         await self._moves_finished(addresses)
+        channel_ids = self._channels_of(addresses)
+        living = await self._store.exists(list(channel_ids.values()))
+        return {address: channel_ids.get(address) in living for address in addresses}
+
+    def _channels_of(self, addresses: Sequence[str]) -> dict[str, bytes]:
+        """Return the channel ids of those addresses that are addresses of agents served here."""
         channel_ids: dict[str, bytes] = {}
         for address in addresses:
             with suppress(MegaphoneError):
                 channel_ids[address] = self._channel_of(address)
-        living = await self._store.exists(list(channel_ids.values()))
-        return {address: channel_ids.get(address) in living for address in addresses}
+        return channel_ids
 
     def _channel_of(self, address: str) -> bytes:
         if is_consumer_shaped(address):
@@ -495,7 +515,7 @@ class Broker:
             agent=agent_of(address),
             time_s=min(self._poll_duration_s, wait_s, within_s),
             observer=self._observer,
-            on_close=self._on_read_end,
+            on_close=self._on_close,
         )
         self._readers.add(reader)
         return reader

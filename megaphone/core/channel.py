@@ -119,9 +119,10 @@ class Lease:
         The bytes of later events may still be in this process."""
         self._first_taken = self._last_taken = 0
         """The first and the last offset of the latest take."""
-        self._sendings: list[tuple[int, int, float]] = []
+        self._sendings: list[tuple[int, int, float]] | None = None
         """For a plain lease: the first offset and the last offset of each confirmed take, and the
-        time of the confirmation. A broken end needs them. The lease drops old ones in bulk."""
+        time of the confirmation. A broken end needs them. The lease drops old ones in bulk. None
+        until there are some, because memory is scarce."""
         self._sendings_kept = SENDINGS_KEPT
         """When `_sendings` is longer than this, the lease drops old takes."""
 
@@ -167,9 +168,11 @@ class Lease:
         if not self.is_open:
             return
         if self._last_taken > self._confirmed and not self.acknowledging:
+            if self._sendings is None:
+                self._sendings = []
             self._sendings.append((self._first_taken, self._last_taken, now))
             if len(self._sendings) > self._sendings_kept:
-                self._drop_sendings(now)
+                self._drop_sendings(self._sendings, now)
         self._confirmed = self._channel.log.sent
 
     def interrupt(self) -> None:
@@ -196,7 +199,7 @@ class Lease:
     def resend_after(self, now: float) -> int:
         """Return the offset after which the next read starts if this plain read breaks now."""
         floor = max(self.floor, self._channel.log.dropped)
-        for first, last, sent_at in self._sendings:
+        for first, last, sent_at in self._sendings or ():
             if self._is_sent_again(last, sent_at, now):
                 return max(floor, first - 1)
         return max(floor, self._confirmed)
@@ -209,15 +212,15 @@ class Lease:
         is_recent = sent_at > now - self._channel.log.limits.redelivery_window_s
         return is_recent and last > self.floor and last > self._channel.log.dropped
 
-    def _drop_sendings(self, now: float) -> None:
+    def _drop_sendings(self, sendings: list[tuple[int, int, float]], now: float) -> None:
         """Drop the takes that a broken end would not send again. They are the oldest ones."""
         count = 0
-        for _, last, sent_at in self._sendings:
+        for _, last, sent_at in sendings:
             if self._is_sent_again(last, sent_at, now):
                 break
             count += 1
-        del self._sendings[:count]
-        self._sendings_kept = max(SENDINGS_KEPT, 2 * len(self._sendings))
+        del sendings[:count]
+        self._sendings_kept = max(SENDINGS_KEPT, 2 * len(sendings))
 
 
 class Channel:

@@ -177,6 +177,12 @@ class Store(Protocol):
     async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
         """Return the ids of those channels that exist and have not expired."""
 
+    def exists_nowait(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+        """Do the same as `exists`, without waiting.
+
+        Raises: WouldBlock; a remote store may raise it in each call.
+        """
+
     async def remove(self, channel_id: bytes) -> None:
         """Remove a channel now: its open read ends cleanly, waiting writers get ChannelNotFound.
 

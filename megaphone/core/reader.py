@@ -9,10 +9,11 @@ import asyncio
 import math
 import sys
 from collections.abc import Callable
+from typing import Protocol
 
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.ports import Lease, Observer
-from megaphone.core.progress import STALL_S, Progress
+from megaphone.core.progress import FIRST_BATCH_BYTES, STALL_S, Progress
 from megaphone.errors import AgentMoved, MegaphoneError, TooSlow
 from megaphone.model import Event, ReadOptions
 
@@ -23,15 +24,34 @@ LOOK_S = 1.0
 """How often a reader checks how many bytes its client has taken, while it waits for the client."""
 
 
+class Client(Protocol):
+    """What a reader needs of the connection of its client."""
+
+    def taken(self) -> int | None:
+        """Return how many bytes the client has taken so far; None if nobody can count them.
+
+        The number has an arbitrary starting point: only differences mean something. Without it the
+        reader notices only when the client has taken a whole batch, and so gives it more time for a
+        large batch.
+        """
+
+    def broken(self, error: MegaphoneError) -> None:
+        """End the connection at once, so that the client does not see a clean end of the read, and
+        close the reader.
+
+        The error is TooSlow, when the client has stalled, or AgentMoved, after `Reader.abort`.
+        """
+
+
 class Reader:
     """A read that has the lease of a channel, until `close` releases it.
 
-    The owner of the connection must set `on_ready` and `on_broken` before it first calls `next`,
-    and must call `close` in the end. Belongs to the event loop in which it is made.
+    The owner of the connection must call `attach` before it first calls `next`, and must call
+    `close` in the end. Belongs to the event loop in which it is made.
     """
 
     __slots__ = (
-        "_clock",
+        "_client",
         "_heartbeat_at",
         "_heartbeat_s",
         "_is_closed",
@@ -39,17 +59,16 @@ class Reader:
         "_lease",
         "_left",
         "_look_timer",
+        "_loop",
         "_more_is_ready",
         "_observer",
         "_on_close",
         "_progress",
         "_ready",
-        "_taken",
         "_timer",
         "_until",
         "agent",
         "is_over",
-        "on_broken",
     )
 
     def __init__(
@@ -63,8 +82,7 @@ class Reader:
         on_close: Callable[["Reader"], None],
     ) -> None:
         """`time_s` is the read time in seconds."""
-        loop = asyncio.get_running_loop()
-        self._clock = loop.time
+        self._loop = asyncio.get_running_loop()
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._ready = lease.ready
@@ -72,39 +90,35 @@ class Reader:
         returned even if the read time is over."""
         self.agent = agent
         """The agent of the channel."""
-        now = loop.time()
+        now = self._loop.time()
         self._until = now + time_s
         self._heartbeat_s = math.inf if options.heartbeat_s is None else options.heartbeat_s
         self._heartbeat_at = now + self._heartbeat_s
         self._observer = observer
         self._on_close = on_close
-        self.on_broken: Callable[[MegaphoneError], None] | None = None
-        """Called when the read must end at once, as broken: with TooSlow, when the client has
-        stalled; with AgentMoved, after `abort`. The callback must end the connection so that the
-        client does not see a clean end, and call `close`."""
+        self._client: Client | None = None
         self.is_over = False
         """Whether the last `next` found that the read is over, so that it can end cleanly."""
         self._is_closed = False
-        self._progress = Progress(is_seen=False)
+        self._progress: Progress | None = None
+        """Made when the client does not take a batch at once, because most clients do."""
         self._is_waiting = False
         """Whether a batch waits for the client."""
         self._more_is_ready = False
         """Whether more events were ready than the last batch could hold."""
-        self._taken: Callable[[], int] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
         observer.read_started()
 
-    @property
-    def on_ready(self) -> Callable[[], None] | None:
-        """Called when `next` may return something else than None, or the read may be over; and
-        sometimes in vain. It is called in the middle of other calls, so it must only note that
-        something is ready."""
-        return self._lease.on_ready
+    def attach(self, client: Client | None, on_ready: Callable[[], None]) -> None:
+        """Say who takes the batches.
 
-    @on_ready.setter
-    def on_ready(self, callback: Callable[[], None]) -> None:
-        self._lease.on_ready = callback
+        `on_ready` is called when `next` may return something else than None, or the read may be
+        over; and sometimes in vain. It is called in the middle of other calls, so it must only note
+        that something is ready.
+        """
+        self._client = client
+        self._lease.on_ready = on_ready
 
     @property
     def cursor(self) -> str:
@@ -130,7 +144,7 @@ class Reader:
         read is over (`is_over`): when the read time is over, when `limit` events were returned,
         when the channel was removed, when another reader has taken over, and after `end`.
         """
-        now = self._clock()
+        now = self._loop.time()
         if self._is_waiting or self._more_is_ready:
             self._note_taken(now)
         left = self._left
@@ -139,7 +153,9 @@ class Reader:
             return None
         lease = self._lease
         limit = min(BATCH_EVENTS, left)
-        batch = lease.take(limit, self._progress.batch_bytes, now)
+        progress = self._progress
+        max_bytes = FIRST_BATCH_BYTES if progress is None else progress.batch_bytes
+        batch = lease.take(limit, max_bytes, now)
         if batch is None:
             return self._nothing(now)
         events = batch.events
@@ -171,59 +187,59 @@ class Reader:
             if self._timer.when() <= due:
                 return
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_at(due, self._on_time)
+        self._timer = self._loop.call_at(due, self._on_time)
 
     def _on_time(self) -> None:
         self._timer = None  # The event loop may call this slightly early; then a new timer starts.
-        if self.on_ready is not None:
-            self.on_ready()
+        if self._lease.on_ready is not None:
+            self._lease.on_ready()
 
     # -- The client
-
-    def watch(self, taken: Callable[[], int]) -> None:
-        """Measure the client by `taken`, which returns how many bytes the client has taken so far.
-
-        Without this call the reader notices only when a client has taken a whole batch, and so
-        gives it more time for a large batch. The caller must call it before the first batch.
-        """
-        self._taken = taken
-        self._progress = Progress(is_seen=True)
 
     def wait_for_client(self, size: int) -> None:
         """Note that the client has not taken a batch of `size` bytes at once. The next call of
         `next` or `close` says that it has.
 
         A client stalls when it takes no bytes for `STALL_S` although a batch waits for it. The
-        reader then calls `on_broken`.
+        reader then breaks the read: see `Client.broken`.
         """
-        now = self._clock()
+        now = self._loop.time()
         self._is_waiting = True
-        size = 0 if self._progress.is_seen else size
-        self._progress.hand_over(size, now, more_is_ready=self._more_is_ready)
+        progress = self._known_progress()
+        size = 0 if progress.is_seen else size
+        progress.hand_over(size, now, more_is_ready=self._more_is_ready)
         if self._look_timer is None:
             self._look_again(now)
 
     def _note_taken(self, now: float) -> None:
+        progress = self._known_progress()
         if self._is_waiting:
-            self._progress.finish(now)
+            progress.finish(now)
         else:
-            self._progress.grow()
+            progress.grow()
         self._is_waiting = self._more_is_ready = False
+
+    def _known_progress(self) -> Progress:
+        if self._progress is None:
+            is_seen = self._client is not None and self._client.taken() is not None
+            self._progress = Progress(is_seen=is_seen)
+        return self._progress
 
     def _look_again(self, now: float) -> None:
         """Check the client later. One timer serves many batches, because the client takes most of
         them before the timer is due."""
-        due = min(self._progress.stalls_at, now + LOOK_S)
-        self._look_timer = asyncio.get_running_loop().call_at(due, self._look)
+        due = min(self._known_progress().stalls_at, now + LOOK_S)
+        self._look_timer = self._loop.call_at(due, self._look)
 
     def _look(self) -> None:
         self._look_timer = None
-        if not self._progress.is_waiting:
+        if not self._is_waiting:
             return
-        now = self._clock()
-        if self._taken is not None:
-            self._progress.look(self._taken(), now)
-        if now >= self._progress.stalls_at:
+        now, progress = self._loop.time(), self._known_progress()
+        taken = None if self._client is None else self._client.taken()
+        if taken is not None:
+            progress.look(taken, now)
+        if now >= progress.stalls_at:
             self._break(TooSlow(f"the client took nothing for {STALL_S:g} s"))
         else:
             self._look_again(now)
@@ -237,12 +253,12 @@ class Reader:
     def abort(self) -> None:
         """End the read now, as broken, although bytes may still wait for the client."""
         self._lease.interrupt()
-        self._lease.release(clean=False, now=self._clock())
+        self._lease.release(clean=False, now=self._loop.time())
         self._break(AgentMoved(f"agent {self.agent} moves to another node"))
 
     def _break(self, error: MegaphoneError) -> None:
-        if self.on_broken is not None:
-            self.on_broken(error)
+        if self._client is not None:
+            self._client.broken(error)
 
     def close(self, *, clean: bool) -> None:
         """Release the lease now. A second call changes nothing.
@@ -256,10 +272,9 @@ class Reader:
         for timer in (self._timer, self._look_timer):
             if timer is not None:
                 timer.cancel()
-        # The callbacks refer to the connection, which refers to this object: without the cycle
-        # both are freed at once.
-        self.on_broken = self._taken = self._timer = self._look_timer = None
-        self._lease.release(clean=clean, now=self._clock())
+        # The client refers to this object: without the cycle both are freed at once.
+        self._client = self._timer = self._look_timer = None
+        self._lease.release(clean=clean, now=self._loop.time())
         self._observer.read_ended()
         self._on_close(self)
 

@@ -37,8 +37,7 @@ class Reading:
 
     async def __aenter__(self) -> Self:
         self.reader = await self._opening()
-        self.reader.on_ready = self._is_ready.set
-        self.reader.on_broken = self._break
+        self.reader.attach(self, self._is_ready.set)
         await self._broken.__aenter__()
         return self
 
@@ -71,6 +70,13 @@ class Reading:
             await self._is_ready.wait()
         raise self._error
 
-    def _break(self, error: MegaphoneError) -> None:
+    # -- What the reader calls
+
+    def taken(self) -> int | None:
+        """Return None, because a face that waits knows only that a client has taken a batch."""
+        return None
+
+    def broken(self, error: MegaphoneError) -> None:
+        """Cancel the code in the context."""
         self._error = error
         self._broken.reschedule(asyncio.get_running_loop().time())

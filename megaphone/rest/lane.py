@@ -58,6 +58,9 @@ NOT_HERE = Unanswered(is_whole=True)
 _WRITE = re.compile(rb"/write/([A-Za-z0-9_.-]+)/([A-Za-z0-9_.~-]+)")
 _ACK = re.compile(rb"/ack/([A-Za-z0-9_.-]+)")
 _READ = re.compile(rb"/read/([A-Za-z0-9_.-]+)(?:\?([A-Za-z0-9_=&-]+))?")
+_WITH_BODY = re.compile(
+    rb"/create|/write-batch|/channelsExists|/ack/[A-Za-z0-9_.-]+|/write/[A-Za-z0-9_.-]+/[A-Za-z0-9_.~-]+"
+)
 _DOTS = (b".", b"..")
 
 
@@ -65,10 +68,24 @@ class Request:
     """Reads a request of the strict form from its bytes. One object reads all requests, one after
     the other; its attributes describe the last one."""
 
-    __slots__ = ("_begun", "_ended", "_feed", "_is_odd", "_parser", "body", "headers", "url")
+    __slots__ = (
+        "_begun",
+        "_ended",
+        "_feed",
+        "_is_odd",
+        "_parser",
+        "body",
+        "headers",
+        "length",
+        "method",
+        "url",
+    )
 
     def __init__(self) -> None:
         self._renew()
+        self.method = b""
+        self.length = 0
+        """How many bytes the body has."""
         self.url = b""
         self.body = b""
         self.headers: dict[bytes, bytes] = {}
@@ -109,18 +126,15 @@ class Request:
         ):
             self._renew()
             return NOT_CERTAIN
-        missing = head_bytes + int(length) - len(data)
+        self.method = self._parser.get_method()
+        self.length = int(length)
+        missing = head_bytes + self.length - len(data)
         if missing == 0 and self._ended == 1 and len(self.body) + head_bytes == len(data):
             return None
         self._renew()
         if 0 < missing <= MAX_BODY_BYTES and self._ended == 0:
             return Unfinished(missing)
         return NOT_CERTAIN
-
-    @property
-    def method(self) -> bytes:
-        method: bytes = self._parser.get_method()
-        return method
 
     def header(self, name: bytes) -> str | None:
         """Return the value of a header by its name in small letters; None if it is missing.
@@ -169,6 +183,8 @@ class Lane:
         """Answer the request that these bytes are, or do nothing at all."""
         request = self.request
         if (refused := request.read(data)) is not None:
+            if isinstance(refused, Unfinished) and not self._may_take(request):
+                return NOT_CERTAIN
             return refused
         if len(request.body) > self.max_body_bytes:
             return NOT_HERE
@@ -183,6 +199,16 @@ class Lane:
         except (MegaphoneError, WouldBlock, UnicodeDecodeError):
             return NOT_HERE
 
+    def _may_take(self, request: Request) -> bool:
+        """Return whether the lane may answer a request whose body is incomplete. aiohttp refuses
+        others at once."""
+        return (
+            request.method == b"POST"
+            and request.length <= self.max_body_bytes
+            and request.headers.get(b"content-type") == b"application/json"
+            and _WITH_BODY.fullmatch(request.url) is not None
+        )
+
     def _post(self, request: Request) -> Outcome:
         url = request.url
         if url == b"/create":
@@ -191,6 +217,9 @@ class Lane:
             return NOT_HERE
         if (write := _WRITE.fullmatch(url)) is not None:
             return self._write(request, write)
+        if url == b"/channelsExists":
+            alive = self.broker.exists_nowait(json.parse_exists(request.body))
+            return with_json(OK_LINE, json.existing(alive))
         if url == b"/write-batch":
             return Later(self._write_batch(request.body, request.header(b"idempotency-key")))
         if (ack := _ACK.fullmatch(url)) is not None and not self.readers_headers:

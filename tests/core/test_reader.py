@@ -1,11 +1,13 @@
 """A read as both faces use it: when its client has stalled, and when it ends or is aborted."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
+from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
-from megaphone.errors import AgentMoved, ReaderBusy, TooSlow
+from megaphone.errors import AgentMoved, MegaphoneError, ReaderBusy, TooSlow
 from megaphone.model import START, NewChannel, NewEvent, ReadOptions
 from tests.core.node import WARM, Node, now
 
@@ -20,17 +22,36 @@ def node() -> Node:
     return Node(WARM)
 
 
-async def take_one_batch(
-    reading: Reading, then_s: float, *, taken: list[int] | None = None
-) -> None:
-    """Read one batch, and take `then_s` to send it; `taken` are the seconds at which the client
-    takes a byte of it."""
+async def take_one_batch(reading: Reading, then_s: float) -> None:
+    """Read one batch, and take `then_s` to send it."""
     async with reading:
-        if taken is not None:
-            started = now()
-            reading.reader.watch(lambda: sum(now() - started >= second for second in taken))
         await anext(reading)
         await asyncio.sleep(then_s)
+
+
+class SeenClient:
+    """A client that takes a byte at some seconds from now on, as its connection can see."""
+
+    def __init__(self, reader: Reader, seconds: list[int]) -> None:
+        self._reader = reader
+        self._times = [now() + second for second in seconds]
+        self._end = asyncio.get_running_loop().create_future()
+        reader.attach(self, lambda: None)
+
+    def taken(self) -> int:
+        return sum(now() >= time for time in self._times)
+
+    def broken(self, error: MegaphoneError) -> None:
+        self._reader.close(clean=False)
+        self._end.set_exception(error)
+
+    async def take_one_batch(self, then_s: float) -> None:
+        assert self._reader.next()
+        self._reader.wait_for_client(0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(then_s):
+                await self._end
+        self._reader.close(clean=True)
 
 
 # The client that stalls
@@ -61,7 +82,8 @@ async def test_a_client_that_is_only_seen_to_take_whole_batches_has_more_time_fo
 async def test_a_client_that_takes_a_byte_now_and_then_keeps_its_read(node: Node) -> None:
     channel = await node.broker.create()
     await node.write(channel, 1)
-    await take_one_batch(node.open(channel), 15.0, taken=[3, 6, 9, 12])
+    reader = await node.broker.open_read(channel.consumer_address, ReadOptions())
+    await SeenClient(reader, [3, 6, 9, 12]).take_one_batch(15.0)
     assert await node.read(channel, AT_ONCE) == []
 
 
@@ -69,8 +91,9 @@ async def test_a_client_that_stops_in_the_middle_of_a_batch_loses_its_read(node:
     channel = await node.broker.create()
     await node.write(channel, 1)
     started = now()
+    reader = await node.broker.open_read(channel.consumer_address, ReadOptions())
     with pytest.raises(TooSlow):
-        await take_one_batch(node.open(channel), FOR_EVER_S, taken=[3, 6, 9])
+        await SeenClient(reader, [3, 6, 9]).take_one_batch(FOR_EVER_S)
     assert now() - started == pytest.approx(14, abs=1.01)
 
 

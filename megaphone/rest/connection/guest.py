@@ -90,8 +90,7 @@ class Guest(web.RequestHandler):
         self._request_handler = for_probes_only(self._request_handler, paths)
 
     def give_back(self) -> None:
-        """Give the connection back in the middle of a request, whose handler must end without an
-        answer."""
+        """Give the connection back. A handler that still runs must end without an answer."""
         self.transport = None
         self._loop.call_soon(self.connection_lost, None)
 

@@ -31,6 +31,8 @@ SPARE_TIMEOUT_S = 1.0
 BODY_WAIT_S = 1.0
 """How long the connection itself waits for the rest of a body. Then aiohttp gets what has arrived,
 and applies its own limits of time."""
+GUEST_STAYS_S = 1.0
+"""How long the part of aiohttp stays after its last answer, because more such requests may come."""
 UNREAD_BYTES = 65_536
 """While a request is being answered, the connection reads no more than this behind it."""
 SMALL_BYTES = 2_048
@@ -356,12 +358,13 @@ class Connection(asyncio.Protocol):
         except LimitExceeded:
             self._lend_held(data)
             return
-        self._held += data
+        missing = self._missing
+        self._held += data[:missing]
         self._missing -= len(data)
-        if self._missing < 0:
-            self._lend_held()
-        elif self._missing == 0:
+        if self._missing <= 0:
             self._offer(self._take_held())
+            if len(data) > missing:
+                self.data_received(data[missing:])
 
     def _stop_waiting(self) -> None:
         self._wait_timer = None
@@ -393,7 +396,21 @@ class Connection(asyncio.Protocol):
             self._guest = Guest(host.server, host.loop, connection=self, budget=host.budget)
             assert self._transport is not None
             self._guest.connection_made(self._transport)
+            host.loop.call_later(GUEST_STAYS_S, self._dismiss_idle_guest)
         return self._guest
+
+    def _dismiss_idle_guest(self) -> None:
+        """Free the part of aiohttp once it has answered, because it takes several kilobytes."""
+        guest = self._guest
+        if guest is None or self._transport is None or self._is_lent_for_ever:
+            return
+        now = self._host.loop.time()
+        if guest.is_waiting and now - guest.answered_at >= GUEST_STAYS_S:
+            self._used_at = max(self._used_at, guest.answered_at)
+            self._guest = None
+            guest.give_back()
+        else:
+            self._host.loop.call_later(GUEST_STAYS_S, self._dismiss_idle_guest)
 
     def drop_input(self) -> None:
         """Keep reading the connection, and drop all received bytes.

@@ -202,9 +202,7 @@ class EventStream:
         self._is_paused = self._transport.get_write_buffer_size() > high
         probe_often(self._transport)
         reader = self._reader
-        reader.on_ready = self._on_ready
-        reader.on_broken = self._on_broken
-        reader.watch(self._taken)
+        reader.attach(self, self._on_ready)
         preamble = self._framing.preamble(reader.cursor, reader.recovered)
         if preamble:
             head += b"".join(chunk([preamble])) if self._is_chunked else preamble
@@ -220,14 +218,12 @@ class EventStream:
             self._is_waiting_for_turn = True
             self._turn.add(self)
 
-    def _on_broken(self, error: MegaphoneError) -> None:
+    def broken(self, error: MegaphoneError) -> None:
+        """The client has stalled, or its agent moves."""
         self._break()
 
-    def _taken(self) -> int:
-        """Return how many bytes the kernel of the client has acknowledged.
-
-        The number has an arbitrary starting point: only differences mean something.
-        """
+    def taken(self) -> int:
+        """Return how many bytes the kernel of the client has acknowledged."""
         waiting = self._transport.get_write_buffer_size()
         if self._socket is not None and not self._transport.is_closing():
             waiting += unacknowledged(self._socket)

@@ -122,6 +122,9 @@ class MemoryStore:
         return channel.acknowledge(event_id, self._clock())
 
     async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+        return self.exists_nowait(channel_ids)
+
+    def exists_nowait(self, channel_ids: Sequence[bytes]) -> set[bytes]:
         now = self._clock()
         found = ((one, self._index.get(one)) for one in channel_ids)
         return {

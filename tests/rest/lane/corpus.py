@@ -69,14 +69,15 @@ CHUNKED_ONE = (
 MISSING_ONE = get(b"/nothing")
 REFUSED_ONE = post(b"/write/" + GONE_PRODUCER + b"/s", b"1")
 INVALID_ONE = b"GET /livez HTTP/1.1\r\nHost : x\r\n\r\n"
+EXISTS = ("exists", EXISTS_ONE)
 OF_LANE = {
     "create": CREATE_ONE,
     "write": WRITE_ONE,
     "batch": BATCH_ONE,
     "ack": ACK_ONE,
+    "exists": EXISTS_ONE,
 }
 OF_AIOHTTP = {
-    "exists": EXISTS_ONE,
     "live": LIVE_ONE,
     "chunked": CHUNKED_ONE,
     "missing": MISSING_ONE,
@@ -91,7 +92,7 @@ ALL = OF_LANE | OF_AIOHTTP | ENDING
 
 def ordinary() -> Iterator[Exchange]:
     """Requests that the lane must answer."""
-    for name, data in (*creates(), *writes(), *batches(), *reads(), *acks()):
+    for name, data in (*creates(), *writes(), *batches(), *reads(), *acks(), EXISTS):
         yield Exchange(f"ordinary {name}", data, by_lane=1, answers=1)
 
 
