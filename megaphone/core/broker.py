@@ -70,6 +70,8 @@ MAX_PROTOCOLS = 100
 """How many protocols a request may name."""
 ADDRESSES_AT_ONCE = SLICE // ADDRESS_WORK
 """How many addresses `exists` looks up before other tasks get a turn."""
+RUN_EVENTS = SLICE // EVENT_WORK
+"""How many events of a batch are written to one channel before other tasks get a turn."""
 MAX_WINDOW = 100_000
 SHORTEST_HEARTBEAT_S = 0.1
 SKIPPED_WRITE = WriteFailure(
@@ -311,6 +313,7 @@ class Broker:
                 if begun:
                     await asyncio.sleep(0)
                 lines, begun = await self._lines(writes, begun, results)
+                lines = self._accept_lines(lines, behind, results)
                 for line, result in await self._write_lines(lines, behind):
                     if not isinstance(result, WouldBlock):
                         results[line.number] = outcome_of(result)
@@ -346,6 +349,41 @@ class Broker:
             if pace.is_used_up(EVENT_WORK + ADDRESS_WORK + len(new.body)):
                 return lines, index + 1
         return lines, len(writes)
+
+    def _accept_lines(
+        self, lines: list["Line"], behind: Container[str], results: list[str | WriteFailure]
+    ) -> list["Line"]:
+        """Write the events that have a place at once, and put their ids into `results`.
+
+        Returns: the other lines, in the same order.
+        """
+        by_address: dict[str, list[Line]] = {}
+        for line in lines:
+            by_address.setdefault(line.address, []).append(line)
+        left: list[Line] = []
+        for address, some in by_address.items():
+            accepted = 0
+            if address not in behind and not any(line.request_id for line in some):
+                accepted = self._accept_run(address, [line.event for line in some])
+                for line in some[:accepted]:
+                    results[line.number] = line.event.id
+            left += some[accepted:]
+        return left
+
+    def _accept_run(self, address: str, events: Sequence[Event]) -> int:
+        """Write the first of some events to a channel, as many as have a place at once.
+
+        Returns: how many. It may be 0 for any reason: `_write_lines` finds out which.
+        """
+        if self._agents.are_moving:
+            return 0
+        try:
+            accepted = self._store.append_run_nowait(self._writable_channel(address), events)
+        except (MegaphoneError, WouldBlock):
+            return 0
+        if accepted:
+            self._observer.events_written(accepted)
+        return accepted
 
     async def _write_lines(
         self, lines: Sequence["Line"], behind: Container[str]
@@ -403,10 +441,11 @@ class Broker:
         if request_id is not None:
             checked_id("request id", request_id)
         pace = Pace()
-        events = []
+        events: list[Event] = []
         for index, one in enumerate(new):
             events.append(await self._new_batch_event(index, one))
-            await pace.work(EVENT_WORK + len(one.body))
+            if pace.is_used_up(EVENT_WORK + len(one.body)):
+                await asyncio.sleep(0)
         batch = Batch(events, request_id, pace)
         return await self._write_to_all(addresses, batch)
 
@@ -420,19 +459,22 @@ class Broker:
         """Write to all channels in slices. Each full channel gets a task that waits for places."""
         refused: dict[str, Refused] = {}
         behind: set[str] = set()
+        request_id = batch.request_id
 
         async def write_rest(address: str, first: int) -> None:
             if (rest := await self._write_rest(address, batch, first)) is not None:
                 refused[address] = rest
 
         async with many_tasks() as start:
-            for segment in batch.slices(addresses):
-                lines = [
-                    line
-                    for line in segment
-                    if line.address not in behind and line.address not in refused
-                ]
-                for line, result in await self._write_lines(lines, ()):
+            for runs in batch.slices(addresses):
+                lines: list[Line] = []
+                for run in runs:
+                    if run.address not in behind and run.address not in refused:
+                        accepted = 0
+                        if request_id is None:
+                            accepted = self._accept_run(run.address, run.events)
+                        lines += batch.lines(run, accepted)
+                for line, result in await self._write_lines(lines, ()) if lines else ():
                     address = line.address
                     if isinstance(result, Stored) or address in behind or address in refused:
                         continue
@@ -643,6 +685,15 @@ class Line(NamedTuple):
     request_id: str | None
 
 
+class Run(NamedTuple):
+    """Some events of a batch for one channel."""
+
+    address: str
+    first: int
+    """The index of the first of them in the batch."""
+    events: Sequence[Event]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Events that are written to many channels."""
@@ -651,19 +702,26 @@ class Batch:
     request_id: str | None
     pace: Pace
 
-    def slices(self, addresses: Sequence[str]) -> Iterator[list[Line]]:
-        """Yield each event for each address, in lists. Each list is one slice of work."""
-        lines: list[Line] = []
+    def slices(self, addresses: Sequence[str]) -> Iterator[list["Run"]]:
+        """Yield all events for each address, in lists of runs. Each list is one slice of work."""
+        starts = range(0, len(self.events), RUN_EVENTS)
+        parts = [(first, self.events[first : first + RUN_EVENTS]) for first in starts]
+        runs: list[Run] = []
         pace = Pace()
         for address in addresses:
-            work = ADDRESS_WORK + EVENT_WORK
-            for index, event in enumerate(self.events):
-                lines.append(new_tuple(Line, (index, address, event, self.key(index))))
-                if pace.is_used_up(work):
-                    yield lines
-                    lines = []
-                work = EVENT_WORK
-        yield lines
+            for first, events in parts:
+                runs.append(new_tuple(Run, (address, first, events)))
+                if pace.is_used_up(ADDRESS_WORK + EVENT_WORK * len(events)):
+                    yield runs
+                    runs = []
+        yield runs
+
+    def lines(self, run: "Run", accepted: int) -> list[Line]:
+        """Return the events of a run without the first ones, which were accepted, one by one."""
+        return [
+            Line(run.first + number, run.address, event, self.key(run.first + number))
+            for number, event in enumerate(run.events[accepted:], accepted)
+        ]
 
     def key(self, index: int) -> str | None:
         """Return the idempotency key of one event of the batch: the request id and the index.

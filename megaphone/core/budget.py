@@ -166,19 +166,20 @@ class Budget:
                 used += EVENT_BYTES + len(event.body)
         self.used -= used
 
-    def enter(self, event: Event) -> None:
-        """Count one more channel that holds an event, and in which the event has a place.
+    def enter(self, events: Sequence[Event]) -> None:
+        """Count one more channel that holds these events, and in which they have a place.
 
-        While it has a place in two channels or more, the event keeps its rendered line for them.
-        The line is as long as the body, so the body counts twice.
+        While an event has a place in two channels or more, it keeps its rendered line for them. The
+        line is as long as the body, so the body counts twice.
         """
-        event.holders += 1
-        event.awaited += 1
-        used = ENTRY_BYTES
-        if event.holders == 1:
-            used += EVENT_BYTES + len(event.body)
-        if event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
-            used += len(event.body)
+        used = ENTRY_BYTES * len(events)
+        for event in events:
+            event.holders += 1
+            event.awaited += 1
+            if event.holders == 1:
+                used += EVENT_BYTES + len(event.body)
+            if event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
+                used += len(event.body)
         self.used += used
 
     def deliver(self, events: Sequence[Event]) -> None:

@@ -16,7 +16,7 @@ connection has all its bytes. Each take confirms the events of the takes before 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from megaphone.core.budget import CHANNEL_BYTES, Budget, cost
 from megaphone.core.idempotency import Key, Keys
@@ -311,6 +311,27 @@ class Channel:
         if request_id is not None:
             self._remember(request_id, event.id, now)
         return event.id
+
+    def accept_run(self, events: Sequence[Event], now: float) -> int:
+        """Accept the first of some events that have no keys, as many as get a place at once.
+
+        Returns: how many; 0 if writers wait, or if the budget has no memory for them.
+        """
+        log = self.log
+        room = log.limits.capacity - log.end + log.freed
+        if self._waiters or room <= 0:
+            return 0
+        if room < len(events):
+            events = events[:room]
+        try:
+            log.budget.ensure(sum(map(cost, events)), now, self)
+        except LimitExceeded:
+            return 0  # one by one, some of them may have room
+        self._was_written = True
+        log.extend(events)
+        if self._lease is not None:
+            self._lease.notify()
+        return len(events)
 
     def withdraw(self, waiter: Waiter, on_resolved: Callable[[], None]) -> None:
         """Withdraw a writer from its waiter, if the waiter is not resolved yet.

@@ -18,6 +18,7 @@ offset or by its id in constant time, whatever the capacity: it searches a fixed
 near `delivered`, where cursors and acknowledgements usually point, and uses an index for the rest.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from megaphone.core.budget import Budget
@@ -187,14 +188,18 @@ class Log:
 
     def append(self, event: Event) -> None:
         """Add an event at the end. It occupies a place from now on."""
-        self.budget.enter(event)
-        self.end += 1
+        self.extend((event,))
+
+    def extend(self, events: Sequence[Event]) -> None:
+        """Add events at the end. They occupy places from now on."""
+        self.budget.enter(events)
         if self._events:
-            self._events.append(event)
+            self._events.extend(events)
         else:
-            self._events = [event]
+            self._events = list(events)
         if self._index is not None:
-            self._index[event.id] = self.end
+            self._index.update((event.id, self.end + n) for n, event in enumerate(events, 1))
+        self.end += len(events)
         if self.listener is not None:
             self.listener(self.channel_id)
 

@@ -147,6 +147,14 @@ class Store(Protocol):
             the errors that `append` returns.
         """
 
+    def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
+        """Append the first of some events that have no idempotency keys, as many as get a place at
+        once.
+
+        Returns: how many; 0 if writers wait in the channel.
+        Raises: ChannelNotFound; WouldBlock; a remote store may raise it in each call.
+        """
+
     async def open(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
         """Take the lease of a channel. The caller must release it.
 

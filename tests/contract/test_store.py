@@ -8,10 +8,11 @@ import asyncio
 
 import pytest
 
-from megaphone.core.ports import Stored, WouldBlock
+from megaphone.core.ports import Append, Stored, WouldBlock
 from megaphone.errors import ChannelNotFound, LimitExceeded, ReaderBusy
-from megaphone.model import START, ReadOptions
+from megaphone.model import START, Event, ReadOptions
 from tests.contract.conftest import (
+    CAPACITY,
     LONG_S,
     MAX_CHANNELS,
     TTL_S,
@@ -459,3 +460,27 @@ async def test_the_end_of_a_store_ends_what_waits(client: Client) -> None:
     assert (await taking) is None
     [result] = await writing
     assert result in ("ChannelNotFound", "ShuttingDown")
+
+
+async def test_a_run_is_appended_as_far_as_there_are_places(client: Client) -> None:
+    await client.create("c")
+    events = [append("c", event_id).event for event_id in "abcde"]
+    accepted = await run(client, events)
+    assert accepted == CAPACITY
+    assert await run(client, events[accepted:]) == 0
+    assert await client.take(await client.open(), CAPACITY) == "abc"
+
+
+async def test_a_run_needs_a_channel(client: Client) -> None:
+    with pytest.raises(ChannelNotFound):
+        await run(client, [append("x", "a").event])
+
+
+async def run(client: Client, events: list[Event]) -> int:
+    """Append events by the call for runs; one by one, if the store would have to wait."""
+    try:
+        return client.store.append_run_nowait(b"c", events)
+    except WouldBlock:
+        writes = [Append(b"c", event) for event in events]
+        results = await client.store.append(writes, wait=False)
+        return sum(isinstance(result, Stored) for result in results)

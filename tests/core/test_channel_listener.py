@@ -24,6 +24,7 @@ STRANGER = "of no channel"
 CHANGING = {
     Channel: {
         "accept",
+        "accept_run",
         "acknowledge",
         "advance",
         "drop_replay",

@@ -21,6 +21,7 @@ from megaphone.errors import BadRequest, PayloadTooLarge, WriteTimeout
 from megaphone.model import (
     AgentMode,
     BatchFailure,
+    Event,
     NewChannel,
     NewEvent,
     ReadOptions,
@@ -52,6 +53,11 @@ class CountingStore(MemoryStore):
     async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
         self.called(len(channel_ids))
         return await super().exists(channel_ids)
+
+    def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
+        accepted = super().append_run_nowait(channel_id, events)
+        self.called(accepted)
+        return accepted
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         self.called(len(writes))

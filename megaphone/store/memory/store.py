@@ -12,7 +12,7 @@ from megaphone.core.channel import Lease
 from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
 from megaphone.errors import MegaphoneError
-from megaphone.model import ChannelLimits, ReadOptions
+from megaphone.model import ChannelLimits, Event, ReadOptions
 from megaphone.store.memory.replication import MemoryReplication
 from megaphone.store.memory.table import Table
 from megaphone.store.memory.waiting import WaitingWriters
@@ -98,6 +98,10 @@ class MemoryStore:
             if accepted is None:
                 raise WouldBlock
         return new_tuple(Stored, (accepted, accepted == event.id))
+
+    def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
+        now = self._clock()
+        return self._table.living(channel_id, now).accept_run(events, now)
 
     async def _wait_for_room(self, write: Append) -> Stored:
         now = self._clock()
