@@ -80,6 +80,10 @@ def error_answer(error: MegaphoneError) -> Answer:
     return json_answer(json.error(error.code, str(error), status), status, headers)
 
 
+def internal_body() -> bytes:
+    return json.error(errors.INTERNAL_CODE, errors.INTERNAL_MESSAGE, errors.INTERNAL_HTTP_STATUS)
+
+
 def internal_answer(request: web.BaseRequest) -> Answer:
     """Return the answer for a failure of the broker itself.
 
@@ -88,8 +92,7 @@ def internal_answer(request: web.BaseRequest) -> Answer:
     """
     if request.writer.output_size > 0:
         raise ConnectionResetError
-    body = json.error(errors.INTERNAL_CODE, errors.INTERNAL_MESSAGE, errors.INTERNAL_HTTP_STATUS)
-    return json_answer(body, errors.INTERNAL_HTTP_STATUS)
+    return json_answer(internal_body(), errors.INTERNAL_HTTP_STATUS)
 
 
 # -- Answers as bytes
@@ -97,6 +100,12 @@ def internal_answer(request: web.BaseRequest) -> Answer:
 
 OK_LINE = b"HTTP/1.1 200 OK\r\n"
 CREATED_LINE = b"HTTP/1.1 201 Created\r\n"
+INTERNAL_LINE = b"HTTP/1.1 500 Internal Server Error\r\n"
+
+
+def internal_error() -> bytes:
+    """Return the answer for a failure of the broker itself, the last on its connection."""
+    return with_json(INTERNAL_LINE, internal_body(), b"Connection: close\r\n")
 
 
 def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -8,6 +8,7 @@ read in two ways. When a read begins, the connection becomes a *stream*.
 """
 
 import asyncio
+import logging
 import socket
 from collections.abc import Container, Coroutine, Iterator
 from contextlib import suppress
@@ -20,9 +21,12 @@ from megaphone.core.budget import Budget
 from megaphone.core.reader import Reader
 from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
+from megaphone.rest.connection.answers import internal_error
 from megaphone.rest.connection.guest import Guest
 from megaphone.rest.connection.limits import REFUSAL, Admission, Connections
 from megaphone.rest.connection.stream import EventStream, Framing, Turn
+
+log = logging.getLogger(__name__)
 
 HEADER_TIMEOUT_S = 75
 """How long a connection may be idle, and how long the headers of a request may take."""
@@ -103,6 +107,8 @@ class Host:
     open: set["Connection"] = field(default_factory=set)
     one_has_closed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set whenever a connection is closed."""
+    is_closing: bool = False
+    """Whether each connection ends with its next answer."""
     answered: int = 0
     """How many requests the lane has answered."""
 
@@ -120,6 +126,7 @@ class Host:
 
         Resets those that are still open after `grace_s`.
         """
+        self.is_closing = True
         for connection in list(self.open):
             connection.close_if_idle()
         with suppress(TimeoutError):
@@ -255,7 +262,7 @@ class Connection(asyncio.Protocol):
     # -- Requests
 
     def data_received(self, data: bytes) -> None:
-        if self._stream is not None or self._is_deaf:
+        if self._stream is not None or self._is_deaf or self._transport is None:
             return
         if self._is_lent:
             self._lend(data)
@@ -277,13 +284,15 @@ class Connection(asyncio.Protocol):
             self._lend(data)
             return
         host.turn.hold()
-        outcome = host.lane.answer(data)
-        host.turn.release(run=len(data) <= SMALL_BYTES)
+        try:
+            outcome = host.lane.answer(data)
+        except Exception as error:
+            self._answer_failure(error)
+            return
+        finally:
+            host.turn.release(run=len(data) <= SMALL_BYTES)
         if isinstance(outcome, bytes):
-            host.answered += 1
-            self._used_at = host.loop.time()
-            if self._transport is not None:
-                self._transport.write(outcome)
+            self._answer(outcome)
         elif isinstance(outcome, Unanswered):
             self._is_lent_for_ever = not outcome.is_whole
             self._lend(data)
@@ -296,28 +305,54 @@ class Connection(asyncio.Protocol):
             self._held = bytearray()
             self._task = host.loop.create_task(self._answer_later(outcome.call, data))
 
+    def _answer(self, answer: bytes) -> None:
+        """Write an answer, or its last piece."""
+        host, transport = self._host, self._transport
+        host.answered += 1
+        self._used_at = host.loop.time()
+        if transport is not None:
+            transport.write(answer)
+            if host.is_closing or self._is_deaf:
+                transport.close()
+
+    def _answer_failure(self, error: Exception) -> None:
+        """Answer that the broker itself has failed, and close the connection."""
+        log.error("a request failed", exc_info=error)
+        self._is_deaf = True
+        self._answer(internal_error())
+
     async def _answer_later(
         self, call: Coroutine[Any, Any, Iterator[bytes] | None], data: bytes
     ) -> None:
-        answer = await call
-        for number, piece in enumerate(answer or ()):
-            if number:
-                await asyncio.sleep(0)  # because each piece takes a while to make
-            await self._drained()
-            self._transport_or_raise().write(piece)
+        """Answer the request `data` by a call that takes longer."""
+        try:
+            pieces = await call
+            last = None if pieces is None else await self._write_all_but_last(pieces)
+        except Exception as error:
+            self._task = None
+            self._answer_failure(error)
+            return
         self._task = None
         behind = self._take_held()
-        if answer is None:
+        if last is None:
             self._lend(data)
         else:
-            self._host.answered += 1
-            self._used_at = self._host.loop.time()
-        if self._is_deaf:
-            self._transport_or_raise().close()
-        else:
-            self._transport_or_raise().resume_reading()
-        if behind:
-            self.data_received(behind)
+            self._answer(last)
+        transport = self._transport_or_raise()
+        if not transport.is_closing():
+            transport.resume_reading()
+            if behind:
+                self.data_received(behind)
+
+    async def _write_all_but_last(self, pieces: Iterator[bytes]) -> bytes:
+        last = next(pieces)
+        for piece in pieces:
+            await self._drained()
+            self._transport_or_raise().write(last)
+            last = piece
+            await asyncio.sleep(0)  # because each piece takes a while to make
+        await self._drained()
+        return last
 
     def _transport_or_raise(self) -> asyncio.Transport:
         """Raises: CancelledError, if the client has disconnected."""
