@@ -7,6 +7,7 @@ PROTOS := $(shell find proto -name '*.proto' | sort)
 GEN_PACKAGE := megaphone_api
 # More tests at a time than two cores have room for, because many tests wait most of the time.
 AT_A_TIME := 3
+# The folders whose tests tests/conftest.py marks as `covered`.
 COVERED := tests/core tests/store tests/wire tests/contract
 
 # Compiled code is kept: each process of a test would compile the broker anew.
