@@ -7,6 +7,7 @@ bytes, keep the connection open as long, and have written the same events.
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -77,6 +78,24 @@ async def test_the_lane_answers_ordinary_requests(
 async def test_requests_that_are_split_at_any_byte(pair: Pair, name: str, is_slow: bool) -> None:
     exchanges = corpus.split(name, is_slow=is_slow)
     assert await assert_same(pair, exchanges) > 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cors_allow_origin": "*"},
+        {"cors_allow_origin": "https://example.com"},
+        {"buffer_capacity": 2, "write_timeout_millis": 500},  # each channel is full at the start
+        {"legacy_channel_id_writes": True},
+        {"max_batch_events": 2, "max_addresses": 1, "max_body_bytes": 100},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+async def test_ordinary_requests_under_other_settings(changes: dict[str, Any]) -> None:
+    async with both_sides(**changes) as pair:
+        assert await assert_same(pair, corpus.ordinary()) > 0
+        assert await assert_same(pair, corpus.in_turn()) > 0
+        assert pair.answered
 
 
 def test_the_corpus_is_large() -> None:

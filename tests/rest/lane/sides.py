@@ -190,9 +190,12 @@ class WatchedLane:
     """A lane that notes which bytes it has answered."""
 
     lane: Lane
+    offered: int = 0
+    """How often it was offered some bytes."""
     answered: list[bytes] = field(default_factory=list)
 
     def answer(self, data: bytes) -> Outcome:
+        self.offered += 1
         outcome = self.lane.answer(data)
         if isinstance(outcome, (bytes, Opened)):
             self.answered.append(bytes(data))
@@ -214,6 +217,7 @@ class Side:
     """A broker with an HTTP face of its own, with the lane or without it."""
 
     app: App
+    server: HttpServer
     port: int
     budget: Budget
     lane: WatchedLane | None
@@ -441,7 +445,7 @@ async def side(clock: Clock, *, with_lane: bool, **changes: Any) -> AsyncIterato
         stack.push_async_callback(server.stop)
         gone = await app.broker.create()
         await app.admin.dispose(gone.consumer_address)
-        yield Side(app, port, budget, lane, gone, clock)
+        yield Side(app, server, port, budget, lane, gone, clock)
 
 
 def lane_over(app: App, settings: Settings) -> Lane:
