@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from megaphone import __version__
+from megaphone.build import build_kind
 from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.moves import Drains
 from megaphone.cluster.node_secret import NodeGuard
@@ -242,8 +243,9 @@ async def serve(
     handle_signals(stopped)
     async with running(settings, logs) as app:
         log.info(
-            "megaphone %s serves HTTP on %s and gRPC on %s; it accepts agents from %s",
+            "megaphone %s (%s) serves HTTP on %s and gRPC on %s; it accepts agents from %s",
             __version__,
+            build_kind(),
             settings.http_endpoint.with_port(app.http_port),
             settings.grpc_endpoint.with_port(app.grpc_port),
             accepted_sources(settings),

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from megaphone import __version__
+from megaphone.build import build_kind
 from megaphone.cli.admin import megactl_app
 from megaphone.cli.config import config_app, load_or_exit
 from megaphone.cli.output import open_standard_streams
@@ -33,7 +34,7 @@ ConfigOption = Annotated[
 
 def show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"megaphone {__version__}")
+        typer.echo(f"megaphone {__version__} ({build_kind()})")
         raise typer.Exit
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from megaphone import __version__
+from megaphone.build import build_kind
 from tests.support.process import MEGAPHONE, broker_process, environment
 
 
@@ -23,8 +24,9 @@ def megaphone(
     )
 
 
-def test_the_version_is_printed(tmp_path: Path) -> None:
-    assert megaphone(tmp_path, "--version").stdout == f"megaphone {__version__}\n"
+def test_the_version_is_printed_and_whether_the_code_is_compiled(tmp_path: Path) -> None:
+    printed = megaphone(tmp_path, "--version").stdout
+    assert printed == f"megaphone {__version__} ({build_kind()})\n"
 
 
 def test_without_a_command_there_is_help(tmp_path: Path) -> None:
