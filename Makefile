@@ -94,6 +94,10 @@ bench: $(READY) ## Measure speed and memory beside the Rust broker (0.10), nginx
 soak: $(READY) ## Run readers, writers and faults for ten minutes and look for leaks.
 	$(BIN)/python -m tests.soak $(ARGS)
 
+.PHONY: build
+build: $(READY) ## Build the source distribution, the pure wheel and the compiled wheel into dist/; needs gcc.
+	@$(BIN)/python -m release dist
+
 .PHONY: release
 release: $(READY) ## Check everything and build the distributions into dist/; publishes nothing.
 	@$(BIN)/python -m release ready
@@ -109,3 +113,6 @@ lock: $(READY) ## Lock the newest versions that pyproject.toml allows.
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+		--constraint requirements.lock --group build -o deploy/build-requirements.lock

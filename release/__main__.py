@@ -2,14 +2,20 @@
 
     python -m release ready    check the tree, the version and the changelog; takes a second
     python -m release build    build the distributions into dist/, and check them
+    python -m release dist     build them from the files as they are now, for `make build`
 
-Neither publishes anything. A failed check ends the program with a message that says what to do.
+None publishes anything. A failed check ends the program with a message that says what to do.
 """
 
 import sys
 
 from release.checks import check_changelog, check_tree, check_version
-from release.distributions import build_twice, check_metadata, check_wheel
+from release.distributions import (
+    build_twice,
+    build_working_tree,
+    check_metadata,
+    check_wheel,
+)
 
 NEXT = """\
 dist/ has megaphone-broker {version}. What remains to be done:
@@ -33,8 +39,9 @@ def ready() -> str:
 def build() -> None:
     version = ready()
     distributions = build_twice()
-    check_metadata(distributions, version)
-    check_wheel(distributions)
+    for wheel in (distributions.pure, distributions.compiled):
+        check_metadata(wheel, version)
+        check_wheel(wheel)
     print(NEXT.format(version=version))
 
 
@@ -44,6 +51,8 @@ def main() -> None:
             print(f"ready to release {ready()}")
         case ["build"]:
             build()
+        case ["dist"]:
+            print(*build_working_tree(), sep="\n")
         case _:
             sys.exit(__doc__)
 

@@ -1,7 +1,8 @@
-"""Build the source distribution and the wheel, and check that they can be published.
+"""Build the source distribution and the two wheels, and check that they can be published.
 
-They are built from the last commit, not from the working tree, so that no ignored file gets in.
-Each check raises SystemExit if it fails.
+The pure wheel runs everywhere. The compiled one has modules as machine code, for one platform and
+one version of Python. A release is built from the last commit, not from the working tree, so that
+no ignored file gets in. Each check raises SystemExit if it fails.
 """
 
 import os
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from email import message_from_bytes
 from email.message import Message
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import ZipFile
 
 from release.checks import ROOT, git
@@ -25,14 +27,47 @@ WHEEL_TESTS = "tests/e2e/test_wheel.py"
 RELATIVE_LINK = re.compile(r"\]\((?!https?:|#)[^)]+\)")
 
 
-def build(source: Path, into: Path) -> list[Path]:
-    """Build both distributions of a source tree. Returns: their files, the wheel first."""
-    times = {"SOURCE_DATE_EPOCH": git("log", "-1", "--format=%ct")}
-    command = [sys.executable, "-m", "hatchling", "build", "-d", str(into)]
-    done = subprocess.run(command, cwd=source, env=os.environ | times, capture_output=True)
+class Distributions(NamedTuple):
+    source: Path
+    pure: Path
+    compiled: Path
+
+
+def build(source: Path, into: Path) -> Distributions:
+    """Build all distributions of a source tree."""
+    hatchling(source, into, "sdist")
+    hatchling(source, into, "wheel")
+    compile_wheel(source, into)
+    [archive] = into.glob("*.tar.gz")
+    [pure] = into.glob("*-none-any.whl")
+    [compiled] = set(into.glob("*.whl")) - {pure}
+    return Distributions(archive, pure, compiled)
+
+
+def compile_wheel(source: Path, into: Path) -> None:
+    """Build the compiled wheel. It takes a minute or two, and needs gcc."""
+    hatchling(source, into, "wheel", HATCH_BUILD_HOOK_ENABLE_CUSTOM="true")
+
+
+def hatchling(source: Path, into: Path, target: str, **variables: str) -> None:
+    variables["SOURCE_DATE_EPOCH"] = git("log", "-1", "--format=%ct")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", target, "-d", str(into)]
+    done = subprocess.run(
+        command,
+        cwd=source,
+        env=os.environ | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     if done.returncode:
-        sys.exit(f"the build failed:\n{done.stderr.decode()}")
-    return sorted(into.iterdir(), key=lambda file: file.suffix, reverse=True)
+        sys.exit(f"the build failed:\n{done.stdout}")
+
+
+def build_working_tree() -> Distributions:
+    """Build the files as they are now into dist/."""
+    shutil.rmtree(DIST, ignore_errors=True)
+    return build(ROOT, DIST)
 
 
 @contextmanager
@@ -47,15 +82,15 @@ def last_commit() -> Iterator[Path]:
         yield source
 
 
-def build_twice() -> list[Path]:
-    """Build into dist/, and again from the source distribution; both builds must be equal.
+def build_twice() -> Distributions:
+    """Build into dist/, and again from the source distribution; the two builds must be equal.
 
     So whoever has the source distribution can build the same files, and it lacks nothing.
     """
     shutil.rmtree(DIST, ignore_errors=True)
     with last_commit() as source, tempfile.TemporaryDirectory() as folder:
         built = build(source, DIST)
-        with tarfile.open(built[1]) as files:
+        with tarfile.open(built.source) as files:
             files.extractall(folder, filter="data")
         [unpacked] = Path(folder).iterdir()
         again = build(unpacked, Path(folder, "again"))
@@ -65,9 +100,8 @@ def build_twice() -> list[Path]:
     return built
 
 
-def check_metadata(distributions: list[Path], version: str) -> None:
+def check_metadata(wheel: Path, version: str) -> None:
     """Check what a package index would show."""
-    wheel = distributions[0]
     metadata = metadata_of(wheel)
     if metadata["Version"] != version:
         sys.exit(f"{wheel.name} says that its version is {metadata['Version']}")
@@ -85,9 +119,9 @@ def metadata_of(wheel: Path) -> Message:
         return message_from_bytes(files.read(name))
 
 
-def check_wheel(distributions: list[Path]) -> None:
+def check_wheel(wheel: Path) -> None:
     """Install the wheel into an environment of its own, and check that it serves."""
-    wheel = {"MEGAPHONE_WHEEL": str(distributions[0])}  # instead of one that the test builds
+    variables = {"MEGAPHONE_WHEEL": str(wheel)}  # instead of one that the test builds
     command = [sys.executable, "-m", "pytest", "-q", WHEEL_TESTS]
-    if subprocess.run(command, cwd=ROOT, env=os.environ | wheel).returncode:
-        sys.exit(f"{distributions[0].name} does not work when it is installed")
+    if subprocess.run(command, cwd=ROOT, env=os.environ | variables).returncode:
+        sys.exit(f"{wheel.name} does not work when it is installed")

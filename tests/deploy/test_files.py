@@ -152,14 +152,26 @@ def test_the_image_does_not_run_as_root() -> None:
 
 
 def test_the_image_has_the_versions_that_are_tested() -> None:
-    tested, deployed = (
+    tested, deployed, building = (
         dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE))
-        for lock in (ROOT / "requirements.lock", DEPLOY / "requirements.lock")
+        for lock in (
+            ROOT / "requirements.lock",
+            DEPLOY / "requirements.lock",
+            DEPLOY / "build-requirements.lock",
+        )
     )
-    assert deployed.items() <= tested.items()
-    assert "pytest" not in deployed
+    assert deployed.items() | building.items() <= tested.items()
+    assert "pytest" not in deployed | building
+    assert "mypy" not in deployed
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     assert {re.split(r"[^a-z0-9-]", one)[0] for one in needed} <= deployed.keys()
+
+
+def test_the_image_has_the_compiled_wheel() -> None:
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert "custom" in hooks["targets"]["wheel"]["hooks"]
+    assert "HATCH_BUILD_HOOK_ENABLE_CUSTOM=true /build/bin/python -m hatchling" in DOCKERFILE
+    assert "pip install --no-cache-dir --no-deps /dist/*.whl" in DOCKERFILE
 
 
 def healthy(broker: BrokerProcess) -> int:
