@@ -80,6 +80,10 @@ proto-check: $(READY) ## Check that gen/ is what proto/ generates, and lint the 
 	@$(BIN)/python proto/generate.py --image $(VENV)/schema.binpb
 	@$(BIN)/buf lint $(VENV)/schema.binpb --config buf.yaml --exclude-path google
 
+.PHONY: test-compiled
+test-compiled: $(READY) ## Run tests on the compiled wheel, which is built if the code has changed; needs gcc.
+	$(BIN)/python -m tests.compiled -n $(AT_A_TIME) $(ARGS)
+
 .PHONY: compat
 compat: $(READY) ## Test against the Rust broker (0.10) and its client; needs Rust, builds them once.
 	@$(BIN)/python -m tests.compat.build

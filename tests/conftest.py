@@ -14,6 +14,7 @@ import pytest
 
 from megaphone.app import App, running
 from megaphone.settings import Settings
+from tests.support.build import refuse_another_build
 from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
 from tests.support.settings import fast_settings
 
@@ -32,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # looptime asks for the event loop before each test; without this, asking would make one for
     # tests that have none, and nobody would close it.
     asyncio.set_event_loop(None)
+    refuse_another_build()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
