@@ -5,11 +5,12 @@
 
 The fuzzer is libFuzzer, by way of atheris; further arguments are its options. FOLDER collects the
 inputs that reach new code. It is filled with the corpus of the tests at the start, so that the
-fuzzer need not find the grammar of HTTP by itself. A difference is repeated with patience before it
-is written to FOLDER-differences; then the fuzzer goes on.
+fuzzer need not find the grammar of HTTP by itself. Differences are written to FOLDER-differences,
+those that did not come again by themselves to FOLDER-once; then the fuzzer goes on.
 
-An input is what a client sends, with the made-up addresses of `tests.rest.lane.sides`, and with
-`PORTION` at each place where the client waits.
+An input is what some clients send at the same time, with the made-up addresses of
+`tests.rest.lane.sides`, with `PORTION` at each place where a client waits, and with `CONNECTION`
+between two clients.
 """
 
 import asyncio
@@ -32,6 +33,8 @@ with atheris.instrument_imports(include=["megaphone.rest", "aiohttp.web_protocol
 
 PORTION = b"<|>"
 PORTIONS = 4
+CONNECTION = b"<+>"
+CONNECTIONS = 3
 MAX_BYTES = 3_000
 RUNS_OF_A_BROKER = 2_000
 """After so many inputs the brokers begin anew, so that their channels need not all be kept."""
@@ -55,6 +58,11 @@ _HEAD_END = b"\r\n\r\n"
 
 
 # -- Inputs
+
+
+def exchanges_of(data: bytes) -> list[Exchange]:
+    exchanges = map(exchange_of, data.split(CONNECTION, CONNECTIONS - 1))
+    return [exchange for exchange in exchanges if exchange.data]
 
 
 def exchange_of(data: bytes) -> Exchange:
@@ -123,7 +131,8 @@ def with_line_moved(data: bytes, chooser: random.Random) -> bytes:
 
 def with_request(data: bytes, chooser: random.Random) -> bytes:
     other = chooser.choice(WHOLE)
-    return chooser.choice((other + data, data + other, data + PORTION + other))
+    between = chooser.choice((b"", PORTION, CONNECTION))
+    return data + between + other if chooser.random() < 0.5 else other + between + data
 
 
 def with_portion(data: bytes, chooser: random.Random) -> bytes:
@@ -175,16 +184,19 @@ class Fuzzing:
         self._stack = AsyncExitStack()
         self._pair: Pair | None = None
         self._runs = 0
-        self.differences = 0
 
     def run(self, data: bytes) -> None:
         """Run one input."""
-        self._runner.run(self._run(exchange_of(data)))
+        self._runner.run(self._run(exchanges_of(data)))
 
-    async def _run(self, exchange: Exchange) -> None:
+    async def _run(self, exchanges: list[Exchange]) -> None:
         pair = await self._ready()
-        if exchange.data and (found := await pair.quick_differences([exchange])):
-            self._write(exchange, found)
+        if not exchanges or not (once := await pair.differences(exchanges, thoroughly=False)):
+            return
+        if again := await pair.differences(exchanges):
+            self._write("differences", again)
+        else:
+            self._write("once", once)
 
     async def _ready(self) -> Pair:
         self._runs += 1
@@ -194,12 +206,13 @@ class Fuzzing:
             self._pair = await self._stack.enter_async_context(both_sides())
         return self._pair
 
-    def _write(self, exchange: Exchange, found: list[str]) -> None:
-        self.differences += 1
-        self._folder.mkdir(parents=True, exist_ok=True)
-        name = hashlib.sha256(exchange.data).hexdigest()[:16]
-        (self._folder / name).write_text("\n".join(found))
-        print(f"difference {self.differences}: {self._folder / name}", flush=True)
+    def _write(self, kind: str, found: list[str]) -> None:
+        folder = self._folder.with_name(f"{self._folder.name}-{kind}")
+        folder.mkdir(parents=True, exist_ok=True)
+        text = "\n".join(found)
+        path = folder / hashlib.sha256(text.encode()).hexdigest()[:16]
+        path.write_text(text)
+        print(f"{kind}: {path}", flush=True)
 
 
 def main() -> None:
@@ -207,7 +220,7 @@ def main() -> None:
         sys.exit(__doc__)
     folder = Path(sys.argv[1])
     write_seeds(folder)
-    fuzzing = Fuzzing(folder.with_name(folder.name + "-differences"))
+    fuzzing = Fuzzing(folder)
     options = [f"-max_len={MAX_BYTES}", "-timeout=60", "-len_control=0"]
     arguments = list(chain(sys.argv[:2], options, sys.argv[2:]))
     atheris.Setup(arguments, fuzzing.run, custom_mutator=mutated)
