@@ -7,7 +7,7 @@ both are compared before and after each of them.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from inspect import getmembers, isfunction
+from inspect import getmembers, isroutine
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -210,7 +210,7 @@ TestFollowedChannel.settings = settings(
 
 @pytest.mark.parametrize("kind", CHANGING)
 def test_no_call_is_left_out(kind: type) -> None:
-    calls = {name for name, _ in getmembers(kind, isfunction) if not name.startswith("_")}
+    calls = {name for name, _ in getmembers(kind, isroutine) if not name.startswith("_")}
     assert calls - ONLY_ASKING - CHANGING[kind] == ({"close"} if kind is Channel else set())
 
 
