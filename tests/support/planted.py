@@ -11,7 +11,7 @@ from typing import Any
 
 from megaphone.app import App
 from megaphone.core.content import new_event_id
-from megaphone.core.ports import Append, Stored, WouldBlock
+from megaphone.core.ports import Append, AppendResult, Stored, WouldBlock
 from megaphone.errors import MegaphoneError, WriteTimeout
 from megaphone.model import Event, EventAdded, HistoryChange
 from tests.support.checker import Ending, History, Kind, Seen
@@ -45,9 +45,23 @@ class Plant:
 # -- In nodes
 
 
+class AlteredStore:
+    """Stands before a store. A plant replaces single calls of it, which a compiled store does not
+    let anybody do."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
 def store_of(app: App) -> Any:
-    """Return the store of a node. Only planted faults may use it."""
-    return app.broker._store
+    """Return the store of a node, for a plant to alter. Only planted faults may use it."""
+    broker: Any = app.broker
+    if not isinstance(broker._store, AlteredStore):
+        broker._store = AlteredStore(broker._store)
+    return broker._store
 
 
 class StoresTwice(Plant):
@@ -59,17 +73,27 @@ class StoresTwice(Plant):
 
     def sabotage(self, app: App) -> None:
         store = store_of(app)
-        append = store.append_nowait
+        append_one, append_many = store.append_nowait, store.append
 
-        def append_twice(write: Append) -> Stored:
-            stored: Stored = append(write)
+        def append_again(write: Append) -> None:
             writer, *_ = parse_stream_id(write.event.stream_id)
             if write.request_id is not None and writer in self._writers and self.is_due():
                 with suppress(MegaphoneError, WouldBlock):
-                    append(Append(write.channel_id, copy_of(write.event)))
+                    append_one(Append(write.channel_id, copy_of(write.event)))
+
+        def one_twice(write: Append) -> Stored:
+            stored: Stored = append_one(write)
+            append_again(write)
             return stored
 
-        store.append_nowait = append_twice
+        async def many_twice(writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+            results: Sequence[AppendResult] = await append_many(writes, wait=wait)
+            for write, result in zip(writes, results, strict=True):
+                if isinstance(result, Stored):
+                    append_again(write)
+            return results
+
+        store.append_nowait, store.append = one_twice, many_twice
 
 
 def copy_of(event: Event) -> Event:
