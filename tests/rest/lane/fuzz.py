@@ -9,8 +9,8 @@ fuzzer need not find the grammar of HTTP by itself. Differences are written to F
 those that did not come again by themselves to FOLDER-once; then the fuzzer goes on.
 
 An input is what some clients send at the same time, with the made-up addresses of
-`tests.rest.lane.sides`, with `PORTION` at each place where a client waits, and with `CONNECTION`
-between two clients.
+`tests.rest.lane.sides`, with `PORTION` at each place where a client waits, with `PAUSE` where it
+waits longer than the broker, and with `CONNECTION` between two clients.
 """
 
 import asyncio
@@ -32,12 +32,15 @@ with atheris.instrument_imports(include=["megaphone.rest", "aiohttp.web_protocol
     from tests.rest.lane.sides import Exchange, Pair, both_sides
 
 PORTION = b"<|>"
+PAUSE = b"<~>"
 PORTIONS = 4
 CONNECTION = b"<+>"
 CONNECTIONS = 3
 MAX_BYTES = 3_000
 RUNS_OF_A_BROKER = 2_000
 """After so many inputs the brokers begin anew, so that their channels need not all be kept."""
+CHANGES: tuple[dict[str, Any], ...] = ({}, {"buffer_capacity": 3, "write_timeout_millis": 500})
+"""The settings of the brokers, in turn. With the last ones, the second write to a channel waits."""
 SEEDS_OF_GROUP = 150
 GROUPS = (
     corpus.ordinary,
@@ -66,11 +69,11 @@ def exchanges_of(data: bytes) -> list[Exchange]:
 
 
 def exchange_of(data: bytes) -> Exchange:
-    portions = data.split(PORTION, PORTIONS - 1)
+    portions = data.replace(PAUSE, PORTION).split(PORTION, PORTIONS - 1)
     ends = [sum(map(len, portions[:count])) for count in range(1, len(portions))]
     whole = b"".join(portions)
     cuts = sorted({end for end in ends if 0 < end < len(whole)})
-    return Exchange("fuzzed", whole, tuple(cuts))
+    return Exchange("fuzzed", whole, tuple(cuts), is_slow=PAUSE in data)
 
 
 def input_of(exchange: Exchange) -> bytes:
@@ -131,13 +134,13 @@ def with_line_moved(data: bytes, chooser: random.Random) -> bytes:
 
 def with_request(data: bytes, chooser: random.Random) -> bytes:
     other = chooser.choice(WHOLE)
-    between = chooser.choice((b"", PORTION, CONNECTION))
+    between = chooser.choice((b"", PORTION, PAUSE, CONNECTION))
     return data + between + other if chooser.random() < 0.5 else other + between + data
 
 
 def with_portion(data: bytes, chooser: random.Random) -> bytes:
     at = chooser.randint(0, len(data))
-    return data[:at] + PORTION + data[at:]
+    return data[:at] + chooser.choice((PORTION, PORTION, PAUSE)) + data[at:]
 
 
 def with_target(data: bytes, chooser: random.Random) -> bytes:
@@ -155,7 +158,7 @@ def with_body(data: bytes, chooser: random.Random) -> bytes:
 def with_right_length(data: bytes) -> bytes:
     """Return an input whose last head gives the true length of what follows."""
     at = data.rfind(_HEAD_END)
-    body = data[at + len(_HEAD_END) :].replace(PORTION, b"")
+    body = data[at + len(_HEAD_END) :].replace(PORTION, b"").replace(PAUSE, b"")
     return _LENGTH.sub(rb"\g<1>%d" % len(body), data[:at]) + data[at:] if at >= 0 else data
 
 
@@ -199,11 +202,14 @@ class Fuzzing:
             self._write("once", once)
 
     async def _ready(self) -> Pair:
+        epoch, number = divmod(self._runs, RUNS_OF_A_BROKER)
         self._runs += 1
-        if self._pair is None or self._runs % RUNS_OF_A_BROKER == 0:
+        if self._pair is None or number == 0:
             await self._stack.aclose()
             self._stack = AsyncExitStack()
-            self._pair = await self._stack.enter_async_context(both_sides())
+            self._pair = await self._stack.enter_async_context(
+                both_sides(**CHANGES[epoch % len(CHANGES)])
+            )
         return self._pair
 
     def _write(self, kind: str, found: list[str]) -> None:

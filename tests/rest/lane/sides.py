@@ -36,7 +36,14 @@ from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
 from megaphone.rest.server import HttpServer
 from megaphone.settings import Settings
-from tests.support.raw_http import RECEIVE_BYTES, Connection, Node, receive_body, receive_head
+from tests.support.raw_http import (
+    END_OF_HEAD,
+    RECEIVE_BYTES,
+    Connection,
+    Node,
+    receive_body,
+    receive_head,
+)
 from tests.support.settings import fast_settings
 
 # -- The made-up addresses and event ids
@@ -61,7 +68,8 @@ more is expected."""
 PATIENCE_S = 1.1
 """Longer than a read, and than a connection waits for the rest of a body (`protocol.BODY_WAIT_S`);
 shorter than all other limits of time."""
-MOST_CUTS_JOINED = 3
+MOST_CUTS = 3
+"""With at most so many cuts, other portions are tried before two records count as different."""
 METRICS = "/metrics"
 """The sides lack this route, because its answer is never the same twice."""
 QUICK_BARRIERS = 2
@@ -100,6 +108,7 @@ _SHAPES = [
     (re.compile(rb'((?:"eid":"|\nid: ))([A-Za-z0-9]{23})'), shape_of(b"event")),
     (re.compile(rb'("ts":")([0-9TZ:.-]+)'), shape_of(b"time")),
 ]
+_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n")
 _READ_HAS_BEGUN = b"X-Accel-Buffering: no\r\n"
 _COUNTS = (
     "channels_created",
@@ -136,14 +145,25 @@ class Exchange:
         ends = (*self.cuts, len(self.data))
         return [slice(start, end) for start, end in zip((0, *self.cuts), ends, strict=True)]
 
-    def joined(self) -> Iterator["Exchange"]:
-        """Yield the same exchange in fewer portions, in every way."""
-        for count in range(min(len(self.cuts), MOST_CUTS_JOINED)):
-            for cuts in combinations(self.cuts, count):
-                yield replace(self, cuts=cuts)
-        if self.with_probe:
-            probed = replace(self, data=self.data + PROBE, with_probe=False)
-            yield from (replace(probed, cuts=()), *probed.joined(), probed)
+    def in_other_portions(self) -> Iterator["Exchange"]:
+        """Yield the same bytes in other portions, which may end where the client waits, and where a
+        request ends."""
+        data = self.data + PROBE if self.with_probe else self.data
+        ends = {*self.cuts, len(self.data), *ends_of_requests(data)} - {len(data)}
+        for count in range(MOST_CUTS + 1):
+            for cuts in combinations(sorted(ends), count):
+                yield replace(self, data=data, cuts=cuts, with_probe=False)
+
+
+def ends_of_requests(data: bytes) -> set[int]:
+    """Return where requests with a simple head may end."""
+    ends = set()
+    start = 0
+    while (end_of_head := data.find(END_OF_HEAD, start)) >= 0:
+        length = _LENGTH.search(data, start, end_of_head)
+        start = end_of_head + len(END_OF_HEAD)
+        ends |= {start, start + (0 if length is None else int(length[1]))}
+    return {end for end in ends if end < len(data)}
 
 
 Effect = tuple[Any, ...]
@@ -464,7 +484,7 @@ class Pair:
 
     lane: Side
     aiohttp: Side
-    joined: list[Exchange] = field(default_factory=list)
+    in_other_portions: list[Exchange] = field(default_factory=list)
     """Those with which the lane does what aiohttp does with other portions of the same bytes."""
 
     async def differences(
@@ -485,7 +505,7 @@ class Pair:
             if lane == aiohttp:
                 same.append(exchange)
             elif await self._is_of_other_portions(exchange, lane):
-                self.joined.append(exchange)
+                self.in_other_portions.append(exchange)
             else:
                 found.append(described(exchange, lane, aiohttp))
         if len(same) < len(exchanges):  # without the others, the counts must be the same
@@ -498,10 +518,10 @@ class Pair:
         )
 
     async def _is_of_other_portions(self, exchange: Exchange, lane: Record) -> bool:
-        """Return whether aiohttp does the same as the lane did if the bytes come in fewer
+        """Return whether aiohttp does the same as the lane did if the bytes come in other
         portions."""
-        for joined in exchange.joined():
-            [aiohttp] = await self.aiohttp.run([joined])
+        for other in exchange.in_other_portions():
+            [aiohttp] = await self.aiohttp.run([other])
             if replace(aiohttp, ended_behind=lane.ended_behind) == lane:
                 return bool(aiohttp.ended_behind) == bool(lane.ended_behind)
         return False
