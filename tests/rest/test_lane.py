@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.rest.lane import corpus, grammar
-from tests.rest.lane.sides import Exchange, Pair, both_sides
+from tests.rest.lane.exchange import Exchange
+from tests.rest.lane.sides import Pair, both_sides
 
 AT_ONCE = 150
 """How many exchanges run at the same time."""

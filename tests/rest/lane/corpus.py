@@ -4,9 +4,10 @@ Each function yields the exchanges of one group. They are the same in every run.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import product
 
-from tests.rest.lane.sides import (
+from tests.rest.lane.exchange import (
     CONSUMER,
     FIRST,
     GONE_CONSUMER,
@@ -1054,6 +1055,36 @@ def in_turn() -> Iterator[Exchange]:
         )
 
 
+HALF_HEADS = {
+    "half a request line": b"GET /livez?",
+    "half a header": b"GET /livez HTTP/1.1\r\nHost: megaphone\r\nX: ",
+    "a whole line": b"GET /livez HTTP/1.1\r\nHost: megaphone\r\n",
+    "a head without its body": request(b"POST", b"/create", (*HOST, b"Content-Length: 99")),
+    "half a chunk": request(b"POST", b"/create", (*HOST, b"Transfer-Encoding: chunked"))
+    + b"5f\r\n",
+}
+
+
+def half_heads() -> Iterator[Exchange]:
+    """Requests that look whole, but are the rest of another one, which began behind a request. No
+    reader may take them for requests."""
+    before = {"write": WRITE_ONE, "batch": BATCH_ONE} | OF_AIOHTTP
+    behind = {"create": CREATE_ONE, "write": WRITE_ONE, "read": READ_ONE}
+    for (first, data), (name, half), (last, rest) in product(
+        before.items(), HALF_HEADS.items(), behind.items()
+    ):
+        end, begun = len(data), len(data) + len(half)
+        for cuts in ((end, begun), (end - 1, begun), (begun,), (end + 3, begun)):
+            yield Exchange(f"{first}, {name}, {last}, cut at {cuts}", data + half + rest, cuts)
+
+
+def half_heads_slowly() -> Iterator[Exchange]:
+    """The same, but the rest comes late."""
+    for exchange in half_heads():
+        if len(exchange.cuts) == 2:
+            yield replace(exchange, slow_from=2)
+
+
 # -- Every byte
 
 EACH_BYTE = {
@@ -1090,7 +1121,7 @@ def split(name: str, *, is_slow: bool) -> Iterator[Exchange]:
     some bytes."""
     data = EACH_BYTE[name]
     for at in range(1, len(data), 7 if is_slow else 1):
-        yield Exchange(f"{name} split at {at}", data, (at,), is_slow=is_slow)
+        yield Exchange(f"{name} split at {at}", data, (at,), slow_from=1 if is_slow else None)
 
 
 def trickled() -> Iterator[Exchange]:

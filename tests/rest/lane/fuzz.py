@@ -8,9 +8,9 @@ inputs that reach new code. It is filled with the corpus of the tests at the sta
 fuzzer need not find the grammar of HTTP by itself. Differences are written to FOLDER-differences,
 those that did not come again by themselves to FOLDER-once; then the fuzzer goes on.
 
-An input is what some clients send at the same time, with the made-up addresses of
-`tests.rest.lane.sides`, with `PORTION` at each place where a client waits, with `PAUSE` where it
-waits longer than the broker, and with `CONNECTION` between two clients.
+An input is what some clients send at the same time, with the made-up addresses of the module
+`exchange`, with `PORTION` at each place where a client waits, with `PAUSE` from where on it waits
+longer than the broker, and with `CONNECTION` between two clients.
 """
 
 import asyncio
@@ -29,7 +29,8 @@ atheris: Any = import_module("atheris")
 
 with atheris.instrument_imports(include=["megaphone.rest", "aiohttp.web_protocol"]):
     from tests.rest.lane import corpus
-    from tests.rest.lane.sides import Exchange, Pair, both_sides
+    from tests.rest.lane.exchange import Exchange
+    from tests.rest.lane.sides import Pair, both_sides
 
 PORTION = b"<|>"
 PAUSE = b"<~>"
@@ -73,7 +74,9 @@ def exchange_of(data: bytes) -> Exchange:
     ends = [sum(map(len, portions[:count])) for count in range(1, len(portions))]
     whole = b"".join(portions)
     cuts = sorted({end for end in ends if 0 < end < len(whole)})
-    return Exchange("fuzzed", whole, tuple(cuts), is_slow=PAUSE in data)
+    before, pause, _ = data.partition(PAUSE)
+    slow_from = before.count(PORTION) + 1 if pause else None
+    return Exchange("fuzzed", whole, tuple(cuts), slow_from=slow_from)
 
 
 def input_of(exchange: Exchange) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from hypothesis import strategies as st
 
 from tests.rest.lane import corpus
-from tests.rest.lane.sides import (
+from tests.rest.lane.exchange import (
     CONSUMER,
     FIRST,
     GONE_CONSUMER,

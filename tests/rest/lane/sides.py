@@ -1,8 +1,7 @@
 """Sends the same bytes to two brokers, of which only one has the lane, and compares what they do.
 
-The bytes of an exchange contain made-up addresses and event ids, each as long as a real one. Every
-exchange gets channels of its own on each side, and their addresses take the place of the made-up
-ones. What a side sends is translated back, so the two sides can be compared byte by byte.
+Every exchange gets channels of its own on each side, and their addresses take the places of the
+made-up ones. What a side sends is translated back, so the sides can be compared byte by byte.
 
 Nobody can see from outside that a server waits for more bytes. But the client and both servers
 share one event loop. So after each step the client sends requests on another connection, until some
@@ -20,7 +19,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import combinations
 from typing import Any
 from unittest import mock
 
@@ -36,40 +34,27 @@ from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
 from megaphone.rest.server import HttpServer
 from megaphone.settings import Settings
-from tests.support.raw_http import (
-    END_OF_HEAD,
-    RECEIVE_BYTES,
-    Connection,
-    Node,
-    receive_body,
-    receive_head,
+from tests.rest.lane.exchange import (
+    CONSUMER,
+    FIRST,
+    GONE_CONSUMER,
+    GONE_PRODUCER,
+    OTHER_CONSUMER,
+    OTHER_PRODUCER,
+    PROBE,
+    PRODUCER,
+    SECOND,
+    Exchange,
 )
+from tests.support.raw_http import RECEIVE_BYTES, Connection, Node, receive_body, receive_head
 from tests.support.settings import fast_settings
 
-# -- The made-up addresses and event ids
-
-PRODUCER = b"node." + b"P" * 58 + b"A"
-CONSUMER = b"node." + b"C" * 50 + b".1"
-"""The channel of an exchange. It has two events, `FIRST` and `SECOND`."""
-FIRST = b"E" * 22 + b"1"
-SECOND = b"E" * 22 + b"2"
-OTHER_PRODUCER = b"node." + b"O" * 58 + b"A"
-OTHER_CONSUMER = b"node." + b"D" * 50 + b".1"
-"""Another channel of the exchange. It is empty."""
-GONE_PRODUCER = b"node." + b"G" * 58 + b"A"
-GONE_CONSUMER = b"node." + b"H" * 50 + b".1"
-"""A channel that was removed."""
-
-PROBE = b"GET /livez HTTP/1.1\r\nHost: probe\r\n\r\n"
-"""Shows whether a connection takes another request behind an exchange."""
 BARRIERS = 4
 """After so many answers on the other connection, without a byte on those of the exchanges, nothing
 more is expected."""
 PATIENCE_S = 1.1
 """Longer than a read, and than a connection waits for the rest of a body (`protocol.BODY_WAIT_S`);
 shorter than all other limits of time."""
-MOST_CUTS = 3
-"""With at most so many cuts, other portions are tried before two records count as different."""
 METRICS = "/metrics"
 """The sides lack this route, because its answer is never the same twice."""
 QUICK_BARRIERS = 2
@@ -108,7 +93,6 @@ _SHAPES = [
     (re.compile(rb'((?:"eid":"|\nid: ))([A-Za-z0-9]{23})'), shape_of(b"event")),
     (re.compile(rb'("ts":")([0-9TZ:.-]+)'), shape_of(b"time")),
 ]
-_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]{1,6})[ \t]*\r\n")
 _READ_HAS_BEGUN = b"X-Accel-Buffering: no\r\n"
 _COUNTS = (
     "channels_created",
@@ -121,49 +105,6 @@ _COUNTS = (
     "reads_open",
     "writers_waiting",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """Bytes that a client sends on one connection."""
-
-    name: str
-    data: bytes
-    cuts: tuple[int, ...] = ()
-    """Where the client waits before it sends more."""
-    is_slow: bool = False
-    """Whether the client waits for so long that the broker does not wait for it."""
-    by_lane: int | None = None
-    """How many requests the lane must answer, if that is known."""
-    answers: int = 0
-    """How many answers must come. It is needed only if a broker works long without a byte."""
-    with_probe: bool = True
-    """Whether the client sends `PROBE` behind the bytes, when nothing more comes."""
-
-    @property
-    def steps(self) -> list[slice]:
-        ends = (*self.cuts, len(self.data))
-        return [slice(start, end) for start, end in zip((0, *self.cuts), ends, strict=True)]
-
-    def in_other_portions(self) -> Iterator["Exchange"]:
-        """Yield the same bytes in other portions, which may end where the client waits, and where a
-        request ends."""
-        data = self.data + PROBE if self.with_probe else self.data
-        ends = {*self.cuts, len(self.data), *ends_of_requests(data)} - {len(data)}
-        for count in range(MOST_CUTS + 1):
-            for cuts in combinations(sorted(ends), count):
-                yield replace(self, data=data, cuts=cuts, with_probe=False)
-
-
-def ends_of_requests(data: bytes) -> set[int]:
-    """Return where requests with a simple head may end."""
-    ends = set()
-    start = 0
-    while (end_of_head := data.find(END_OF_HEAD, start)) >= 0:
-        length = _LENGTH.search(data, start, end_of_head)
-        start = end_of_head + len(END_OF_HEAD)
-        ends |= {start, start + (0 if length is None else int(length[1]))}
-    return {end for end in ends if end < len(data)}
 
 
 Effect = tuple[Any, ...]
@@ -268,11 +209,11 @@ class Side:
 
     async def _run(self, calls: Sequence["Call"]) -> None:
         for number in range(max(len(call.exchange.steps) for call in calls)):
+            if any(call.exchange.is_slow(number) for call in calls):
+                await self._until_patience_ends(calls)
             for call in calls:
                 call.send_step(number)
             await self._until_quiet(calls)
-            if any(call.exchange.is_slow for call in calls):
-                self.clock.advance(PATIENCE_S)
         await self._until_patience_ends(calls)
         for call in calls:
             call.send_probe()

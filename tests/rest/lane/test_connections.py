@@ -10,7 +10,8 @@ import pytest
 from megaphone.rest import server as http_server
 from megaphone.rest.connection.protocol import BODY_WAIT_S, HEADER_TIMEOUT_S
 from megaphone.rest.requests import BODY_TIMEOUT_S
-from tests.rest.lane.sides import PROBE, Clock, Side, WatchedLane, own_clock, side
+from tests.rest.lane.exchange import PROBE
+from tests.rest.lane.sides import Clock, Side, WatchedLane, own_clock, side
 from tests.support.connections import answer_of
 from tests.support.raw_http import JSON, Broken, Connection, Node, request_of
 from tests.support.scenes import eventually
