@@ -22,10 +22,12 @@ dist/ has megaphone-broker {version}. What remains to be done:
 
     git tag -a v{version} -m "Megaphone {version}"
     git push origin v{version}
+    auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl
     twine upload dist/*
     docker build -f deploy/Dockerfile -t megaphone:{version} .
 
-The last two need the accounts of the project."""
+An index takes the compiled wheel only with the tag that auditwheel gives it. The last two need
+the accounts of the project."""
 
 
 def ready() -> str:
