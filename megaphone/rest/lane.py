@@ -21,7 +21,7 @@ from megaphone.core.broker import Broker
 from megaphone.core.ports import WouldBlock
 from megaphone.errors import MegaphoneError
 from megaphone.model import NewEvent
-from megaphone.rest.connection.answers import (
+from megaphone.rest.connection.answer_bytes import (
     CREATED_LINE,
     OK_LINE,
     pieces_of_answer,

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from megaphone.core.reader import Reader
 from megaphone.model import DEFAULT_IN_FLIGHT, ReadOptions
-from megaphone.rest.connection.answers import date_line
+from megaphone.rest.connection.answer_bytes import date_line
 from megaphone.rest.connection.guest import connection_of
 from megaphone.rest.connection.stream import Framing
 from megaphone.rest.requests import choice, seconds_of_ms, whole_number

@@ -2,22 +2,23 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Iterator
-from email.utils import formatdate
-from functools import lru_cache
 
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from megaphone.errors import MegaphoneError, Unauthenticated
+from megaphone.rest.connection.answer_bytes import (
+    CREATED_LINE,
+    WHOLE_ANSWER_BYTES,
+    internal_body,
+    with_json,
+)
 from megaphone.wire import errors, json
 
 JSON = "application/json"
 OK = b'{"status":"OK"}'
 DRAIN_ABOVE_BYTES = 65_536
-WHOLE_ANSWER_BYTES = 65_536
-"""A longer answer is sent in chunks, without a Content-Length."""
 
 
 class Nameless(web.StreamResponse):
@@ -80,10 +81,6 @@ def error_answer(error: MegaphoneError) -> Answer:
     return json_answer(json.error(error.code, str(error), status), status, headers)
 
 
-def internal_body() -> bytes:
-    return json.error(errors.INTERNAL_CODE, errors.INTERNAL_MESSAGE, errors.INTERNAL_HTTP_STATUS)
-
-
 def internal_answer(request: web.BaseRequest) -> Answer:
     """Return the answer for a failure of the broker itself.
 
@@ -93,61 +90,6 @@ def internal_answer(request: web.BaseRequest) -> Answer:
     if request.writer.output_size > 0:
         raise ConnectionResetError
     return json_answer(internal_body(), errors.INTERNAL_HTTP_STATUS)
-
-
-# -- Answers as bytes
-
-
-OK_LINE = b"HTTP/1.1 200 OK\r\n"
-CREATED_LINE = b"HTTP/1.1 201 Created\r\n"
-INTERNAL_LINE = b"HTTP/1.1 500 Internal Server Error\r\n"
-
-
-def internal_error() -> bytes:
-    """Return the answer for a failure of the broker itself, the last on its connection."""
-    return with_json(INTERNAL_LINE, internal_body(), b"Connection: close\r\n")
-
-
-def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield an answer with JSON that is made in pieces. A long one has chunks, and no length, so
-    that its first pieces can be sent before the last ones are made."""
-    body = b""
-    for piece in pieces:
-        body += piece
-        if len(body) > WHOLE_ANSWER_BYTES:
-            break
-    else:
-        yield with_json(status_line, body)
-        return
-    yield b"%bContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n%b\r\n" % (
-        status_line,
-        date_line(),
-    )
-    yield b"%x\r\n%b\r\n" % (len(body), body)
-    for piece in pieces:
-        yield b"%x\r\n%b\r\n" % (len(piece), piece)
-    yield b"0\r\n\r\n"
-
-
-def with_json(status_line: bytes, body: bytes, more: bytes = b"") -> bytes:
-    """Return an answer with JSON. `more` are further headers, as lines."""
-    return b"%bContent-Type: application/json\r\nContent-Length: %d\r\n%b%b\r\n%b" % (
-        status_line,
-        len(body),
-        date_line(),
-        more,
-        body,
-    )
-
-
-def date_line() -> bytes:
-    """Return the header Date, as a line."""
-    return date_line_of(int(time.time()))
-
-
-@lru_cache(1)
-def date_line_of(second: int) -> bytes:
-    return f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
 
 
 class WrittenAnswer(web.StreamResponse):

@@ -21,14 +21,14 @@ from megaphone.core.budget import Budget
 from megaphone.core.reader import Reader
 from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
-from megaphone.rest.connection.answers import internal_error
+from megaphone.rest.connection.answer_bytes import internal_error
 from megaphone.rest.connection.guest import Guest
 from megaphone.rest.connection.limits import REFUSAL, Admission, Connections
 from megaphone.rest.connection.stream import EventStream, Framing, Turn
 
 log = logging.getLogger(__name__)
 
-HEADER_TIMEOUT_S = 75
+HEADER_TIMEOUT_S = 75.0
 """How long a connection may be idle, and how long the headers of a request may take."""
 SPARE_TIMEOUT_S = 1.0
 """The value of `HEADER_TIMEOUT_S` for a connection that the node serves for health probes only."""

@@ -10,7 +10,7 @@ import pytest
 from megaphone.core.budget import Budget
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint
-from megaphone.rest.connection.answers import CREATED_LINE, with_json
+from megaphone.rest.connection.answer_bytes import CREATED_LINE, with_json
 from megaphone.rest.connection.protocol import Answering, Later, Outcome
 from megaphone.rest.server import HttpServer
 from tests.support.connections import answer_of
