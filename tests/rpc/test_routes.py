@@ -1,11 +1,11 @@
 """The HTTP routes in the schema are those that the HTTP face serves to clients."""
 
 import re
+from typing import Any
 
 from aiohttp import web
 from google.api import annotations_pb2
 
-from megaphone.core.broker import Broker
 from megaphone.rest.channels import ChannelApi
 from megaphone_api.v1 import channels_pb2 as pb
 
@@ -20,8 +20,9 @@ def routes_of_the_schema() -> set[tuple[str, str]]:
 
 
 def routes_served() -> set[tuple[str, str]]:
+    no_broker: Any = None  # since nobody calls the routes
     app = web.Application()
-    app.add_routes(ChannelApi(Broker.__new__(Broker)).routes())
+    app.add_routes(ChannelApi(no_broker).routes())
     return {
         (route.method, route.resource.canonical)
         for route in app.router.routes()
