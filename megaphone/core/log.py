@@ -229,11 +229,10 @@ class Log:
         self.sent = last
         if deliver:
             self.delivered = last
-            if self.freed == sent:
+            if self.freed == sent:  # the rule: no event was evicted
                 self.budget.deliver(events)
                 self.freed = last
-            if last - self.limits.capacity > self.dropped:
-                self._free_to(last)
+            self._free_to(last)
         if is_news and self.listener is not None:
             self.listener(self.channel_id)
         return new_tuple(Batch, (self.epoch, sent + 1, events, redelivered))

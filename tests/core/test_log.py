@@ -448,3 +448,15 @@ TestLogMachine.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+def test_a_take_frees_the_places_behind_those_that_were_evicted_after_it_began() -> None:
+    log = Log(limits(capacity=3), 0, Budget())
+    for letter in "abc":
+        log.append(event(letter))
+    log.take(1, 1_000_000)
+    log.evict_oldest()
+    log.take_back()
+    log.rewind(0)
+    log.take(3, 1_000_000, deliver=True)
+    assert (log.held, log.freed) == (0, 3)

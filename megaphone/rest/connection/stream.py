@@ -240,8 +240,11 @@ class EventStream:
         self._is_paused = False
         if self._is_ending:
             self._end()
-        elif self._send_pieces():
-            self.send_ready()
+        elif not self._is_waiting_for_turn:
+            # Not at once: the transport has left the last segment open, and the kernel would add
+            # the next piece to it without a check of its limit.
+            self._is_waiting_for_turn = True
+            self._turn.add(self)
 
     def lost(self) -> None:
         """The connection is closed. Unless the read has ended before, it is broken."""
@@ -257,7 +260,8 @@ class EventStream:
         if self._is_paused or self._is_ending or self._transport.is_closing():
             return
         try:
-            self._send_batches()
+            if self._send_pieces():
+                self._send_batches()
         except Exception:
             log.exception("a read failed")
             self._break()
