@@ -236,15 +236,10 @@ class EventStream:
         self._is_paused = True
 
     def resumed(self) -> None:
-        """The kernel has all bytes."""
+        """The kernel has all bytes. The stream goes on in this turn, and not within this call,
+        because a transport of asyncio must not be closed within it."""
         self._is_paused = False
-        if self._is_ending:
-            self._end()
-        elif not self._is_waiting_for_turn:
-            # Not at once: the transport has left the last segment open, and the kernel would add
-            # the next piece to it without a check of its limit.
-            self._is_waiting_for_turn = True
-            self._turn.add(self)
+        self._on_ready()
 
     def lost(self) -> None:
         """The connection is closed. Unless the read has ended before, it is broken."""
@@ -257,7 +252,10 @@ class EventStream:
     def send_ready(self) -> None:
         """Send batches as long as they are ready and the kernel takes them."""
         self._is_waiting_for_turn = False
-        if self._is_paused or self._is_ending or self._transport.is_closing():
+        if self._is_paused or self._transport.is_closing():
+            return
+        if self._is_ending:
+            self._end()
             return
         try:
             if self._send_pieces():
