@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
+from megaphone.model import NewEvent
 from megaphone.rest import server as http_server
 from megaphone.rest.connection.protocol import BODY_WAIT_S, HEADER_TIMEOUT_S
 from megaphone.rest.requests import BODY_TIMEOUT_S
@@ -14,7 +15,7 @@ from tests.rest.lane.exchange import PROBE
 from tests.rest.lane.sides import Clock, Side, WatchedLane, own_clock, side
 from tests.support.connections import answer_of
 from tests.support.raw_http import JSON, Broken, Connection, Node, request_of
-from tests.support.scenes import eventually
+from tests.support.scenes import eventually, writers_wait
 
 CREATE = request_of("POST", "/create")
 LIVE = PROBE
@@ -126,6 +127,32 @@ async def turns_until_answered(one: Side, lane: WatchedLane, count: int) -> None
             return
         await asyncio.sleep(0)
     await answer_others(one)
+
+
+async def test_what_comes_behind_a_waiting_batch_is_not_read_yet() -> None:
+    full = {"buffer_capacity": 1, "write_timeout_millis": 500}
+    async with lane_side(**full) as (one, lane, clock), connected(one) as [client]:
+        channel = await one.app.broker.create()
+        one.app.broker.write_nowait(channel.producer_address, NewEvent("s", b"1"))
+        await client.send(
+            request_of("POST", "/write-batch", batch_for(channel.producer_address), JSON)
+        )
+        await eventually(writers_wait(one.app, 1))
+        much = request_of("POST", "/create", b" " * MOST_UNREAD_BYTES, JSON)
+        sending = asyncio.create_task(client.send(much))
+        await answer_others(one, MOST_UNREAD_BYTES // 100_000)
+        assert not sending.done()
+        clock.advance(0.6)
+        head, body = await answer_of(client)
+        assert (head.status, b'"TIMEOUT"' in body) == (201, True)
+        assert await status_of(client) == 413
+        assert len(lane.answered) == 1
+        with suppress(Broken):
+            await sending
+
+
+def batch_for(address: str) -> bytes:
+    return b'{"channels":["%b"],"messages":[{"streamId":"s","body":2}]}' % address.encode()
 
 
 # -- Requests in many pieces
