@@ -23,6 +23,10 @@ SHOWN = 5
 """How many differences a failure shows."""
 EXAMPLES = int(os.environ.get("MEGAPHONE_LANE_EXAMPLES", "0"))
 """How many examples hypothesis makes, each time others. By default 200, always the same."""
+FORGETS = pytest.mark.xfail(
+    reason="half a head that arrives while aiohttp answers is forgotten: the lane reads on",
+    strict=False,
+)
 GROUPS = (
     corpus.methods,
     corpus.versions,
@@ -35,6 +39,8 @@ GROUPS = (
     corpus.queries,
     corpus.bodies,
     corpus.pipelines,
+    pytest.param(corpus.half_heads, marks=FORGETS),
+    pytest.param(corpus.half_heads_slowly, marks=FORGETS),
     corpus.trickled,
 )
 
@@ -99,8 +105,19 @@ async def test_ordinary_requests_under_other_settings(changes: dict[str, Any]) -
         assert pair.answered
 
 
+@FORGETS
+@pytest.mark.parametrize("name", corpus.HALF_HEADS)
+async def test_what_arrives_while_a_write_waits_is_read_once(name: str) -> None:
+    write, half = corpus.WRITE_ONE, corpus.HALF_HEADS[name]
+    cuts = (len(write), len(write) + len(half))
+    exchange = Exchange(name, write + half + corpus.CREATE_ONE, cuts, slow_from=2)
+    # The channel is full, and the rest comes after the answer to the write.
+    async with both_sides(buffer_capacity=2, write_timeout_millis=1_000) as pair:
+        assert await assert_same(pair, [exchange]) == 1
+
+
 def test_the_corpus_is_large() -> None:
-    different = {(one.data, one.cuts) for group in GROUPS for one in group()}
+    different = {(one.data, one.cuts) for group in GROUPS if callable(group) for one in group()}
     assert len(different) >= 3_000
 
 

@@ -10,22 +10,25 @@ import pytest
 from megaphone.model import NewEvent
 from megaphone.rest import server as http_server
 from megaphone.rest.connection.protocol import BODY_WAIT_S, HEADER_TIMEOUT_S
+from megaphone.rest.connection.protocol import Connection as ServerConnection
 from megaphone.rest.requests import BODY_TIMEOUT_S
 from tests.rest.lane.exchange import PROBE
 from tests.rest.lane.sides import Clock, Side, WatchedLane, own_clock, side
 from tests.support.connections import answer_of
-from tests.support.raw_http import JSON, Broken, Connection, Node, request_of
+from tests.support.raw_http import END_OF_HEAD, JSON, Broken, Connection, Node, head_of, request_of
 from tests.support.scenes import eventually, writers_wait
 
 CREATE = request_of("POST", "/create")
 LIVE = PROBE
-MANY_ADDRESSES = ",".join(f'"x{number}"' for number in range(1_500))
-LONG_ANSWER = request_of(
-    "POST",
-    "/write-batch",
-    f'{{"channels":[{MANY_ADDRESSES}],"messages":[{{"streamId":"s","body":1}}]}}'.encode(),
-    JSON,
-)
+
+
+def failing_batch(addresses: int) -> bytes:
+    """Return a batch whose answer has 55 bytes or more for each address."""
+    named = b",".join(b'"x%d"' % number for number in range(addresses))
+    return b'{"channels":[%b],"messages":[{"streamId":"s","body":1}]}' % named
+
+
+LONG_ANSWER = request_of("POST", "/write-batch", failing_batch(1_500), JSON)
 """The answer has more than 64 KiB."""
 MOST_UNREAD_BYTES = 20_000_000
 """More than the kernel holds for a client that does not read."""
@@ -107,6 +110,40 @@ async def test_a_client_that_reads_no_answers_is_not_read(request_: bytes) -> No
             await receive_whole_answer(client)
 
 
+@pytest.mark.xfail(reason="the connection reads on after each batch", strict=False)
+async def test_a_client_that_reads_no_answer_to_a_batch_is_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses = noted_pauses(monkeypatch)
+    batch = request_of("POST", "/write-batch", failing_batch(1_000), JSON)
+    async with lane_side() as (one, lane, _), connected(one, receive_buffer=4_096) as [client]:
+        most = MOST_UNREAD_BYTES // len(await whole_answer(one, batch))
+        while not pauses:
+            assert len(lane.answered) < most
+            await client.send(batch)
+            await answer_others(one)
+        answered = len(lane.answered)
+        for _ in range(3):
+            await client.send(CREATE)
+            await answer_others(one)
+        assert len(lane.answered) == answered
+        for _ in range(answered - 1 + 3):
+            await receive_whole_answer(client)
+
+
+def noted_pauses(monkeypatch: pytest.MonkeyPatch) -> list[ServerConnection]:
+    """Return a list of the connections whose clients leave many bytes unread, from now on."""
+    pauses: list[ServerConnection] = []
+    pause_writing = ServerConnection.pause_writing
+
+    def noting(connection: ServerConnection) -> None:
+        pauses.append(connection)
+        pause_writing(connection)
+
+    monkeypatch.setattr(ServerConnection, "pause_writing", noting)
+    return pauses
+
+
 async def whole_answer(one: Side, request: bytes) -> bytes:
     """Return the answer to a request on a connection of its own."""
     async with connected(one) as [connection]:
@@ -115,9 +152,12 @@ async def whole_answer(one: Side, request: bytes) -> bytes:
 
 
 async def receive_whole_answer(connection: Connection) -> bytes:
-    head = await connection.receive_until(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 20")
-    return head + await connection.receive_until(b"0\r\n\r\n" if b"chunked" in head else b"}")
+    head = await connection.receive_until(END_OF_HEAD)
+    answer = head_of(head)
+    assert answer.status in {200, 201}
+    if "content-length" in answer.headers:
+        return head + await connection.receive_exactly(int(answer.headers["content-length"]))
+    return head + await connection.receive_until(b"0" + END_OF_HEAD)
 
 
 async def turns_until_answered(one: Side, lane: WatchedLane, count: int) -> None:
@@ -130,7 +170,7 @@ async def turns_until_answered(one: Side, lane: WatchedLane, count: int) -> None
 
 
 async def test_what_comes_behind_a_waiting_batch_is_not_read_yet() -> None:
-    full = {"buffer_capacity": 1, "write_timeout_millis": 500}
+    full = {"buffer_capacity": 1, "write_timeout_millis": 30_000}
     async with lane_side(**full) as (one, lane, clock), connected(one) as [client]:
         channel = await one.app.broker.create()
         one.app.broker.write_nowait(channel.producer_address, NewEvent("s", b"1"))
@@ -142,7 +182,7 @@ async def test_what_comes_behind_a_waiting_batch_is_not_read_yet() -> None:
         sending = asyncio.create_task(client.send(much))
         await answer_others(one, MOST_UNREAD_BYTES // 100_000)
         assert not sending.done()
-        clock.advance(0.6)
+        clock.advance(31)
         head, body = await answer_of(client)
         assert (head.status, b'"TIMEOUT"' in body) == (201, True)
         assert await status_of(client) == 413
