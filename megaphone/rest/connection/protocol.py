@@ -265,6 +265,8 @@ class Connection(asyncio.Protocol):
         if self._stream is not None or self._is_deaf or self._transport is None:
             return
         if self._is_lent:
+            # It may be half a request, of which only aiohttp knows how much is here.
+            self._is_lent_for_ever = True
             self._lend(data)
         elif self._held is None:
             self._offer(data)
@@ -340,7 +342,8 @@ class Connection(asyncio.Protocol):
             self._answer(last)
         transport = self._transport_or_raise()
         if not transport.is_closing():
-            transport.resume_reading()
+            if not self._is_paused:
+                transport.resume_reading()
             if behind:
                 self.data_received(behind)
 
