@@ -1085,6 +1085,31 @@ def half_heads_slowly() -> Iterator[Exchange]:
             yield replace(exchange, slow_from=2)
 
 
+def large() -> Iterator[Exchange]:
+    """Requests whose bodies count against the budget while they arrive."""
+    for size, parts in product((4_000, 12_000), (2, 10)):
+        for name, data in large_requests(size):
+            cuts = tuple(len(data) * part // parts for part in range(1, parts))
+            for slow_from in (None, parts - 1):
+                yield Exchange(f"{name} of {size} in {parts}", data, cuts, slow_from=slow_from)
+
+
+def large_requests(size: int) -> Iterator[tuple[str, bytes]]:
+    text = b'"%b"' % (b"x" * size)
+    yield "write", post(WRITE, text)
+    yield "refused", post(b"/write/" + GONE_PRODUCER + b"/s", text)
+    yield "create", post(b"/create", b'{"x":%b}' % text)
+    yield (
+        "batch",
+        post(
+            b"/write-batch",
+            b'{"channels":["%b"],"messages":[{"streamId":"s","body":%b}]}' % (PRODUCER, text),
+        ),
+    )
+    yield "nothing", post(b"/nothing", text)
+    yield "write and more", post(WRITE, text) + WRITE_ONE
+
+
 # -- Every byte
 
 EACH_BYTE = {

@@ -37,7 +37,7 @@ PAUSE = b"<~>"
 PORTIONS = 4
 CONNECTION = b"<+>"
 CONNECTIONS = 3
-MAX_BYTES = 3_000
+MAX_BYTES = 6_000
 RUNS_OF_A_BROKER = 2_000
 """After so many inputs the brokers begin anew, so that their channels need not all be kept."""
 CHANGES: tuple[dict[str, Any], ...] = ({}, {"buffer_capacity": 3, "write_timeout_millis": 500})
@@ -56,6 +56,8 @@ GROUPS = (
     corpus.queries,
     corpus.bodies,
     corpus.pipelines,
+    corpus.half_heads,
+    corpus.large,
 )
 _LENGTH = re.compile(rb"(?i)(content-length:[ \t]*)[0-9]+")
 _HEAD_END = b"\r\n\r\n"

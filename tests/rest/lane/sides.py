@@ -15,6 +15,7 @@ they arrive in other portions. So the lane may do what aiohttp does for any port
 import asyncio
 import re
 import socket
+import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -390,12 +391,14 @@ class Call:
 
 
 @asynccontextmanager
-async def side(clock: Clock, *, with_lane: bool, **changes: Any) -> AsyncIterator[Side]:
-    """Run a broker and its HTTP face."""
+async def side(
+    clock: Clock, *, with_lane: bool, budget_bytes: int = sys.maxsize, **changes: Any
+) -> AsyncIterator[Side]:
+    """Run a broker and its HTTP face. `budget_bytes` limits what the face holds for requests."""
     settings = fast_settings(**SETTINGS | {"http_lane": False} | changes)
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(running(settings))
-        budget = Budget()
+        budget = Budget(budget_bytes)
         lane = WatchedLane(lane_over(app, settings)) if with_lane else None
         probes = ProbeApi(app.broker, app.metrics).routes()
         server = HttpServer(

@@ -110,7 +110,6 @@ async def test_a_client_that_reads_no_answers_is_not_read(request_: bytes) -> No
             await receive_whole_answer(client)
 
 
-@pytest.mark.xfail(reason="the connection reads on after each batch", strict=False)
 async def test_a_client_that_reads_no_answer_to_a_batch_is_not_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
