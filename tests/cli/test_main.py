@@ -9,6 +9,7 @@ import pytest
 from megaphone import __version__
 from megaphone.build import build_kind
 from tests.support.process import MEGAPHONE, broker_process, environment
+from tests.support.settings import lane_settings
 
 
 def megaphone(
@@ -56,7 +57,7 @@ def test_check_says_where_settings_come_from(tmp_path: Path) -> None:
     (tmp_path / "megaphone.toml").write_text("max_channels = 5\nmax_body_bytes = 6\n")
     done = megaphone(tmp_path, "config", "check")
     assert done.stdout.startswith("The configuration is in order")
-    assert "3 from the environment" in done.stdout
+    assert f"{3 + len(lane_settings())} from the environment" in done.stdout
     assert "2 from megaphone.toml" in done.stdout
 
 

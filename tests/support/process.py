@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tests.support.settings import lane_settings
+
 MEGAPHONE = str(Path(sys.executable).with_name("megaphone"))
 SERVES = re.compile(r"serves HTTP on \S+:(\d+) and gRPC on \S+:(\d+);")
 
@@ -63,7 +65,8 @@ def environment(directory: Path, settings: dict[str, object]) -> dict[str, str]:
         "grpc_address": "127.0.0.1:0",
         "mng_socket_path": directory / "megaphone.sock",
     }
-    return kept | {f"megaphone_{key}": str(value) for key, value in (defaults | settings).items()}
+    settings = defaults | lane_settings() | settings
+    return kept | {f"megaphone_{key}": str(value) for key, value in settings.items()}
 
 
 def wait_until_it_serves(log: IO[str]) -> tuple[int, int]:

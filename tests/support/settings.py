@@ -1,10 +1,19 @@
 """Settings for a node in a test: it uses free loopback ports and takes channels at once."""
 
+import os
 from dataclasses import replace
 from typing import Any
 
 from megaphone.model import AgentMode, ChannelLimits
 from megaphone.settings import Settings
+
+LANE_OFF = "MEGAPHONE_TESTED_WITHOUT_LANE"
+"""A variable: if it is set, all brokers of the tests have their lane switched off."""
+
+
+def lane_settings() -> dict[str, Any]:
+    """Return the setting of the lane for all brokers of this run."""
+    return {"http_lane": False} if LANE_OFF in os.environ else {}
 
 
 def fast_settings(**changes: Any) -> Settings:
@@ -16,7 +25,7 @@ def fast_settings(**changes: Any) -> Settings:
         "agent_warmup_secs": 0,
         "poll_duration_millis": 10_000,
     }
-    return Settings(**defaults | changes)
+    return Settings(**defaults | lane_settings() | changes)
 
 
 def limits(**changes: Any) -> ChannelLimits:
