@@ -73,8 +73,10 @@ def main() -> int:
         make_environment()
         BUILT_FROM.write_text(wanted)
     link_tree()
+    [wheel] = (HOME / "dist").iterdir()
+    variables = {WANTED_BUILD: "compiled", "MEGAPHONE_WHEEL": str(wheel)}
     command = [str(HOME / "bin" / "pytest"), *sys.argv[1:]]
-    return subprocess.run(command, cwd=TREE, env=os.environ | {WANTED_BUILD: "compiled"}).returncode
+    return subprocess.run(command, cwd=TREE, env=os.environ | variables).returncode
 
 
 if __name__ == "__main__":
