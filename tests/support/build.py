@@ -18,5 +18,5 @@ def refuse_another_build() -> None:
 
 
 def pure_only(reason: str) -> pytest.MarkDecorator:
-    """Mark a test that can only be run on pure code."""
+    """Mark a test that can be run only on the pure code of a checkout."""
     return pytest.mark.skipif(build_kind() != "pure", reason=f"compiled: {reason}")
