@@ -40,6 +40,8 @@ GROUPS = (
     corpus.trickled,
 )
 
+pytestmark = pytest.mark.timeout(300)  # some tests are thousands of requests
+
 
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:

@@ -33,7 +33,7 @@ LONG_ANSWER = request_of("POST", "/write-batch", failing_batch(1_500), JSON)
 MOST_UNREAD_BYTES = 20_000_000
 """More than the kernel holds for a client that does not read."""
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(120)
 
 
 @asynccontextmanager
