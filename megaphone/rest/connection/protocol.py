@@ -262,7 +262,9 @@ class Connection(asyncio.Protocol):
     # -- Requests
 
     def data_received(self, data: bytes) -> None:
-        if self._stream is not None or self._is_deaf or self._transport is None:
+        if self._stream is not None or self._is_deaf:
+            return
+        if self._transport is None or self._transport.is_closing():
             return
         if self._is_lent:
             # It may be half a request, of which only aiohttp knows how much is here.
@@ -391,12 +393,13 @@ class Connection(asyncio.Protocol):
             if len(self._held) > UNREAD_BYTES and self._transport is not None:
                 self._transport.pause_reading()
             return
+        missing = self._missing
+        more = min(len(data), missing)
         try:
-            self._host.budget.receive(len(self._held), len(data), self._host.loop.time())
+            self._host.budget.receive(len(self._held), more, self._host.loop.time())
         except LimitExceeded:
             self._lend_held(data)
             return
-        missing = self._missing
         self._held += data[:missing]
         self._missing -= len(data)
         if self._missing <= 0:
@@ -509,5 +512,6 @@ class Connection(asyncio.Protocol):
             self._resumed.set_result(None)
         if self._guest is not None:
             self._guest.resume_writing()
-        if self._transport is not None and not self._is_lent:
+        # While a request is being answered, what is held behind it must not grow.
+        if self._transport is not None and self._task is None and not self._is_lent:
             self._transport.resume_reading()
