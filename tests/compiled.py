@@ -50,7 +50,6 @@ def make_environment() -> None:
     compile_wheel(ROOT, HOME / "dist")
     [wheel] = (HOME / "dist").iterdir()
     run(*install, "--no-deps", str(wheel))
-    (HOME / ".ready").touch()  # so that `make`, which some tests call, sets up nothing
 
 
 def run(*command: str) -> None:
@@ -62,6 +61,7 @@ def link_tree() -> None:
     shutil.rmtree(TREE, ignore_errors=True)
     TREE.mkdir()
     (TREE / ".venv").symlink_to(HOME)
+    (HOME / ".ready").touch()  # so that `make`, which some tests call, sets up nothing
     for path in ROOT.iterdir():
         if path.name not in OWN:
             (TREE / path.name).symlink_to(path)
