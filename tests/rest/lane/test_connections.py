@@ -329,7 +329,6 @@ async def test_a_request_that_is_arriving_is_still_answered(long_grace: float) -
         await assert_ends(client)
 
 
-@pytest.mark.xfail(reason="the lane answers a request on a closing connection", strict=False)
 async def test_a_request_behind_the_last_answer_has_no_effect(long_grace: float) -> None:
     async with lane_side() as (one, _, _), connected(one, 2) as [client, idle]:
         await client.send(BEGUN + BODY[:4])
