@@ -23,6 +23,8 @@ from tests.support.small_node import SmallNode, small_node
 from tests.support.weights import CLOSED, LOADS, MIB, OK
 
 LIMIT = 256 * MIB
+LIMIT_UNBOUNDED = 320 * MIB
+"""For a system that cannot bound the memory of a process, on which the node knows of no limit."""
 COMES_BACK_TO = 60 * MIB
 """How much more memory than at the start it may use at the end, because Python keeps some."""
 TTL_S = 2
@@ -66,7 +68,7 @@ async def test_a_small_node_outlives(name: str, tmp_path: Path) -> None:
             outcomes = await LOADS[name](node.node)
             assert node.is_alive
         peak = node.peak()
-        assert peak < LIMIT
+        assert peak < (LIMIT if node.is_bounded else LIMIT_UNBOUNDED)
         assert set(outcomes) <= EXPECTED.get(name, WRITES)
         assert len(times) > 10
 

@@ -25,6 +25,9 @@ ROOTS = (
 class SmallNode:
     process: BrokerProcess
     limit: int
+    is_bounded: bool
+    """Whether the system holds the node to its limit, so that the node knows it. If not, the node
+    only gets the budget that belongs to the limit, and returns less memory to the system."""
 
     @property
     def node(self) -> Node:
@@ -58,7 +61,7 @@ def small_node(directory: Path, limit: int, **settings: object) -> Iterator[Smal
         else:
             command = str(starter(directory, group))
         process = stack.enter_context(broker_process(directory, command, **settings))
-        yield SmallNode(process, limit)
+        yield SmallNode(process, limit, is_bounded=group is not None)
 
 
 @contextmanager
