@@ -78,7 +78,7 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     Raises: OSError, if the node cannot listen.
     """
     webhooks = Webhooks(settings.webhooks)
-    budget = Budget(settings.max_buffered_bytes or memory.allowed_bytes() // 2)
+    budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients())
     most_connections = connections_of_each_face(settings)
     connections = Connections(most_connections)
     metrics = Metrics(webhooks, budget, connections, logs)

@@ -229,7 +229,7 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
         checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
     checked.setdefault(SOCKET, default_socket_path(environment))
-    checked.setdefault(BUFFERED, memory.allowed_bytes() // 2)
+    checked.setdefault(BUFFERED, memory.bytes_for_clients())
     return Config(Settings(**checked), sources)
 
 

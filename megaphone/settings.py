@@ -184,7 +184,8 @@ class Settings:
     max_buffered_bytes: Annotated[int, whole(1_048_576, 1 << 50)] | None = None
     """How much memory clients may make this node use: for channels, events, waiting writers,
     request bodies that are being received, and data on its way to readers. Default: half of the
-    memory that the system allows this process."""
+    memory that the system allows this process, but of less than 320 MiB all but 160 MiB, which the
+    process itself may need."""
     max_connections: Annotated[int, whole(1, 1_000_000)] | None = None
     """The largest number of open connections for HTTP, and the same number for gRPC. The node
     refuses further connections. Default: half of the number for which the descriptors (`ulimit -n`)

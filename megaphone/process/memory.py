@@ -21,6 +21,11 @@ MAPPED_FROM_BYTES = 131_072
 """From this size on, malloc maps each block of memory separately. So the block goes back to the
 system when it is freed, even if other blocks are still in use."""
 
+OWN_BYTES = 160 << 20
+"""What a node needs at most beside the memory of its clients: for itself, for messages that gRPC
+receives, and for gaps between blocks of memory."""
+LEAST_FOR_CLIENTS = 16 << 20
+
 SMALL_BYTES = 1 << 31
 """A process that may use at most this much gives smaller blocks back to the system too. That takes
 some milliseconds for each 100 MB, which is not worthwhile in a larger process."""
@@ -38,6 +43,16 @@ def allowed_bytes() -> int:
     `-v`), and the limits of its control groups (versions 1 and 2), which bound containers.
     """
     return min(_limits(), default=FALLBACK_BYTES)
+
+
+def bytes_for_clients() -> int:
+    """Return how many bytes clients may make this process use, if no setting says it.
+
+    That is half of what the process may use, but less if the other half would be too small for the
+    process itself.
+    """
+    allowed = allowed_bytes()
+    return max(LEAST_FOR_CLIENTS, min(allowed // 2, allowed - OWN_BYTES))
 
 
 def _limits() -> Iterator[int]:

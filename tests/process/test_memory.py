@@ -135,3 +135,13 @@ asyncio.run(main())
             check=True,
         )
         assert (int(told.stdout) > 50 * MIB) is gives_back
+
+
+@pytest.mark.parametrize(
+    ("allowed", "for_clients"), [(1024, 512), (320, 160), (256, 96), (100, 16)]
+)
+def test_clients_may_use_half_of_it_and_less_of_a_little(
+    system: Path, allowed: int, for_clients: int
+) -> None:
+    lay_out(system, {"meminfo": f"MemTotal: {allowed * 1024} kB\n"})
+    assert memory.bytes_for_clients() == for_clients * MIB

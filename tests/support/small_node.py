@@ -21,13 +21,17 @@ ROOTS = (
 )
 
 
+PEAKS = ("memory.peak", "memory.max_usage_in_bytes")
+"""The files of a control group that have the largest use of memory, in versions 2 and 1."""
+
+
 @dataclass(frozen=True, slots=True)
 class SmallNode:
     process: BrokerProcess
     limit: int
-    is_bounded: bool
-    """Whether the system holds the node to its limit, so that the node knows it. If not, the node
-    only gets the budget that belongs to the limit, and returns less memory to the system."""
+    group: Path | None
+    """The control group of the node; None if the system cannot bound its memory. Then the node only
+    gets the budget that belongs to the limit, and returns less memory to the system."""
 
     @property
     def node(self) -> Node:
@@ -42,7 +46,12 @@ class SmallNode:
         return self._status("VmRSS")
 
     def peak(self) -> int:
-        """Return the largest number of bytes that the broker has ever used."""
+        """Return the largest number of bytes that the broker has ever used, as the system counts
+        them against its limit."""
+        if self.group is not None:
+            for name in PEAKS:
+                with suppress(OSError):
+                    return int((self.group / name).read_text())
         return self._status("VmHWM")
 
     def _status(self, name: str) -> int:
@@ -61,7 +70,7 @@ def small_node(directory: Path, limit: int, **settings: object) -> Iterator[Smal
         else:
             command = str(starter(directory, group))
         process = stack.enter_context(broker_process(directory, command, **settings))
-        yield SmallNode(process, limit, is_bounded=group is not None)
+        yield SmallNode(process, limit, group)
 
 
 @contextmanager
