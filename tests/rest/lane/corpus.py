@@ -392,7 +392,7 @@ ODD_LINES: tuple[Lines, ...] = (
     (b"TE: trailers",),
     (b"TE:",),
     (b"Trailer: X",),
-    # What comes before the body
+    # Bytes before the body
     (b"Expect: 100-continue",),
     (b"expect: 100-Continue",),
     (b"Expect: 100-continue, x",),
