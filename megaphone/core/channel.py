@@ -76,7 +76,6 @@ class Lease:
         "_channel",
         "_confirmed",
         "_first_taken",
-        "_is_interrupted",
         "_last_taken",
         "_sendings",
         "_sendings_kept",
@@ -85,6 +84,7 @@ class Lease:
         "floor",
         "in_flight",
         "is_open",
+        "is_over",
         "knows_gaps",
         "on_ready",
         "recovered",
@@ -99,7 +99,8 @@ class Lease:
 
         It is called in the middle of a change, possibly several times. It must not use the channel
         in this call; it may only note that something is ready."""
-        self._is_interrupted = False
+        self.is_over = False
+        """Whether `take` will return no more events."""
         self.is_open = True
         """False once the reader has released the lease, another reader has taken over, or the
         channel is closed."""
@@ -127,11 +128,6 @@ class Lease:
         """When `_sendings` is longer than this, the lease drops old takes."""
 
     @property
-    def is_over(self) -> bool:
-        """Whether `take` will return no more events."""
-        return self._is_interrupted or not self.is_open
-
-    @property
     def ready(self) -> int:
         """The length of the backlog. A `take` may return fewer events, because of its limits and
         the window."""
@@ -147,17 +143,21 @@ class Lease:
         For an acknowledging lease the events are in flight from now on, at most `in_flight` of
         them. For a plain lease they are delivered; one take returns at most the capacity.
         """
-        if self._is_interrupted or not self.is_open:
+        if self.is_over:
             return None
-        self.confirm(now)
         channel = self._channel
         log = channel.log
+        if self._confirmed != log.sent:
+            self.confirm(now)
         if log.sent == log.end:
             return None
-        batch = channel._take(self, limit, max_bytes, now)
+        is_plain = not self.acknowledging
+        # If a plain lease took more, the log would drop events before they are sent.
+        most = log.limits.capacity if is_plain else self.in_flight - (log.sent - log.delivered)
+        batch = log.take(min(most, limit), max_bytes, is_plain)
         if batch is not None:
-            self._first_taken = batch.first_offset
-            self._last_taken = log.sent
+            self._first_taken, self._last_taken = batch.first_offset, log.sent
+            channel._on_taken(is_plain, now)
         return batch
 
     def confirm(self, now: float) -> None:
@@ -177,8 +177,13 @@ class Lease:
 
     def interrupt(self) -> None:
         """Make each later `take` return None."""
-        self._is_interrupted = True
+        self.is_over = True
         self.notify()
+
+    def _end(self) -> None:
+        """Take the right to read away."""
+        self.is_open = False
+        self.is_over = True
 
     def notify(self) -> None:
         """Call `on_ready`, if it is set."""
@@ -539,7 +544,7 @@ class Channel:
         """
         if (lease := self._lease) is not None:
             self._lease = None
-            lease.is_open = False
+            lease._end()
             lease.notify()
         waiters, self._waiters = self._waiters, None
         for waiter in waiters or ():
@@ -554,7 +559,7 @@ class Channel:
     # -- Inside: writers
 
     def _append(self, event: Event) -> None:
-        self.log.append(event)
+        self.log.extend((event,))
         lease = self._lease
         if lease is not None and lease.on_ready is not None:
             lease.on_ready()
@@ -607,16 +612,11 @@ class Channel:
         self._use_free_places(now)
         return offset is not None
 
-    def _take(self, lease: Lease, limit: int, max_bytes: int, now: float) -> Batch | None:
-        log, is_plain = self.log, not lease.acknowledging
-        # If a plain lease took more, the log would drop events before they are sent.
-        most = log.limits.capacity if is_plain else lease.in_flight - (log.sent - log.delivered)
-        batch = log.take(min(most, limit), max_bytes, deliver=is_plain)
-        if batch is not None:
-            self._was_used = True
-            if is_plain:
-                self._use_free_places(now)
-        return batch
+    def _on_taken(self, is_plain: bool, now: float) -> None:
+        """Note that the lease has taken events."""
+        self._was_used = True
+        if is_plain:
+            self._use_free_places(now)
 
     def _release(self, lease: Lease, *, clean: bool, now: float) -> None:
         if lease.acknowledging:
@@ -625,7 +625,7 @@ class Channel:
             self.log.rewind(lease.resend_after(now))
         if clean and lease.knows_gaps:
             self.log.set_gap(False)
-        lease.is_open = False
+        lease._end()
         self._lease = None
         self.deadline = now + self.log.limits.ttl_s
         if self.log.freed > self.log.dropped:

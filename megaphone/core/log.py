@@ -203,7 +203,7 @@ class Log:
         if self.listener is not None:
             self.listener(self.channel_id)
 
-    def take(self, limit: int, max_bytes: int, *, deliver: bool = False) -> Batch | None:
+    def take(self, limit: int, max_bytes: int, deliver: bool = False) -> Batch | None:
         """Return the next events of the backlog, and count them as sent.
 
         They are in flight from now on; with `deliver` they count as delivered instead.
@@ -232,7 +232,10 @@ class Log:
             if self.freed == sent:  # the rule: no event was evicted
                 self.budget.deliver(events)
                 self.freed = last
-            self._free_to(last)
+                if last - self.limits.capacity > self.dropped:
+                    self._drop_to(last - self.limits.capacity)
+            else:
+                self._free_to(last)
         if is_news and self.listener is not None:
             self.listener(self.channel_id)
         return new_tuple(Batch, (self.epoch, sent + 1, events, redelivered))

@@ -66,6 +66,7 @@ class Reader:
         "_progress",
         "_ready",
         "_timer",
+        "_timer_due",
         "_until",
         "agent",
         "is_over",
@@ -107,6 +108,8 @@ class Reader:
         self._more_is_ready = False
         """Whether more events were ready than the last batch could hold."""
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = 0.0
+        """When `_timer` is due. Neither the end of the read nor a heartbeat is due before it."""
         self._look_timer: asyncio.TimerHandle | None = None
         observer.read_started()
 
@@ -151,16 +154,19 @@ class Reader:
         if left <= 0 or (self._ready <= 0 and now >= self._until):
             self.is_over = True
             return None
-        lease = self._lease
-        limit = min(BATCH_EVENTS, left)
-        progress = self._progress
-        max_bytes = FIRST_BATCH_BYTES if progress is None else progress.batch_bytes
-        batch = lease.take(limit, max_bytes, now)
+        lease, progress = self._lease, self._progress
+        batch = lease.take(
+            min(BATCH_EVENTS, left),
+            FIRST_BATCH_BYTES if progress is None else progress.batch_bytes,
+            now,
+        )
         if batch is None:
+            if self._timer is not None and now < self._timer_due and not lease.is_over:
+                return None  # the rule: nothing is due either
             return self._nothing(now)
-        events = batch.events
+        _, _, events, redelivered = batch
         count = len(events)
-        self._observer.events_read(count, batch.redelivered)
+        self._observer.events_read(count, redelivered)
         self._left = left - count
         self._ready -= count
         self._more_is_ready = lease.ready > 0
@@ -176,17 +182,17 @@ class Reader:
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self._heartbeat_s
             return []
-        if self._timer is None or self._heartbeat_at < self._timer.when():
-            self._set_timer(min(self._until, self._heartbeat_at))
+        self._set_timer(min(self._until, self._heartbeat_at))
         return None
 
     def _set_timer(self, due: float) -> None:
         """Call `on_ready` at a time. A timer that is earlier stays: it calls in vain once, which
         costs less than a new timer for each batch."""
         if self._timer is not None:
-            if self._timer.when() <= due:
+            if self._timer_due <= due:
                 return
             self._timer.cancel()
+        self._timer_due = due
         self._timer = self._loop.call_at(due, self._on_time)
 
     def _on_time(self) -> None:

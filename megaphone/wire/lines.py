@@ -72,4 +72,10 @@ def line_parts(event: Event) -> tuple[bytes, ...]:
 
 def event_lines(events: Sequence[Event]) -> list[bytes]:
     """Return the lines of some events in parts."""
-    return [part for event in events for part in line_parts(event)]
+    parts: list[bytes] = []
+    for event in events:
+        if event.rendered is not None:
+            parts.append(event.rendered)
+        else:
+            parts += line_parts(event)
+    return parts
