@@ -24,7 +24,8 @@ from megaphone.listen.sockets import BACKLOG
 from megaphone.rest.connection.answer_bytes import internal_error
 from megaphone.rest.connection.guest import Guest
 from megaphone.rest.connection.limits import REFUSAL, Admission, Connections
-from megaphone.rest.connection.stream import EventStream, Framing, Turn
+from megaphone.rest.connection.stream import EventStream, Framing
+from megaphone.rest.connection.turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +40,6 @@ GUEST_STAYS_S = 1.0
 """How long the part of aiohttp stays after its last answer, because more such requests may come."""
 UNREAD_BYTES = 65_536
 """While a request is being answered, the connection reads no more than this behind it."""
-SMALL_BYTES = 2_048
-"""After a request up to this size, events go out before the answer, because their readers wait for
-them. After a larger one, which writes many events, first the answer and then the events: so an open
-read gets all of them in one piece."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +77,13 @@ class Later:
     nothing has happened."""
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The broker itself has failed."""
+
+    error: Exception
+
+
 Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later
 """What the lane does with some bytes. Bytes are the answer."""
 
@@ -102,7 +106,7 @@ class Host:
     probe_paths: Container[str]
     lane: Answering | None
     """None if aiohttp answers every request."""
-    turn: "Turn" = field(default_factory=lambda: Turn(asyncio.get_running_loop()))
+    turn: Turn = field(default_factory=lambda: Turn(asyncio.get_running_loop()))
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     open: set["Connection"] = field(default_factory=set)
     one_has_closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -127,6 +131,7 @@ class Host:
         Resets those that are still open after `grace_s`.
         """
         self.is_closing = True
+        self.turn.answer_requests()
         for connection in list(self.open):
             connection.close_if_idle()
         with suppress(TimeoutError):
@@ -147,6 +152,7 @@ class Connection(asyncio.Protocol):
         "_host",
         "_idle_s",
         "_idle_timer",
+        "_is_asking",
         "_is_deaf",
         "_is_lent_for_ever",
         "_is_paused",
@@ -168,6 +174,8 @@ class Connection(asyncio.Protocol):
         """Whether the client leaves many bytes of answers unread."""
         self._resumed: asyncio.Future[None] | None = None
         """Resolved when `_is_paused` ends."""
+        self._is_asking = False
+        """Whether a request waits for its part of the turn."""
         self._is_deaf = False
         """Whether everything that the client sends is dropped."""
         self._stream: EventStream | None = None
@@ -206,6 +214,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._transport is None:
             return
+        self._host.turn.answer_requests()
         self._transport = None
         self._host.open.discard(self)
         self._host.one_has_closed.set()
@@ -222,6 +231,7 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Keep the connection for an answer that the lane still owes. A reader that closes its
         side has gone."""
+        self._host.turn.answer_requests()
         if self._task is not None:
             self._is_deaf = True
         return self._task is not None
@@ -238,7 +248,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_busy(self) -> bool:
-        if self._stream is not None or self._task is not None or self._missing:
+        if self._stream is not None or self._task is not None or self._missing or self._is_asking:
             return True
         return self._guest is not None and not self._guest.is_waiting
 
@@ -262,6 +272,8 @@ class Connection(asyncio.Protocol):
     # -- Requests
 
     def data_received(self, data: bytes) -> None:
+        if self._is_asking:
+            self._host.turn.answer_requests()
         if self._stream is not None or self._is_deaf:
             return
         if self._transport is None or self._transport.is_closing():
@@ -281,22 +293,38 @@ class Connection(asyncio.Protocol):
         return self._is_lent_for_ever or not (self._guest is None or self._guest.is_waiting)
 
     def _offer(self, data: bytes) -> None:
-        """Let the lane answer a request, or lend it to aiohttp."""
-        host = self._host
-        if host.lane is None:
+        """Let the lane answer a request in its part of the turn, or lend it to aiohttp."""
+        if self._host.lane is None:
             self._is_lent_for_ever = True
             self._lend(data)
-            return
-        host.turn.hold()
+        else:
+            self._is_asking = True
+            self._host.turn.add_request(self, data)
+
+    def ask(self, data: bytes) -> Outcome | Failed:
+        """Offer a request to the lane."""
+        self._is_asking = False
+        lane = self._host.lane
+        assert lane is not None
         try:
-            outcome = host.lane.answer(data)
+            return lane.answer(data)
         except Exception as error:
-            self._answer_failure(error)
-            return
-        finally:
-            host.turn.release(run=len(data) <= SMALL_BYTES)
+            return Failed(error)
+
+    def answer(self, outcome: Outcome | Failed, data: bytes) -> None:
+        """Do what the lane says about a request."""
+        try:
+            self._conclude(outcome, data)
+        except Exception:
+            log.exception("a connection failed")
+            self.abort()
+
+    def _conclude(self, outcome: Outcome | Failed, data: bytes) -> None:
+        host = self._host
         if isinstance(outcome, bytes):
             self._answer(outcome)
+        elif isinstance(outcome, Failed):
+            self._answer_failure(outcome.error)
         elif isinstance(outcome, Unanswered):
             self._is_lent_for_ever = not outcome.is_whole
             self._lend(data)

@@ -11,7 +11,6 @@ import logging
 import socket
 import struct
 import termios
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from fcntl import ioctl
 from typing import TypeAlias
@@ -21,6 +20,7 @@ from megaphone.core.reader import Reader
 from megaphone.errors import MegaphoneError
 from megaphone.model import Event
 from megaphone.rest.connection.peers import probe_often
+from megaphone.rest.connection.turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,12 @@ OPEN_BYTES = 4_096
 """How many bytes may be sent in small pieces without a check of the limit."""
 TURN_BYTES = 262_144
 """After so many bytes to one reader, the others get their turn."""
-STREAMS_AT_ONCE = 100
-"""To how many readers a turn sends before other work of the event loop goes on."""
 LAST_CHUNK = b"0\r\n\r\n"
+# As plain numbers, because the flags of the enumeration take a microsecond to combine.
+SEND_FLAGS = int(socket.MSG_DONTWAIT)
+SEND_AND_END_FLAGS = SEND_FLAGS | int(socket.MSG_EOR)
 
-Piece: TypeAlias = Sequence[bytes | memoryview]
+Piece: TypeAlias = bytes | memoryview
 
 
 class Framing:
@@ -88,54 +89,6 @@ def chunk(parts: list[bytes]) -> list[bytes]:
     if size > PIECE_BYTES:
         return [b"%x\r\n" % size, *parts, b"\r\n"]
     return [b"%x\r\n%b\r\n" % (size, b"".join(parts))]
-
-
-class Turn:
-    """Sends to all readers that have something ready, once in each turn of the event loop.
-
-    So a reader gets in one piece what many writes of the same turn have brought.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._ready: deque[EventStream] = deque()
-        self._is_held = False
-        self._is_scheduled = False
-
-    def add(self, stream: "EventStream") -> None:
-        """Send what is ready in a stream, in this turn."""
-        self._ready.append(stream)
-        if not (self._is_held or self._is_scheduled):
-            self._schedule()
-
-    def hold(self) -> None:
-        """Keep what is added until `release`, which the caller must call in the same step."""
-        self._is_held = True
-
-    def release(self, *, run: bool) -> None:
-        """Send what was added since `hold`: now, or later in this turn."""
-        self._is_held = False
-        if self._ready:
-            if run:
-                self._run()
-            else:
-                self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_soon(self._run_scheduled)
-
-    def _run_scheduled(self) -> None:
-        self._is_scheduled = False
-        self._run()
-
-    def _run(self) -> None:
-        ready = self._ready
-        for _ in range(min(len(ready), STREAMS_AT_ONCE)):
-            ready.popleft().send_ready()
-        if ready:
-            self._schedule()
 
 
 class EventStream:
@@ -206,7 +159,7 @@ class EventStream:
         preamble = self._framing.preamble(reader.cursor, reader.recovered)
         if preamble:
             head += b"".join(chunk([preamble])) if self._is_chunked else preamble
-        if self._send_piece((head,), len(head)):
+        if self._send(head):
             self.send_ready()
         else:
             reader.wait_for_client(0)
@@ -216,7 +169,7 @@ class EventStream:
     def _on_ready(self) -> None:
         if not self._is_waiting_for_turn:
             self._is_waiting_for_turn = True
-            self._turn.add(self)
+            self._turn.add_stream(self)
 
     def broken(self, error: MegaphoneError) -> None:
         """The client has stalled, or its agent moves."""
@@ -258,7 +211,7 @@ class EventStream:
             self._end()
             return
         try:
-            if self._send_pieces():
+            if self._pieces is None or self._send_pieces():
                 self._send_batches()
         except Exception:
             log.exception("a read failed")
@@ -268,7 +221,7 @@ class EventStream:
         next_batch, begun = self._reader.next, self._sent
         while (events := next_batch()) is not None:
             data = self._bytes_of(events)
-            if not (self._send_small(data) if isinstance(data, bytes) else self._send_large(data)):
+            if not (self._send(data) if isinstance(data, bytes) else self._send_large(data)):
                 self._reader.wait_for_client(0)
                 return
             if self._sent - begun > TURN_BYTES:
@@ -283,10 +236,6 @@ class EventStream:
             return framing.events(events) if events else framing.heartbeat_chunk
         return framing.events_unchunked(events) if events else framing.heartbeat
 
-    def _send_small(self, data: bytes) -> bool:
-        """Send up to about one piece. Returns: whether the kernel has all of it."""
-        return self._send_piece((data,), len(data))
-
     def _send_large(self, parts: list[bytes]) -> bool:
         """Send a large chunk. Returns: whether the kernel has all of it."""
         size = sum(map(len, parts))
@@ -299,52 +248,45 @@ class EventStream:
 
     def _send_pieces(self) -> bool:
         """Send what is left of a large chunk. Returns: whether the kernel has all of it."""
-        if self._pieces is not None:
-            for piece in self._pieces:
-                if not self._send_piece(piece, sum(map(len, piece))):
-                    return False
-            self._pieces = None
-            self._return_lent()
+        for piece in self._pieces or ():
+            if not self._send(piece):
+                return False
+        self._pieces = None
+        self._return_lent()
         return True
 
     def _return_lent(self) -> None:
         self._budget.subtract(self._lent)
         self._lent = 0
 
-    def _send_piece(self, piece: Piece, size: int) -> bool:
-        taken = self._offer(piece, size)
+    def _send(self, piece: Piece) -> bool:
+        """Send up to about one piece. Returns: whether the kernel has all of it."""
+        size = len(piece)
         self._sent += size
-        if taken == size:
-            return True
-        # The transport sends the rest when the kernel has room.
-        self._transport.write(b"".join(piece)[taken:])
+        connection = self._socket
+        if connection is not None and not self._is_paused and not self._transport.is_closing():
+            # While a segment has room, the kernel adds data to it without a check of the limit. The
+            # flag MSG_EOR ends the segment, so that the kernel checks the limit for the next data.
+            self._open_bytes += size
+            flags = SEND_FLAGS
+            if self._open_bytes >= OPEN_BYTES:
+                flags = SEND_AND_END_FLAGS
+                self._open_bytes = 0
+            try:
+                taken = connection.send(piece, flags)
+                if taken == size:
+                    return True
+                piece = piece[taken:]
+            except OSError:  # no room, or the client has gone, which the transport finds out too
+                pass
+        self._transport.write(piece)  # which sends it when the kernel has room
         return not self._is_paused
-
-    def _offer(self, piece: Piece, size: int) -> int:
-        """Offer a piece to the kernel. Returns: how many bytes the kernel took."""
-        if self._is_paused or self._socket is None or self._transport.is_closing():
-            return 0
-        # While a segment has room, the kernel adds data to it without a check of the limit. The
-        # flag MSG_EOR ends the segment, so that the kernel checks the limit for the next data.
-        flags = socket.MSG_DONTWAIT
-        self._open_bytes += size
-        if self._open_bytes >= OPEN_BYTES:
-            flags |= socket.MSG_EOR
-            self._open_bytes = 0
-        try:
-            if len(piece) == 1:
-                return self._socket.send(piece[0], flags)
-            return self._socket.sendmsg(piece, (), flags)
-        except BlockingIOError:
-            return 0
-        except OSError:  # the client has gone, which the transport finds out too
-            return 0
 
     # -- The end
 
     def _write_end(self) -> None:
         self._is_ending = True
-        if not self._is_chunked or self._send_piece((LAST_CHUNK,), len(LAST_CHUNK)):
+        if not self._is_chunked or self._send(LAST_CHUNK):
             self._end()
         else:
             self._reader.wait_for_client(0)
@@ -387,15 +329,15 @@ def unacknowledged(connection: socket.socket) -> int:
 
 
 def pieces(parts: Sequence[bytes]) -> Iterator[Piece]:
-    """Cut some parts into pieces of at most PIECE_BYTES. Large parts are not copied."""
-    piece: list[bytes | memoryview] = []
+    """Cut some parts into pieces of at most PIECE_BYTES. Only where parts meet, they are copied."""
+    begun: list[memoryview] = []
     room = PIECE_BYTES
     for part in parts:
         left = memoryview(part)
         while len(left) > room:
-            yield [*piece, left[:room]]
+            yield b"".join((*begun, left[:room])) if begun else left[:room]
             left = left[room:]
-            piece, room = [], PIECE_BYTES
-        piece.append(left)
+            begun, room = [], PIECE_BYTES
+        begun.append(left)
         room -= len(left)
-    yield piece
+    yield b"".join(begun)

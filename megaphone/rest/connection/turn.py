@@ -1,0 +1,89 @@
+"""What all connections do together in one turn of the event loop, phase by phase.
+
+The requests that have arrived in a turn are answered first, all of them; then the events that they
+have written go out, then their answers. So the same code runs many times in a row while it is in
+the caches of the processor, which takes half as long as one request after the other. And a reader
+gets in one piece what many writes of a turn have brought.
+"""
+
+import asyncio
+from collections import deque
+from typing import Any, Protocol
+
+SMALL_BYTES = 2_048
+"""After requests up to this size, events go out before the answers, because their readers wait for
+them. After a larger one, which writes many events, first the answers and then the events: so an
+open read gets all of them in one piece."""
+STREAMS_AT_ONCE = 100
+"""To how many readers a turn sends before other work of the event loop goes on."""
+
+
+class Asking(Protocol):
+    """A connection that has received a request."""
+
+    def ask(self, data: bytes) -> Any:
+        """Do what the request says. Must not raise. Returns: the argument of `answer`."""
+
+    def answer(self, outcome: Any, data: bytes) -> None:
+        """Send the answer to the request `data`. Must not raise."""
+
+
+class Sending(Protocol):
+    """An open read for which something is ready."""
+
+    def send_ready(self) -> None:
+        """Send what is ready. Must not raise."""
+
+
+class Turn:
+    """The work of the present turn of an event loop."""
+
+    __slots__ = ("_is_scheduled", "_loop", "_requests", "_streams")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._requests: list[tuple[Asking, bytes]] = []
+        self._streams: deque[Sending] = deque()
+        self._is_scheduled = False
+        """Whether the work will be done without another call."""
+
+    def add_request(self, connection: Asking, data: bytes) -> None:
+        """Answer a request in this turn."""
+        self._requests.append((connection, data))
+        if not self._is_scheduled:
+            self._schedule()
+
+    def add_stream(self, stream: Sending) -> None:
+        """Send what is ready for an open read, in this turn."""
+        self._streams.append(stream)
+        if not self._is_scheduled:
+            self._schedule()
+
+    def answer_requests(self) -> None:
+        """Answer the requests that have arrived now, because something else has happened to one of
+        their connections."""
+        if not self._requests:
+            return
+        requests, self._requests = self._requests, []
+        outcomes = [connection.ask(data) for connection, data in requests]
+        if max([len(data) for _, data in requests]) <= SMALL_BYTES:
+            self._send()
+        for (connection, data), outcome in zip(requests, outcomes, strict=True):
+            connection.answer(outcome, data)
+
+    def _schedule(self) -> None:
+        self._is_scheduled = True
+        self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        # What is added meanwhile needs no other call, unless it is left over.
+        self.answer_requests()
+        self._send()
+        self._is_scheduled = False
+        if self._streams or self._requests:
+            self._schedule()
+
+    def _send(self) -> None:
+        streams = self._streams
+        for _ in range(min(len(streams), STREAMS_AT_ONCE)):
+            streams.popleft().send_ready()
