@@ -37,6 +37,9 @@ MAX_HEADERS = 100
 MAX_LENGTH_DIGITS = 9
 MAX_BODY_BYTES = 1_048_576
 """A larger body is left to aiohttp, which receives it in pieces."""
+KNOWN_FIELDS = 500
+KNOWN_FIELDS_BYTES = 512
+"""How many header sections the lane remembers, and how long each may be."""
 ODD_HEADERS = frozenset(
     (
         b"content-encoding",
@@ -61,18 +64,24 @@ _READ = re.compile(rb"/read/([A-Za-z0-9_.-]+)(?:\?([A-Za-z0-9_=&-]+))?")
 _WITH_BODY = re.compile(
     rb"/create|/write-batch|/channelsExists|/ack/[A-Za-z0-9_.-]+|/write/[A-Za-z0-9_.-]+/[A-Za-z0-9_.~-]+"
 )
+_FIRST_LINE = re.compile(rb"(GET|POST) (/[A-Za-z0-9_.~/?=&-]*) HTTP/1\.1\r\n")
 _DOTS = (b".", b"..")
 
 
 class Request:
     """Reads a request of the strict form from its bytes. One object reads all requests, one after
-    the other; its attributes describe the last one."""
+    the other; its attributes describe the last one.
+
+    Clients repeat their headers. So the object remembers what the parser has found in a header
+    section, and a request with the very same section needs no parser.
+    """
 
     __slots__ = (
         "_begun",
         "_ended",
         "_feed",
         "_is_odd",
+        "_known",
         "_parser",
         "body",
         "headers",
@@ -94,6 +103,8 @@ class Request:
         """Whether there is a header twice, or one of `ODD_HEADERS`."""
         self._begun = self._ended = 0
         """How many messages have begun and ended."""
+        self._known: dict[bytes, tuple[dict[bytes, bytes], int]] = {}
+        """By the bytes of a header section: its headers, and the length of the body."""
 
     def _renew(self) -> None:
         """Drop the state of the parser, because the bytes did not end with a message."""
@@ -105,6 +116,25 @@ class Request:
         head_bytes = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
         if head_bytes < 4:
             return NOT_CERTAIN
+        line = _FIRST_LINE.match(data)
+        if line is None:
+            return self._parse(data, head_bytes)
+        fields = data[line.end() : head_bytes]
+        if (known := self._known.get(fields)) is not None:
+            self.headers, self.length = known
+            if len(data) == head_bytes + self.length:
+                self.method, self.url = line.groups()
+                self.body = data[head_bytes:]
+                return None
+        refused = self._parse(data, head_bytes)
+        if refused is None and len(fields) <= KNOWN_FIELDS_BYTES:
+            if len(self._known) >= KNOWN_FIELDS:
+                self._known.clear()
+            self._known[fields] = (self.headers, self.length)
+        return refused
+
+    def _parse(self, data: bytes, head_bytes: int) -> Unanswered | Unfinished | None:
+        """Do the same as `read` by the parser. The head of the request has `head_bytes`."""
         headers = self.headers = {}
         self.body = self.url = b""
         self._is_odd = False
