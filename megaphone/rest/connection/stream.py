@@ -107,6 +107,7 @@ class EventStream:
         "_lent",
         "_open_bytes",
         "_pieces",
+        "_prepared",
         "_reader",
         "_sent",
         "_socket",
@@ -137,6 +138,8 @@ class EventStream:
         """How many bytes were sent since the kernel last checked its limit."""
         self._pieces: Iterator[Piece] | None = None
         """What is left of a large chunk."""
+        self._prepared: bytes | list[bytes] | None = None
+        """The bytes of the batch that is sent next."""
         self._lent = 0
         """How many bytes of a large chunk count against the budget."""
         self._is_paused = False
@@ -202,6 +205,17 @@ class EventStream:
 
     # -- Sending
 
+    def prepare(self) -> None:
+        """Take the first batch that is ready, if all before it is sent, and make its bytes."""
+        if self._is_paused or self._is_ending or self._pieces is not None:
+            return
+        try:
+            if not self._transport.is_closing() and (events := self._reader.next()) is not None:
+                self._prepared = self._bytes_of(events)
+        except Exception:
+            log.exception("a read failed")
+            self._break()
+
     def send_ready(self) -> None:
         """Send batches as long as they are ready and the kernel takes them."""
         self._is_waiting_for_turn = False
@@ -218,15 +232,20 @@ class EventStream:
             self._break()
 
     def _send_batches(self) -> None:
-        next_batch, begun = self._reader.next, self._sent
-        while (events := next_batch()) is not None:
-            data = self._bytes_of(events)
+        data, begun = self._prepared, self._sent
+        self._prepared = None
+        while True:
+            if data is None:
+                if (events := self._reader.next()) is None:
+                    break
+                data = self._bytes_of(events)
             if not (self._send(data) if isinstance(data, bytes) else self._send_large(data)):
                 self._reader.wait_for_client(0)
                 return
             if self._sent - begun > TURN_BYTES:
                 self._on_ready()
                 return
+            data = None
         if self._reader.is_over:
             self._write_end()
 

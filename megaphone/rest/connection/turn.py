@@ -31,6 +31,9 @@ class Asking(Protocol):
 class Sending(Protocol):
     """An open read for which something is ready."""
 
+    def prepare(self) -> None:
+        """Make the first bytes that are ready. Must not raise."""
+
     def send_ready(self) -> None:
         """Send what is ready. Must not raise."""
 
@@ -85,5 +88,8 @@ class Turn:
 
     def _send(self) -> None:
         streams = self._streams
-        for _ in range(min(len(streams), STREAMS_AT_ONCE)):
-            streams.popleft().send_ready()
+        some = [streams.popleft() for _ in range(min(len(streams), STREAMS_AT_ONCE))]
+        for stream in some:
+            stream.prepare()
+        for stream in some:
+            stream.send_ready()
