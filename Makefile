@@ -6,9 +6,7 @@ READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto' | sort)
 GEN_PACKAGE := megaphone_api
 # More tests at a time than two cores have room for, because many tests wait most of the time.
-AT_A_TIME := 3
-# The folders whose tests tests/conftest.py marks as `covered`.
-COVERED := tests/core tests/store tests/wire tests/contract
+AT_A_TIME := 4
 
 # Compiled code is kept: each process of a test would compile the broker anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -37,15 +35,12 @@ run: $(READY) ## Start the broker: HTTP on port 3000, gRPC on port 3001.
 	@exec $(BIN)/megaphone serve
 
 .PHONY: test
-test: $(READY) ## Run every test, three at a time. More pytest options: make test ARGS="-k read -n 0"
+test: $(READY) ## Run every test, four at a time. More pytest options: make test ARGS="-k read -n 0"
 	$(BIN)/python -m pytest -n $(AT_A_TIME) $(ARGS)
 
-# Tests with examples of hypothesis do not count, because other examples may reach other branches.
 .PHONY: coverage
 coverage: $(READY) ## Run the tests of core, store and wire, and check how many branches they reach.
-	@rm -rf $(VENV)/coverage && mkdir $(VENV)/coverage
-	$(BIN)/coverage run -m pytest -n $(AT_A_TIME) -m "not hypothesis" $(ARGS) $(COVERED)
-	@$(BIN)/python -m tests.coverage_floor
+	$(BIN)/python -m tests.coverage_floor -n $(AT_A_TIME) $(ARGS)
 
 .PHONY: test-others
 test-others: $(READY) ## Run every test that `make coverage` does not.
@@ -107,6 +102,7 @@ release: $(READY) ## Check everything and build the distributions into dist/; pu
 	@$(BIN)/python -m release ready
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory test
+	@$(MAKE) --no-print-directory test-compiled
 	@$(BIN)/python -m release build
 
 .PHONY: lock

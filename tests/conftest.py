@@ -14,6 +14,7 @@ import pytest
 
 from megaphone.app import App, running
 from megaphone.settings import Settings
+from tests.coverage_floor import COVERED
 from tests.support.build import refuse_another_build
 from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
 from tests.support.settings import fast_settings
@@ -23,9 +24,6 @@ hypothesis.settings.register_profile(
     "megaphone", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("megaphone")
-
-COVERED = ("core", "store", "wire", "contract")
-"""The folders whose tests must reach the branches of their packages."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
