@@ -31,6 +31,7 @@ def with_error_responses(handler: Handler) -> Handler:
 
     async def answer(request: Any) -> web.StreamResponse:
         try:
+            check_expectation(request)
             return await handler(request)
         except MegaphoneError as error:
             return close_if_unread(request, error_answer(error))
@@ -46,6 +47,15 @@ def with_error_responses(handler: Handler) -> Handler:
             return internal_answer(request)
 
     return answer
+
+
+def check_expectation(request: web.BaseRequest) -> None:
+    """Raises: HTTPExpectationFailed, if `Expect` is not even text. aiohttp, which refuses every
+    other wrong value itself, would fail when it repeats this one."""
+    try:
+        request.headers.get(hdrs.EXPECT, "").encode()
+    except UnicodeEncodeError:
+        raise web.HTTPExpectationFailed from None
 
 
 def route_of(request: web.Request) -> str:

@@ -600,6 +600,18 @@ async def test_what_is_not_http_is_refused(http: HttpFace, request_bytes: bytes)
             "Expectation Failed",
             id="Expect",
         ),
+        pytest.param(
+            b"GET /livez HTTP/1.1\r\nHost: x\r\nExpect: \xff\r\nConnection: close\r\n\r\n",
+            417,
+            "Expectation Failed",
+            id="Expect what is not text",
+        ),
+        pytest.param(
+            b"OPTIONS * HTTP/1.1\r\nHost: x\r\nExpect: \xff\r\nConnection: close\r\n\r\n",
+            417,
+            "Expectation Failed",
+            id="Expect what is not text of no route",
+        ),
     ],
 )
 async def test_what_has_no_route_is_refused_in_our_form(

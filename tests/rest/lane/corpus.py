@@ -398,6 +398,7 @@ ODD_LINES: tuple[Lines, ...] = (
     (b"Expect: 100-continue, x",),
     (b"Expect: 200-ok",),
     (b"Expect:",),
+    (b"Expect: \xff",),
     (b"Expect: 100-continue", b"Expect: 100-continue"),
     # The form of the body
     (b"Content-Encoding: gzip",),
