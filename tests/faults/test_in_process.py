@@ -1,4 +1,4 @@
-"""600 seeded runs against a broker in this process: no silent loss.
+"""600 seeded runs against a broker in this process, or 360 in a short run: no silent loss.
 
 `FAULT_SEED=acknowledging-17 make test ARGS="-k one_seed -s"` runs one of them again. `make soak`
 does thousands of other runs.
@@ -14,12 +14,13 @@ from tests.support.checker import Kind
 from tests.support.fault_readers import BEFORE_ANSWER, GRPC_CUTS, HTTP_CUTS
 from tests.support.fault_runs import TRANSPORTS, Finished, Scenario, run_all
 from tests.support.raw_http import Node
+from tests.support.settings import IS_LONG
 
 WINDOW_S = 0.3
 AT_ONCE = 8
-RUNS = 100
+RUNS = 100 if IS_LONG else 60
 """The number of runs of one test."""
-FIRSTS = range(0, 200, RUNS)
+FIRSTS = range(0, 2 * RUNS, RUNS)
 MIDST = 2
 """So many events and more are the midst of a read."""
 

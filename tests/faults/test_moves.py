@@ -9,10 +9,11 @@ import os
 import pytest
 
 from tests.support.move_runs import Finished, run_all, summary
-from tests.support.move_scenarios import Scenario
+from tests.support.move_scenarios import Act, Scenario
+from tests.support.settings import IS_LONG
 
 AT_ONCE = 8
-RUNS = 40
+RUNS = 40 if IS_LONG else 30
 RUNS_IN_PROCESSES = 2
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("heavy load")]
@@ -31,6 +32,10 @@ async def test_channels_keep_their_promise_while_they_move() -> None:
         key=lambda scenario: not scenario.is_slow
     )  # the slow scenarios wait most of the time
     check(await run_all(scenarios, at_once=AT_ONCE), RUNS)
+
+
+def test_the_seeds_have_everything_that_is_done_to_nodes() -> None:
+    assert {act for seed in range(RUNS) for act in Scenario.draw(seed).acts} == set(Act)
 
 
 async def test_channels_keep_their_promise_while_processes_are_killed() -> None:

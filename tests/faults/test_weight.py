@@ -5,6 +5,8 @@ with codes that clients know, and it serves other clients meanwhile. The test pr
 serves them, but does not judge that, because it depends on the machine too:
 
     make test ARGS="-s tests/faults/test_weight.py"
+
+`MEGAPHONE_TESTED_LONG=1` makes the largest loads as large as docs/figures.md has them.
 """
 
 import json

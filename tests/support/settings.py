@@ -9,6 +9,9 @@ from megaphone.settings import Settings
 
 LANE_OFF = "MEGAPHONE_TESTED_WITHOUT_LANE"
 """A variable: if it is set, all brokers of the tests have their lane switched off."""
+IS_LONG = "MEGAPHONE_TESTED_LONG" in os.environ
+"""Whether the tests that repeat something many times do it as often as the documents say. Without
+this variable they do the same things less often."""
 
 
 def lane_settings() -> dict[str, Any]:
