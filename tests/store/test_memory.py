@@ -13,7 +13,6 @@ import pytest
 
 from megaphone.errors import (
     ChannelNotFound,
-    LimitExceeded,
     ReaderBusy,
     ShuttingDown,
     WriteTimeout,
@@ -47,14 +46,6 @@ async def outcome(task: asyncio.Task[str]) -> str:
 
 
 # Waiting for room
-
-
-@virtual_time
-async def test_100_events_fit_at_once(make_bench: Callable[..., Bench]) -> None:
-    bench = make_bench(capacity=100)
-    await bench.fill([f"e{n}" for n in range(100)])
-    assert bench.now() == 0.0
-    assert await bench.read_once() == [f"e{n}" for n in range(100)]
 
 
 @virtual_time
@@ -153,16 +144,6 @@ async def test_room_made_at_the_very_end_of_the_wait_is_told_truly(bench: Bench)
 
 
 @virtual_time
-async def test_a_cancelled_writer_leaves_nothing_behind(bench: Bench) -> None:
-    await bench.fill("abc")
-    cancelled = await bench.start(bench.write("d"))
-    cancelled.cancel()
-    assert await outcome(cancelled) == "cancelled"
-    assert await bench.read_once() == ["a", "b", "c"]
-    assert bench.written == 3
-
-
-@virtual_time
 async def test_the_next_in_line_gets_the_room_of_a_cancelled_writer(bench: Bench) -> None:
     await bench.fill("abc")
     cancelled, next_in_line = [await bench.start(bench.write(name)) for name in "de"]
@@ -220,15 +201,6 @@ async def test_a_writer_may_give_up_by_a_timeout_of_its_own(bench: Bench) -> Non
 
 
 @virtual_time
-async def test_a_repeated_request_id_stores_once_and_answers_alike(bench: Bench) -> None:
-    await bench.create()
-    answers = [await bench.write(name, request_id="r") for name in "ab"]
-    assert answers == ["a", "a"]
-    assert await bench.read_once() == ["a"]
-    assert bench.written == 1
-
-
-@virtual_time
 async def test_a_request_id_is_forgotten_after_a_minute(bench: Bench) -> None:
     await bench.create()
     lease = await bench.read()
@@ -238,18 +210,6 @@ async def test_a_request_id_is_forgotten_after_a_minute(bench: Bench) -> None:
     await bench.at(60.001)
     assert await bench.write("c", request_id="r") == "c"
     assert await bench.take(lease) == ["a", "c"]
-
-
-@virtual_time
-async def test_two_writers_that_wait_with_one_request_id_store_once(bench: Bench) -> None:
-    await bench.fill("abc")
-    writers = [await bench.start(bench.write(name, request_id="r")) for name in "de"]
-    lease = await bench.read()
-    assert await bench.take(lease) == ["a", "b", "c"]
-    assert await asyncio.gather(*writers) == ["d", "d"]
-    assert await bench.take(lease) == ["d"]
-    assert await bench.take(lease, until=1.0) == []
-    assert bench.written == 4
 
 
 @pytest.mark.parametrize("leaves", [0, 1], ids=["the first", "the second"])
@@ -478,16 +438,6 @@ async def test_what_is_read_again_bit_by_bit_is_counted_once(bench: Bench) -> No
 
 
 @virtual_time
-async def test_second_reader_is_refused(bench: Bench) -> None:
-    await bench.create()
-    lease = await bench.read()
-    with pytest.raises(ReaderBusy):
-        await bench.read()
-    release(lease, clean=True)
-    await bench.read()
-
-
-@virtual_time
 async def test_releasing_twice_leaves_the_next_reader_alone(bench: Bench) -> None:
     await bench.create()
     old = await bench.read()
@@ -610,21 +560,6 @@ async def test_channels_are_counted_by_the_whole_name_of_their_agent(bench: Benc
     assert [await bench.store.count(agent) for agent in ("a", "ab", "b")] == [1, 0, 1]
     await bench.at(60.0)
     assert [await bench.store.count(agent) for agent in ("a", "ab", "b")] == [0, 0, 0]
-
-
-@virtual_time
-async def test_a_store_holds_no_more_channels_than_it_may(
-    make_bench: Callable[..., Bench],
-) -> None:
-    bench = make_bench(max_channels=2)
-    await bench.create("a")
-    await bench.create("b")
-    with pytest.raises(LimitExceeded):
-        await bench.create("c")
-    assert not await bench.exists("c")
-    await bench.remove("a")
-    await bench.create("c")
-    assert await bench.exists("c")
 
 
 @virtual_time
