@@ -23,22 +23,7 @@ SHOWN = 5
 """How many differences a failure shows."""
 EXAMPLES = int(os.environ.get("MEGAPHONE_LANE_EXAMPLES", "0"))
 """How many examples hypothesis makes, each time others. By default 200, always the same."""
-GROUPS = (
-    corpus.methods,
-    corpus.versions,
-    corpus.odd_headers,
-    corpus.content_types,
-    corpus.lengths,
-    corpus.chunks,
-    corpus.line_ends,
-    corpus.targets,
-    corpus.queries,
-    corpus.bodies,
-    corpus.pipelines,
-    corpus.half_heads,
-    corpus.half_heads_slowly,
-    corpus.trickled,
-)
+GROUPS = (*corpus.ODD, corpus.half_heads_slowly, corpus.trickled)
 
 pytestmark = pytest.mark.timeout(300)  # some tests are thousands of requests
 

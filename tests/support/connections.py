@@ -1,20 +1,27 @@
 """HTTP connections to a broker in this process, and its metrics."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from megaphone.app import App
 from tests.support.raw_http import Connection, Head, Node, receive_head
 
 
 @asynccontextmanager
-async def connected(app: App, count: int = 1) -> AsyncIterator[list[Connection]]:
+async def connected_to(
+    http_port: int, count: int = 1, *, receive_buffer: int | None = None
+) -> AsyncIterator[list[Connection]]:
     async with AsyncExitStack() as stack:
         made = []
         for _ in range(count):
-            made.append(await Connection.open(Node(app.http_port, app.grpc_port)))
+            node = Node(http_port, 0)
+            made.append(await Connection.open(node, receive_buffer=receive_buffer))
             stack.callback(made[-1].close)
         yield made
+
+
+def connected(app: App, count: int = 1) -> AbstractAsyncContextManager[list[Connection]]:
+    return connected_to(app.http_port, count)
 
 
 async def answer_of(connection: Connection, request: bytes = b"") -> tuple[Head, bytes]:

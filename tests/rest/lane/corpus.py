@@ -1156,3 +1156,20 @@ def trickled() -> Iterator[Exchange]:
         for size in (7, 50):
             cuts = tuple(range(size, len(data), size))
             yield Exchange(f"{name} in portions of {size}", data, cuts)
+
+
+ODD = (
+    methods,
+    versions,
+    odd_headers,
+    content_types,
+    lengths,
+    chunks,
+    line_ends,
+    targets,
+    queries,
+    bodies,
+    pipelines,
+    half_heads,
+)
+"""The groups of requests that are odd and come without a pause."""

@@ -43,22 +43,7 @@ RUNS_OF_A_BROKER = 2_000
 CHANGES: tuple[dict[str, Any], ...] = ({}, {"buffer_capacity": 3, "write_timeout_millis": 500})
 """The settings of the brokers, in turn. With the last ones, the second write to a channel waits."""
 SEEDS_OF_GROUP = 150
-GROUPS = (
-    corpus.ordinary,
-    corpus.methods,
-    corpus.versions,
-    corpus.odd_headers,
-    corpus.content_types,
-    corpus.lengths,
-    corpus.chunks,
-    corpus.line_ends,
-    corpus.targets,
-    corpus.queries,
-    corpus.bodies,
-    corpus.pipelines,
-    corpus.half_heads,
-    corpus.large,
-)
+GROUPS = (corpus.ordinary, *corpus.ODD, corpus.large)
 _LENGTH = re.compile(rb"(?i)(content-length:[ \t]*)[0-9]+")
 _HEAD_END = b"\r\n\r\n"
 

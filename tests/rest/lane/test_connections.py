@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -14,8 +14,8 @@ from megaphone.rest.connection.protocol import Connection as ServerConnection
 from megaphone.rest.requests import BODY_TIMEOUT_S
 from tests.rest.lane.exchange import PROBE
 from tests.rest.lane.sides import Clock, Side, WatchedLane, own_clock, side
-from tests.support.connections import answer_of
-from tests.support.raw_http import END_OF_HEAD, JSON, Broken, Connection, Node, head_of, request_of
+from tests.support.connections import answer_of, connected_to
+from tests.support.raw_http import END_OF_HEAD, JSON, Broken, Connection, head_of, request_of
 from tests.support.scenes import eventually, writers_wait
 
 CREATE = request_of("POST", "/create")
@@ -44,14 +44,10 @@ async def lane_side(**changes: Any) -> AsyncIterator[tuple[Side, WatchedLane, Cl
             yield one, one.lane, clock
 
 
-@asynccontextmanager
-async def connected(one: Side, count: int = 1, **how: Any) -> AsyncIterator[list[Connection]]:
-    async with AsyncExitStack() as stack:
-        made = []
-        for _ in range(count):
-            made.append(await Connection.open(Node(one.port, 0), **how))
-            stack.callback(made[-1].close)
-        yield made
+def connected(
+    one: Side, count: int = 1, *, receive_buffer: int | None = None
+) -> AbstractAsyncContextManager[list[Connection]]:
+    return connected_to(one.port, count, receive_buffer=receive_buffer)
 
 
 async def status_of(connection: Connection, request: bytes = b"") -> int:
