@@ -64,7 +64,7 @@ def alphanumerics(length: int, random_bytes: Callable[[int], bytes]) -> str:
     """
     text = b""
     while len(text) < length:
-        text += random_bytes(2 * length).translate(_BYTES_TO_ALPHANUMERICS, _UNEVEN_BYTES)
+        text += random_bytes(length + length // 8).translate(_BYTES_TO_ALPHANUMERICS, _UNEVEN_BYTES)
     return text[:length].decode()
 
 

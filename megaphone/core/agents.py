@@ -118,6 +118,8 @@ class Agents:
         self._agents: dict[str, Agent] = {}
         self._moving: dict[str, asyncio.Event] = {}
         """The agents in a cut-over, each with the event that is set at the end of the cut-over."""
+        self.are_moving = False
+        """Whether any agent is in its cut-over."""
         self._moved: dict[str, None] = {}
         """The agents that have moved to another node, oldest first."""
 
@@ -236,16 +238,13 @@ class Agents:
     def moving(self, name: str) -> Iterator[None]:
         """Let calls for an agent wait within this context: see `move_finished`."""
         finished = self._moving[name] = asyncio.Event()
+        self.are_moving = True
         try:
             yield
         finally:
             del self._moving[name]
+            self.are_moving = bool(self._moving)
             finished.set()
-
-    @property
-    def are_moving(self) -> bool:
-        """Whether any agent is in its cut-over."""
-        return bool(self._moving)
 
     def is_moving(self, name: str) -> bool:
         return name in self._moving

@@ -74,8 +74,8 @@ def event_lines(events: Sequence[Event]) -> list[bytes]:
     """Return the lines of some events in parts."""
     parts: list[bytes] = []
     for event in events:
-        if event.rendered is not None:
-            parts.append(event.rendered)
+        if len(event.body) <= LINE_BODY_BYTES:
+            parts.append(event.rendered or event_line(event))
         else:
             parts += line_parts(event)
     return parts

@@ -314,16 +314,17 @@ class Connection(asyncio.Protocol):
     def answer(self, outcome: Outcome | Failed, data: bytes) -> None:
         """Do what the lane says about a request."""
         try:
-            self._conclude(outcome, data)
+            if isinstance(outcome, bytes):
+                self._answer(outcome)
+            else:
+                self._conclude(outcome, data)
         except Exception:
             log.exception("a connection failed")
             self.abort()
 
     def _conclude(self, outcome: Outcome | Failed, data: bytes) -> None:
         host = self._host
-        if isinstance(outcome, bytes):
-            self._answer(outcome)
-        elif isinstance(outcome, Failed):
+        if isinstance(outcome, Failed):
             self._answer_failure(outcome.error)
         elif isinstance(outcome, Unanswered):
             self._is_lent_for_ever = not outcome.is_whole
@@ -333,7 +334,7 @@ class Connection(asyncio.Protocol):
             self.begin_stream(outcome.reader, outcome.framing, outcome.head)
         elif isinstance(outcome, Unfinished):
             self._hold(data, outcome.missing)
-        else:
+        elif isinstance(outcome, Later):
             self._held = bytearray()
             self._task = host.loop.create_task(self._answer_later(outcome.call, data))
 
