@@ -8,10 +8,10 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megaphone.core.addresses import (
     CANNOT_WRITE,
@@ -227,14 +227,11 @@ class Broker:
         """
         if self._shutting_down:
             raise ShuttingDown
-        body, request_id = new.body, new.request_id
-        if request_id is not None:
-            checked_id("request id", request_id)
-        if len(body) > CHECKED_AT_ONCE or self._agents.are_moving:
+        if len(new.body) > CHECKED_AT_ONCE or self._agents.are_moving:
             raise WouldBlock
-        event = event_of(new, checked_body(body, self._max_body_bytes))
+        event = self._small_event(new)
         channel_id = self._writable_channel(address)
-        stored = self._store.append_nowait(new_tuple(Append, (channel_id, event, request_id)))
+        stored = self._store.append_nowait(new_tuple(Append, (channel_id, event, new.request_id)))
         if stored.is_new:
             self._observer.events_written(1)
         return stored.event_id
@@ -343,7 +340,9 @@ class Broker:
             address, new = writes[index]
             try:
                 self._refuse_if_shutting_down()
-                lines.append(Line(index, address, await self._new_event(new), new.request_id))
+                is_small = len(new.body) <= CHECKED_AT_ONCE
+                event = self._small_event(new) if is_small else await self._new_event(new)
+                lines.append(new_tuple(Line, (index, address, event, new.request_id)))
             except MegaphoneError as error:
                 results[index] = failure_of(error)
             if pace.is_used_up(EVENT_WORK + ADDRESS_WORK + len(new.body)):
@@ -428,35 +427,70 @@ class Broker:
         Returns: the events that were not accepted, in the order of the addresses.
         Raises: BadRequest, PayloadTooLarge, ShuttingDown. Nothing is written then.
         """
-        self._refuse_if_shutting_down()
-        self._check_number(addresses)
-        addresses = list(dict.fromkeys(addresses))
-        count, allowed = len(addresses) * len(new), self._settings.max_batch_events
-        if count > allowed:
-            raise PayloadTooLarge(
-                f"the batch writes {count} events ({len(addresses)} channels with "
-                f"{len(new)} messages each); at most {allowed} are allowed"
-            )
-        refuse_long(addresses)
+        addresses = self._checked_addresses(addresses, len(new))
         if request_id is not None:
             checked_id("request id", request_id)
         pace = Pace()
         events: list[Event] = []
         for index, one in enumerate(new):
-            events.append(await self._new_batch_event(index, one))
+            try:
+                is_small = len(one.body) <= CHECKED_AT_ONCE
+                events.append(self._small_event(one) if is_small else await self._new_event(one))
+            except MegaphoneError as error:
+                raise type(error)(f"message {index}: {error}") from None
             if pace.is_used_up(EVENT_WORK + len(one.body)):
                 await asyncio.sleep(0)
-        batch = Batch(events, request_id, pace)
-        return await self._write_to_all(addresses, batch)
+        return await self._write_to_all(addresses, Batch(events, request_id, pace), {})
 
-    async def _new_batch_event(self, index: int, new: NewEvent) -> Event:
-        try:
-            return await self._new_event(new)
-        except MegaphoneError as error:
-            raise type(error)(f"message {index}: {error}") from None
+    def begin_batch(
+        self, addresses: Sequence[str], new: Sequence[NewEvent]
+    ) -> list[BatchFailure] | Coroutine[Any, Any, list[BatchFailure]]:
+        """Do the same as `write_batch`, without waiting.
 
-    async def _write_to_all(self, addresses: Sequence[str], batch: "Batch") -> list[BatchFailure]:
-        """Write to all channels in slices. Each full channel gets a task that waits for places."""
+        Returns: what `write_batch` returns; or, if some of the events must wait for places, a
+            coroutine that writes those and then returns it.
+        Raises: WouldBlock, when the call would have to wait for a cut-over, or would hold the event
+            loop for long; nothing has changed then. Also the errors of `write_batch`, without the
+            number of the message.
+        """
+        addresses = self._checked_addresses(addresses, len(new))
+        work_of_each = ADDRESS_WORK + EVENT_WORK * len(new)
+        if self._agents.are_moving or len(addresses) * work_of_each > SLICE:
+            raise WouldBlock
+        members = list(new)
+        if sum([len(one.body) for one in members]) + EVENT_WORK * len(members) > SLICE:
+            raise WouldBlock
+        events = [self._small_event(one) for one in members]
+        accepted = {address: self._accept_run(address, events) for address in addresses}
+        if all(count == len(events) for count in accepted.values()):
+            return []
+        return self._write_to_all(addresses, Batch(events, None, Pace()), accepted)
+
+    def _checked_addresses(self, addresses: Sequence[str], messages: int) -> list[str]:
+        """Return the different ones of the addresses for a batch with so many messages.
+
+        Raises: BadRequest, PayloadTooLarge, ShuttingDown.
+        """
+        self._refuse_if_shutting_down()
+        self._check_number(addresses)
+        addresses = list(dict.fromkeys(addresses))
+        count, allowed = len(addresses) * messages, self._settings.max_batch_events
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"the batch writes {count} events ({len(addresses)} channels with "
+                f"{messages} messages each); at most {allowed} are allowed"
+            )
+        refuse_long(addresses)
+        return addresses
+
+    async def _write_to_all(
+        self, addresses: Sequence[str], batch: "Batch", already: Mapping[str, int]
+    ) -> list[BatchFailure]:
+        """Write to all channels in slices. Each full channel gets a task that waits for places.
+
+        `already` says for some addresses how many events of the batch their channels have. Such a
+        batch must fit into one run.
+        """
         refused: dict[str, Refused] = {}
         behind: set[str] = set()
         request_id = batch.request_id
@@ -470,10 +504,11 @@ class Broker:
                 lines: list[Line] = []
                 for run in runs:
                     if run.address not in behind and run.address not in refused:
-                        accepted = 0
-                        if request_id is None:
+                        accepted = already.get(run.address, 0)
+                        if request_id is None and not already:
                             accepted = self._accept_run(run.address, run.events)
-                        lines += batch.lines(run, accepted)
+                        if accepted < len(run.events):
+                            lines += batch.lines(run, accepted)
                 for line, result in await self._write_lines(lines, ()) if lines else ():
                     address = line.address
                     if isinstance(result, Stored) or address in behind or address in refused:
@@ -506,6 +541,11 @@ class Broker:
                 return batch.refused(index, error)
             await batch.pace.work(EVENT_WORK)
         return None
+
+    def _small_event(self, new: NewEvent) -> Event:
+        """Make an event whose body has at most `CHECKED_AT_ONCE` bytes."""
+        check_request_id(new)
+        return event_of(new, checked_body(new.body, self._max_body_bytes))
 
     async def _new_event(self, new: NewEvent) -> Event:
         check_request_id(new)

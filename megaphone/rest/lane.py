@@ -12,15 +12,17 @@ characters that nobody encodes.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import httptools
 
 from megaphone.core.broker import Broker
 from megaphone.core.ports import WouldBlock
 from megaphone.errors import MegaphoneError
-from megaphone.model import NewEvent
+from megaphone.model import BatchFailure, NewEvent
 from megaphone.rest.connection.answer_bytes import (
     CREATED_LINE,
     OK_LINE,
@@ -251,7 +253,7 @@ class Lane:
             alive = self.broker.exists_nowait(json.parse_exists(request.body))
             return with_json(OK_LINE, json.existing(alive))
         if url == b"/write-batch":
-            return Later(self._write_batch(request.body, request.header(b"idempotency-key")))
+            return self._write_batch(request)
         if (ack := _ACK.fullmatch(url)) is not None and not self.readers_headers:
             event_id = json.parse_ack(request.body)
             count = self.broker.acknowledge_nowait(ack[1].decode(), event_id)
@@ -268,19 +270,22 @@ class Lane:
 
     def _write(self, request: Request, found: re.Match[bytes]) -> Outcome:
         address, stream_id = found.groups()
-        if address in _DOTS or stream_id in _DOTS:
+        if stream_id in _DOTS:  # which aiohttp takes for folders
             return NOT_HERE
         event = NewEvent(stream_id.decode(), request.body, request.header(b"idempotency-key"))
         event_id = self.broker.write_nowait(address.decode(), event)
         return with_json(CREATED_LINE, json.written(event_id))
 
-    async def _write_batch(self, body: bytes, key: str | None) -> Iterator[bytes] | None:
-        try:
-            channels, messages = json.parse_batch(body)
-            failures = await self.broker.write_batch(channels, messages, key)
-        except MegaphoneError:
-            return None
-        return pieces_of_answer(CREATED_LINE, json.batch_written(failures))
+    def _write_batch(self, request: Request) -> Outcome:
+        channels, messages = json.parse_batch(request.body)
+        key = request.header(b"idempotency-key")
+        if key is None:
+            with suppress(WouldBlock):
+                failures = self.broker.begin_batch(channels, messages)
+                if isinstance(failures, list):
+                    return with_json(CREATED_LINE, b"".join(json.batch_written(failures)))
+                return Later(pieces_when_written(failures))
+        return Later(pieces_when_written(self.broker.write_batch(channels, messages, key)))
 
     def _read(self, request: Request) -> Outcome:
         found = _READ.fullmatch(request.url)
@@ -294,6 +299,16 @@ class Lane:
         reader = self.broker.open_read_nowait(found[1].decode(), options)
         head = head_of_answer(framing, reader.recovered, self.readers_headers)
         return Opened(head, reader, framing)
+
+
+async def pieces_when_written(
+    failures: Coroutine[Any, Any, list[BatchFailure]],
+) -> Iterator[bytes] | None:
+    """Return the answer to a batch; None if it was refused as a whole."""
+    try:
+        return pieces_of_answer(CREATED_LINE, json.batch_written(await failures))
+    except MegaphoneError:
+        return None
 
 
 def query_of(raw: bytes | None) -> dict[str, str] | None:

@@ -1,6 +1,6 @@
 """Decodes JSON with our errors, and converts the members of a list only as they are read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar, overload
 
 import msgspec
@@ -45,6 +45,9 @@ class Converted(Sequence[Target], Generic[Source, Target]):
 
     def __len__(self) -> int:
         return len(self._members)
+
+    def __iter__(self) -> Iterator[Target]:
+        return map(self._convert, self._members)
 
     @overload
     def __getitem__(self, index: int) -> Target: ...

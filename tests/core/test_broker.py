@@ -286,6 +286,43 @@ async def test_a_write_that_does_not_wait_is_refused_as_others_are(node: Node) -
     assert node.metrics.messages_received == 2
 
 
+async def test_a_batch_that_has_places_is_written_at_once(node: Node) -> None:
+    one, other = await node.broker.create(), await node.broker.create()
+    addresses = [one.producer_address, other.producer_address, one.producer_address]
+    assert node.broker.begin_batch(addresses, [NewEvent("s", b"1"), NewEvent("s", b"2")]) == []
+    assert node.metrics.messages_received == 4
+    for channel in (one, other):
+        assert await node.read(channel, ReadOptions(wait_s=0)) == [1, 2]
+
+
+async def test_a_batch_that_was_begun_goes_on_when_there_is_a_place(node: Node) -> None:
+    full, free = await node.broker.create(), await node.broker.create()
+    await node.write(full, *range(99))
+    addresses = [full.producer_address, free.producer_address, "nonsense"]
+    rest = node.broker.begin_batch(addresses, [NewEvent("s", b"99"), NewEvent("s", b"100")])
+    assert not isinstance(rest, list)
+    assert await node.read(free, ReadOptions(wait_s=0)) == [99, 100]
+    writing = asyncio.create_task(rest)
+    assert await node.read(full, ReadOptions(limit=101)) == list(range(101))
+    failures = [(failure.channel, failure.index) for failure in await writing]
+    assert failures == [("nonsense", 0), ("nonsense", 1)]
+    assert node.metrics.messages_received == 103
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[NewEvent("s", b"1")] * 1_000, [NewEvent("s", b"[" + b"1," * 20_000 + b"1]")]],
+    ids=["many", "large"],
+)
+async def test_a_batch_that_takes_long_is_not_begun(node: Node, messages: list[NewEvent]) -> None:
+    channel = await node.broker.create()
+    with pytest.raises(WouldBlock):
+        node.broker.begin_batch([channel.producer_address], messages)
+    with node.agents.moving("node"), pytest.raises(WouldBlock):
+        node.broker.begin_batch([channel.producer_address], [NewEvent("s", b"1")])
+    assert await node.read(channel, ReadOptions(wait_s=0)) == []
+
+
 async def test_heartbeats_come_only_while_nothing_else_does(node: Node) -> None:
     channel = await node.broker.create()
     started = now()
