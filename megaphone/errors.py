@@ -130,8 +130,15 @@ class StoreUnavailable(Unavailable):
     code = "STORE_UNAVAILABLE"
     retry_after_s = 1.0
 
-    def __init__(self, message: str = "the store of channels does not answer") -> None:
+    def __init__(
+        self,
+        message: str = "the store of channels does not answer",
+        *,
+        may_have_happened: bool = False,
+    ) -> None:
         super().__init__(message)
+        self.may_have_happened = may_have_happened
+        """Whether the store may have done what it was asked, because only its answer is missing."""
 
 
 class TargetUnavailable(Unavailable):

@@ -5,14 +5,16 @@ from operator import attrgetter
 import grpc
 import pytest
 
-from megaphone.errors import MegaphoneError, Unavailable
+from megaphone.errors import MegaphoneError
 from megaphone.rest.connection.answers import error_answer
+from megaphone.store.redis.errors import NoReplicas, OutOfMemory
 from megaphone.wire.errors import INTERNAL_GRPC_STATUS, TABLE, error_from, row_of
 
 
 def concrete(kind: type[MegaphoneError] = MegaphoneError) -> set[type[MegaphoneError]]:
+    """Every class with a code of its own. Those of a store share the code of their parent."""
     below = {found for child in kind.__subclasses__() for found in {child, *concrete(child)}}
-    return below - {Unavailable}
+    return {found for found in below if "code" in vars(found)}
 
 
 BY_CODE = sorted(concrete(), key=attrgetter("code"))
@@ -46,3 +48,10 @@ def test_http_asks_to_come_back_exactly_where_that_helps(kind: type[MegaphoneErr
     answer = error_answer(kind("as told"))
     assert answer.status == row_of(kind("as told")).http_status
     assert ("Retry-After" in answer.headers) == (kind.retry_after_s is not None)
+
+
+def test_an_error_of_a_store_in_redis_is_told_as_its_parent() -> None:
+    for error in (NoReplicas("NOREPLICAS x"), OutOfMemory("OOM x")):
+        row = row_of(error)
+        assert isinstance(error, row.error)
+        assert error_answer(error).status == row.http_status

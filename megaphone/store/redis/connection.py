@@ -1,0 +1,431 @@
+"""One connection to a server: calls in order, several in one write, and what breaks them."""
+
+import asyncio
+import logging
+import ssl
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from time import monotonic
+from typing import Any, Protocol, cast
+
+from hiredis import HiredisError, PushNotification, Reader, pack_command
+
+from megaphone.errors import StoreUnavailable
+from megaphone.model import Endpoint
+from megaphone.store.redis.errors import (
+    NoPermission,
+    ReadOnly,
+    ReplyError,
+    UnusableStore,
+    error_of,
+)
+
+log = logging.getLogger(__name__)
+
+Reply = Any
+"""What a server answers: bytes, int, float, bool, None, or a list, set or dict of these."""
+Argument = bytes | str | int
+Place = Endpoint | str
+"""Where a server is: an endpoint, or the path of a unix socket."""
+
+CONNECT_S = 2.0
+"""How long it may take until the connection is there, with TLS."""
+CALL_S = 2.0
+"""How long a call may take."""
+IDLE_S = 1.0
+"""An idle server is sent a PING after this time."""
+SILENCE_S = 3.0
+"""A server that says nothing for so long, though it is asked, is gone."""
+CHECK_S = 0.25
+"""How often the limits above are checked. One check is for all calls."""
+MAX_UNSENT_BYTES = 262_144
+"""The connection takes no more calls while so many bytes are not with the kernel."""
+MAX_UNDER_WAY = 20_000
+"""The connection takes no more calls while it has so many without an answer."""
+MIN_VERSION = {"redis": (7, 0), "valkey": (7, 2)}
+
+_NOTHING = object()
+
+
+class Calls(Protocol):
+    """Whatever calls can be made on."""
+
+    def call(self, *args: Argument) -> asyncio.Future[Reply]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server says of itself."""
+
+    kind: str
+    """redis or valkey"""
+    version: str
+    mode: str
+    """standalone, sentinel or cluster"""
+    is_master: bool
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.version}"
+
+
+@dataclass(slots=True)
+class RoundTrips:
+    """How often calls were written, and how long the answers to a write took, up to the last."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+class Connection(asyncio.Protocol):
+    """A connection to a server. It ends once, and for good.
+
+    Calls of one turn of the loop leave in one write. When the connection ends, calls whose answers
+    are missing fail with StoreUnavailable and `may_have_happened`. Calls that were not written yet
+    did not happen: the owner may take them back by `take_unsent`, else they fail without the flag.
+    """
+
+    def __init__(
+        self, round_trips: RoundTrips, on_push: Callable[[list[Any]], None] | None = None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        self.on_change: Callable[[], None] | None = None
+        """Called when `can_take` may have changed, in the middle of any call of the connection."""
+        self.ended: asyncio.Future[str] = loop.create_future()
+        """The reason, when the connection has ended."""
+        self.closed: asyncio.Future[None] = loop.create_future()
+        """Done when the socket is closed, some time after the end."""
+        self.is_retired = False
+        self._is_paused = False
+        self._is_full = False
+        self._round_trips = round_trips
+        self._on_push = on_push
+        self._transport: asyncio.Transport | None = None
+        self._reader = Reader(replyError=error_of, notEnoughData=_NOTHING)
+        self._calls: deque[asyncio.Future[Reply]] = deque()
+        """The calls without an answer, in their order; at the end those not written yet."""
+        self._unsent: list[bytes] = []
+        self._unsent_bytes = 0
+        self._flush_is_due = False
+        self._sent = 0
+        """How many calls were ever written."""
+        self._writes: deque[tuple[int, float]] = deque()
+        """For each write with calls that are not answered: `_sent` after it, and its time."""
+        self._heard_at = monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._check_due = 0.0
+        self._has_slept = False
+        self._loop = loop
+        self._call_soon = loop.call_soon
+        self._make_future = loop.create_future
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the connection takes no more calls, now or later."""
+        return self.is_retired or self.ended.done()
+
+    @property
+    def can_take(self) -> bool:
+        """Whether its owner is to make calls now. Nothing enforces that."""
+        return not (self._is_paused or self._is_full or self.is_over)
+
+    def call(self, *args: Argument) -> asyncio.Future[Reply]:
+        """Send a command. A future that is cancelled does not take the command back."""
+        packed: bytes = pack_command(args)  # type: ignore[arg-type]
+        future = self._make_future()
+        self._calls.append(future)
+        self._unsent.append(packed)
+        self._unsent_bytes += len(packed)
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._call_soon(self._flush)
+        elif self._unsent_bytes > MAX_UNSENT_BYTES:
+            self._write()
+        return future
+
+    def send(self, packed: bytes, future: asyncio.Future[Reply]) -> None:
+        """Send a command that is packed already, for a future that exists already."""
+        self._calls.append(future)
+        self._unsent.append(packed)
+        self._unsent_bytes += len(packed)
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self._call_soon(self._flush)
+        elif self._unsent_bytes > MAX_UNSENT_BYTES:
+            self._write()
+
+    def tell(self, *args: Argument) -> None:
+        """Send a command at once that is answered by pushes only."""
+        assert self._transport is not None
+        self._transport.write(pack(args))
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        if self._unsent:
+            self._write()
+
+    def _write(self) -> None:
+        if self.ended.done():
+            for _, future in self.take_unsent():
+                fail(future, "the connection to the store of channels has ended", False)
+            return
+        assert self._transport is not None
+        data = self._unsent
+        self._sent += len(data)
+        self._writes.append((self._sent, monotonic()))
+        self._unsent = []
+        self._unsent_bytes = 0
+        self._transport.write(b"".join(data))
+        if len(self._calls) > MAX_UNDER_WAY and not self._is_full:
+            self._is_full = True
+            self._tell_owner()
+
+    def take_unsent(self) -> list[tuple[bytes, asyncio.Future[Reply]]]:
+        """Remove the calls that were not written, and return them."""
+        data, self._unsent, self._unsent_bytes = self._unsent, [], 0
+        futures = [self._calls.pop() for _ in data]
+        return list(zip(data, reversed(futures), strict=True))
+
+    def retire(self) -> None:
+        """End the connection as soon as what was written is answered."""
+        self.is_retired = True
+        self._tell_owner()
+        if not self._writes:
+            self.end("it was to be replaced")
+
+    def end(self, reason: str) -> None:
+        """End the connection at once."""
+        if self.ended.done():
+            return
+        self.ended.set_result(reason)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        self._tell_owner()
+        for _ in range(len(self._calls) - len(self._unsent)):
+            fail(self._calls.popleft(), "the connection to the store of channels broke", True)
+        self._writes.clear()
+        self.on_change = None
+
+    def _tell_owner(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+    def _plan_check(self, now: float) -> None:
+        # Not the clock of the loop: that of uvloop stands still within a turn, and counts in ms.
+        self._check_due = now + CHECK_S
+        self._timer = self._loop.call_later(CHECK_S, self._check)
+
+    def _check(self) -> None:
+        """Fail calls that take too long, ask an idle server whether it is there, and end the
+        connection if it is not."""
+        now = monotonic()
+        self._has_slept = now - self._check_due > CHECK_S and not self._has_slept
+        self._plan_check(now)
+        if self._has_slept:
+            return  # this process stood still: answers may be here, and only not read
+        if self._writes:
+            self._check_answers(now)
+        elif now - self._heard_at >= IDLE_S:
+            self.call("PING").add_done_callback(_ignore)
+
+    def _check_answers(self, now: float) -> None:
+        silent_s = now - self._heard_at
+        if silent_s >= SILENCE_S and now - self._writes[0][1] >= CALL_S - CHECK_S:
+            self.end(f"the server was silent for {silent_s:.1f} s")
+            return
+        late = 0
+        for sent, at in self._writes:
+            if now - at < CALL_S:
+                break
+            late = sent
+        answered = self._sent - len(self._calls) + len(self._unsent)
+        for future in islice(self._calls, max(0, late - answered)):
+            fail(future, "the store of channels took too long", True)
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+        self._plan_check(monotonic())
+
+    def data_received(self, data: bytes) -> None:
+        if self.ended.done():
+            return
+        now = self._heard_at = monotonic()
+        reader, calls = self._reader, self._calls
+        try:
+            reader.feed(data)
+            while (reply := reader.gets()) is not _NOTHING:
+                if type(reply) is PushNotification:
+                    self._push(reply)
+                    continue
+                if not calls:
+                    self.end(f"the server says what it was not asked: {reply}")
+                    return
+                future = calls.popleft()
+                if isinstance(reply, Exception):
+                    self._fail(future, reply)
+                elif not future.done():
+                    future.set_result(reply)
+        except HiredisError as error:
+            self.end(f"the server does not speak its protocol: {error}")
+            return
+        writes = self._writes
+        answered = self._sent - len(calls) + len(self._unsent)
+        while writes and writes[0][0] <= answered:
+            self._round_trips.count += 1
+            self._round_trips.seconds += now - writes.popleft()[1]
+        if self.is_retired and not writes:
+            self.end("it was to be replaced")
+        elif self._is_full and len(calls) <= MAX_UNDER_WAY // 2:
+            self._is_full = False
+            self._tell_owner()
+
+    def _push(self, push: list[Any]) -> None:
+        if self._on_push is None:
+            return
+        try:
+            self._on_push(push)
+        except Exception:
+            log.exception("a message from the store could not be handled")
+
+    def _fail(self, future: asyncio.Future[Reply], error: Exception) -> None:
+        if not future.done():
+            future.set_exception(error)
+        if isinstance(error, ReadOnly) and not self.is_retired:
+            self.is_retired = True
+            self._tell_owner()
+
+    def pause_writing(self) -> None:
+        self._is_paused = True
+        self._tell_owner()
+
+    def resume_writing(self) -> None:
+        self._is_paused = False
+        self._tell_owner()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.end("the server closed it" if error is None else f"it broke: {error}")
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    async def aclose(self) -> None:
+        """End the connection, and wait until its socket is closed."""
+        self.end("this node closed it")
+        await self.closed
+
+
+def pack(args: tuple[Argument, ...]) -> bytes:
+    packed: bytes = pack_command(args)  # type: ignore[arg-type]
+    return packed
+
+
+def fail(future: asyncio.Future[Reply], why: str, may_have_happened: bool) -> None:
+    """Fail a call, if it has no result yet."""
+    if not future.done():
+        if may_have_happened:
+            why += ": the call may have happened"
+        future.set_exception(StoreUnavailable(why, may_have_happened=may_have_happened))
+
+
+def _ignore(future: asyncio.Future[Reply]) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+async def dial(
+    place: Place,
+    tls: ssl.SSLContext | None,
+    make: Callable[[], Connection],
+) -> Connection:
+    """Connect to a server. Raises: StoreUnavailable."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            if isinstance(place, str):
+                _, connection = await loop.create_unix_connection(make, place)
+            else:
+                _, connection = await loop.create_connection(make, place.host, place.port, ssl=tls)
+    except TimeoutError:
+        raise StoreUnavailable(f"the store at {place} does not answer") from None
+    except ssl.SSLCertVerificationError as error:
+        raise UnusableStore(
+            f"the certificate of the store at {place} is not trusted: {error.verify_message}"
+        ) from None
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise StoreUnavailable(f"the store at {place} cannot be reached: {reason}") from None
+    return connection
+
+
+async def say_hello(
+    connection: Connection,
+    *,
+    name: str,
+    username: str | None,
+    password: str | None,
+    database: int = 0,
+) -> Server:
+    """Log in, name the connection and choose the database.
+
+    Raises: UnusableStore; StoreUnavailable.
+    """
+    hello: list[Argument] = ["HELLO", 3]
+    if password is not None:
+        hello += ["AUTH", username or "default", password]
+    try:
+        async with asyncio.timeout(CALL_S):
+            answer = await connection.call(*hello, "SETNAME", name)
+            if database:
+                await connection.call("SELECT", database)
+    except TimeoutError:
+        raise StoreUnavailable from None
+    except NoPermission as error:
+        raise UnusableStore(_why_not_let_in(str(error))) from None
+    except ReplyError as error:
+        if "unknown command" in str(error).lower():
+            raise UnusableStore(
+                "the store is too old: Redis 7.0 or later, or Valkey 7.2 or later, is needed"
+            ) from None
+        if "DB index" in str(error):
+            raise UnusableStore(
+                f"the store has no database {database}: its setting `databases` says how many"
+            ) from None
+        raise UnusableStore(f"the store refuses the connection: {error}") from None
+    return _server_of(answer)
+
+
+def _why_not_let_in(text: str) -> str:
+    if text.startswith("WRONGPASS"):
+        return "the store does not know this user with this password"
+    if text.startswith("NOAUTH"):
+        return "the store wants a password: put it into its URL"
+    return f"the store's user may not do what is needed: {text}"
+
+
+def _server_of(answer: Any) -> Server:
+    if not isinstance(answer, dict):
+        raise UnusableStore("the store is neither Redis nor Valkey")
+    version = answer[b"version"].decode()
+    server = Server(
+        kind=answer[b"server"].decode(),
+        version=version,
+        mode=answer[b"mode"].decode(),
+        is_master=answer.get(b"role") == b"master",
+    )
+    if server.mode != "sentinel":
+        _refuse_too_old(server)
+    return server
+
+
+def _refuse_too_old(server: Server) -> None:
+    needed = MIN_VERSION.get(server.kind, (7, 0))
+    found = tuple(int(part) for part in server.version.split(".")[:2])
+    if found < needed:
+        raise UnusableStore(
+            f"the store is {server}: Redis 7.0 or later, or Valkey 7.2 or later, is needed"
+        )

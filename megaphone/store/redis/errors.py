@@ -1,0 +1,118 @@
+"""What can go wrong between this node and the store, beyond what clients are told.
+
+    megaphone.errors.StoreUnavailable
+     └── NotServing        the store answered: it did nothing, because it cannot serve now
+          ├── NoReplicas, ReadOnly, Loading, MasterDown, ClusterDown, Misconfigured, ScriptBusy
+          └── TryAgain     keys of the call are on their way to another master
+    megaphone.errors.LimitExceeded
+     └── OutOfMemory       the store is full: it did nothing
+    ReplyError             the store refused the call, and repeating it changes nothing
+     ├── FunctionMissing   it did nothing, because it lacks a function or a script: load it, repeat
+     ├── NoPermission      the user of the store may not do this
+     └── Redirected        another master has the slot
+    UnusableStore          this store will not do; a text for who started the node
+
+What is below StoreUnavailable or LimitExceeded can go to a client as it is.
+"""
+
+from megaphone.errors import LimitExceeded, StoreUnavailable
+
+
+class UnusableStore(Exception):
+    """The store cannot be used as it is, or as the settings say. The text says what to do."""
+
+
+class NotServing(StoreUnavailable):
+    """The store did not carry the call out, and cannot serve now. Repeating it may succeed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"the store of channels cannot serve now: {text}")
+
+
+class NoReplicas(NotServing):
+    """Fewer replicas than `min-replicas-to-write` are there."""
+
+
+class ReadOnly(NotServing):
+    """The server is a replica, perhaps since a moment ago. The link connects anew."""
+
+
+class Loading(NotServing):
+    """The server has started and still reads its data."""
+
+
+class MasterDown(NotServing):
+    """The server is a replica without its master."""
+
+
+class ClusterDown(NotServing):
+    """The cluster lacks slots."""
+
+
+class Misconfigured(NotServing):
+    """The server cannot write to its disk, and so accepts no writes."""
+
+
+class ScriptBusy(NotServing):
+    """The server is in a script or function that takes too long."""
+
+
+class TryAgain(NotServing):
+    """The slot of the call moves to another master."""
+
+
+class OutOfMemory(LimitExceeded):
+    """The store is full. Calls that free memory still work."""
+
+    def __init__(self, _text: str = "") -> None:
+        super().__init__("the store of channels has no memory left")
+
+
+class ReplyError(Exception):
+    """An error that the store answers, and that has no class of its own below."""
+
+
+class FunctionMissing(ReplyError):
+    """The store lacks the function or script, and did nothing. It is to be loaded."""
+
+
+class NoPermission(ReplyError):
+    """The user, or a connection without a user, may not do this."""
+
+
+class Redirected(ReplyError):
+    """Another master of the cluster has the slot: MOVED for ever, ASK only for this call."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        word, _, self.address = text.rpartition(" ")
+        self.is_for_ever = word.startswith("MOVED")
+
+
+BY_WORD: dict[str, type[NotServing | OutOfMemory | ReplyError]] = {
+    "NOREPLICAS": NoReplicas,
+    "READONLY": ReadOnly,
+    "LOADING": Loading,
+    "MASTERDOWN": MasterDown,
+    "CLUSTERDOWN": ClusterDown,
+    "MISCONF": Misconfigured,
+    "BUSY": ScriptBusy,
+    "TRYAGAIN": TryAgain,
+    "OOM": OutOfMemory,
+    "NOSCRIPT": FunctionMissing,
+    "NOPERM": NoPermission,
+    "NOAUTH": NoPermission,
+    "WRONGPASS": NoPermission,
+    "MOVED": Redirected,
+    "ASK": Redirected,
+}
+"""The classes of errors by the first word of the answer. An error within a script or function has
+the word too."""
+FUNCTION_MISSING = "ERR Function not found"
+
+
+def error_of(text: str) -> Exception:
+    """Return the exception for an error that the store answered."""
+    if text.startswith(FUNCTION_MISSING):
+        return FunctionMissing(text)
+    return BY_WORD.get(text.partition(" ")[0], ReplyError)(text)

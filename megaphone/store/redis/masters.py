@@ -1,0 +1,52 @@
+"""Which server is the master of the store."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from megaphone.store.redis.connection import Place
+from megaphone.store.redis.errors import UnusableStore
+from megaphone.store.redis.url import StoreUrl, Topology
+
+
+class Masters(Protocol):
+    """Knows where the master is."""
+
+    on_switch: Callable[[], None] | None
+    """Called when the master may be another one than `find` returned."""
+
+    async def start(self) -> None: ...
+
+    async def find(self) -> Place:
+        """Raises: StoreUnavailable, UnusableStore."""
+
+    def is_master(self, place: Place) -> bool:
+        """Return False if the server at a place is known not to be the master any more."""
+
+    async def aclose(self) -> None: ...
+
+
+class OneServer:
+    """The only server there is."""
+
+    def __init__(self, place: Place) -> None:
+        self.on_switch: Callable[[], None] | None = None
+        self._place = place
+
+    async def start(self) -> None:
+        pass
+
+    async def find(self) -> Place:
+        return self._place
+
+    def is_master(self, place: Place) -> bool:
+        return place == self._place
+
+    async def aclose(self) -> None:
+        pass
+
+
+def masters_of(url: StoreUrl) -> Masters:
+    """Raises: UnusableStore."""
+    if url.topology is Topology.SINGLE:
+        return OneServer(url.socket_path or url.endpoints[0])
+    raise UnusableStore(f"a store in a {url.topology.value} is not supported yet")

@@ -1,0 +1,612 @@
+"""The link against real servers: order, errors, and what happens when the connection breaks."""
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+
+from megaphone.errors import LimitExceeded, StoreUnavailable
+from megaphone.store.redis import connection as connections
+from megaphone.store.redis import errors
+from megaphone.store.redis import link as links
+from megaphone.store.redis.connection import Calls
+from megaphone.store.redis.link import Link
+from megaphone.store.redis.url import StoreUrl
+from tests.store.redis.conftest import MakeLink
+from tests.support.nginx import free_port
+from tests.support.proxy import proxy_to
+from tests.support.redis_server import RedisServer, redis_server
+
+
+@pytest.fixture
+def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the limits of time."""
+    for name in ("CALL_S", "IDLE_S", "SILENCE_S", "CHECK_S"):
+        monkeypatch.setattr(connections, name, getattr(connections, name) / 10)
+    monkeypatch.setattr(links, "WAIT_S", links.WAIT_S / 10)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+def id_of(link: Link) -> Awaitable[int]:
+    """The number that the server has given to the connection of a link."""
+    return link.call("CLIENT", "ID")
+
+
+async def outcome(call: Awaitable[object]) -> object:
+    """Return what a call answers, or its error."""
+    return (await asyncio.gather(call, return_exceptions=True))[0]
+
+
+async def unavailable(call: Awaitable[object]) -> StoreUnavailable:
+    error = await outcome(call)
+    assert type(error) is StoreUnavailable, error
+    return error
+
+
+# Calls.
+
+
+async def test_calls_of_one_turn_leave_together_and_are_answered_in_order(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    before = link.round_trips.count
+    calls = [link.call("INCR", "n") for _ in range(1_000)]
+    assert await asyncio.gather(*calls) == list(range(1, 1_001))
+    assert link.round_trips.count == before + 1
+    assert link.round_trips.seconds > 0
+
+
+async def test_values_of_each_kind(server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(server.url)
+    values = [
+        link.call("SET", b"\xff\x00", "ö"),
+        link.call("GET", b"\xff\x00"),
+        link.call("GET", "nothing"),
+        link.call("RPUSH", "list", 1, "two", b"three"),
+        link.call("LRANGE", "list", 0, -1),
+        link.call("HSET", "hash", "a", 1),
+        link.call("HGETALL", "hash"),
+        link.call("EVAL", "redis.setresp(3) return {false, redis.error_reply('X y')}", 0),
+    ]
+    *answers, nested = await asyncio.gather(*values)
+    expected = [b"OK", "ö".encode(), None, 3, [b"1", b"two", b"three"], 1, {b"a": b"1"}]
+    assert answers == expected
+    assert nested[0] is False
+    assert isinstance(nested[1], errors.ReplyError)
+
+
+async def test_large_values_in_both_directions(server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(server.url)
+    body = bytes(range(256)) * 20_000
+    calls = [link.call("SET", f"k{n}", body) for n in range(5)]
+    reads = [link.call("GET", f"k{n}") for n in range(5)]
+    assert await asyncio.gather(*calls) == [b"OK"] * 5
+    assert await asyncio.gather(*reads) == [body] * 5
+
+
+async def test_a_cancelled_call_does_not_shift_the_answers(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    first, second, third = (link.call("INCR", "n") for _ in range(3))
+    second.cancel()
+    assert (await first, await third) == (1, 3)
+
+
+async def test_an_argument_of_a_wrong_type_harms_nobody(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    first = link.call("INCR", "n")
+    with pytest.raises(TypeError):
+        link.call("SET", "n", None)  # type: ignore[arg-type]
+    assert (await first, await link.call("INCR", "n")) == (1, 2)
+
+
+async def test_the_connection_has_a_name_and_what_the_server_says_of_itself(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    assert await link.call("CLIENT", "GETNAME") == b"test"
+    assert link.server is not None
+    assert link.server.kind == ("redis" if server.kind == "redis" else "valkey")
+    assert link.server.is_master
+    assert str(link.server).startswith(link.server.kind)
+
+
+# Greeting.
+
+
+async def test_nothing_is_sent_before_the_greeting_is_done(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    called: list[str] = []
+
+    async def greet(calls: Calls) -> None:
+        await calls.call("RPUSH", "said", "first")
+        called.append("greeted")
+        await calls.call("RPUSH", "said", "second")
+
+    link = await make_link(server.url, greet=greet)
+    await link.call("RPUSH", "said", "call")
+    server.call("CLIENT", "KILL", "TYPE", "normal")
+    await until(lambda: len(called) == 2)
+    await link.call("RPUSH", "said", "call")
+    said = await link.call("LRANGE", "said", 0, -1)
+    assert said == [b"first", b"second", b"call"] * 2
+
+
+async def test_a_greeting_that_fails_fails_the_start(server: RedisServer) -> None:
+    async def greet(calls: Calls) -> None:
+        raise errors.UnusableStore("evicts")
+
+    link = Link(server.url, name="test", greet=greet)
+    with pytest.raises(errors.UnusableStore, match="evicts"):
+        await link.start()
+    assert not link.is_up
+
+
+async def test_a_greeting_that_fails_later_is_tried_again(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    outcomes = [None, RuntimeError("bug"), StoreUnavailable(), errors.Loading(""), None]
+
+    async def greet(calls: Calls) -> None:
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+
+    link = await make_link(server.url, greet=greet)
+    link.reconnect("a test wants it")
+    assert not link.is_up
+    assert await link.call("PING") == b"PONG"
+    assert outcomes == []
+
+
+# The connection breaks.
+
+
+async def test_calls_under_way_fail_as_unknown_and_the_link_connects_anew(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    number = await id_of(link)
+    waits = link.call("BLPOP", "nothing", 0)
+    behind = link.call("INCR", "n")
+    await until(lambda: f"id={number} " in (found := clients(server)) and "blpop" in found)
+    server.call("CLIENT", "KILL", "ID", number)
+    assert (await unavailable(waits)).may_have_happened
+    assert (await unavailable(behind)).may_have_happened
+    assert await id_of(link) > number
+    assert link.is_up
+    assert link.down_since is None
+
+
+def clients(server: RedisServer) -> str:
+    text: bytes = server.call("CLIENT", "LIST")
+    return text.decode()
+
+
+@pytest.mark.asyncio(loop_factories=["asyncio"])  # closing uvloop hangs behind this proxy
+async def test_a_connection_cut_in_the_middle_of_an_answer(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    async with proxy_to(server.port, cuts=[b"cut he"]) as proxy:
+        link = await make_link(StoreUrl.parse(f"redis://127.0.0.1:{proxy.port}"))
+        calls = [link.call("ECHO", text) for text in ("before", "cut here", "after")]
+        before, cut, after = await asyncio.gather(*map(outcome, calls))
+        assert before in (b"before", cut) or isinstance(before, StoreUnavailable)
+        for error in (cut, after):
+            assert isinstance(error, StoreUnavailable)
+            assert error.may_have_happened
+        assert await link.call("ECHO", "again") == b"again"
+
+
+async def test_calls_wait_for_a_server_that_starts_again(
+    own_server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(own_server.url)
+    await asyncio.to_thread(own_server.kill)
+    await until(lambda: not link.is_up)
+    assert link.down_since is not None
+    calls = [link.call("INCR", "n") for _ in range(3)]
+    await asyncio.to_thread(own_server.start)
+    assert await asyncio.gather(*calls) == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("short_limits")
+async def test_calls_do_not_wait_for_ever(own_server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(own_server.url)
+    own_server.kill()
+    await until(lambda: not link.is_up)
+    begun = time.monotonic()
+    first, cancelled = link.call("PING"), link.call("PING")
+    cancelled.cancel()
+    assert not (await unavailable(first)).may_have_happened
+    assert time.monotonic() - begun >= links.WAIT_S
+    assert not (await unavailable(link.call("PING"))).may_have_happened
+
+
+async def test_only_so_many_calls_wait(own_server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(own_server.url, max_waiting_calls=3, max_waiting_bytes=1_000)
+    own_server.kill()
+    await until(lambda: not link.is_up)
+    large = link.call("SET", "k", bytes(1_000))
+    assert "too many calls" in str(await unavailable(large))
+    waiting = [link.call("INCR", "n") for _ in range(3)]
+    assert "too many calls" in str(await unavailable(link.call("INCR", "n")))
+    await asyncio.to_thread(own_server.start)
+    assert await asyncio.gather(*waiting) == [1, 2, 3]
+
+
+async def test_closing_fails_the_calls_without_an_answer(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    under_way = link.call("BLPOP", "nothing", 0)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    unsent = link.call("PING")
+    await link.aclose()
+    assert (await unavailable(under_way)).may_have_happened
+    assert not (await unavailable(unsent)).may_have_happened
+    assert not (await unavailable(link.call("PING"))).may_have_happened
+    assert not link.is_up
+
+
+# The server is slow or silent.
+
+
+@pytest.mark.usefixtures("short_limits")
+async def test_a_call_that_takes_too_long_fails_and_its_late_answer_is_dropped(
+    server: RedisServer, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "SILENCE_S", 60)
+    link = await make_link(server.url)
+    number = await id_of(link)
+    waits, behind = link.call("BLPOP", "list", 0), link.call("INCR", "n")
+    assert (await unavailable(waits)).may_have_happened
+    assert (await unavailable(behind)).may_have_happened
+    in_time = link.call("INCR", "n")
+    server.call("RPUSH", "list", "late")
+    assert await in_time == 2
+    assert await id_of(link) == number
+
+
+@pytest.mark.usefixtures("short_limits")
+async def test_a_frozen_server_is_noticed_without_calls_and_used_again_when_it_thaws(
+    own_server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(own_server.url)
+    own_server.freeze()
+    await until(lambda: not link.is_up)
+    call = link.call("PING")
+    assert not (await unavailable(call)).may_have_happened
+    own_server.thaw()
+    await until(lambda: link.is_up)
+    assert await link.call("PING") == b"PONG"
+
+
+@pytest.mark.usefixtures("short_limits")
+async def test_an_idle_connection_stays(server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(server.url)
+    number = await id_of(link)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 2 * connections.SILENCE_S
+    await until(lambda: loop.time() > end)
+    assert await id_of(link) == number
+
+
+@pytest.mark.usefixtures("short_limits")
+async def test_a_process_that_stood_still_does_not_blame_the_server(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    number = await id_of(link)
+    for _ in range(3):
+        call = link.call("PING")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        time.sleep(2 * connections.SILENCE_S)  # noqa: ASYNC251
+        assert await call == b"PONG"
+    assert await id_of(link) == number
+
+
+async def test_a_server_that_takes_nothing_is_not_sent_more_than_the_bounds(
+    own_server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(own_server.url, max_waiting_bytes=2_000_000)
+    number = await id_of(link)
+    own_server.freeze()
+    body = bytes(100_000)
+    calls = [link.call("RPUSH", "list", body) for _ in range(300)]
+    refused = [call for call in calls if call.done()]
+    assert 10 < len(refused) < 290
+    assert calls[-1] in refused
+    await asyncio.sleep(0.1)
+    own_server.thaw()
+    taken = [call for call in calls if call not in refused]
+    assert await asyncio.gather(*taken) == list(range(1, len(taken) + 1))
+    for call in refused:
+        assert not (await unavailable(call)).may_have_happened
+    assert await id_of(link) == number
+
+
+async def test_small_calls_are_bounded_too(
+    server: RedisServer, make_link: MakeLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_UNDER_WAY", 10)
+    link = await make_link(server.url, max_waiting_calls=5)
+    waits = link.call("BLPOP", "list", 0)
+    calls = []
+    for _ in range(20):
+        calls.append(link.call("INCR", "n"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    refused = [call for call in calls if call.done()]
+    assert 0 < len(refused) < 10
+    server.call("RPUSH", "list", "x")
+    assert await waits == [b"list", b"x"]
+    taken = [call for call in calls if call not in refused]
+    assert await asyncio.gather(*taken) == list(range(1, len(taken) + 1))
+    for call in refused:
+        assert not (await unavailable(call)).may_have_happened
+
+
+# What a start says.
+
+
+async def refusal(url: StoreUrl | str) -> str:
+    link = Link(url if isinstance(url, StoreUrl) else StoreUrl.parse(url), name="test")
+    with pytest.raises(errors.UnusableStore) as caught:
+        await link.start()
+    assert not link.is_up
+    await link.aclose()
+    return str(caught.value)
+
+
+async def test_wrong_and_missing_passwords() -> None:
+    with redis_server(requirepass="hunter2") as server:
+        wrong = await refusal(f"redis://:hunter3@127.0.0.1:{server.port}")
+        assert wrong == "the store does not know this user with this password"
+        missing = await refusal(f"redis://127.0.0.1:{server.port}")
+        assert missing == "the store wants a password: put it into its URL"
+        link = Link(server.url, name="test")
+        await link.start()
+        assert await link.call("PING") == b"PONG"
+        await link.aclose()
+
+
+async def test_a_database_that_is_not_there(server: RedisServer) -> None:
+    assert "has no database 99" in await refusal(f"{server.text_url}/99")
+
+
+async def test_another_database(server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(StoreUrl.parse(f"{server.text_url}/3"))
+    await link.call("SET", "k", "v")
+    assert server.info("keyspace").keys() == {"db3"}
+
+
+async def test_a_unix_socket(server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(StoreUrl.parse(f"unix://{server.socket_path}?db=1"))
+    assert await link.call("PING") == b"PONG"
+
+
+async def test_nobody_is_there(tmp_path: object) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for url in (f"redis://127.0.0.1:{port}", f"unix://{tmp_path}/none", "redis://none.invalid"):
+        link = Link(StoreUrl.parse(url), name="test")
+        with pytest.raises(StoreUnavailable, match=r"cannot be reached: ."):
+            await link.start()
+
+
+async def test_a_cluster_is_refused() -> None:
+    with redis_server(cluster_enabled="yes", cluster_port=free_port()) as server:
+        assert "a cluster, which is not supported yet" in await refusal(server.url)
+    with pytest.raises(errors.UnusableStore, match="cluster is not supported yet"):
+        Link(StoreUrl.parse("redis+cluster://h"), name="test")
+
+
+async def test_a_user_without_rights(own_server: RedisServer) -> None:
+    own_server.call("ACL", "SETUSER", "weak", "on", ">pw", "~*", "-@all", "+hello", "+client")
+    said = await refusal(f"redis://weak:pw@127.0.0.1:{own_server.port}/1")
+    assert said.startswith("the store's user may not do what is needed: NOPERM")
+
+
+def hello(
+    version: str, kind: str = "redis", mode: str = "standalone", role: str = "master"
+) -> bytes:
+    fields = {"server": kind, "version": version, "proto": 3, "mode": mode, "role": role}
+    said = "".join(f"+{name}\r\n+{value}\r\n" for name, value in fields.items())
+    return f"%{len(fields)}\r\n{said}".encode()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"-ERR unknown command `HELLO`, with args beginning with: \r\n", "is too old"),
+        (b"-ERR wrong number of doubts\r\n", "refuses the connection: ERR wrong"),
+        (b"+OK\r\n", "is neither Redis nor Valkey"),
+        (hello("6.2.14"), "redis 6.2.14: Redis 7.0 or later"),
+        (hello("7.1.9", kind="valkey"), "valkey 7.1.9: Redis 7.0 or later"),
+        (hello("7.0.0", mode="sentinel"), "is a Sentinel"),
+    ],
+)
+async def test_servers_that_will_not_do(answer: bytes, why: str) -> None:
+    async with saying(answer) as port:
+        assert why in await refusal(f"redis://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "connection to the store of channels broke"),
+        (hello("7.0.0", role="replica"), "is a replica"),
+        (b"-LOADING the data is being read\r\n", "cannot serve now: LOADING"),
+        (b"", "connection to the store of channels broke"),
+    ],
+)
+async def test_servers_that_may_do_later(answer: bytes, why: str) -> None:
+    async with saying(answer) as port:
+        link = Link(StoreUrl.parse(f"redis://127.0.0.1:{port}"), name="test")
+        with pytest.raises(StoreUnavailable, match=why):
+            await link.start()
+
+
+class Parrot(asyncio.Protocol):
+    """Says one thing to everybody; if that is nothing, it hangs up."""
+
+    def __init__(self, answer: bytes, parrots: "list[Parrot]") -> None:
+        self.closed = asyncio.get_running_loop().create_future()
+        self._answer = answer
+        parrots.append(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(self._answer)
+        if not self._answer:
+            self.transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed.set_result(None)
+
+
+@asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[int]:
+    parrots: list[Parrot] = []
+    server = await asyncio.get_running_loop().create_server(
+        lambda: Parrot(answer, parrots), "127.0.0.1", 0
+    )
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        for parrot in parrots:
+            parrot.transport.abort()
+            await parrot.closed
+
+
+# Errors that the store answers.
+
+
+async def test_a_missing_function_and_a_missing_script(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    for call in (("FCALL", "none", 0), ("EVALSHA", "0" * 40, 0)):
+        with pytest.raises(errors.FunctionMissing):
+            await link.call(*call)
+
+
+async def test_a_full_store(own_server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(own_server.url)
+    await link.call("CONFIG", "SET", "maxmemory", 1)
+    with pytest.raises(LimitExceeded, match="no memory left"):
+        await link.call("SET", "k", "v")
+    with pytest.raises(errors.OutOfMemory):
+        await link.call("EVAL", "return redis.call('SET', 'k', 'v')", 0)
+    assert await link.call("DEL", "k") == 0
+
+
+async def test_too_few_replicas(own_server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(own_server.url)
+    await link.call("CONFIG", "SET", "min-replicas-to-write", 1)
+    with pytest.raises(errors.NoReplicas) as caught:
+        await link.call("SET", "k", "v")
+    assert not caught.value.may_have_happened
+    assert caught.value.code == "STORE_UNAVAILABLE"
+
+
+async def test_a_script_that_takes_too_long(own_server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(own_server.url)
+    await link.call("CONFIG", "SET", "busy-reply-threshold", 50)
+    other = await make_link(own_server.url)
+    endless = link.call("EVAL", "while true do end", 0)
+    while (said := await outcome(other.call("GET", "k"))) is None:
+        pass
+    assert isinstance(said, errors.ScriptBusy)
+    await other.call("SCRIPT", "KILL")
+    with pytest.raises(errors.ReplyError, match="killed"):
+        await endless
+
+
+async def test_a_user_who_may_not(own_server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(own_server.url)
+    await link.call("ACL", "SETUSER", "default", "-set")
+    with pytest.raises(errors.NoPermission):
+        await link.call("SET", "k", "v")
+
+
+async def test_a_master_that_becomes_a_replica_is_left(
+    own_server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(own_server.url)
+    number = await id_of(link)
+    own_server.call("REPLICAOF", "127.0.0.1", 1)
+    write, read = link.call("SET", "k", "v"), link.call("ECHO", "x")
+    with pytest.raises(errors.ReadOnly):
+        await write
+    assert not link.is_up
+    unsent = link.call("SET", "k", "w")
+    assert await read == b"x"
+    own_server.call("REPLICAOF", "NO", "ONE")
+    assert await unsent == b"OK"
+    assert await id_of(link) > number
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("NOREPLICAS x", errors.NoReplicas),
+        ("READONLY x", errors.ReadOnly),
+        ("LOADING x", errors.Loading),
+        ("MASTERDOWN x", errors.MasterDown),
+        ("CLUSTERDOWN x", errors.ClusterDown),
+        ("MISCONF x", errors.Misconfigured),
+        ("BUSY x", errors.ScriptBusy),
+        ("TRYAGAIN x", errors.TryAgain),
+        ("OOM x", errors.OutOfMemory),
+        ("NOSCRIPT x", errors.FunctionMissing),
+        ("ERR Function not found", errors.FunctionMissing),
+        ("NOPERM x", errors.NoPermission),
+        ("NOAUTH x", errors.NoPermission),
+        ("WRONGPASS x", errors.NoPermission),
+        ("MOVED 1 h:2", errors.Redirected),
+        ("ASK 1 h:2", errors.Redirected),
+        ("ERR x", errors.ReplyError),
+        ("", errors.ReplyError),
+        ("MOVED", errors.Redirected),
+    ],
+)
+def test_the_table_of_errors(text: str, kind: type[Exception]) -> None:
+    assert type(errors.error_of(text)) is kind
+
+
+def test_a_redirection_says_where() -> None:
+    moved = errors.error_of("MOVED 3999 127.0.0.1:6381")
+    asked = errors.error_of("ASK 3999 ::1:6381")
+    assert isinstance(moved, errors.Redirected)
+    assert isinstance(asked, errors.Redirected)
+    assert (moved.is_for_ever, moved.address) == (True, "127.0.0.1:6381")
+    assert (asked.is_for_ever, asked.address) == (False, "::1:6381")
+
+
+def test_without_hiredis_the_import_says_what_to_install() -> None:
+    code = "import sys; sys.modules['hiredis'] = None; import megaphone.app, megaphone.store.redis"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stderr.splitlines()[-1].startswith(
+        "ImportError: a store in Redis or Valkey needs hiredis: pip install 'megaphone"
+    )
