@@ -384,6 +384,11 @@ async def say_hello(
                 await connection.call("SELECT", database)
     except TimeoutError:
         raise StoreUnavailable from None
+    except StoreUnavailable:
+        if connection.ended.done():
+            reason = connection.ended.result()
+            raise StoreUnavailable(f"the connection to the store ended: {reason}") from None
+        raise
     except NoPermission as error:
         raise UnusableStore(_why_not_let_in(str(error))) from None
     except ReplyError as error:

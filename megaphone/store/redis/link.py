@@ -70,9 +70,10 @@ class Link:
         self.round_trips = RoundTrips()
         self._name = name
         self._greet = greet
-        self._masters = masters_of(url)
+        self._masters = masters_of(url, self._tls)
         self._masters.on_switch = self._leave_old_master
-        self._place: Place | None = None
+        self.place: Place | None = None
+        """The server to which the link connected last."""
         self._keeper = Keeper(
             f"the store {url}", self._connect, on_up=self._go_on, on_down=lambda: None
         )
@@ -150,7 +151,7 @@ class Link:
         except BaseException:
             connection.end("this node cannot use it")
             raise
-        self._place = place
+        self.place = place
         for follow in self._followers:
             follow(place)
         return connection
@@ -194,7 +195,7 @@ class Link:
             raise StoreUnavailable(f"the store at {place} is not the master any more")
 
     def _leave_old_master(self) -> None:
-        if self._place is not None and not self._masters.is_master(self._place):
+        if self.place is not None and not self._masters.is_master(self.place):
             self.reconnect("there is another master")
         self._keeper.hurry()
 

@@ -1,10 +1,12 @@
 """Which server is the master of the store."""
 
+import ssl
 from collections.abc import Callable
 from typing import Protocol
 
 from megaphone.store.redis.connection import Place
 from megaphone.store.redis.errors import UnusableStore
+from megaphone.store.redis.sentinel import Sentinels
 from megaphone.store.redis.url import StoreUrl, Topology
 
 
@@ -45,8 +47,10 @@ class OneServer:
         pass
 
 
-def masters_of(url: StoreUrl) -> Masters:
+def masters_of(url: StoreUrl, tls: ssl.SSLContext | None) -> Masters:
     """Raises: UnusableStore."""
+    if url.topology is Topology.SENTINEL:
+        return Sentinels(url, tls)
     if url.topology is Topology.SINGLE:
         return OneServer(url.socket_path or url.endpoints[0])
-    raise UnusableStore(f"a store in a {url.topology.value} is not supported yet")
+    raise UnusableStore("a store in a cluster is not supported yet")

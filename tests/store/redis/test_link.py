@@ -453,10 +453,10 @@ async def test_servers_that_will_not_do(answer: bytes, why: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "connection to the store of channels broke"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "connection to the store ended: the server"),
         (hello("7.0.0", role="replica"), "is a replica"),
         (b"-LOADING the data is being read\r\n", "cannot serve now: LOADING"),
-        (b"", "connection to the store of channels broke"),
+        (b"", "connection to the store ended: the server"),
     ],
 )
 async def test_servers_that_may_do_later(answer: bytes, why: str) -> None:
