@@ -28,6 +28,7 @@ from megaphone.core.content import (
     checked_id,
     checked_stream_id,
     new_event_id,
+    work_of,
 )
 from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace, many_tasks
@@ -336,17 +337,20 @@ class Broker:
         """
         lines: list[Line] = []
         pace = Pace()
-        for index in range(first, len(writes)):
-            address, new = writes[index]
+        known = ""
+        for index, (address, new) in enumerate(writes[first:], first):
             try:
-                self._refuse_if_shutting_down()
+                if self._shutting_down:
+                    raise ShuttingDown
                 is_small = len(new.body) <= CHECKED_AT_ONCE
                 event = self._small_event(new) if is_small else await self._new_event(new)
                 lines.append(new_tuple(Line, (index, address, event, new.request_id)))
             except MegaphoneError as error:
                 results[index] = failure_of(error)
-            if pace.is_used_up(EVENT_WORK + ADDRESS_WORK + len(new.body)):
+            work = EVENT_WORK + work_of(new.body)
+            if pace.is_used_up(work if address == known else work + ADDRESS_WORK):
                 return lines, index + 1
+            known = address
         return lines, len(writes)
 
     def _accept_lines(
@@ -438,7 +442,7 @@ class Broker:
                 events.append(self._small_event(one) if is_small else await self._new_event(one))
             except MegaphoneError as error:
                 raise type(error)(f"message {index}: {error}") from None
-            if pace.is_used_up(EVENT_WORK + len(one.body)):
+            if pace.is_used_up(EVENT_WORK + work_of(one.body)):
                 await asyncio.sleep(0)
         return await self._write_to_all(addresses, Batch(events, request_id, pace), {})
 
@@ -458,7 +462,7 @@ class Broker:
         if self._agents.are_moving or len(addresses) * work_of_each > SLICE:
             raise WouldBlock
         members = list(new)
-        if sum([len(one.body) for one in members]) + EVENT_WORK * len(members) > SLICE:
+        if sum([EVENT_WORK + work_of(one.body) for one in members]) > SLICE:
             raise WouldBlock
         events = [self._small_event(one) for one in members]
         accepted = {address: self._accept_run(address, events) for address in addresses}

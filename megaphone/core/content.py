@@ -94,6 +94,13 @@ def checked_body(body: bytes, max_bytes: int) -> bytes:
     return body
 
 
+def work_of(body: bytes) -> int:
+    """Return how much work it is to check a body, in addition to `EVENT_WORK`. A short one needs no
+    scan."""
+    size = len(body)
+    return size if size > MAX_DEPTH else 0
+
+
 CHECKED_AT_ONCE = SLICE
 """The largest body, in bytes, that `accepted_body` checks without giving other tasks a turn."""
 
