@@ -14,12 +14,10 @@ from megaphone.wire import protobuf as wire
 if TYPE_CHECKING:
     import grpc
 
-    from megaphone_api.v1 import channels_pb2 as pb
-
 RECOVERED_KEY = "megaphone-recovered"
 DEADLINE_MARGIN_S = 0.5
 COPIES = 2
-"""How many times a batch is in memory while it is sent: as messages, and as their bytes."""
+"""How many times a batch is in memory while it is sent: as bytes, and as their copy in grpc."""
 
 
 def read_time_s(time_remaining_s: float | None) -> float:
@@ -33,7 +31,7 @@ def read_time_s(time_remaining_s: float | None) -> float:
 
 
 async def stream_events(
-    context: "grpc.aio.ServicerContext[Any, pb.ReadResponse]", reading: Reading, budget: Budget
+    context: "grpc.aio.ServicerContext[Any, bytes]", reading: Reading, budget: Budget
 ) -> None:
     """Open a read, and send every batch of it until the read ends.
 

@@ -1,6 +1,7 @@
 """The protobuf of the gRPC face: messages to the model, and the model to messages."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
@@ -28,6 +29,10 @@ from megaphone_api.v1 import admin_pb2 as admin
 from megaphone_api.v1 import channels_pb2 as pb
 
 MICROSECONDS_PER_S = 1_000_000
+UINT64 = (1 << 64) - 1
+STREAM_IDS_REMEMBERED = 1_000
+SECONDS_REMEMBERED = 10
+HEADS_REMEMBERED = 1_000
 MEMBERS_AT_ONCE = 500
 """How many elements of a list are encoded into one piece of an answer."""
 REPEATED_FIELDS = (1, 2)
@@ -57,24 +62,26 @@ def writes(request: pb.PublishRequest) -> Sequence[tuple[str, NewEvent]]:
 
 
 def write_of(request: pb.WriteRequest) -> tuple[str, NewEvent]:
-    return request.producer_address, new_event(request)
+    new = NewEvent(request.stream_id, request.body, request.request_id or None)
+    return request.producer_address, new
 
 
 def new_event(request: pb.WriteRequest) -> NewEvent:
-    return NewEvent(request.stream_id, request.body, optional(request.request_id))
+    return write_of(request)[1]
 
 
 def published(results: Sequence[str | WriteFailure]) -> Iterator[bytes]:
     """Yield the answer to published events in pieces. Each takes a short time to make."""
     for some in parts_of(results):
-        part = pb.PublishResponse(results=[publish_result(result) for result in some])
-        yield part.SerializeToString()
+        yield b"".join([publish_result(result) for result in some])
 
 
-def publish_result(result: str | WriteFailure) -> pb.PublishResponse.Result:
-    if isinstance(result, WriteFailure):
-        return pb.PublishResponse.Result(reason=result.reason, message=result.message)
-    return pb.PublishResponse.Result(event_id=result)
+def publish_result(result: str | WriteFailure) -> bytes:
+    """Return a result as it stands in a PublishResponse."""
+    if isinstance(result, str):
+        return field_of(1, field_of(1, result.encode()))
+    failure = pb.PublishResponse.Result(reason=result.reason, message=result.message)
+    return field_of(1, failure.SerializeToString())
 
 
 def read_options(request: pb.ReadRequest) -> ReadOptions:
@@ -128,18 +135,75 @@ def acknowledged(count: int) -> pb.AcknowledgeResponse:
     return pb.AcknowledgeResponse(acknowledged=count)
 
 
-def events(batch: Sequence[Event]) -> pb.ReadResponse:
-    response = pb.ReadResponse()
+def events(batch: Sequence[Event]) -> bytes:
+    """Return a ReadResponse."""
+    parts: list[bytes] = []
     for one in batch:
-        seconds, microseconds = divmod(one.timestamp_us, MICROSECONDS_PER_S)
-        # `add` makes the message in its place. A message made elsewhere would be copied, body too.
-        response.events.add(
-            event_id=one.id,
-            stream_id=one.stream_id,
-            timestamp=Timestamp(seconds=seconds, nanos=microseconds * 1000),
-            body=one.body,
+        before_body = before_body_of(one)
+        parts += head_of(1, len(before_body) + len(one.body)), before_body, one.body
+    return b"".join(parts)
+
+
+def before_body_of(one: Event) -> bytes:
+    """Return the fields of an Event, up to the body."""
+    second, microseconds = divmod(one.timestamp_us, MICROSECONDS_PER_S)
+    event_id, seconds, nanos = one.id.encode(), seconds_of(second), varint(microseconds * 1000)
+    return b"%b%b%b\x1a%c%b\x10%b%b" % (
+        head_of(1, len(event_id)),
+        event_id,
+        stream_of(one.stream_id),
+        len(seconds) + 1 + len(nanos),
+        seconds,
+        nanos,
+        head_of(4, len(one.body)),
+    )
+
+
+@lru_cache(STREAM_IDS_REMEMBERED)
+def stream_of(stream_id: str) -> bytes:
+    """Return the field `stream_id` of an Event."""
+    return field_of(2, stream_id.encode())
+
+
+@lru_cache(SECONDS_REMEMBERED)
+def seconds_of(second: int) -> bytes:
+    """Return the field `seconds` of a Timestamp."""
+    return b"\x08" + varint(second & UINT64)  # so protobuf writes times before 1970
+
+
+# -- The form of protobuf. The library makes an object for each event of a read, and for each result
+# of a stream of writes. That takes longer than to make their bytes.
+
+
+def field_of(number: int, content: bytes) -> bytes:
+    """Return a field that is a text, bytes or a message."""
+    return head_of(number, len(content)) + content
+
+
+@lru_cache(HEADS_REMEMBERED)
+def head_of(number: int, size: int) -> bytes:
+    """Return what stands before the content of such a field: its number, its type and its size."""
+    return varint(number << 3 | 2) + varint(size)
+
+
+def varint(value: int) -> bytes:
+    """Return a number that is not negative, seven bits in a byte, the lowest first."""
+    if value < 1 << 7:
+        return bytes((value,))
+    if 1 << 28 <= value < 1 << 35:  # as most nanoseconds and all seconds of these years
+        return bytes(
+            (
+                value & 127 | 128,
+                value >> 7 & 127 | 128,
+                value >> 14 & 127 | 128,
+                value >> 21 & 127 | 128,
+                value >> 28,
+            )
         )
-    return response
+    return bytes((value & 127 | 128,)) + varint(value >> 7)
+
+
+# -- Messages of operators
 
 
 def agents(infos: Iterable[AgentInfo]) -> admin.ListAgentsResponse:

@@ -121,9 +121,36 @@ def test_a_published_event_has_its_id_or_a_reason() -> None:
 
 
 def test_an_event_of_a_read() -> None:
-    [event] = wire.events([Event("e1", "s", 1_700_000_000_123_456, b"1")]).events
+    event_bytes = wire.events([Event("e1", "s", 1_700_000_000_123_456, b"1")])
+    [event] = pb.ReadResponse.FromString(event_bytes).events
     assert (event.event_id, event.stream_id, event.body) == ("e1", "s", b"1")
     assert event.timestamp.ToMicroseconds() == 1_700_000_000_123_456
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
+EVENTS = st.builds(
+    Event,
+    id=TEXTS,
+    stream_id=TEXTS,
+    timestamp_us=st.integers(-(10**15), 250_000_000_000_000_000),
+    body=st.binary(min_size=1) | st.integers(100, 300_000).map(bytes),
+)
+
+
+@given(st.lists(EVENTS, max_size=5))
+def test_the_bytes_of_events_are_those_of_the_library(batch: list[Event]) -> None:
+    expected = pb.ReadResponse()
+    for one in batch:
+        event = expected.events.add(event_id=one.id, stream_id=one.stream_id, body=one.body)
+        event.timestamp.FromMicroseconds(one.timestamp_us)
+    assert pb.ReadResponse.FromString(wire.events(batch)) == expected
+
+
+@given(st.lists(TEXTS))
+def test_the_bytes_of_results_are_those_of_the_library(ids: list[str]) -> None:
+    results = [pb.PublishResponse.Result(event_id=one) for one in ids]
+    expected = pb.PublishResponse(results=results).SerializeToString()
+    assert b"".join(wire.published(ids)) == expected
 
 
 @pytest.mark.parametrize("retry_after_s", [None, 1.5])
