@@ -1,25 +1,23 @@
-"""Calls the admin API of a broker on its Unix socket."""
+"""Calls the admin API of a broker on its Unix socket.
 
-import asyncio
+It uses the HTTP client of the standard library, because importing aiohttp takes as long as the rest
+of a command.
+"""
+
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import TypeVar
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 
-import aiohttp
 import msgspec
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.tracing import Trace
-from yarl import URL
 
 from megaphone.listen.sockets import check_owner, check_peer
 
-ORIGIN = "http://megaphone"
+HOST = "megaphone"
 """HTTP requires a host. Any will do, because the socket decides which broker answers."""
 ANSWERS_WITHIN_S = 30.0
-
-
-T = TypeVar("T")
+"""How long the broker may take before each part of an answer."""
 
 
 class CallFailed(Exception):
@@ -33,9 +31,25 @@ class Refusal(msgspec.Struct):
     message: str
 
 
+class TrustingConnection(HTTPConnection):
+    """Connects only to a broker of a trusted user."""
+
+    def __init__(self, socket_path: str) -> None:
+        super().__init__(HOST)
+        self._socket_path = socket_path
+
+    def connect(self) -> None:
+        check_owner(self._socket_path, *trusted_users())
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(ANSWERS_WITHIN_S)
+        self.sock.connect(self._socket_path)
+        check_peer(self.sock, self._socket_path, *trusted_users())
+
+
 def call(socket_path: str, method: str, route: str, body: object = None) -> bytes:
     """Return the body of the broker's answer. Raises: CallFailed."""
-    return run_call(socket_path, answer(socket_path, method, route, body))
+    with response_to(socket_path, method, route, body) as response:
+        return response.read()
 
 
 def follow(socket_path: str, route: str, body: object, on_line: Callable[[bytes], None]) -> None:
@@ -43,74 +57,34 @@ def follow(socket_path: str, route: str, body: object, on_line: Callable[[bytes]
 
     Raises: CallFailed.
     """
-    run_call(socket_path, pass_lines(socket_path, route, body, on_line))
-
-
-def run_call(socket_path: str, calling: Coroutine[object, object, T]) -> T:
-    try:
-        return asyncio.run(calling)
-    except TimeoutError:
-        raise CallFailed(
-            f"the broker at {socket_path} did not answer within {ANSWERS_WITHIN_S:g} s"
-        ) from None
-    except aiohttp.ClientConnectorError as error:
-        raise CallFailed(cannot_connect(socket_path, error.os_error)) from None
-    except OSError as error:
-        raise CallFailed(cannot_connect(socket_path, error)) from None
-    except aiohttp.ClientError as error:
-        raise CallFailed(f"what is at {socket_path} does not answer as a broker: {error}") from None
-
-
-async def answer(socket_path: str, method: str, route: str, body: object) -> bytes:
-    async with (
-        asyncio.timeout(ANSWERS_WITHIN_S),
-        response_to(socket_path, method, route, body) as response,
-    ):
-        return await response.read()
-
-
-async def pass_lines(
-    socket_path: str, route: str, body: object, on_line: Callable[[bytes], None]
-) -> None:
-    async with response_to(socket_path, "POST", route, body) as response:
-        async for line in response.content:
+    with response_to(socket_path, "POST", route, body) as response:
+        while line := response.readline():
             if is_refusal(line):
                 raise CallFailed(refusal(response.status, line))
             on_line(line)
 
 
-@asynccontextmanager
-async def response_to(
-    socket_path: str, method: str, route: str, body: object
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """Return a context with the response to a call. Raises: CallFailed, if it is an error."""
-    check_owner(socket_path, *trusted_users())
-    async with aiohttp.ClientSession(
-        connector=TrustingConnector(path=socket_path),
-        timeout=aiohttp.ClientTimeout(sock_read=ANSWERS_WITHIN_S),
-    ) as session:
-        url = URL(f"{ORIGIN}{route}", encoded=True)
-        async with session.request(method, url, json=body) as response:
-            if not response.ok:
-                raise CallFailed(refusal(response.status, await response.read()))
+@contextmanager
+def response_to(socket_path: str, method: str, route: str, body: object) -> Iterator[HTTPResponse]:
+    """Return a context with the response to a call. Raises: CallFailed, if it is an error, or if
+    its connection fails within the context."""
+    content = None if body is None else msgspec.json.encode(body)
+    headers = {} if body is None else {"Content-Type": "application/json"}
+    try:
+        with closing(TrustingConnection(socket_path)) as connection:
+            connection.request(method, route, content, headers)
+            response = connection.getresponse()
+            if response.status >= 400:
+                raise CallFailed(refusal(response.status, response.read()))
             yield response
-
-
-class TrustingConnector(aiohttp.UnixConnector):
-    """Connects only to brokers of trusted users."""
-
-    async def _create_connection(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> ResponseHandler:
-        handler = await super()._create_connection(req, traces, timeout)
-        try:
-            assert handler.transport is not None
-            connected = handler.transport.get_extra_info("socket")
-            check_peer(connected, self.path, *trusted_users())
-        except BaseException:
-            handler.close()
-            raise
-        return handler
+    except TimeoutError:
+        raise CallFailed(
+            f"the broker at {socket_path} did not answer within {ANSWERS_WITHIN_S:g} s"
+        ) from None
+    except HTTPException as error:
+        raise CallFailed(f"what is at {socket_path} does not answer as a broker: {error}") from None
+    except OSError as error:
+        raise CallFailed(cannot_connect(socket_path, error)) from None
 
 
 def trusted_users() -> tuple[int, ...]:
