@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto' | sort)
 GEN_PACKAGE := megaphone_api
 # More tests at a time than two cores have room for, because many tests wait most of the time.
-AT_A_TIME := 4
+AT_A_TIME := 3
 
 # Compiled code is kept: each process of a test would compile the broker anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -35,7 +35,7 @@ run: $(READY) ## Start the broker: HTTP on port 3000, gRPC on port 3001.
 	@exec $(BIN)/megaphone serve
 
 .PHONY: test
-test: $(READY) ## Run every test, four at a time. More pytest options: make test ARGS="-k read -n 0"
+test: $(READY) ## Run every test, three at a time. More pytest options: make test ARGS="-k read -n 0"
 	$(BIN)/python -m pytest -n $(AT_A_TIME) $(ARGS)
 
 .PHONY: coverage
