@@ -97,6 +97,7 @@ class Connection(asyncio.Protocol):
         self.closed: asyncio.Future[None] = loop.create_future()
         """Done when the socket is closed, some time after the end."""
         self.is_retired = False
+        """Whether the server is a replica: what was written is to be answered, and nothing more."""
         self._is_paused = False
         self._is_full = False
         self._round_trips = round_trips
@@ -187,13 +188,6 @@ class Connection(asyncio.Protocol):
         futures = [self._calls.pop() for _ in data]
         return list(zip(data, reversed(futures), strict=True))
 
-    def retire(self) -> None:
-        """End the connection as soon as what was written is answered."""
-        self.is_retired = True
-        self._tell_owner()
-        if not self._writes:
-            self.end("it was to be replaced")
-
     def end(self, reason: str) -> None:
         """End the connection at once."""
         if self.ended.done():
@@ -280,7 +274,7 @@ class Connection(asyncio.Protocol):
             self._round_trips.count += 1
             self._round_trips.seconds += now - writes.popleft()[1]
         if self.is_retired and not writes:
-            self.end("it was to be replaced")
+            self.end("the server is a replica now")
         elif self._is_full and len(calls) <= MAX_UNDER_WAY // 2:
             self._is_full = False
             self._tell_owner()

@@ -1,6 +1,7 @@
 """The link against real servers: order, errors, and what happens when the connection breaks."""
 
 import asyncio
+import random
 import socket
 import subprocess
 import sys
@@ -362,6 +363,57 @@ async def test_small_calls_are_bounded_too(
     assert await asyncio.gather(*taken) == list(range(1, len(taken) + 1))
     for call in refused:
         assert not (await unavailable(call)).may_have_happened
+
+
+@pytest.mark.usefixtures("short_limits")
+@pytest.mark.parametrize("seed", range(4))
+async def test_whatever_happens_each_call_tells_the_truth(
+    own_server: RedisServer, make_link: MakeLink, seed: int
+) -> None:
+    """Calls that succeeded happened once, in the order of the calls; what certainly did not happen
+    did not happen."""
+    chance = random.Random(seed)
+    link = await make_link(own_server.url)
+    calls: list[asyncio.Future[int]] = []
+
+    async def call_on() -> None:
+        for _ in range(chance.randint(1, 30)):
+            for _ in range(chance.randint(0, 20)):
+                calls.append(
+                    link.call("RPUSH", "list", len(calls), bytes(chance.randint(0, 9_000)))
+                )
+            await asyncio.sleep(chance.choice((0, 0, 0.001, 0.01)))
+
+    for _ in range(12):
+        trouble = asyncio.create_task(call_on())
+        await asyncio.sleep(chance.choice((0, 0.001, 0.01)))
+        match chance.choice(("kill", "reconnect", "freeze", "restart", "nothing")):
+            case "kill":
+                await asyncio.to_thread(own_server.call, "CLIENT", "KILL", "TYPE", "normal")
+            case "reconnect":
+                link.reconnect("a test wants it")
+            case "freeze":
+                own_server.freeze()
+                await asyncio.sleep(chance.choice((0.05, 0.3, 0.6)))
+                own_server.thaw()
+            case "restart":
+                own_server.call("CONFIG", "SET", "appendonly", "yes", "appendfsync", "always")
+                await until(
+                    lambda: own_server.info("persistence")["aof_rewrite_in_progress"] == "0"
+                )
+                own_server.call("CONFIG", "REWRITE")
+                await asyncio.to_thread(own_server.kill)
+                await asyncio.to_thread(own_server.start)
+        await trouble
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    await until(lambda: link.is_up)
+    there = [int(text) for text in (await link.call("LRANGE", "list", 0, -1))[::2]]
+    succeeded = [n for n, said in enumerate(outcomes) if isinstance(said, int)]
+    unknown = {n for n, said in enumerate(outcomes) if getattr(said, "may_have_happened", False)}
+    assert len(there) == len(set(there))
+    assert [n for n in there if n not in unknown] == succeeded
+    assert all(isinstance(said, int | StoreUnavailable) for said in outcomes)
+    assert [outcomes[n] for n in succeeded] == [2 * there.index(n) + 2 for n in succeeded]
 
 
 # What a start says.
