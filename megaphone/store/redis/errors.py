@@ -77,7 +77,8 @@ class FunctionMissing(ReplyError):
 
 
 class NoPermission(ReplyError):
-    """The user, or a connection without a user, may not do this."""
+    """The user, or a connection without a user, may not do this. Within a function, what the
+    function did before has happened."""
 
 
 class Redirected(ReplyError):
@@ -108,11 +109,19 @@ BY_WORD: dict[str, type[NotServing | OutOfMemory | ReplyError]] = {
 }
 """The classes of errors by the first word of the answer. An error within a script or function has
 the word too."""
-FUNCTION_MISSING = "ERR Function not found"
+BY_BEGINNING: dict[str, type[ReplyError]] = {
+    "ERR Function not found": FunctionMissing,
+    "ERR ACL failure in script": NoPermission,
+    "ERR The user executing the script can't run": NoPermission,
+}
+"""The classes of errors that have no word of their own."""
 
 
 def error_of(text: str) -> Exception:
     """Return the exception for an error that the store answered."""
-    if text.startswith(FUNCTION_MISSING):
-        return FunctionMissing(text)
-    return BY_WORD.get(text.partition(" ")[0], ReplyError)(text)
+    word = text.partition(" ")[0]
+    if word == "ERR":
+        for beginning, kind in BY_BEGINNING.items():
+            if text.startswith(beginning):
+                return kind(text)
+    return BY_WORD.get(word, ReplyError)(text)

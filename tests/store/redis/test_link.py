@@ -595,11 +595,16 @@ async def test_a_script_that_takes_too_long(own_server: RedisServer, make_link: 
         await endless
 
 
-async def test_a_user_who_may_not(own_server: RedisServer, make_link: MakeLink) -> None:
-    link = await make_link(own_server.url)
-    await link.call("ACL", "SETUSER", "default", "-set")
-    with pytest.raises(errors.NoPermission):
-        await link.call("SET", "k", "v")
+async def test_a_user_who_may_not(server: RedisServer, make_link: MakeLink) -> None:
+    server.call("ACL", "SETUSER", "weak", "on", ">pw", "~mp:*", "+@all", "-set")
+    link = await make_link(StoreUrl.parse(f"redis://weak:pw@127.0.0.1:{server.port}"))
+    for call in (
+        ("SET", "mp:k", "v"),
+        ("GET", "other"),
+        ("EVAL", "return redis.call('SET', KEYS[1], 'v')", 1, "mp:k"),
+    ):
+        with pytest.raises(errors.NoPermission):
+            await link.call(*call)
 
 
 async def test_a_master_that_becomes_a_replica_is_left(
