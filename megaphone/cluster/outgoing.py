@@ -171,7 +171,9 @@ class OutgoingPipes:
 
     async def _expire_unused(self, agent: str, targets: Sequence[Connection]) -> None:
         for channel_id in await expiry.unused_channels(self._replication, agent, targets):
-            if not self._agents.is_moving(agent):  # because the target may own its channels by now
+            if not self._agents.is_unsettled(
+                agent
+            ):  # because the target may own its channels by now
                 await self._replication.expire(channel_id)
 
     async def _release_channels(self, agent: str) -> None:

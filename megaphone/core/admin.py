@@ -44,12 +44,12 @@ class Admin:
             await asyncio.sleep(0)
         return infos
 
-    def add_agent(self, name: str) -> None:
+    async def add_agent(self, name: str) -> None:
         """Add a MASTER agent, which warms up first.
 
-        Raises: BadRequest, if the name is not allowed or is in use.
+        Raises: BadRequest, if the name is not allowed or is in use; StoreUnavailable.
         """
-        self._agents.add(name, AgentMode.MASTER, loop_time())
+        await self._agents.introduce(name, AgentMode.MASTER, loop_time())
 
     def promote_agent(self, name: str) -> None:
         """Make a REPLICA a MASTER, or take back a PIPED agent whose pipe is not connected.
@@ -96,6 +96,6 @@ class Admin:
         Raises: BadRequest; ChannelNotFound.
         """
         consumer = ConsumerAddress.parse(address)
-        await self._agents.move_finished(consumer.agent)
+        await self._agents.settled(consumer.agent)
         self._agents.served(consumer.agent)
         await self._store.remove(consumer.channel_id)

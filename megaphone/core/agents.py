@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum, auto
+from typing import Protocol
 
 from megaphone.core.addresses import AddressKey
 from megaphone.core.keys import KeyRing
@@ -43,6 +44,10 @@ from megaphone.model import MAX_NAME_LENGTH, AgentMode
 
 MOVED_REMEMBERED = 10_000
 """How many moved agents this node remembers, so that calls for them get MOVED."""
+UNKNOWN_FOR_S = 1.0
+"""For how long a node does not ask again for an agent that the directory does not know."""
+UNKNOWN_REMEMBERED = 10_000
+"""How many such names a node remembers."""
 AGENT_NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_NAME_LENGTH}}}")
 
 
@@ -108,20 +113,64 @@ class Agent:
         return self.mode is AgentMode.MASTER and now >= self.warm_at
 
 
+class AgentDirectory(Protocol):
+    """The agents of all nodes that share a store, with their address keys.
+
+    Each node of such a store serves all agents, so an agent is only a name with a key there.
+    """
+
+    async def add(self, name: str, secret: bytes) -> bytes:
+        """Add an agent, unless it is there. Returns: the key that it has.
+
+        Raises: StoreUnavailable.
+        """
+
+    async def secret_of(self, name: str) -> bytes | None:
+        """Return the key of an agent; None if there is no such agent. Raises: StoreUnavailable."""
+
+
 class Agents:
     """The agents of this node, by name."""
 
-    def __init__(self, warmup_s: float, keys: KeyRing | None = None) -> None:
+    def __init__(
+        self,
+        warmup_s: float,
+        keys: KeyRing | None = None,
+        directory: AgentDirectory | None = None,
+    ) -> None:
+        """`directory` has the agents of all nodes, if the nodes share a store."""
         self._warmup_s = warmup_s
+        self._directory = directory
         self.keys = KeyRing() if keys is None else keys
         """The address keys of the agents."""
         self._agents: dict[str, Agent] = {}
         self._moving: dict[str, asyncio.Event] = {}
         """The agents in a cut-over, each with the event that is set at the end of the cut-over."""
-        self.are_moving = False
-        """Whether any agent is in its cut-over."""
+        self.any_unsettled = directory is not None
+        """Whether a call may have to wait until it is known whether this node serves its agent."""
         self._moved: dict[str, None] = {}
         """The agents that have moved to another node, oldest first."""
+        self._own: set[str] = set()
+        """The agents that settings or commands have given to this node."""
+        self._unknown: dict[str, float] = {}
+        """Names that the directory did not know, with the times at which to ask again."""
+
+    async def introduce(self, name: str, mode: AgentMode, now: float) -> Agent:
+        """Add an agent that settings or a command give to this node. Other nodes of a shared store
+        may have it too. This node makes new channels only under such agents.
+
+        Raises: BadRequest, when the name is not valid or in use; StoreUnavailable.
+        """
+        if name in self._own:
+            raise BadRequest(f"agent {name} is on this node already")
+        agent = self._agents.get(name) if self._directory is not None else None
+        if agent is None:
+            agent = self.add(name, mode, now)
+        if self._directory is not None:
+            secret = await self._directory.add(name, self.keys.of(name).secret)
+            self.keys.add(name, AddressKey(secret))
+        self._own.add(name)
+        return agent
 
     def add(self, name: str, mode: AgentMode, now: float) -> Agent:
         """Add an agent with a new key. A MASTER takes new channels once it is warm.
@@ -236,23 +285,47 @@ class Agents:
 
     @contextmanager
     def moving(self, name: str) -> Iterator[None]:
-        """Let calls for an agent wait within this context: see `move_finished`."""
+        """Let calls for an agent wait within this context: see `settled`."""
         finished = self._moving[name] = asyncio.Event()
-        self.are_moving = True
+        self.any_unsettled = True
         try:
             yield
         finally:
             del self._moving[name]
-            self.are_moving = bool(self._moving)
+            self.any_unsettled = bool(self._moving) or self._directory is not None
             finished.set()
 
-    def is_moving(self, name: str) -> bool:
-        return name in self._moving
+    def is_unsettled(self, name: str) -> bool:
+        """Return whether calls for an agent have to wait: for the end of its cut-over, or until it
+        was looked up in the directory."""
+        if name in self._moving:
+            return True
+        if self._directory is None or name in self._agents:
+            return False
+        return asyncio.get_running_loop().time() >= self._unknown.get(name, 0.0)
 
-    async def move_finished(self, name: str) -> None:
-        """Wait for the end of the cut-over of an agent. Returns at once if there is none."""
+    async def settled(self, name: str) -> None:
+        """Wait until it is known whether this node serves an agent.
+
+        Raises: StoreUnavailable.
+        """
         while (finished := self._moving.get(name)) is not None:
             await finished.wait()
+        if self._directory is not None and self.is_unsettled(name):
+            await self._look_up(name, self._directory)
+
+    async def _look_up(self, name: str, directory: AgentDirectory) -> None:
+        secret = await directory.secret_of(name)
+        now = asyncio.get_running_loop().time()
+        if secret is None:
+            self._unknown.pop(name, None)
+            self._unknown[name] = now + UNKNOWN_FOR_S
+            if len(self._unknown) > UNKNOWN_REMEMBERED:
+                del self._unknown[next(iter(self._unknown))]
+        elif name not in self._agents:
+            self.add(name, AgentMode.MASTER, now)
+            self.keys.add(name, AddressKey(secret))
+            self._unknown.pop(name, None)
 
     def mark_moved(self, name: str) -> None:
         """Remove an agent that another node owns now. From now on calls for it get MOVED."""
@@ -304,11 +377,15 @@ class Agents:
 
         Raises: NoAgentAvailable.
         """
-        if len(self._agents) == 1:  # the rule, and creations are frequent
+        if (
+            len(self._agents) == 1 and self._directory is None
+        ):  # the rule, and creations are frequent
             [agent] = self._agents.values()
             if agent.takes_channels(now):
                 return agent
         candidates = [agent for agent in self._agents.values() if agent.takes_channels(now)]
+        if self._directory is not None:
+            candidates = [agent for agent in candidates if agent.name in self._own]
         if not candidates:
             raise NoAgentAvailable(self._why_none(now))
         return random.choice([a for a in candidates if not a.was_replicated] or candidates)

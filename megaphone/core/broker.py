@@ -164,14 +164,14 @@ class Broker:
             Also the error of `exists`.
         """
         self._check_number(addresses)
-        if self._agents.are_moving or len(addresses) > ADDRESSES_AT_ONCE:
+        if self._agents.any_unsettled or len(addresses) > ADDRESSES_AT_ONCE:
             raise WouldBlock
         channel_ids = self._channels_of(addresses)
         living = self._store.exists_nowait(list(channel_ids.values()))
         return {address: channel_ids.get(address) in living for address in addresses}
 
     async def _are_alive(self, addresses: Sequence[str]) -> dict[str, bool]:
-        await self._moves_finished(addresses)
+        await self._settled(addresses)
         channel_ids = self._channels_of(addresses)
         living = await self._store.exists(list(channel_ids.values()))
         return {address: channel_ids.get(address) in living for address in addresses}
@@ -228,7 +228,7 @@ class Broker:
         """
         if self._shutting_down:
             raise ShuttingDown
-        if len(new.body) > CHECKED_AT_ONCE or self._agents.are_moving:
+        if len(new.body) > CHECKED_AT_ONCE or self._agents.any_unsettled:
             raise WouldBlock
         event = self._small_event(new)
         channel_id = self._writable_channel(address)
@@ -239,7 +239,7 @@ class Broker:
 
     async def _write_waiting(self, address: str, event: Event, request_id: str | None) -> str:
         """Write an event. Waits for a free place, and for the end of a cut-over."""
-        await self._moves_finished((address,))
+        await self._settled((address,))
         try:
             write = Append(self._writable_channel(address), event, request_id)
             [result] = await self._append([write], wait=False)
@@ -378,7 +378,7 @@ class Broker:
 
         Returns: how many. It may be 0 for any reason: `_write_lines` finds out which.
         """
-        if self._agents.are_moving:
+        if self._agents.any_unsettled:
             return 0
         try:
             accepted = self._store.append_run_nowait(self._writable_channel(address), events)
@@ -393,7 +393,7 @@ class Broker:
     ) -> Iterable[tuple["Line", AppendResult]]:
         """Write events without waiting. The result is WouldBlock for an address in `behind`,
         because earlier events of its channel still wait."""
-        await self._moves_finished([line.address for line in lines])
+        await self._settled([line.address for line in lines])
         channels: dict[str, bytes | MegaphoneError] = {}
         for line in lines:
             if line.address not in channels:
@@ -459,7 +459,7 @@ class Broker:
         """
         addresses = self._checked_addresses(addresses, len(new))
         work_of_each = ADDRESS_WORK + EVENT_WORK * len(new)
-        if self._agents.are_moving or len(addresses) * work_of_each > SLICE:
+        if self._agents.any_unsettled or len(addresses) * work_of_each > SLICE:
             raise WouldBlock
         members = list(new)
         if sum([EVENT_WORK + work_of(one.body) for one in members]) > SLICE:
@@ -573,7 +573,7 @@ class Broker:
         Raises: BadRequest; ChannelNotFound; ReaderBusy; AgentMoved; ShuttingDown.
         """
         self._refuse_if_shutting_down()
-        await self._moves_finished((address,))
+        await self._settled((address,))
         consumer = self._consumer(address)
         lease = await self._store.open(consumer.channel_id, address, checked_options(options))
         return self._reader(lease, address, options, within_s)
@@ -585,7 +585,7 @@ class Broker:
             errors of `open_read`.
         """
         self._refuse_if_shutting_down()
-        if self._agents.are_moving:
+        if self._agents.any_unsettled:
             raise WouldBlock
         consumer = self._consumer(address)
         lease = self._store.open_nowait(consumer.channel_id, address, checked_options(options))
@@ -614,7 +614,7 @@ class Broker:
         Returns: how many events were not delivered before; 0 if the log does not have the event.
         Raises: BadRequest; ChannelNotFound; AgentMoved.
         """
-        await self._moves_finished((address,))
+        await self._settled((address,))
         consumer = self._consumer(address)
         checked_id("event id", event_id)
         return await self._store.acknowledge(consumer.channel_id, address, event_id)
@@ -625,7 +625,7 @@ class Broker:
         Raises: WouldBlock, when the call would have to wait; nothing has changed then. Also the
             errors of `acknowledge`.
         """
-        if self._agents.are_moving:
+        if self._agents.any_unsettled:
             raise WouldBlock
         consumer = self._consumer(address)
         checked_id("event id", event_id)
@@ -638,13 +638,20 @@ class Broker:
 
         Waits for the end of a cut-over of the agent, because the answer may change until then.
         """
-        await self._agents.move_finished(agent)
+        await self._agents.settled(agent)
         known = self._agents.get(agent)
         return known is not None and known.is_owned
 
-    async def check_takes_channels(self) -> None:
-        """Raises: NoAgentAvailable, LimitExceeded or ShuttingDown, when `create` would raise it."""
+    def check_serves(self) -> None:
+        """Raises: ShuttingDown; StoreUnavailable, when the store has not been there for several
+        seconds."""
         self._refuse_if_shutting_down()
+        self._store.check_serves()
+
+    async def check_takes_channels(self) -> None:
+        """Raises: NoAgentAvailable, LimitExceeded, ShuttingDown or StoreUnavailable, when `create`
+        would raise it."""
+        self.check_serves()
         self._agents.pick_for_new_channel(loop_time())
         await self._store.check_room()
 
@@ -688,14 +695,14 @@ class Broker:
 
     # -- Addresses
 
-    async def _moves_finished(self, addresses: Sequence[str]) -> None:
+    async def _settled(self, addresses: Sequence[str]) -> None:
         """Wait for the cut-overs of the agents of these addresses, because their end decides which
         node serves the calls."""
-        while self._agents.are_moving:
-            moving = [one for one in map(agent_of, addresses) if self._agents.is_moving(one)]
+        while self._agents.any_unsettled:
+            moving = [one for one in map(agent_of, addresses) if self._agents.is_unsettled(one)]
             if not moving:
                 return
-            await self._agents.move_finished(moving[0])
+            await self._agents.settled(moving[0])
 
     def _consumer(self, address: str) -> ConsumerAddress:
         consumer = ConsumerAddress.parse(address)

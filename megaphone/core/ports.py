@@ -208,6 +208,9 @@ class Store(Protocol):
     async def check_room(self) -> None:
         """Raises: LimitExceeded, when `create` would raise it now."""
 
+    def check_serves(self) -> None:
+        """Raises: StoreUnavailable, when the store has not been there for several seconds."""
+
     async def quiesce(self) -> None:
         """From now on refuse waiting writers, and writers that would wait, with ShuttingDown."""
 

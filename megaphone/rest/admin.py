@@ -49,7 +49,7 @@ class AdminApi:
 
     async def add_agent(self, request: web.Request) -> web.Response:
         require_json(request)
-        self._admin.add_agent(json.parse_agent_name(await body_of(request)))
+        await self._admin.add_agent(json.parse_agent_name(await body_of(request)))
         return json_answer(OK, status=201)
 
     async def promote_agent(self, request: web.Request) -> web.Response:

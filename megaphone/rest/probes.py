@@ -1,7 +1,7 @@
 """The questions of supervisors, proxies and Prometheus to a node.
 
 GET /livez           the process answers
-GET /readyz          the node takes requests; 503 once it is stopping
+GET /readyz          the node takes requests; 503 once it is stopping, or has lost its store
 GET /readyz/create   `/create` would make a channel now
 GET /agents/{name}   calls for the channels of an agent belong to this node
 GET /metrics
@@ -10,7 +10,7 @@ GET /metrics
 from aiohttp import web
 
 from megaphone.core.broker import Broker
-from megaphone.errors import AgentNotFound, ShuttingDown
+from megaphone.errors import AgentNotFound
 from megaphone.observe.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from megaphone.observe.metrics import Metrics
 from megaphone.rest.connection.answers import OK, Answer, json_answer
@@ -40,8 +40,7 @@ class ProbeApi:
         return json_answer(OK)
 
     async def ready(self, request: web.Request) -> web.Response:
-        if self._broker.is_shutting_down:
-            raise ShuttingDown
+        self._broker.check_serves()
         return json_answer(OK)
 
     async def ready_to_create(self, request: web.Request) -> web.Response:

@@ -24,7 +24,7 @@ class AdminServicer(AdminServiceServicer):
         return wire.agents(await self._admin.list_agents())
 
     async def AddAgent(self, request: pb.AddAgentRequest, context: Context) -> pb.AddAgentResponse:
-        self._admin.add_agent(request.name)
+        await self._admin.add_agent(request.name)
         return pb.AddAgentResponse()
 
     async def PromoteAgent(

@@ -20,10 +20,11 @@ class Health:
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
 
-    async def report_serving(self) -> None:
-        """Report SERVING from now on."""
+    async def report(self, *, serves: bool) -> None:
+        """Report SERVING or NOT_SERVING from now on."""
+        answers = health_pb2.HealthCheckResponse
         for name in self._names:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            await self._health.set(name, answers.SERVING if serves else answers.NOT_SERVING)
 
     async def report_shutdown(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere."""

@@ -108,13 +108,17 @@ class GrpcServer:
         except RuntimeError as error:
             raise OSError(f"cannot listen on {endpoint} for gRPC: is it in use?") from error
         await self._server.start()
-        await self._health.report_serving()
+        await self._health.report(serves=True)
         return port
 
     @property
     def calls_begun(self) -> int:
         """How many calls have arrived since the start."""
         return self._calls.calls_begun
+
+    async def report(self, *, serves: bool) -> None:
+        """Report SERVING or NOT_SERVING from now on."""
+        await self._health.report(serves=serves)
 
     async def report_shutdown(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere."""

@@ -356,15 +356,15 @@ def test_an_agent_that_is_gone_is_not_unneeded_and_nor_is_its_successor() -> Non
 @pytest.mark.looptime
 async def test_a_call_waits_until_its_agent_moves_no_more() -> None:
     agents, _ = one(AgentMode.MASTER)
-    await agents.move_finished("a")
+    await agents.settled("a")
     with agents.moving("a"):
-        assert agents.is_moving("a")
-        assert not agents.is_moving("b")
-        await agents.move_finished("b")
-        waiting = asyncio.create_task(agents.move_finished("a"))
+        assert agents.is_unsettled("a")
+        assert not agents.is_unsettled("b")
+        await agents.settled("b")
+        waiting = asyncio.create_task(agents.settled("a"))
         await asyncio.sleep(100.0)
     with agents.moving("a"):  # it moves again before the call has its turn
         await asyncio.sleep(100.0)
         assert not waiting.done()
-    assert not agents.are_moving
+    assert not agents.any_unsettled
     await waiting

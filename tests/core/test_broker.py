@@ -425,7 +425,7 @@ async def test_channels_are_listed_oldest_first_in_pages(node: Node) -> None:
 
 async def test_channels_are_listed_by_agent(node: Node) -> None:
     mine = (await node.broker.create()).consumer_address
-    node.admin.add_agent("second")
+    await node.admin.add_agent("second")
     assert list(await node.admin.list_channels(agent="node")) == [mine]
     assert list(await node.admin.list_channels(agent="second")) == []
     with pytest.raises(AgentNotFound):

@@ -175,7 +175,7 @@ async def channel_of(node: Node, agent: str) -> NewChannel:
 
 async def test_the_reads_of_an_agent_that_leaves_end_cleanly_and_others_go_on(node: Node) -> None:
     leaves = await channel_of(node, "node")
-    node.admin.add_agent("other")
+    await node.admin.add_agent("other")
     stays = await channel_of(node, "other")
     for channel in (leaves, stays):
         await node.write(channel, 1)

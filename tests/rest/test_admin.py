@@ -143,7 +143,7 @@ async def test_channels_are_listed_byte_for_byte_in_pages(
 
 async def test_channels_are_listed_by_agent(node: App, operator: aiohttp.ClientSession) -> None:
     made = [(await node.broker.create()).consumer_address for _ in range(2)]
-    node.admin.add_agent("second")
+    await node.admin.add_agent("second")
     mine = await answer(operator, "GET", "/channel/list?agent=node&skip=1")
     assert mine == (200, listing(made[1:]))
     assert await answer(operator, "GET", "/channel/list?agent=second") == (200, b"[]")

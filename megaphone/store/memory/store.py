@@ -159,6 +159,9 @@ class MemoryStore:
     async def check_room(self) -> None:
         self._table.check_room()
 
+    def check_serves(self) -> None:
+        """A store in memory is always there."""
+
     async def quiesce(self) -> None:
         await self._writers.quiesce(self._index.agents())
 

@@ -1,0 +1,47 @@
+"""What a plain reader was sent and when, which decides where the next read starts if its read
+breaks."""
+
+KEPT = 64
+"""How many confirmed takes are remembered before those are dropped that no broken read needs any
+more."""
+
+
+class Sendings:
+    """The confirmed takes of one plain lease, oldest first.
+
+    A take is *confirmed* once the connection has all its bytes. If the read breaks, the events that
+    were confirmed within the redelivery window are sent again.
+    """
+
+    __slots__ = ("_kept", "_takes", "_window_s")
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._takes: list[tuple[int, int, float]] = []
+        """The first and the last offset of each take, and when it was confirmed."""
+        self._kept = KEPT
+
+    def confirm(self, first: int, last: int, now: float) -> None:
+        """Note that the connection has all bytes of the events at these offsets."""
+        self._takes.append((first, last, now))
+        if len(self._takes) > self._kept:
+            self._drop_old(now)
+
+    def resend_after(self, floor: int, confirmed: int, now: float) -> int:
+        """Return the offset after which the next read starts if the read breaks now.
+
+        Events up to `floor` are not sent again, and events after `confirmed` always are.
+        """
+        for first, last, at in self._takes:
+            if at > now - self._window_s and last > floor:
+                return max(floor, first - 1)
+        return max(floor, confirmed)
+
+    def _drop_old(self, now: float) -> None:
+        count = 0
+        for _, _, at in self._takes:
+            if at > now - self._window_s:
+                break
+            count += 1
+        del self._takes[:count]
+        self._kept = max(KEPT, 2 * len(self._takes))
