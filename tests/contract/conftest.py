@@ -17,7 +17,9 @@ from megaphone.core.log import Batch
 from megaphone.core.ports import Append, AppendResult, Lease, OnRemoved, Store, Stored
 from megaphone.model import Event, ReadOptions
 from megaphone.store.memory import MemoryStore
+from megaphone.store.redis.store import RedisStore
 from tests.support.leases import taken
+from tests.support.redis_fixtures import shared_server
 from tests.support.settings import limits
 
 CAPACITY = 3
@@ -42,9 +44,26 @@ async def memory(on_removed: OnRemoved) -> AsyncIterator[Store]:
     )
 
 
+@asynccontextmanager
+async def redis(on_removed: OnRemoved) -> AsyncIterator[Store]:
+    with shared_server() as server:
+        server.flush()
+        store = RedisStore(
+            server.url,
+            prefix="contract",
+            limits=LIMITS,
+            max_channels=MAX_CHANNELS,
+            write_timeout_s=WRITE_TIMEOUT_S,
+            on_removed=on_removed,
+        )
+        await store.start()
+        yield store
+
+
 STORES = [
     pytest.param(memory, id="memory, virtual time", marks=pytest.mark.looptime),
     pytest.param(memory, id="memory, real time"),
+    pytest.param(redis, id="redis"),
 ]
 
 

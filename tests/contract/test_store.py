@@ -9,7 +9,7 @@ import asyncio
 import pytest
 
 from megaphone.core.ports import Append, Stored, WouldBlock
-from megaphone.errors import ChannelNotFound, LimitExceeded, ReaderBusy
+from megaphone.errors import ChannelNotFound, LimitExceeded, MegaphoneError, ReaderBusy
 from megaphone.model import START, Event, ReadOptions
 from tests.contract.conftest import (
     CAPACITY,
@@ -483,4 +483,6 @@ async def run(client: Client, events: list[Event]) -> int:
     except WouldBlock:
         writes = [Append(b"c", event) for event in events]
         results = await client.store.append(writes, wait=False)
+        if isinstance(results[0], MegaphoneError):
+            raise results[0] from None
         return sum(isinstance(result, Stored) for result in results)

@@ -62,8 +62,16 @@ class Writer:
 class Model:
     """What design.md says of a channel, as plainly as possible."""
 
-    def __init__(self, capacity: int, redelivery_s: float) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        redelivery_s: float,
+        ttl_s: float = TTL_S,
+        request_ids_s: float = REQUEST_IDS_S,
+    ) -> None:
         self.capacity = capacity
+        self.ttl_s = ttl_s
+        self.request_ids_s = request_ids_s
         self.redelivery_s = redelivery_s
         self.kept: list[Record] = []
         self.waiting: list[Record] = []
@@ -71,7 +79,7 @@ class Model:
         self.request_ids: dict[str, tuple[Record, float]] = {}
         self.reader: ReadOptions | None = None
         self.unconfirmed: list[Record] = []
-        self.dies_at: float | None = TTL_S  # the clock starts at 0
+        self.dies_at: float | None = ttl_s  # the clock starts at 0
 
     def in_state(self, state: State) -> list[Record]:
         return [record for record in self.kept if record.state is state]
@@ -86,7 +94,7 @@ class Model:
         """The record that answers: a new one, or that of the first with this request id."""
         if request_id is not None and (known := self.request_ids.get(request_id)):
             record, taken_at = known
-            if record in self.waiting or now - taken_at < REQUEST_IDS_S:
+            if record in self.waiting or now - taken_at < self.request_ids_s:
                 return record
         record = Record(number, request_id)
         if request_id is not None:
@@ -182,7 +190,7 @@ class Model:
             record.state = State.READY if again else State.DONE
         self.unconfirmed = []
         self.reader = None
-        self.dies_at = now + TTL_S
+        self.dies_at = now + self.ttl_s
 
     def drop_replay(self, now: float) -> None:
         while self.kept and not self.is_owed(self.kept[0], now):
@@ -226,6 +234,18 @@ class ChannelMachine(RuleBasedStateMachine):
         ending=st.sampled_from(["drain", "replay", "close"]),
     )
     def start(self, capacity: int, redelivery_s: float, ending: str) -> None:
+        self.make(capacity, redelivery_s)
+        self.ending = ending
+        self.open: Lease | None = None
+        self.woken = self.sleeps = False
+        self.writers: list[Writer] = []
+        self.told: list[Waiter] = []
+        self.taken_in: set[int] = set()
+        self.handed_out: set[int] = set()
+        self.passed_over: set[int] = set()
+
+    def make(self, capacity: int, redelivery_s: float) -> None:
+        """Make the channel and its model."""
         bounds = limits(
             capacity=capacity,
             ttl_s=TTL_S,
@@ -235,14 +255,6 @@ class ChannelMachine(RuleBasedStateMachine):
         self.budget = Budget()
         self.channel = Channel(bounds, self.now, self.budget)
         self.model = Model(capacity, redelivery_s)
-        self.ending = ending
-        self.open: Lease | None = None
-        self.woken = self.sleeps = False
-        self.writers: list[Writer] = []
-        self.told: list[Waiter] = []
-        self.taken_in: set[int] = set()
-        self.handed_out: set[int] = set()
-        self.passed_over: set[int] = set()
 
     def wake(self) -> None:
         self.woken = True

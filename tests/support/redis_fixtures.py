@@ -1,6 +1,8 @@
 """Fixtures with Redis and Valkey servers. A conftest.py imports those that its tests want."""
 
+import atexit
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -26,3 +28,16 @@ def own_server() -> Iterator[RedisServer]:
     """A server of any kind for one test, which may do with it what it likes."""
     with redis_server() as server:
         yield server
+
+
+_shared = ExitStack()
+_servers: list[RedisServer] = []
+
+
+@contextmanager
+def shared_server() -> Iterator[RedisServer]:
+    """A server of any kind, the same for all tests of this process. Tests must tidy up first."""
+    if not _servers:
+        atexit.register(_shared.close)
+        _servers.append(_shared.enter_context(redis_server()))
+    yield _servers[0]

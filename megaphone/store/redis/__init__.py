@@ -1,4 +1,4 @@
-"""The connection to a store that many nodes share: Redis 7.0 and later, or Valkey 7.2 and later.
+"""Channels in Redis 7.0 and later, or Valkey 7.2 and later, which many nodes share.
 
 Importing this package needs the extra `redis`.
 """

@@ -10,16 +10,12 @@
      ├── FunctionMissing   it did nothing, because it lacks a function or a script: load it, repeat
      ├── NoPermission      the user of the store may not do this
      └── Redirected        another master has the slot
-    UnusableStore          this store will not do; a text for who started the node
 
 What is below StoreUnavailable or LimitExceeded can go to a client as it is.
 """
 
 from megaphone.errors import LimitExceeded, StoreUnavailable
-
-
-class UnusableStore(Exception):
-    """The store cannot be used as it is, or as the settings say. The text says what to do."""
+from megaphone.store.errors import UnusableStore as UnusableStore
 
 
 class NotServing(StoreUnavailable):

@@ -1,0 +1,106 @@
+"""Removes the channels that have expired. The nodes of a store share the work."""
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from typing import Any
+from zlib import crc32
+
+from megaphone.core.ports import OnRemoved
+from megaphone.errors import MegaphoneError
+from megaphone.model import agent_of
+from megaphone.store.redis.calls import Functions
+from megaphone.store.redis.keys import SHARDS, Names
+from megaphone.store.redis.link import Link
+from megaphone.store.redis.membership import Membership
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+AT_ONCE = 100
+"""How many channels are looked at in one go."""
+CLAIM_MS = 30_000
+"""For how long no other node looks at a channel that one node has begun to remove."""
+LIVES = 2
+
+
+class Sweeper:
+    """Looks at each channel when its deadline may have come."""
+
+    def __init__(
+        self,
+        link: Link,
+        functions: Functions,
+        names: Names,
+        membership: Membership,
+        on_removed: OnRemoved,
+    ) -> None:
+        self._link = link
+        self._functions = functions
+        self._names = names
+        self._membership = membership
+        self._on_removed = on_removed
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_sweeping())
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _keep_sweeping(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            with suppress(MegaphoneError):
+                for shard in self._shards():
+                    await self._sweep(shard)
+
+    def _shards(self) -> Iterator[int]:
+        """Return the shards of this node: each shard belongs to the living node that a hash ranks
+        highest for it. Two nodes that disagree on who lives do some work twice, which is harmless.
+        """
+        nodes = self._membership.living
+        for shard in range(SHARDS):
+            if self._membership.node == max(
+                nodes, key=lambda one: crc32(f"{shard} {one}".encode())
+            ):
+                yield shard
+
+    async def _sweep(self, shard: int) -> None:
+        due, now = self._names.due(shard), self._membership.store_time_ms()
+        entries = await self._link.call("ZRANGEBYSCORE", due, 0, now, "LIMIT", 0, AT_ONCE)
+        if not entries:
+            return
+        claims = [part for entry in entries for part in (now + CLAIM_MS, entry)]
+        claimed = self._link.call("ZADD", due, "XX", *claims)
+        await asyncio.gather(claimed, *(self._look(entry.decode()) for entry in entries))
+
+    async def _look(self, entry: str) -> None:
+        """See whether a channel has expired, and remove it then."""
+        channel_id, address = self._names.of_entry(entry)
+        result = await self._functions.start("expire", channel_id)
+        if result is None:  # a node died while it removed the channel
+            await self.forget(channel_id, address)
+        elif result[0] == LIVES:
+            due = self._names.due(self._names.shard_of(channel_id))
+            await self._link.call("ZADD", due, "XX", result[1], entry)
+        else:
+            await self.removed(channel_id, result)
+
+    async def removed(self, channel_id: bytes, result: Sequence[Any]) -> None:
+        """Tell that a channel is gone, and forget it. `result` is the answer of the function."""
+        _, address, age_ms, lost = result
+        self._on_removed(address.decode(), age_ms / 1000, lost)
+        await self.forget(channel_id, address.decode())
+
+    async def forget(self, channel_id: bytes, address: str) -> None:
+        """Remove a channel from the lists."""
+        due = self._names.due(self._names.shard_of(channel_id))
+        await asyncio.gather(
+            self._link.call("ZREM", due, self._names.entry(channel_id, address)),
+            self._link.call("ZREM", self._names.of_agent(agent_of(address)), address),
+        )

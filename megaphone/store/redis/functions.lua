@@ -1,0 +1,714 @@
+#!lua name=megaphone_1
+
+-- The rules of a channel, as functions of Redis. They are the rules of `megaphone.core.log` and
+-- `megaphone.core.channel`, in offsets; where this file is silent, the docstrings there hold.
+--
+-- A channel has seven keys with one hash tag. Each function gets all of them, in this order, so
+-- that a channel whose slot is on the move to another master is moved whole:
+--
+--   1 state     HASH  the fields below
+--   2 events    LIST  the events after `dropped`, as the nodes encode them
+--   3 ids       LIST  their ids
+--   4 keys      HASH  idempotency key -> "time id", or "?token" while its writer waits
+--   5 ages      LIST  "time key", oldest first
+--   6 queue     LIST  tokens of the events whose writers wait, first come first
+--   7 waiting   HASH  token -> the event and its writers, packed
+--
+-- The fields of the state:
+--
+--   a   consumer address          n   number of the latest lease
+--   c   time of creation          l   number of the open lease, 0 without one
+--   x   deadline, 0 while read    o   node of the lease
+--   C   capacity                  q   handle of the lease on its node
+--   T   TTL                       k   1 if the reader acknowledges
+--   e   epoch                     w   largest number of events in flight
+--   p   events up to this offset  u   offset up to which a broken end sends nothing again
+--       may have followers that   v   offset after which the next read starts, if the node
+--       the store lost                of the lease dies
+--   y   1 if no reader has        r   how many bytes may be sent to the node before it asks
+--       learned of these losses       again; -1 if it has not learned yet that it has a backlog
+--
+--   g dropped  d delivered  s sent  t end  f freed  h highest_sent   (offsets: see core/log.py)
+--   b   id of the last dropped event, "" without one
+--   m   offset up to which the connection of a plain reader has all bytes, as its node last said
+--
+-- Times are whole milliseconds. The first argument of each function is how long the store was out
+-- of order until now, which counts for nothing; or, in tests, `=` and the time itself.
+--
+-- Functions tell a node something by a message to its inbox. The first word says what:
+--
+--   E handle first size...   events that the reader is sent; they follow in the same message
+--   R handle                 a take may return something new
+--   X handle                 the lease is over
+--   W token result           the event of a waiting writer is accepted (1, or 0 for a writer that
+--                            repeated the key of an earlier one), or the channel has ended (-1)
+
+local IDEMPOTENCY_MS = 60000
+local MOST_KEYS = 10000
+local EVENT_OVERHEAD = 200    -- as `core.log.EVENT_OVERHEAD_BYTES`
+local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked for
+local FETCHED_AT_ONCE = 16
+local KEPT_AT_LEAST_MS = 86400000
+local TEXTS = 4
+local FIELDS = {'a', 'o', 'q', 'b',
+                'c', 'x', 'C', 'T', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r',
+                'g', 'd', 's', 't', 'f', 'h'}
+
+local function time_of(argument)
+    if string.sub(argument, 1, 1) == '=' then
+        return tonumber(string.sub(argument, 2))
+    end
+    local time = redis.call('TIME')
+    return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) - tonumber(argument)
+end
+
+-- The state
+
+local Channel = {}
+Channel.__index = Channel
+
+-- Returns the channel; nil if there is none, or if it has expired and only waits to be removed.
+local function load(keys, now, also_expired)
+    local values = redis.call('HMGET', keys[1], unpack(FIELDS))
+    if not values[1] then
+        return nil
+    end
+    local self = {keys = keys, now = now, was = {}}
+    for i, field in ipairs(FIELDS) do
+        local value = values[i]
+        if i > TEXTS then
+            value = tonumber(value)
+        end
+        self[field] = value
+        self.was[field] = value
+    end
+    if self.x > 0 and now >= self.x and not also_expired then
+        return nil
+    end
+    return setmetatable(self, Channel)
+end
+
+-- Writes the fields that have changed.
+function Channel:save()
+    local changed = {}
+    for _, field in ipairs(FIELDS) do
+        if self[field] ~= self.was[field] then
+            changed[#changed + 1] = field
+            local value = self[field]
+            changed[#changed + 1] = type(value) == 'number' and string.format('%.0f', value) or value
+        end
+    end
+    if #changed > 0 then
+        redis.call('HSET', self.keys[1], unpack(changed))
+    end
+end
+
+local function tell(node, message)
+    redis.call('PUBLISH', node, message)
+end
+
+-- The log
+
+function Channel:id_at(offset)
+    if offset > self.g then
+        return redis.call('LINDEX', self.keys[3], offset - self.g - 1)
+    end
+    return self.b == '' and '-' or self.b
+end
+
+-- Returns the offset of an event, or nil. It looks from the end first, where cursors point.
+function Channel:find(id)
+    local place = redis.call('LPOS', self.keys[3], id, 'RANK', -1)
+    return place and self.g + place + 1 or nil
+end
+
+function Channel:find_cursor(cursor)
+    local offset = self:find(cursor)
+    if not offset and cursor == (self.b == '' and '-' or self.b) then
+        return self.g
+    end
+    return offset
+end
+
+function Channel:push(event, id)
+    redis.call('RPUSH', self.keys[2], event)
+    redis.call('RPUSH', self.keys[3], id)
+    self.t = self.t + 1
+end
+
+-- Drops delivered events beyond the capacity.
+function Channel:trim()
+    local surplus = self.d - self.C - self.g
+    if surplus > 0 then
+        self.b = redis.call('LINDEX', self.keys[3], surplus - 1)
+        redis.call('LTRIM', self.keys[2], surplus, -1)
+        redis.call('LTRIM', self.keys[3], surplus, -1)
+        self.g = self.d - self.C
+    end
+end
+
+-- Idempotency keys
+
+function Channel:forget_old_keys()
+    while true do
+        local oldest = redis.call('LINDEX', self.keys[5], 0)
+        if not oldest then
+            return
+        end
+        local at, key = string.match(oldest, '^(%d+) (.*)$')
+        local is_old = tonumber(at) < self.now - IDEMPOTENCY_MS
+        if not is_old and redis.call('LLEN', self.keys[5]) <= MOST_KEYS then
+            return
+        end
+        redis.call('LPOP', self.keys[5])
+        local known = redis.call('HGET', self.keys[4], key)
+        if known and string.match(known, '^%d+') == at then
+            redis.call('HDEL', self.keys[4], key)
+        end
+    end
+end
+
+-- Returns the id of the event that was accepted with a key; or nil and the token of its waiter.
+function Channel:known(key)
+    self:forget_old_keys()
+    local known = redis.call('HGET', self.keys[4], key)
+    if not known then
+        return nil
+    end
+    if string.sub(known, 1, 1) == '?' then
+        return nil, string.sub(known, 2)
+    end
+    return string.match(known, ' (.*)$')
+end
+
+function Channel:remember(key, id)
+    local at = string.format('%.0f', self.now)
+    redis.call('HSET', self.keys[4], key, at .. ' ' .. id)
+    redis.call('RPUSH', self.keys[5], at .. ' ' .. key)
+    self:forget_old_keys()
+end
+
+-- Writers that wait
+
+function Channel:tell_writers(record, accepted)
+    for i = 5, #record, 2 do
+        local result = accepted and (i == 5 and '1' or '0') or '-1'
+        tell(record[i], 'W ' .. record[i + 1] .. ' ' .. result)
+    end
+end
+
+-- Accepts the events of waiting writers in the places that are free.
+function Channel:admit()
+    while self.t - self.f < self.C do
+        local token = redis.call('LPOP', self.keys[6])
+        if not token then
+            return
+        end
+        local record = cmsgpack.unpack(redis.call('HGET', self.keys[7], token))
+        redis.call('HDEL', self.keys[7], token)
+        local deadline, id, key, event = record[1], record[2], record[3], record[4]
+        if deadline < self.now then      -- its node has died, or withdraws too late
+            redis.call('HSET', self.keys[7], token, 'late')
+            if key ~= '' then
+                redis.call('HDEL', self.keys[4], key)
+            end
+        else
+            self:push(event, id)
+            if key ~= '' then
+                self:remember(key, id)
+            end
+            self:tell_writers(record, true)
+        end
+    end
+end
+
+function Channel:is_full()
+    return self.t - self.f >= self.C or redis.call('EXISTS', self.keys[6]) == 1
+end
+
+-- Frees the places up to `delivered`, and uses them.
+function Channel:free()
+    if self.d > self.f then
+        self.f = self.d
+    end
+    self:trim()
+    self:admit()
+end
+
+-- Makes the next take start after an offset, with no event in flight.
+function Channel:rewind(offset)
+    self.d = offset
+    self.s = offset
+    self:free()
+end
+
+-- Readers
+
+-- Returns how many more events the reader may be sent. An event that a plain reader was sent is
+-- delivered, and `trim` keeps as many of these as the capacity: so the node must not have more
+-- that the connection does not have yet.
+function Channel:room()
+    if self.k == 1 then
+        return self.w - (self.s - self.d)
+    end
+    return self.C - (self.s - self.m)
+end
+
+-- Returns the first offset, how many were sent before, the length of the backlog, and the events.
+function Channel:take(limit, max_bytes, credit)
+    local first, wanted = self.s + 1, math.min(self.t - self.s, limit, self:room())
+    local events = {}
+    local left = max_bytes
+    while #events < wanted and left > 0 do
+        local from = self.s - self.g + #events
+        local more = math.min(FETCHED_AT_ONCE, wanted - #events)
+        for _, event in ipairs(redis.call('LRANGE', self.keys[2], from, from + more - 1)) do
+            left = left - #event - EVENT_OVERHEAD
+            if left < 0 and #events > 0 then
+                break
+            end
+            events[#events + 1] = event
+        end
+    end
+    local last = self.s + #events
+    local redelivered = math.max(0, math.min(last, self.h) - self.s)
+    if #events > 0 then
+        self:mark_sent(last)
+    end
+    local must_wait = self.t == self.s or (self.k == 1 and self:room() <= 0)
+    self.r = must_wait and credit or -1
+    return {first, redelivered, self.t - self.s, events}
+end
+
+function Channel:mark_sent(last)
+    self.s = last
+    if last > self.h then
+        self.h = last
+    end
+    if self.k == 0 and last > self.d then
+        self.d = last
+        self:free()
+    end
+end
+
+-- Sends new events to a reader that waits for them. Returns: what its node must be told, if its
+-- node is the caller; else it is told by a message.
+function Channel:hand_over(events, caller)
+    if self.l == 0 or self.r < 0 then
+        return nil
+    end
+    local first, sizes, count = self.s + 1, '', 0
+    -- The backlog was empty before these events, unless the window was closed.
+    local is_next = self.t - #events == self.s
+    for _, event in ipairs(events) do
+        if not is_next or #event > LARGEST_SENT or self.r <= 0 or self:room() <= count then
+            break
+        end
+        count = count + 1
+        sizes = sizes .. ' ' .. #event
+        self.r = self.r - #event - EVENT_OVERHEAD
+    end
+    if count > 0 then
+        self:mark_sent(self.s + count)
+    end
+    local is_stuck = self.r <= 0 or (self.t > self.s and self:room() > 0)
+    local must_ask = is_stuck or (self.k == 0 and self:room() <= 0)
+    if must_ask then
+        self.r = -1
+    end
+    if self.o == caller then
+        return {self.q, first, count, must_ask and 1 or 0}
+    end
+    if count > 0 then
+        tell(self.o, 'E ' .. self.q .. ' ' .. string.format('%.0f', first) .. sizes .. '\n'
+            .. table.concat(events, '', 1, count))
+    end
+    if must_ask then
+        tell(self.o, 'R ' .. self.q)
+    end
+    return nil
+end
+
+-- Lets the reader ask again, if it waits and there is something for it.
+function Channel:wake_reader()
+    if self.l > 0 and self.r >= 0 and self.t > self.s and self:room() > 0 then
+        self.r = -1
+        tell(self.o, 'R ' .. self.q)
+    end
+end
+
+function Channel:end_lease(clean, upto)
+    if self.k == 1 then
+        self.s = self.d
+    else
+        self:rewind(math.min(math.max(upto, self.u, self.g), self.s))
+    end
+    if clean then
+        self.y = 0
+    end
+    self.l, self.r, self.o, self.q = 0, -1, '', ''
+    self.x = self.now + self.T
+    self:free()
+end
+
+-- The end
+
+local function close(self)
+    local lost = self.t - math.max(self.s, self.h)
+    if self.l > 0 then
+        tell(self.o, 'X ' .. self.q)
+    end
+    for _, token in ipairs(redis.call('LRANGE', self.keys[6], 0, -1)) do
+        self:tell_writers(cmsgpack.unpack(redis.call('HGET', self.keys[7], token)), false)
+    end
+    redis.call('DEL', unpack(self.keys))
+    return {1, self.a, self.now - self.c, math.max(0, lost)}
+end
+
+-- The functions. Each returns nothing (nil) if there is no such channel.
+
+local functions = {}
+
+-- time, address, capacity, TTL, epoch -> 1; 0 if the channel is there already
+function functions.create(keys, args)
+    local now = time_of(args[1])
+    if redis.call('EXISTS', keys[1]) == 1 then
+        return 0
+    end
+    local ttl = tonumber(args[4])
+    local fields = {'a', args[2], 'o', '', 'q', '', 'b', '', 'c', now, 'x', now + ttl, 'C', args[3],
+                    'T', ttl, 'e', args[5]}
+    for _, field in ipairs({'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't', 'f', 'h'}) do
+        fields[#fields + 1] = field
+        fields[#fields + 1] = 0
+    end
+    for i, value in ipairs(fields) do
+        fields[i] = type(value) == 'number' and string.format('%.0f', value) or value
+    end
+    redis.call('HSET', keys[1], unpack(fields))
+    redis.call('PEXPIRE', keys[1], ttl + KEPT_AT_LEAST_MS)
+    return 1
+end
+
+function Channel:enter_epoch(epoch)
+    if self.e < epoch then
+        self.e = epoch
+        self.p = self.t
+        self.y = 1
+    end
+end
+
+-- time, epoch, node, then for each event: id, key ('' without one), event
+-- -> results, what the reader of this node must be told (or nothing)
+-- The result of an event is `A` (accepted), the id of an earlier event with the same key, or `F`
+-- (full). The later events are then not tried, and left out.
+function functions.append(keys, args)
+    local self = load(keys, time_of(args[1]))
+    if not self then
+        return nil
+    end
+    self:enter_epoch(tonumber(args[2]))
+    local results, accepted = {}, {}
+    local is_full = self:is_full()
+    for i = 4, #args, 3 do
+        local id, key, event = args[i], args[i + 1], args[i + 2]
+        local known, token
+        if key ~= '' then
+            known, token = self:known(key)
+        end
+        if known then
+            results[#results + 1] = 'K' .. known
+        elseif token or is_full then
+            results[#results + 1] = 'F'
+            break
+        else
+            self:push(event, id)
+            accepted[#accepted + 1] = event
+            results[#results + 1] = 'A'
+            is_full = self.t - self.f >= self.C
+            if key ~= '' then
+                self:remember(key, id)
+            end
+        end
+    end
+    local told = #accepted > 0 and self:hand_over(accepted, args[3]) or nil
+    self:save()
+    return {results, told}
+end
+
+-- time, epoch, node, token, how long the writer waits, most events that may wait, id, key, event
+-- -> as `append` for one event; or {{'W'}} if the writer waits; {{'L', n}} if too many wait
+function functions.wait(keys, args)
+    local self = load(keys, time_of(args[1]))
+    if not self then
+        return nil
+    end
+    self:enter_epoch(tonumber(args[2]))
+    local node, token, id, key, event = args[3], args[4], args[7], args[8], args[9]
+    local known, joined
+    if key ~= '' then
+        known, joined = self:known(key)
+    end
+    if known then
+        return {{'K' .. known}}
+    end
+    if joined then
+        local record = cmsgpack.unpack(redis.call('HGET', keys[7], joined))
+        record[1] = math.max(record[1], self.now + tonumber(args[5]))
+        record[#record + 1] = node
+        record[#record + 1] = token
+        redis.call('HSET', keys[7], joined, cmsgpack.pack(record))
+        self:save()
+        return {{'W', joined, record[2]}}
+    end
+    if not self:is_full() then
+        self:push(event, id)
+        if key ~= '' then
+            self:remember(key, id)
+        end
+        local told = self:hand_over({event}, node)
+        self:save()
+        return {{'A'}, told}
+    end
+    local waiting = redis.call('LLEN', keys[6])
+    if waiting >= tonumber(args[6]) then
+        return {{'L', waiting}}
+    end
+    redis.call('RPUSH', keys[6], token)
+    local record = {self.now + tonumber(args[5]), id, key, event, node, token}
+    redis.call('HSET', keys[7], token, cmsgpack.pack(record))
+    if key ~= '' then
+        redis.call('HSET', keys[4], key, '?' .. token)
+    end
+    self:save()
+    return {{'W', token, id}}
+end
+
+-- time, token of the record, token of the writer
+-- -> 0 if the writer waits no more from now on; 1 if its event was accepted before; -1 if its
+-- event was dropped unaccepted, because its writer was expected to have withdrawn
+function functions.withdraw(keys, args)
+    local self = load(keys, time_of(args[1]), true)
+    if not self then
+        return nil
+    end
+    local packed = redis.call('HGET', keys[7], args[2])
+    if not packed then
+        return 1
+    end
+    if packed == 'late' then
+        redis.call('HDEL', keys[7], args[2])
+        return -1
+    end
+    local record = cmsgpack.unpack(packed)
+    for i = 5, #record, 2 do
+        if record[i + 1] == args[3] then
+            table.remove(record, i)
+            table.remove(record, i)
+            break
+        end
+    end
+    if #record >= 5 then
+        redis.call('HSET', keys[7], args[2], cmsgpack.pack(record))
+        return 0
+    end
+    redis.call('HDEL', keys[7], args[2])
+    redis.call('LREM', keys[6], 1, args[2])
+    if record[3] ~= '' then
+        redis.call('HDEL', keys[4], record[3])
+    end
+    return 0
+end
+
+-- time, epoch, node, handle, address, has cursor, cursor, acknowledges, window, takes over, node
+-- that is dead (''), limit, bytes, credit
+-- -> {'B', node, handle} if another lease is open; else {'L', lease, recovered (1, 0, -1 for neither),
+-- cursor, position, backlog before the take, what `take` returns}
+function functions.lease(keys, args)
+    local self = load(keys, time_of(args[1]))
+    if not self or self.a ~= args[5] then
+        return nil
+    end
+    self:enter_epoch(tonumber(args[2]))
+    if self.l > 0 then
+        if args[10] ~= '1' and self.o ~= args[11] then
+            self:save()
+            return {'B', self.o, self.q}
+        end
+        tell(self.o, 'X ' .. self.q)
+        self:end_lease(false, self.v)
+    end
+    local recovered = self.y == 1 and 0 or -1
+    if args[6] == '1' then
+        local offset = self:find_cursor(args[7])
+        recovered = offset and (self.p == 0 or offset > self.p) and 1 or 0
+        self:rewind(offset or self.g)
+    end
+    self.n = self.n + 1
+    self.l, self.o, self.q = self.n, args[3], args[4]
+    self.k, self.w = tonumber(args[8]), tonumber(args[9])
+    self.m, self.u, self.v, self.x = self.s, self.s, self.s, 0
+    local cursor, position, ready = self:id_at(self.s), self.s, self.t - self.s
+    local taken = self:take(tonumber(args[12]), tonumber(args[13]), tonumber(args[14]))
+    self:save()
+    return {'L', self.l, recovered, cursor, position, ready, taken}
+end
+
+-- time, lease, last offset that the node has, offset after which a broken end sends again, limit,
+-- bytes, credit -> first offset, how many were sent before, backlog, events; -1 if the lease is over
+function functions.take(keys, args)
+    local self = load(keys, time_of(args[1]))
+    if not self then
+        return nil
+    end
+    if self.l ~= tonumber(args[2]) then
+        return -1
+    end
+    -- The reader may have acknowledged more than the node has.
+    local have = math.max(tonumber(args[3]), self.u, self.g, self.k == 1 and self.d or 0)
+    self.m, self.v = have, tonumber(args[4])
+    if have < self.s then       -- a message was lost
+        self.s = have
+        if self.k == 0 then
+            self.d = have
+        end
+    end
+    local taken = self:take(tonumber(args[5]), tonumber(args[6]), tonumber(args[7]))
+    self:save()
+    return taken
+end
+
+-- time, lease, clean, offset after which the next read of a plain reader starts -> 1; 0 if over
+function functions.release(keys, args)
+    local self = load(keys, time_of(args[1]), true)
+    if not self then
+        return nil
+    end
+    if self.l ~= tonumber(args[2]) then
+        return 0
+    end
+    self:end_lease(args[3] == '1', tonumber(args[4]))
+    self:save()
+    return 1
+end
+
+-- time, node, handle -> 1; 0 if the node has no lease with this handle. For a node that does not
+-- know whether it has got a lease.
+function functions.give_back(keys, args)
+    local self = load(keys, time_of(args[1]), true)
+    if not self or self.l == 0 or self.o ~= args[2] or self.q ~= args[3] then
+        return 0
+    end
+    self:end_lease(false, self.v)
+    self:save()
+    return 1
+end
+
+-- time, address, id -> how many events were delivered by it
+function functions.acknowledge(keys, args)
+    local self = load(keys, time_of(args[1]))
+    if not self or self.a ~= args[2] then
+        return nil
+    end
+    local offset = self:find(args[3])
+    if not offset or offset > self.h then
+        return 0
+    end
+    local before = self.d
+    if self.l > 0 and self.k == 0 then
+        before = math.max(self.u, self.g)
+        self.u = math.max(self.u, offset)
+    end
+    if offset > self.d then
+        self.d = offset
+        self.s = math.max(self.s, offset)
+        self:free()
+    end
+    self:wake_reader()
+    self:save()
+    return math.max(0, offset - before)
+end
+
+-- time -> 1 if the channel lives
+function functions.exists(keys, args)
+    return load(keys, time_of(args[1])) and 1 or 0
+end
+
+-- time -> {1, address, age, lost events} if it has expired now; {2, when to look again}
+function functions.expire(keys, args)
+    local self = load(keys, time_of(args[1]), true)
+    if not self then
+        redis.call('DEL', unpack(keys))
+        return nil
+    end
+    if self.x > 0 and self.now >= self.x then
+        return close(self)
+    end
+    for _, key in ipairs(keys) do
+        redis.call('PEXPIRE', key, self.T + KEPT_AT_LEAST_MS)
+    end
+    return {2, self.x > 0 and self.x or self.now + self.T}
+end
+
+-- time -> {1, address, age, lost events}
+function functions.remove(keys, args)
+    local self = load(keys, time_of(args[1]))
+    return self and close(self) or nil
+end
+
+-- These two concern the store, and have the keys of the nodes and of the whole store.
+
+-- id of the run of the server, its time -> epoch. A run that the store does not know is a restart or
+-- a new master, which may have lost events: it starts a new epoch.
+function functions.greet(keys, args)
+    local epoch = tonumber(redis.call('HGET', keys[2], 'epoch') or '0')
+    if redis.call('HSETNX', keys[2], 'run:' .. args[1], '1') == 1 then
+        epoch = math.max(epoch + 1, time_of('0'))
+        redis.call('HSET', keys[2], 'epoch', string.format('%.0f', epoch))
+    end
+    return epoch
+end
+
+-- node, how long a node may be silent, when a silent node is forgotten
+-- -> time, epoch, how long the store was out of order until now, nodes that live
+function functions.beat(keys, args)
+    local now = time_of('0')
+    local silent, forgotten = tonumber(args[2]), tonumber(args[3])
+    local last = tonumber(redis.call('HGET', keys[2], 'beat') or now)
+    local away = tonumber(redis.call('HGET', keys[2], 'away') or '0')
+    if now - last > silent then
+        away = away + now - last
+        redis.call('HSET', keys[2], 'away', string.format('%.0f', away))
+    elseif now < last then      -- the clock was set back
+        away = away + now - last
+        redis.call('HSET', keys[2], 'away', string.format('%.0f', away))
+    end
+    redis.call('HSET', keys[2], 'beat', string.format('%.0f', now))
+    redis.call('HSET', keys[1], args[1], string.format('%.0f', now - away))
+    local living = {}
+    local nodes = redis.call('HGETALL', keys[1])
+    for i = 1, #nodes, 2 do
+        local age = now - away - tonumber(nodes[i + 1])
+        if age > forgotten then
+            redis.call('HDEL', keys[1], nodes[i])
+        elseif age <= silent then
+            living[#living + 1] = nodes[i]
+        end
+    end
+    local epoch = tonumber(redis.call('HGET', keys[2], 'epoch') or '0')
+    return {string.format('%.0f', now), epoch, string.format('%.0f', away), living}
+end
+
+-- A full store must let its channels be read, acknowledged, released and removed. So only the
+-- functions that store something new are refused when there is no memory.
+local function register(names, flags)
+    for i = 1, #names do
+        redis.register_function{
+            function_name = 'mp1_' .. names[i], callback = functions[names[i]], flags = flags,
+        }
+    end
+end
+
+register({'create', 'append', 'wait'}, {})
+register({'withdraw', 'lease', 'take', 'release', 'give_back', 'acknowledge', 'exists', 'expire', 'remove',
+          'greet', 'beat'}, {'allow-oom'})

@@ -1,0 +1,71 @@
+"""The names of everything that the store has in Redis."""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from zlib import crc32
+
+SHARDS = 64
+"""In how many parts the deadlines of the channels are kept, so that nodes can share the work."""
+
+
+class Names:
+    """The names of keys and inboxes, all of which begin with the prefix of the store.
+
+    The keys that one function uses together have one hash tag, so that they are in one slot of a
+    cluster.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.nodes = f"{prefix}:{{all}}:nodes"
+        """HASH: when each node last showed that it lives."""
+        self.meta = f"{prefix}:{{all}}:meta"
+        """HASH: the epoch, the runs of servers that the store knows, and its clock."""
+        self.agents = f"{prefix}:agents"
+        """HASH: the address key of each agent."""
+        self.agents_with_channels = f"{prefix}:agents:used"
+        """SET: the agents that have or had channels."""
+
+    def channel(self, channel_id: bytes) -> tuple[str, ...]:
+        """Return the keys of a channel, in the order in which the functions expect them."""
+        state = f"{self._prefix}:{{{tag_of(channel_id)}}}"
+        return (
+            state,
+            f"{state}:e",
+            f"{state}:i",
+            f"{state}:k",
+            f"{state}:a",
+            f"{state}:q",
+            f"{state}:w",
+        )
+
+    def of_agent(self, agent: str) -> str:
+        """ZSET: the consumer addresses of an agent, by the times of their creation."""
+        return f"{self._prefix}:agent:{agent}"
+
+    @staticmethod
+    def entry(channel_id: bytes, address: str) -> str:
+        """Return how a channel is named in the lists of deadlines."""
+        return f"{tag_of(channel_id)} {address}"
+
+    @staticmethod
+    def of_entry(entry: str) -> tuple[bytes, str]:
+        """Return the channel id and the consumer address in an entry."""
+        tag, _, address = entry.partition(" ")
+        return urlsafe_b64decode(tag + "=" * (-len(tag) % 4)), address
+
+    @staticmethod
+    def shard_of(channel_id: bytes) -> int:
+        return crc32(channel_id) % SHARDS
+
+    def due(self, shard: int) -> str:
+        """ZSET: entries of channels, by the times at which to see whether they have expired."""
+        return f"{self._prefix}:due:{shard}"
+
+    def inbox(self, node: str) -> str:
+        """The Pub/Sub channel of a node."""
+        return f"{self._prefix}:in:{node}"
+
+
+def tag_of(channel_id: bytes) -> str:
+    """Return a channel id in the characters that keys may have."""
+    return urlsafe_b64encode(channel_id).rstrip(b"=").decode()

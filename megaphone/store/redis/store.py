@@ -1,0 +1,542 @@
+"""Channels in a Redis or Valkey that many nodes share. Fulfils `core.ports.Store`.
+
+The rules of a channel are functions in Redis (`functions.lua`), each of which is one step. A node
+keeps nothing of a channel but its open reads and its waiting writers. Redis tells a node about them
+by messages to its inbox.
+"""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from heapq import merge
+from itertools import islice
+from typing import Any
+
+from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
+from megaphone.errors import (
+    ChannelNotFound,
+    LimitExceeded,
+    MegaphoneError,
+    ReaderBusy,
+    StoreUnavailable,
+)
+from megaphone.model import ChannelLimits, Event, ReadOptions, agent_of
+from megaphone.store.redis.calls import Functions
+from megaphone.store.redis.connection import Calls, Reply
+from megaphone.store.redis.directory import RedisDirectory
+from megaphone.store.redis.encoding import decoded, encoded
+from megaphone.store.redis.expiry import Sweeper
+from megaphone.store.redis.keys import Names
+from megaphone.store.redis.lease import RemoteLease, Taken
+from megaphone.store.redis.link import Link
+from megaphone.store.redis.membership import Membership
+from megaphone.store.redis.subscription import Subscription
+from megaphone.store.redis.url import StoreUrl
+from megaphone.store.redis.writers import Writers
+
+log = logging.getLogger(__name__)
+
+CREDIT_BYTES = 65_536
+"""How many bytes of events a reader may be sent unasked, so that it takes a round trip less."""
+TAKE_BYTES = 262_144
+"""The largest answer to a take, unless one event alone is larger."""
+BUSY_TRIES = 6
+BUSY_WAIT_S = 0.05
+"""A client may have the end of its last read before Redis knows of it from another node. So a node
+that finds a lease of another node asks again, so often and after such a time."""
+COUNT_S = 1.0
+"""How often a node counts the channels of all nodes."""
+DOWN_S = 5.0
+"""How long the store may be away before this node reports that it does not serve."""
+RELEASE_AGAIN_S = 1.0
+RELEASE_AT_END_S = 2.0
+RECOVERED = {1: True, 0: False, -1: None}
+
+
+class RedisStore:
+    """The channels of all nodes with the same Redis and prefix. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        url: StoreUrl,
+        *,
+        prefix: str,
+        limits: ChannelLimits,
+        max_channels: int,
+        write_timeout_s: float,
+        on_removed: OnRemoved,
+    ) -> None:
+        """Raises: UnusableStore."""
+        names = Names(prefix)
+        self._names = names
+        self._limits = limits
+        self._max_channels = max_channels
+        self.link = Link(url, name="megaphone", greet=self._greet)
+        self.functions = Functions(self.link, names)
+        self.directory = RedisDirectory(self.link, names)
+        self.membership = Membership(self.functions, names, self._on_epoch)
+        self._subscription = Subscription(
+            self.link,
+            [self.membership.inbox],
+            on_message=self._on_message,
+            on_subscribed=self._ask_all,
+            on_lost=lambda: None,
+        )
+        self._writers = Writers(
+            self.functions, self.membership.node, write_timeout_s, limits.max_waiting_writers
+        )
+        self._sweeper = Sweeper(self.link, self.functions, names, self.membership, on_removed)
+        self._handles = itertools.count(1)
+        self._leases: dict[str, RemoteLease] = {}
+        """By their handles."""
+        self._by_channel: dict[bytes, RemoteLease] = {}
+        self._known_agents: set[str] = set()
+        self._counted = 0
+        """How many channels all nodes have, as far as this node knows."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._releases: set[asyncio.Task[None]] = set()
+        """Releases that Redis has not confirmed yet."""
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Connect. Raises: StoreUnavailable; UnusableStore; ReplyError."""
+        async with AsyncExitStack() as stack:
+            await self.link.start()
+            stack.push_async_callback(self.link.aclose)
+            await self._subscription.start()
+            stack.push_async_callback(self._subscription.aclose)
+            await self.membership.start()
+            stack.push_async_callback(self.membership.aclose)
+            self._sweeper.start()
+            stack.push_async_callback(self._sweeper.aclose)
+            await self._count()
+            self._start_task(self._keep_counting(), self._tasks)
+            stack.push_async_callback(self._end_tasks)
+            self._stack = stack.pop_all()
+
+    async def _greet(self, calls: Calls) -> None:
+        await self.membership.greet(calls)
+
+    # -- Channels
+
+    async def create(
+        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+    ) -> None:
+        await self.check_room()
+        names, agent = self._names, agent_of(consumer_address)
+        now, ttl_ms = self.membership.store_time_ms(), round(self._limits.ttl_s * 1000)
+        call = self.link.call
+        before: list[Awaitable[Reply]] = [
+            call(
+                "ZADD",
+                names.due(names.shard_of(channel_id)),
+                now + ttl_ms,
+                names.entry(channel_id, consumer_address),
+            ),
+            call("ZADD", names.of_agent(agent), now, consumer_address),
+        ]
+        if agent not in self._known_agents:
+            before.append(call("SADD", names.agents_with_channels, agent))
+        created = self.functions.start(
+            "create",
+            channel_id,
+            consumer_address,
+            capacity or self._limits.capacity,
+            ttl_ms,
+            self.membership.epoch,
+        )
+        self._counted += 1
+        try:
+            await asyncio.gather(*before, created)
+        except MegaphoneError:
+            self._counted -= 1
+            raise
+        self._known_agents.add(agent)
+
+    def create_nowait(
+        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+    ) -> None:
+        raise WouldBlock
+
+    async def check_room(self) -> None:
+        if self._counted >= self._max_channels:
+            raise LimitExceeded(
+                f"the store has {self._counted} channels; no more are allowed (max_channels)"
+            )
+
+    async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+        different = list(dict.fromkeys(channel_ids))
+        alive = await self._each("exists", different)
+        return {channel_id for channel_id, one in zip(different, alive, strict=True) if one}
+
+    def exists_nowait(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+        raise WouldBlock
+
+    async def remove(self, channel_id: bytes) -> None:
+        result = await self.functions.start("remove", channel_id)
+        if result is None:
+            raise ChannelNotFound
+        self._counted -= 1
+        await self._sweeper.removed(channel_id, result)
+
+    async def list(self, agent: str | None, skip: int, limit: int) -> Sequence[str]:
+        names = self._names
+        if agent is not None:
+            agents = [agent]
+        else:
+            agents = [one.decode() for one in await self._members(names.agents_with_channels)]
+        found = await asyncio.gather(
+            *(
+                self.link.call("ZRANGE", names.of_agent(one), 0, skip + limit - 1, "WITHSCORES")
+                for one in agents
+                if skip + limit
+            )
+        )
+        by_age = merge(*(_by_score(one) for one in found))
+        return [address.decode() for _, address in islice(by_age, skip, skip + limit)]
+
+    async def count(self, agent: str) -> int:
+        return int(await self.link.call("ZCARD", self._names.of_agent(agent)))
+
+    async def _members(self, key: str) -> Iterable[bytes]:
+        members: Iterable[bytes] = await self.link.call("SMEMBERS", key)
+        return members
+
+    async def _count(self) -> None:
+        agents = await self._members(self._names.agents_with_channels)
+        counts = await asyncio.gather(*(self.count(agent.decode()) for agent in agents))
+        self._counted = sum(counts)
+
+    async def _keep_counting(self) -> None:
+        while True:
+            await asyncio.sleep(COUNT_S)
+            with suppress(MegaphoneError):
+                await self._count()
+
+    # -- Writing
+
+    async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+        by_channel: dict[bytes, list[int]] = {}
+        for index, write in enumerate(writes):
+            by_channel.setdefault(write.channel_id, []).append(index)
+        runs = [[writes[index] for index in indexes] for indexes in by_channel.values()]
+        answers = [self._start_run(run) for run in runs]
+        results: list[AppendResult] = [WouldBlock()] * len(writes)
+        for indexes, run, answer in zip(by_channel.values(), runs, answers, strict=True):
+            outcomes = await self._run(run, answer)
+            if wait and isinstance(outcomes[-1], WouldBlock):
+                outcomes = await self._wait(run, outcomes)
+            for index, outcome in zip(indexes, outcomes, strict=True):
+                results[index] = outcome
+        return results
+
+    def _start_run(self, run: Sequence[Append]) -> Awaitable[Reply]:
+        """Append events to one channel. The later ones are not tried if one finds it full."""
+        arguments: list[Any] = []
+        for write in run:
+            arguments += (write.event.id, write.request_id or "", encoded(write.event))
+        return self.functions.start(
+            "append",
+            run[0].channel_id,
+            self.membership.epoch,
+            self.membership.inbox,
+            *arguments,
+        )
+
+    async def _run(
+        self, run: Sequence[Append], started: Awaitable[Reply]
+    ) -> Sequence[AppendResult]:
+        try:
+            answer = await started
+        except MegaphoneError as error:
+            return [error] * len(run)
+        if answer is None:
+            return [ChannelNotFound()] * len(run)
+        results, *handed = answer
+        outcomes: list[AppendResult] = []
+        accepted: list[Event] = []
+        for write, result in zip(run, results, strict=False):
+            if result == b"A":
+                accepted.append(write.event)
+                outcomes.append(Stored(write.event.id, is_new=True))
+            elif result == b"F":
+                break
+            else:
+                outcomes.append(Stored(result[1:].decode(), is_new=False))
+        if handed and handed[0]:
+            self._hand_over(handed[0], accepted)
+        return outcomes + [WouldBlock()] * (len(run) - len(outcomes))
+
+    async def _wait(
+        self, run: Sequence[Append], outcomes: Sequence[AppendResult]
+    ) -> Sequence[AppendResult]:
+        """Append those events of a run that found no place, one after the other."""
+        results: list[AppendResult] = [one for one in outcomes if not isinstance(one, WouldBlock)]
+        for write in run[len(results) :]:
+            result = await self._writers.append(
+                self.membership.inbox, self.membership.epoch, write, self._on_handed
+            )
+            results.append(result)
+            if not isinstance(result, Stored):
+                break
+        return results + [results[-1]] * (len(run) - len(results))
+
+    def append_nowait(self, write: Append) -> Stored:
+        raise WouldBlock
+
+    def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
+        raise WouldBlock
+
+    def _on_handed(self, write: Append, handed: Any) -> None:
+        self._hand_over(handed, [write.event])
+
+    def _hand_over(self, handed: Any, events: Sequence[Event]) -> None:
+        """Give events of a writer of this node to a reader of this node."""
+        handle, first, count, must_ask = handed
+        lease = self._leases.get(handle.decode())
+        if lease is None:
+            return
+        if count:
+            lease.sent(first, events[:count])
+        if must_ask:
+            lease.ask()
+
+    # -- Reading
+
+    async def open(
+        self, channel_id: bytes, consumer_address: str, options: ReadOptions
+    ) -> RemoteLease:
+        if options.take_over and (old := self._by_channel.get(channel_id)) is not None:
+            self._end_as_broken(old)
+        lease = RemoteLease(
+            self,
+            channel_id,
+            str(next(self._handles)),
+            options,
+            self._limits.redelivery_window_s,
+        )
+        # A writer may send events before the answer is here.
+        self._leases[lease.handle] = lease
+        try:
+            answer = await self._opened(lease, consumer_address, options)
+        except (StoreUnavailable, asyncio.CancelledError):
+            del self._leases[lease.handle]
+            self._start_task(self._give_back(lease), self._releases)
+            raise
+        except BaseException:
+            del self._leases[lease.handle]
+            raise
+        _, number, recovered, cursor, position, _, taken = answer
+        lease.opened(number, self.membership.epoch, RECOVERED[recovered], cursor.decode(), position)
+        lease.taken(_taken(taken))
+        self._by_channel[channel_id] = lease
+        return lease
+
+    async def _opened(self, lease: RemoteLease, consumer_address: str, options: ReadOptions) -> Any:
+        """Take a lease in Redis. Returns: the answer of the function."""
+        dead = ""
+        for left in reversed(range(BUSY_TRIES)):
+            answer = await self._lease(lease, consumer_address, options, dead)
+            if answer is None:
+                raise ChannelNotFound
+            if answer[0] != b"B":
+                return answer
+            inbox, handle = answer[1].decode(), answer[2].decode()
+            is_mine = inbox == self.membership.inbox
+            if not left or (is_mine and handle in self._leases):
+                break
+            if is_mine or self.membership.is_dead(inbox):
+                dead = inbox  # nobody has this lease any more
+            else:
+                await asyncio.sleep(BUSY_WAIT_S)
+        raise ReaderBusy
+
+    def _lease(
+        self, lease: RemoteLease, consumer_address: str, options: ReadOptions, dead: str
+    ) -> Awaitable[Reply]:
+        return self.functions.start(
+            "lease",
+            lease.channel_id,
+            self.membership.epoch,
+            self.membership.inbox,
+            lease.handle,
+            consumer_address,
+            int(options.cursor is not None),
+            options.cursor or "",
+            int(options.acknowledge),
+            options.in_flight,
+            int(options.take_over),
+            dead,
+            self._limits.capacity if options.limit is None else options.limit,
+            TAKE_BYTES,
+            CREDIT_BYTES,
+        )
+
+    async def _give_back(self, lease: RemoteLease) -> None:
+        """Release a lease that this node may have got, although it has no answer that says so."""
+        while True:
+            try:
+                await self.functions.start(
+                    "give_back", lease.channel_id, self.membership.inbox, lease.handle
+                )
+            except MegaphoneError:
+                await asyncio.sleep(RELEASE_AGAIN_S)
+            else:
+                return
+
+    def _end_as_broken(self, lease: RemoteLease) -> None:
+        """End a lease of this node, because another reader takes over."""
+        notify = lease.on_ready
+        lease.release(clean=False, now=asyncio.get_running_loop().time())
+        if notify is not None:
+            notify()
+
+    def open_nowait(
+        self, channel_id: bytes, consumer_address: str, options: ReadOptions
+    ) -> RemoteLease:
+        raise WouldBlock
+
+    async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
+        count = await self.functions.start("acknowledge", channel_id, consumer_address, event_id)
+        if count is None:
+            raise ChannelNotFound
+        return int(count)
+
+    def acknowledge_nowait(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
+        raise WouldBlock
+
+    # -- What leases call
+
+    def take(self, lease: RemoteLease, resend_after: int) -> None:
+        self._start_task(self._take(lease, resend_after), self._tasks)
+
+    async def _take(self, lease: RemoteLease, resend_after: int) -> None:
+        try:
+            answer = await self.functions.start(
+                "take",
+                lease.channel_id,
+                lease.number,
+                lease.have,
+                resend_after,
+                self._limits.capacity,
+                TAKE_BYTES,
+                CREDIT_BYTES,
+            )
+        except MegaphoneError:
+            lease.not_taken()
+            return
+        if answer in (None, -1):
+            lease.end()
+        else:
+            lease.taken(_taken(answer))
+
+    def release(self, lease: RemoteLease, *, clean: bool, resend_after: int) -> None:
+        self._leases.pop(lease.handle, None)
+        if self._by_channel.get(lease.channel_id) is lease:
+            del self._by_channel[lease.channel_id]
+        started = self._release(lease, clean, resend_after)
+        self._start_task(self._released(started, lease, clean, resend_after), self._releases)
+
+    def _release(self, lease: RemoteLease, clean: bool, resend_after: int) -> Awaitable[Reply]:
+        return self.functions.start(
+            "release", lease.channel_id, lease.number, int(clean), resend_after
+        )
+
+    async def _released(
+        self, started: Awaitable[Reply], lease: RemoteLease, clean: bool, resend_after: int
+    ) -> None:
+        while True:
+            try:
+                await started
+            except MegaphoneError:
+                await asyncio.sleep(RELEASE_AGAIN_S)
+                started = self._release(lease, clean, resend_after)
+            else:
+                return
+
+    # -- Messages
+
+    def _on_message(self, payload: bytes) -> None:
+        head, _, body = payload.partition(b"\n")
+        kind, subject, *words = head.decode().split(" ")
+        if kind == "W":
+            self._writers.told(subject, int(words[0]))
+        elif (lease := self._leases.get(subject)) is None:
+            return
+        elif kind == "E":
+            lease.sent(int(words[0]), _cut(body, map(int, words[1:])))
+        elif kind == "R":
+            lease.ask()
+        elif kind == "X":
+            lease.end()
+
+    def _ask_all(self) -> None:
+        """Let each reader ask, because messages may have been lost."""
+        for lease in list(self._leases.values()):
+            lease.ask()
+
+    def _on_epoch(self) -> None:
+        """End the reads, so that their clients learn that events may be missing."""
+        for lease in list(self._leases.values()):
+            lease.interrupt()
+
+    # -- Life cycle
+
+    def check_serves(self) -> None:
+        down_since = self.link.down_since
+        if down_since is not None:
+            down_s = asyncio.get_running_loop().time() - down_since
+            if down_s > DOWN_S:
+                raise StoreUnavailable(f"the store of channels is not there for {down_s:.0f} s")
+
+    async def quiesce(self) -> None:
+        self._writers.quiesce()
+        await asyncio.sleep(0)
+
+    async def aclose(self) -> None:
+        self._writers.quiesce()
+        for lease in list(self._leases.values()):
+            lease.interrupt()
+            lease.release(clean=True, now=asyncio.get_running_loop().time())
+        if self._releases:
+            await asyncio.wait(self._releases, timeout=RELEASE_AT_END_S)
+        await self._stack.aclose()
+
+    @staticmethod
+    def _start_task(work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work)
+        group.add(task)
+        task.add_done_callback(group.discard)
+
+    async def _end_tasks(self) -> None:
+        tasks = self._tasks | self._releases
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    async def _each(self, name: str, channel_ids: Sequence[bytes]) -> Sequence[Reply]:
+        """Call a function of many channels at once."""
+        started = [self.functions.start(name, channel_id) for channel_id in channel_ids]
+        return [await one for one in started]
+
+
+def _taken(answer: Any) -> Taken:
+    first, redelivered, backlog, events = answer
+    return Taken(first, redelivered, backlog, [decoded(event) for event in events])
+
+
+def _by_score(members: Iterable[tuple[bytes, float]]) -> list[tuple[float, bytes]]:
+    return [(float(score), member) for member, score in members]
+
+
+def _cut(body: bytes, sizes: Iterable[int]) -> list[Event]:
+    """Return the events in a message."""
+    events = []
+    start = 0
+    for size in sizes:
+        events.append(decoded(body[start : start + size]))
+        start += size
+    return events

@@ -1,0 +1,166 @@
+"""The writers of this node that wait in the store for a place in a full channel."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from megaphone.core.channel import BUSY_RETRY_AFTER_S
+from megaphone.core.ports import Append, AppendResult, Stored
+from megaphone.errors import (
+    ChannelNotFound,
+    LimitExceeded,
+    MegaphoneError,
+    ShuttingDown,
+    StoreUnavailable,
+    WriteTimeout,
+)
+from megaphone.store.redis.calls import Functions
+from megaphone.store.redis.encoding import encoded
+
+GRACE_S = 5.0
+"""How much longer than its writer waits an event stays in the queue. Then its node must be dead."""
+AGAIN_S = 1.0
+CHANNEL_IS_GONE = -1
+
+
+class Writers:
+    """Writers that wait, by their tokens. Belongs to one event loop."""
+
+    def __init__(self, functions: Functions, node: str, timeout_s: float, max_waiting: int) -> None:
+        self._functions = functions
+        self._node = node
+        self._timeout_s = timeout_s
+        self._max_waiting = max_waiting
+        self._numbers = itertools.count(1)
+        self._waiting: dict[str, asyncio.Future[int]] = {}
+        """Resolved with what a message says of the event; cancelled if nobody waits any more."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_quiet = False
+
+    def told(self, token: str, result: int) -> None:
+        """Note a message about the event of a writer."""
+        future = self._waiting.get(token)
+        if future is not None and not future.done():
+            future.set_result(result)
+
+    def quiesce(self) -> None:
+        """From now on refuse those that wait, and those that would."""
+        self._is_quiet = True
+        for future in self._waiting.values():
+            future.cancel()
+
+    async def append(
+        self, inbox: str, epoch: int, write: Append, on_handed: Callable[[Append, object], None]
+    ) -> AppendResult:
+        """Append one event. Waits for a place in its channel, first come, first served.
+
+        `on_handed` is called with what the reader of this node must be told. If the call is
+        cancelled, it withdraws the event; if that is too late, it returns as if it was not
+        cancelled.
+        """
+        if self._is_quiet:
+            return ShuttingDown()
+        token = f"{self._node}.{next(self._numbers)}"
+        told = self._waiting[token] = asyncio.get_running_loop().create_future()
+        # A task of its own, because a command that has left cannot be cancelled.
+        appending = asyncio.create_task(self._append(inbox, epoch, write, token, told, on_handed))
+        self._tasks.add(appending)
+        appending.add_done_callback(self._tasks.discard)
+        try:
+            return await asyncio.shield(appending)
+        except asyncio.CancelledError:
+            told.cancel()
+            result = await asyncio.shield(appending)
+            if isinstance(result, Stored):
+                return result
+            raise
+
+    async def _append(
+        self,
+        inbox: str,
+        epoch: int,
+        write: Append,
+        token: str,
+        told: "asyncio.Future[int]",
+        on_handed: Callable[[Append, object], None],
+    ) -> AppendResult:
+        try:
+            answer = await self._functions.start(
+                "wait",
+                write.channel_id,
+                epoch,
+                inbox,
+                token,
+                round((self._timeout_s + GRACE_S) * 1000),
+                self._max_waiting,
+                write.event.id,
+                write.request_id or "",
+                encoded(write.event),
+            )
+            if answer is None:
+                return ChannelNotFound()
+            [result, *more], *handed = answer
+            if result == b"W":
+                return await self._wait(write.channel_id, token, told, *more)
+            if result == b"L":
+                return _too_many(int(more[0]))
+            if result == b"A":
+                if handed:
+                    on_handed(write, handed[0])
+                return Stored(write.event.id, is_new=True)
+            return Stored(result[1:].decode(), is_new=False)
+        except StoreUnavailable as error:
+            self._withdraw_behind(write.channel_id, token)
+            return error
+        except MegaphoneError as error:
+            return error
+        finally:
+            del self._waiting[token]
+
+    async def _wait(
+        self,
+        channel_id: bytes,
+        token: str,
+        told: "asyncio.Future[int]",
+        record: bytes,
+        event_id: bytes,
+    ) -> AppendResult:
+        """Wait for the message about an event, and withdraw the event if there is none in time."""
+        stored = Stored(event_id.decode(), is_new=record.decode() == token)
+        await asyncio.wait([told], timeout=self._timeout_s)
+        if told.done() and not told.cancelled():
+            return ChannelNotFound() if told.result() == CHANNEL_IS_GONE else stored
+        answer = await self._withdraw(channel_id, record, token)
+        if answer is None:
+            return ChannelNotFound()
+        if answer == 1:
+            return stored
+        return ShuttingDown() if self._is_quiet else WriteTimeout()
+
+    def _withdraw_behind(self, channel_id: bytes, token: str) -> None:
+        """Withdraw an event that may be waiting, although this node has no answer that says so."""
+        task = asyncio.create_task(self._withdraw_until_done(channel_id, token))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _withdraw_until_done(self, channel_id: bytes, token: str) -> None:
+        while not self._is_quiet:
+            try:
+                await self._withdraw(channel_id, token.encode(), token)
+            except MegaphoneError:
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
+
+    async def _withdraw(self, channel_id: bytes, record: bytes, token: str) -> int | None:
+        answer: int | None = await self._functions.start("withdraw", channel_id, record, token)
+        return answer
+
+
+def _too_many(count: int) -> LimitExceeded:
+    return LimitExceeded(
+        f"{count} writers already wait for a place in this channel;"
+        " no more are allowed (max_waiting_writers)",
+        retry_after_s=BUSY_RETRY_AFTER_S,
+    )

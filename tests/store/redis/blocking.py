@@ -1,0 +1,237 @@
+"""A channel in Redis with the calls of `core.channel.Channel`, for the model test.
+
+It uses the functions directly, through a client that waits for each answer, and tells them the
+time. It hands over no events in messages: whoever reads takes.
+"""
+
+import itertools
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import hiredis
+
+from megaphone.core.channel import Waiter
+from megaphone.core.log import Batch
+from megaphone.core.sendings import Sendings
+from megaphone.errors import ReaderBusy
+from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.store.redis.encoding import decoded, encoded
+from megaphone.store.redis.functions import name_of
+from megaphone.store.redis.keys import Names
+
+NODE = "inbox"
+NO_TIME_LIMIT_MS = 10**9
+CREDIT = 0
+"""The functions send no events unasked, because the model knows of no such thing."""
+ENDS = itertools.count()
+
+
+class BlockingClient:
+    """One connection to a server. Each call waits for its answer."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(10)
+        self._socket.connect(path)
+        self._reader = hiredis.Reader()
+
+    def call(self, *arguments: Any) -> Any:
+        self._socket.sendall(hiredis.pack_command(arguments))
+        return self.answer()
+
+    def answer(self) -> Any:
+        while (answer := self._reader.gets()) is False:
+            self._reader.feed(self._socket.recv(65_536))
+        if isinstance(answer, hiredis.ReplyError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class RemoteLease:
+    """Has the calls of `core.channel.Lease` that the model test makes."""
+
+    def __init__(self, channel: "RemoteChannel", options: ReadOptions, answer: Any) -> None:
+        self._channel = channel
+        self.acknowledging = options.acknowledge
+        self.is_open = True
+        self.on_ready: Callable[[], None] | None = None
+        _, self.number, recovered, cursor, position, *_ = answer
+        self.recovered = {1: True, 0: False, -1: None}[recovered]
+        self.cursor = cursor.decode()
+        self._have = self._confirmed = position
+        self._sendings = Sendings(channel.limits.redelivery_window_s)
+        self._taken: tuple[int, int] | None = None
+
+    def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
+        if not self.is_open:
+            return None
+        self.confirm(now)
+        answer = self._channel.call(
+            "take", now, self.number, self._have, self._resend_after(now), limit, max_bytes, CREDIT
+        )
+        if answer in (None, -1):
+            return None
+        first, redelivered, _, payloads = answer
+        self._channel.hear()
+        events = [decoded(payload) for payload in payloads]
+        if not events:
+            return None
+        self._have = first + len(events) - 1
+        self._taken = (first, self._have)
+        return Batch(0, first, events, redelivered)
+
+    def confirm(self, now: float) -> None:
+        if self._taken is not None:
+            self._sendings.confirm(*self._taken, now)
+            self._taken = None
+        self._confirmed = self._have
+
+    def _resend_after(self, now: float) -> int:
+        return self._sendings.resend_after(0, self._confirmed, now)
+
+    def release(self, *, clean: bool, now: float) -> None:
+        if self.is_open:
+            self.is_open = False
+            upto = self._have if clean else self._resend_after(now)
+            self._channel.call("release", now, self.number, int(clean), upto)
+            self._channel.lease_is_over()
+            self._channel.hear()
+
+
+class RemoteWaiter(Waiter):
+    """A waiter that knows under which token each of its writers waits."""
+
+    def __init__(self, event: Event, request_id: str | None, record: str) -> None:
+        super().__init__(event, request_id)
+        self.record = record
+        self.next_writer = ""
+        self.writers: list[tuple[Callable[[], None], str]] = []
+
+    def join(self, on_resolved: Callable[[], None]) -> None:
+        super().join(on_resolved)
+        self.writers.append((on_resolved, self.next_writer))
+
+
+class RemoteChannel:
+    """Has the calls of `core.channel.Channel` that the model test makes."""
+
+    def __init__(
+        self, server: BlockingClient, inbox: BlockingClient, limits: ChannelLimits
+    ) -> None:
+        self._server, self._inbox = server, inbox
+        self.limits = limits
+        self._keys = Names("mp").channel(b"model")
+        self._tokens = itertools.count()
+        self._waiters: dict[str, RemoteWaiter] = {}
+        """By their tokens, and by those of their writers."""
+        self._lease: RemoteLease | None = None
+        server.call("FLUSHALL")
+        self._messages()  # of an earlier channel
+        self.call("create", 0.0, "agent.model.1", limits.capacity, round(limits.ttl_s * 1000), 1)
+
+    def call(self, name: str, now: float, *arguments: Any) -> Any:
+        time = f"={round(now * 1000)}"
+        return self._server.call("FCALL", name_of(name), 7, *self._keys, time, *arguments)
+
+    def _field(self, name: str) -> int:
+        return int(self._server.call("HGET", self._keys[0], name) or 0)
+
+    def hear(self) -> None:
+        """Do what the messages say that have come until now."""
+        for message in self._messages():
+            kind, subject = message[0], message[1].decode()
+            if kind == b"W":
+                waiter = self._waiters.pop(subject)
+                if waiter.accepted is None:
+                    waiter.resolve(accepted=message[2] != b"-1")
+            elif self._lease is not None:
+                assert subject == str(self._lease.number)
+                if self._lease.on_ready is not None:
+                    self._lease.on_ready()
+                if kind == b"X":
+                    self._lease.is_open = False
+                    self._lease = None
+
+    def _messages(self) -> list[list[bytes]]:
+        """Return the messages that have come until now, in words."""
+        last = f"END {next(ENDS)}".encode()
+        self._server.call("PUBLISH", NODE, last)
+        messages = []
+        while (message := self._inbox.answer()[2]) != last:
+            messages.append(message.split())
+        return messages
+
+    def offer(self, event: Event, *, now: float, request_id: str | None) -> str | Waiter:
+        one = (event.id, request_id or "", encoded(event))
+        results, _ = [*self.call("append", now, 1, "other", *one), None][:2]
+        self.hear()
+        if results[0] == b"F":
+            token = f"t{next(self._tokens)}"
+            answer = self.call(
+                "wait", now, 1, NODE, token, NO_TIME_LIMIT_MS, self.limits.max_waiting_writers, *one
+            )
+            kind, record = answer[0][0], answer[0][1].decode()
+            assert kind == b"W"
+            waiter = self._waiters.get(record)
+            if waiter is None:
+                waiter = self._waiters[record] = RemoteWaiter(event, request_id, record)
+            waiter.next_writer = token
+            self._waiters[token] = waiter
+            return waiter
+        return event.id if results[0] == b"A" else str(results[0][1:].decode())
+
+    def withdraw(self, waiter: RemoteWaiter, on_resolved: Callable[[], None]) -> None:
+        assert waiter.leave(on_resolved) == (len(waiter.writers) == 1)
+        [token] = [token for callback, token in waiter.writers if callback is on_resolved]
+        waiter.writers.remove((on_resolved, token))
+        assert self.call("withdraw", 0.0, waiter.record, token) == 0
+
+    def lease(self, options: ReadOptions, now: float) -> RemoteLease:
+        if (old := self._lease) is not None and options.take_over:
+            old.release(clean=False, now=now)  # its node knows best what was sent
+            if old.on_ready is not None:
+                old.on_ready()
+        has_cursor, cursor = int(options.cursor is not None), options.cursor or ""
+        handle = self._field("n") + 1
+        answer = self.call(
+            "lease", now, 1, NODE, handle, "agent.model.1", has_cursor, cursor,
+            int(options.acknowledge), options.in_flight, int(options.take_over), "", 0, 0, CREDIT,
+        )  # fmt: skip
+        if answer[0] == b"B":
+            raise ReaderBusy
+        self.hear()
+        self._lease = RemoteLease(self, options, answer)
+        return self._lease
+
+    def lease_is_over(self) -> None:
+        self._lease = None
+
+    def acknowledge(self, event_id: str, now: float) -> int:
+        count = self.call("acknowledge", now, "agent.model.1", event_id)
+        self.hear()
+        return int(count)
+
+    def close(self) -> int:
+        lost = self.call("remove", 0.0)[3]
+        self.hear()
+        return int(lost)
+
+    @property
+    def is_read(self) -> bool:
+        return self._field("l") > 0
+
+    @property
+    def unsent(self) -> int:
+        return self._field("t") - self._field("s")
+
+    @property
+    def waiting_writers(self) -> int:
+        return int(self._server.call("LLEN", self._keys[5]))
+
+    @property
+    def deadline(self) -> float | None:
+        return self._field("x") / 1000 or None

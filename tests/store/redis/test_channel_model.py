@@ -1,0 +1,69 @@
+"""The functions of Redis and the model of a channel agree after any sequence of calls.
+
+They differ in one rule: an event that a cursor skipped counts as sent once a later one was sent.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from megaphone.core.budget import Budget
+from megaphone.store.redis.functions import source
+from tests.core.test_channel_model import ChannelMachine, Model
+from tests.store.redis.blocking import NODE, BlockingClient, RemoteChannel
+from tests.support.redis_fixtures import shared_server
+from tests.support.settings import limits
+
+TTL_S = 1e6
+"""A channel does not expire here, because the machine goes on to use it."""
+REQUEST_IDS_S = 60.25
+"""The functions know of no other time than 60 s. See the note on it in the test of the core."""
+
+
+class RemoteModel(Model):
+    """The model with the one rule that differs."""
+
+    def take(self, limit: int, now: float) -> tuple[list[int], int]:
+        taken, again = super().take(limit, now)
+        for record in self.kept:
+            if taken and record.number < taken[-1] and record.sent_at is None:
+                record.sent_at = now
+        return taken, again
+
+
+class RemoteMachine(ChannelMachine):
+    server: BlockingClient
+    inbox: BlockingClient
+
+    def make(self, capacity: int, redelivery_s: float) -> None:
+        bounds = limits(capacity=capacity, ttl_s=TTL_S, redelivery_window_s=redelivery_s)
+        self.channel = RemoteChannel(self.server, self.inbox, bounds)  # type: ignore[assignment]
+        self.budget = Budget()  # of a node, which has nothing of the channel
+        self.model = RemoteModel(capacity, redelivery_s, TTL_S, REQUEST_IDS_S)
+
+    # What concerns the memory of a node is no matter of a store outside of it.
+    drop_replay = None  # type: ignore[assignment]
+    what_it_holds_counts = None  # type: ignore[assignment]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clients() -> Iterator[None]:
+    with shared_server() as server:
+        server.call("FUNCTION", "LOAD", "REPLACE", source())
+        RemoteMachine.server = BlockingClient(server.socket_path)
+        RemoteMachine.inbox = BlockingClient(server.socket_path)
+        RemoteMachine.inbox.call("SUBSCRIBE", NODE)
+        yield
+        RemoteMachine.server.close()
+        RemoteMachine.inbox.close()
+
+
+TestRemoteMachine = RemoteMachine.TestCase
+TestRemoteMachine.settings = settings(
+    max_examples=300,
+    stateful_step_count=50,
+    deadline=None,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
+)

@@ -1,0 +1,135 @@
+"""A lease puts together what comes in answers and in messages, in whatever order it comes."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from megaphone.model import Event, ReadOptions
+from megaphone.store.redis.lease import RemoteLease, Taken
+
+
+@dataclass
+class Asked:
+    """Notes what a lease asks for, as a store would."""
+
+    takes: list[int] = field(default_factory=list)
+    """What the lease had at each take."""
+    released: list[tuple[bool, int]] = field(default_factory=list)
+
+    def take(self, lease: RemoteLease, resend_after: int) -> None:
+        self.takes.append(lease.have)
+
+    def release(self, lease: RemoteLease, *, clean: bool, resend_after: int) -> None:
+        self.released.append((clean, resend_after))
+
+
+@pytest.fixture
+def asked() -> Asked:
+    return Asked()
+
+
+def unopened(asked: Asked, *, acknowledge: bool = False) -> RemoteLease:
+    options = ReadOptions(acknowledge=acknowledge)
+    return RemoteLease(asked, b"c", "1", options, redelivery_window_s=10)
+
+
+def opened(asked: Asked, *, position: int = 0) -> RemoteLease:
+    lease = unopened(asked)
+    lease.opened(1, 5, None, "-", position)
+    lease.taken(answer(position + 1))
+    return lease
+
+
+def events(*numbers: int) -> list[Event]:
+    return [Event(str(number), "s", 0, b"1") for number in numbers]
+
+
+def answer(first: int, *numbers: int, backlog: int = 0, redelivered: int = 0) -> Taken:
+    return Taken(first, redelivered, backlog, events(*numbers))
+
+
+def take(lease: RemoteLease, now: float = 0.0, limit: int = 100) -> list[int]:
+    batch = lease.take(limit, 1_000_000, now)
+    return [] if batch is None else [int(event.id) for event in batch.events]
+
+
+def test_a_message_that_comes_before_the_answer_to_the_opening_is_asked_for(asked: Asked) -> None:
+    lease = unopened(asked)
+    lease.sent(1, events(1))
+    lease.opened(1, 5, None, "-", 0)
+    lease.taken(answer(1))
+    assert take(lease) == []
+    assert asked.takes == [0]
+    lease.taken(answer(1, 1))
+    assert take(lease) == [1]
+
+
+def test_a_message_that_comes_while_a_take_is_under_way_is_asked_for_again(asked: Asked) -> None:
+    lease = opened(asked)
+    lease.ask()
+    assert take(lease) == []
+    lease.ask()  # for an event that the answer cannot have yet
+    lease.taken(answer(1))
+    assert take(lease) == []
+    assert asked.takes == [0, 0]
+
+
+def test_a_lost_message_is_mended_by_a_take(asked: Asked) -> None:
+    lease = opened(asked)
+    lease.sent(1, events(1))
+    lease.sent(3, events(3))
+    assert take(lease) == [1]
+    assert take(lease) == []
+    assert asked.takes == [1]
+    lease.taken(answer(2, 2, 3, 4))
+    lease.sent(2, events(2, 3, 4, 5))  # the answer and a message may have the same events
+    assert take(lease) == [2, 3, 4, 5]
+
+
+def test_it_asks_for_more_only_when_it_has_handed_out_all(asked: Asked) -> None:
+    lease = opened(asked)
+    lease.taken(answer(1, 1, 2, 3, backlog=7))
+    assert lease.ready == 10
+    assert (take(lease, limit=2), asked.takes) == ([1, 2], [])
+    assert (take(lease), asked.takes) == ([3], [])
+    assert (take(lease), asked.takes) == ([], [3])
+    assert (take(lease), asked.takes) == ([], [3]), "one take at a time"
+
+
+def test_events_that_were_acknowledged_before_they_came_are_left_out(asked: Asked) -> None:
+    lease = opened(asked)
+    lease.sent(4, events(4))
+    assert take(lease) == []
+    lease.taken(answer(4, 4))
+    batch = lease.take(100, 1_000_000, 0.0)
+    assert batch is not None
+    assert (batch.first_offset, batch.epoch) == (4, 5)
+
+
+def test_what_was_sent_before_is_counted(asked: Asked) -> None:
+    lease = opened(asked)
+    lease.taken(answer(1, 1, 2, 3, redelivered=2))
+    counts = []
+    while (batch := lease.take(1, 1_000_000, 0.0)) is not None:
+        counts.append(batch.redelivered)
+    assert counts == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("clean", "now", "resend_after"),
+    [
+        (True, 1.0, 2),  # what was handed out counts as sent
+        (False, 1.0, 0),  # the first is recent, and the second not confirmed
+        (False, 11.0, 1),
+    ],
+)
+def test_where_the_next_read_starts(
+    asked: Asked, clean: bool, now: float, resend_after: int
+) -> None:
+    lease = opened(asked)
+    lease.sent(1, events(1, 2, 3))
+    assert take(lease, now=0.0, limit=1) == [1]
+    assert take(lease, now=0.5, limit=1) == [2]
+    lease.release(clean=clean, now=now)
+    lease.release(clean=not clean, now=now)
+    assert asked.released == [(clean, resend_after)]
