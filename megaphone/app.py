@@ -8,19 +8,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from megaphone import __version__
+from megaphone.backend import Backend, backend
 from megaphone.build import build_kind
-from megaphone.cluster.incoming import IncomingPipes
-from megaphone.cluster.moves import Drains
 from megaphone.cluster.node_secret import NodeGuard
-from megaphone.cluster.outgoing import OutgoingPipes
 from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.ports import OnRemoved
+from megaphone.core.ports import Pipes
+from megaphone.errors import ShuttingDown, StoreUnavailable
 from megaphone.listen.exposure import accepted_sources, is_loopback, warnings
 from megaphone.listen.sockets import grpc_path, listen_tcp, listen_unix, unlink_unix
-from megaphone.model import agent_of
 from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
@@ -36,7 +34,6 @@ from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.server import AdminServer, GrpcServer
 from megaphone.rpc.sync import SyncServicer
 from megaphone.settings import Settings
-from megaphone.store.memory import MemoryStore
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +44,8 @@ CONNECTION_BYTES = 16_384
 """The memory of an idle connection, or of an open read."""
 CONNECTIONS_FRACTION = 8
 """Idle connections may use the memory divided by this number."""
+HEALTH_S = 1.0
+"""How often the health service of gRPC looks whether the node serves."""
 QUIET_S = 0.01
 """If no request arrives for this long, a stopping node assumes that none is on its way."""
 STOP_GRACE_S = 0.1
@@ -60,7 +59,7 @@ class App:
     broker: Broker
     admin: Admin
     agents: Agents
-    pipes: OutgoingPipes
+    pipes: Pipes
     metrics: Metrics
     http_port: int
     grpc_port: int
@@ -79,65 +78,18 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     """
     webhooks = Webhooks(settings.webhooks)
     budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients())
-    most_connections = connections_of_each_face(settings)
-    connections = Connections(most_connections)
+    connections = Connections(connections_of_each_face(settings))
     metrics = Metrics(webhooks, budget, connections, logs)
-    agents = agents_of(settings)
-    store = MemoryStore(
-        limits=settings.channel_limits(),
-        max_channels=settings.max_channels,
-        write_timeout_s=settings.write_timeout_millis / 1000,
-        budget=budget,
-        on_removed=removals(agents, metrics, webhooks),
-        on_evicted=metrics.events_lost,
-    )
-    broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
-    incoming = IncomingPipes(
-        store=store,
-        replication=store.replication,
-        agents=agents,
-        settings=settings,
-        observer=metrics,
-    )
-    pipes = OutgoingPipes(
-        agents=agents,
-        store=store,
-        replication=store.replication,
-        observer=metrics,
-        nodes=settings.nodes,
-    )
-    drains = Drains(
-        agents=agents,
-        broker=broker,
-        store=store,
-        replication=store.replication,
-        incoming=incoming,
-        pipes=pipes,
-    )
-    admin = Admin(store=store, agents=agents, pipes=pipes, drains=drains)
-    http = HttpServer(
-        [*ChannelApi(broker).routes(), *ProbeApi(broker, metrics).routes()],
-        budget=budget,
-        max_body_bytes=settings.max_body_bytes,
-        cors_origin=settings.cors_allow_origin,
-        connections=connections,
-        lane=lane_of(broker, settings),
-    )
-    grpc = GrpcServer(
-        ChannelServicer(broker, budget),
-        SyncServicer(incoming),
-        NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_endpoint)),
-        budget=budget,
-        max_body_bytes=settings.max_body_bytes,
-        max_members=max(settings.max_batch_events, settings.max_addresses),
-        max_connections=most_connections,
-        with_reflection=settings.grpc_reflection,
-    )
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(webhooks)  # ends last, to report the channels of the store
+        built = await stack.enter_async_context(backend(settings, budget, metrics, webhooks))
+        broker = built.broker
+        admin = Admin(
+            store=built.store, agents=built.agents, pipes=built.pipes, drains=built.drains
+        )
+        http, grpc = faces(settings, built, budget, metrics, connections)
         trimming = asyncio.create_task(memory.keep_small())
         stack.callback(trimming.cancel)
-        await stack.enter_async_context(webhooks)  # ends last, to report the channels of the store
-        stack.push_async_callback(store.aclose)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(
                 serving_admin(admin, budget, settings.mng_socket_path, settings.grpc_reflection)
@@ -148,16 +100,61 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         stack.push_async_callback(grpc.stop)
         # The pipes are completed before the servers close. So a client that cannot reach this node
         # any more finds the agents at their targets.
-        stack.push_async_callback(pipes.aclose)
+        stack.push_async_callback(built.complete_pipes)
         stack.push_async_callback(quiet, lambda: http.requests_begun + grpc.calls_begun)
         stack.push_async_callback(broker.begin_shutdown)
-        stack.push_async_callback(incoming.aclose)
-        stack.callback(incoming.refuse_pipes, "this node is shutting down")
-        stack.push_async_callback(
-            drains.hand_over, settings.drain_target, settings.drain_timeout_secs
-        )
+        stack.push_async_callback(built.move_away)
+        reporting = asyncio.create_task(report_health(broker, grpc))
+        stack.callback(reporting.cancel)
         stack.push_async_callback(grpc.report_shutdown)
-        yield App(broker, admin, agents, pipes, metrics, http_port, grpc_port)
+        yield App(broker, admin, built.agents, built.pipes, metrics, http_port, grpc_port)
+
+
+async def report_health(broker: Broker, grpc: GrpcServer) -> None:
+    """Let the health service of gRPC say what `/readyz` says, forever."""
+    serves = True
+    while True:
+        await asyncio.sleep(HEALTH_S)
+        try:
+            broker.check_serves()
+            serves_now = True
+        except StoreUnavailable:
+            serves_now = False
+        except ShuttingDown:
+            return
+        if serves_now != serves:
+            serves = serves_now
+            await grpc.report(serves=serves)
+
+
+def faces(
+    settings: Settings,
+    built: Backend,
+    budget: Budget,
+    metrics: Metrics,
+    connections: Connections,
+) -> tuple[HttpServer, GrpcServer]:
+    """Build both faces for clients."""
+    broker = built.broker
+    http = HttpServer(
+        [*ChannelApi(broker).routes(), *ProbeApi(broker, metrics).routes()],
+        budget=budget,
+        max_body_bytes=settings.max_body_bytes,
+        cors_origin=settings.cors_allow_origin,
+        connections=connections,
+        lane=lane_of(broker, settings),
+    )
+    grpc = GrpcServer(
+        ChannelServicer(broker, budget),
+        SyncServicer(built.incoming),
+        NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_endpoint)),
+        budget=budget,
+        max_body_bytes=settings.max_body_bytes,
+        max_members=max(settings.max_batch_events, settings.max_addresses),
+        max_connections=connections_of_each_face(settings),
+        with_reflection=settings.grpc_reflection,
+    )
+    return http, grpc
 
 
 @asynccontextmanager
@@ -208,26 +205,6 @@ def connections_of_each_face(settings: Settings) -> int:
     if wanted > most:
         log.warning("max_connections is %d, not %d: there are too few descriptors", most, wanted)
     return min(most, wanted)
-
-
-def removals(agents: Agents, metrics: Metrics, webhooks: Webhooks) -> OnRemoved:
-    """Return a callback that counts removed channels and reports them to webhooks."""
-
-    def removed(consumer_address: str, age_s: float, lost: int) -> None:
-        # The events of a copy are not lost, because the source of the copy has and counts them.
-        is_owned = agents.is_owned(agent_of(consumer_address))
-        metrics.channel_removed(age_s, lost if is_owned else 0)
-        webhooks.channel_removed(consumer_address)
-
-    return removed
-
-
-def agents_of(settings: Settings) -> Agents:
-    agents = Agents(settings.agent_warmup_secs)
-    now = asyncio.get_running_loop().time()
-    for name, mode in settings.agent.items():
-        agents.add(name, mode, now)
-    return agents
 
 
 async def serve(

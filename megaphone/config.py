@@ -44,6 +44,7 @@ DEFAULT = "default"
 VARIABLE = "variable "
 """How the source of a value from the environment begins."""
 SOCKET = "mng_socket_path"
+STORE = "store"
 WARMUP = "agent_warmup_secs"
 BUFFERED = "max_buffered_bytes"
 
@@ -242,6 +243,8 @@ def convert(key: str, value: Value) -> Any:
     try:
         return msgspec.convert(raw, TYPES[key], strict=False)
     except msgspec.ValidationError as error:
+        if key == STORE:
+            raise refused_unshown(key, value.source, allowed(TYPES[key]) or "") from None
         raise refused(key, value, allowed(TYPES[key]) or str(error)) from None
 
 

@@ -87,6 +87,24 @@ NodeSecret = Annotated[
         ),
     ),
 ]
+MEMORY = "memory"
+StoreText = Annotated[
+    str,
+    Meta(
+        pattern=rf"^({MEMORY}|(redis|rediss)(\+(sentinel|cluster))?://[!-~]+|unix://[!-~]+)\Z",
+        description=(
+            "memory, or a URL such as redis://host:6379/0, rediss://user:password@host:6379/0,"
+            " unix:///path/of/socket or redis+sentinel://host:26379/service"
+        ),
+    ),
+]
+Prefix = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9._-]{1,64}\Z",
+        description="1 to 64 letters, digits, dots, underscores and hyphens",
+    ),
+]
 NodeUrl = Annotated[
     str,
     Meta(
@@ -159,6 +177,13 @@ class Settings:
     node."""
     drain_timeout_secs: Seconds = 30.0
     """How long a stopping node may take to move its agents."""
+
+    store: StoreText = field(default=MEMORY, repr=False)
+    """Where the channels are: `memory`, which is this node's own, or the URL of a Redis or Valkey
+    that many nodes share. It is never logged, because it may contain a password."""
+    store_prefix: Prefix = "megaphone"
+    """What the names of all keys of the store begin with. Nodes share their channels if they have
+    the same store and the same prefix."""
 
     poll_duration_millis: Milliseconds = 20_000
     """How long a read stays open before it ends cleanly and the client reads again."""

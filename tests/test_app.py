@@ -7,7 +7,8 @@ import grpc
 import pytest
 
 from megaphone import app as composition
-from megaphone.app import QUIET_S, STOP_GRACE_S, quiet, removals, running
+from megaphone.app import QUIET_S, STOP_GRACE_S, quiet, running
+from megaphone.backend import removals
 from megaphone.core.agents import Agents
 from megaphone.model import AgentMode
 from megaphone.observe.metrics import Metrics

@@ -67,7 +67,7 @@ def show(
         if isinstance(value, Nodes):
             continue
         if not isinstance(value, Mapping):
-            typer.echo(line(setting.name, value, source))
+            show_member(setting.name, value, source, secrets)
         elif source == DEFAULT:  # because the agent gets another name at the next start
             typer.echo(line(setting.name, None, source))
     if (source := loaded.sources["agent"]) != DEFAULT:
@@ -100,7 +100,7 @@ def show_member(key: str, value: Any, source: str, secrets: bool) -> None:
 def without_secrets(key: str, value: Any) -> Any:
     if key in ("secret", "previous_secret"):
         return value and HIDDEN
-    if key != "endpoint" or value is None:
+    if key not in ("endpoint", "store") or value is None:
         return value
     parts = urlsplit(value)
     if "@" not in parts.netloc and not parts.query:

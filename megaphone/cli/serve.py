@@ -8,12 +8,14 @@ import uvloop
 
 from megaphone import __version__
 from megaphone.app import App, serve
+from megaphone.errors import StoreUnavailable
 from megaphone.listen.exposure import reachable
 from megaphone.observe.logs import LineWriter, logging_to_stderr
 from megaphone.process import descriptors
 from megaphone.process.garbage import Freezer
 from megaphone.process.memory import allowed_bytes, return_freed_memory
 from megaphone.settings import Settings
+from megaphone.store.errors import UnusableStore
 
 STANDARD_OUTPUT = 1
 
@@ -29,7 +31,7 @@ def serve_until_stopped(settings: Settings) -> None:
     ):
         try:
             runner.run(serve(settings, lambda app: announce(settings, app), lines))
-        except OSError as error:
+        except (OSError, StoreUnavailable, UnusableStore) as error:
             lines.write(f"megaphone: cannot start: {error}\n".encode(errors="backslashreplace"))
             raise typer.Exit(1) from None
 

@@ -10,9 +10,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from typing import NamedTuple
 
-from megaphone.cluster.ports import Replicable
+from megaphone.cluster.ports import Replicable, Usage
 from megaphone.cluster.replicas import Replicas
 from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer_shaped
 from megaphone.core.agents import Agent, Agents
@@ -53,16 +52,6 @@ RUST_CAPACITY = 100
 
 Offsets = dict[bytes, int]
 """The offset of the last event that a source sent, by channel id."""
-
-
-class Usage(NamedTuple):
-    """How channels are used on this node, as the answer to the question of a source."""
-
-    in_use: list[str]
-    """The consumer addresses of channels that are read here, or were read less than a TTL ago."""
-    cursors: dict[str, str]
-    """The cursor at which the next read starts: an event id, or START. By consumer address, only
-    for channels of which a reader of this node has taken or acknowledged events."""
 
 
 class IncomingPipes:

@@ -5,7 +5,7 @@ Nodes that share a store do not need replication, because each of them can use a
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from megaphone.model import ChannelChange, ChannelState, HistoryChange
 
@@ -38,6 +38,45 @@ class Changes(Protocol):
 
     def close(self) -> None:
         """Stop following the channels. A second call changes nothing."""
+
+
+class IncomingPipe(Protocol):
+    """What another node sends about one agent."""
+
+    async def apply(self, change: ChannelChange) -> None:
+        """Apply a change. Raises: BadRequest; LimitExceeded, when there is no memory for it."""
+
+    def end(self) -> None:
+        """Note that the source has moved the agent here, so that this node owns it now."""
+
+    def close(self) -> None:
+        """Note that nothing more comes."""
+
+
+class Usage(NamedTuple):
+    """How channels are used on this node, as the answer to the question of a source."""
+
+    in_use: list[str]
+    """The consumer addresses of channels that are read here, or were read less than a TTL ago."""
+    cursors: dict[str, str]
+    """The cursor at which the next read starts: an event id, or START. By consumer address, only
+    for channels of which a reader of this node has taken or acknowledged events."""
+
+
+class Incoming(Protocol):
+    """What the face for nodes needs of a node, so that other nodes can replicate agents to it."""
+
+    async def open(self, agent: str, key: bytes, source_id: str) -> IncomingPipe:
+        """Open a pipe that replicates an agent to this node. The caller must close the pipe.
+
+        Raises: BadRequest; WrongMode; ShuttingDown; LimitExceeded.
+        """
+
+    async def usage(self, addresses: Sequence[str]) -> Usage:
+        """Return how the channels with these consumer addresses are used here.
+
+        Raises: BadRequest, when a text is not a consumer address.
+        """
 
 
 class Replicable(Protocol):

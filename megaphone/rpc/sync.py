@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from megaphone.cluster.incoming import IncomingPipe, IncomingPipes
+from megaphone.cluster.ports import Incoming, IncomingPipe
 from megaphone.errors import BadRequest
 from megaphone.wire import sync as wire
 from megaphone_api import sync_pb2 as pb
@@ -15,7 +15,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class SyncServicer(SyncServiceServicer):
-    def __init__(self, incoming: IncomingPipes) -> None:
+    def __init__(self, incoming: Incoming) -> None:
         self._incoming = incoming
 
     async def ForwardEvents(

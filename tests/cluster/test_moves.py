@@ -11,6 +11,7 @@ import pytest
 
 from megaphone.app import App, running
 from megaphone.cluster import moves, outgoing
+from megaphone.cluster.outgoing import OutgoingPipes
 from megaphone.errors import (
     AgentMoved,
     BadRequest,
@@ -406,6 +407,7 @@ async def test_a_replica_that_nobody_feeds_moves_as_a_replica(
         await feeder.broker.write(channel.producer_address, NewEvent("s", b"1"))
         await feeder.pipes.pipe("fed", url(source))
         await until(lambda: source.metrics.messages_fed == 1)
+        assert isinstance(feeder.pipes, OutgoingPipes)
         [pipe] = feeder.pipes._pipes.values()
         await feeder.pipes.close(pipe)
     assert modes(source)["fed"] is AgentMode.REPLICA

@@ -1,0 +1,160 @@
+"""Seeded runs against nodes that share a store, which have troubles of their own."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.checker import Kind
+from tests.support.fault_runs import Scenario, run_all
+from tests.support.process import BrokerProcess, broker_process
+from tests.support.raw_http import Node
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.shared_runs import Fleet, Result, Run, run_under
+
+WINDOW_S = 0.4
+SEEDS_OF_EACH_KIND = 10
+
+
+@dataclass(frozen=True)
+class AnyNode:
+    """The ports of any of several nodes: each time of another one. Fits where a `Node` does."""
+
+    nodes: list[Node]
+    host: str = "127.0.0.1"
+
+    @property
+    def http_port(self) -> int:
+        return random.choice(self.nodes).http_port
+
+    @property
+    def grpc_port(self) -> int:
+        return random.choice(self.nodes).grpc_port
+
+    @property
+    def grpc_target(self) -> str:
+        return random.choice(self.nodes).grpc_target
+
+
+@contextmanager
+def nodes_with_a_store(directory: Path, count: int) -> Iterator[tuple[RedisServer, AnyNode]]:
+    with redis_server() as server, ExitStack() as stack:
+        nodes = []
+        for number in range(count):
+            home = directory / str(number)
+            home.mkdir()
+            broker: BrokerProcess = stack.enter_context(
+                broker_process(
+                    home, store=server.text_url, poll_duration_millis=round(WINDOW_S * 1000)
+                )
+            )
+            nodes.append(Node(broker.http_port, broker.grpc_port))
+        yield server, AnyNode(nodes)
+
+
+@pytest.mark.parametrize("kind", Kind)
+async def test_seeded_runs_over_three_nodes_are_as_promised(kind: Kind, tmp_path: Path) -> None:
+    scenarios = [
+        Scenario.draw(kind, 20_000 + seed, window_s=WINDOW_S) for seed in range(SEEDS_OF_EACH_KIND)
+    ]
+    with nodes_with_a_store(tmp_path, 3) as (_, node):
+        finished = await run_all(node, scenarios, at_once=4)  # type: ignore[arg-type]
+    assert len(finished) == SEEDS_OF_EACH_KIND
+    wrong = [run.explanation() for run in finished if not run.is_as_promised]
+    assert not wrong, "\n".join(wrong[:3])
+
+
+def blame(results: list[Result]) -> str:
+    """Describe the first runs that were not as promised; empty if there are none."""
+    return "\n".join([one.explanation() for one in results if not one.is_as_promised][:3])
+
+
+@contextmanager
+def fleet_of(directory: Path, store: str, count: int) -> Iterator[Fleet]:
+    with Fleet(directory, store, random.Random(1)) as fleet:
+        for _ in range(count):
+            fleet.start()
+        yield fleet
+
+
+async def test_nodes_that_are_killed_lose_nothing(tmp_path: Path) -> None:
+    with redis_server() as server, fleet_of(tmp_path, server.text_url, 3) as fleet:
+
+        async def kill_nodes() -> None:
+            for _ in range(3):
+                await asyncio.sleep(0.7)
+                fleet.kill()
+                await asyncio.to_thread(fleet.start)
+
+        results = await run_under(kill_nodes, fleet, range(4))
+    assert not blame(results), blame(results)
+    assert not any(one.ended for one in results)
+
+
+async def test_connections_to_the_store_that_break_lose_nothing(tmp_path: Path) -> None:
+    with redis_server() as server, fleet_of(tmp_path, server.text_url, 2) as fleet:
+
+        async def break_connections() -> None:
+            for kind in ("pubsub", "normal", "pubsub", "pubsub", "normal") * 3:
+                await asyncio.sleep(0.3)
+                server.call("CLIENT", "KILL", "TYPE", kind)
+                if kind == "normal":
+                    server.call("FUNCTION", "FLUSH")
+
+        results = await run_under(break_connections, fleet, range(4))
+    assert not blame(results), blame(results)
+    assert not any(one.ended for one in results)
+
+
+@pytest.mark.parametrize("frozen_s", [1.0, 4.0])
+async def test_a_store_that_freezes_loses_nothing(tmp_path: Path, frozen_s: float) -> None:
+    with redis_server() as server, fleet_of(tmp_path, server.text_url, 2) as fleet:
+
+        async def freeze() -> None:
+            for _ in range(2):
+                await asyncio.sleep(1)
+                server.freeze()
+                await asyncio.sleep(frozen_s)
+                server.thaw()
+            await asyncio.sleep(1)
+
+        results = await run_under(freeze, fleet, range(3))
+    assert not blame(results), blame(results)
+    assert not any(one.ended for one in results)
+
+
+async def test_a_store_that_restarts_with_its_file_loses_nothing(tmp_path: Path) -> None:
+    options = {"appendonly": "yes", "appendfsync": "always"}
+    with redis_server(**options) as server, fleet_of(tmp_path, server.text_url, 2) as fleet:
+
+        async def restart() -> None:
+            for _ in range(2):
+                await asyncio.sleep(1)
+                server.kill()
+                await asyncio.to_thread(server.start)
+            await asyncio.sleep(1)
+
+        results = await run_under(restart, fleet, range(3))
+    assert not blame(results), blame(results)
+    assert not any(one.ended for one in results)
+
+
+async def test_a_store_that_loses_everything_ends_its_channels(tmp_path: Path) -> None:
+    with redis_server() as server, fleet_of(tmp_path, server.text_url, 2) as fleet:
+
+        async def restart() -> None:
+            await asyncio.sleep(1)
+            server.kill()
+            await asyncio.to_thread(server.start)
+            await asyncio.sleep(1)
+
+        results = await run_under(restart, fleet, range(2))
+        assert all(one.ended for one in results)
+        over = asyncio.Event()
+        over.set()
+        after = await Run(fleet, Kind.RESUMING, 9).run(over)
+    assert not blame([after]), blame([after])
