@@ -115,8 +115,6 @@ class Connection(asyncio.Protocol):
         """For each write with calls that are not answered: `_sent` after it, and its time."""
         self._heard_at = monotonic()
         self._timer: asyncio.TimerHandle | None = None
-        self._check_due = 0.0
-        self._has_slept = False
         self._loop = loop
         self._call_soon = loop.call_soon
         self._make_future = loop.create_future
@@ -207,19 +205,13 @@ class Connection(asyncio.Protocol):
         if self.on_change is not None:
             self.on_change()
 
-    def _plan_check(self, now: float) -> None:
-        # Not the clock of the loop: that of uvloop stands still within a turn, and counts in ms.
-        self._check_due = now + CHECK_S
-        self._timer = self._loop.call_later(CHECK_S, self._check)
-
     def _check(self) -> None:
         """Fail calls that take too long, ask an idle server whether it is there, and end the
-        connection if it is not."""
+        connection if it is not. If this process stood still, both kinds of loops read what has come
+        before they call this."""
+        # Not the clock of the loop: that of uvloop stands still within a turn, and counts in ms.
         now = monotonic()
-        self._has_slept = now - self._check_due > CHECK_S and not self._has_slept
-        self._plan_check(now)
-        if self._has_slept:
-            return  # this process stood still: answers may be here, and only not read
+        self._timer = self._loop.call_later(CHECK_S, self._check)
         if self._writes:
             self._check_answers(now)
         elif now - self._heard_at >= IDLE_S:
@@ -244,7 +236,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
-        self._plan_check(monotonic())
+        self._timer = self._loop.call_later(CHECK_S, self._check)
 
     def data_received(self, data: bytes) -> None:
         if self.ended.done():

@@ -27,10 +27,10 @@ from tests.support.redis_server import RedisServer, redis_server
 
 @pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tenth of the limits of time."""
+    """A quarter of the limits of time."""
     for name in ("CALL_S", "IDLE_S", "SILENCE_S", "CHECK_S"):
-        monkeypatch.setattr(connections, name, getattr(connections, name) / 10)
-    monkeypatch.setattr(links, "WAIT_S", links.WAIT_S / 10)
+        monkeypatch.setattr(connections, name, getattr(connections, name) / 4)
+    monkeypatch.setattr(links, "WAIT_S", links.WAIT_S / 4)
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -300,8 +300,8 @@ async def test_a_frozen_server_is_noticed_without_calls_and_used_again_when_it_t
 
 
 @pytest.mark.usefixtures("short_limits")
-async def test_an_idle_connection_stays(server: RedisServer, make_link: MakeLink) -> None:
-    link = await make_link(server.url)
+async def test_an_idle_connection_stays(own_server: RedisServer, make_link: MakeLink) -> None:
+    link = await make_link(own_server.url)
     number = await id_of(link)
     loop = asyncio.get_running_loop()
     end = loop.time() + 2 * connections.SILENCE_S
@@ -311,11 +311,11 @@ async def test_an_idle_connection_stays(server: RedisServer, make_link: MakeLink
 
 @pytest.mark.usefixtures("short_limits")
 async def test_a_process_that_stood_still_does_not_blame_the_server(
-    server: RedisServer, make_link: MakeLink
+    own_server: RedisServer, make_link: MakeLink
 ) -> None:
-    link = await make_link(server.url)
+    link = await make_link(own_server.url)
     number = await id_of(link)
-    for _ in range(3):
+    for _ in range(2):
         call = link.call("PING")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -335,7 +335,6 @@ async def test_a_server_that_takes_nothing_is_not_sent_more_than_the_bounds(
     refused = [call for call in calls if call.done()]
     assert 10 < len(refused) < 290
     assert calls[-1] in refused
-    await asyncio.sleep(0.1)
     own_server.thaw()
     taken = [call for call in calls if call not in refused]
     assert await asyncio.gather(*taken) == list(range(1, len(taken) + 1))
@@ -394,7 +393,7 @@ async def test_whatever_happens_each_call_tells_the_truth(
                 link.reconnect("a test wants it")
             case "freeze":
                 own_server.freeze()
-                await asyncio.sleep(chance.choice((0.05, 0.3, 0.6)))
+                await asyncio.sleep(chance.choice((0.05, 0.6, 1.2)))
                 own_server.thaw()
             case "restart":
                 own_server.call("CONFIG", "SET", "appendonly", "yes", "appendfsync", "always")

@@ -112,7 +112,7 @@ async def test_a_frozen_server_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("CALL_S", "IDLE_S", "SILENCE_S", "CHECK_S"):
-        monkeypatch.setattr(connections, name, getattr(connections, name) / 10)
+        monkeypatch.setattr(connections, name, getattr(connections, name) / 4)
     link = await make_link(own_server.url)
     listener = make_listener(link)
     await listener.subscription.start()
