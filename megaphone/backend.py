@@ -122,6 +122,7 @@ async def of_shared_store(
         max_channels=settings.max_channels,
         write_timeout_s=settings.write_timeout_millis / 1000,
         on_removed=reported(metrics, webhooks),
+        wait_replicas=settings.store_wait_replicas,
     )
     await store.start()
     try:

@@ -181,6 +181,9 @@ class Settings:
     store: StoreText = field(default=MEMORY, repr=False)
     """Where the channels are: `memory`, which is this node's own, or the URL of a Redis or Valkey
     that many nodes share. It is never logged, because it may contain a password."""
+    store_wait_replicas: Annotated[int, whole(0, 10)] = 0
+    """How many replicas of the store must have an event before its writer is told that it is
+    stored. If too few have it within a second, the writer gets STORE_UNAVAILABLE instead."""
     store_prefix: Prefix = "megaphone"
     """What the names of all keys of the store begin with. Nodes share their channels if they have
     the same store and the same prefix."""

@@ -1,8 +1,9 @@
 """Calls of the functions of the store, which load the functions where they are missing."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 
+from megaphone.store.redis.confirmation import Confirmation
 from megaphone.store.redis.connection import Argument, Calls, Reply
 from megaphone.store.redis.errors import FunctionMissing
 from megaphone.store.redis.functions import name_of, source
@@ -13,9 +14,11 @@ from megaphone.store.redis.link import Link
 class Functions:
     """The functions of one store, by name."""
 
-    def __init__(self, link: Link, names: Names) -> None:
+    def __init__(self, link: Link, names: Names, replicas: int) -> None:
+        """`replicas` is how many replicas must have what `store` stores."""
         self._link = link
         self._names = names
+        self._confirmation = Confirmation(link, names, replicas)
         self.away = "0"
         """How long the store was out of order until now, in milliseconds, as the last heartbeat
         said: the functions need it to tell the time."""
@@ -26,17 +29,29 @@ class Functions:
 
         Raises: StoreUnavailable; LimitExceeded.
         """
+        command = self._command(name, channel_id, arguments)
+        return self._checked(self._link.call(*command), command)
+
+    def store(self, name: str, channel_id: bytes, *arguments: Argument) -> "Storing":
+        """Call a function of a channel that stores something, which replicas shall have too."""
+        return Storing(self._link, self._confirmation, self._command(name, channel_id, arguments))
+
+    def confirmed(self) -> Awaitable[None] | None:
+        """Return what to wait for until enough replicas have all that this node was told is stored;
+        None if there is nothing to wait for."""
+        return self._confirmation.ask()
+
+    def _command(
+        self, name: str, channel_id: bytes, arguments: Sequence[Argument]
+    ) -> Sequence[Argument]:
         keys = self._names.channel(channel_id)
-        return self._answer(("FCALL", name_of(name), len(keys), *keys, self.away, *arguments))
+        return ("FCALL", name_of(name), len(keys), *keys, self.away, *arguments)
 
     def of_store(self, name: str, *arguments: Argument) -> Awaitable[Reply]:
         """Call a function of the whole store."""
         names = self._names
-        return self._answer(("FCALL", name_of(name), 2, names.nodes, names.meta, *arguments))
-
-    def _answer(self, command: Sequence[Argument]) -> Awaitable[Reply]:
-        first = self._link.call(*command)
-        return self._checked(first, command)
+        command = ("FCALL", name_of(name), 2, names.nodes, names.meta, *arguments)
+        return self._checked(self._link.call(*command), command)
 
     async def _checked(self, first: asyncio.Future[Reply], command: Sequence[Argument]) -> Reply:
         try:
@@ -46,12 +61,43 @@ class Functions:
             return await self._link.call(*command)
 
 
+class Storing:
+    """A call that stores something. Its command leaves in the turn of the event loop in which this
+    object is made."""
+
+    __slots__ = ("_asked", "_command", "_confirmation", "_link", "_started")
+
+    def __init__(self, link: Link, confirmation: Confirmation, command: Sequence[Argument]) -> None:
+        self._link = link
+        self._confirmation = confirmation
+        self._command = command
+        self._start()
+
+    def _start(self) -> None:
+        self._started = self._link.call(*self._command)
+        self._asked = self._confirmation.ask()
+
+    async def reply(self) -> Reply:
+        """Return what the function returns. Raises: StoreUnavailable; LimitExceeded."""
+        try:
+            return await self._started
+        except FunctionMissing:
+            await load(self._link)
+            self._start()
+            return await self._started
+
+    async def confirmed(self) -> None:
+        """Wait, after the reply, until enough replicas have what was stored.
+
+        Raises: StoreUnavailable, when they do not have it in time.
+        """
+        if self._asked is not None:
+            await self._asked
+
+
 async def load(calls: Calls) -> None:
     """Load the functions. Does no harm if they are there.
 
     Raises: StoreUnavailable; NoPermission.
     """
     await calls.call("FUNCTION", "LOAD", "REPLACE", source())
-
-
-Greet = Callable[[Calls], Awaitable[None]]

@@ -22,6 +22,8 @@ class Names:
         """HASH: the epoch, the runs of servers that the store knows, and its clock."""
         self.agents = f"{prefix}:agents"
         """HASH: the address key of each agent."""
+        self.confirmed = f"{prefix}:confirmed"
+        """STRING: written so that replicas can confirm what was written before it."""
         self.agents_with_channels = f"{prefix}:agents:used"
         """SET: the agents that have or had channels."""
 

@@ -67,6 +67,8 @@ class Link:
         self.url = url
         self.server: Server | None = None
         """What the server said of itself when the link last connected."""
+        self.connections = 0
+        """How many connections the link has made."""
         self.round_trips = RoundTrips()
         self._name = name
         self._greet = greet
@@ -200,6 +202,7 @@ class Link:
         self._keeper.hurry()
 
     def _go_on(self, connection: Connection) -> None:
+        self.connections += 1
         connection.on_change = self._look
         self._look()
 

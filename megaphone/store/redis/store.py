@@ -23,7 +23,7 @@ from megaphone.errors import (
     StoreUnavailable,
 )
 from megaphone.model import ChannelLimits, Event, ReadOptions, agent_of
-from megaphone.store.redis.calls import Functions
+from megaphone.store.redis.calls import Functions, Storing
 from megaphone.store.redis.connection import Calls, Reply
 from megaphone.store.redis.directory import RedisDirectory
 from megaphone.store.redis.encoding import decoded, encoded
@@ -67,14 +67,19 @@ class RedisStore:
         max_channels: int,
         write_timeout_s: float,
         on_removed: OnRemoved,
+        wait_replicas: int = 0,
     ) -> None:
-        """Raises: UnusableStore."""
+        """`wait_replicas` is how many replicas must have an event, or a new channel, before it
+        counts as stored.
+
+        Raises: UnusableStore.
+        """
         names = Names(prefix)
         self._names = names
         self._limits = limits
         self._max_channels = max_channels
         self.link = Link(url, name="megaphone", greet=self._greet)
-        self.functions = Functions(self.link, names)
+        self.functions = Functions(self.link, names, wait_replicas)
         self.directory = RedisDirectory(self.link, names)
         self.membership = Membership(self.functions, names, self._on_epoch)
         self._subscription = Subscription(
@@ -116,6 +121,10 @@ class RedisStore:
             stack.push_async_callback(self._end_tasks)
             self._stack = stack.pop_all()
 
+    def keys_of(self, channel_id: bytes) -> Sequence[str]:
+        """Return the keys of a channel, for those who look into the store."""
+        return self._names.channel(channel_id)
+
     async def _greet(self, calls: Calls) -> None:
         await self.membership.greet(calls)
 
@@ -139,7 +148,7 @@ class RedisStore:
         ]
         if agent not in self._known_agents:
             before.append(call("SADD", names.agents_with_channels, agent))
-        created = self.functions.start(
+        created = self.functions.store(
             "create",
             channel_id,
             consumer_address,
@@ -149,7 +158,8 @@ class RedisStore:
         )
         self._counted += 1
         try:
-            await asyncio.gather(*before, created)
+            await asyncio.gather(*before, created.reply())
+            await created.confirmed()
         except MegaphoneError:
             self._counted -= 1
             raise
@@ -232,12 +242,12 @@ class RedisStore:
                 results[index] = outcome
         return results
 
-    def _start_run(self, run: Sequence[Append]) -> Awaitable[Reply]:
+    def _start_run(self, run: Sequence[Append]) -> Storing:
         """Append events to one channel. The later ones are not tried if one finds it full."""
         arguments: list[Any] = []
         for write in run:
             arguments += (write.event.id, write.request_id or "", encoded(write.event))
-        return self.functions.start(
+        return self.functions.store(
             "append",
             run[0].channel_id,
             self.membership.epoch,
@@ -245,13 +255,16 @@ class RedisStore:
             *arguments,
         )
 
-    async def _run(
-        self, run: Sequence[Append], started: Awaitable[Reply]
-    ) -> Sequence[AppendResult]:
+    async def _run(self, run: Sequence[Append], started: Storing) -> Sequence[AppendResult]:
         try:
-            answer = await started
+            outcomes = self._outcomes(run, await started.reply())
+            await started.confirmed()
         except MegaphoneError as error:
             return [error] * len(run)
+        return outcomes
+
+    def _outcomes(self, run: Sequence[Append], answer: Reply) -> Sequence[AppendResult]:
+        """Return what has become of the events of a run, and give them to a reader of this node."""
         if answer is None:
             return [ChannelNotFound()] * len(run)
         results, *handed = answer

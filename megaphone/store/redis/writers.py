@@ -86,7 +86,7 @@ class Writers:
         on_handed: Callable[[Append, object], None],
     ) -> AppendResult:
         try:
-            answer = await self._functions.start(
+            storing = self._functions.store(
                 "wait",
                 write.channel_id,
                 epoch,
@@ -98,6 +98,7 @@ class Writers:
                 write.request_id or "",
                 encoded(write.event),
             )
+            answer = await storing.reply()
             if answer is None:
                 return ChannelNotFound()
             [result, *more], *handed = answer
@@ -108,7 +109,9 @@ class Writers:
             if result == b"A":
                 if handed:
                     on_handed(write, handed[0])
+                await storing.confirmed()
                 return Stored(write.event.id, is_new=True)
+            await storing.confirmed()
             return Stored(result[1:].decode(), is_new=False)
         except StoreUnavailable as error:
             self._withdraw_behind(write.channel_id, token)
@@ -130,13 +133,21 @@ class Writers:
         stored = Stored(event_id.decode(), is_new=record.decode() == token)
         await asyncio.wait([told], timeout=self._timeout_s)
         if told.done() and not told.cancelled():
-            return ChannelNotFound() if told.result() == CHANNEL_IS_GONE else stored
+            if told.result() == CHANNEL_IS_GONE:
+                return ChannelNotFound()
+            return await self._confirmed(stored)
         answer = await self._withdraw(channel_id, record, token)
         if answer is None:
             return ChannelNotFound()
         if answer == 1:
-            return stored
+            return await self._confirmed(stored)
         return ShuttingDown() if self._is_quiet else WriteTimeout()
+
+    async def _confirmed(self, stored: Stored) -> AppendResult:
+        """Wait until enough replicas have an event that was accepted by the call of a reader."""
+        if (confirmed := self._functions.confirmed()) is not None:
+            await confirmed
+        return stored
 
     def _withdraw_behind(self, channel_id: bytes, token: str) -> None:
         """Withdraw an event that may be waiting, although this node has no answer that says so."""
