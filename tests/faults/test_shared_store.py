@@ -1,9 +1,11 @@
 """Seeded runs against nodes that share a store, which have troubles of their own."""
 
 import asyncio
+import os
 import random
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +15,13 @@ from tests.support.checker import Kind
 from tests.support.fault_runs import Scenario, run_all
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.raw_http import Node
-from tests.support.redis_server import RedisServer, redis_server
+from tests.support.redis_server import RedisServer, redis_server, sentinel
 from tests.support.shared_runs import Fleet, Result, Run, run_under
 
 WINDOW_S = 0.4
-SEEDS_OF_EACH_KIND = 10
+MORE = int(os.environ.get("MEGAPHONE_STORE_RUNS", "1"))
+"""How many times as many runs as in CI there are."""
+SEEDS_OF_EACH_KIND = 10 * MORE
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ def blame(results: list[Result]) -> str:
 
 
 @contextmanager
-def fleet_of(directory: Path, store: str, count: int) -> Iterator[Fleet]:
-    with Fleet(directory, store, random.Random(1)) as fleet:
+def fleet_of(directory: Path, store: str, count: int, **settings: object) -> Iterator[Fleet]:
+    with Fleet(directory, store, random.Random(1), **settings) as fleet:
         for _ in range(count):
             fleet.start()
         yield fleet
@@ -90,7 +94,7 @@ async def test_nodes_that_are_killed_lose_nothing(tmp_path: Path) -> None:
                 fleet.kill()
                 await asyncio.to_thread(fleet.start)
 
-        results = await run_under(kill_nodes, fleet, range(4))
+        results = await run_under(kill_nodes, fleet, range(4 * MORE))
     assert not blame(results), blame(results)
     assert not any(one.ended for one in results)
 
@@ -105,7 +109,7 @@ async def test_connections_to_the_store_that_break_lose_nothing(tmp_path: Path) 
                 if kind == "normal":
                     server.call("FUNCTION", "FLUSH")
 
-        results = await run_under(break_connections, fleet, range(4))
+        results = await run_under(break_connections, fleet, range(4 * MORE))
     assert not blame(results), blame(results)
     assert not any(one.ended for one in results)
 
@@ -122,7 +126,7 @@ async def test_a_store_that_freezes_loses_nothing(tmp_path: Path, frozen_s: floa
                 server.thaw()
             await asyncio.sleep(1)
 
-        results = await run_under(freeze, fleet, range(3))
+        results = await run_under(freeze, fleet, range(3 * MORE))
     assert not blame(results), blame(results)
     assert not any(one.ended for one in results)
 
@@ -138,7 +142,7 @@ async def test_a_store_that_restarts_with_its_file_loses_nothing(tmp_path: Path)
                 await asyncio.to_thread(server.start)
             await asyncio.sleep(1)
 
-        results = await run_under(restart, fleet, range(3))
+        results = await run_under(restart, fleet, range(3 * MORE))
     assert not blame(results), blame(results)
     assert not any(one.ended for one in results)
 
@@ -152,9 +156,57 @@ async def test_a_store_that_loses_everything_ends_its_channels(tmp_path: Path) -
             await asyncio.to_thread(server.start)
             await asyncio.sleep(1)
 
-        results = await run_under(restart, fleet, range(2))
+        results = await run_under(restart, fleet, range(2 * MORE))
         assert all(one.ended for one in results)
         over = asyncio.Event()
         over.set()
         after = await Run(fleet, Kind.RESUMING, 9).run(over)
     assert not blame([after]), blame([after])
+
+
+# -- A new master
+
+
+@contextmanager
+def replicated() -> Iterator[tuple[list[RedisServer], str]]:
+    """Run a master, two replicas and a Sentinel. Yields the servers, and the URL of the store."""
+    with ExitStack() as stack:
+        master = stack.enter_context(redis_server())
+        place = f"127.0.0.1 {master.port}"
+        replicas = [stack.enter_context(redis_server(replicaof=place)) for _ in range(2)]
+        watcher = stack.enter_context(sentinel(master))
+        yield [master, *replicas], f"redis+sentinel://127.0.0.1:{watcher.port}/mp"
+
+
+def master_of(servers: list[RedisServer]) -> RedisServer:
+    """Return the server that says that it is the master, and has two replicas."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        for server in servers:
+            with suppress(OSError):
+                replication = server.info("replication")
+                if replication["role"] == "master" and replication["connected_slaves"] == "2":
+                    return server
+        time.sleep(0.05)
+    raise AssertionError("there is no master with two replicas")
+
+
+@pytest.mark.parametrize("wait_replicas", [0, 1])
+async def test_no_loss_at_a_new_master_is_untold(tmp_path: Path, wait_replicas: int) -> None:
+    with replicated() as (servers, url):
+        master_of(servers)
+        settings = {"store_wait_replicas": wait_replicas}
+        with fleet_of(tmp_path, url, 2, **settings) as fleet:
+
+            async def kill_masters() -> None:
+                for _ in range(2):
+                    await asyncio.sleep(1)
+                    master = await asyncio.to_thread(master_of, servers)
+                    master.kill()
+                    await asyncio.sleep(3)
+                    await asyncio.to_thread(master.start)
+
+            results = await run_under(kill_masters, fleet, range(3 * MORE), store_may_go_back=True)
+    assert not blame(results), blame(results)
+    if wait_replicas:
+        assert not any(one.verdict.lost_told or one.ended for one in results)

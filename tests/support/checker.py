@@ -137,6 +137,9 @@ class History:
     """For how long after an event was sent a plain reader gets it again."""
     died: bool = False
     """Whether the channel ended because its node died."""
+    may_go_back: bool = False
+    """Whether the store may lose its latest steps. The next read is told so, and from then on a
+    reader may get again what it had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +272,8 @@ class Judge:
             self._check_events(number, read)
             positions = [self._position[seen.event_id] for seen in read.events]
             self._check_inside(number, positions)
+            if read.recovered is False and self._history.may_go_back:
+                place = Place(0, len(self._order))
             if positions:
                 self._check_beginning(number, positions[0], self._may_begin(read, place))
             place = self._place_after(number, positions, place)
@@ -302,7 +307,12 @@ class Judge:
     def _may_begin(self, read: Read, place: "Place") -> "Place":
         everywhere = len(self._order)
         if self._history.kind is Kind.ACKNOWLEDGING:
-            place = self._after_acknowledged(read.opened)
+            known = self._after_acknowledged(read.opened)
+            place = (
+                Place(min(place.earliest, known.earliest), known.latest)
+                if (self._history.may_go_back)
+                else known
+            )
         if read.cursor is None or self._history.kind is Kind.ACKNOWLEDGING:
             return Place(place.earliest, everywhere) if read.recovered is False else place
         if read.recovered and read.cursor == START:

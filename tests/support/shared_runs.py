@@ -131,8 +131,11 @@ class Result:
 class Run:
     """Writers and one reader of one channel."""
 
-    def __init__(self, fleet: Fleet, kind: Kind, seed: int) -> None:
+    def __init__(
+        self, fleet: Fleet, kind: Kind, seed: int, *, store_may_go_back: bool = False
+    ) -> None:
         self._fleet = fleet
+        self._store_may_go_back = store_may_go_back
         self._kind = kind
         self._name = f"{kind.value}-{seed}"
         self._rng = random.Random(self._name)
@@ -156,6 +159,7 @@ class Run:
             self._ledger.all_written = True
             await reading
         history = self._ledger.history
+        history.may_go_back = self._store_may_go_back
         return Result(self._name, history, judge(history), self._is_gone, self._longest_s)
 
     async def _insist(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -263,13 +267,19 @@ class Run:
 
 
 async def run_under(
-    trouble: Callable[[], Coroutine[Any, Any, None]], fleet: Fleet, seeds: range
+    trouble: Callable[[], Coroutine[Any, Any, None]],
+    fleet: Fleet,
+    seeds: range,
+    *,
+    store_may_go_back: bool = False,
 ) -> list[Result]:
     """Run a channel of each kind for each seed, all at once, while there is trouble."""
     over = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         runs = [
-            group.create_task(Run(fleet, kind, seed).run(over)) for seed in seeds for kind in Kind
+            group.create_task(Run(fleet, kind, seed, store_may_go_back=store_may_go_back).run(over))
+            for seed in seeds
+            for kind in Kind
         ]
         await trouble()
         over.set()
