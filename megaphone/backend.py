@@ -5,6 +5,7 @@ agents to other nodes. The other has its channels in a store that many nodes sha
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from megaphone.observe.webhooks import Webhooks
 from megaphone.settings import MEMORY, Settings
 from megaphone.store.errors import UnusableStore
 from megaphone.store.memory import MemoryStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +114,13 @@ async def of_shared_store(
     """Build a node whose channels are in a shared store, and stay there when the node ends."""
     # Not above, because a node with its channels in memory does not need the packages for it.
     try:
+        from megaphone.store.redis.errors import ReplyError
         from megaphone.store.redis.store import RedisStore
         from megaphone.store.redis.url import StoreUrl
     except ImportError as error:
         raise UnusableStore(str(error)) from None
     store = RedisStore(
-        StoreUrl.parse(settings.store),
+        StoreUrl.of_settings(settings.store, settings.store_password_file),
         prefix=settings.store_prefix,
         limits=settings.channel_limits(),
         max_channels=settings.max_channels,
@@ -124,7 +128,12 @@ async def of_shared_store(
         on_removed=reported(metrics, webhooks),
         wait_replicas=settings.store_wait_replicas,
     )
-    await store.start()
+    try:
+        await store.start()
+    except ReplyError as error:
+        raise UnusableStore(f"the store refuses what is needed: {error}") from None
+    assert store.facts is not None
+    log.info("%s", store.facts.line(settings.store_wait_replicas))
     try:
         agents = Agents(settings.agent_warmup_secs, directory=store.directory)
         await introduce(agents, settings)

@@ -184,6 +184,8 @@ class Settings:
     store_wait_replicas: Annotated[int, whole(0, 10)] = 0
     """How many replicas of the store must have an event before its writer is told that it is
     stored. If too few have it within a second, the writer gets STORE_UNAVAILABLE instead."""
+    store_password_file: Annotated[str, Meta(min_length=1, description="a path")] | None = None
+    """A file whose first line is the password of the store, if its URL has none."""
     store_prefix: Prefix = "megaphone"
     """What the names of all keys of the store begin with. Nodes share their channels if they have
     the same store and the same prefix."""

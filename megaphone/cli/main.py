@@ -12,6 +12,7 @@ from megaphone.build import build_kind
 from megaphone.cli.admin import megactl_app
 from megaphone.cli.config import config_app, load_or_exit
 from megaphone.cli.output import open_standard_streams
+from megaphone.cli.store import store_app
 
 app = typer.Typer(
     name="megaphone",
@@ -21,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(config_app, name="config")
+app.add_typer(store_app, name="store")
 app.add_typer(megactl_app, name="ctl")
 
 ConfigOption = Annotated[

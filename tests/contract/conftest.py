@@ -17,7 +17,9 @@ from megaphone.core.log import Batch
 from megaphone.core.ports import Append, AppendResult, Lease, OnRemoved, Store, Stored
 from megaphone.model import Event, ReadOptions
 from megaphone.store.memory import MemoryStore
+from megaphone.store.redis.requirements import rights_of
 from megaphone.store.redis.store import RedisStore
+from megaphone.store.redis.url import StoreUrl
 from tests.support.leases import taken
 from tests.support.redis_fixtures import shared_server
 from tests.support.settings import limits
@@ -48,8 +50,11 @@ async def memory(on_removed: OnRemoved) -> AsyncIterator[Store]:
 async def redis(on_removed: OnRemoved) -> AsyncIterator[Store]:
     with shared_server() as server:
         server.flush()
+        # A user with no more rights than the documents say.
+        rights = rights_of("contract").split()
+        server.call("ACL", "SETUSER", "node", "reset", "on", ">secret", *rights)
         store = RedisStore(
-            server.url,
+            StoreUrl.parse(f"redis://node:secret@127.0.0.1:{server.port}"),
             prefix="contract",
             limits=LIMITS,
             max_channels=MAX_CHANNELS,

@@ -15,7 +15,7 @@ class Names:
     """
 
     def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+        self.prefix = prefix
         self.nodes = f"{prefix}:{{all}}:nodes"
         """HASH: when each node last showed that it lives."""
         self.meta = f"{prefix}:{{all}}:meta"
@@ -29,7 +29,7 @@ class Names:
 
     def channel(self, channel_id: bytes) -> tuple[str, ...]:
         """Return the keys of a channel, in the order in which the functions expect them."""
-        state = f"{self._prefix}:{{{tag_of(channel_id)}}}"
+        state = f"{self.prefix}:{{{tag_of(channel_id)}}}"
         return (
             state,
             f"{state}:e",
@@ -42,7 +42,7 @@ class Names:
 
     def of_agent(self, agent: str) -> str:
         """ZSET: the consumer addresses of an agent, by the times of their creation."""
-        return f"{self._prefix}:agent:{agent}"
+        return f"{self.prefix}:agent:{agent}"
 
     @staticmethod
     def entry(channel_id: bytes, address: str) -> str:
@@ -61,11 +61,11 @@ class Names:
 
     def due(self, shard: int) -> str:
         """ZSET: entries of channels, by the times at which to see whether they have expired."""
-        return f"{self._prefix}:due:{shard}"
+        return f"{self.prefix}:due:{shard}"
 
     def inbox(self, node: str) -> str:
         """The Pub/Sub channel of a node."""
-        return f"{self._prefix}:in:{node}"
+        return f"{self.prefix}:in:{node}"
 
 
 def tag_of(channel_id: bytes) -> str:

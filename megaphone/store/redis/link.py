@@ -185,7 +185,10 @@ class Link:
             )
             _refuse_other_kinds(self.server)
             if not self.server.is_master:
-                raise StoreUnavailable(f"the store at {place} is a replica")
+                raise StoreUnavailable(
+                    f"the store at {place} is a replica: name its master, or its Sentinels by"
+                    " redis+sentinel://host:26379/SERVICE"
+                )
             self._refuse_old_master(place)
         except BaseException:
             connection.end("this node cannot use it")

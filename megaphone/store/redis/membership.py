@@ -9,6 +9,7 @@ from contextlib import suppress
 from megaphone.errors import MegaphoneError
 from megaphone.store.redis.calls import Functions, load
 from megaphone.store.redis.connection import Calls
+from megaphone.store.redis.errors import OutOfMemory
 from megaphone.store.redis.functions import name_of
 from megaphone.store.redis.keys import Names
 
@@ -63,7 +64,8 @@ class Membership:
 
         Raises: StoreUnavailable; ReplyError.
         """
-        await load(calls)
+        with suppress(OutOfMemory):  # a full server may have them, and must be read empty
+            await load(calls)
         run_id = _run_id(await calls.call("INFO", "server"))
         names = self._names
         epoch = await calls.call("FCALL", name_of("greet"), 2, names.nodes, names.meta, run_id)

@@ -32,6 +32,7 @@ from megaphone.store.redis.keys import Names
 from megaphone.store.redis.lease import RemoteLease, Taken
 from megaphone.store.redis.link import Link
 from megaphone.store.redis.membership import Membership
+from megaphone.store.redis.requirements import Facts, examine
 from megaphone.store.redis.subscription import Subscription
 from megaphone.store.redis.url import StoreUrl
 from megaphone.store.redis.writers import Writers
@@ -78,6 +79,8 @@ class RedisStore:
         self._names = names
         self._limits = limits
         self._max_channels = max_channels
+        self.facts: Facts | None = None
+        """What the server said of itself when the link last connected."""
         self.link = Link(url, name="megaphone", greet=self._greet)
         self.functions = Functions(self.link, names, wait_replicas)
         self.directory = RedisDirectory(self.link, names)
@@ -126,6 +129,8 @@ class RedisStore:
         return self._names.channel(channel_id)
 
     async def _greet(self, calls: Calls) -> None:
+        assert self.link.server is not None
+        self.facts = await examine(calls, self.link.server, self._names.prefix)
         await self.membership.greet(calls)
 
     # -- Channels

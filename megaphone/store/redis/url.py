@@ -14,10 +14,12 @@ import re
 import ssl
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from pathlib import Path
 from typing import Self
 from urllib.parse import parse_qsl, unquote
 
 from megaphone.model import Endpoint
+from megaphone.store.errors import UnusableStore
 
 PORT = 6379
 SENTINEL_PORT = 26379
@@ -121,6 +123,30 @@ class StoreUrl:
     def with_password(self, password: str) -> Self:
         """Return the same URL with another password, for one that is kept elsewhere."""
         return replace(self, password=password)
+
+    @classmethod
+    def of_settings(cls, text: str, password_file: str | None) -> Self:
+        """Read a URL whose password may be in a file: the first line of it.
+
+        Raises: UnusableStore, with a message for the user that quotes nothing secret.
+        """
+        try:
+            url = cls.parse(text)
+        except ValueError as error:
+            raise UnusableStore(f"store: {error}") from None
+        if password_file is None:
+            return url
+        if url.password is not None:
+            raise UnusableStore("store has a password, and store_password_file too: keep one")
+        try:
+            password = Path(password_file).read_text(encoding="utf-8").partition("\n")[0]
+        except OSError as error:
+            raise UnusableStore(f"store_password_file: {error.strerror}") from None
+        except ValueError:
+            raise UnusableStore("store_password_file: is not text in UTF-8") from None
+        if not password.strip():
+            raise UnusableStore("store_password_file: its first line is empty")
+        return url.with_password(password.rstrip("\r"))
 
     def make_tls(self) -> ssl.SSLContext | None:
         """Return what connections need for TLS; None if they have none. Reads the files.
