@@ -2,8 +2,8 @@
 
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,16 @@ from bench.processes import BenchError
 from bench.servers import Broker, Server, broker
 from tests.compat.original import BROKER as ORIGINAL_PROGRAM
 from tests.compat.original import VERSION
+from tests.support.redis_server import KINDS, redis_server
 
 OURS = "ours"
 BEFORE = "before"
 ORIGINAL = "original"
 NGINX = "nginx"
+REDIS = "redis"
 NCHAN = "nchan"
 BARE = "grpc.aio"
-BROKERS = frozenset({OURS, BEFORE, ORIGINAL})
+BROKERS = frozenset({OURS, BEFORE, ORIGINAL, REDIS})
 OUR_SETTINGS: Mapping[str, object] = {"max_channels": 1_000_000}
 ORIGINAL_SETTINGS: Mapping[str, object] = {"agent.virtual.bench": "MASTER"}
 
@@ -37,6 +39,20 @@ class Contestant:
 def our_broker() -> AbstractAsyncContextManager[Broker]:
     program = Path(sys.executable).with_name("megaphone")
     return broker([str(program), "serve"], OUR_SETTINGS)
+
+
+@asynccontextmanager
+async def our_broker_with_redis() -> AsyncIterator[Broker]:
+    """Run our broker with its channels in a Redis, which shares the core of the load."""
+    program = Path(sys.executable).with_name("megaphone")
+    with redis_server() as server:
+        settings = {**OUR_SETTINGS, "store": server.text_url}
+        async with broker([str(program), "serve"], settings) as started:
+            yield started
+
+
+def missing_redis() -> str | None:
+    return None if any(KINDS.values()) else "neither Redis nor Valkey is installed"
 
 
 def before(checkout: Path) -> Contestant:
@@ -77,6 +93,10 @@ OTHERS = {
                 lambda: broker([str(ORIGINAL_PROGRAM)], ORIGINAL_SETTINGS),
             ),
             missing_original,
+        ),
+        Other(
+            Contestant(REDIS, "this broker, its channels in Redis", our_broker_with_redis),
+            missing_redis,
         ),
         Other(
             Contestant(NGINX, "nginx with a constant answer, the ceiling", nginx.constants),

@@ -100,6 +100,8 @@ class Broker:
         self._observer = observer
         self._max_body_bytes = settings.max_body_bytes
         self._poll_duration_s = settings.poll_duration_millis / 1000
+        self.has_remote_store = store.is_remote
+        """Whether the calls that do not wait always raise WouldBlock."""
         self._readers: set[Reader] = set()
         self._on_close = self._on_read_end
         """One object for all readers, to save memory."""
@@ -236,6 +238,25 @@ class Broker:
         if stored.is_new:
             self._observer.events_written(1)
         return stored.event_id
+
+    async def write_at_once(self, address: str, new: NewEvent) -> str:
+        """Do the same as `write`, if the channel has a place now.
+
+        Raises: WouldBlock, when the call would have to wait for a free place, or for the check of a
+            large body; nothing has changed then. StoreUnavailable, after which the event may have
+            been written if the error says so. Also the other errors of `write`; nothing has changed
+            then, and nothing was counted.
+        """
+        self._refuse_if_shutting_down()
+        if len(new.body) > CHECKED_AT_ONCE:
+            raise WouldBlock
+        event = self._small_event(new)
+        await self._settled((address,))
+        write = new_tuple(Append, (self._writable_channel(address), event, new.request_id))
+        [result] = await self._append([write], wait=False)
+        if isinstance(result, Stored):
+            return result.event_id
+        raise result
 
     async def _write_waiting(self, address: str, event: Event, request_id: str | None) -> str:
         """Write an event. Waits for a free place, and for the end of a cut-over."""

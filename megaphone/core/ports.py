@@ -105,6 +105,9 @@ class Store(Protocol):
     A call that is cancelled has taken effect completely or not at all, but for `append`.
     """
 
+    is_remote: bool
+    """Whether the calls that do not wait always raise WouldBlock: the store is elsewhere."""
+
     async def create(
         self, channel_id: bytes, consumer_address: str, capacity: int | None = None
     ) -> None:

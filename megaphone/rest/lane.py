@@ -21,15 +21,24 @@ import httptools
 
 from megaphone.core.broker import Broker
 from megaphone.core.ports import WouldBlock
-from megaphone.errors import MegaphoneError
-from megaphone.model import BatchFailure, NewEvent
+from megaphone.errors import MegaphoneError, StoreUnavailable
+from megaphone.model import BatchFailure, NewEvent, ReadOptions
 from megaphone.rest.connection.answer_bytes import (
     CREATED_LINE,
     OK_LINE,
+    error_bytes,
     pieces_of_answer,
     with_json,
 )
-from megaphone.rest.connection.protocol import Later, Opened, Outcome, Unanswered, Unfinished
+from megaphone.rest.connection.protocol import (
+    Answered,
+    Later,
+    Opened,
+    Outcome,
+    Unanswered,
+    Unfinished,
+)
+from megaphone.rest.connection.stream import Framing
 from megaphone.rest.reads import framing_of, head_of_answer, options_of
 from megaphone.wire import json
 
@@ -250,12 +259,16 @@ class Lane:
         if (write := _WRITE.fullmatch(url)) is not None:
             return self._write(request, write)
         if url == b"/channelsExists":
+            if self.broker.has_remote_store:
+                return Later(answered(self._found(json.parse_exists(request.body))))
             alive = self.broker.exists_nowait(json.parse_exists(request.body))
             return with_json(OK_LINE, json.existing(alive))
         if url == b"/write-batch":
             return self._write_batch(request)
         if (ack := _ACK.fullmatch(url)) is not None and not self.readers_headers:
             event_id = json.parse_ack(request.body)
+            if self.broker.has_remote_store:
+                return Later(answered(self._acknowledged(ack[1].decode(), event_id)))
             count = self.broker.acknowledge_nowait(ack[1].decode(), event_id)
             return with_json(OK_LINE, json.acknowledged(count))
         return NOT_HERE
@@ -266,6 +279,8 @@ class Lane:
             protocols = json.parse_create(request.body) if request.body else []
         elif not request.has_no_body:
             return NOT_HERE
+        if self.broker.has_remote_store:
+            return Later(answered(self._created(protocols)))
         return with_json(OK_LINE, json.created(self.broker.create_nowait(protocols)))
 
     def _write(self, request: Request, found: re.Match[bytes]) -> Outcome:
@@ -273,6 +288,8 @@ class Lane:
         if stream_id in _DOTS:  # which aiohttp takes for folders
             return NOT_HERE
         event = NewEvent(stream_id.decode(), request.body, request.header(b"idempotency-key"))
+        if self.broker.has_remote_store:
+            return Later(answered(self._written(address.decode(), event)))
         event_id = self.broker.write_nowait(address.decode(), event)
         return with_json(CREATED_LINE, json.written(event_id))
 
@@ -296,9 +313,49 @@ class Lane:
             return NOT_HERE
         framing = framing_of(request.header(b"accept") or "")
         options = options_of(framing, query, request.header(b"last-event-id"))
+        if self.broker.has_remote_store:
+            return Later(answered(self._opened(found[1].decode(), options, framing)))
         reader = self.broker.open_read_nowait(found[1].decode(), options)
         head = head_of_answer(framing, reader.recovered, self.readers_headers)
         return Opened(head, reader, framing)
+
+    # -- The same with a store elsewhere, whose answers come in a later turn
+
+    async def _created(self, protocols: list[str]) -> Answered:
+        return whole(OK_LINE, json.created(await self.broker.create(protocols)))
+
+    async def _written(self, address: str, event: NewEvent) -> Answered:
+        event_id = await self.broker.write_at_once(address, event)
+        return whole(CREATED_LINE, json.written(event_id))
+
+    async def _found(self, addresses: list[str]) -> Answered:
+        return whole(OK_LINE, json.existing(await self.broker.exists(addresses)))
+
+    async def _acknowledged(self, address: str, event_id: str) -> Answered:
+        return whole(OK_LINE, json.acknowledged(await self.broker.acknowledge(address, event_id)))
+
+    async def _opened(self, address: str, options: ReadOptions, framing: Framing) -> Answered:
+        reader = await self.broker.open_read(address, options)
+        head = head_of_answer(framing, reader.recovered, self.readers_headers)
+        return Opened(head, reader, framing)
+
+
+def whole(status_line: bytes, body: bytes) -> Iterator[bytes]:
+    return iter((with_json(status_line, body),))
+
+
+async def answered(call: Coroutine[Any, Any, Answered]) -> Answered:
+    """Return what a call returns; None if it was refused, and nothing has happened.
+
+    This is the one error that the lane answers itself: the store may have done what it was asked,
+    and must not be asked again.
+    """
+    try:
+        return await call
+    except StoreUnavailable as error:
+        return iter((error_bytes(error),)) if error.may_have_happened else None
+    except (MegaphoneError, WouldBlock):
+        return None
 
 
 async def pieces_when_written(

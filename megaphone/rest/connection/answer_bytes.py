@@ -4,11 +4,14 @@ They stand apart from `answers`, whose classes inherit from those of aiohttp, so
 compiled.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
 from functools import lru_cache
+from http import HTTPStatus
 
+from megaphone.errors import MegaphoneError
 from megaphone.wire import errors, json
 
 WHOLE_ANSWER_BYTES = 65_536
@@ -27,6 +30,16 @@ def internal_body() -> bytes:
 def internal_error() -> bytes:
     """Return the answer for a failure of the broker itself, the last on its connection."""
     return with_json(INTERNAL_LINE, internal_body(), b"Connection: close\r\n")
+
+
+def error_bytes(error: MegaphoneError) -> bytes:
+    """Return the answer for an error that the client may see."""
+    status = HTTPStatus(errors.row_of(error).http_status)
+    more = b""
+    if error.retry_after_s is not None:
+        more = b"Retry-After: %d\r\n" % math.ceil(error.retry_after_s)
+    line = f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
+    return with_json(line, json.error(error.code, str(error), status.value), more)
 
 
 def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -60,6 +60,10 @@ class Opened:
     framing: Framing
 
 
+Answered: TypeAlias = Iterator[bytes] | Opened | None
+"""An answer in pieces, or a read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Unanswered:
     """The lane does not answer these bytes, and nothing has happened."""
@@ -72,9 +76,8 @@ class Unanswered:
 class Later:
     """The request takes longer."""
 
-    call: Coroutine[Any, Any, Iterator[bytes] | None]
-    """Returns the answer in pieces, or None if the lane does not answer the request after all, and
-    nothing has happened."""
+    call: "Coroutine[Any, Any, Answered]"
+    """Returns None if the lane does not answer the request after all, and nothing has happened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,13 +357,14 @@ class Connection(asyncio.Protocol):
         self._is_deaf = True
         self._answer(internal_error())
 
-    async def _answer_later(
-        self, call: Coroutine[Any, Any, Iterator[bytes] | None], data: bytes
-    ) -> None:
+    async def _answer_later(self, call: Coroutine[Any, Any, Answered], data: bytes) -> None:
         """Answer the request `data` by a call that takes longer."""
         try:
-            pieces = await call
-            last = None if pieces is None else await self._write_all_but_last(pieces)
+            answered = await call
+            if isinstance(answered, Opened):
+                self._open_later(answered)
+                return
+            last = None if answered is None else await self._write_all_but_last(answered)
         except Exception as error:
             self._task = None
             self._answer_failure(error)
@@ -377,6 +381,17 @@ class Connection(asyncio.Protocol):
                 transport.resume_reading()
             if behind:
                 self.data_received(behind)
+
+    def _open_later(self, opened: Opened) -> None:
+        """Begin a read, unless its client has gone meanwhile."""
+        self._task = None
+        self._take_held()  # a reader sends nothing more
+        if self._transport is None or self._is_deaf:
+            opened.reader.close(clean=False)
+            self.abort()
+            return
+        self._host.answered += 1
+        self.begin_stream(opened.reader, opened.framing, opened.head)
 
     async def _write_all_but_last(self, pieces: Iterator[bytes]) -> bytes:
         last = next(pieces)

@@ -24,6 +24,8 @@ LISTED_AT_ONCE = 200
 class MemoryStore:
     """Fulfils `core.ports.Store`. Belongs to the event loop in which it is made."""
 
+    is_remote = False
+
     def __init__(
         self,
         *,

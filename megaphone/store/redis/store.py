@@ -59,6 +59,8 @@ RECOVERED = {1: True, 0: False, -1: None}
 class RedisStore:
     """The channels of all nodes with the same Redis and prefix. Belongs to one event loop."""
 
+    is_remote = True
+
     def __init__(
         self,
         url: StoreUrl,

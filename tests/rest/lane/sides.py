@@ -29,7 +29,7 @@ from megaphone.errors import MegaphoneError
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
 from megaphone.rest.channels import ChannelApi
-from megaphone.rest.connection.protocol import Later, Opened, Outcome
+from megaphone.rest.connection.protocol import Answered, Later, Opened, Outcome
 from megaphone.rest.cors import headers_of
 from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
@@ -178,9 +178,7 @@ class WatchedLane:
             return Later(self._noted(outcome.call, bytes(data)))
         return outcome
 
-    async def _noted(
-        self, call: Coroutine[Any, Any, Iterator[bytes] | None], data: bytes
-    ) -> Iterator[bytes] | None:
+    async def _noted(self, call: Coroutine[Any, Any, Answered], data: bytes) -> Answered:
         answer = await call
         if answer is not None:
             self.answered.append(data)
