@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
-from typing import NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 DEFAULT_IN_FLIGHT = 100
 """The most events in flight to an acknowledging reader that asks for no other number."""
@@ -23,7 +23,7 @@ PORT_PATTERN = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0
 HOST_PATTERN = r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s@]+)"
 ENDPOINT_PATTERN = rf"{HOST_PATTERN}:{PORT_PATTERN}"
 
-LINE_BODY_BYTES = 16_384
+LINE_BODY_BYTES: Final = 16_384
 """An event with a body up to this size is rendered once, as one line that all its readers share. A
 larger body is sent between the two halves of its line instead, because no reader may copy it."""
 

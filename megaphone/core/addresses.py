@@ -16,7 +16,7 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Self
+from typing import Final, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -39,7 +39,7 @@ _BYTES_TO_ALPHANUMERICS = bytes(ord(ALPHANUMERICS[byte % 62]) for byte in range(
 _UNEVEN_BYTES = bytes(range(248, 256))
 
 MAX_AGENT_LENGTH = 255
-MAX_ADDRESS_LENGTH = 400
+MAX_ADDRESS_LENGTH: Final = 400
 """No address has more characters than this. The addresses of today are less than half as long."""
 _AGENT = rf"(?P<agent>[A-Za-z0-9_-]{{1,{MAX_AGENT_LENGTH}}}+)"
 _CONSUMER = re.compile(
@@ -99,7 +99,7 @@ class Randomness:
         return self._nonces.pop()
 
 
-_randomness = Randomness()
+_randomness: Final = Randomness()
 # A process that was forked would otherwise hand out the same secrets as its parent.
 os.register_at_fork(after_in_child=_randomness.forget)
 

@@ -13,16 +13,16 @@ Reads are never refused, because they free memory.
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 from megaphone.errors import LimitExceeded
 from megaphone.model import LINE_BODY_BYTES, Event
 
-CHANNEL_BYTES = 700
+CHANNEL_BYTES: Final = 700
 """The cost of a channel without events."""
-EVENT_BYTES = 350
+EVENT_BYTES: Final = 350
 """The cost of an event without its body."""
-ENTRY_BYTES = 100
+ENTRY_BYTES: Final = 100
 """The cost of an entry for an event in the log of one channel."""
 KEY_BYTES = 350
 """The cost of an idempotency key, in addition to one byte for each character."""

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate
+from typing import Final
 
 import msgspec
 
@@ -21,7 +22,7 @@ STREAM_IDS_REMEMBERED = 1_000
 MAX_ID_LENGTH = 200
 MAX_INDEX_DIGITS = 8
 """How many digits the index of an event in its batch may have, in a key from another node."""
-MAX_DEPTH = 127
+MAX_DEPTH: Final = 127
 """How deep arrays and objects may be nested in a body. The event around the body makes 128 levels,
 the most that serde_json reads. Existing clients use serde_json, and a deeper event would end each
 of their reads for good."""
@@ -52,16 +53,16 @@ _LARGE_EXPONENT = re.compile(rb"[\[:,\s-][0-9.]++[eE]\+?[0-9]{3}")
 """A number with a large exponent, and the character before it. The character is part of the pattern
 so that few strings of hexadecimal digits match."""
 
-SMALL_BYTES = 2_048
+SMALL_BYTES: Final = 2_048
 """Up to this size it costs less to decode a body than to search its text for large numbers."""
-_decode = msgspec.json.Decoder().decode
+_decode: Final = msgspec.json.Decoder().decode
 """Refuses a body that is not JSON or not UTF-8, or that has an infinite number which is not an
 integer."""
 _skip = msgspec.json.Decoder(msgspec.Raw).decode
 """Refuses a body that is not JSON. Makes no objects, so that it is fast for each body."""
 
 
-_event_ids: list[str] = []
+_event_ids: Final[list[str]] = []
 """Ids for the next events, because it costs less to make many at once."""
 
 
@@ -101,7 +102,7 @@ def work_of(body: bytes) -> int:
     return size if size > MAX_DEPTH else 0
 
 
-CHECKED_AT_ONCE = SLICE
+CHECKED_AT_ONCE: Final = SLICE
 """The largest body, in bytes, that `accepted_body` checks without giving other tasks a turn."""
 
 

@@ -7,13 +7,13 @@ in each test. A slice takes about a millisecond.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-SLICE = 16_384
+SLICE: Final = 16_384
 """The amount of work in one slice. To check one byte of a body is an amount of 1."""
-ADDRESS_WORK = 256
+ADDRESS_WORK: Final = 256
 """The amount of work to parse an address, decrypt it and look up its channel."""
-EVENT_WORK = 128
+EVENT_WORK: Final = 128
 """The amount of work to make an event, or to write an event to a channel."""
 ANSWER_WORK = 32
 """The amount of work to make one entry of a long response."""

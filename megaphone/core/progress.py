@@ -6,12 +6,13 @@ backwards).
 """
 
 import math
+from typing import Final
 
 STALL_S = 5.0
 """A client stalls when it takes no bytes for this long although a batch waits for it."""
 SLOWEST_BYTES_PER_S = 20_000
 """The lowest allowed speed of a client whose bytes cannot be counted, but only whole batches."""
-FIRST_BATCH_BYTES = 65_536
+FIRST_BATCH_BYTES: Final = 65_536
 SMALLEST_BATCH_BYTES = 16_384
 LARGEST_BATCH_BYTES = 1_048_576
 LARGEST_UNSEEN_BATCH_BYTES = 262_144

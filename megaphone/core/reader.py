@@ -9,7 +9,7 @@ import asyncio
 import math
 import sys
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.ports import Lease, Observer
@@ -17,7 +17,7 @@ from megaphone.core.progress import FIRST_BATCH_BYTES, STALL_S, Progress
 from megaphone.errors import AgentMoved, MegaphoneError, TooSlow
 from megaphone.model import Event, ReadOptions
 
-BATCH_EVENTS = 100
+BATCH_EVENTS: Final = 100
 """The largest number of events in a batch. A face sends a batch before it asks for the next one, so
 this is also the largest number of events that a read has in this process."""
 LOOK_S = 1.0

@@ -15,7 +15,7 @@ import re
 from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import httptools
 
@@ -42,7 +42,7 @@ from megaphone.rest.connection.stream import Framing
 from megaphone.rest.reads import framing_of, head_of_answer, options_of
 from megaphone.wire import json
 
-MAX_HEAD_BYTES = 8_000
+MAX_HEAD_BYTES: Final = 8_000
 MAX_HEADERS = 100
 """Both limits are below those of aiohttp, so that aiohttp would have taken the head too."""
 MAX_LENGTH_DIGITS = 9
@@ -66,17 +66,17 @@ ODD_HEADERS = frozenset(
 )
 """Headers that change how a message is read, or what may follow it."""
 
-NOT_CERTAIN = Unanswered(is_whole=False)
-NOT_HERE = Unanswered(is_whole=True)
+NOT_CERTAIN: Final = Unanswered(is_whole=False)
+NOT_HERE: Final = Unanswered(is_whole=True)
 
-_WRITE = re.compile(rb"/write/([A-Za-z0-9_.-]+)/([A-Za-z0-9_.~-]+)")
+_WRITE: Final = re.compile(rb"/write/([A-Za-z0-9_.-]+)/([A-Za-z0-9_.~-]+)")
 _ACK = re.compile(rb"/ack/([A-Za-z0-9_.-]+)")
 _READ = re.compile(rb"/read/([A-Za-z0-9_.-]+)(?:\?([A-Za-z0-9_=&-]+))?")
 _WITH_BODY = re.compile(
     rb"/create|/write-batch|/channelsExists|/ack/[A-Za-z0-9_.-]+|/write/[A-Za-z0-9_.-]+/[A-Za-z0-9_.~-]+"
 )
-_FIRST_LINE = re.compile(rb"(GET|POST) (/[A-Za-z0-9_.~/?=&-]*) HTTP/1\.1\r\n")
-_DOTS = (b".", b"..")
+_FIRST_LINE: Final = re.compile(rb"(GET|POST) (/[A-Za-z0-9_.~/?=&-]*) HTTP/1\.1\r\n")
+_DOTS: Final = (b".", b"..")
 
 
 class Request:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
+from typing import Final
 
 from megaphone.errors import MegaphoneError
 from megaphone.wire import errors, json
@@ -18,8 +19,8 @@ WHOLE_ANSWER_BYTES = 65_536
 """A longer answer is sent in chunks, without a Content-Length."""
 HEADS_REMEMBERED = 100
 """Most answers of a second have a status and a length that another one had before."""
-OK_LINE = b"HTTP/1.1 200 OK\r\n"
-CREATED_LINE = b"HTTP/1.1 201 Created\r\n"
+OK_LINE: Final = b"HTTP/1.1 200 OK\r\n"
+CREATED_LINE: Final = b"HTTP/1.1 201 Created\r\n"
 INTERNAL_LINE = b"HTTP/1.1 500 Internal Server Error\r\n"
 
 

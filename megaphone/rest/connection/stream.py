@@ -13,7 +13,7 @@ import struct
 import termios
 from collections.abc import Callable, Iterator, Sequence
 from fcntl import ioctl
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from megaphone.core.budget import Budget
 from megaphone.core.reader import Reader
@@ -24,19 +24,19 @@ from megaphone.rest.connection.turn import Turn
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES = 12_288
+PIECE_BYTES: Final = 12_288
 """The kernel checks its limit of unsent bytes before each piece. With `peers.UNSENT_BYTES`, the
 piece, and OPEN_BYTES, at most 32 KB are unsent."""
 JOINED_BYTES = 65_536
 """Up to this size it is cheaper to copy the parts of a chunk into one than to send each."""
-OPEN_BYTES = 4_096
+OPEN_BYTES: Final = 4_096
 """How many bytes may be sent in small pieces without a check of the limit."""
-TURN_BYTES = 262_144
+TURN_BYTES: Final = 262_144
 """After so many bytes to one reader, the others get their turn."""
 LAST_CHUNK = b"0\r\n\r\n"
 # As plain numbers, because the flags of the enumeration take a microsecond to combine.
-SEND_FLAGS = int(socket.MSG_DONTWAIT)
-SEND_AND_END_FLAGS = SEND_FLAGS | int(socket.MSG_EOR)
+SEND_FLAGS: Final = int(socket.MSG_DONTWAIT)
+SEND_AND_END_FLAGS: Final = SEND_FLAGS | int(socket.MSG_EOR)
 
 Piece: TypeAlias = bytes | memoryview
 

@@ -8,13 +8,13 @@ gets in one piece what many writes of a turn have brought.
 
 import asyncio
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-SMALL_BYTES = 2_048
+SMALL_BYTES: Final = 2_048
 """After requests up to this size, events go out before the answers, because their readers wait for
 them. After a larger one, which writes many events, first the answers and then the events: so an
 open read gets all of them in one piece."""
-STREAMS_AT_ONCE = 100
+STREAMS_AT_ONCE: Final = 100
 """To how many readers a turn sends before other work of the event loop goes on."""
 
 

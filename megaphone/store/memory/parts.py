@@ -1,10 +1,10 @@
 """A mapping that grows without long pauses."""
 
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 V = TypeVar("V")
 
-PARTS = 32
+PARTS: Final = 32
 
 
 class Parts(Generic[V]):
