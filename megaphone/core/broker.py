@@ -228,13 +228,37 @@ class Broker:
             large body, or for a cut-over; also the errors of `write`. In each case nothing has
             changed, and nothing was counted, so that the caller may call `write` instead.
         """
+        return self._append_nowait(self._checked_write(address, new))
+
+    def write_all_nowait(
+        self, writes: Sequence[tuple[str, NewEvent]]
+    ) -> list[str | MegaphoneError | WouldBlock]:
+        """Do the same as `write_nowait` for each of some writes: first one step of all of them, and
+        then the next, which takes less time. Errors are returned, not raised."""
+        checked: list[Append | MegaphoneError | WouldBlock] = []
+        for address, new in writes:
+            try:
+                checked.append(self._checked_write(address, new))
+            except (MegaphoneError, WouldBlock) as error:
+                checked.append(error)
+        results: list[str | MegaphoneError | WouldBlock] = []
+        for one in checked:
+            try:
+                results.append(self._append_nowait(one) if isinstance(one, Append) else one)
+            except (MegaphoneError, WouldBlock) as error:
+                results.append(error)
+        return results
+
+    def _checked_write(self, address: str, new: NewEvent) -> Append:
         if self._shutting_down:
             raise ShuttingDown
         if len(new.body) > CHECKED_AT_ONCE or self._agents.any_unsettled:
             raise WouldBlock
         event = self._small_event(new)
-        channel_id = self._writable_channel(address)
-        stored = self._store.append_nowait(new_tuple(Append, (channel_id, event, new.request_id)))
+        return new_tuple(Append, (self._writable_channel(address), event, new.request_id))
+
+    def _append_nowait(self, append: Append) -> str:
+        stored = self._store.append_nowait(append)
         if stored.is_new:
             self._observer.events_written(1)
         return stored.event_id

@@ -37,6 +37,7 @@ from megaphone.rest.connection.protocol import (
     Outcome,
     Unanswered,
     Unfinished,
+    Write,
 )
 from megaphone.rest.connection.stream import Framing
 from megaphone.rest.reads import framing_of, head_of_answer, options_of
@@ -240,6 +241,20 @@ class Lane:
         except (MegaphoneError, WouldBlock, UnicodeDecodeError):
             return NOT_HERE
 
+    def complete(self, outcomes: list[Outcome]) -> None:
+        """Make each `Write` in a list, and put its answer in its place; or `NOT_HERE`, if it must
+        wait or is refused."""
+        numbers = [n for n, one in enumerate(outcomes) if isinstance(one, Write)]
+        if not numbers:
+            return
+        writes = [(one.address, one.event) for one in outcomes if isinstance(one, Write)]
+        for number, result in zip(numbers, self.broker.write_all_nowait(writes), strict=True):
+            outcomes[number] = (
+                with_json(CREATED_LINE, json.written(result))
+                if isinstance(result, str)
+                else NOT_HERE
+            )
+
     def _may_take(self, request: Request) -> bool:
         """Return whether the lane may answer a request whose body is incomplete. aiohttp refuses
         others at once."""
@@ -290,8 +305,7 @@ class Lane:
         event = NewEvent(stream_id.decode(), request.body, request.header(b"idempotency-key"))
         if self.broker.has_remote_store:
             return Later(answered(self._written(address.decode(), event)))
-        event_id = self.broker.write_nowait(address.decode(), event)
-        return with_json(CREATED_LINE, json.written(event_id))
+        return Write(address.decode(), event)
 
     def _write_batch(self, request: Request) -> Outcome:
         channels, messages = json.parse_batch(request.body)

@@ -286,6 +286,26 @@ async def test_a_write_that_does_not_wait_is_refused_as_others_are(node: Node) -
     assert node.metrics.messages_received == 2
 
 
+async def test_each_of_some_writes_has_a_result_of_its_own(node: Node) -> None:
+    one, full = await node.broker.create(), await node.broker.create()
+    await node.write(full, *range(100))
+    results = node.broker.write_all_nowait(
+        [
+            (one.producer_address, NewEvent("s", b"1", "key")),
+            (one.producer_address, NewEvent("s", b"{")),
+            (full.producer_address, NewEvent("s", b"100")),
+            (one.producer_address, NewEvent("s", b"2", "key")),
+            ("nonsense", NewEvent("s", b"3")),
+            (one.producer_address, NewEvent("s", b"4")),
+        ]
+    )
+    kinds = [type(result) for result in results]
+    assert kinds == [str, BadRequest, WouldBlock, str, BadRequest, str]
+    assert results[0] == results[3]
+    assert await node.read(one, ReadOptions(wait_s=0)) == [1, 4]
+    assert node.metrics.messages_received == 102
+
+
 async def test_a_batch_that_has_places_is_written_at_once(node: Node) -> None:
     one, other = await node.broker.create(), await node.broker.create()
     addresses = [one.producer_address, other.producer_address, one.producer_address]

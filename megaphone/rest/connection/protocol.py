@@ -10,7 +10,7 @@ read in two ways. When a read begins, the connection becomes a *stream*.
 import asyncio
 import logging
 import socket
-from collections.abc import Container, Coroutine, Iterator
+from collections.abc import Container, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, cast
@@ -21,6 +21,7 @@ from megaphone.core.budget import Budget
 from megaphone.core.reader import Reader
 from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
+from megaphone.model import NewEvent
 from megaphone.rest.connection.answer_bytes import internal_error
 from megaphone.rest.connection.guest import Guest
 from megaphone.rest.connection.limits import REFUSAL, Admission, Connections
@@ -87,7 +88,15 @@ class Failed:
     error: Exception
 
 
-Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later
+@dataclass(frozen=True, slots=True)
+class Write:
+    """The request writes an event. Nothing has happened yet: see `Answering.complete`."""
+
+    address: str
+    event: NewEvent
+
+
+Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later | Failed | Write
 """What the lane does with some bytes. Bytes are the answer."""
 
 
@@ -96,6 +105,9 @@ class Answering(Protocol):
 
     def answer(self, data: bytes) -> Outcome:
         """Answer the request that these bytes are, or do nothing at all."""
+
+    def complete(self, outcomes: list[Outcome]) -> None:
+        """Make each `Write` in a list, and put another outcome in its place."""
 
 
 @dataclass(slots=True)
@@ -109,7 +121,7 @@ class Host:
     probe_paths: Container[str]
     lane: Answering | None
     """None if aiohttp answers every request."""
-    turn: Turn = field(default_factory=lambda: Turn(asyncio.get_running_loop()))
+    turn: Turn = field(init=False)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     open: set["Connection"] = field(default_factory=set)
     one_has_closed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -118,6 +130,24 @@ class Host:
     """Whether each connection ends with its next answer."""
     answered: int = 0
     """How many requests the lane has answered."""
+
+    def __post_init__(self) -> None:
+        self.turn = Turn(self.loop, self._ask)
+
+    def _ask(self, requests: Sequence[bytes]) -> list[Outcome]:
+        """Offer the requests of a turn to the lane. Returns: what it does with each."""
+        assert self.lane is not None
+        outcomes: list[Outcome] = []
+        for data in requests:
+            try:
+                outcomes.append(self.lane.answer(data))
+            except Exception as error:
+                outcomes.append(Failed(error))
+        try:
+            self.lane.complete(outcomes)
+        except Exception as error:
+            return [Failed(error) if isinstance(one, Write) else one for one in outcomes]
+        return outcomes
 
     async def serve(self, listening: socket.socket) -> asyncio.Server:
         """Serve each connection to a socket, within the limit of `connections`.
@@ -304,18 +334,9 @@ class Connection(asyncio.Protocol):
             self._is_asking = True
             self._host.turn.add_request(self, data)
 
-    def ask(self, data: bytes) -> Outcome | Failed:
-        """Offer a request to the lane."""
-        self._is_asking = False
-        lane = self._host.lane
-        assert lane is not None
-        try:
-            return lane.answer(data)
-        except Exception as error:
-            return Failed(error)
-
-    def answer(self, outcome: Outcome | Failed, data: bytes) -> None:
+    def answer(self, outcome: Outcome, data: bytes) -> None:
         """Do what the lane says about a request."""
+        self._is_asking = False
         try:
             if isinstance(outcome, bytes):
                 self._answer(outcome)
@@ -325,7 +346,7 @@ class Connection(asyncio.Protocol):
             log.exception("a connection failed")
             self.abort()
 
-    def _conclude(self, outcome: Outcome | Failed, data: bytes) -> None:
+    def _conclude(self, outcome: Outcome, data: bytes) -> None:
         host = self._host
         if isinstance(outcome, Failed):
             self._answer_failure(outcome.error)

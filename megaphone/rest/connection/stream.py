@@ -98,6 +98,7 @@ class EventStream:
     """
 
     __slots__ = (
+        "_batch",
         "_budget",
         "_framing",
         "_is_chunked",
@@ -138,8 +139,10 @@ class EventStream:
         """How many bytes were sent since the kernel last checked its limit."""
         self._pieces: Iterator[Piece] | None = None
         """What is left of a large chunk."""
+        self._batch: list[Event] | None = None
+        """The batch that is sent next."""
         self._prepared: bytes | list[bytes] | None = None
-        """The bytes of the batch that is sent next."""
+        """The bytes of that batch."""
         self._lent = 0
         """How many bytes of a large chunk count against the budget."""
         self._is_paused = False
@@ -205,16 +208,28 @@ class EventStream:
 
     # -- Sending
 
-    def prepare(self) -> None:
-        """Take the first batch that is ready, if all before it is sent, and make its bytes."""
+    def take(self) -> None:
+        """Take the first batch that is ready, if all before it is sent."""
         if self._is_paused or self._is_ending or self._pieces is not None:
             return
+        if self._transport.is_closing():
+            return
         try:
-            if not self._transport.is_closing() and (events := self._reader.next()) is not None:
-                self._prepared = self._bytes_of(events)
+            self._batch = self._reader.next()
         except Exception:
             log.exception("a read failed")
             self._break()
+
+    def prepare(self) -> None:
+        """Make the bytes of the batch that was taken."""
+        if self._batch is None:
+            return
+        try:
+            self._prepared = self._bytes_of(self._batch)
+        except Exception:
+            log.exception("a read failed")
+            self._break()
+        self._batch = None
 
     def send_ready(self) -> None:
         """Send batches as long as they are ready and the kernel takes them."""

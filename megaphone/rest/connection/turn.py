@@ -8,6 +8,7 @@ gets in one piece what many writes of a turn have brought.
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 SMALL_BYTES: Final = 2_048
@@ -21,9 +22,6 @@ STREAMS_AT_ONCE: Final = 100
 class Asking(Protocol):
     """A connection that has received a request."""
 
-    def ask(self, data: bytes) -> Any:
-        """Do what the request says. Must not raise. Returns: the argument of `answer`."""
-
     def answer(self, outcome: Any, data: bytes) -> None:
         """Send the answer to the request `data`. Must not raise."""
 
@@ -31,8 +29,11 @@ class Asking(Protocol):
 class Sending(Protocol):
     """An open read for which something is ready."""
 
+    def take(self) -> None:
+        """Take the first batch that is ready. Must not raise."""
+
     def prepare(self) -> None:
-        """Make the first bytes that are ready. Must not raise."""
+        """Make the bytes of that batch. Must not raise."""
 
     def send_ready(self) -> None:
         """Send what is ready. Must not raise."""
@@ -41,18 +42,26 @@ class Sending(Protocol):
 class Turn:
     """The work of the present turn of an event loop."""
 
-    __slots__ = ("_is_scheduled", "_loop", "_requests", "_streams")
+    __slots__ = ("_ask", "_connections", "_is_scheduled", "_loop", "_requests", "_streams")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, ask: Callable[[Sequence[bytes]], list[Any]]
+    ) -> None:
+        """`ask` does what some requests say. It must not raise. It returns for each request the
+        argument of `Asking.answer`."""
         self._loop = loop
-        self._requests: list[tuple[Asking, bytes]] = []
+        self._ask = ask
+        self._connections: list[Asking] = []
+        """Those of `_requests`."""
+        self._requests: list[bytes] = []
         self._streams: deque[Sending] = deque()
         self._is_scheduled = False
         """Whether the work will be done without another call."""
 
     def add_request(self, connection: Asking, data: bytes) -> None:
         """Answer a request in this turn."""
-        self._requests.append((connection, data))
+        self._connections.append(connection)
+        self._requests.append(data)
         if not self._is_scheduled:
             self._schedule()
 
@@ -67,11 +76,12 @@ class Turn:
         their connections."""
         if not self._requests:
             return
+        connections, self._connections = self._connections, []
         requests, self._requests = self._requests, []
-        outcomes = [connection.ask(data) for connection, data in requests]
-        if max([len(data) for _, data in requests]) <= SMALL_BYTES:
+        outcomes = self._ask(requests)
+        if max(map(len, requests)) <= SMALL_BYTES:
             self._send()
-        for (connection, data), outcome in zip(requests, outcomes, strict=True):
+        for connection, outcome, data in zip(connections, outcomes, requests, strict=True):
             connection.answer(outcome, data)
 
     def _schedule(self) -> None:
@@ -89,6 +99,8 @@ class Turn:
     def _send(self) -> None:
         streams = self._streams
         some = [streams.popleft() for _ in range(min(len(streams), STREAMS_AT_ONCE))]
+        for stream in some:
+            stream.take()
         for stream in some:
             stream.prepare()
         for stream in some:

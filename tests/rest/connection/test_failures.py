@@ -9,9 +9,9 @@ import pytest
 
 from megaphone.core.budget import Budget
 from megaphone.listen.sockets import listen_tcp
-from megaphone.model import Endpoint
+from megaphone.model import Endpoint, NewEvent
 from megaphone.rest.connection.answer_bytes import CREATED_LINE, with_json
-from megaphone.rest.connection.protocol import Answering, Later, Outcome
+from megaphone.rest.connection.protocol import Answering, Later, Outcome, Write
 from megaphone.rest.server import HttpServer
 from tests.support.connections import answer_of
 from tests.support.raw_http import Broken, Connection, Node, request_of
@@ -19,12 +19,25 @@ from tests.support.raw_http import Broken, Connection, Node, request_of
 pytestmark = pytest.mark.timeout(20)
 
 
-class FailsAtOnce:
+class NeverWrites:
+    def complete(self, outcomes: list[Outcome]) -> None:
+        pass
+
+
+class FailsAtOnce(NeverWrites):
     def answer(self, data: bytes) -> Outcome:
         raise RuntimeError("at once")
 
 
-class FailsLater:
+class FailsInTheWrite:
+    def answer(self, data: bytes) -> Outcome:
+        return Write("address", NewEvent("s", b"1"))
+
+    def complete(self, outcomes: list[Outcome]) -> None:
+        raise RuntimeError("in the write")
+
+
+class FailsLater(NeverWrites):
     def answer(self, data: bytes) -> Outcome:
         return Later(self._fail())
 
@@ -33,7 +46,7 @@ class FailsLater:
         raise RuntimeError("later")
 
 
-class AnswersWhenTold:
+class AnswersWhenTold(NeverWrites):
     def __init__(self) -> None:
         self.begun = asyncio.Event()
         self.told = asyncio.Event()
@@ -65,7 +78,7 @@ async def node(server: HttpServer) -> AsyncIterator[Node]:
     await server.stop()
 
 
-@pytest.mark.parametrize("lane", [FailsAtOnce, FailsLater], indirect=True)
+@pytest.mark.parametrize("lane", [FailsAtOnce, FailsInTheWrite, FailsLater], indirect=True)
 async def test_a_fault_is_answered_and_logged(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     connection = await Connection.open(node)
     with caplog.at_level(logging.ERROR):

@@ -29,7 +29,7 @@ from megaphone.errors import MegaphoneError
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
 from megaphone.rest.channels import ChannelApi
-from megaphone.rest.connection.protocol import Answered, Later, Opened, Outcome
+from megaphone.rest.connection.protocol import Answered, Later, Opened, Outcome, Write
 from megaphone.rest.cors import headers_of
 from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
@@ -168,15 +168,27 @@ class WatchedLane:
     offered: int = 0
     """How often it was offered some bytes."""
     answered: list[bytes] = field(default_factory=list)
+    _writes: list[bytes] = field(default_factory=list)
+    """The writes of this turn."""
 
     def answer(self, data: bytes) -> Outcome:
         self.offered += 1
         outcome = self.lane.answer(data)
+        if isinstance(outcome, Write):
+            self._writes.append(bytes(data))
         if isinstance(outcome, (bytes, Opened)):
             self.answered.append(bytes(data))
         elif isinstance(outcome, Later):
             return Later(self._noted(outcome.call, bytes(data)))
         return outcome
+
+    def complete(self, outcomes: list[Outcome]) -> None:
+        numbers = [n for n, one in enumerate(outcomes) if isinstance(one, Write)]
+        self.lane.complete(outcomes)
+        for number, data in zip(numbers, self._writes, strict=True):
+            if isinstance(outcomes[number], bytes):
+                self.answered.append(data)
+        self._writes.clear()
 
     async def _noted(self, call: Coroutine[Any, Any, Answered], data: bytes) -> Answered:
         answer = await call
