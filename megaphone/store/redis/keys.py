@@ -1,8 +1,15 @@
 """The names of everything that the store has in Redis."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
+from functools import lru_cache
+from typing import TYPE_CHECKING
 from zlib import crc32
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+REMEMBERED = 5_000
+"""Of how many channels the keys are remembered, because most channels are used again."""
 SHARDS = 64
 """In how many parts the deadlines of the channels are kept, so that nodes can share the work."""
 
@@ -26,9 +33,10 @@ class Names:
         """STRING: written so that replicas can confirm what was written before it."""
         self.agents_with_channels = f"{prefix}:agents:used"
         """SET: the agents that have or had channels."""
-
-    def channel(self, channel_id: bytes) -> tuple[str, ...]:
+        self.channel: Callable[[bytes], tuple[str, ...]] = lru_cache(REMEMBERED)(self._channel)
         """Return the keys of a channel, in the order in which the functions expect them."""
+
+    def _channel(self, channel_id: bytes) -> tuple[str, ...]:
         state = f"{self.prefix}:{{{tag_of(channel_id)}}}"
         return (
             state,

@@ -235,6 +235,8 @@ class RedisStore:
     # -- Writing
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+        if len(writes) == 1:
+            return await self._append_run(writes, self._start_run(writes), wait=wait)
         by_channel: dict[bytes, list[int]] = {}
         for index, write in enumerate(writes):
             by_channel.setdefault(write.channel_id, []).append(index)
@@ -242,18 +244,24 @@ class RedisStore:
         answers = [self._start_run(run) for run in runs]
         results: list[AppendResult] = [WouldBlock()] * len(writes)
         for indexes, run, answer in zip(by_channel.values(), runs, answers, strict=True):
-            outcomes = await self._run(run, answer)
-            if wait and isinstance(outcomes[-1], WouldBlock):
-                outcomes = await self._wait(run, outcomes)
+            outcomes = await self._append_run(run, answer, wait=wait)
             for index, outcome in zip(indexes, outcomes, strict=True):
                 results[index] = outcome
         return results
 
+    async def _append_run(
+        self, run: Sequence[Append], started: Storing, *, wait: bool
+    ) -> Sequence[AppendResult]:
+        outcomes = await self._run(run, started)
+        if wait and isinstance(outcomes[-1], WouldBlock):
+            return await self._wait(run, outcomes)
+        return outcomes
+
     def _start_run(self, run: Sequence[Append]) -> Storing:
         """Append events to one channel. The later ones are not tried if one finds it full."""
         arguments: list[Any] = []
-        for write in run:
-            arguments += (write.event.id, write.request_id or "", encoded(write.event))
+        for _, event, request_id in run:
+            arguments += (event.id, request_id or "", encoded(event))
         return self.functions.store(
             "append",
             run[0].channel_id,
