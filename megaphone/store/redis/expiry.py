@@ -11,7 +11,7 @@ from megaphone.core.ports import OnRemoved
 from megaphone.errors import MegaphoneError
 from megaphone.model import agent_of
 from megaphone.store.redis.calls import Functions
-from megaphone.store.redis.keys import SHARDS, Names
+from megaphone.store.redis.keys import SHARDS, Names, tag_of
 from megaphone.store.redis.link import Link
 from megaphone.store.redis.membership import Membership
 
@@ -81,10 +81,10 @@ class Sweeper:
 
     async def _look(self, entry: str) -> None:
         """See whether a channel has expired, and remove it then."""
-        channel_id, address = self._names.of_entry(entry)
+        channel_id, agent = self._names.of_entry(entry)
         result = await self._functions.start("expire", channel_id)
         if result is None:  # a node died while it removed the channel
-            await self.forget(channel_id, address)
+            await self.forget(channel_id, agent)
         elif result[0] == LIVES:
             due = self._names.due(self._names.shard_of(channel_id))
             await self._link.call("ZADD", due, "XX", result[1], entry)
@@ -95,12 +95,12 @@ class Sweeper:
         """Tell that a channel is gone, and forget it. `result` is the answer of the function."""
         _, address, age_ms, lost = result
         self._on_removed(address.decode(), age_ms / 1000, lost)
-        await self.forget(channel_id, address.decode())
+        await self.forget(channel_id, agent_of(address.decode()))
 
-    async def forget(self, channel_id: bytes, address: str) -> None:
+    async def forget(self, channel_id: bytes, agent: str) -> None:
         """Remove a channel from the lists."""
         due = self._names.due(self._names.shard_of(channel_id))
         await asyncio.gather(
-            self._link.call("ZREM", due, self._names.entry(channel_id, address)),
-            self._link.call("ZREM", self._names.of_agent(agent_of(address)), address),
+            self._link.call("ZREM", due, self._names.entry(channel_id, agent)),
+            self._link.call("ZREM", self._names.of_agent(agent), tag_of(channel_id)),
         )

@@ -16,7 +16,9 @@
 --
 -- The fields of the state:
 --
---   a   consumer address          n   number of the latest lease
+--   a   consumer address, up to   n   number of the latest lease
+--       its first dot
+--   A   the rest of it: Redis packs a hash only if none of its values is longer than 64 bytes
 --   c   time of creation          l   number of the open lease, 0 without one
 --   x   deadline, 0 while read    o   node of the lease
 --   C   capacity                  q   handle of the lease on its node
@@ -49,8 +51,8 @@ local EVENT_OVERHEAD = 200    -- as `core.log.EVENT_OVERHEAD_BYTES`
 local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked for
 local FETCHED_AT_ONCE = 16
 local KEPT_AT_LEAST_MS = 86400000
-local TEXTS = 4
-local FIELDS = {'a', 'o', 'q', 'b',
+local TEXTS = 5
+local FIELDS = {'a', 'A', 'o', 'q', 'b',
                 'c', 'x', 'C', 'T', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r',
                 'g', 'd', 's', 't', 'f', 'h'}
 
@@ -75,12 +77,20 @@ local function load(keys, now, also_expired)
     end
     local self = {keys = keys, now = now, was = {}}
     for i, field in ipairs(FIELDS) do
-        local value = values[i]
+        local value
         if i > TEXTS then
-            value = tonumber(value)
+            value = tonumber(values[i] or 0)
+        else
+            value = values[i] or ''
         end
         self[field] = value
         self.was[field] = value
+    end
+    self.a = self.a .. self.A
+    self.was.a = self.a
+    if not values[7] then      -- `x`: it was not read since it was made
+        self.x = self.c + self.T
+        self.was.x = self.x
     end
     if self.x > 0 and now >= self.x and not also_expired then
         return nil
@@ -376,16 +386,10 @@ function functions.create(keys, args)
         return 0
     end
     local ttl = tonumber(args[4])
-    local fields = {'a', args[2], 'o', '', 'q', '', 'b', '', 'c', now, 'x', now + ttl, 'C', args[3],
-                    'T', ttl, 'e', args[5]}
-    for _, field in ipairs({'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't', 'f', 'h'}) do
-        fields[#fields + 1] = field
-        fields[#fields + 1] = 0
-    end
-    for i, value in ipairs(fields) do
-        fields[i] = type(value) == 'number' and string.format('%.0f', value) or value
-    end
-    redis.call('HSET', keys[1], unpack(fields))
+    local time = string.format('%.0f', now)
+    local agent, rest = string.match(args[2], '^([^.]*)(.*)$')
+    -- The other fields come when they are neither 0 nor empty: most channels are idle.
+    redis.call('HSET', keys[1], 'a', agent, 'A', rest, 'c', time, 'C', args[3], 'T', args[4], 'e', args[5])
     redis.call('PEXPIRE', keys[1], ttl + KEPT_AT_LEAST_MS)
     return 1
 end

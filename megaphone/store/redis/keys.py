@@ -49,19 +49,19 @@ class Names:
         )
 
     def of_agent(self, agent: str) -> str:
-        """ZSET: the consumer addresses of an agent, by the times of their creation."""
+        """ZSET: the tags of the channels of an agent, by the times of their creation."""
         return f"{self.prefix}:agent:{agent}"
 
     @staticmethod
-    def entry(channel_id: bytes, address: str) -> str:
+    def entry(channel_id: bytes, agent: str) -> str:
         """Return how a channel is named in the lists of deadlines."""
-        return f"{tag_of(channel_id)} {address}"
+        return f"{tag_of(channel_id)} {agent}"
 
     @staticmethod
     def of_entry(entry: str) -> tuple[bytes, str]:
-        """Return the channel id and the consumer address in an entry."""
-        tag, _, address = entry.partition(" ")
-        return urlsafe_b64decode(tag + "=" * (-len(tag) % 4)), address
+        """Return the channel id and the agent in an entry."""
+        tag, _, agent = entry.partition(" ")
+        return id_of(tag), agent
 
     @staticmethod
     def shard_of(channel_id: bytes) -> int:
@@ -79,3 +79,8 @@ class Names:
 def tag_of(channel_id: bytes) -> str:
     """Return a channel id in the characters that keys may have."""
     return urlsafe_b64encode(channel_id).rstrip(b"=").decode()
+
+
+def id_of(tag: str) -> bytes:
+    """Return the channel id in a tag."""
+    return urlsafe_b64decode(tag + "=" * (-len(tag) % 4))

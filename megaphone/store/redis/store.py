@@ -28,7 +28,7 @@ from megaphone.store.redis.connection import Calls, Reply
 from megaphone.store.redis.directory import RedisDirectory
 from megaphone.store.redis.encoding import decoded, encoded
 from megaphone.store.redis.expiry import Sweeper
-from megaphone.store.redis.keys import Names
+from megaphone.store.redis.keys import Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease, Taken
 from megaphone.store.redis.link import Link
 from megaphone.store.redis.membership import Membership
@@ -149,9 +149,9 @@ class RedisStore:
                 "ZADD",
                 names.due(names.shard_of(channel_id)),
                 now + ttl_ms,
-                names.entry(channel_id, consumer_address),
+                names.entry(channel_id, agent),
             ),
-            call("ZADD", names.of_agent(agent), now, consumer_address),
+            call("ZADD", names.of_agent(agent), now, tag_of(channel_id)),
         ]
         if agent not in self._known_agents:
             before.append(call("SADD", names.agents_with_channels, agent))
@@ -212,7 +212,10 @@ class RedisStore:
             )
         )
         by_age = merge(*(_by_score(one) for one in found))
-        return [address.decode() for _, address in islice(by_age, skip, skip + limit)]
+        page = islice(by_age, skip, skip + limit)
+        states = [names.channel(id_of(tag.decode()))[0] for _, tag in page]
+        parts = await asyncio.gather(*(self.link.call("HMGET", key, "a", "A") for key in states))
+        return [b"".join(address).decode() for address in parts if None not in address]
 
     async def count(self, agent: str) -> int:
         return int(await self.link.call("ZCARD", self._names.of_agent(agent)))

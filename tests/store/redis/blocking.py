@@ -234,4 +234,6 @@ class RemoteChannel:
 
     @property
     def deadline(self) -> float | None:
+        if not self._server.call("HEXISTS", self._keys[0], "x"):  # as it was made
+            return (self._field("c") + self._field("T")) / 1000
         return self._field("x") / 1000 or None

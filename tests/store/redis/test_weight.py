@@ -1,0 +1,41 @@
+"""How much memory of the server channels take."""
+
+import asyncio
+
+from megaphone.core.addresses import ConsumerAddress
+from megaphone.store.redis.store import RedisStore
+from tests.support.redis_server import RedisServer, redis_server
+from tests.support.settings import limits
+
+CHANNELS = 20_000
+AT_ONCE = 500
+MOST_BYTES = 600
+"""100,000 channels shall need at most 60 MB. Only Debian's Redis has the allocator that servers in
+use have."""
+
+
+async def test_an_idle_channel_takes_no_more_memory_than_it_may() -> None:
+    with redis_server("redis") as server:
+        store = RedisStore(
+            server.url,
+            prefix="megaphone",
+            limits=limits(ttl_s=3600),
+            max_channels=CHANNELS,
+            write_timeout_s=1,
+            on_removed=lambda *_: None,
+        )
+        await store.start()
+        before = used(server)
+        for _ in range(CHANNELS // AT_ONCE):
+            made = [ConsumerAddress.mint("node-1-3f9a1c") for _ in range(AT_ONCE)]
+            await asyncio.gather(*(store.create(one.channel_id, str(one)) for one in made))
+        weight = (used(server) - before) / CHANNELS
+        listed = await store.list(None, CHANNELS - 2, 5)
+        await store.aclose()
+    assert weight < MOST_BYTES
+    assert len(listed) == 2
+    assert set(listed) <= {str(one) for one in made}
+
+
+def used(server: RedisServer) -> int:
+    return int(server.info("memory")["used_memory"])
