@@ -21,6 +21,9 @@ class Sendings:
         """The first and the last offset of each take, and when it was confirmed."""
         self._kept = KEPT
 
+    def __len__(self) -> int:
+        return len(self._takes)
+
     def confirm(self, first: int, last: int, now: float) -> None:
         """Note that the connection has all bytes of the events at these offsets."""
         self._takes.append((first, last, now))

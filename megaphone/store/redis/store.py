@@ -51,7 +51,8 @@ COUNT_S = 1.0
 """How often a node counts the channels of all nodes."""
 DOWN_S = 5.0
 """How long the store may be away before this node reports that it does not serve."""
-RELEASE_AGAIN_S = 1.0
+RELEASE_AGAIN_S = 0.1
+RELEASED_WITHIN_S = 2.0
 RELEASE_AT_END_S = 2.0
 RECOVERED = {1: True, 0: False, -1: None}
 
@@ -108,6 +109,8 @@ class RedisStore:
         self._tasks: set[asyncio.Task[None]] = set()
         self._releases: set[asyncio.Task[None]] = set()
         """Releases that Redis has not confirmed yet."""
+        self._releasing: dict[str, asyncio.Task[None]] = {}
+        """The same, by the handles of the leases."""
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
@@ -376,6 +379,9 @@ class RedisStore:
                 return answer
             inbox, handle = answer[1].decode(), answer[2].decode()
             is_mine = inbox == self.membership.inbox
+            if is_mine and (released := self._releasing.get(handle)) is not None:
+                await asyncio.wait([released], timeout=RELEASED_WITHIN_S)
+                continue
             if not left or (is_mine and handle in self._leases):
                 break
             if is_mine or self.membership.is_dead(inbox):
@@ -468,7 +474,8 @@ class RedisStore:
         if self._by_channel.get(lease.channel_id) is lease:
             del self._by_channel[lease.channel_id]
         started = self._release(lease, clean, resend_after)
-        self._start_task(self._released(started, lease, clean, resend_after), self._releases)
+        work = self._released(started, lease, clean, resend_after)
+        self._releasing[lease.handle] = self._start_task(work, self._releases)
 
     def _release(self, lease: RemoteLease, clean: bool, resend_after: int) -> Awaitable[Reply]:
         return self.functions.start(
@@ -485,6 +492,7 @@ class RedisStore:
                 await asyncio.sleep(RELEASE_AGAIN_S)
                 started = self._release(lease, clean, resend_after)
             else:
+                del self._releasing[lease.handle]
                 return
 
     # -- Messages
@@ -536,10 +544,13 @@ class RedisStore:
         await self._stack.aclose()
 
     @staticmethod
-    def _start_task(work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
+    def _start_task(
+        work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]
+    ) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         group.add(task)
         task.add_done_callback(group.discard)
+        return task
 
     async def _end_tasks(self) -> None:
         tasks = self._tasks | self._releases
