@@ -128,6 +128,11 @@ class Lease:
         """When `_sendings` is longer than this, the lease drops old takes."""
 
     @property
+    def is_fetching(self) -> bool:
+        """Never: what is ready can be taken at once."""
+        return False
+
+    @property
     def ready(self) -> int:
         """The length of the backlog. A `take` may return fewer events, because of its limits and
         the window."""

@@ -68,6 +68,10 @@ class Lease(Protocol):
         the window."""
 
     @property
+    def is_fetching(self) -> bool:
+        """Whether a remote store fetches events now, because of a `take` that returned None."""
+
+    @property
     def is_over(self) -> bool:
         """Whether `take` will return no more events, because of `interrupt`, because another
         reader has taken over, or because the channel was removed."""

@@ -20,6 +20,9 @@ from megaphone.model import Event, ReadOptions
 BATCH_EVENTS: Final = 100
 """The largest number of events in a batch. A face sends a batch before it asks for the next one, so
 this is also the largest number of events that a read has in this process."""
+FETCH_S: Final = 5.0
+"""How long after its read time a read waits for events that were ready when it began, and that a
+remote store still fetches."""
 LOOK_S = 1.0
 """How often a reader checks how many bytes its client has taken, while it waits for the client."""
 
@@ -176,13 +179,16 @@ class Reader:
     def _nothing(self, now: float) -> list[Event] | None:
         """Return a heartbeat, if one is due; otherwise see to it that `on_ready` is called in
         time."""
-        if now >= self._until or self._lease.is_over:
+        until = self._until
+        if self._ready > 0 and self._lease.is_fetching:
+            until += FETCH_S
+        if now >= until or self._lease.is_over:
             self.is_over = True
             return None
         if now >= self._heartbeat_at:
             self._heartbeat_at = now + self._heartbeat_s
             return []
-        self._set_timer(min(self._until, self._heartbeat_at))
+        self._set_timer(min(until, self._heartbeat_at))
         return None
 
     def _set_timer(self, due: float) -> None:
