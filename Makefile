@@ -112,7 +112,7 @@ lock: $(READY) ## Lock the newest versions that pyproject.toml allows.
 		--group dev pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-		--constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+		--extra redis --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 		--constraint requirements.lock --group build -o deploy/build-requirements.lock

@@ -165,7 +165,8 @@ def test_the_image_has_the_versions_that_are_tested() -> None:
     assert deployed.items() | building.items() <= tested.items()
     assert "pytest" not in deployed | building
     assert "mypy" not in deployed
-    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["redis"]
     assert {re.split(r"[^a-z0-9-]", one)[0] for one in needed} <= deployed.keys()
 
 

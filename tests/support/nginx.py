@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-CONFIGURATION = Path(__file__).parents[2] / "deploy" / "nginx"
+DEPLOY = Path(__file__).parents[2] / "deploy"
+CONFIGURATION = DEPLOY / "nginx"
+SHARED = DEPLOY / "nginx-shared"
 NGINX = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin")
 
 DIRECTIVES = "daemon off;" + ("user root;" if os.geteuid() == 0 else "")
@@ -59,13 +61,26 @@ def dns_nodes(name: str, resolver: str, http_port: int, grpc_port: int) -> str:
     )
 
 
+def shared_nodes(nodes: Sequence[tuple[int, int]]) -> str:
+    """Return the nodes.conf of nodes that share a store, with the given ports of HTTP and gRPC."""
+    kept, http, grpc = [], iter(nodes), iter(nodes)
+    for line in (SHARED / "nodes.conf").read_text().splitlines():
+        if "server node-" not in line:
+            kept.append(line)
+        elif ":3000" in line and (one := next(http, None)):
+            kept.append(f"    server 127.0.0.1:{one[0]} fail_timeout=1s;")
+        elif ":3001" in line and (one := next(grpc, None)):
+            kept.append(f"    server 127.0.0.1:{one[1]} fail_timeout=1s;")
+    return "\n".join(kept)
+
+
 @contextmanager
-def nginx(folder: Path, nodes: str) -> Iterator[Nginx]:
+def nginx(folder: Path, nodes: str, configuration: Path = CONFIGURATION) -> Iterator[Nginx]:
     """Run nginx before some nodes on free ports. It is killed at the end if it does not stop."""
     assert NGINX is not None
     folder.mkdir()
     ports = {"3000": free_port(), "3001": free_port()}
-    for source in CONFIGURATION.glob("*.conf"):
+    for source in configuration.glob("*.conf"):
         text = source.read_text().replace("/tmp/megaphone-nginx", f"{folder}/nginx")
         text = text.replace("/dev/stdout", f"{folder}/access.log").replace(
             "buffer=64k flush=1s", ""
