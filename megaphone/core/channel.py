@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from megaphone.core.budget import CHANNEL_BYTES, Budget, cost
 from megaphone.core.idempotency import Key, Keys
 from megaphone.core.log import Batch, Log
+from megaphone.core.sendings import Sendings
 from megaphone.errors import LimitExceeded, ReaderBusy
 from megaphone.model import ChannelLimits, Event, Progress, ReadOptions
 
@@ -29,9 +30,6 @@ REPLICA_SURPLUS = 1_000
 new events before it can report that older ones were delivered."""
 BUSY_RETRY_AFTER_S = 1.0
 """How long a writer should wait before it tries again, if too many writers wait already."""
-SENDINGS_KEPT = 64
-"""How many confirmed takes a plain lease remembers before it drops those that no broken read needs
-any more."""
 
 
 class Waiter:
@@ -78,7 +76,6 @@ class Lease:
         "_first_taken",
         "_last_taken",
         "_sendings",
-        "_sendings_kept",
         "acknowledging",
         "cursor",
         "floor",
@@ -120,12 +117,9 @@ class Lease:
         The bytes of later events may still be in this process."""
         self._first_taken = self._last_taken = 0
         """The first and the last offset of the latest take."""
-        self._sendings: list[tuple[int, int, float]] | None = None
-        """For a plain lease: the first offset and the last offset of each confirmed take, and the
-        time of the confirmation. A broken end needs them. The lease drops old ones in bulk. None
-        until there are some, because memory is scarce."""
-        self._sendings_kept = SENDINGS_KEPT
-        """When `_sendings` is longer than this, the lease drops old takes."""
+        self._sendings: Sendings | None = None
+        """What a broken end of a plain lease needs. None until first needed, because memory is
+        scarce."""
 
     @property
     def is_fetching(self) -> bool:
@@ -173,11 +167,12 @@ class Lease:
         if not self.is_open:
             return
         if self._last_taken > self._confirmed and not self.acknowledging:
+            log = self._channel.log
             if self._sendings is None:
-                self._sendings = []
-            self._sendings.append((self._first_taken, self._last_taken, now))
-            if len(self._sendings) > self._sendings_kept:
-                self._drop_sendings(self._sendings, now)
+                self._sendings = Sendings(log.limits.redelivery_window_s)
+            self._sendings.confirm(
+                self._first_taken, self._last_taken, now, max(self.floor, log.dropped)
+            )
         self._confirmed = self._channel.log.sent
 
     def interrupt(self) -> None:
@@ -209,28 +204,9 @@ class Lease:
     def resend_after(self, now: float) -> int:
         """Return the offset after which the next read starts if this plain read breaks now."""
         floor = max(self.floor, self._channel.log.dropped)
-        for first, last, sent_at in self._sendings or ():
-            if self._is_sent_again(last, sent_at, now):
-                return max(floor, first - 1)
-        return max(floor, self._confirmed)
-
-    def _is_sent_again(self, last: int, sent_at: float, now: float) -> bool:
-        """Return whether the events of a take would be sent again after a broken end.
-
-        `last` is the last offset of the take, and `sent_at` is when the take was confirmed.
-        """
-        is_recent = sent_at > now - self._channel.log.limits.redelivery_window_s
-        return is_recent and last > self.floor and last > self._channel.log.dropped
-
-    def _drop_sendings(self, sendings: list[tuple[int, int, float]], now: float) -> None:
-        """Drop the takes that a broken end would not send again. They are the oldest ones."""
-        count = 0
-        for _, last, sent_at in sendings:
-            if self._is_sent_again(last, sent_at, now):
-                break
-            count += 1
-        del sendings[:count]
-        self._sendings_kept = max(SENDINGS_KEPT, 2 * len(sendings))
+        if self._sendings is None:
+            return max(floor, self._confirmed)
+        return self._sendings.resend_after(floor, self._confirmed, now)
 
 
 class Channel:

@@ -24,11 +24,14 @@ class Sendings:
     def __len__(self) -> int:
         return len(self._takes)
 
-    def confirm(self, first: int, last: int, now: float) -> None:
-        """Note that the connection has all bytes of the events at these offsets."""
+    def confirm(self, first: int, last: int, now: float, floor: int = 0) -> None:
+        """Note that the connection has all bytes of the events at these offsets.
+
+        Events up to `floor` will never be sent again.
+        """
         self._takes.append((first, last, now))
         if len(self._takes) > self._kept:
-            self._drop_old(now)
+            self._drop_old(now, floor)
 
     def resend_after(self, floor: int, confirmed: int, now: float) -> int:
         """Return the offset after which the next read starts if the read breaks now.
@@ -40,10 +43,10 @@ class Sendings:
                 return max(floor, first - 1)
         return max(floor, confirmed)
 
-    def _drop_old(self, now: float) -> None:
+    def _drop_old(self, now: float, floor: int) -> None:
         count = 0
-        for _, _, at in self._takes:
-            if at > now - self._window_s:
+        for _, last, at in self._takes:
+            if at > now - self._window_s and last > floor:
                 break
             count += 1
         del self._takes[:count]

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.contestants import NCHAN, NGINX, ORIGINAL, OTHERS, OURS, chosen
+from bench.contestants import NCHAN, NGINX, ORIGINAL, OTHERS, OURS, REDIS, chosen
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ def test_one_scenario_runs_with_all_who_are_here() -> None:
     assert results["failures"] == {}
     [figure] = results["figures"]
     assert figure["name"] == "W1"
-    others = {name for name in (ORIGINAL, NGINX, NCHAN) if OTHERS[name].missing() is None}
+    others = {name for name in (ORIGINAL, REDIS, NGINX, NCHAN) if OTHERS[name].missing() is None}
     assert set(figure["rounds"]) == {OURS, *others}
     for name, rounds in figure["rounds"].items():
         assert len(rounds) == 3

@@ -9,9 +9,10 @@ from functools import partial
 import pytest
 
 from megaphone.core.budget import Budget
-from megaphone.core.channel import SENDINGS_KEPT, Channel, Lease, Waiter
+from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.core.idempotency import MOST_KEYS
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
+from megaphone.core.sendings import KEPT
 from megaphone.errors import ReaderBusy
 from megaphone.model import Event, ReadOptions
 from tests.support.settings import limits
@@ -1404,23 +1405,23 @@ def test_a_long_plain_read_whose_events_were_acknowledged_gets_none_of_them_agai
 ) -> None:
     channel = make(redelivery_window_s=redelivery_window_s)
     lease = channel.lease(PLAIN, 0.0)
-    for number in range(3 * SENDINGS_KEPT):
+    for number in range(3 * KEPT):
         write(channel, [name := f"e{number}"], now=float(number))
         assert lease.take(1, 1_000, float(number)) is not None
         channel.acknowledge(name, float(number))
         lease.confirm(float(number))
-    channel.drop_replay(3.0 * SENDINGS_KEPT)
-    assert channel.log.dropped == 3 * SENDINGS_KEPT
-    lease.release(clean=False, now=3.0 * SENDINGS_KEPT)
+    channel.drop_replay(3.0 * KEPT)
+    assert channel.log.dropped == 3 * KEPT
+    lease.release(clean=False, now=3.0 * KEPT)
     assert channel.unsent == 0
 
 
 def test_a_long_plain_read_gets_again_what_was_sent_within_the_redelivery_window() -> None:
     channel = make(capacity=100)
     lease = channel.lease(PLAIN, 0.0)
-    for number in range(3 * SENDINGS_KEPT):
+    for number in range(3 * KEPT):
         write(channel, [f"e{number}"], now=float(number))
         assert lease.take(1, 1_000, float(number)) is not None
         lease.confirm(float(number))
-    lease.release(clean=False, now=3.0 * SENDINGS_KEPT)
+    lease.release(clean=False, now=3.0 * KEPT)
     assert channel.unsent == 9

@@ -1,0 +1,117 @@
+"""Many events for many channels: how a call divides them, and what it answers for each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from megaphone.core.addresses import MAX_ADDRESS_LENGTH
+from megaphone.core.log import new_tuple
+from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace
+from megaphone.core.ports import Stored
+from megaphone.errors import BadRequest, MegaphoneError, WriteTimeout
+from megaphone.model import SKIPPED, BatchFailure, Event, WriteFailure
+
+RUN_EVENTS = SLICE // EVENT_WORK
+"""How many events of a batch are written to one channel before other tasks get a turn."""
+
+
+class Line(NamedTuple):
+    """One of many events that a call writes."""
+
+    number: int
+    """The index of the event in the call, or in the batch that goes to each channel."""
+    address: str
+    event: Event
+    request_id: str | None
+
+
+class Run(NamedTuple):
+    """Some events of a batch for one channel."""
+
+    address: str
+    first: int
+    """The index of the first of them in the batch."""
+    events: Sequence[Event]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Events that are written to many channels."""
+
+    events: Sequence[Event]
+    request_id: str | None
+    pace: Pace
+
+    def slices(self, addresses: Sequence[str]) -> Iterator[list["Run"]]:
+        """Yield all events for each address, in lists of runs. Each list is one slice of work."""
+        starts = range(0, len(self.events), RUN_EVENTS)
+        parts = [(first, self.events[first : first + RUN_EVENTS]) for first in starts]
+        runs: list[Run] = []
+        pace = Pace()
+        for address in addresses:
+            for first, events in parts:
+                runs.append(new_tuple(Run, (address, first, events)))
+                if pace.is_used_up(ADDRESS_WORK + EVENT_WORK * len(events)):
+                    yield runs
+                    runs = []
+        yield runs
+
+    def lines(self, run: "Run", accepted: int) -> list[Line]:
+        """Return the events of a run without the first ones, which were accepted, one by one."""
+        return [
+            Line(run.first + number, run.address, event, self.key(run.first + number))
+            for number, event in enumerate(run.events[accepted:], accepted)
+        ]
+
+    def key(self, index: int) -> str | None:
+        """Return the idempotency key of one event of the batch: the request id and the index.
+
+        The space between them makes it different from the keys of all other writes, because a
+        client cannot send a space in a request id.
+        """
+        return None if self.request_id is None else f"{self.request_id} {index}"
+
+    def refused(self, first: int, error: MegaphoneError) -> "Refused":
+        """Return that a channel refused the event at index `first`, so that all later ones count as
+        refused too."""
+        is_timeout = isinstance(error, WriteTimeout)
+        return Refused(first, error.code, SKIPPED if is_timeout else error.code)
+
+    async def add_failures(
+        self, address: str, refused: "Refused", failures: list[BatchFailure]
+    ) -> None:
+        """Add one failure for each event that a channel refused to `failures`, in slices."""
+        reason = refused.reason
+        for index in range(refused.first, len(self.events)):
+            failures.append(BatchFailure(address, index, reason))
+            reason = refused.reason_of_rest
+            await self.pace.work(ANSWER_WORK)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The events of a batch that one channel did not accept: one event and all after it."""
+
+    first: int
+    """The index of the first of these events."""
+    reason: str
+    reason_of_rest: str
+
+
+def failure_of(error: MegaphoneError) -> WriteFailure:
+    return WriteFailure(error.code, str(error))
+
+
+def outcome_of(result: Stored | MegaphoneError) -> str | WriteFailure:
+    return result.event_id if isinstance(result, Stored) else failure_of(result)
+
+
+def refuse_long(addresses: Sequence[str]) -> None:
+    """Raises: BadRequest, for an address that is too long, because the response would repeat it for
+    each event."""
+    for index, address in enumerate(addresses):
+        if len(address) > MAX_ADDRESS_LENGTH:
+            raise BadRequest(
+                f"address {index} has {len(address)} characters; no address has more than"
+                f" {MAX_ADDRESS_LENGTH}"
+            )

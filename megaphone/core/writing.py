@@ -1,0 +1,516 @@
+"""The use cases of writers, one method each. `core.broker` has the others."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Container, Coroutine, Iterable, Mapping, Sequence
+from typing import Any
+
+from megaphone.core.addresses import (
+    CANNOT_WRITE,
+    ConsumerAddress,
+    SealedAddress,
+    is_consumer_shaped,
+)
+from megaphone.core.agents import Agents
+from megaphone.core.batches import Batch, Line, Refused, failure_of, outcome_of, refuse_long
+from megaphone.core.content import (
+    CHECKED_AT_ONCE,
+    accepted_body,
+    checked_body,
+    checked_id,
+    checked_stream_id,
+    new_event_id,
+    work_of,
+)
+from megaphone.core.log import new_tuple
+from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE, Pace, many_tasks
+from megaphone.core.ports import Append, AppendResult, Observer, Store, Stored, WouldBlock
+from megaphone.errors import (
+    AgentMoved,
+    ChannelNotFound,
+    MegaphoneError,
+    PayloadTooLarge,
+    PermissionDenied,
+    ShuttingDown,
+    WriteTimeout,
+)
+from megaphone.model import SKIPPED, BatchFailure, Event, NewEvent, WriteFailure, agent_of
+from megaphone.settings import Settings
+
+SKIPPED_WRITE = WriteFailure(
+    SKIPPED, "not tried: the channel was full for an earlier event of the request"
+)
+WOULD_BLOCK = WouldBlock()
+PENDING = WouldBlock()
+"""Stands for a result that the store has not returned yet."""
+
+
+class Writing:
+    """Writes events to the channels of one node, and finds the channels of addresses."""
+
+    def __init__(
+        self, *, store: Store, agents: Agents, settings: Settings, observer: Observer
+    ) -> None:
+        self._store = store
+        self._agents = agents
+        self._settings = settings
+        self._observer = observer
+        self._max_body_bytes = settings.max_body_bytes
+        self._shutting_down = False
+
+    # -- Writing
+
+    async def write(self, address: str, new: NewEvent) -> str:
+        """Write one event. When the method returns, the channel has accepted the event.
+
+        Waits for a free place, first come, first served, for at most the write timeout. If the call
+        is cancelled, the channel either has accepted the event already, or never accepts it.
+
+        Returns: the id of the event, or of an earlier event that was accepted with the same
+            idempotency key less than 60 s ago.
+        Raises: BadRequest; PermissionDenied, for a consumer address; ChannelNotFound;
+            PayloadTooLarge; LimitExceeded; WriteTimeout; AgentMoved; ShuttingDown.
+        """
+        try:
+            return self.write_nowait(address, new)
+        except WouldBlock:
+            event = await self._new_event(new)
+            return await self._write_waiting(address, event, new.request_id)
+        except ChannelNotFound:
+            self._observer.events_unroutable(1)
+            raise
+
+    def write_nowait(self, address: str, new: NewEvent) -> str:
+        """Do the same as `write`, without waiting.
+
+        Raises: WouldBlock, when the call would have to wait for a free place, for the check of a
+            large body, or for a cut-over; also the errors of `write`. In each case nothing has
+            changed, and nothing was counted, so that the caller may call `write` instead.
+        """
+        return self._append_nowait(self._checked_write(address, new))
+
+    def write_all_nowait(
+        self, writes: Sequence[tuple[str, NewEvent]]
+    ) -> list[str | MegaphoneError | WouldBlock]:
+        """Do the same as `write_nowait` for each of some writes: first one step of all of them, and
+        then the next, which takes less time. Errors are returned, not raised."""
+        checked: list[Append | MegaphoneError | WouldBlock] = []
+        for address, new in writes:
+            try:
+                checked.append(self._checked_write(address, new))
+            except (MegaphoneError, WouldBlock) as error:
+                checked.append(error)
+        results: list[str | MegaphoneError | WouldBlock] = []
+        for one in checked:
+            try:
+                results.append(self._append_nowait(one) if isinstance(one, Append) else one)
+            except (MegaphoneError, WouldBlock) as error:
+                results.append(error)
+        return results
+
+    def _checked_write(self, address: str, new: NewEvent) -> Append:
+        if self._shutting_down:
+            raise ShuttingDown
+        if len(new.body) > CHECKED_AT_ONCE or self._agents.any_unsettled:
+            raise WouldBlock
+        event = self._small_event(new)
+        return new_tuple(Append, (self._writable_channel(address), event, new.request_id))
+
+    def _append_nowait(self, append: Append) -> str:
+        stored = self._store.append_nowait(append)
+        if stored.is_new:
+            self._observer.events_written(1)
+        return stored.event_id
+
+    async def write_at_once(self, address: str, new: NewEvent) -> str:
+        """Do the same as `write`, if the channel has a place now.
+
+        Raises: WouldBlock, when the call would have to wait for a free place, or for the check of a
+            large body; nothing has changed then. StoreUnavailable, after which the event may have
+            been written if the error says so. Also the other errors of `write`; nothing has changed
+            then, and nothing was counted.
+        """
+        self._refuse_if_shutting_down()
+        if len(new.body) > CHECKED_AT_ONCE:
+            raise WouldBlock
+        event = self._small_event(new)
+        await self._settled((address,))
+        write = new_tuple(Append, (self._writable_channel(address), event, new.request_id))
+        [result] = await self._append([write], wait=False)
+        if isinstance(result, Stored):
+            return result.event_id
+        raise result
+
+    async def _write_waiting(self, address: str, event: Event, request_id: str | None) -> str:
+        """Write an event. Waits for a free place, and for the end of a cut-over."""
+        await self._settled((address,))
+        try:
+            write = Append(self._writable_channel(address), event, request_id)
+            [result] = await self._append([write], wait=False)
+            if isinstance(result, WouldBlock):
+                self._observer.writer_waits()
+                try:
+                    [result] = await self._append([write], wait=True)
+                finally:
+                    self._observer.writer_waited()
+        except ChannelNotFound as error:
+            result = error
+        if isinstance(result, Stored):
+            return result.event_id
+        if isinstance(result, ChannelNotFound):
+            self._observer.events_unroutable(1)
+        raise result
+
+    async def _append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+        """Append events, and count the new ones.
+
+        The store may return results although the task was cancelled, because the events were
+        accepted just before. The method then counts them before it raises CancelledError.
+        """
+        task = asyncio.current_task()
+        cancelled_before = 0 if task is None else task.cancelling()
+        results = await self._store.append(writes, wait=wait)
+        if new := sum(isinstance(one, Stored) and one.is_new for one in results):
+            self._observer.events_written(new)
+        if task is not None and task.cancelling() > cancelled_before:
+            raise asyncio.CancelledError
+        return results
+
+    async def write_each(self, writes: Sequence[tuple[str, NewEvent]]) -> list[str | WriteFailure]:
+        """Write each event to the channel of its address, with the same rules as `write`.
+
+        Writes to different channels run concurrently; the events of one channel keep their order.
+        After the first timeout on a channel its later events are skipped, so that a full channel
+        costs one write timeout, not one for each event.
+
+        Returns: for each event its id, or the reason for which it was not accepted.
+        Raises: PayloadTooLarge, when there are more than `max_batch_events` events. None of them is
+            written then.
+        """
+        count, allowed = len(writes), self._settings.max_batch_events
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"the message publishes {count} events; at most {allowed} are allowed"
+                " (max_batch_events)"
+            )
+        results: list[str | WriteFailure] = [SKIPPED_WRITE] * count
+        behind: dict[str, deque[Line]] = {}
+        """The events that still have to be written to full channels, in order, by address."""
+
+        async def write_in_order(address: str) -> None:
+            queue = behind[address]
+            while queue:
+                index, _, event, request_id = queue.popleft()
+                try:
+                    results[index] = await self._write_waiting(address, event, request_id)
+                except MegaphoneError as error:
+                    results[index] = failure_of(error)
+                    if isinstance(error, WriteTimeout):
+                        return  # the rest of the queue is skipped
+            del behind[address]
+
+        async with many_tasks() as start:
+            begun = 0
+            while begun < count:
+                if begun:
+                    await asyncio.sleep(0)
+                lines, begun = await self._lines(writes, begun, results)
+                lines = self._accept_lines(lines, behind, results)
+                for line, result in await self._write_lines(lines, behind):
+                    if not isinstance(result, WouldBlock):
+                        results[line.number] = outcome_of(result)
+                        if isinstance(result, ChannelNotFound):
+                            self._observer.events_unroutable(1)
+                    elif (queue := behind.get(line.address)) is not None:
+                        queue.append(line)
+                    else:
+                        behind[line.address] = deque([line])
+                        start(write_in_order(line.address))
+        return results
+
+    async def _lines(
+        self,
+        writes: Sequence[tuple[str, NewEvent]],
+        first: int,
+        results: list[str | WriteFailure],
+    ) -> tuple[list["Line"], int]:
+        """Check the events of one slice, from the index `first` on.
+
+        Returns: the valid ones, and the index of the next slice. The errors of the others go into
+        `results`.
+        """
+        lines: list[Line] = []
+        pace = Pace()
+        known = ""
+        for index, (address, new) in enumerate(writes[first:], first):
+            try:
+                if self._shutting_down:
+                    raise ShuttingDown
+                is_small = len(new.body) <= CHECKED_AT_ONCE
+                event = self._small_event(new) if is_small else await self._new_event(new)
+                lines.append(new_tuple(Line, (index, address, event, new.request_id)))
+            except MegaphoneError as error:
+                results[index] = failure_of(error)
+            work = EVENT_WORK + work_of(new.body)
+            if pace.is_used_up(work if address == known else work + ADDRESS_WORK):
+                return lines, index + 1
+            known = address
+        return lines, len(writes)
+
+    def _accept_lines(
+        self, lines: list["Line"], behind: Container[str], results: list[str | WriteFailure]
+    ) -> list["Line"]:
+        """Write the events that have a place at once, and put their ids into `results`.
+
+        Returns: the other lines, in the same order.
+        """
+        by_address: dict[str, list[Line]] = {}
+        for line in lines:
+            by_address.setdefault(line.address, []).append(line)
+        left: list[Line] = []
+        for address, some in by_address.items():
+            accepted = 0
+            if address not in behind and not any(line.request_id for line in some):
+                accepted = self._accept_run(address, [line.event for line in some])
+                for line in some[:accepted]:
+                    results[line.number] = line.event.id
+            left += some[accepted:]
+        return left
+
+    def _accept_run(self, address: str, events: Sequence[Event]) -> int:
+        """Write the first of some events to a channel, as many as have a place at once.
+
+        Returns: how many. It may be 0 for any reason: `_write_lines` finds out which.
+        """
+        if self._agents.any_unsettled:
+            return 0
+        try:
+            accepted = self._store.append_run_nowait(self._writable_channel(address), events)
+        except (MegaphoneError, WouldBlock):
+            return 0
+        if accepted:
+            self._observer.events_written(accepted)
+        return accepted
+
+    async def _write_lines(
+        self, lines: Sequence["Line"], behind: Container[str]
+    ) -> Iterable[tuple["Line", AppendResult]]:
+        """Write events without waiting. The result is WouldBlock for an address in `behind`,
+        because earlier events of its channel still wait."""
+        await self._settled([line.address for line in lines])
+        channels: dict[str, bytes | MegaphoneError] = {}
+        for line in lines:
+            if line.address not in channels:
+                channels[line.address] = self._writable_channel_or_error(line.address)
+        results: list[AppendResult] = []
+        writes: list[Append] = []
+        for line in lines:
+            channel = channels[line.address]
+            if isinstance(channel, MegaphoneError):
+                results.append(channel)
+            elif line.address in behind:
+                results.append(WOULD_BLOCK)
+            else:
+                results.append(PENDING)
+                writes.append(new_tuple(Append, (channel, line.event, line.request_id)))
+        tried = iter(await self._append(writes, wait=False))
+        results = [next(tried) if result is PENDING else result for result in results]
+        return zip(lines, results, strict=True)
+
+    def _writable_channel_or_error(self, address: str) -> bytes | MegaphoneError:
+        try:
+            return self._writable_channel(address)
+        except MegaphoneError as error:
+            return error
+
+    async def write_batch(
+        self, addresses: Sequence[str], new: Sequence[NewEvent], request_id: str | None = None
+    ) -> list[BatchFailure]:
+        """Write the same events to many channels. An address that is repeated counts once.
+
+        Writes to different channels run concurrently; the events of one channel keep their order.
+        An event has the same id in all channels. After the first timeout on a channel its later
+        events are skipped.
+
+        Returns: the events that were not accepted, in the order of the addresses.
+        Raises: BadRequest, PayloadTooLarge, ShuttingDown. Nothing is written then.
+        """
+        addresses = self._checked_addresses(addresses, len(new))
+        if request_id is not None:
+            checked_id("request id", request_id)
+        pace = Pace()
+        events: list[Event] = []
+        for index, one in enumerate(new):
+            try:
+                is_small = len(one.body) <= CHECKED_AT_ONCE
+                events.append(self._small_event(one) if is_small else await self._new_event(one))
+            except MegaphoneError as error:
+                raise type(error)(f"message {index}: {error}") from None
+            if pace.is_used_up(EVENT_WORK + work_of(one.body)):
+                await asyncio.sleep(0)
+        return await self._write_to_all(addresses, Batch(events, request_id, pace), {})
+
+    def begin_batch(
+        self, addresses: Sequence[str], new: Sequence[NewEvent]
+    ) -> list[BatchFailure] | Coroutine[Any, Any, list[BatchFailure]]:
+        """Do the same as `write_batch`, without waiting.
+
+        Returns: what `write_batch` returns; or, if some of the events must wait for places, a
+            coroutine that writes those and then returns it.
+        Raises: WouldBlock, when the call would have to wait for a cut-over, or would hold the event
+            loop for long; nothing has changed then. Also the errors of `write_batch`, without the
+            number of the message.
+        """
+        addresses = self._checked_addresses(addresses, len(new))
+        work_of_each = ADDRESS_WORK + EVENT_WORK * len(new)
+        if self._agents.any_unsettled or len(addresses) * work_of_each > SLICE:
+            raise WouldBlock
+        members = list(new)
+        if sum([EVENT_WORK + work_of(one.body) for one in members]) > SLICE:
+            raise WouldBlock
+        events = [self._small_event(one) for one in members]
+        accepted = {address: self._accept_run(address, events) for address in addresses}
+        if all(count == len(events) for count in accepted.values()):
+            return []
+        return self._write_to_all(addresses, Batch(events, None, Pace()), accepted)
+
+    def _checked_addresses(self, addresses: Sequence[str], messages: int) -> list[str]:
+        """Return the different ones of the addresses for a batch with so many messages.
+
+        Raises: BadRequest, PayloadTooLarge, ShuttingDown.
+        """
+        self._refuse_if_shutting_down()
+        self._check_number(addresses)
+        addresses = list(dict.fromkeys(addresses))
+        count, allowed = len(addresses) * messages, self._settings.max_batch_events
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"the batch writes {count} events ({len(addresses)} channels with "
+                f"{messages} messages each); at most {allowed} are allowed"
+            )
+        refuse_long(addresses)
+        return addresses
+
+    async def _write_to_all(
+        self, addresses: Sequence[str], batch: "Batch", already: Mapping[str, int]
+    ) -> list[BatchFailure]:
+        """Write to all channels in slices. Each full channel gets a task that waits for places.
+
+        `already` says for some addresses how many events of the batch their channels have. Such a
+        batch must fit into one run.
+        """
+        refused: dict[str, Refused] = {}
+        behind: set[str] = set()
+        request_id = batch.request_id
+
+        async def write_rest(address: str, first: int) -> None:
+            if (rest := await self._write_rest(address, batch, first)) is not None:
+                refused[address] = rest
+
+        async with many_tasks() as start:
+            for runs in batch.slices(addresses):
+                lines: list[Line] = []
+                for run in runs:
+                    if run.address not in behind and run.address not in refused:
+                        accepted = already.get(run.address, 0)
+                        if request_id is None and not already:
+                            accepted = self._accept_run(run.address, run.events)
+                        if accepted < len(run.events):
+                            lines += batch.lines(run, accepted)
+                for line, result in await self._write_lines(lines, ()) if lines else ():
+                    address = line.address
+                    if isinstance(result, Stored) or address in behind or address in refused:
+                        continue
+                    if isinstance(result, WouldBlock):
+                        behind.add(address)
+                        start(write_rest(address, line.number))
+                    else:
+                        refused[address] = batch.refused(line.number, result)
+                        if isinstance(result, ChannelNotFound):
+                            self._observer.events_unroutable(len(batch.events) - line.number)
+                await asyncio.sleep(0)
+        failures: list[BatchFailure] = []
+        for address in addresses:
+            if (rest := refused.get(address)) is not None:
+                await batch.add_failures(address, rest, failures)
+        return failures
+
+    async def _write_rest(self, address: str, batch: "Batch", first: int) -> "Refused | None":
+        """Write the events of a batch from index `first` on to one channel. Waits for free places.
+
+        Returns: the events that were not accepted; None if all were.
+        """
+        for index in range(first, len(batch.events)):
+            try:
+                await self._write_waiting(address, batch.events[index], batch.key(index))
+            except MegaphoneError as error:
+                if isinstance(error, ChannelNotFound):  # `_write_waiting` has counted one event
+                    self._observer.events_unroutable(len(batch.events) - index - 1)
+                return batch.refused(index, error)
+            await batch.pace.work(EVENT_WORK)
+        return None
+
+    def _small_event(self, new: NewEvent) -> Event:
+        """Make an event whose body has at most `CHECKED_AT_ONCE` bytes."""
+        check_request_id(new)
+        return event_of(new, checked_body(new.body, self._max_body_bytes))
+
+    async def _new_event(self, new: NewEvent) -> Event:
+        check_request_id(new)
+        return event_of(new, await accepted_body(new.body, self._max_body_bytes))
+
+    # -- Addresses
+
+    async def _settled(self, addresses: Sequence[str]) -> None:
+        """Wait for the cut-overs of the agents of these addresses, because their end decides which
+        node serves the calls."""
+        while self._agents.any_unsettled:
+            moving = [one for one in map(agent_of, addresses) if self._agents.is_unsettled(one)]
+            if not moving:
+                return
+            await self._agents.settled(moving[0])
+
+    def _consumer(self, address: str) -> ConsumerAddress:
+        consumer = ConsumerAddress.parse(address)
+        self._agents.served(consumer.agent)
+        return consumer
+
+    def _writable_channel(self, address: str) -> bytes:
+        if address.count(".") == 1:  # a producer address has one dot, a consumer address has two
+            return self._open_producer_address(address)
+        if is_consumer_shaped(address) and not self._settings.legacy_channel_id_writes:
+            raise PermissionDenied(CANNOT_WRITE)
+        return self._consumer(address).channel_id
+
+    def _open_producer_address(self, address: str) -> bytes:
+        name, _, sealed = address.partition(".")
+        try:
+            self._agents.served(name)
+        except (AgentMoved, ChannelNotFound):
+            SealedAddress.parse(address)  # because a text that is not an address is a bad request
+            raise
+        return self._agents.keys.of(name).open(sealed)
+
+    def _check_number(self, addresses: Sequence[str]) -> None:
+        count, allowed = len(addresses), self._settings.max_addresses
+        if count > allowed:
+            raise PayloadTooLarge(
+                f"the request names {count} addresses; at most {allowed} are allowed"
+                " (max_addresses)"
+            )
+
+    def _refuse_if_shutting_down(self) -> None:
+        if self._shutting_down:
+            raise ShuttingDown
+
+
+def event_of(new: NewEvent, body: bytes) -> Event:
+    """Make an event with an id and a timestamp. Raises: BadRequest, for an invalid stream id."""
+    return Event(new_event_id(), checked_stream_id(new.stream_id), time.time_ns() // 1000, body)
+
+
+def check_request_id(new: NewEvent) -> None:
+    """Raises: BadRequest."""
+    if new.request_id is not None:
+        checked_id("request id", new.request_id)
