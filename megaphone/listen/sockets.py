@@ -1,5 +1,10 @@
-"""The sockets on which both faces listen: TCP, and Unix sockets for the owner of this process."""
+"""The sockets on which both faces listen: TCP, and Unix sockets for the owner of this process.
 
+Workers share a port by SO_REUSEPORT: each has a socket of its own, and the kernel chooses one for
+each new connection, by a hash of its two addresses.
+"""
+
+import ctypes
 import errno
 import os
 import pwd
@@ -18,6 +23,15 @@ RECEIVE_BUFFER_BYTES = 32_768
 loop reads the whole buffer at once, before a handler can refuse it. With the kernel's default,
 thousands of connections could fill hundreds of megabytes."""
 PROBE_TIMEOUT_S = 1.0
+SO_ATTACH_FILTER = 26
+NO_SYN = (
+    (0x30, 0, 0, 13),  # load the flags of TCP
+    (0x54, 0, 0, 0x12),  # of them SYN and ACK
+    (0x15, 0, 1, 0x02),  # if that is SYN alone,
+    (0x06, 0, 0, 0),  # drop the packet,
+    (0x06, 0, 0, 0xFFFF_FFFF),  # else keep it
+)
+"""A filter of the kernel (classic BPF) for a listening socket: no new connection begins."""
 PEER = struct.Struct("3i")
 """The id, the user and the group of the process at the other end, as Linux reports them."""
 
@@ -27,11 +41,113 @@ def listen_tcp(endpoint: Endpoint) -> socket.socket:
 
     Raises: OSError, if the endpoint is in use or does not belong to this machine.
     """
-    family = socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
     address = (endpoint.host, endpoint.port)
-    listening = socket.create_server(address, family=family, backlog=BACKLOG)
+    listening = socket.create_server(address, family=family_of(endpoint), backlog=BACKLOG)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
     return listening
+
+
+def family_of(endpoint: Endpoint) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+
+
+def reserve(endpoint: Endpoint) -> socket.socket:
+    """Return a socket that has a port and does not listen; port 0 takes a free port.
+
+    Until it is closed, only sockets of `bind_shared` and of a gRPC server that shares its port can
+    use the port, and only if they belong to the same user.
+
+    Raises: OSError, if the endpoint is in use or does not belong to this machine.
+    """
+    reserved = socket.socket(family_of(endpoint))
+    try:
+        if reserved.family == socket.AF_INET6:
+            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        # For connections of an earlier process, which the kernel still remembers.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((endpoint.host, endpoint.port))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+        # Not before, because the port may not be one that others share already.
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    except OSError as error:
+        reserved.close()
+        raise OSError(
+            error.errno, f"cannot listen on {endpoint}: {error.strerror or error}"
+        ) from None
+    return reserved
+
+
+def bind_shared(endpoint: Endpoint) -> socket.socket:
+    """Return a socket that shares a port with others, and does not listen yet.
+
+    Raises: OSError, if the endpoint is in use or does not belong to this machine.
+    """
+    bound = socket.socket(family_of(endpoint))
+    try:
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        bound.bind((endpoint.host, endpoint.port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def own_sockets(port: int) -> Iterator[socket.socket]:
+    """Yield the TCP sockets of this process with a local port, those of libraries too.
+
+    They are duplicates, and closed as soon as the next one is asked for.
+    """
+    for descriptor in Path("/proc/self/fd").iterdir():
+        try:
+            duplicate = os.dup(int(descriptor.name))
+        except OSError:  # it is closed by now
+            continue
+        try:
+            found = socket.socket(fileno=duplicate)
+        except OSError:
+            os.close(duplicate)
+            continue
+        with found:
+            if found.family != socket.AF_UNIX and found.getsockname()[1:2] == (port,):
+                yield found
+
+
+def listens(found: socket.socket) -> bool:
+    return bool(found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def begin_no_connections(port: int) -> None:
+    """Let the kernel ignore new connections to a port of this process. A client tries again after
+    a second, and can then reach another process, if this one does not listen any more."""
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in NO_SYN))
+    program = struct.pack("HL", len(NO_SYN), ctypes.addressof(code))
+    for found in own_sockets(port):
+        if listens(found):
+            found.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def end_listening(port: int) -> None:
+    """Make all sockets of this process with a port stop listening, those of libraries too."""
+    for found in own_sockets(port):
+        if listens(found):
+            found.shutdown(socket.SHUT_RDWR)
+
+
+def open_connections(port: int) -> int:
+    """Return how many connections clients have to a port of this process."""
+    return sum(is_connected(found) for found in own_sockets(port))
+
+
+def is_connected(found: socket.socket) -> bool:
+    try:
+        found.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -133,9 +249,31 @@ def user_name(number: int) -> str:
         return f"user {number}"
 
 
-def unlink_unix(path: str) -> None:
+def check_unused(path: str) -> None:
+    """Check that a broker can listen at a path, and remove what a killed broker has left there.
+
+    Raises: OSError, if not.
+    """
+    with owner_only(path):
+        pass
+
+
+def passing(path: str) -> str:
+    """Return the path at which a worker binds a socket before it moves it to `path`."""
+    return f"{path}.{os.getpid()}"
+
+
+def move_unix(path: str, to: str) -> int:
+    """Move a socket, and replace the one that is there. Returns: its inode."""
+    Path(path).replace(to)
+    return os.lstat(to).st_ino
+
+
+def unlink_unix(path: str, inode: int | None = None) -> None:
+    """Remove a socket, if there is one. With `inode`, remove only that one."""
     with suppress(FileNotFoundError):
-        Path(path).unlink()
+        if inode is None or os.lstat(path).st_ino == inode:
+            Path(path).unlink()
 
 
 def is_served(path: str) -> bool:
