@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from megaphone import __version__
 from megaphone.backend import Backend, backend
-from megaphone.build import build_kind
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
@@ -17,8 +16,15 @@ from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.ports import Pipes
 from megaphone.errors import ShuttingDown, StoreUnavailable
-from megaphone.listen.exposure import accepted_sources, is_loopback, warnings
-from megaphone.listen.sockets import grpc_path, listen_tcp, listen_unix, unlink_unix
+from megaphone.listen.exposure import is_loopback, log_start
+from megaphone.listen.sockets import (
+    grpc_path,
+    listen_tcp,
+    listen_unix,
+    move_unix,
+    passing,
+    unlink_unix,
+)
 from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
@@ -34,6 +40,7 @@ from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.server import AdminServer, GrpcServer
 from megaphone.rpc.sync import SyncServicer
 from megaphone.settings import Settings
+from megaphone.workers.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +70,14 @@ class App:
     metrics: Metrics
     http_port: int
     grpc_port: int
+    leave: Callable[[], Awaitable[None]]
+    """Stop listening, and wait until all clients have gone without a refused call. For workers."""
 
 
 @asynccontextmanager
-async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIterator[App]:
+async def running(
+    settings: Settings, logs: LogCounts | None = None, worker: Worker | None = None
+) -> AsyncIterator[App]:
     """Serve within this context, and stop in order at its end.
 
     The parts stop in the opposite order of their start: health reports the shutdown, agents move to
@@ -74,10 +85,12 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
     When no more requests arrive, the pipes are completed, then the servers close, then the store.
     The store removes the remaining channels, and webhooks report them before the end.
 
+    With `worker`, this process is one of several that serve the same ports.
+
     Raises: OSError, if the node cannot listen.
     """
     webhooks = Webhooks(settings.webhooks)
-    budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients())
+    budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients(settings.workers))
     connections = Connections(connections_of_each_face(settings))
     metrics = Metrics(webhooks, budget, connections, logs)
     async with AsyncExitStack() as stack:
@@ -87,14 +100,21 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         admin = Admin(
             store=built.store, agents=built.agents, pipes=built.pipes, drains=built.drains
         )
-        http, grpc = faces(settings, built, budget, metrics, connections)
-        trimming = asyncio.create_task(memory.keep_small())
+        http, grpc = faces(settings, built, budget, metrics, connections, worker)
+        trimming = asyncio.create_task(memory.keep_small(settings.workers))
         stack.callback(trimming.cancel)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(
-                serving_admin(admin, budget, settings.mng_socket_path, settings.grpc_reflection)
+                serving_admin(
+                    admin,
+                    budget,
+                    settings.mng_socket_path,
+                    settings.grpc_reflection,
+                    replaces=worker is not None,
+                )
             )
-        http_port = await http.start(listen_tcp(settings.http_endpoint))
+        listening = worker.http if worker is not None else listen_tcp(settings.http_endpoint)
+        http_port = await http.start(listening)
         stack.push_async_callback(http.stop)
         grpc_port = await grpc.start(settings.grpc_endpoint)
         stack.push_async_callback(grpc.stop)
@@ -107,7 +127,13 @@ async def running(settings: Settings, logs: LogCounts | None = None) -> AsyncIte
         reporting = asyncio.create_task(report_health(broker, grpc))
         stack.callback(reporting.cancel)
         stack.push_async_callback(grpc.report_shutdown)
-        yield App(broker, admin, built.agents, built.pipes, metrics, http_port, grpc_port)
+
+        async def leave() -> None:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(http.leave())
+                group.create_task(grpc.leave(broker.end_all_reads))
+
+        yield App(broker, admin, built.agents, built.pipes, metrics, http_port, grpc_port, leave)
 
 
 async def report_health(broker: Broker, grpc: GrpcServer) -> None:
@@ -133,11 +159,13 @@ def faces(
     budget: Budget,
     metrics: Metrics,
     connections: Connections,
+    worker: Worker | None,
 ) -> tuple[HttpServer, GrpcServer]:
     """Build both faces for clients."""
     broker = built.broker
+    all_metrics = metrics.text if worker is None else worker.gather
     http = HttpServer(
-        [*ChannelApi(broker).routes(), *ProbeApi(broker, metrics).routes()],
+        [*ChannelApi(broker).routes(), *ProbeApi(broker, all_metrics).routes()],
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         cors_origin=settings.cors_allow_origin,
@@ -153,24 +181,35 @@ def faces(
         max_members=max(settings.max_batch_events, settings.max_addresses),
         max_connections=connections_of_each_face(settings),
         with_reflection=settings.grpc_reflection,
+        connection_age_s=None if worker is None else settings.grpc_connection_age_secs,
     )
     return http, grpc
 
 
 @asynccontextmanager
 async def serving_admin(
-    admin: Admin, budget: Budget, socket_path: str, with_reflection: bool
+    admin: Admin, budget: Budget, socket_path: str, with_reflection: bool, *, replaces: bool
 ) -> AsyncIterator[None]:
-    """Serve the admin API within this context: HTTP at the path, gRPC beside it."""
+    """Serve the admin API within this context: HTTP at the path, gRPC beside it.
+
+    With `replaces`, the sockets take the place of those that are there.
+    """
     http = HttpServer(AdminApi(admin).routes(), budget=budget, max_body_bytes=ADMIN_BODY_BYTES)
     grpc = AdminServer(AdminServicer(admin), with_reflection=with_reflection)
     async with AsyncExitStack() as stack:
-        listening = listen_unix(socket_path)
-        stack.callback(unlink_unix, socket_path)
+
+        def bound(path: str, at: str) -> None:
+            inode = move_unix(at, path) if replaces else None
+            stack.callback(unlink_unix, path, inode)
+
+        for_http, for_grpc = socket_path, grpc_path(socket_path)
+        place = passing if replaces else str
+        listening = listen_unix(place(for_http))
+        bound(for_http, place(for_http))
         await http.start(listening)
         stack.push_async_callback(http.stop)
-        await grpc.start(grpc_path(socket_path))
-        stack.callback(unlink_unix, grpc_path(socket_path))
+        await grpc.start(place(for_grpc))
+        bound(for_grpc, place(for_grpc))
         stack.push_async_callback(grpc.stop)
         yield
 
@@ -200,7 +239,7 @@ def connections_of_each_face(settings: Settings) -> int:
     most = max(1, descriptors.for_clients() // FACES)
     wanted = settings.max_connections
     if wanted is None:
-        of_memory = memory.allowed_bytes() // CONNECTIONS_FRACTION
+        of_memory = memory.allowed_bytes(settings.workers) // CONNECTIONS_FRACTION
         return min(most, max(1, of_memory // CONNECTION_BYTES // FACES))
     if wanted > most:
         log.warning("max_connections is %d, not %d: there are too few descriptors", most, wanted)
@@ -217,25 +256,47 @@ async def serve(
     server listens.
     """
     stopped = asyncio.Event()
-    handle_signals(stopped)
+    handle_signals(stopped, (*ENDING_SIGNALS, signal.SIGHUP))
     async with running(settings, logs) as app:
-        log.info(
-            "megaphone %s (%s) serves HTTP on %s and gRPC on %s; it accepts agents from %s",
-            __version__,
-            build_kind(),
-            settings.http_endpoint.with_port(app.http_port),
-            settings.grpc_endpoint.with_port(app.grpc_port),
-            accepted_sources(settings),
-        )
-        for warning in warnings(settings):
-            log.warning("%s", warning)
+        log_start(log, settings, app.http_port, app.grpc_port)
         announce(app)
         await stopped.wait()
     log.info("stopped")
 
 
-def handle_signals(stopped: asyncio.Event) -> None:
-    """Set an event when a signal asks this process to stop."""
+async def serve_as_worker(worker: Worker, logs: LogCounts | None = None) -> None:
+    """Serve until the supervisor or a signal stops this worker, or another one takes its place."""
+    settings = worker.settings
+    # SIGHUP is for the supervisor, but a terminal may send it to all.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    handle_signals(worker.stopping, ENDING_SIGNALS)
+    if worker.number > 1:  # because the first one says of the store what all would say
+        logging.getLogger("megaphone.backend").setLevel(logging.WARNING)
+    async with worker.linked():
+        async with running(settings, logs, worker) as app:
+            worker.serves(app.http_port, app.grpc_port, app.metrics.render)
+            await first_of(worker.stopping.wait(), worker.leaving.wait())
+            if not worker.stopping.is_set():
+                limit_s = settings.grpc_connection_age_secs + settings.drain_timeout_secs
+                await first_of(worker.stopping.wait(), app.leave(), asyncio.sleep(limit_s))
+        await worker.report_last()
+
+
+async def first_of(*awaited: Awaitable[Any]) -> None:
+    """Wait until one of them is done, and cancel the others."""
+    tasks = [asyncio.ensure_future(one) for one in awaited]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def handle_signals(stopped: asyncio.Event, numbers: Sequence[signal.Signals]) -> None:
+    """Set an event when one of these signals asks this process to stop."""
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
@@ -247,7 +308,7 @@ def handle_signals(stopped: asyncio.Event) -> None:
                 loop.remove_signal_handler(ending)
                 signal.signal(ending, signal.SIG_DFL)
 
-    for number in ENDING_SIGNALS:
+    for number in numbers:
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # as `nohup` wants it
         loop.add_signal_handler(number, stop, number)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # which `nohup` sets
-        loop.add_signal_handler(signal.SIGHUP, stop, signal.SIGHUP)

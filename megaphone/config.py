@@ -24,7 +24,8 @@ import yaml
 
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
 from megaphone.process import memory
-from megaphone.settings import Name, Nodes, Settings, Webhook
+from megaphone.process.cores import workers_for
+from megaphone.settings import MEMORY, Name, Nodes, Settings, Webhook
 
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
@@ -46,6 +47,7 @@ VARIABLE = "variable "
 SOCKET = "mng_socket_path"
 STORE = "store"
 WARMUP = "agent_warmup_secs"
+WORKERS = "workers"
 BUFFERED = "max_buffered_bytes"
 
 TYPES = get_type_hints(Settings, include_extras=True)
@@ -89,8 +91,15 @@ class Value:
         return self.parts.get(path, self.source)
 
 
-def load(directory: Path, environment: Mapping[str, str], file: Path | None = None) -> Config:
+def load(
+    directory: Path,
+    environment: Mapping[str, str],
+    file: Path | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Config:
     """Read a file and then the environment. Without `file`, read the one in `directory`, if any.
+
+    `options` are values from the command line, which win.
 
     Raises: ConfigError.
     """
@@ -100,12 +109,13 @@ def load(directory: Path, environment: Mapping[str, str], file: Path | None = No
         values |= read_file(chosen)
     for key, value in read_environment(environment).items():
         values[key] = overlay(values.get(key), value)
+    values |= {key: Value(raw, f"--{key}") for key, raw in (options or {}).items()}
     return build(values, environment)
 
 
-def load_here(file: Path | None = None) -> Config:
+def load_here(file: Path | None = None, options: Mapping[str, Any] | None = None) -> Config:
     """Read the configuration in the working directory and environment. Raises: ConfigError."""
-    return load(Path.cwd(), os.environ, file)
+    return load(Path.cwd(), os.environ, file, options)
 
 
 # -- Sources
@@ -230,8 +240,16 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
         checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
     checked.setdefault(SOCKET, default_socket_path(environment))
-    checked.setdefault(BUFFERED, memory.bytes_for_clients())
-    return Config(Settings(**checked), sources)
+    workers = workers_for(checked.get(WORKERS, 1))
+    checked.setdefault(BUFFERED, memory.bytes_for_clients(workers))
+    settings = Settings(**checked)
+    if settings.workers != 1 and settings.store == MEMORY:
+        raise ConfigError(
+            f"{sources[WORKERS]}: workers = {settings.workers} is not allowed with a store in"
+            " memory, because each worker would have channels of its own that the others do not"
+            " find; set store to the URL of a Redis or Valkey"
+        )
+    return Config(settings, sources)
 
 
 def convert(key: str, value: Value) -> Any:

@@ -190,6 +190,15 @@ class Settings:
     """What the names of all keys of the store begin with. Nodes share their channels if they have
     the same store and the same prefix."""
 
+    workers: Annotated[int, whole(0, 1_024)] = 1
+    """How many processes serve the same ports, each a node of its own; 0 means as many as there are
+    cores. More than one needs a store that nodes share. Each limit below applies to each worker."""
+
+    grpc_connection_age_secs: Annotated[float, seconds(1, DAY_S)] = 30.0
+    """How long a gRPC connection to one of several workers takes new calls. Then the client makes
+    another connection, which may reach another worker; it does that by itself. A worker that is
+    replaced serves its gRPC clients for so long."""
+
     poll_duration_millis: Milliseconds = 20_000
     """How long a read stays open before it ends cleanly and the client reads again."""
     channel_ttl_secs: Seconds = 60.0
@@ -215,7 +224,7 @@ class Settings:
     """How much memory clients may make this node use: for channels, events, waiting writers,
     request bodies that are being received, and data on its way to readers. Default: half of the
     memory that the system allows this process, but of less than 320 MiB all but 160 MiB, which the
-    process itself may need."""
+    process itself may need. Several workers share that memory."""
     max_connections: Annotated[int, whole(1, 1_000_000)] | None = None
     """The largest number of open connections for HTTP, and the same number for gRPC. The node
     refuses further connections. Default: half of the number for which the descriptors (`ulimit -n`)

@@ -544,3 +544,25 @@ def test_an_empty_file_is_as_good_as_none(tmp_path: Path) -> None:
 
 def test_every_setting_is_a_key_of_the_same_name() -> None:
     assert {setting.name for setting in fields(Settings)} == set(KEYS)
+
+
+def test_an_option_of_the_command_line_wins(tmp_path: Path) -> None:
+    shared = {"megaphone_store": "redis://localhost", "megaphone_workers": "2"}
+    assert load(tmp_path, shared).settings.workers == 2
+    loaded = load(tmp_path, shared, options={"workers": 3})
+    assert (loaded.settings.workers, loaded.sources["workers"]) == (3, "--workers")
+
+
+def test_several_workers_need_a_store_that_they_share(tmp_path: Path) -> None:
+    for count in ("0", "2"):
+        error = error_of(tmp_path, {"megaphone_workers": count})
+        assert f"variable megaphone_workers: workers = {count} is not allowed" in error
+    assert load(tmp_path, {"megaphone_workers": "1"}).settings.workers == 1
+
+
+def test_workers_share_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaphone.process.memory._limits", lambda: iter([8 << 30]))
+    shared = {"megaphone_store": "redis://localhost"}
+    one = load(tmp_path, shared).settings.max_buffered_bytes
+    four = load(tmp_path, shared, options={"workers": 4}).settings.max_buffered_bytes
+    assert (one, four) == (4 << 30, 1 << 30)

@@ -32,10 +32,10 @@ ConfigOption = Annotated[
 ]
 
 
-def load_or_exit(file: Path | None) -> Config:
+def load_or_exit(file: Path | None, options: Mapping[str, Any] | None = None) -> Config:
     """Return the configuration, or print one line about its mistake and exit."""
     try:
-        return load_here(file)
+        return load_here(file, options)
     except ConfigError as error:
         typer.echo(f"megaphone: {error}", err=True)
         raise typer.Exit(WRONG_CONFIGURATION) from None

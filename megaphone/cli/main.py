@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,6 +14,7 @@ from megaphone.cli.admin import megactl_app
 from megaphone.cli.config import config_app, load_or_exit
 from megaphone.cli.output import open_standard_streams
 from megaphone.cli.store import store_app
+from megaphone.process.cores import workers_for
 
 app = typer.Typer(
     name="megaphone",
@@ -52,13 +54,31 @@ def options(
 
 
 @app.command()
-def serve(config: ConfigOption = None) -> None:
+def serve(
+    config: ConfigOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            metavar="N",
+            help="Run so many processes on the same ports, 0 for one a core. They need a store"
+            " that nodes share. SIGHUP replaces them one after the other.",
+        ),
+    ] = None,
+) -> None:
     """Start the broker; Ctrl-C, SIGTERM or SIGHUP stops it in order.
 
     Nothing has to be set: HTTP is on port 3000 and gRPC on port 3001, both for this machine only.
     `megaphone config show` lists what can be set.
     """
-    settings = load_or_exit(config).settings
+    options = {} if workers is None else {"workers": workers}
+    settings = load_or_exit(config, options).settings
+    settings = replace(settings, workers=workers_for(settings.workers))
+    if settings.workers > 1:
+        from megaphone.cli.supervise import supervise_until_stopped
+
+        supervise_until_stopped(settings, config)
+        return
     # Imported here, because it is slow to import and no other command needs it. Nothing of that is
     # garbage, and looking for some takes a tenth of the time.
     gc.disable()

@@ -260,12 +260,16 @@ class Broker(Writing):
     def is_shutting_down(self) -> bool:
         return self._shutting_down
 
+    def end_all_reads(self) -> None:
+        """End all open reads cleanly. Clients may read again at once."""
+        for reader in self._readers:
+            reader.end()
+
     async def begin_shutdown(self) -> None:
         """Refuse new calls and waiting writers from now on, and end all open reads cleanly."""
         self._shutting_down = True
         await self._store.quiesce()
-        for reader in self._readers:
-            reader.end()
+        self.end_all_reads()
 
 
 def loop_time() -> float:

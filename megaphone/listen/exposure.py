@@ -1,8 +1,11 @@
 """Who can reach a node, and the warnings that an operator gets about it at the start."""
 
+import logging
 from dataclasses import replace
 from ipaddress import ip_address
 
+from megaphone import __version__
+from megaphone.build import build_kind
 from megaphone.model import Endpoint
 from megaphone.settings import Nodes, Settings
 
@@ -37,6 +40,23 @@ def accepted_sources(settings: Settings) -> str:
     if is_loopback(settings.grpc_endpoint):
         return "processes of this machine"
     return "nobody: `nodes.secret` is not set"
+
+
+def log_start(
+    log: logging.Logger, settings: Settings, http_port: int, grpc_port: int, more: str = ""
+) -> None:
+    """Log where a broker serves, and the warnings about it."""
+    log.info(
+        "megaphone %s (%s) serves HTTP on %s and gRPC on %s; it accepts agents from %s%s",
+        __version__,
+        build_kind(),
+        settings.http_endpoint.with_port(http_port),
+        settings.grpc_endpoint.with_port(grpc_port),
+        accepted_sources(settings),
+        more,
+    )
+    for warning in warnings(settings):
+        log.warning("%s", warning)
 
 
 def warnings(settings: Settings) -> list[str]:

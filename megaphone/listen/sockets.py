@@ -254,8 +254,9 @@ def check_unused(path: str) -> None:
 
     Raises: OSError, if not.
     """
-    with owner_only(path):
-        pass
+    with owner_only(path), socket.socket(socket.AF_UNIX) as probe:
+        probe.bind(path)
+        Path(path).unlink()
 
 
 def passing(path: str) -> str:

@@ -174,6 +174,10 @@ class Metrics:
         lines = [*self._counters(), *self._gauges(), *self._duration_histogram()]
         return "\n".join([*lines, ""]).encode() + generate_latest(self._process)
 
+    async def text(self) -> bytes:
+        """Do the same as `render`."""
+        return self.render()
+
     def _counters(self) -> Iterator[str]:
         for name, value, meaning in (
             ("channel_created", self.channels_created, "Channels created."),

@@ -36,22 +36,23 @@ WORTHWHILE = 0.02
 soon."""
 
 
-def allowed_bytes() -> int:
-    """Return how many bytes of memory this process may use.
+def allowed_bytes(workers: int = 1) -> int:
+    """Return how many bytes of memory this process may use, if it is one of so many equal ones.
 
-    That is the smallest of the memory of the machine, the limits of the process (`ulimit -d`,
-    `-v`), and the limits of its control groups (versions 1 and 2), which bound containers.
+    All of them may use the smallest of the memory of the machine, the limits of the process
+    (`ulimit -d`, `-v`), and the limits of its control groups (versions 1 and 2), which bound
+    containers.
     """
-    return min(_limits(), default=FALLBACK_BYTES)
+    return min(_limits(), default=FALLBACK_BYTES) // workers
 
 
-def bytes_for_clients() -> int:
+def bytes_for_clients(workers: int = 1) -> int:
     """Return how many bytes clients may make this process use, if no setting says it.
 
     That is half of what the process may use, but less if the other half would be too small for the
     process itself.
     """
-    allowed = allowed_bytes()
+    allowed = allowed_bytes(workers)
     return max(LEAST_FOR_CLIENTS, min(allowed // 2, allowed - OWN_BYTES))
 
 
@@ -111,14 +112,14 @@ def return_freed_memory() -> None:
         library.mallopt(M_ARENA_MAX, 1)  # one heap, because each heap keeps what it frees
 
 
-async def keep_small() -> None:
+async def keep_small(workers: int = 1) -> None:
     """Return the memory of small blocks to the system too, again and again, if memory is scarce.
 
     The C library does that by itself only at the end of its heap. If memory is not scarce, this
     coroutine ends at once.
     """
     library = ctypes.CDLL(None)
-    if allowed_bytes() > SMALL_BYTES or not hasattr(library, "malloc_trim"):
+    if allowed_bytes(workers) > SMALL_BYTES or not hasattr(library, "malloc_trim"):
         return
     pause_s = TRIM_EVERY_S
     while True:

@@ -7,12 +7,13 @@ GET /agents/{name}   calls for the channels of an agent belong to this node
 GET /metrics
 """
 
+from collections.abc import Awaitable, Callable
+
 from aiohttp import web
 
 from megaphone.core.broker import Broker
 from megaphone.errors import AgentNotFound
 from megaphone.observe.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
-from megaphone.observe.metrics import Metrics
 from megaphone.rest.connection.answers import OK, Answer, json_answer
 from megaphone.rest.requests import path_values, segment
 
@@ -23,7 +24,8 @@ HEALTH_PATHS = frozenset({"/livez", "/readyz", "/readyz/create", "/metrics"})
 class ProbeApi:
     """The handlers of the probes."""
 
-    def __init__(self, broker: Broker, metrics: Metrics) -> None:
+    def __init__(self, broker: Broker, metrics: Callable[[], Awaitable[bytes]]) -> None:
+        """`metrics` returns what `/metrics` answers. Raises: TimeoutError, if it is not known."""
         self._broker = broker
         self._metrics = metrics
 
@@ -54,4 +56,8 @@ class ProbeApi:
         return Answer(status=204)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        return Answer(body=self._metrics.render(), headers={"Content-Type": METRICS_CONTENT_TYPE})
+        try:
+            body = await self._metrics()
+        except TimeoutError:
+            return Answer(status=503, body=b"the other workers of this broker do not answer\n")
+        return Answer(body=body, headers={"Content-Type": METRICS_CONTENT_TYPE})

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Sequence
+from typing import Any
 
 from aiohttp import web
 
@@ -10,7 +11,7 @@ from megaphone.core.budget import Budget
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.connection.protocol import Answering, Host
 from megaphone.rest.cors import allow_origin
-from megaphone.rest.errors import refuse_route, with_error_responses
+from megaphone.rest.errors import Handler, refuse_route, with_error_responses
 from megaphone.rest.probes import HEALTH_PATHS
 from megaphone.rest.requests import BUDGET
 
@@ -57,10 +58,24 @@ class HttpServer:
         server = self._runner.server
         assert server is not None
         # Around the handler of all requests, so that it sees the errors of the router too.
-        server.request_handler = with_error_responses(server.request_handler)
+        handler = with_error_responses(server.request_handler)
         self._host = Host(server, self._connections, self._budget, HEALTH_PATHS, self._lane)
+        server.request_handler = self._announcing(handler)
         self._listener = await self._host.serve(listening)
         return 0 if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])
+
+    def _announcing(self, handler: Handler) -> Handler:
+        """Return a handler whose answers end their connections, and say so, if the node leaves."""
+        host = self._host
+        assert host is not None
+
+        async def answer(request: Any) -> web.StreamResponse:
+            response = await handler(request)
+            if host.is_leaving and not response.prepared:
+                response.force_close()
+            return response
+
+        return answer
 
     @property
     def requests_begun(self) -> int:
@@ -69,6 +84,13 @@ class HttpServer:
         if server is None or self._host is None:
             return 0
         return int(server.requests_count) + self._host.answered
+
+    async def leave(self) -> None:
+        """Stop listening, and wait until all connections have ended without a refused request."""
+        if self._listener is not None:
+            self._listener.close()
+        if self._host is not None:
+            await self._host.leave()
 
     async def stop(self) -> None:
         """Stop listening and close all connections, idle ones at once."""

@@ -3,13 +3,20 @@
 Operators have a server of their own, on a Unix socket.
 """
 
+import asyncio
+from collections.abc import Callable
 from urllib.parse import quote
 
 import grpc
 
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.budget import Budget
-from megaphone.listen.sockets import owner_only
+from megaphone.listen.sockets import (
+    begin_no_connections,
+    end_listening,
+    open_connections,
+    owner_only,
+)
 from megaphone.model import Endpoint
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
@@ -32,6 +39,12 @@ FRAMING_BYTES = 16_384
 numbers."""
 HANDSHAKE_TIMEOUT_MS = 10_000
 """How long a new client may take to begin HTTP/2. After that, grpc closes its connection."""
+AGE_JITTER = 0.1
+"""grpc changes the age of each connection by up to this part."""
+ACCEPTING_S = 0.25
+"""How long a server that leaves still accepts the connections that have begun. It must be longer
+than the way to a client and back."""
+LEAVING_CHECK_S = 0.5
 MAX_WAITING_CALLS = 20_000
 """How many calls may wait that no handler has begun yet. Each takes some kilobytes."""
 WAITING_CALLS = (
@@ -65,15 +78,23 @@ class GrpcServer:
         max_members: int,
         max_connections: int,
         with_reflection: bool,
+        connection_age_s: float | None = None,
     ) -> None:
+        """With `connection_age_s`, other processes of the same user may listen on the same port.
+
+        Clients of a connection that is so old make their next calls on another one; calls that are
+        under way go on. There is no other way to empty a server without refused calls: one that
+        stops cancels each call that arrives before the client knows of the stop.
+        """
         max_message_bytes = max_body_bytes + FRAMING_BYTES
         reception = ReceptionInterceptor(budget.limit_of_requests, max_message_bytes)
         self._calls = ErrorInterceptor(max_members)
         self._server = grpc.aio.server(
             interceptors=[self._calls, NodeInterceptor(guard), reception],
             options=[
-                # With the default, a second broker would take the same port without an error.
-                ("grpc.so_reuseport", 0),
+                # With 1, a second broker takes the same port without an error.
+                ("grpc.so_reuseport", int(connection_age_s is not None)),
+                *aging(connection_age_s),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 # The bandwidth probe would enlarge the flow-control windows, so that each call that
@@ -92,6 +113,8 @@ class GrpcServer:
                 *WAITING_CALLS,
             ],
         )
+        self._port = 0
+        self._connection_age_s = connection_age_s or 0.0
         self._health = Health(self._server, CHANNEL_SERVICE)
         add_ChannelServiceServicer_to_server(channels, self._server)
         add_SyncServiceServicer_to_server(sync, self._server)
@@ -109,6 +132,7 @@ class GrpcServer:
             raise OSError(f"cannot listen on {endpoint} for gRPC: is it in use?") from error
         await self._server.start()
         await self._health.report(serves=True)
+        self._port = port
         return port
 
     @property
@@ -124,9 +148,32 @@ class GrpcServer:
         """Report NOT_SERVING from now on, so that callers go elsewhere."""
         await self._health.report_shutdown()
 
+    async def leave(self, end_reads: Callable[[], None]) -> None:
+        """Stop listening, and wait until all connections have ended without a refused call.
+
+        That takes up to `connection_age_s`. Then `end_reads` is called, again and again, for the
+        reads that are still open.
+        """
+        begin_no_connections(self._port)
+        await asyncio.sleep(ACCEPTING_S)
+        end_listening(self._port)
+        loop = asyncio.get_running_loop()
+        all_aged_at = loop.time() + self._connection_age_s * (1 + AGE_JITTER)
+        while await asyncio.to_thread(open_connections, self._port):
+            if loop.time() > all_aged_at:
+                end_reads()
+            await asyncio.sleep(LEAVING_CHECK_S)
+
     async def stop(self) -> None:
         """Stop listening, and end the calls that are left."""
         await self._server.stop(STOP_TIMEOUT_S)
+
+
+def aging(connection_age_s: float | None) -> tuple[tuple[str, int], ...]:
+    """Return the option for how long connections take new calls."""
+    if connection_age_s is None:
+        return ()
+    return (("grpc.max_connection_age_ms", round(1000 * connection_age_s)),)
 
 
 class AdminServer:

@@ -39,6 +39,12 @@ BODY_WAIT_S = 1.0
 and applies its own limits of time."""
 GUEST_STAYS_S = 1.0
 """How long the part of aiohttp stays after its last answer, because more such requests may come."""
+LEAVING_IDLE_S = 20.0
+"""How long a connection must be idle before a node that leaves closes it without an answer that
+says so. A client could send a request at that very moment. Most clients close a connection
+themselves that they have not used for 15 seconds."""
+LEAVING_CHECK_S = 0.1
+"""How often a node that leaves looks for connections that it may close."""
 UNREAD_BYTES = 65_536
 """While a request is being answered, the connection reads no more than this behind it."""
 
@@ -128,6 +134,8 @@ class Host:
     """Set whenever a connection is closed."""
     is_closing: bool = False
     """Whether each connection ends with its next answer."""
+    is_leaving: bool = False
+    """Whether each connection ends with its next answer, which says so."""
     answered: int = 0
     """How many requests the lane has answered."""
 
@@ -157,6 +165,21 @@ class Host:
         return await self.loop.create_server(
             lambda: Connection(self), sock=listening, backlog=BACKLOG
         )
+
+    async def leave(self) -> None:
+        """Let every connection end without a refused request, and wait until it has.
+
+        Open reads end after the present batch. Other connections end with their next answer, which
+        tells the client, or when they have been idle for a while.
+        """
+        self.is_leaving = True
+        checks_without_any = 0
+        while checks_without_any < 2:  # one may be accepted already that is not open yet
+            checks_without_any = 0 if self.open else checks_without_any + 1
+            idle_since = self.loop.time() - LEAVING_IDLE_S
+            for connection in list(self.open):
+                connection.leave(idle_since)
+            await asyncio.sleep(LEAVING_CHECK_S)
 
     async def close(self, grace_s: float) -> None:
         """Close idle connections at once, and wait for the others to end.
@@ -274,6 +297,13 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._is_busy:
             self._transport.close()
 
+    def leave(self, idle_since: float) -> None:
+        """End an open read cleanly, or close the connection if it was idle since then."""
+        if self._stream is not None:
+            self._stream.end()
+        elif self._last_used <= idle_since:
+            self.close_if_idle()
+
     def abort(self) -> None:
         """Reset the connection."""
         if self._transport is not None:
@@ -287,8 +317,7 @@ class Connection(asyncio.Protocol):
 
     def _close_when_idle(self) -> None:
         now = self._host.loop.time()
-        used_at = self._used_at if self._guest is None else self._guest.answered_at
-        due = max(self._used_at, used_at) + self._idle_s
+        due = self._last_used + self._idle_s
         if self._is_busy:
             due = now + self._idle_s
         elif due <= now:
@@ -296,6 +325,11 @@ class Connection(asyncio.Protocol):
             self.close_if_idle()
             return
         self._idle_timer = self._host.loop.call_at(due, self._close_when_idle)
+
+    @property
+    def _last_used(self) -> float:
+        used_at = self._used_at
+        return used_at if self._guest is None else max(used_at, self._guest.answered_at)
 
     def _stop_idle_timer(self) -> None:
         if self._idle_timer is not None:
@@ -339,7 +373,7 @@ class Connection(asyncio.Protocol):
         self._is_asking = False
         try:
             if isinstance(outcome, bytes):
-                self._answer(outcome)
+                self._answer(self._announcing(outcome))
             else:
                 self._conclude(outcome, data)
         except Exception:
@@ -361,6 +395,14 @@ class Connection(asyncio.Protocol):
         elif isinstance(outcome, Later):
             self._held = bytearray()
             self._task = host.loop.create_task(self._answer_later(outcome.call, data))
+
+    def _announcing(self, answer: bytes) -> bytes:
+        """Return an answer, or its first piece. If the node leaves, the answer says that the
+        connection ends with it."""
+        if not self._host.is_leaving or self._is_deaf:
+            return answer
+        self._is_deaf = True
+        return answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
 
     def _answer(self, answer: bytes) -> None:
         """Write an answer, or its last piece."""
@@ -415,7 +457,7 @@ class Connection(asyncio.Protocol):
         self.begin_stream(opened.reader, opened.framing, opened.head)
 
     async def _write_all_but_last(self, pieces: Iterator[bytes]) -> bytes:
-        last = next(pieces)
+        last = self._announcing(next(pieces))
         for piece in pieces:
             await self._drained()
             self._transport_or_raise().write(last)

@@ -318,6 +318,10 @@ class EventStream:
 
     # -- The end
 
+    def end(self) -> None:
+        """End the read after the present batch."""
+        self._reader.end()
+
     def _write_end(self) -> None:
         self._is_ending = True
         if not self._is_chunked or self._send(LAST_CHUNK):

@@ -422,7 +422,7 @@ async def side(
         app = await stack.enter_async_context(running(settings))
         budget = Budget(budget_bytes)
         lane = WatchedLane(lane_over(app, settings)) if with_lane else None
-        probes = ProbeApi(app.broker, app.metrics).routes()
+        probes = ProbeApi(app.broker, app.metrics.text).routes()
         server = HttpServer(
             [*ChannelApi(app.broker).routes(), *(one for one in probes if one.path != METRICS)],
             budget=budget,

@@ -1,0 +1,294 @@
+"""Several workers serve one port, and go on whatever becomes of one of them."""
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import aiohttp
+import grpc
+import pytest
+
+from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+from tests.support.busy_clients import GrpcClient, HttpClient, Record, be_busy
+from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, environment
+from tests.support.redis_fixtures import shared_server
+from tests.support.redis_server import redis_server
+
+PREFIXES = (f"workers-{number}" for number in itertools.count())
+WITHIN_S = 40.0
+
+
+@contextmanager
+def workers(directory: Path, count: int = 2, **settings: Any) -> Iterator[BrokerProcess]:
+    """Run a broker with so many workers, and end them all at the end."""
+    with shared_server() as server:
+        shared: dict[str, Any] = {
+            "store": server.text_url,
+            "store_prefix": next(PREFIXES),
+            "workers": count,
+            "agent_warmup_secs": 0,
+        }
+        with broker_process(directory, MEGAPHONE, **(shared | settings)) as broker:
+            pids = processes(broker)
+            try:
+                yield broker
+            finally:
+                pids |= processes(broker)
+                broker.process.kill()
+                broker.process.wait()
+                # They notice that the supervisor has gone.
+                wait_for(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def processes(broker: BrokerProcess) -> set[int]:
+    """Return the ids of the worker processes."""
+    pid = broker.process.pid
+    try:
+        return {int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except FileNotFoundError:
+        return set()
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def post(broker: BrokerProcess, path: str, body: bytes = b"") -> Any:
+    headers = {"Content-Type": "application/json"}
+    request = Request(f"{broker.url}{path}", body, headers, method="POST")
+    with urlopen(request, timeout=WITHIN_S) as answer:
+        return json.loads(answer.read())
+
+
+def metrics(broker: BrokerProcess) -> dict[str, float]:
+    with urlopen(f"{broker.url}/metrics", timeout=WITHIN_S) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, _, value in pairs}
+
+
+def next_line(broker: BrokerProcess, words: str) -> str:
+    """Return the next line of the log with these words."""
+    assert broker.process.stderr is not None
+    for line in broker.process.stderr:
+        print(line, end="")
+        if words in line:
+            return str(json.loads(line)["message"])
+    raise AssertionError(f"the log ends without: {words}")
+
+
+def finished(
+    directory: Path, *arguments: str, **settings: Any
+) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [MEGAPHONE, "serve", *arguments],
+        cwd=directory,
+        env=environment(directory, settings),
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
+    )
+
+
+async def test_every_worker_serves_every_channel_over_both_faces(tmp_path: Path) -> None:
+    with workers(tmp_path) as broker:
+        assert "; 2 workers: processes " in broker.start_line
+        assert len(processes(broker)) == 2
+        made = [post(broker, "/create") for _ in range(20)]
+        for channel in made:  # each on a connection of its own
+            post(broker, f"/write/{channel['producerAddress']}/s", b"1")
+        async with grpc.aio.insecure_channel(broker.grpc_target) as connection:
+            stub = ChannelServiceStub(connection)
+            for channel in made:
+                request = pb.ReadRequest(consumer_address=channel["consumerAddress"], limit=1)
+                bodies = [e.body async for answer in stub.Read(request) for e in answer.events]
+                assert bodies == [b"1"]
+
+
+def test_the_metrics_of_any_worker_are_those_of_all(tmp_path: Path) -> None:
+    with workers(tmp_path, agent="one") as broker:
+        for _ in range(20):
+            post(broker, "/create")
+        for _ in range(4):
+            found = metrics(broker)
+            assert found["megaphone_channel_created"] == found["megaphone_channels"] == 20
+            assert found["megaphone_workers"] == 2
+            assert found["process_start_time_seconds"] < time.time()
+
+
+def test_each_worker_has_an_admin_socket(tmp_path: Path) -> None:
+    megactl = MEGAPHONE.replace("megaphone", "megactl")
+    with workers(tmp_path, agent="one") as broker:
+        made = post(broker, "/create")
+        for name in ("megaphone.sock", "megaphone.2.sock"):
+            listed = subprocess.run(
+                [megactl, "-p", str(tmp_path / name), "list-channels", "--agent", "one"],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert made["consumerAddress"].split(".")[0] in listed.stdout
+            assert (tmp_path / name).stat().st_mode & 0o077 == 0
+        broker.process.terminate()
+        assert broker.process.wait(WITHIN_S) == 0
+        assert list(tmp_path.glob("*.sock*")) == []
+
+
+def test_a_worker_that_dies_is_started_again_and_its_counts_stay(tmp_path: Path) -> None:
+    with workers(tmp_path) as broker:
+        for _ in range(20):
+            post(broker, "/create")
+        assert metrics(broker)["megaphone_channel_created"] == 20
+        before = processes(broker)
+        os.kill(min(before), signal.SIGKILL)
+        line = next_line(broker, "started again")
+        assert "ended by SIGKILL; it is started again in 0.5 s" in line
+        assert "serves as process" in next_line(broker, "serves as process")
+        assert len(processes(broker) - before) == 1
+        found = metrics(broker)
+        assert found["megaphone_channel_created"] == 20
+        assert found["megaphone_workers"] == 2
+        assert found["megaphone_workers_died"] == 1
+
+
+def test_no_metric_or_log_line_or_argument_has_the_secret_of_the_store(tmp_path: Path) -> None:
+    with (
+        redis_server(requirepass="geheim") as server,
+        workers(tmp_path, store=server.text_url) as broker,
+    ):
+        with urlopen(f"{broker.url}/metrics", timeout=WITHIN_S) as answer:
+            assert b"geheim" not in answer.read()
+        for pid in processes(broker) | {broker.process.pid}:
+            assert b"geheim" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+        assert "geheim" not in broker.start_line
+        broker.process.terminate()
+        assert broker.process.stderr is not None
+        assert "geheim" not in broker.process.stderr.read()
+
+
+def test_memory_is_refused_with_the_reason(tmp_path: Path) -> None:
+    ended = finished(tmp_path, "--workers", "2")
+    assert ended.returncode == 2
+    assert ended.stderr.count("\n") == 1
+    assert "each worker would have channels of its own" in ended.stderr
+
+
+def test_a_start_that_fails_stops_all_with_one_line(tmp_path: Path) -> None:
+    with shared_server() as server, socket.create_server(("127.0.0.1", 0)) as taken:
+        busy = f"127.0.0.1:{taken.getsockname()[1]}"
+        for settings in (
+            {"store": "redis://127.0.0.1:1"},
+            {"store": server.text_url, "address": busy},
+            {"store": server.text_url, "grpc_address": busy},
+            {"store": server.text_url, "mng_socket_path": "/no/such/folder/m.sock"},
+        ):
+            ended = finished(tmp_path, "--workers", "3", **settings)
+            assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+            assert ended.stderr.startswith("megaphone: cannot start: ")
+
+
+def test_two_brokers_do_not_share_a_port_by_mistake(tmp_path: Path) -> None:
+    with workers(tmp_path) as broker, shared_server() as server:
+        other = tmp_path / "other"
+        other.mkdir()
+        both = {"address": "127.0.0.1:0", "grpc_address": f"127.0.0.1:{broker.grpc_port}"}
+        for changed in (both, {"address": f"127.0.0.1:{broker.http_port}"}):
+            for count in ("1", "2"):
+                ended = finished(other, "--workers", count, store=server.text_url, **changed)
+                assert ended.returncode == 1, (changed, count)
+
+
+async def test_a_stop_ends_reads_cleanly(tmp_path: Path) -> None:
+    with workers(tmp_path) as broker:
+        async with aiohttp.ClientSession() as session:
+            reads = []
+            for _ in range(10):
+                made = await asyncio.to_thread(post, broker, "/create")
+                path = f"/write/{made['producerAddress']}/s"
+                await asyncio.to_thread(post, broker, path, b"1")
+                answer = await session.get(f"{broker.url}/read/{made['consumerAddress']}")
+                assert json.loads(await answer.content.readline())["body"] == 1
+                reads.append(answer)
+            broker.process.send_signal(signal.SIGTERM)
+            for answer in reads:
+                assert await answer.content.read() == b""  # raises, if it does not end cleanly
+        assert await asyncio.to_thread(broker.process.wait, WITHIN_S) == 0
+
+
+def test_a_second_signal_ends_all_at_once(tmp_path: Path) -> None:
+    with workers(tmp_path) as broker:
+        pids = processes(broker)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)  # so that it cannot stop in order
+        broker.process.send_signal(signal.SIGINT)
+        next_line(broker, "SIGINT: stopping")
+        broker.process.send_signal(signal.SIGINT)
+        assert broker.process.wait(5) == -signal.SIGINT
+        wait_for(lambda: not any(is_alive(pid) for pid in pids))
+
+
+def test_a_hangup_takes_new_settings_and_refuses_wrong_ones(tmp_path: Path) -> None:
+    file = tmp_path / "megaphone.toml"
+    file.write_text("buffer_capacity = 1\nwrite_timeout_millis = 1\n")
+    with workers(tmp_path) as broker:
+        before = processes(broker)
+        file.write_text("buffer_capacity = 0\n")
+        broker.process.send_signal(signal.SIGHUP)
+        assert "buffer_capacity" in next_line(broker, "no worker is replaced")
+        assert processes(broker) == before
+        file.write_text("buffer_capacity = 3\nwrite_timeout_millis = 1\n")
+        broker.process.send_signal(signal.SIGHUP)
+        next_line(broker, "all workers are replaced")
+        assert len(processes(broker)) == 2
+        assert not processes(broker) & before
+        made = post(broker, "/create")
+        for _ in range(3):
+            post(broker, f"/write/{made['producerAddress']}/s", b"1")
+
+
+@pytest.mark.timeout(240)
+async def test_a_rolling_restart_refuses_no_call(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    record = Record()
+    with workers(tmp_path, grpc_connection_age_secs=2, poll_duration_millis=1_000) as broker:
+        before = processes(broker)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=5)
+        async with aiohttp.ClientSession(connector=connector) as session:
+            clients: list[HttpClient | GrpcClient] = []
+            clients += [HttpClient(session, broker.url) for _ in range(160)]
+            clients += [GrpcClient(broker.grpc_target) for _ in range(40)]
+            busy = [asyncio.create_task(be_busy(client, record)) for client in clients]
+            await record.all_read.wait()
+            await asyncio.to_thread(broker.process.send_signal, signal.SIGHUP)
+            await asyncio.to_thread(next_line, broker, "all workers are replaced")
+            assert not processes(broker) & before
+            record.ends.set()
+            await asyncio.gather(*busy)
+    for name, count in sorted(record.calls.items()):
+        record_property(name, count)
+        print(name, count)
+    assert not record.refused
+    assert not record.wrong
