@@ -11,6 +11,8 @@ from tests.support.redis_server import RedisServer, redis_server
 
 WITHIN_S = 30.0
 BODY = "x" * 100_000
+CHANNELS = 200
+SWEPT_WITHIN_S = 20.0
 
 
 async def call(http: aiohttp.ClientSession, method: str, path: str, **options: Any) -> Any:
@@ -45,6 +47,25 @@ async def test_a_full_store_refuses_events_and_can_be_read_empty(tmp_path: Path)
             async with asyncio.timeout(WITHIN_S):  # when the channel has ended, there is room
                 while (await call(http, "POST", "/create"))[0] != 200:
                     pass
+
+
+async def test_a_full_store_is_swept_as_fast_as_another(tmp_path: Path) -> None:
+    """It refuses the claims of sweepers. There are 64 shards, and a sweep each second."""
+    with (
+        redis_server() as server,
+        broker_process(tmp_path, store=server.text_url, channel_ttl_secs=2) as node,
+    ):
+        async with aiohttp.ClientSession(node.url) as http:
+            for _ in range(CHANNELS):
+                await create(http)
+            server.call("CONFIG", "SET", "maxmemory", 1)
+            begun = asyncio.get_running_loop().time()
+            keys = CHANNELS
+            while keys and asyncio.get_running_loop().time() < begun + SWEPT_WITHIN_S:
+                await asyncio.sleep(0.2)
+                keys = len(server.call("KEYS", "megaphone:{*"))
+                keys -= len(server.call("KEYS", "megaphone:{all}*"))
+        assert keys == 0
 
 
 async def _lines(response: aiohttp.ClientResponse) -> Any:

@@ -8,9 +8,10 @@ from typing import Any
 from zlib import crc32
 
 from megaphone.core.ports import OnRemoved
-from megaphone.errors import MegaphoneError
+from megaphone.errors import StoreUnavailable
 from megaphone.model import agent_of
 from megaphone.store.redis.calls import Functions
+from megaphone.store.redis.errors import OutOfMemory, ReplyError
 from megaphone.store.redis.keys import SHARDS, Names, tag_of
 from megaphone.store.redis.link import Link
 from megaphone.store.redis.membership import Membership
@@ -55,9 +56,13 @@ class Sweeper:
     async def _keep_sweeping(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            with suppress(MegaphoneError):
+            try:
                 for shard in self._shards():
                     await self._sweep(shard)
+            except StoreUnavailable:
+                pass  # the link tells about it
+            except ReplyError as error:
+                log.warning("cannot look for channels that have expired: %s", error)
 
     def _shards(self) -> Iterator[int]:
         """Return the shards of this node: each shard belongs to the living node that a hash ranks
@@ -77,7 +82,11 @@ class Sweeper:
             return
         claims = [part for entry in entries for part in (now + CLAIM_MS, entry)]
         claimed = self._link.call("ZADD", due, "XX", *claims)
-        await asyncio.gather(claimed, *(self._look(entry.decode()) for entry in entries))
+        looks = (self._look(entry.decode()) for entry in entries)
+        for done in await asyncio.gather(claimed, *looks, return_exceptions=True):
+            # A full store refuses claims, and must be swept all the more.
+            if isinstance(done, BaseException) and not isinstance(done, OutOfMemory):
+                raise done
 
     async def _look(self, entry: str) -> None:
         """See whether a channel has expired, and remove it then."""
