@@ -31,6 +31,8 @@ REPORT_EVERY = 5
 READ_ONE_IN = 4
 GROWTH_ALLOWED = 0.05
 SWEEP_AT_MOST_S = 60.0
+GONE = 404
+"""The answer if a busy machine has taken longer than the TTL."""
 KEPT = ("{all}:nodes", "{all}:meta", "agents", "agents:used", "confirmed")
 """What a store keeps without channels, behind the prefix."""
 
@@ -71,7 +73,7 @@ class Client:
         if b"connection: close" in answer:
             self.close()
             await self.connect()
-        if status not in (200, 201):
+        if status not in (200, 201, GONE):
             raise RuntimeError(f"{method}: {status} {data.decode()}")
         return data
 
