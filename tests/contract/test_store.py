@@ -45,6 +45,19 @@ async def test_one_call_writes_to_many_channels(client: Client) -> None:
     assert await client.take(await client.open("d"), 2) == "bd"
 
 
+async def test_the_same_events_go_to_many_channels(client: Client) -> None:
+    await client.create("c", "d", "e")
+    await client.append("xy", channel="d")
+    reading = await client.open("e")
+    events = [append("", event).event for event in "ab"]
+    writes = [Append(channel.encode(), event) for channel in "cude" for event in events]
+    results = [named(one) for one in await client.store.append(writes, wait=False)]
+    assert results == ["a", "b", "ChannelNotFound", "ChannelNotFound", "a", "WouldBlock", "a", "b"]
+    assert await client.take(reading, 2) == "ab"
+    assert await client.take(await client.open("c"), 2) == "ab"
+    assert await client.take(await client.open("d"), 3) == "xya"
+
+
 async def test_an_error_of_one_channel_leaves_the_others_alone(client: Client) -> None:
     await client.create("c")
     writes = [append("x", "a"), append("c", "b"), append("x", "c")]

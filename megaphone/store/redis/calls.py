@@ -36,6 +36,14 @@ class Functions:
         """Call a function of a channel that stores something, which replicas shall have too."""
         return Storing(self._link, self._confirmation, self._command(name, channel_id, arguments))
 
+    def store_in_all(
+        self, name: str, channel_ids: Sequence[bytes], *arguments: Argument
+    ) -> "Storing":
+        """Call a function of many channels that stores something."""
+        keys = [key for channel_id in channel_ids for key in self._names.channel(channel_id)]
+        command = ("FCALL", name_of(name), len(keys), *keys, self.away, *arguments)
+        return Storing(self._link, self._confirmation, command)
+
     def confirmed(self) -> Awaitable[None] | None:
         """Return what to wait for until enough replicas have all that this node was told is stored;
         None if there is nothing to wait for."""

@@ -45,6 +45,7 @@
 --   W token result           the event of a waiting writer is accepted (1, or 0 for a writer that
 --                            repeated the key of an earlier one), or the channel has ended (-1)
 
+local KEYS_OF_A_CHANNEL = 7
 local IDEMPOTENCY_MS = 60000
 local MOST_KEYS = 10000
 local EVENT_OVERHEAD = 200    -- as `core.log.EVENT_OVERHEAD_BYTES`
@@ -232,8 +233,9 @@ function Channel:admit()
     end
 end
 
+-- Writers wait only while the channel is full, because `admit` follows whenever a place is freed.
 function Channel:is_full()
-    return self.t - self.f >= self.C or redis.call('EXISTS', self.keys[6]) == 1
+    return self.t - self.f >= self.C
 end
 
 -- Frees the places up to `delivered`, and uses them.
@@ -438,6 +440,32 @@ function functions.append(keys, args)
     local told = #accepted > 0 and self:hand_over(accepted, args[3]) or nil
     self:save()
     return {results, told}
+end
+
+-- time, epoch, node, then for each event: id, event; all to many channels, each with its keys
+-- -> for each channel: how many of the events found a place, -1 if there is no such channel; what
+-- its reader of this node must be told (or nothing)
+function functions.append_to_all(keys, args)
+    local now, epoch = time_of(args[1]), tonumber(args[2])
+    local answers = {}
+    for first = 1, #keys, KEYS_OF_A_CHANNEL do
+        local self = load({unpack(keys, first, first + KEYS_OF_A_CHANNEL - 1)}, now)
+        local accepted, told = {}, nil
+        if self then
+            self:enter_epoch(epoch)
+            for i = 4, #args, 2 do
+                if self:is_full() then
+                    break
+                end
+                self:push(args[i + 1], args[i])
+                accepted[#accepted + 1] = args[i + 1]
+            end
+            told = #accepted > 0 and self:hand_over(accepted, args[3]) or nil
+            self:save()
+        end
+        answers[#answers + 1] = {self and #accepted or -1, told}
+    end
+    return answers
 end
 
 -- time, epoch, node, token, how long the writer waits, most events that may wait, id, key, event
@@ -713,6 +741,6 @@ local function register(names, flags)
     end
 end
 
-register({'create', 'append', 'wait'}, {})
+register({'create', 'append', 'append_to_all', 'wait'}, {})
 register({'withdraw', 'lease', 'take', 'release', 'give_back', 'acknowledge', 'exists', 'expire', 'remove',
           'greet', 'beat'}, {'allow-oom'})

@@ -23,10 +23,11 @@ from megaphone.errors import (
     StoreUnavailable,
 )
 from megaphone.model import ChannelLimits, Event, ReadOptions, agent_of
-from megaphone.store.redis.calls import Functions, Storing
+from megaphone.store.redis.appending import Appending, Handed
+from megaphone.store.redis.calls import Functions
 from megaphone.store.redis.connection import Calls, Reply
 from megaphone.store.redis.directory import RedisDirectory
-from megaphone.store.redis.encoding import decoded, encoded
+from megaphone.store.redis.encoding import decoded
 from megaphone.store.redis.expiry import Sweeper
 from megaphone.store.redis.keys import Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease, Taken
@@ -98,6 +99,7 @@ class RedisStore:
         self._writers = Writers(
             self.functions, self.membership.node, write_timeout_s, limits.max_waiting_writers
         )
+        self._appending = Appending(self.functions, self.membership, self._writers, self._on_handed)
         self._sweeper = Sweeper(self.link, self.functions, names, self.membership, on_removed)
         self._handles = itertools.count(1)
         self._leases: dict[str, RemoteLease] = {}
@@ -241,81 +243,7 @@ class RedisStore:
     # -- Writing
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
-        if len(writes) == 1:
-            return await self._append_run(writes, self._start_run(writes), wait=wait)
-        by_channel: dict[bytes, list[int]] = {}
-        for index, write in enumerate(writes):
-            by_channel.setdefault(write.channel_id, []).append(index)
-        runs = [[writes[index] for index in indexes] for indexes in by_channel.values()]
-        answers = [self._start_run(run) for run in runs]
-        results: list[AppendResult] = [WouldBlock()] * len(writes)
-        for indexes, run, answer in zip(by_channel.values(), runs, answers, strict=True):
-            outcomes = await self._append_run(run, answer, wait=wait)
-            for index, outcome in zip(indexes, outcomes, strict=True):
-                results[index] = outcome
-        return results
-
-    async def _append_run(
-        self, run: Sequence[Append], started: Storing, *, wait: bool
-    ) -> Sequence[AppendResult]:
-        outcomes = await self._run(run, started)
-        if wait and isinstance(outcomes[-1], WouldBlock):
-            return await self._wait(run, outcomes)
-        return outcomes
-
-    def _start_run(self, run: Sequence[Append]) -> Storing:
-        """Append events to one channel. The later ones are not tried if one finds it full."""
-        arguments: list[Any] = []
-        for _, event, request_id in run:
-            arguments += (event.id, request_id or "", encoded(event))
-        return self.functions.store(
-            "append",
-            run[0].channel_id,
-            self.membership.epoch,
-            self.membership.inbox,
-            *arguments,
-        )
-
-    async def _run(self, run: Sequence[Append], started: Storing) -> Sequence[AppendResult]:
-        try:
-            outcomes = self._outcomes(run, await started.reply())
-            await started.confirmed()
-        except MegaphoneError as error:
-            return [error] * len(run)
-        return outcomes
-
-    def _outcomes(self, run: Sequence[Append], answer: Reply) -> Sequence[AppendResult]:
-        """Return what has become of the events of a run, and give them to a reader of this node."""
-        if answer is None:
-            return [ChannelNotFound()] * len(run)
-        results, *handed = answer
-        outcomes: list[AppendResult] = []
-        accepted: list[Event] = []
-        for write, result in zip(run, results, strict=False):
-            if result == b"A":
-                accepted.append(write.event)
-                outcomes.append(Stored(write.event.id, is_new=True))
-            elif result == b"F":
-                break
-            else:
-                outcomes.append(Stored(result[1:].decode(), is_new=False))
-        if handed and handed[0]:
-            self._hand_over(handed[0], accepted)
-        return outcomes + [WouldBlock()] * (len(run) - len(outcomes))
-
-    async def _wait(
-        self, run: Sequence[Append], outcomes: Sequence[AppendResult]
-    ) -> Sequence[AppendResult]:
-        """Append those events of a run that found no place, one after the other."""
-        results: list[AppendResult] = [one for one in outcomes if not isinstance(one, WouldBlock)]
-        for write in run[len(results) :]:
-            result = await self._writers.append(
-                self.membership.inbox, self.membership.epoch, write, self._on_handed
-            )
-            results.append(result)
-            if not isinstance(result, Stored):
-                break
-        return results + [results[-1]] * (len(run) - len(results))
+        return await self._appending.append(writes, wait=wait)
 
     def append_nowait(self, write: Append) -> Stored:
         raise WouldBlock
@@ -323,18 +251,14 @@ class RedisStore:
     def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
         raise WouldBlock
 
-    def _on_handed(self, write: Append, handed: Any) -> None:
-        self._hand_over(handed, [write.event])
-
-    def _hand_over(self, handed: Any, events: Sequence[Event]) -> None:
+    def _on_handed(self, handed: Handed) -> None:
         """Give events of a writer of this node to a reader of this node."""
-        handle, first, count, must_ask = handed
-        lease = self._leases.get(handle.decode())
+        lease = self._leases.get(handed.handle)
         if lease is None:
             return
-        if count:
-            lease.sent(first, events[:count])
-        if must_ask:
+        if handed.events:
+            lease.sent(handed.first_offset, handed.events)
+        if handed.must_ask:
             lease.ask()
 
     # -- Reading
