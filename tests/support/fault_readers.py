@@ -193,6 +193,8 @@ class HttpRead:
         self._address = address
         self._piece_bytes = piece
         self._body = ChunkedBody()
+        self.is_proxied = False
+        """Whether a proxy stands between, which may cut the stream into other chunks."""
         self.parser = SseBlocks(recognize) if sse else NdjsonLines(recognize)
 
     @property
@@ -231,7 +233,8 @@ class HttpRead:
         if self._body.is_complete:
             return None
         data = self._body.feed(await self._connection.receive(self._piece_bytes))
-        assert set(self._body.chunk_ends) <= {LINE_BREAK}, "a chunk is not whole lines"
+        are_lines = set(self._body.chunk_ends) <= {LINE_BREAK}
+        assert are_lines or self.is_proxied, "a chunk is not whole lines"
         self._body.chunk_ends.clear()
         return self.parser.feed(data)
 

@@ -162,6 +162,8 @@ async def receive_body(connection: Connection, head: Head) -> dict[str, Any]:
 
 
 def told_error(answer: Mapping[str, Any]) -> MegaphoneError:
+    if answer["code"] == "NODE_UNREACHABLE":  # by a proxy
+        raise Broken(answer["message"])
     error = error_from(answer["code"], answer["message"])
     assert error is not None, f"not an error of ours: {answer}"
     return error

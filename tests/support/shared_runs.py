@@ -61,6 +61,9 @@ def gone_is_broken() -> Iterator[None]:
 class Fleet:
     """Broker processes with one store, which are killed and started."""
 
+    is_proxied = False
+    """Whether calls go to a proxy, and not to a node."""
+
     def __init__(self, directory: Path, store: str, rng: random.Random, **settings: object) -> None:
         self._directory = directory
         self._settings: dict[str, Any] = {
@@ -252,6 +255,7 @@ class Run:
             stack.callback(over_grpc.close)
             return over_grpc
         over_http = await HttpRead.ask(node, self._consumer, options, sse=self._rng.random() < 0.5)
+        over_http.is_proxied = self._fleet.is_proxied
         stack.callback(over_http.close)
         return over_http
 
