@@ -20,7 +20,7 @@ from tests.support.shared_runs import Fleet, Result, Run, run_under
 
 WINDOW_S = 0.4
 MORE = int(os.environ.get("MEGAPHONE_STORE_RUNS", "1"))
-"""How many times as many runs as in CI there are."""
+"""How many times as much trouble as in CI there is."""
 SEEDS_OF_EACH_KIND = 10 * MORE
 
 
@@ -89,12 +89,12 @@ async def test_nodes_that_are_killed_lose_nothing(tmp_path: Path) -> None:
     with redis_server() as server, fleet_of(tmp_path, server.text_url, 3) as fleet:
 
         async def kill_nodes() -> None:
-            for _ in range(3):
+            for _ in range(3 * MORE):
                 await asyncio.sleep(0.7)
                 fleet.kill()
                 await asyncio.to_thread(fleet.start)
 
-        results = await run_under(kill_nodes, fleet, range(4 * MORE))
+        results = await run_under(kill_nodes, fleet, range(4))
     assert not blame(results), blame(results)
     assert not any(one.ended for one in results)
 
@@ -103,13 +103,16 @@ async def test_connections_to_the_store_that_break_lose_nothing(tmp_path: Path) 
     with redis_server() as server, fleet_of(tmp_path, server.text_url, 2) as fleet:
 
         async def break_connections() -> None:
-            for kind in ("pubsub", "normal", "pubsub", "pubsub", "normal") * 3:
-                await asyncio.sleep(0.3)
-                server.call("CLIENT", "KILL", "TYPE", kind)
-                if kind == "normal":
-                    server.call("FUNCTION", "FLUSH")
+            for _ in range(MORE):
+                for kind in ("pubsub", "normal", "pubsub", "pubsub", "normal") * 3:
+                    await asyncio.sleep(0.3)
+                    server.call("CLIENT", "KILL", "TYPE", kind)
+                    if kind == "normal":
+                        server.call("FUNCTION", "FLUSH")
+                # A node that cannot reach the store for longer than `SILENT_S` counts as dead.
+                await asyncio.sleep(2)
 
-        results = await run_under(break_connections, fleet, range(4 * MORE))
+        results = await run_under(break_connections, fleet, range(4))
     assert not blame(results), blame(results)
     assert not any(one.ended for one in results)
 
@@ -119,14 +122,14 @@ async def test_a_store_that_freezes_loses_nothing(tmp_path: Path, frozen_s: floa
     with redis_server() as server, fleet_of(tmp_path, server.text_url, 2) as fleet:
 
         async def freeze() -> None:
-            for _ in range(2):
+            for _ in range(2 * MORE):
                 await asyncio.sleep(1)
                 server.freeze()
                 await asyncio.sleep(frozen_s)
                 server.thaw()
             await asyncio.sleep(1)
 
-        results = await run_under(freeze, fleet, range(3 * MORE))
+        results = await run_under(freeze, fleet, range(3))
     assert not blame(results), blame(results)
     assert not any(one.ended for one in results)
 
@@ -136,13 +139,13 @@ async def test_a_store_that_restarts_with_its_file_loses_nothing(tmp_path: Path)
     with redis_server(**options) as server, fleet_of(tmp_path, server.text_url, 2) as fleet:
 
         async def restart() -> None:
-            for _ in range(2):
+            for _ in range(2 * MORE):
                 await asyncio.sleep(1)
                 server.kill()
                 await asyncio.to_thread(server.start)
             await asyncio.sleep(1)
 
-        results = await run_under(restart, fleet, range(3 * MORE))
+        results = await run_under(restart, fleet, range(3))
     assert not blame(results), blame(results)
     assert not any(one.ended for one in results)
 
@@ -156,7 +159,7 @@ async def test_a_store_that_loses_everything_ends_its_channels(tmp_path: Path) -
             await asyncio.to_thread(server.start)
             await asyncio.sleep(1)
 
-        results = await run_under(restart, fleet, range(2 * MORE))
+        results = await run_under(restart, fleet, range(2))
         assert all(one.ended for one in results)
         over = asyncio.Event()
         over.set()
@@ -199,14 +202,14 @@ async def test_no_loss_at_a_new_master_is_untold(tmp_path: Path, wait_replicas: 
         with fleet_of(tmp_path, url, 2, **settings) as fleet:
 
             async def kill_masters() -> None:
-                for _ in range(2):
+                for _ in range(2 * MORE):
                     await asyncio.sleep(1)
                     master = await asyncio.to_thread(master_of, servers)
                     master.kill()
                     await asyncio.sleep(3)
                     await asyncio.to_thread(master.start)
 
-            results = await run_under(kill_masters, fleet, range(3 * MORE), store_may_go_back=True)
+            results = await run_under(kill_masters, fleet, range(3), store_may_go_back=True)
     assert not blame(results), blame(results)
     if wait_replicas:
         assert not any(one.verdict.lost_told or one.ended for one in results)

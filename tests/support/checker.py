@@ -292,9 +292,18 @@ class Judge:
             if after <= before:
                 what = f"{named(self._order[after])}, within read {number}"
                 self._verdict.blame(Fault.OUT_OF_ORDER, what)
-            elif after > before + 1:
+            elif after > before + 1 and not self._went_back(number, range(before + 1, after)):
                 what = f"{named(self._order[before + 1])}, within read {number}"
                 self._verdict.blame(Fault.SKIPPED, what)
+
+    def _went_back(self, number: int, positions: range) -> bool:
+        """Return whether the store may have lost these events when it went back, after a reader had
+        got them and before it got the events around them again."""
+        return (
+            self._history.may_go_back
+            and self._history.reads[number].recovered is False
+            and all(self._first_read[position] < number for position in positions)
+        )
 
     def _check_beginning(self, number: int, first: int, place: "Place") -> None:
         if first < place.earliest:
