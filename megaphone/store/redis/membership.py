@@ -9,7 +9,7 @@ from contextlib import suppress
 from megaphone.errors import MegaphoneError
 from megaphone.store.redis.calls import Functions, load
 from megaphone.store.redis.connection import Calls
-from megaphone.store.redis.errors import OutOfMemory
+from megaphone.store.redis.errors import OutOfMemory, ReplyError
 from megaphone.store.redis.functions import name_of
 from megaphone.store.redis.keys import Names
 
@@ -89,8 +89,12 @@ class Membership:
     async def _keep_beating(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            with suppress(MegaphoneError):  # the link tells about it
+            try:
                 await self._beat()
+            except MegaphoneError:
+                pass  # the link tells about it
+            except ReplyError as error:
+                log.warning("this node cannot show that it lives: %s", error)
 
     async def _beat(self) -> None:
         time, epoch, away, living = await self._functions.of_store(

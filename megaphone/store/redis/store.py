@@ -28,6 +28,7 @@ from megaphone.store.redis.calls import Functions
 from megaphone.store.redis.connection import Calls, Reply
 from megaphone.store.redis.directory import RedisDirectory
 from megaphone.store.redis.encoding import decoded
+from megaphone.store.redis.errors import ReplyError
 from megaphone.store.redis.expiry import Sweeper
 from megaphone.store.redis.keys import Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease, Taken
@@ -237,7 +238,7 @@ class RedisStore:
     async def _keep_counting(self) -> None:
         while True:
             await asyncio.sleep(COUNT_S)
-            with suppress(MegaphoneError):
+            with suppress(MegaphoneError, ReplyError):
                 await self._count()
 
     # -- Writing

@@ -12,6 +12,7 @@ from megaphone.store.redis.requirements import RIGHTS, Facts, rights_of
 from megaphone.store.redis.store import RedisStore
 from megaphone.store.redis.url import StoreUrl
 from tests.support.redis_server import RedisServer, redis_server
+from tests.support.scenes import eventually
 from tests.support.settings import limits
 
 PREFIX = "mp"
@@ -67,6 +68,37 @@ async def test_each_right_that_is_missing_stops_the_start(server: RedisServer) -
             assert "may not use PEXPIRE: allow it " in text
         if missing == "~{prefix}:*":
             assert f"may not use keys that begin with {PREFIX}: by HSET" in text
+    server.call("ACL", "DELUSER", "node")
+
+
+async def test_a_node_lives_on_when_rights_come_back(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("membership.BEAT_S", "expiry.SWEEP_S", "store.COUNT_S"):
+        monkeypatch.setattr(f"megaphone.store.redis.{name}", 0.02)
+
+    def counted() -> list[int]:
+        """Return how often the node has shown that it lives, has looked for channels that have
+        expired, and has counted channels."""
+        stats = server.info("commandstats")
+        names = ("cmdstat_fcall", "cmdstat_zrangebyscore", "cmdstat_smembers")
+        return [int(stats[name].split("calls=")[1].split(",")[0]) for name in names]
+
+    async with started(user(server, *rights_of(PREFIX).split())):
+        server.call("ACL", "SETUSER", "node", "-fcall", "-zrangebyscore", "-smembers")
+        server.call("ACL", "LOG", "RESET")
+
+        async def all_were_refused() -> bool:
+            return len({entry[7] for entry in server.call("ACL", "LOG")}) == 3
+
+        await eventually(all_were_refused)
+        server.call("ACL", "SETUSER", "node", *rights_of(PREFIX).split())
+        before = counted()
+
+        async def all_go_on() -> bool:
+            return all(now > then for now, then in zip(counted(), before, strict=True))
+
+        await eventually(all_go_on)
     server.call("ACL", "DELUSER", "node")
 
 
