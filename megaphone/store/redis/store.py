@@ -464,6 +464,7 @@ class RedisStore:
         for lease in list(self._leases.values()):
             lease.interrupt()
             lease.release(clean=True, now=asyncio.get_running_loop().time())
+        await self._writers.settled(RELEASE_AT_END_S)
         if self._releases:
             await asyncio.wait(self._releases, timeout=RELEASE_AT_END_S)
         await self._stack.aclose()

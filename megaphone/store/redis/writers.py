@@ -50,6 +50,11 @@ class Writers:
         for future in self._waiting.values():
             future.cancel()
 
+    async def settled(self, timeout_s: float) -> None:
+        """Wait until those that `quiesce` refuses know whether their events were accepted."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=timeout_s)
+
     async def append(
         self, inbox: str, epoch: int, write: Append, on_handed: Callable[[Append, object], None]
     ) -> AppendResult:
