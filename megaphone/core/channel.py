@@ -190,6 +190,9 @@ class Lease:
         if self.on_ready is not None:
             self.on_ready()
 
+    def settle(self, now: float) -> None:
+        """Return None, because `release` ends the read at once."""
+
     def release(self, *, clean: bool, now: float) -> None:
         """End the read. A clean end confirms the events taken. A second call changes nothing.
 

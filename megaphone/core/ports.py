@@ -4,11 +4,14 @@ No interface may require that channels live in this process, because a store may
 """
 
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from megaphone.core.log import Batch
 from megaphone.errors import MegaphoneError
 from megaphone.model import DrainProgress, Event, ReadOptions
+
+if TYPE_CHECKING:
+    from asyncio import Future
 
 OnRemoved = Callable[[str, float, int], None]
 """Called when a channel has expired or was removed. The arguments are its consumer address, its age
@@ -95,6 +98,14 @@ class Lease(Protocol):
 
     def interrupt(self) -> None:
         """Make each later `take` return None."""
+
+    def settle(self, now: float) -> "Future[bool] | None":
+        """End the read cleanly before its client learns of the end, if that takes a while.
+
+        Returns: None, if `release` does it at once. Otherwise a future, which says whether the
+            store has ended the read cleanly. If not, the next read may get events of this one
+            again, so the client must not see a clean end.
+        """
 
     def release(self, *, clean: bool, now: float) -> None:
         """End the read now. A second call changes nothing. `on_ready` is not called any more.

@@ -272,6 +272,14 @@ class Reader:
         if self._client is not None:
             self._client.broken(error)
 
+    def settle(self) -> "asyncio.Future[bool] | None":
+        """End the read cleanly in the store before its client learns of the end.
+
+        The owner of the connection calls this once `is_over` is set. Returns: None, if `close` does
+        it at once. Otherwise a future, which says whether the client may see a clean end.
+        """
+        return self._lease.settle(self._loop.time())
+
     def close(self, *, clean: bool) -> None:
         """Release the lease now. A second call changes nothing.
 

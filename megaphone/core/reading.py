@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from megaphone.core.reader import Reader, bytes_of
-from megaphone.errors import MegaphoneError
+from megaphone.errors import MegaphoneError, StoreUnavailable
 from megaphone.model import Event
 
 
@@ -23,7 +23,8 @@ class Reading:
     the context raises.
 
     Raises: on entering, the errors of `Broker.open_read`; on leaving, TooSlow, when the client has
-        stalled; AgentMoved, after `Reader.abort`.
+        stalled; AgentMoved, after `Reader.abort`; StoreUnavailable, when the store may send events
+        of the read again.
     """
 
     def __init__(self, opening: Callable[[], Awaitable[Reader]]) -> None:
@@ -65,6 +66,9 @@ class Reading:
                 self.reader.wait_for_client(bytes_of(events))
                 return events
             if self.reader.is_over:
+                settled = self.reader.settle()
+                if settled is not None and not await settled:
+                    raise StoreUnavailable("the store has not ended the read; read again")
                 self.reader.wait_for_client(0)  # for the end, which the client must take too
                 raise StopAsyncIteration
             await self._is_ready.wait()

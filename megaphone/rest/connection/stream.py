@@ -104,6 +104,7 @@ class EventStream:
         "_is_chunked",
         "_is_ending",
         "_is_paused",
+        "_is_settling",
         "_is_waiting_for_turn",
         "_lent",
         "_open_bytes",
@@ -149,6 +150,8 @@ class EventStream:
         """Whether the transport holds bytes that the kernel has not taken yet."""
         self._is_waiting_for_turn = False
         self._is_ending = False
+        self._is_settling = False
+        """Whether the stream waits for the store to end the read."""
         """Whether the last byte was written."""
 
     def start(self, head: bytes) -> None:
@@ -212,7 +215,7 @@ class EventStream:
         """Take the first batch that is ready, if all before it is sent."""
         if self._is_paused or self._is_ending or self._pieces is not None:
             return
-        if self._transport.is_closing():
+        if self._is_settling or self._transport.is_closing():
             return
         try:
             self._batch = self._reader.next()
@@ -234,7 +237,7 @@ class EventStream:
     def send_ready(self) -> None:
         """Send batches as long as they are ready and the kernel takes them."""
         self._is_waiting_for_turn = False
-        if self._is_paused or self._transport.is_closing():
+        if self._is_paused or self._is_settling or self._transport.is_closing():
             return
         if self._is_ending:
             self._end()
@@ -323,6 +326,23 @@ class EventStream:
         self._reader.end()
 
     def _write_end(self) -> None:
+        settled = self._reader.settle()
+        if settled is None:
+            self._write_last()
+        else:
+            self._is_settling = True
+            settled.add_done_callback(self._on_settled)
+
+    def _on_settled(self, settled: "asyncio.Future[bool]") -> None:
+        self._is_settling = False
+        if self._transport.is_closing():
+            return
+        if settled.cancelled() or not settled.result():
+            self._cut_off()
+        else:
+            self._write_last()
+
+    def _write_last(self) -> None:
         self._is_ending = True
         if not self._is_chunked or self._send(LAST_CHUNK):
             self._end()
@@ -331,6 +351,13 @@ class EventStream:
 
     def _end(self) -> None:
         self._reader.close(clean=True)
+        self._give_socket_back()
+        self._transport.close()
+
+    def _cut_off(self) -> None:
+        """Close the connection before the end of the answer. The client still gets what was
+        sent."""
+        self._reader.close(clean=False)
         self._give_socket_back()
         self._transport.close()
 

@@ -37,8 +37,13 @@ class Calls(Protocol):
     def take(self, lease: "RemoteLease", resend_after: int) -> None:
         """Take more events, and give them to the lease later: see `RemoteLease.taken`."""
 
-    def release(self, lease: "RemoteLease", *, clean: bool, resend_after: int) -> None:
-        """Release the lease, however long it takes until the store is there."""
+    def release(
+        self, lease: "RemoteLease", *, clean: bool, resend_after: int
+    ) -> "asyncio.Future[bool]":
+        """Release the lease, however long it takes until the store is there.
+
+        Returns: a future that says soon whether the store has ended the read like that.
+        """
 
 
 class RemoteLease:
@@ -163,6 +168,13 @@ class RemoteLease:
     def interrupt(self) -> None:
         self._is_interrupted = True
         self.notify()
+
+    def settle(self, now: float) -> "asyncio.Future[bool] | None":
+        self.on_ready = None
+        if not self.is_open:
+            return None
+        self.is_open = False
+        return self._calls.release(self, clean=True, resend_after=self._handed)
 
     def release(self, *, clean: bool, now: float) -> None:
         self.on_ready = None

@@ -33,7 +33,7 @@ from megaphone.store.redis.expiry import Sweeper
 from megaphone.store.redis.keys import Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease, Taken
 from megaphone.store.redis.link import Link
-from megaphone.store.redis.membership import Membership
+from megaphone.store.redis.membership import SILENT_S, Membership
 from megaphone.store.redis.requirements import Facts, examine
 from megaphone.store.redis.subscription import Subscription
 from megaphone.store.redis.url import StoreUrl
@@ -55,6 +55,10 @@ DOWN_S = 5.0
 """How long the store may be away before this node reports that it does not serve."""
 RELEASE_AGAIN_S = 0.1
 RELEASED_WITHIN_S = 2.0
+SETTLED_WITHIN_S = SILENT_S + 3.0
+"""How long the client of a read waits for its end while the store is away. By then the other nodes
+take this one for dead, if they do."""
+RELEASED = 1
 RELEASE_AT_END_S = 2.0
 RECOVERED = {1: True, 0: False, -1: None}
 
@@ -394,13 +398,20 @@ class RedisStore:
         else:
             lease.taken(_taken(answer))
 
-    def release(self, lease: RemoteLease, *, clean: bool, resend_after: int) -> None:
+    def release(
+        self, lease: RemoteLease, *, clean: bool, resend_after: int
+    ) -> asyncio.Future[bool]:
         self._leases.pop(lease.handle, None)
         if self._by_channel.get(lease.channel_id) is lease:
             del self._by_channel[lease.channel_id]
+        loop = asyncio.get_running_loop()
+        settled: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(SETTLED_WITHIN_S, resolve, settled, False)
+        settled.add_done_callback(lambda _: timer.cancel())
         started = self._release(lease, clean, resend_after)
-        work = self._released(started, lease, clean, resend_after)
+        work = self._released(started, lease, clean, resend_after, settled)
         self._releasing[lease.handle] = self._start_task(work, self._releases)
+        return settled
 
     def _release(self, lease: RemoteLease, clean: bool, resend_after: int) -> Awaitable[Reply]:
         return self.functions.start(
@@ -408,16 +419,23 @@ class RedisStore:
         )
 
     async def _released(
-        self, started: Awaitable[Reply], lease: RemoteLease, clean: bool, resend_after: int
+        self,
+        started: Awaitable[Reply],
+        lease: RemoteLease,
+        clean: bool,
+        resend_after: int,
+        settled: asyncio.Future[bool],
     ) -> None:
         while True:
             try:
-                await started
+                answer = await started
             except MegaphoneError:
                 await asyncio.sleep(RELEASE_AGAIN_S)
                 started = self._release(lease, clean, resend_after)
             else:
                 del self._releasing[lease.handle]
+                # Nobody can read a channel that is gone, and so get its events again.
+                resolve(settled, answer is None or answer == RELEASED)
                 return
 
     # -- Messages
@@ -489,6 +507,12 @@ class RedisStore:
         """Call a function of many channels at once."""
         started = [self.functions.start(name, channel_id) for channel_id in channel_ids]
         return [await one for one in started]
+
+
+def resolve(future: asyncio.Future[bool], result: bool) -> None:
+    """Resolve a future, if nobody has."""
+    if not future.done():
+        future.set_result(result)
 
 
 def _taken(answer: Any) -> Taken:

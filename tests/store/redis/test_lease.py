@@ -1,5 +1,7 @@
 """A lease puts together what comes in answers and in messages, in whatever order it comes."""
 
+import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -15,17 +17,23 @@ class Asked:
     takes: list[int] = field(default_factory=list)
     """What the lease had at each take."""
     released: list[tuple[bool, int]] = field(default_factory=list)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
     def take(self, lease: RemoteLease, resend_after: int) -> None:
         self.takes.append(lease.have)
 
-    def release(self, lease: RemoteLease, *, clean: bool, resend_after: int) -> None:
+    def release(
+        self, lease: RemoteLease, *, clean: bool, resend_after: int
+    ) -> "asyncio.Future[bool]":
         self.released.append((clean, resend_after))
+        return asyncio.Future(loop=self.loop)
 
 
 @pytest.fixture
-def asked() -> Asked:
-    return Asked()
+def asked() -> Iterator[Asked]:
+    asked = Asked()
+    yield asked
+    asked.loop.close()
 
 
 def unopened(asked: Asked, *, acknowledge: bool = False) -> RemoteLease:

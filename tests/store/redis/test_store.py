@@ -173,3 +173,46 @@ async def test_a_store_that_is_away_is_reported_after_a_while(
         while not store.link.is_up:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     store.check_serves()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def test_a_client_learns_of_a_clean_end_only_when_the_store_has_it(
+    own_server: RedisServer, store: RedisStore, other: RedisStore
+) -> None:
+    await append(store, "a")
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    assert await take(lease) == "a"
+    own_server.call("CLIENT", "PAUSE", 300)
+    settled = lease.settle(now())
+    assert settled is not None
+    await asyncio.sleep(0.1)
+    assert not settled.done()
+    assert await settled
+    assert lease.settle(now()) is None
+    await append(store, "b")
+    assert await take(await other.open(b"c", ADDRESS, ReadOptions())) == "b"
+
+
+async def test_a_read_that_another_reader_has_taken_over_has_no_clean_end(
+    own_server: RedisServer, store: RedisStore, other: RedisStore
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.call("CLIENT", "KILL", "TYPE", "pubsub")  # so that the first node is not told
+    await other.open(b"c", ADDRESS, ReadOptions(take_over=True))
+    settled = lease.settle(now())
+    assert settled is None or not await settled
+
+
+async def test_a_client_does_not_wait_for_ever_for_the_end_of_its_read(
+    own_server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.store.SETTLED_WITHIN_S", 0.2)
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.freeze()
+    settled = lease.settle(now())
+    assert settled is not None
+    assert not await settled
+    own_server.thaw()
