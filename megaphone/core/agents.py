@@ -22,7 +22,7 @@ PIPED (`take_back`).
 import asyncio
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -163,11 +163,12 @@ class Agents:
         """
         if name in self._own:
             raise BadRequest(f"agent {name} is on this node already")
-        agent = self._agents.get(name) if self._directory is not None else None
-        if agent is None:
+        if self._directory is None:
             agent = self.add(name, mode, now)
-        if self._directory is not None:
-            secret = await self._directory.add(name, self.keys.of(name).secret)
+        else:
+            # First its key: calls for the agent may come while this node waits for it.
+            secret = await self._directory.add(checked_name(name), AddressKey.random().secret)
+            agent = self._agents.get(name) or self.add(name, mode, now)
             self.keys.add(name, AddressKey(secret))
         self._own.add(name)
         return agent
@@ -300,7 +301,7 @@ class Agents:
         was looked up in the directory."""
         if name in self._moving:
             return True
-        if self._directory is None or name in self._agents:
+        if self._directory is None or name in self._agents or not AGENT_NAME.fullmatch(name):
             return False
         return asyncio.get_running_loop().time() >= self._unknown.get(name, 0.0)
 
@@ -383,21 +384,24 @@ class Agents:
             [agent] = self._agents.values()
             if agent.takes_channels(now):
                 return agent
-        candidates = [agent for agent in self._agents.values() if agent.takes_channels(now)]
+        agents = list(self)
         if self._directory is not None:
-            candidates = [agent for agent in candidates if agent.name in self._own]
+            agents = [agent for agent in agents if agent.name in self._own]
+        candidates = [agent for agent in agents if agent.takes_channels(now)]
         if not candidates:
-            raise NoAgentAvailable(self._why_none(now))
+            raise NoAgentAvailable(why_none(agents, now))
         return random.choice([a for a in candidates if not a.was_replicated] or candidates)
-
-    def _why_none(self, now: float) -> str:
-        waits = [agent.warm_at - now for agent in self if agent.mode is AgentMode.MASTER]
-        if not waits:
-            return "this node has no MASTER agent"
-        return f"no agent of this node is warm yet; the next one will be in {min(waits):.0f} s"
 
     def __iter__(self) -> Iterator[Agent]:
         return iter(self._agents.values())
+
+
+def why_none(agents: Iterable[Agent], now: float) -> str:
+    """Return why none of some agents takes new channels."""
+    waits = [agent.warm_at - now for agent in agents if agent.mode is AgentMode.MASTER]
+    if not waits:
+        return "this node has no MASTER agent"
+    return f"no agent of this node is warm yet; the next one will be in {min(waits):.0f} s"
 
 
 def checked_name(name: str) -> str:

@@ -463,13 +463,14 @@ class Writing:
     # -- Addresses
 
     async def _settled(self, addresses: Sequence[str]) -> None:
-        """Wait for the cut-overs of the agents of these addresses, because their end decides which
-        node serves the calls."""
+        """Wait until it is known which node serves the agents of these addresses: for the ends of
+        their cut-overs, and for the directory."""
         while self._agents.any_unsettled:
-            moving = [one for one in map(agent_of, addresses) if self._agents.is_unsettled(one)]
-            if not moving:
+            unsettled = {one for one in map(agent_of, addresses) if self._agents.is_unsettled(one)}
+            if not unsettled:
                 return
-            await self._agents.settled(moving[0])
+            # At once: by the time the last is known, what is known of the first may be outdated.
+            await asyncio.gather(*map(self._agents.settled, unsettled))
 
     def _consumer(self, address: str) -> ConsumerAddress:
         consumer = ConsumerAddress.parse(address)

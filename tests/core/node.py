@@ -9,7 +9,7 @@ from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.moves import Drains
 from megaphone.cluster.outgoing import OutgoingPipes
 from megaphone.core.admin import Admin
-from megaphone.core.agents import Agents
+from megaphone.core.agents import AgentDirectory, Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.reading import Reading
@@ -25,8 +25,15 @@ class Node:
     It is made when it is first used: virtual time begins with the test, not with its fixtures.
     """
 
-    def __init__(self, settings: Settings, mode: AgentMode = AgentMode.MASTER) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        mode: AgentMode = AgentMode.MASTER,
+        directory: AgentDirectory | None = None,
+    ) -> None:
+        """With a directory the node has only the agents that a test introduces."""
         self.metrics = Metrics()
+        self._directory = directory
         self._settings = settings
         self._mode = mode
 
@@ -59,8 +66,9 @@ class Node:
 
     @cached_property
     def agents(self) -> Agents:
-        agents = Agents(self._settings.agent_warmup_secs)
-        agents.add("node", self._mode, now())
+        agents = Agents(self._settings.agent_warmup_secs, directory=self._directory)
+        if self._directory is None:
+            agents.add("node", self._mode, now())
         return agents
 
     async def write(self, channel: NewChannel, *numbers: int) -> None:

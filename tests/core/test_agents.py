@@ -12,9 +12,11 @@ from megaphone.errors import (
     BadRequest,
     ChannelNotFound,
     NoAgentAvailable,
+    StoreUnavailable,
     WrongMode,
 )
 from megaphone.model import AgentMode
+from tests.core.directory import MemoryDirectory
 
 CHANNEL_ID = bytes(16)
 
@@ -368,3 +370,127 @@ async def test_a_call_waits_until_its_agent_moves_no_more() -> None:
         assert not waiting.done()
     assert not agents.any_unsettled
     await waiting
+
+
+# The agents of all nodes that share a store.
+
+SECRET = bytes(range(32))
+
+
+async def sharing(directory: MemoryDirectory, *own: str) -> Agents:
+    """Return the agents of a node that was given some of them."""
+    agents = Agents(0.0, directory=directory)
+    for name in own:
+        await agents.introduce(name, AgentMode.MASTER, 0.0)
+    return agents
+
+
+@pytest.mark.looptime
+async def test_nodes_with_one_directory_have_the_same_key_for_an_agent() -> None:
+    directory = MemoryDirectory()
+    nodes = [await sharing(directory, "a") for _ in range(2)]
+    sealed = nodes[0].keys.of("a").seal(CHANNEL_ID)
+    assert nodes[1].keys.of("a").open(sealed) == CHANNEL_ID
+
+
+@pytest.mark.looptime
+async def test_a_node_is_given_an_agent_once() -> None:
+    agents = await sharing(MemoryDirectory(), "a")
+    with pytest.raises(BadRequest, match="already"):
+        await agents.introduce("a", AgentMode.MASTER, 0.0)
+    with pytest.raises(BadRequest, match="1 to 100 letters"):
+        await agents.introduce("a.b", AgentMode.MASTER, 0.0)
+    alone = Agents(0.0)
+    await alone.introduce("a", AgentMode.MASTER, 0.0)
+    with pytest.raises(BadRequest, match="already"):
+        await alone.introduce("a", AgentMode.MASTER, 0.0)
+
+
+@pytest.mark.looptime
+async def test_an_agent_of_another_node_is_served_but_gets_no_new_channels_here() -> None:
+    directory = MemoryDirectory()
+    directory.secrets["theirs"] = SECRET
+    agents = await sharing(directory, "own")
+    assert agents.is_unsettled("theirs")
+    await asyncio.gather(agents.settled("theirs"), agents.settled("theirs"))
+    assert not agents.is_unsettled("theirs")
+    assert agents.served("theirs").is_owned
+    assert agents.keys.of("theirs").secret == SECRET
+    assert names_picked(agents, 0.0) == {"own"}
+    await agents.introduce("theirs", AgentMode.MASTER, 0.0)
+    assert agents.keys.of("theirs").secret == SECRET
+    assert names_picked(agents, 0.0) == {"own", "theirs"}
+
+
+@pytest.mark.looptime
+async def test_a_node_without_an_agent_of_its_own_says_so() -> None:
+    directory = MemoryDirectory()
+    directory.secrets["theirs"] = SECRET
+    agents = await sharing(directory)
+    await agents.settled("theirs")
+    with pytest.raises(NoAgentAvailable, match="no MASTER agent"):
+        agents.pick_for_new_channel(0.0)
+
+
+@pytest.mark.looptime
+async def test_an_unknown_agent_is_asked_for_again_after_a_second_and_not_before() -> None:
+    directory = MemoryDirectory()
+    agents = await sharing(directory)
+    for _ in range(2):
+        await agents.settled("a")
+        with pytest.raises(ChannelNotFound):
+            agents.served("a")
+    await asyncio.sleep(0.999)
+    await agents.settled("a")
+    assert directory.asked == ["a"]
+    directory.secrets["a"] = SECRET
+    await asyncio.sleep(0.001)
+    await agents.settled("a")
+    assert agents.served("a").name == "a"
+    assert directory.asked == ["a", "a"]
+
+
+@pytest.mark.looptime
+async def test_only_so_many_unknown_agents_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megaphone.core.agents.UNKNOWN_REMEMBERED", 2)
+    agents = await sharing(MemoryDirectory())
+    for name in "abc":
+        await agents.settled(name)
+    assert [name for name in "abc" if agents.is_unsettled(name)] == ["a"]
+
+
+@pytest.mark.looptime
+async def test_a_name_that_no_agent_can_have_is_not_asked_for() -> None:
+    directory = MemoryDirectory()
+    agents = await sharing(directory)
+    for name in ("", "a b", "\ud800", "x" * 101):
+        await agents.settled(name)
+    assert directory.asked == []
+
+
+@pytest.mark.looptime
+async def test_calls_for_an_agent_wait_while_the_node_gets_its_key() -> None:
+    directory = MemoryDirectory(answers_in_s=1.0)
+    directory.secrets["a"] = SECRET
+    agents = await sharing(directory)
+    introduced = asyncio.create_task(agents.introduce("a", AgentMode.MASTER, 0.0))
+    await asyncio.sleep(0.5)
+    assert agents.is_unsettled("a")
+    await agents.settled("a")
+    assert agents.keys.of("a").secret == SECRET
+    assert await introduced is agents.served("a")
+
+
+@pytest.mark.looptime
+async def test_an_agent_whose_key_a_node_could_not_get_is_looked_up_later() -> None:
+    directory = MemoryDirectory()
+    directory.secrets["a"] = SECRET
+    agents = await sharing(directory)
+    directory.is_away = True
+    with pytest.raises(StoreUnavailable):
+        await agents.introduce("a", AgentMode.MASTER, 0.0)
+    with pytest.raises(StoreUnavailable):
+        await agents.settled("a")
+    directory.is_away = False
+    await agents.settled("a")
+    assert agents.keys.of("a").secret == SECRET

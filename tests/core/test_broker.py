@@ -24,6 +24,7 @@ from megaphone.errors import (
 )
 from megaphone.model import AgentMode, NewChannel, NewEvent, ReadOptions, ReadProtocol, WriteFailure
 from megaphone.settings import Settings
+from tests.core.directory import MemoryDirectory
 from tests.core.node import WARM, Node, now
 
 pytestmark = pytest.mark.looptime
@@ -284,6 +285,32 @@ async def test_a_write_that_does_not_wait_is_refused_as_others_are(node: Node) -
         node.broker.write_nowait(channel.producer_address, large)
     await node.broker.write(channel.producer_address, large)
     assert node.metrics.messages_received == 2
+
+
+async def test_a_write_that_takes_only_a_place_that_is_free_now(node: Node) -> None:
+    channel = await node.broker.create()
+    address = channel.producer_address
+    first = await node.broker.write_at_once(address, NewEvent("s", b"0", "key"))
+    assert await node.broker.write_at_once(address, NewEvent("s", b"1", "key")) == first
+    for wrong, body, kind in [
+        ("nonsense", b"1", BadRequest),
+        (channel.consumer_address, b"1", PermissionDenied),
+        (address, b"{", BadRequest),
+        (address, b"[" + b"1," * 20_000 + b"1]", WouldBlock),
+    ]:
+        with pytest.raises(kind):
+            await node.broker.write_at_once(wrong, NewEvent("s", body))
+    await node.write(channel, *range(1, 100))
+    with pytest.raises(WouldBlock):
+        await node.broker.write_at_once(address, NewEvent("s", b"100"))
+    assert await node.read(channel, ReadOptions(wait_s=0)) == list(range(100))
+    await node.admin.dispose(channel.consumer_address)
+    with pytest.raises(ChannelNotFound):
+        await node.broker.write_at_once(address, NewEvent("s", b"100"))
+    assert (node.metrics.messages_received, node.metrics.messages_unroutable) == (100, 0)
+    await node.broker.begin_shutdown()
+    with pytest.raises(ShuttingDown):
+        await node.broker.write_at_once(address, NewEvent("s", b"100"))
 
 
 async def test_each_of_some_writes_has_a_result_of_its_own(node: Node) -> None:
@@ -658,6 +685,44 @@ async def test_calls_for_an_agent_that_moves_wait_and_others_do_not(node: Node) 
         assert not any(call.done() for call in calls)
     assert await asyncio.gather(*calls) == [None, [1, 2], 0]
     assert now() == 1
+
+
+# Agents of other nodes
+
+
+async def test_a_channel_of_another_node_that_shares_the_store_is_written_and_read() -> None:
+    """Calls that do not wait leave it to the others to look up an agent."""
+    directory = MemoryDirectory(answers_in_s=0.1)
+    one, other = Node(WARM, directory=directory), Node(WARM, directory=directory)
+    await one.agents.introduce("one", AgentMode.MASTER, now())
+    channel = await one.broker.create()
+    address, new = channel.consumer_address, NewEvent("s", b"1")
+    other.store = one.store
+    for call in (
+        lambda: other.broker.write_nowait(channel.producer_address, new),
+        lambda: other.broker.begin_batch([channel.producer_address], [new]),
+        lambda: other.broker.exists_nowait([address]),
+        lambda: other.broker.open_read_nowait(address, ReadOptions()),
+        lambda: other.broker.acknowledge_nowait(address, "unknown"),
+    ):
+        with pytest.raises(WouldBlock):
+            call()
+    assert directory.asked == []
+    assert await other.broker.exists([address]) == {address: True}
+    assert await other.broker.write_each([(channel.producer_address, new)] * 2)
+    assert await other.read(channel, ReadOptions(wait_s=0)) == [1, 1]
+    assert directory.asked == ["one"]
+
+
+async def test_unknown_agents_are_looked_up_together_in_a_slow_store() -> None:
+    """One after the other, the first could be asked for anew before the last is known."""
+    directory = MemoryDirectory(answers_in_s=0.3)
+    node = Node(WARM, directory=directory)
+    addresses = [f"agent{number % 5}.{number}.x" for number in range(10)]
+    begun = now()
+    assert await node.broker.exists(addresses) == dict.fromkeys(addresses, False)
+    assert now() - begun == pytest.approx(0.3)
+    assert sorted(directory.asked) == [f"agent{number}" for number in range(5)]
 
 
 # New channels
