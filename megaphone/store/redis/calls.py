@@ -47,7 +47,8 @@ class Functions:
     def confirmed(self) -> Awaitable[None] | None:
         """Return what to wait for until enough replicas have all that this node was told is stored;
         None if there is nothing to wait for."""
-        return self._confirmation.ask()
+        asked = self._confirmation.ask()
+        return None if asked is None else asyncio.shield(asked)
 
     def _command(
         self, name: str, channel_id: bytes, arguments: Sequence[Argument]
@@ -100,7 +101,7 @@ class Storing:
         Raises: StoreUnavailable, when they do not have it in time.
         """
         if self._asked is not None:
-            await self._asked
+            await asyncio.shield(self._asked)
 
 
 async def load(calls: Calls) -> None:

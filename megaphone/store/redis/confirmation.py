@@ -25,7 +25,7 @@ class Confirmation:
     def ask(self) -> asyncio.Future[None] | None:
         """Ask about the calls that leave in this turn. Returns: a future that fails with
         StoreUnavailable if too few replicas have them in time; None if there is nothing to wait
-        for."""
+        for. All calls of the turn share the future, so one that waits must shield it."""
         if not self._replicas:
             return None
         if self._asked is None:
@@ -42,9 +42,7 @@ class Confirmation:
         waiting = self._link.call("WAIT", self._replicas, WAIT_MS)
 
         def answered(done: asyncio.Future[int]) -> None:
-            if asked.done():
-                return
-            if done.cancelled() or done.exception() is not None:
+            if done.exception() is not None:
                 asked.set_exception(self._error("the store did not say how many replicas have it"))
             elif self._link.connections != connections:
                 # Another connection may be to another master, which has not got the write.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -55,6 +55,14 @@ async def append(
     return result
 
 
+async def create(store: RedisStore) -> None:
+    """Create the channel. A machine that is busy may need several attempts."""
+    async with asyncio.timeout(20):
+        while True:
+            with suppress(StoreUnavailable):
+                return await store.create(b"c", ADDRESS)
+
+
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():  # noqa: ASYNC110 - the condition is that of another process
@@ -71,7 +79,7 @@ async def test_a_write_is_answered_when_a_replica_has_it(
 ) -> None:
     await until_it_has(master, 1)
     async with store_of(master, 1) as store:
-        await store.create(b"c", ADDRESS)
+        await create(store)
         assert await append(store, "a") == Stored("a", is_new=True)
         assert replica.info("keyspace")["db0"]
 
@@ -81,7 +89,7 @@ async def test_a_write_that_no_replica_confirms_is_refused_and_can_be_repeated(
 ) -> None:
     await until_it_has(master, 1)
     async with store_of(master, 1) as store:
-        await store.create(b"c", ADDRESS)
+        await create(store)
         lease = await store.open(b"c", ADDRESS, ReadOptions())
         replica.freeze()
         result = await append(store, "a", key="key")
@@ -102,7 +110,7 @@ async def test_a_writer_that_waited_for_a_place_is_confirmed_too(
 ) -> None:
     await until_it_has(master, 1)
     async with store_of(master, 1) as store:
-        await store.create(b"c", ADDRESS)
+        await create(store)
         for event_id in "abc":
             await append(store, event_id)
         waiting = asyncio.create_task(append(store, "d", wait=True))
@@ -118,3 +126,52 @@ async def test_without_replicas_nothing_is_confirmed(master: RedisServer) -> Non
             await store.create(b"c", ADDRESS)
     async with store_of(master, 0) as store:
         await store.create(b"d", "agent.d.1")
+
+
+async def test_a_writer_that_leaves_takes_the_confirmation_of_no_other(
+    master: RedisServer, replica: RedisServer
+) -> None:
+    """Writes of one turn of the event loop are confirmed together."""
+    await until_it_has(master, 1)
+    async with store_of(master, 1) as store:
+        await create(store)
+        replica.freeze()
+        leaves, stays = (asyncio.create_task(append(store, event_id)) for event_id in "ab")
+        await asyncio.sleep(0.1)
+        leaves.cancel()
+        await asyncio.wait([leaves])
+        assert leaves.cancelled()
+        replica.thaw()
+        assert await stays == Stored("b", is_new=True)
+
+
+async def test_a_connection_that_breaks_confirms_nothing(
+    master: RedisServer, replica: RedisServer
+) -> None:
+    await until_it_has(master, 1)
+    async with store_of(master, 1) as store:
+        await create(store)
+        replica.freeze()
+        writing = asyncio.create_task(append(store, "a"))
+        await asyncio.sleep(0.1)
+        store.link.reconnect("a test wants it")
+        result = await writing
+        assert isinstance(result, StoreUnavailable)
+        assert "did not say how many replicas" in str(result)
+        replica.thaw()
+
+
+async def test_another_connection_confirms_nothing(
+    master: RedisServer, replica: RedisServer
+) -> None:
+    """It may be to another master."""
+    await until_it_has(master, 1)
+    async with store_of(master, 1) as store:
+        await create(store)
+        writing = asyncio.create_task(append(store, "a"))
+        await asyncio.sleep(0)
+        store.link.reconnect("a test wants it")  # the call has not left yet, and leaves later
+        result = await writing
+        assert isinstance(result, StoreUnavailable)
+        assert result.may_have_happened
+        assert "the connection to the store broke meanwhile" in str(result)
