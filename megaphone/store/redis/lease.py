@@ -197,9 +197,8 @@ class RemoteLease:
         self._backlog = taken.backlog
         first = taken.first_offset
         if first > self._have + 1:  # the reader acknowledged events that did not arrive
-            self._have = first - 1
-            if not self._arrived:
-                self._handed = self._confirmed = self._have
+            self._arrived.clear()
+            self._have = self._handed = self._confirmed = first - 1
         new = taken.events[self._have + 1 - first :]
         self._redelivered_upto = max(self._redelivered_upto, first + taken.redelivered - 1)
         self._arrived.extend(new)

@@ -114,6 +114,18 @@ def test_events_that_were_acknowledged_before_they_came_are_left_out(asked: Aske
     assert (batch.first_offset, batch.epoch) == (4, 5)
 
 
+def test_what_arrived_before_such_a_gap_is_left_out_too(asked: Asked) -> None:
+    """The reader has acknowledged it with the events after it. A batch has no gap."""
+    lease = opened(asked)
+    lease.ask()
+    assert take(lease) == []
+    lease.sent(1, events(1))
+    lease.taken(answer(3, 3))
+    batch = lease.take(100, 1_000_000, 0.0)
+    assert batch is not None
+    assert (batch.first_offset, [event.id for event in batch.events]) == (3, ["3"])
+
+
 def test_what_was_sent_before_is_counted(asked: Asked) -> None:
     lease = opened(asked)
     lease.taken(answer(1, 1, 2, 3, redelivered=2))
