@@ -191,10 +191,10 @@ class Connection(asyncio.Protocol):
         if self.ended.done():
             return
         self.ended.set_result(reason)
-        if self._timer is not None:
-            self._timer.cancel()
-        if self._transport is not None:
-            self._transport.abort()
+        assert self._timer is not None
+        assert self._transport is not None
+        self._timer.cancel()
+        self._transport.abort()
         self._tell_owner()
         for _ in range(len(self._calls) - len(self._unsent)):
             fail(self._calls.popleft(), "the connection to the store of channels broke", True)
@@ -215,7 +215,7 @@ class Connection(asyncio.Protocol):
         if self._writes:
             self._check_answers(now)
         elif now - self._heard_at >= IDLE_S:
-            self.call("PING").add_done_callback(_ignore)
+            self.call("PING").add_done_callback(lambda done: done.exception())
 
     def _check_answers(self, now: float) -> None:
         silent_s = now - self._heard_at
@@ -296,8 +296,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.end("the server closed it" if error is None else f"it broke: {error}")
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.closed.set_result(None)
 
     async def aclose(self) -> None:
         """End the connection, and wait until its socket is closed."""
@@ -316,11 +315,6 @@ def fail(future: asyncio.Future[Reply], why: str, may_have_happened: bool) -> No
         if may_have_happened:
             why += ": the call may have happened"
         future.set_exception(StoreUnavailable(why, may_have_happened=may_have_happened))
-
-
-def _ignore(future: asyncio.Future[Reply]) -> None:
-    if not future.cancelled():
-        future.exception()
 
 
 async def dial(

@@ -48,10 +48,10 @@ class Sweeper:
         self._task = asyncio.create_task(self._keep_sweeping())
 
     async def aclose(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        assert self._task is not None
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
 
     async def _keep_sweeping(self) -> None:
         while True:

@@ -81,10 +81,10 @@ class Membership:
 
     async def aclose(self) -> None:
         """Stop, and leave the list of nodes."""
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        assert self._task is not None
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
 
     async def _keep_beating(self) -> None:
         while True:

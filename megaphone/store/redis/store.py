@@ -500,8 +500,7 @@ class RedisStore:
         tasks = self._tasks | self._releases
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await asyncio.wait(tasks)
 
     async def _each(self, name: str, channel_ids: Sequence[bytes]) -> Sequence[Reply]:
         """Call a function of many channels at once."""

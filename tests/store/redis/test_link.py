@@ -16,7 +16,7 @@ from megaphone.errors import LimitExceeded, StoreUnavailable
 from megaphone.store.redis import connection as connections
 from megaphone.store.redis import errors
 from megaphone.store.redis import link as links
-from megaphone.store.redis.connection import Calls
+from megaphone.store.redis.connection import Calls, Connection, RoundTrips, dial
 from megaphone.store.redis.link import Link
 from megaphone.store.redis.url import StoreUrl
 from tests.store.redis.conftest import MakeLink
@@ -104,6 +104,43 @@ async def test_a_cancelled_call_does_not_shift_the_answers(
     first, second, third = (link.call("INCR", "n") for _ in range(3))
     second.cancel()
     assert (await first, await third) == (1, 3)
+
+
+async def test_a_cancelled_call_that_fails_harms_nobody(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    link.call("NONSENSE").cancel()
+    assert await link.call("INCR", "n") == 1
+
+
+async def test_a_cancelled_call_that_still_waits_is_not_sent(
+    own_server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(own_server.url)
+    own_server.kill()
+    await until(lambda: not link.is_up)
+    cancelled, stays = link.call("INCR", "n"), link.call("INCR", "n")
+    cancelled.cancel()
+    own_server.start()
+    assert await stays == 1
+
+
+async def test_what_a_server_tells_unasked_is_no_answer(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    await link.call("CLIENT", "TRACKING", "ON")
+    assert await link.call("GET", "k") is None
+    server.call("SET", "k", "v")  # the server tells the link that `k` has changed
+    assert await link.call("GET", "k") == b"v"
+
+
+async def test_a_call_on_a_connection_that_has_ended_did_not_happen(server: RedisServer) -> None:
+    connection = await dial(server.url.endpoints[0], None, lambda: Connection(RoundTrips()))
+    connection.end("a test wants it")
+    assert not (await unavailable(connection.call("INCR", "n"))).may_have_happened
+    await connection.aclose()
 
 
 async def test_an_argument_of_a_wrong_type_harms_nobody(

@@ -1,12 +1,12 @@
 """What the store in Redis does when answers are missing, which no other store has to do."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from megaphone.core.ports import Append, Lease, Stored
-from megaphone.errors import ReaderBusy, StoreUnavailable
+from megaphone.core.ports import Append, Lease, Stored, WouldBlock
+from megaphone.errors import ChannelNotFound, LimitExceeded, ReaderBusy, StoreUnavailable
 from megaphone.model import Event, ReadOptions
 from megaphone.store.redis.store import RedisStore
 from tests.support.leases import release, taken
@@ -16,14 +16,17 @@ from tests.support.settings import limits
 ADDRESS = "agent.c.1"
 
 
-async def started(server: RedisServer, **changes: int) -> RedisStore:
+async def started(
+    server: RedisServer, *, removed: list[str] | None = None, **changes: float
+) -> RedisStore:
+    """Return a node. The addresses of channels that it reports as removed go to a list."""
     store = RedisStore(
         server.url,
         prefix="store",
-        limits=limits(capacity=3),
+        limits=limits(capacity=3, **changes),
         max_channels=10,
         write_timeout_s=5.0,
-        on_removed=lambda *_: None,
+        on_removed=lambda address, *_: None if removed is None else removed.append(address),
     )
     await store.start()
     return store
@@ -216,3 +219,229 @@ async def test_a_client_does_not_wait_for_ever_for_the_end_of_its_read(
     assert settled is not None
     assert not await settled
     own_server.thaw()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the condition is that of another process
+            await asyncio.sleep(0.02)
+
+
+def is_over(lease: Lease) -> Callable[[], bool]:
+    return lambda: lease.is_over
+
+
+async def test_nodes_know_the_keys_of_the_agents_of_all(
+    store: RedisStore, other: RedisStore
+) -> None:
+    assert await other.directory.secret_of("agent") is None
+    assert await store.directory.add("agent", b"1") == b"1"
+    assert await other.directory.add("agent", b"2") == b"1"
+    assert await other.directory.secret_of("agent") == b"1"
+
+
+async def refusal(store: RedisStore) -> str:
+    """Wait until a store takes no more channels. Returns: why."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await store.check_room()
+            except LimitExceeded as error:
+                return str(error)
+            await asyncio.sleep(0.02)
+
+
+async def test_channels_of_other_nodes_count(
+    own_server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.store.COUNT_S", 0.05)
+    counting = await started(own_server)
+    for number in range(9):
+        await store.create(b"%d" % number, f"agent.{number}.1")
+    assert "has 10 channels" in await refusal(counting)
+    await counting.aclose()
+
+
+async def test_no_call_is_done_without_waiting(store: RedisStore) -> None:
+    assert store.is_remote
+    write = Append(b"c", Event("a", "s", 0, b"1"))
+    for call in (
+        lambda: store.create_nowait(b"d", "agent.d.1"),
+        lambda: store.exists_nowait([b"c"]),
+        lambda: store.append_nowait(write),
+        lambda: store.append_run_nowait(b"c", [write.event]),
+        lambda: store.open_nowait(b"c", ADDRESS, ReadOptions()),
+        lambda: store.acknowledge_nowait(b"c", ADDRESS, "a"),
+    ):
+        with pytest.raises(WouldBlock):
+            call()
+
+
+async def test_events_of_a_node_go_to_its_own_reader(store: RedisStore) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    for event_id in "ab":
+        await append(store, event_id)
+        assert await take(lease) == event_id
+    large = Append(b"c", Event("c", "s", 0, b"1" * 40_000))
+    await store.append([large], wait=False)
+    assert await take(lease) == "c"
+
+
+async def test_small_events_of_another_node_come_unasked(
+    store: RedisStore, other: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    asked: list[object] = []
+    monkeypatch.setattr(store, "take", lambda *what: asked.append(what))
+    await append(other, "a", "b")
+    assert await take(lease) == "ab"
+    assert asked == []
+
+
+async def test_a_message_for_a_read_that_has_ended_harms_nobody(
+    own_server: RedisServer, store: RedisStore
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.call("PUBLISH", store.membership.inbox, "R unknown")
+    own_server.call("PUBLISH", store.membership.inbox, "? 1")  # of a later version
+    own_server.call("PUBLISH", store.membership.inbox, "W unknown 1")
+    await append(store, "a")
+    assert await take(lease) == "a"
+
+
+async def test_a_read_learns_that_its_channel_was_removed(
+    store: RedisStore, other: RedisStore
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    taking = asyncio.create_task(take(lease))
+    await other.remove(b"c")
+    assert await taking == ""
+    assert lease.is_over
+
+
+async def test_a_read_learns_at_last_what_a_lost_message_said(
+    own_server: RedisServer, store: RedisStore, other: RedisStore
+) -> None:
+    """The one read misses an event, and the other that its channel has gone."""
+    await store.create(b"d", "agent.d.1")
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    ends = await store.open(b"d", "agent.d.1", ReadOptions())
+    inbox = store.membership.inbox
+    takings = [asyncio.create_task(take(one)) for one in (lease, ends)]
+    for client in own_server.call("CLIENT", "LIST", "TYPE", "PUBSUB").decode().splitlines():
+        fields = dict(part.split("=", 1) for part in client.split(" "))
+        own_server.call("CLIENT", "KILL", "ID", fields["id"])
+    own_server.call("DEL", *store.keys_of(b"d"))
+    await append(other, "a")
+    assert await asyncio.gather(*takings) == ["a", ""]
+    assert ends.is_over
+    assert own_server.call("PUBSUB", "NUMSUB", inbox)[1] == 1
+
+
+async def test_a_store_that_has_lost_events_ends_all_reads(
+    own_server: RedisServer, store: RedisStore
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.kill()
+    own_server.start()
+    await until(is_over(lease))
+    with pytest.raises(ChannelNotFound):
+        await store.open(b"c", ADDRESS, ReadOptions())
+
+
+async def test_a_lease_that_nobody_has_is_taken(store: RedisStore) -> None:
+    """It is of this node, whose call for it was carried out long after it was given up."""
+    lost = await store.open(b"c", ADDRESS, ReadOptions())
+    del store._leases[lost.handle]
+    await store.open(b"c", ADDRESS, ReadOptions())
+
+
+async def test_a_lease_of_a_node_that_is_dead_is_taken(
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.membership.BEAT_S", 0.1)
+    monkeypatch.setattr("megaphone.store.redis.membership.SILENT_S", 0.6)
+    nodes = [await started(own_server) for _ in range(2)]
+    dead, lives = nodes
+    await lives.create(b"c", ADDRESS)
+    await append(dead, "a")
+    assert await take(await dead.open(b"c", ADDRESS, ReadOptions())) == "a"
+    with pytest.raises(ReaderBusy):
+        await lives.open(b"c", ADDRESS, ReadOptions())
+    await dead.membership.aclose()  # it beats no more
+    await until(lambda: dead.membership.node not in lives.membership.living)
+    assert await take(await lives.open(b"c", ADDRESS, ReadOptions())) == "a"
+    for node in nodes:
+        await node.aclose()
+
+
+async def test_a_read_asks_again_when_the_store_did_not_answer(
+    own_server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.lease.ASK_AGAIN_S", 0.1)
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.call("CLIENT", "PAUSE", 300)
+    lease.ask()
+    taking = asyncio.create_task(take(lease))
+    await asyncio.sleep(0.1)
+    store.link.reconnect("the take is lost")
+    await append(store, "a")
+    assert await taking == "a"
+
+
+async def test_a_reader_that_is_replaced_on_its_own_node_is_woken(store: RedisStore) -> None:
+    old = await store.open(b"c", ADDRESS, ReadOptions())
+    taking = asyncio.create_task(take(old))
+    await asyncio.sleep(0)
+    new = await store.open(b"c", ADDRESS, ReadOptions(take_over=True))
+    assert await taking == ""
+    quiet = await store.open(b"c", ADDRESS, ReadOptions(take_over=True))
+    assert [one.is_over for one in (old, new, quiet)] == [True, True, False]
+
+
+async def test_an_event_that_was_sent_to_a_read_that_ends_is_sent_to_the_next(
+    store: RedisStore,
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    writing = asyncio.create_task(append(store, "a"))
+    await asyncio.sleep(0)
+    release(lease, clean=True)  # the answer to the write names this read
+    assert await writing == [Stored("a", is_new=True)]
+    assert await take(await store.open(b"c", ADDRESS, ReadOptions())) == "a"
+
+
+async def test_a_read_that_ends_late_does_not_hide_its_successor(
+    store: RedisStore, other: RedisStore
+) -> None:
+    old = await store.open(b"c", ADDRESS, ReadOptions())
+    release(await other.open(b"c", ADDRESS, ReadOptions(take_over=True)), clean=True)
+    new = await store.open(b"c", ADDRESS, ReadOptions())
+    release(old, clean=False)
+    await store.open(b"c", ADDRESS, ReadOptions(take_over=True))
+    assert new.is_over
+
+
+# Expiry, which the nodes of a store share.
+
+
+async def test_each_channel_that_expires_is_reported_by_one_node(
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.expiry.SWEEP_S", 0.1)
+    monkeypatch.setattr("megaphone.store.redis.membership.BEAT_S", 0.1)
+    removed: list[str] = []
+    nodes = [await started(own_server, removed=removed, ttl_s=1) for _ in range(2)]
+    await until(lambda: all(len(node.membership.living) == 2 for node in nodes))
+    for number in range(8):
+        await nodes[0].create(b"%d" % number, f"agent.{number}.1")
+    own_server.call("DEL", *nodes[0].keys_of(b"7"))  # as if a node had died over its removal
+    lease = await nodes[0].open(b"6", "agent.6.1", ReadOptions())
+    await until(lambda: len(removed) == 6)
+    await until(lambda: own_server.call("ZCARD", "store:agent:agent") == 1)
+    await asyncio.sleep(0.3)
+    assert sorted(removed) == [f"agent.{number}.1" for number in range(6)]
+    assert await nodes[0].list(None, 0, 10) == ["agent.6.1"]
+    assert await nodes[0].list(None, 0, 0) == []
+    assert not lease.is_over
+    for node in nodes:
+        await node.aclose()

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from megaphone.model import Endpoint
+from megaphone.store.errors import UnusableStore
 from megaphone.store.redis.url import StoreUrl, Topology
+from tests.support.certificates import make_certificates
 
 SECRET = "hunter2"
 
@@ -158,3 +160,41 @@ def test_files_that_cannot_be_used_are_named(option: str, tmp_path: Path) -> Non
     empty = StoreUrl.parse(f"rediss://h?{option}={tmp_path}/empty")
     with pytest.raises(ValueError, match=f"{option}.*: hold"):
         empty.make_tls()
+
+
+def test_a_certificate_without_its_key_cannot_be_used(tmp_path: Path) -> None:
+    files = make_certificates(tmp_path)
+    alone = StoreUrl.parse(f"rediss://h?ssl_certfile={files.certificate}")
+    with pytest.raises(ValueError, match="no certificate with its key"):
+        alone.make_tls()
+
+
+@pytest.mark.parametrize("text", ["hunter2", "hunter2\n", "hunter2\r\n", "hunter2\nmore\n"])
+def test_the_password_may_be_the_first_line_of_a_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(text, newline="")
+    url = StoreUrl.of_settings("redis://me@h", str(tmp_path / "password"))
+    assert (url.username, url.password) == ("me", SECRET)
+
+
+def test_without_such_a_file_the_url_says_all() -> None:
+    assert StoreUrl.of_settings(f"redis://:{SECRET}@h", None).password == SECRET
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "why"),
+    [
+        ("http://h", b"hunter2", "^store: a store is the URL of"),
+        (f"redis://:{SECRET}@h", b"hunter2", "keep one"),
+        ("redis://h", None, "^store_password_file: No such file"),
+        ("redis://h", b"\xff", "UTF-8"),
+        ("redis://h", b" \nhunter2", "first line is empty"),
+    ],
+)
+def test_settings_that_name_no_store_are_refused(
+    text: str, content: bytes | None, why: str, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "password").write_bytes(content)
+    with pytest.raises(UnusableStore, match=why) as caught:
+        StoreUrl.of_settings(text, str(tmp_path / "password"))
+    assert SECRET not in str(caught.value)

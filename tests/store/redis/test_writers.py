@@ -1,0 +1,177 @@
+"""Writers that wait in Redis, when the messages to them are lost: they have to ask."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from megaphone.core.ports import Append, AppendResult, Stored
+from megaphone.errors import ChannelNotFound, LimitExceeded, ShuttingDown, WriteTimeout
+from megaphone.model import Event, ReadOptions
+from megaphone.store.redis import connection as connections
+from megaphone.store.redis import writers as waiting
+from megaphone.store.redis.store import RedisStore
+from megaphone.store.redis.writers import Writers
+from tests.support.leases import release, taken
+from tests.support.redis_server import RedisServer
+from tests.support.settings import limits
+
+ADDRESS = "agent.c.1"
+TIMEOUT_S = 0.4
+
+
+class Desk:
+    """Writers that no message reaches, unless a test passes it on."""
+
+    def __init__(self, server: RedisServer, store: RedisStore) -> None:
+        self.server, self.store = server, store
+        self.writers = Writers(store.functions, "desk", TIMEOUT_S, max_waiting=1)
+        self.handed: list[object] = []
+
+    async def write(
+        self, event_id: str, *, key: str | None = None, channel: bytes = b"c"
+    ) -> AppendResult:
+        write = Append(channel, Event(event_id, "s", 0, b"1"), key)
+        membership = self.store.membership
+        return await self.writers.append(
+            membership.inbox, membership.epoch, write, lambda _, handed: self.handed.append(handed)
+        )
+
+    async def fill(self) -> None:
+        for event_id in "abc":
+            assert await self.write(event_id) == Stored(event_id, is_new=True)
+
+    def waiting(self) -> int:
+        return int(self.server.call("LLEN", self.store.keys_of(b"c")[5]))
+
+    async def start(self, event_id: str, key: str | None = None) -> "asyncio.Task[AppendResult]":
+        """Start a write, and wait until it waits."""
+        task = asyncio.create_task(self.write(event_id, key=key))
+        await until(self.waiting)
+        return task
+
+    async def read(self, count: int) -> str:
+        """Read so many events to a clean end."""
+        lease = await self.store.open(b"c", ADDRESS, ReadOptions())
+        found = ""
+        while len(found) < count:
+            batch = await taken(lease, count, 10_000, asyncio.get_running_loop().time() + 5)
+            assert batch is not None
+            found += "".join(event.id for event in batch.events)
+        release(lease, clean=True)
+        return found
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the condition is that of another process
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def desk(own_server: RedisServer) -> AsyncIterator[Desk]:
+    store = RedisStore(
+        own_server.url,
+        prefix="writers",
+        limits=limits(capacity=3),
+        max_channels=10,
+        write_timeout_s=5.0,
+        on_removed=lambda *_: None,
+    )
+    await store.start()
+    await store.create(b"c", ADDRESS)
+    desk = Desk(own_server, store)
+    yield desk
+    desk.writers.quiesce()
+    await store.aclose()
+
+
+async def test_a_place_that_is_free_by_now_is_taken_and_the_reader_here_is_told(
+    desk: Desk,
+) -> None:
+    assert await desk.write("a", key="key") == Stored("a", is_new=True)
+    assert await desk.write("b", key="key") == Stored("a", is_new=False)
+    assert desk.handed == []
+    await desk.store.open(b"c", ADDRESS, ReadOptions())
+    assert await desk.write("b") == Stored("b", is_new=True)
+    assert len(desk.handed) == 1
+
+
+async def test_a_channel_that_is_gone(desk: Desk) -> None:
+    assert isinstance(await desk.write("a", channel=b"d"), ChannelNotFound)
+
+
+async def test_no_more_writers_wait_than_may(desk: Desk) -> None:
+    await desk.fill()
+    first = await desk.start("d")
+    refused = await desk.write("e")
+    assert isinstance(refused, LimitExceeded)
+    assert "1 writers already wait" in str(refused)
+    assert isinstance(await first, WriteTimeout)
+    assert desk.waiting() == 0
+
+
+async def test_a_full_store_refuses_the_event(desk: Desk) -> None:
+    desk.server.call("CONFIG", "SET", "maxmemory", "1")
+    assert isinstance(await desk.write("a"), LimitExceeded)
+    desk.server.call("CONFIG", "SET", "maxmemory", "0")
+    assert await desk.write("a") == Stored("a", is_new=True)
+
+
+async def test_an_event_that_got_in_unnoticed_is_stored(desk: Desk) -> None:
+    await desk.fill()
+    writing = await desk.start("d")
+    assert await desk.read(4) == "abcd"
+    assert await writing == Stored("d", is_new=True)
+
+
+async def test_a_channel_that_went_unnoticed_is_gone(desk: Desk) -> None:
+    await desk.fill()
+    writing = await desk.start("d")
+    await desk.store.remove(b"c")
+    assert isinstance(await writing, ChannelNotFound)
+
+
+async def test_an_event_that_is_late_is_not_accepted(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the clock of the store its writer has gone, but the writer has not withdrawn it yet."""
+    monkeypatch.setattr(waiting, "GRACE_S", -TIMEOUT_S)
+    await desk.fill()
+    writing = await desk.start("d", key="key")
+    assert await desk.read(3) == "abc"
+    assert isinstance(await writing, WriteTimeout)
+    assert await desk.write("e", key="key") == Stored("e", is_new=True)
+
+
+async def test_messages_are_for_those_who_still_wait(desk: Desk) -> None:
+    await desk.fill()
+    writing = await desk.start("d")
+    for token in ("desk.0", "desk.4", "desk.4"):
+        desk.writers.told(token, waiting.CHANNEL_IS_GONE)
+    assert isinstance(await writing, ChannelNotFound)
+
+
+async def test_the_end_of_a_node_refuses_those_who_wait_and_those_who_would(desk: Desk) -> None:
+    await desk.fill()
+    writing = await desk.start("d")
+    desk.writers.quiesce()
+    assert isinstance(await writing, ShuttingDown)
+    assert isinstance(await desk.write("e"), ShuttingDown)
+    assert desk.waiting() == 0
+
+
+async def test_an_event_whose_answer_is_lost_is_withdrawn_as_soon_as_the_store_answers(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, seconds in {"CALL_S": 0.5, "CHECK_S": 0.1, "SILENCE_S": 60}.items():
+        monkeypatch.setattr(connections, name, seconds)
+    monkeypatch.setattr(waiting, "AGAIN_S", 0.1)
+    await desk.fill()
+    desk.server.freeze()
+    assert not isinstance(await desk.write("d"), Stored)
+    await asyncio.sleep(1.0)  # a withdrawal fails meanwhile
+    desk.server.thaw()
+    assert await desk.store.exists([b"c"]) == {b"c"}  # it carries out the calls in their order
+    await until(lambda: desk.waiting() == 0)
+    assert await desk.read(3) == "abc"
