@@ -41,6 +41,7 @@ CHANGING = {
 }
 """The calls that are made here."""
 ONLY_ASKING = {
+    "settle",
     "interrupt",
     "is_in_use",
     "is_unread_for",
