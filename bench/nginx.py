@@ -18,7 +18,6 @@ from bench.processes import (
     OPEN_FILES,
     BenchError,
     answers,
-    free_ports,
     only_child_of,
     opened,
     program,
@@ -26,6 +25,7 @@ from bench.processes import (
     server_cores,
 )
 from bench.servers import FanOut, Route, Server, write_request
+from tests.support.ports import free_ports
 
 PROGRAM = program("nginx")
 NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")

@@ -8,7 +8,6 @@ import asyncio
 import os
 import resource
 import shutil
-import socket
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -150,15 +149,6 @@ async def listens(port: int) -> bool:
         return False
     writer.close()
     return True
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports on which no process listens now."""
-    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def program(name: str) -> str | None:

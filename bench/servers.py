@@ -13,11 +13,11 @@ from bench.processes import (
     answers,
     clean_environment,
     environment_of,
-    free_ports,
     opened,
     running,
     server_cores,
 )
+from tests.support.ports import free_ports
 
 LONG_POLL_MILLIS = 600_000
 """Longer than any measurement, because measured reads must not end."""

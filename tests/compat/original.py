@@ -8,9 +8,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.ports import free_ports
 
 VERSION = "0.10.5"
 ROOT = Path(__file__).parents[2]
@@ -90,15 +92,6 @@ def original_process(
 
 def clean_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if not k.lower().startswith("megaphone_")}
-
-
-def free_ports(amount: int) -> list[int]:
-    """Return ports that are free now. The original does not say which one it got for port 0."""
-    with ExitStack() as taken:
-        sockets = [taken.enter_context(socket.socket()) for _ in range(amount)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def wait_until_it_listens(broker: OriginalProcess) -> None:

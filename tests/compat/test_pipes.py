@@ -23,7 +23,7 @@ from megaphone.store.memory.waiting import UNREAD_S
 from tests.compat.brokers import Broker, Channel, Start, ours, theirs
 from tests.compat.http import post
 from tests.compat.original import MEGACTL as THEIR_MEGACTL
-from tests.compat.original import free_ports
+from tests.support.ports import free_ports
 from tests.support.process import MEGAPHONE
 
 AGENT = "moved"

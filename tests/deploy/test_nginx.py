@@ -29,11 +29,11 @@ from tests.support.nginx import (
     CONFIGURATION,
     Nginx,
     dns_nodes,
-    free_port,
     needs_nginx,
     nginx,
     static_nodes,
 )
+from tests.support.ports import free_port
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.scenes import eventually
 

@@ -16,7 +16,8 @@ import pytest
 
 from tests.support.checker import Kind, summary
 from tests.support.cluster_load import Channel, clients
-from tests.support.nginx import free_port, needs_nginx, nginx, static_nodes
+from tests.support.nginx import needs_nginx, nginx, static_nodes
+from tests.support.ports import free_port
 from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, environment
 from tests.support.settings import IS_LONG
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nginx import SHARED, free_port, needs_nginx, nginx, shared_nodes
+from tests.support.nginx import SHARED, needs_nginx, nginx, shared_nodes
+from tests.support.ports import free_port
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.raw_http import Node
 from tests.support.redis_server import redis_server

@@ -23,12 +23,12 @@ from tests.deploy.test_nginx import WITHIN_S, call, lines
 from tests.support.nginx import (
     SHARED,
     Nginx,
-    free_port,
     needs_nginx,
     nginx,
     shared_nodes,
     static_nodes,
 )
+from tests.support.ports import free_port
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.redis_server import RedisServer, redis_server
 

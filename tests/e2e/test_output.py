@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nginx import free_port
+from tests.support.ports import free_port
 from tests.support.process import MEGAPHONE, environment
 
 WITHIN_S = 15

@@ -22,7 +22,7 @@ import hiredis
 import pytest
 
 from megaphone.store.redis.url import StoreUrl
-from tests.support.nginx import free_port
+from tests.support.ports import free_port
 
 START_S = 20.0
 

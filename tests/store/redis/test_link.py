@@ -20,7 +20,7 @@ from megaphone.store.redis.connection import Calls, Connection, RoundTrips, dial
 from megaphone.store.redis.link import Link
 from megaphone.store.redis.url import StoreUrl
 from tests.store.redis.conftest import MakeLink
-from tests.support.nginx import free_port
+from tests.support.ports import free_port
 from tests.support.proxy import proxy_to
 from tests.support.redis_server import RedisServer, redis_server
 

@@ -11,7 +11,7 @@ from megaphone.store.redis.link import Link
 from megaphone.store.redis.url import StoreUrl
 from tests.store.redis.conftest import MakeLink
 from tests.support.certificates import Certificates, make_certificates
-from tests.support.nginx import free_port
+from tests.support.ports import free_port
 from tests.support.redis_server import redis_server
 
 
