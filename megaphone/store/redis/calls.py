@@ -45,8 +45,8 @@ class Functions:
         return Storing(self._link, self._confirmation, command)
 
     def confirmed(self) -> Awaitable[None] | None:
-        """Return what to wait for until enough replicas have all that this node was told is stored;
-        None if there is nothing to wait for."""
+        """Return a future that is done when enough replicas have all that Redis has stored for this
+        node so far; None if no replica has to have it."""
         asked = self._confirmation.ask()
         return None if asked is None else asyncio.shield(asked)
 

@@ -1,4 +1,4 @@
-"""Waits until replicas have what this node has written, before its writer is told so."""
+"""Waits until replicas have what this node has written, before the writer gets its answer."""
 
 import asyncio
 

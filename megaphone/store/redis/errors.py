@@ -1,4 +1,4 @@
-"""What can go wrong between this node and the store, beyond what clients are told.
+"""The errors between this node and the store, with more detail than clients get.
 
     megaphone.errors.StoreUnavailable
      └── NotServing        the store answered: it did nothing, because it cannot serve now
