@@ -182,8 +182,8 @@ class Settings:
     """Where the channels are: `memory`, which is this node's own, or the URL of a Redis or Valkey
     that many nodes share. It is never logged, because it may contain a password."""
     store_wait_replicas: Annotated[int, whole(0, 10)] = 0
-    """How many replicas of the store must have an event before its writer is told that it is
-    stored. If too few have it within a second, the writer gets STORE_UNAVAILABLE instead."""
+    """How many replicas of the store must have an event before its writer gets 201. If too few have
+    it within a second, the writer gets STORE_UNAVAILABLE instead."""
     store_password_file: Annotated[str, Meta(min_length=1, description="a path")] | None = None
     """A file whose first line is the password of the store, if its URL has none."""
     store_prefix: Prefix = "megaphone"

@@ -89,7 +89,7 @@ class Turn:
         self._loop.call_soon(self._run)
 
     def _run(self) -> None:
-        # What is added meanwhile needs no other call, unless it is left over.
+        # A request or stream that is added during this call needs no second one, unless it is left.
         self.answer_requests()
         self._send()
         self._is_scheduled = False

@@ -133,14 +133,7 @@ class Connection(asyncio.Protocol):
         """Send a command. A future that is cancelled does not take the command back."""
         packed: bytes = pack_command(args)  # type: ignore[arg-type]
         future = self._make_future()
-        self._calls.append(future)
-        self._unsent.append(packed)
-        self._unsent_bytes += len(packed)
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._call_soon(self._flush)
-        elif self._unsent_bytes > MAX_UNSENT_BYTES:
-            self._write()
+        self.send(packed, future)
         return future
 
     def send(self, packed: bytes, future: asyncio.Future[Reply]) -> None:

@@ -11,7 +11,7 @@
      ├── NoPermission      the user of the store may not do this
      └── Redirected        another master has the slot
 
-What is below StoreUnavailable or LimitExceeded can go to a client as it is.
+A client may get any error below StoreUnavailable or LimitExceeded as it is.
 """
 
 from megaphone.errors import LimitExceeded, StoreUnavailable

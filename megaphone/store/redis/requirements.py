@@ -67,7 +67,7 @@ class Facts:
         return self.has_aof and self.append_fsync == "always"
 
     def must_have(self, wait_replicas: int) -> str:
-        """Return who has an event when its writer is told that it is stored."""
+        """Return which servers and disks have an event when its writer gets 201."""
         replicas = count(wait_replicas, "replica") if wait_replicas else ""
         if self.is_on_disk_at_once:
             return " and ".join(filter(None, ("the master's disk", replicas)))

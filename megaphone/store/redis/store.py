@@ -285,11 +285,11 @@ class RedisStore:
         try:
             answer = await self._opened(lease, consumer_address, options)
         except (StoreUnavailable, asyncio.CancelledError):
-            del self._leases[lease.handle]
+            self._leases.pop(lease.handle, None)  # `aclose` may have removed it
             self._start_task(self._give_back(lease), self._releases)
             raise
         except BaseException:
-            del self._leases[lease.handle]
+            self._leases.pop(lease.handle, None)  # `aclose` may have removed it
             raise
         _, number, recovered, cursor, position, _, taken = answer
         lease.opened(number, self.membership.epoch, RECOVERED[recovered], cursor.decode(), position)

@@ -1,4 +1,4 @@
-"""Messages of the store: their order, and that every gap is told."""
+"""Messages of the store: their order, and that a subscription reports every gap."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
