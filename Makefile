@@ -5,6 +5,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROTOS := $(shell find proto -name '*.proto' | sort)
 GEN_PACKAGE := megaphone_api
+LOCK := $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
+	--no-emit-package megaphone-api --no-emit-package megaphone-client
 # More tests at a time than two cores have room for, because many tests wait most of the time.
 AT_A_TIME := 3
 
@@ -20,14 +23,15 @@ help: ## List the targets.
 .PHONY: setup
 setup: $(READY) ## Make .venv with the locked versions of everything.
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml gen/pyproject.toml clients/python/pyproject.toml requirements.lock
 	@echo "Setting up $(VENV)"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: try make PYTHON=python3.11 setup")'
 	@$(PYTHON) -m venv $(VENV)
 	@awk '/^uv==/ { found = 1 } found { print } found && !/\\$$/ { exit }' requirements.lock > $(VENV)/uv.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes -r requirements.lock
-	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --no-build-isolation \
+		-e gen -e clients/python -e .
 	@touch $@
 
 .PHONY: run
@@ -94,7 +98,7 @@ soak: $(READY) ## Run readers, writers and faults for ten minutes and look for l
 	$(BIN)/python -m tests.soak $(ARGS)
 
 .PHONY: build
-build: $(READY) ## Build the source distribution, the pure wheel and the compiled wheel into dist/; needs gcc.
+build: $(READY) ## Build the source distribution and all wheels into dist/; needs gcc.
 	@$(BIN)/python -m release dist
 
 .PHONY: release
@@ -107,12 +111,6 @@ release: $(READY) ## Check everything and build the distributions into dist/; pu
 
 .PHONY: lock
 lock: $(READY) ## Lock the newest versions that pyproject.toml allows.
-	$(BIN)/uv pip compile --quiet --system-certs --upgrade --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-		--group dev pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-		--extra redis --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
-	$(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
-		--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-		--constraint requirements.lock --group build -o deploy/build-requirements.lock
+	$(LOCK) --upgrade --group dev pyproject.toml -o requirements.lock
+	$(LOCK) --extra redis --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+	$(LOCK) --constraint requirements.lock --group build -o deploy/build-requirements.lock

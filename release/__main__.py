@@ -18,7 +18,7 @@ from release.distributions import (
 )
 
 NEXT = """\
-dist/ has megaphone-broker {version}. What remains to be done:
+dist/ has megaphone-broker, megaphone-client and megaphone-api {version}. What remains to be done:
 
     git tag -a v{version} -m "Megaphone {version}"
     git push origin v{version}
@@ -41,8 +41,9 @@ def ready() -> str:
 def build() -> None:
     version = ready()
     distributions = build_twice()
-    for wheel in (distributions.pure, distributions.compiled):
+    for wheel in distributions[1:]:
         check_metadata(wheel, version)
+    for wheel in (distributions.pure, distributions.compiled):
         check_wheel(wheel)
     print(NEXT.format(version=version))
 

@@ -1,8 +1,10 @@
-"""Build the source distribution and the two wheels, and check that they can be published.
+"""Build the source distribution and the wheels, and check that they can be published.
 
-The pure wheel runs everywhere. The compiled one has modules as machine code, for one platform and
-one version of Python. A release is built from the last commit, not from the working tree, so that
-no ignored file gets in. Each check raises SystemExit if it fails.
+There are four wheels: the broker's two, the client's, and that of the API. Of the broker's wheels
+the pure one runs everywhere; the compiled one has modules as machine code, for one platform and one
+version of Python. The source distribution has the source of all. A release is built from the last
+commit, not from the working tree, so that no ignored file gets in. Each check raises SystemExit if
+it fails.
 """
 
 import os
@@ -27,8 +29,14 @@ WHEEL_TESTS = "tests/e2e/test_wheel.py"
 RELATIVE_LINK = re.compile(r"\]\((?!https?:|#)[^)]+\)")
 
 
+API_FOLDER = "gen"
+CLIENT_FOLDER = "clients/python"
+
+
 class Distributions(NamedTuple):
     source: Path
+    api: Path
+    client: Path
     pure: Path
     compiled: Path
 
@@ -37,15 +45,24 @@ def build(source: Path, into: Path) -> Distributions:
     """Build all distributions of a source tree."""
     hatchling(source, into, "sdist")
     hatchling(source, into, "wheel")
+    build_companions(source, into)
     compile_wheel(source, into)
     [archive] = into.glob("*.tar.gz")
-    [pure] = into.glob("*-none-any.whl")
-    [compiled] = set(into.glob("*.whl")) - {pure}
-    return Distributions(archive, pure, compiled)
+    [api] = into.glob("megaphone_api-*.whl")
+    [client] = into.glob("megaphone_client-*.whl")
+    [pure] = into.glob("megaphone_broker-*-none-any.whl")
+    [compiled] = set(into.glob("megaphone_broker-*.whl")) - {pure}
+    return Distributions(archive, api, client, pure, compiled)
+
+
+def build_companions(source: Path, into: Path) -> None:
+    """Build the wheels of the API and of the client, which each wheel of the broker needs."""
+    hatchling(source / API_FOLDER, into, "wheel")
+    hatchling(source / CLIENT_FOLDER, into, "wheel")
 
 
 def compile_wheel(source: Path, into: Path) -> None:
-    """Build the compiled wheel. It takes a minute or two, and needs gcc."""
+    """Build the compiled wheel of the broker. It takes a minute or two, and needs gcc."""
     hatchling(source, into, "wheel", HATCH_BUILD_HOOK_ENABLE_CUSTOM="true")
 
 

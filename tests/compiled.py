@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from hatch_build import OPTIMIZATION
-from release.distributions import compile_wheel
+from release.distributions import API_FOLDER, CLIENT_FOLDER, build_companions, compile_wheel
 from tests.support.build import WANTED_BUILD
 
 ROOT = Path(__file__).parents[1]
@@ -23,9 +23,9 @@ HOME = ROOT / ".venv-compiled"
 TREE = HOME / "tree"
 BUILT_FROM = HOME / "built-from"
 UV = str(Path(sys.executable).with_name("uv"))
-CODE = ("megaphone", "gen")
+CODE = ("megaphone", API_FOLDER, CLIENT_FOLDER)
 BUILT_OF = (*CODE, "hatch_build.py", "pyproject.toml", "requirements.lock")
-OWN = {*CODE, ".git", ".venv", ".venv-compiled", "dist"}
+OWN = {"megaphone", API_FOLDER, ".git", ".venv", ".venv-compiled", "dist"}
 """What the tests must not see, or what is made anew for them."""
 
 
@@ -47,9 +47,10 @@ def make_environment() -> None:
     install = [UV, "pip", "install", "--quiet", "--system-certs"]
     install += ["--python", str(HOME / "bin" / "python")]
     run(*install, "--require-hashes", "-r", "requirements.lock")
+    shutil.rmtree(HOME / "dist", ignore_errors=True)
+    build_companions(ROOT, HOME / "dist")
     compile_wheel(ROOT, HOME / "dist")
-    [wheel] = (HOME / "dist").iterdir()
-    run(*install, "--no-deps", str(wheel))
+    run(*install, "--no-deps", *map(str, (HOME / "dist").iterdir()))
 
 
 def run(*command: str) -> None:
@@ -73,7 +74,7 @@ def main() -> int:
         make_environment()
         BUILT_FROM.write_text(wanted)
     link_tree()
-    [wheel] = (HOME / "dist").iterdir()
+    [wheel] = (HOME / "dist").glob("megaphone_broker-*.whl")
     variables = {WANTED_BUILD: "compiled", "MEGAPHONE_WHEEL": str(wheel)}
     command = [str(HOME / "bin" / "pytest"), *sys.argv[1:]]
     return subprocess.run(command, cwd=TREE, env=os.environ | variables).returncode

@@ -1,11 +1,13 @@
 """What `make release` checks, and the README that a package index shows."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from hatch_build import readme_for_index
+from megaphone import __version__
 from release.checks import check_changelog
 
 ROOT = Path(__file__).parents[1]
@@ -64,3 +66,16 @@ def test_its_links_lead_to_the_files_if_their_address_is_known() -> None:
 def test_code_in_it_stays_as_it_is() -> None:
     code = "```python\nx[0](y)\n```\n"
     assert readme_for_index(code, "") == code
+
+
+def test_the_three_distributions_have_one_version() -> None:
+    for folder in (ROOT, ROOT / "gen", ROOT / "clients" / "python"):
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+        source = (folder / project["tool"]["hatch"]["version"]["path"]).resolve()
+        assert source == (ROOT / "megaphone" / "__init__.py").resolve()
+        wanted = project["project"].get("dependencies", [])
+        for extra in project["project"].get("optional-dependencies", {}).values():
+            wanted += extra
+        for one in wanted:
+            if one.startswith("megaphone-"):
+                assert one.endswith(f"=={__version__}"), f"{one} in {folder / 'pyproject.toml'}"

@@ -167,7 +167,8 @@ def test_the_image_has_the_versions_that_are_tested() -> None:
     assert "mypy" not in deployed
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = project["dependencies"] + project["optional-dependencies"]["redis"]
-    assert {re.split(r"[^a-z0-9-]", one)[0] for one in needed} <= deployed.keys()
+    own = {"megaphone-api", "megaphone-client"}  # which the image builds
+    assert {re.split(r"[^a-z0-9-]", one)[0] for one in needed} - own <= deployed.keys()
 
 
 def test_the_image_has_the_compiled_wheel_if_it_is_wanted() -> None:

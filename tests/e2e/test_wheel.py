@@ -1,5 +1,6 @@
-"""The wheel, installed where nothing of the checkout can be seen, serves."""
+"""The wheels, installed where nothing of the checkout can be seen, work."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,36 +9,50 @@ from pathlib import Path
 
 import pytest
 
+from release.distributions import build_companions
 from tests.support.process import broker_process
 
 pytestmark = pytest.mark.xdist_group("wheel")
 
 ROOT = Path(__file__).parents[2]
+SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 UV = str(Path(sys.executable).with_name("uv"))
 """It installs as pip does, in a fifth of the time."""
 
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel under test. Returns: the folder of the commands."""
-    built = tmp_path_factory.mktemp("wheel")
-    wheel = wheel_under_test(built)
-    home = tmp_path_factory.mktemp("installed")
-    run(UV, "venv", "--quiet", "--no-project", "--python", sys.executable, str(home), cwd=home)
-    constraints = built / "constraints.txt"
-    constraints.write_text("\n".join(locked_versions()))
-    install = [UV, "pip", "install", "--quiet", "--system-certs", "-c", str(constraints)]
-    run(*install, "--python", str(home / "bin" / "python"), str(wheel), cwd=home)
-    return home / "bin"
-
-
-def wheel_under_test(folder: Path) -> Path:
-    """Return the wheel that `make release` has built, or build one into a folder."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the broker's wheel that `make release` has built, or build one. The wheels that it
+    needs are beside it."""
     if given := os.environ.get("MEGAPHONE_WHEEL"):
         return Path(given)
+    folder = tmp_path_factory.mktemp("wheels")
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder), cwd=ROOT)
-    [wheel] = folder.glob("*.whl")
-    return wheel
+    [built] = folder.glob("*.whl")
+    build_companions(ROOT, folder)
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the broker. Returns: the folder of the commands."""
+    return installation(wheel, wheel.parent, tmp_path_factory.mktemp("broker"))
+
+
+@pytest.fixture(scope="module")
+def with_client(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the client alone. Returns: the folder of the commands."""
+    return installation("megaphone-client", wheel.parent, tmp_path_factory.mktemp("client"))
+
+
+def installation(what: object, wheels: Path, home: Path) -> Path:
+    run(UV, "venv", "--quiet", "--no-project", "--python", sys.executable, str(home), cwd=home)
+    constraints = home / "constraints.txt"
+    constraints.write_text("\n".join(locked_versions()))
+    install = [UV, "pip", "install", "--quiet", "--system-certs", "-c", str(constraints)]
+    install += ["--find-links", str(wheels), "--python", str(home / "bin" / "python")]
+    run(*install, str(what), cwd=home)
+    return home / "bin"
 
 
 def locked_versions() -> list[str]:
@@ -66,3 +81,22 @@ def test_the_wheel_brings_the_generated_code_and_its_types(installed: Path, tmp_
         "print((pathlib.Path(m.__file__).parents[1] / 'py.typed').exists())"
     )
     assert run(str(installed / "python"), "-c", code, cwd=tmp_path) == "True\n"
+
+
+@pytest.mark.timeout(400)
+def test_the_installed_schema_can_be_compiled_as_it_is(installed: Path, tmp_path: Path) -> None:
+    site = Path(run(str(installed / "python"), "-c", SITE, cwd=tmp_path).strip())
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{site}/megaphone_api/proto"]
+    schema = ["megaphone/sync.proto", "megaphone/v1/admin.proto", "megaphone/v1/channels.proto"]
+    run(*protoc, f"-I{site}", f"--descriptor_set_out={tmp_path}/set", *schema, cwd=tmp_path)
+
+
+@pytest.mark.timeout(400)
+def test_the_client_needs_nothing_of_the_broker(with_client: Path, tmp_path: Path) -> None:
+    python = str(with_client / "python")
+    run(python, "-c", "import megaphone_client", cwd=tmp_path)
+    found = run(UV, "pip", "list", "--format", "json", "--python", python, cwd=tmp_path)
+    names = {package["name"] for package in json.loads(found)}
+    assert {"aiohttp", "megaphone-client", "msgspec"} <= names
+    assert not names & {"cryptography", "grpcio", "megaphone-broker", "protobuf"}
+    assert not names & {"prometheus-client", "typer", "uvloop"}

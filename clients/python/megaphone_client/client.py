@@ -1,0 +1,468 @@
+"""`Megaphone`: a client of one broker, or of many behind one address."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from ssl import SSLContext
+from typing import Any, Final, Self, TypeVar, overload
+
+from megaphone_client.bodies import decoder, encode
+from megaphone_client.events import Channel, Failure
+from megaphone_client.publishing import Publisher
+from megaphone_client.reading import (
+    INBOX_BYTES,
+    INBOX_EVENTS,
+    Ack,
+    Inbox,
+    OnGap,
+    Pump,
+    Reader,
+    Reads,
+    Sink,
+)
+from megaphone_client.retrying import repeated
+from megaphone_client.state import ReadState
+from megaphone_client.subscriptions import Renew, Subscriptions
+from megaphone_client.transport import Headers, Message, Transport
+from megaphone_client.urls import Target, parse_url
+
+T = TypeVar("T")
+LONGEST_WRITE_S: Final = 55.0
+"""The broker forgets idempotency keys after 60 seconds."""
+LEAST_HEARTBEAT_S: Final = 0.001
+
+
+class Megaphone:
+    """A client of the broker. Use it as a context manager, or call `aclose`.
+
+    It connects at the first call. It belongs to the event loop in which it is first used. Many
+    tasks may use it.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        timeout_s: float,
+        headers: Headers | None,
+        ssl: SSLContext | None,
+        trust_env: bool,
+        idempotent: bool,
+    ) -> None:
+        """Use `from_url`."""
+        self._target = target
+        self._timeout_s = timeout_s
+        self._headers = headers
+        self._ssl = ssl
+        self._trust_env = trust_env
+        self._idempotent = idempotent
+        self._transport: Transport | None = None
+        self._reads: set[Reads] = set()
+        self._is_closed = False
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        headers: Headers | None = None,
+        ssl: SSLContext | None = None,
+        trust_env: bool = False,
+        idempotent: bool = True,
+    ) -> Self:
+        """Return a client for a URL: `http://host:3000`, `https://host/prefix`,
+        `grpc://host:3001` or `grpcs://host:3001`; by default that in `MEGAPHONE_URL`, or
+        `http://localhost:3000`.
+
+        `timeout_s` is how long a call may take, with all its tries. It does not limit reads.
+        `headers` go with every call, as metadata over gRPC; a function is asked for them before
+        each call. Of `ssl`, gRPC uses only which certificates it trusts. `trust_env` uses the proxy
+        that the environment names. With `idempotent=False` a write has no idempotency key, and is
+        not tried again if it may have been taken.
+
+        Raises: ValueError, if the URL is not one of these, or `timeout_s` is not from 0 to 55.
+        """
+        check_timeout(timeout_s)
+        return cls(
+            parse_url(url),
+            timeout_s=timeout_s,
+            headers=headers,
+            ssl=ssl,
+            trust_env=trust_env,
+            idempotent=idempotent,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End all reads, with their last acknowledgements, and close the connections."""
+        self._is_closed = True
+        await asyncio.gather(*(reads.aclose() for reads in list(self._reads)))
+        if self._transport is not None:
+            transport, self._transport = self._transport, None
+            await transport.aclose()
+
+    # -- Writing
+
+    async def create(self, protocols: Sequence[str] = ()) -> Channel:
+        """Create a channel. `protocols` are those that the consumer can read, best first.
+
+        Raises: LimitExceeded, Unavailable, ConnectionFailed, and other errors of the broker.
+        """
+        transport = await self._connected()
+        return await repeated(
+            lambda left_s: transport.create(protocols, left_s), self._timeout_s, is_write=False
+        )
+
+    async def write(
+        self,
+        producer: str,
+        stream: str,
+        body: object,
+        *,
+        key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """Write one event. Returns its id, when the broker has it.
+
+        `body` is any object that JSON has a form for; `bytes` are JSON already. If the channel is
+        full, the call waits. `key` is an idempotency key, if the one that the client makes is not
+        enough. `timeout_s` is at most 55.
+
+        Raises: WriteTimeout, if the channel stayed full and the event was not taken;
+            OutcomeUnknown, if it may have been taken; ChannelNotFound and other errors of the
+            broker.
+        """
+        message = Message(producer, stream, encode(body), key or self._new_key())
+        transport = await self._connected()
+        return await repeated(
+            lambda left_s: transport.write(message, left_s),
+            self._checked(timeout_s),
+            is_repeatable=message.key is not None,
+        )
+
+    async def write_batch(
+        self,
+        producers: Iterable[str],
+        messages: Iterable[tuple[str, object]],
+        *,
+        key: str | None = None,
+        timeout_s: float | None = None,
+    ) -> list[Failure]:
+        """Write the same events, given as pairs of stream and body, to many channels.
+
+        Returns: which channel did not take which event. Raises: as `write` does, if the broker
+        refuses the whole request.
+        """
+        addresses = list(producers)
+        encoded = [(stream, encode(body)) for stream, body in messages]
+        key = key or self._new_key()
+        transport = await self._connected()
+        return await repeated(
+            lambda left_s: transport.write_batch(addresses, encoded, key, left_s),
+            self._checked(timeout_s),
+            is_repeatable=key is not None,
+        )
+
+    def publisher(
+        self,
+        *,
+        linger_s: float = 0.005,
+        max_batch: int = 100,
+        max_bytes: int = 262_144,
+        max_pending: int = 1_000,
+    ) -> AbstractAsyncContextManager[Publisher]:
+        """Return a context in which many events are written in batches.
+
+        A batch goes out after `linger_s`, or when it has `max_batch` events or `max_bytes` bytes.
+        `send` waits while `max_pending` events are on their way.
+        """
+        return Publisher(
+            self._connected,
+            linger_s=linger_s,
+            max_batch=max_batch,
+            max_bytes=max_bytes,
+            max_pending=max_pending,
+            timeout_s=self._timeout_s,
+            idempotent=self._idempotent,
+        )
+
+    # -- Reading
+
+    @overload
+    def read(
+        self,
+        consumer: str,
+        *,
+        decode: Callable[[bytes], T],
+        streams: Iterable[str] | None = None,
+        ack: Ack = "auto",
+        after: str | None = None,
+        limit: int | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+    ) -> Reader[T]: ...
+    @overload
+    def read(
+        self,
+        consumer: str,
+        *,
+        type: type[T],
+        streams: Iterable[str] | None = None,
+        ack: Ack = "auto",
+        after: str | None = None,
+        limit: int | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+    ) -> Reader[T]: ...
+    @overload
+    def read(
+        self,
+        consumer: str,
+        *,
+        streams: Iterable[str] | None = None,
+        ack: Ack = "auto",
+        after: str | None = None,
+        limit: int | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+    ) -> Reader[Any]: ...
+    def read(
+        self,
+        consumer: str,
+        *,
+        type: Any = Any,
+        decode: Callable[[bytes], Any] | None = None,
+        streams: Iterable[str] | None = None,
+        ack: Ack = "auto",
+        after: str | None = None,
+        limit: int | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+    ) -> Reader[Any]:
+        """Return the events of a channel.
+
+        `type` is what `event.body` is decoded to: a dataclass, a TypedDict, a Struct of msgspec;
+        `decode` is a function for anything else. `streams` names the only streams that are wanted.
+
+        With `ack="auto"` the broker keeps an event until the app asks for the next one; with
+        "manual" until `event.ack()`; with "none" it keeps only the last 100 events. `after` is the
+        cursor of an earlier reader; "-" stands before the first event. `limit` ends the read after
+        so many events. `on_gap` is called where events are missing. After 2.5 times `heartbeat_s`
+        without a byte from the broker the client connects again.
+        """
+        return self._reader(
+            [self._state(consumer, after, ack, limit, heartbeat_s, streams)],
+            decoder(type, decode),
+            ack,
+            on_gap,
+        )
+
+    @overload
+    def read_many(
+        self,
+        consumers: Iterable[str],
+        *,
+        decode: Callable[[bytes], T],
+        streams: Iterable[str] | None = None,
+        ack: Ack = "auto",
+        after: Mapping[str, str] | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+    ) -> Reader[T]: ...
+    @overload
+    def read_many(
+        self,
+        consumers: Iterable[str],
+        *,
+        type: type[T],
+        streams: Iterable[str] | None = None,
+        ack: Ack = "auto",
+        after: Mapping[str, str] | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+    ) -> Reader[T]: ...
+    @overload
+    def read_many(
+        self,
+        consumers: Iterable[str],
+        *,
+        streams: Iterable[str] | None = None,
+        ack: Ack = "auto",
+        after: Mapping[str, str] | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+    ) -> Reader[Any]: ...
+    def read_many(
+        self,
+        consumers: Iterable[str],
+        *,
+        type: Any = Any,
+        decode: Callable[[bytes], Any] | None = None,
+        streams: Iterable[str] | None = None,
+        ack: Ack = "auto",
+        after: Mapping[str, str] | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+    ) -> Reader[Any]:
+        """Return the events of many channels, in order for each of them. `event.consumer` names the
+        channel; `after` has cursors by it.
+
+        If a channel ends, the reader raises its error, and goes on with the others when it is asked
+        again. The arguments are those of `read`.
+        """
+        wanted = None if streams is None else list(streams)
+        cursors = after or {}
+        states = [
+            self._state(consumer, cursors.get(consumer), ack, None, heartbeat_s, wanted)
+            for consumer in dict.fromkeys(consumers)
+        ]
+        if not states:
+            raise ValueError("there is no channel to read")
+        return self._reader(states, decoder(type, decode), ack, on_gap)
+
+    @asynccontextmanager
+    async def subscribe(
+        self,
+        consumer: str,
+        *,
+        ack: Ack = "auto",
+        after: str | None = None,
+        on_gap: OnGap | None = None,
+        heartbeat_s: float = 10.0,
+        renew: Renew | None = None,
+    ) -> AsyncIterator[Subscriptions]:
+        """Read a channel within this context, each of its streams by a reader of its own.
+
+        `renew` gets the consumer address of a channel that has gone, and returns that of a new one,
+        which is read from then on. The other arguments are those of `read`.
+        """
+        first = self._state(consumer, after, ack, None, heartbeat_s, None)
+        decode = decoder(Any, None)
+
+        def pump(address: str, sink: Sink) -> Pump:
+            state = first
+            if address != consumer:
+                state = self._state(address, None, ack, None, heartbeat_s, None)
+            return self._pump(state, sink, decode)
+
+        subscriptions = Subscriptions(
+            consumer, pump, deals=ack != "manual", on_gap=on_gap, renew=renew
+        )
+        subscriptions.begin()
+        try:
+            yield subscriptions
+        finally:
+            await subscriptions.aclose()
+
+    # -- Asking and acknowledging
+
+    async def exists(self, addresses: Iterable[str]) -> dict[str, bool]:
+        """Return for each producer or consumer address whether its channel exists."""
+        asked = list(addresses)
+        transport = await self._connected()
+        return await repeated(
+            lambda left_s: transport.exists(asked, left_s), self._timeout_s, is_write=False
+        )
+
+    async def ack(self, consumer: str, event_id: str) -> int:
+        """Acknowledge an event and all before it in its channel. Returns how many of them were not
+        acknowledged before."""
+        transport = await self._connected()
+        return await repeated(
+            lambda left_s: transport.acknowledge(consumer, event_id, left_s),
+            self._timeout_s,
+            is_write=False,
+        )
+
+    # -- Parts
+
+    def _new_key(self) -> str | None:
+        return uuid.uuid4().hex if self._idempotent else None
+
+    def _checked(self, timeout_s: float | None) -> float:
+        if timeout_s is None:
+            return self._timeout_s
+        check_timeout(timeout_s)
+        return timeout_s
+
+    def _state(
+        self,
+        consumer: str,
+        after: str | None,
+        ack: Ack,
+        limit: int | None,
+        heartbeat_s: float,
+        streams: Iterable[str] | None,
+    ) -> ReadState:
+        if ack not in ("auto", "manual", "none"):
+            raise ValueError('`ack` is "auto", "manual" or "none"')
+        if heartbeat_s < LEAST_HEARTBEAT_S:
+            raise ValueError("`heartbeat_s` is at least 0.001")
+        if limit is not None and limit < 1:
+            raise ValueError("`limit` is at least 1")
+        return ReadState(
+            consumer,
+            after=after,
+            acknowledges=ack != "none",
+            limit=limit,
+            heartbeat_s=heartbeat_s,
+            streams=streams,
+        )
+
+    def _pump(self, state: ReadState, sink: Sink, decode: Callable[[bytes], Any]) -> Pump:
+        return Pump(self._connected, state, sink, decode, self._timeout_s)
+
+    def _reader(
+        self,
+        states: Sequence[ReadState],
+        decode: Callable[[bytes], Any],
+        ack: Ack,
+        on_gap: OnGap | None,
+    ) -> Reader[Any]:
+        # While a read acknowledges, the broker's window is the limit.
+        inbox = Inbox(INBOX_EVENTS, INBOX_BYTES) if ack == "none" else Inbox()
+        reads = Reads(
+            states,
+            lambda state, sink: self._pump(state, sink, decode),
+            inbox,
+            self._reads.add,
+            self._reads.discard,
+        )
+        return Reader(reads, deals=ack != "manual", on_gap=on_gap)
+
+    async def _connected(self) -> Transport:
+        """Return the transport. Its library is imported now, because that takes a while."""
+        if self._is_closed:
+            raise RuntimeError("the client is closed")
+        if self._transport is None:
+            self._transport = connect(
+                self._target, self._headers, self._ssl, trust_env=self._trust_env
+            )
+        return self._transport
+
+
+def connect(
+    target: Target, headers: Headers | None, ssl: SSLContext | None, *, trust_env: bool
+) -> Transport:
+    if target.is_grpc:
+        from megaphone_client.grpc import GrpcTransport
+
+        return GrpcTransport(target, headers, ssl, trust_env=trust_env)
+    from megaphone_client.http import HttpTransport
+
+    return HttpTransport(target, headers, ssl, trust_env=trust_env)
+
+
+def check_timeout(timeout_s: float) -> None:
+    if not 0 < timeout_s <= LONGEST_WRITE_S:
+        raise ValueError(
+            "`timeout_s` is more than 0 and at most 55, because the broker forgets after 60 seconds"
+            " which writes it has taken"
+        )

@@ -1,0 +1,294 @@
+"""The calls of a client over gRPC, with grpc.aio. All reads and writes share one connection.
+
+Needs the extra `grpc` of the distribution.
+"""
+
+import asyncio
+import ssl as tls
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+try:
+    import grpc
+    from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+    from google.rpc.status_pb2 import Status
+
+    from megaphone_api.v1 import channels_pb2 as pb
+    from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+except ImportError as error:  # pragma: no cover
+    raise ImportError(
+        "grpc:// needs more packages: pip install 'megaphone-client[grpc]'"
+    ) from error
+
+from megaphone_client.errors import ConnectionFailed, MegaphoneError, error_of
+from megaphone_client.events import Arrived, Channel, Failure
+from megaphone_client.state import Ask
+from megaphone_client.transport import Headers, Message, agent_of, headers_now
+from megaphone_client.urls import Target
+
+if TYPE_CHECKING:
+    from megaphone_api.v1.channels_pb2_grpc import ChannelServiceAsyncStub
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+AGENT_KEY: Final = "megaphone-agent"
+NO_CONNECTION: Final = "failed to connect"
+"""What grpc says if a request was never sent."""
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_retries", 0),  # the client repeats calls itself, with one rule for both protocols
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+BROKEN: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+"""The statuses with which grpc itself, or a proxy, reports that a call broke."""
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+class GrpcTransport:
+    """A broker over gRPC."""
+
+    def __init__(
+        self,
+        target: Target,
+        headers: Headers | None,
+        ssl: tls.SSLContext | None,
+        *,
+        trust_env: bool,
+    ) -> None:
+        options = (*OPTIONS, ("grpc.enable_http_proxy", int(trust_env)))
+        if target.is_encrypted:
+            credentials = grpc.ssl_channel_credentials(None if ssl is None else roots_of(ssl))
+            self._channel = grpc.aio.secure_channel(target.endpoint, credentials, options)
+        else:
+            self._channel = grpc.aio.insecure_channel(target.endpoint, options)
+        self._stub: ChannelServiceAsyncStub = ChannelServiceStub(self._channel)
+        self._authorization: Metadata = ()
+        if target.authorization is not None:
+            self._authorization = (("authorization", target.authorization),)
+        self._headers = headers
+        self._publishing: dict[str, Any] = {}
+        self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    def lane_of(self, producer: str) -> str:
+        return agent_of(producer)  # a proxy routes a stream of events by its agent
+
+    async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel:
+        request = pb.CreateChannelRequest(protocols=protocols)
+        with failing_by_code():
+            answer = await self._stub.CreateChannel(
+                request, timeout=timeout_s, metadata=await self._metadata()
+            )
+        return Channel(answer.producer_address, answer.consumer_address, tuple(answer.protocols))
+
+    async def write(self, message: Message, timeout_s: float) -> str:
+        with failing_by_code():
+            answer = await self._stub.Write(
+                write_request(message),
+                timeout=timeout_s,
+                metadata=await self._metadata(message.producer),
+            )
+        return answer.event_id
+
+    async def write_batch(
+        self,
+        producers: Sequence[str],
+        messages: Sequence[tuple[str, bytes]],
+        key: str | None,
+        timeout_s: float,
+    ) -> list[Failure]:
+        request = pb.WriteBatchRequest(
+            channels=producers,
+            messages=[
+                pb.WriteBatchRequest.Message(stream_id=stream, body=body)
+                for stream, body in messages
+            ],
+            request_id=key or "",
+        )
+        with failing_by_code():
+            answer = await self._stub.WriteBatch(
+                request, timeout=timeout_s, metadata=await self._metadata(*producers[:1])
+            )
+        return [Failure(one.channel, one.index, one.reason) for one in answer.failures]
+
+    async def publish(
+        self, messages: Sequence[Message], timeout_s: float
+    ) -> list[str | MegaphoneError | None]:
+        producer = messages[0].producer
+        lane = self.lane_of(producer)
+        request = pb.PublishRequest(events=[write_request(message) for message in messages])
+        async with self._turns[lane]:
+            call = self._publishing.get(lane)
+            try:
+                with failing_by_code():
+                    async with asyncio.timeout(timeout_s):
+                        if call is None:
+                            call = self._stub.Publish(metadata=await self._metadata(producer))
+                            self._publishing[lane] = call
+                        await call.write(request)
+                        answer: Any = await call.read()
+                if answer is grpc.aio.EOF:
+                    raise ConnectionFailed("the broker ended the stream of events")
+            except BaseException:
+                self._publishing.pop(lane, None)
+                if call is not None:
+                    call.cancel()
+                raise
+        return [result_of(one) for one in answer.results]
+
+    async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int:
+        request = pb.AcknowledgeRequest(consumer_address=consumer, event_id=event_id)
+        with failing_by_code():
+            answer = await self._stub.Acknowledge(
+                request, timeout=timeout_s, metadata=await self._metadata(consumer)
+            )
+        return answer.acknowledged
+
+    async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]:
+        request = pb.ChannelsExistRequest(channels=addresses)
+        with failing_by_code():
+            answer = await self._stub.ChannelsExist(
+                request, timeout=timeout_s, metadata=await self._metadata(*addresses[:1])
+            )
+        return dict(answer.channels)
+
+    async def read(self, ask: Ask) -> "GrpcRead":
+        call = self._stub.Read(read_request(ask), metadata=await self._metadata(ask.consumer))
+        try:
+            with failing_by_code():
+                metadata = dict(await call.initial_metadata() or ())
+                if call.done() and await call.code() is not grpc.StatusCode.OK:
+                    await call.read()  # raises why the call was refused
+        except BaseException:
+            call.cancel()
+            raise
+        return GrpcRead(call, metadata)
+
+    async def aclose(self) -> None:
+        for call in self._publishing.values():
+            call.cancel()
+        await self._channel.close()
+
+    async def _metadata(self, *addresses: str) -> Metadata:
+        """Return the metadata of a call for the channel of the first address."""
+        agents = tuple(
+            (AGENT_KEY, agent)
+            for agent in map(agent_of, addresses[:1])
+            if agent.isascii() and agent.isprintable()
+        )
+        more = await headers_now(self._headers)
+        return (*self._authorization, *agents, *((key.lower(), more[key]) for key in more))
+
+
+class GrpcRead:
+    """A read that has begun."""
+
+    def __init__(self, call: Any, metadata: dict[str, Any]) -> None:
+        recovered = metadata.get("megaphone-recovered")
+        self.recovered = None if recovered is None else recovered == "true"
+        position = metadata.get("megaphone-position")
+        self.position = None if position is None else str(position)
+        self._call = call
+
+    async def next(self) -> Sequence[Arrived] | None:
+        with failing_by_code():
+            response = await self._call.read()
+        if response is grpc.aio.EOF:
+            return None
+        return [
+            Arrived(
+                event.stream_id,
+                event.event_id,
+                event.timestamp.seconds * 1_000_000 + event.timestamp.nanos // 1_000,
+                event.body,
+            )
+            for event in response.events
+        ]
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
+def write_request(message: Message) -> pb.WriteRequest:
+    return pb.WriteRequest(
+        producer_address=message.producer,
+        stream_id=message.stream,
+        body=message.body,
+        request_id=message.key or "",
+    )
+
+
+def read_request(ask: Ask) -> pb.ReadRequest:
+    return pb.ReadRequest(
+        consumer_address=ask.consumer,
+        after_event_id=ask.after or "",
+        acknowledge=ask.acknowledges,
+        take_over=ask.takes_over,
+        limit=ask.limit or 0,
+        heartbeat_ms=max(1, round(ask.heartbeat_s * 1000)),
+    )
+
+
+def result_of(result: pb.PublishResponse.Result) -> str | MegaphoneError:
+    if not result.reason:
+        return result.event_id
+    return error_of(result.reason, result.message or result.reason, is_unavailable=False)
+
+
+def roots_of(ssl: tls.SSLContext) -> bytes | None:
+    """Return the certificates that a context trusts. gRPC cannot use anything else of it."""
+    certificates = ssl.get_ca_certs(binary_form=True)
+    return "".join(map(tls.DER_cert_to_PEM_cert, certificates)).encode() or None
+
+
+@contextmanager
+def failing_by_code() -> Iterator[None]:
+    """Raises the error of the broker in place of that of grpc."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise error_of_call(error) from None
+    except TimeoutError:
+        raise ConnectionFailed("no answer in time") from None
+
+
+def error_of_call(error: grpc.aio.AioRpcError) -> MegaphoneError:
+    details = dict(error.trailing_metadata() or ()).get(DETAILS_KEY)
+    if details is not None:
+        return error_of_status(error.code(), Status.FromString(details))
+    if error.code() in BROKEN:
+        text = error.details() or ""
+        kind = "cannot connect" if NO_CONNECTION in text else "the call broke"
+        return ConnectionFailed(
+            f"{kind}: {error.code().name}", may_have_arrived=NO_CONNECTION not in text
+        )
+    return MegaphoneError(f"GRPC_{error.code().name}", f"gRPC answer {error.code().name}")
+
+
+def error_of_status(code: grpc.StatusCode, status: Status) -> MegaphoneError:
+    info, retry = ErrorInfo(), RetryInfo()
+    retry_after_s = None
+    for detail in status.details:
+        detail.Unpack(info)
+        if detail.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    is_unavailable = code is grpc.StatusCode.UNAVAILABLE
+    return error_of(
+        info.reason or f"GRPC_{code.name}",
+        status.message,
+        is_unavailable=is_unavailable,
+        retry_after_s=retry_after_s,
+    )

@@ -1,0 +1,289 @@
+"""The calls of a client over HTTP/1.1, with aiohttp. Each read has a connection of its own."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from ssl import SSLContext
+from typing import Final, TypeVar
+from urllib.parse import quote, urlencode
+
+import aiohttp
+import msgspec
+from yarl import URL
+
+from megaphone_client.bodies import encode_json
+from megaphone_client.errors import (
+    ConnectionFailed,
+    MegaphoneError,
+    OutcomeUnknown,
+    ProtocolError,
+    error_of,
+    may_be_done,
+)
+from megaphone_client.events import Arrived, Channel, Failure
+from megaphone_client.lines import Splitter, events_of
+from megaphone_client.state import Ask
+from megaphone_client.transport import Headers, Message, headers_now
+from megaphone_client.urls import Target
+
+T = TypeVar("T")
+JSON: Final = {"Content-Type": "application/json"}
+NDJSON: Final = {"Accept": "application/x-ndjson"}
+BUFFER_BYTES: Final = 262_144
+NO_LIMIT: Final = aiohttp.ClientTimeout(total=None)
+SERVER_ERROR: Final = 500
+
+
+class Told(msgspec.Struct):
+    """The error of an answer."""
+
+    code: str
+    message: str = ""
+
+
+class Created(msgspec.Struct, rename="camel"):
+    producer_address: str
+    consumer_address: str
+    protocols: tuple[str, ...] = ()
+
+
+class Written(msgspec.Struct):
+    eid: str = ""
+
+
+class OneFailure(msgspec.Struct):
+    channel: str
+    index: int
+    reason: str
+
+
+class BatchWritten(msgspec.Struct):
+    failures: list[OneFailure]
+    eids: list[str] | None = None
+
+
+class Acknowledged(msgspec.Struct):
+    acknowledged: int
+
+
+class Existing(msgspec.Struct):
+    channels: dict[str, bool]
+
+
+class HttpTransport:
+    """A broker over HTTP."""
+
+    def __init__(
+        self, target: Target, headers: Headers | None, ssl: SSLContext | None, *, trust_env: bool
+    ) -> None:
+        scheme = "https" if target.is_encrypted else "http"
+        self._base = f"{scheme}://{target.endpoint}{target.prefix}"
+        self._authorization = (
+            {} if target.authorization is None else {"Authorization": target.authorization}
+        )
+        self._headers = headers
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ssl=True if ssl is None else ssl),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=NO_LIMIT,
+            trust_env=trust_env,
+            read_bufsize=BUFFER_BYTES,
+        )
+
+    def lane_of(self, producer: str) -> str:
+        return producer  # a request of `/write-batch` has one list of events for all its channels
+
+    async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel:
+        body = encode_json({"protocols": list(protocols)})
+        created = parsed(await self._post("/create", body, timeout_s), Created)
+        return Channel(created.producer_address, created.consumer_address, created.protocols)
+
+    async def write(self, message: Message, timeout_s: float) -> str:
+        path = f"/write/{segment(message.producer)}/{segment(message.stream)}"
+        return parsed(await self._post(path, message.body, timeout_s, message.key), Written).eid
+
+    async def write_batch(
+        self,
+        producers: Sequence[str],
+        messages: Sequence[tuple[str, bytes]],
+        key: str | None,
+        timeout_s: float,
+    ) -> list[Failure]:
+        return failures_of(await self._write_batch(producers, messages, key, timeout_s))
+
+    async def publish(
+        self, messages: Sequence[Message], timeout_s: float
+    ) -> list[str | MegaphoneError | None]:
+        first = messages[0]
+        answer = await self._write_batch(
+            [first.producer], [(one.stream, one.body) for one in messages], first.key, timeout_s
+        )
+        ids: list[str | None] = [None] * len(messages)
+        if answer.eids is not None and len(answer.eids) == len(messages):
+            ids = list(answer.eids)
+        results: list[str | MegaphoneError | None] = [*ids]
+        for failure in answer.failures:
+            error = refusal(failure.reason)
+            # The key of a batch covers an event by its place, which it will not have in another.
+            results[failure.index] = OutcomeUnknown(str(error)) if may_be_done(error) else error
+        return results
+
+    async def _write_batch(
+        self,
+        producers: Sequence[str],
+        messages: Sequence[tuple[str, bytes]],
+        key: str | None,
+        timeout_s: float,
+    ) -> BatchWritten:
+        rendered = [
+            b'{"streamId":%b,"body":%b}' % (encode_json(stream), body) for stream, body in messages
+        ]
+        channels = encode_json(list(producers))
+        body = b'{"channels":%b,"messages":[%b]}' % (channels, b",".join(rendered))
+        return parsed(await self._post("/write-batch", body, timeout_s, key), BatchWritten)
+
+    async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int:
+        body = encode_json({"eid": event_id})
+        answer = await self._post(f"/ack/{segment(consumer)}", body, timeout_s)
+        return parsed(answer, Acknowledged).acknowledged
+
+    async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]:
+        body = encode_json({"channels": list(addresses)})
+        return parsed(await self._post("/channelsExists", body, timeout_s), Existing).channels
+
+    async def _post(
+        self, path: str, body: bytes, timeout_s: float, key: str | None = None
+    ) -> bytes:
+        headers = JSON if key is None else JSON | {"Idempotency-Key": key}
+        # aiohttp warns about more than a megabyte of bytes; it sends a file of any size.
+        data = body if len(body) < BUFFER_BYTES else BytesIO(body)
+        with failing_by_code():
+            async with (
+                asyncio.timeout(timeout_s),
+                self._session.post(
+                    URL(self._base + path, encoded=True),
+                    data=data,
+                    headers=await self._all_headers(headers),
+                    allow_redirects=False,
+                ) as response,
+            ):
+                content = await response.read()
+                if response.status >= 300:
+                    raise refused(response.status, content, response.headers)
+                return content
+
+    async def read(self, ask: Ask) -> "HttpRead":
+        url = f"{self._base}/read/{segment(ask.consumer)}?{query_of(ask)}"
+        with failing_by_code():
+            response = await self._session.get(
+                URL(url, encoded=True),
+                headers=await self._all_headers(NDJSON),
+                allow_redirects=False,
+            )
+            try:
+                if response.status != 200:
+                    content = await response.read()
+                    raise refused(response.status, content, response.headers)
+            except BaseException:
+                response.close()
+                raise
+        return HttpRead(response)
+
+    async def aclose(self) -> None:
+        await self._session.close()
+
+    async def _all_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
+        return {**self._authorization, **headers, **await headers_now(self._headers)}
+
+
+class HttpRead:
+    """A read that has begun."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        recovered = response.headers.get("Megaphone-Recovered")
+        self.recovered = None if recovered is None else recovered == "true"
+        self.position = response.headers.get("Megaphone-Position")
+        self._response = response
+        self._content = response.content
+        self._splitter = Splitter()
+
+    async def next(self) -> Sequence[Arrived] | None:
+        with failing_by_code():
+            piece = await self._content.readany()
+        if not piece:
+            return None
+        lines = self._splitter.whole_lines(piece)
+        return events_of(lines) if lines else ()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+@contextmanager
+def failing_by_code() -> Iterator[None]:
+    """Raises ConnectionFailed in place of the errors of aiohttp."""
+    try:
+        yield
+    except aiohttp.ClientConnectorError as error:
+        raise ConnectionFailed(
+            f"cannot connect: {reason_of(error)}", may_have_arrived=False
+        ) from None
+    except (aiohttp.ClientError, ConnectionError) as error:
+        raise ConnectionFailed(f"the connection broke: {type(error).__name__}") from None
+    except TimeoutError:
+        raise ConnectionFailed("no answer in time") from None
+
+
+def segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def query_of(ask: Ask) -> str:
+    query = [("heartbeat_ms", str(max(1, round(ask.heartbeat_s * 1000))))]
+    if ask.after is not None:
+        query.append(("after", ask.after))
+    if ask.acknowledges:
+        query.append(("ack", "explicit"))
+    if ask.takes_over:
+        query.append(("takeover", "true"))
+    if ask.limit is not None:
+        query.append(("limit", str(ask.limit)))
+    return urlencode(query)
+
+
+def parsed(content: bytes, kind: type[T]) -> T:
+    """Return an answer. Raises: ProtocolError."""
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ProtocolError(f"an answer of {len(content)} bytes is not that of a broker") from None
+
+
+def refused(status: int, content: bytes, headers: Mapping[str, str]) -> MegaphoneError:
+    """Return the error of an answer, which may come from a proxy."""
+    try:
+        told = msgspec.json.decode(content, type=Told)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        told = Told(f"HTTP_{status}", f"HTTP answer {status} without an error of the broker")
+    retry_after = headers.get("Retry-After", "")
+    return error_of(
+        told.code,
+        told.message,
+        is_unavailable=status >= SERVER_ERROR or status in (408, 429),
+        retry_after_s=float(retry_after) if retry_after.isdecimal() else None,
+    )
+
+
+def refusal(reason: str) -> MegaphoneError:
+    """Return the error of one event of a batch."""
+    return error_of(reason, f"the event was refused: {reason}", is_unavailable=False)
+
+
+def failures_of(answer: BatchWritten) -> list[Failure]:
+    return [Failure(one.channel, one.index, one.reason) for one in answer.failures]
+
+
+def reason_of(error: aiohttp.ClientConnectorError) -> str:
+    cause: OSError | None = getattr(error, "os_error", None)  # a bad certificate has none
+    return (cause and cause.strerror) or type(error).__name__

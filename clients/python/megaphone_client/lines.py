@@ -1,0 +1,71 @@
+"""Lines of JSON, split and decoded: how events come over HTTP.
+
+The splitter takes whatever pieces the network brings, copies each byte once, and has no limit on
+the length of a line.
+"""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from megaphone_client.errors import ProtocolError
+from megaphone_client.events import Arrived
+
+
+class Line(msgspec.Struct, gc=False):
+    sid: str
+    eid: str
+    ts: str
+    body: msgspec.Raw
+
+
+decode_lines = msgspec.json.Decoder(Line).decode_lines
+decode_line = msgspec.json.Decoder(Line).decode
+
+
+class Splitter:
+    """Gathers pieces until they are whole lines."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def whole_lines(self, piece: bytes) -> bytes:
+        """Return the lines that are whole now. A line that stays cut is dropped with the splitter,
+        because the broker sends its event again."""
+        end = piece.rfind(b"\n") + 1
+        if not end:
+            self._parts.append(piece)
+            return b""
+        if not self._parts:
+            whole = piece if end == len(piece) else piece[:end]
+        else:
+            self._parts.append(piece[:end])
+            whole = b"".join(self._parts)
+        self._parts = [piece[end:]] if end < len(piece) else []
+        return whole
+
+
+def events_of(lines: bytes) -> Sequence[Arrived]:
+    """Return the events of whole lines. An empty line is a heartbeat.
+
+    Raises: ProtocolError, if a line is no event. The error has its length, never its content.
+    """
+    try:
+        return [
+            Arrived(line.sid, line.eid, line.ts, bytes(line.body)) for line in decode_lines(lines)
+        ]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ProtocolError(f"a line of {length_of_bad(lines)} bytes is no event") from None
+
+
+def length_of_bad(lines: bytes) -> int:
+    """Return the length of the first line that is no event."""
+    for line in lines.split(b"\n"):
+        if line.strip():
+            try:
+                decode_line(line)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                return len(line)
+    return len(lines)

@@ -1,0 +1,320 @@
+"""Writing many events: gathered into batches, in order within each channel.
+
+Events of one lane go out in one batch at a time; lanes go side by side. Over HTTP each channel is a
+lane, over gRPC each agent.
+"""
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from megaphone_client.bodies import encode
+from megaphone_client.errors import (
+    BadRequest,
+    MegaphoneError,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    may_be_done,
+)
+from megaphone_client.state import Backoff
+from megaphone_client.transport import Message, Transport
+
+LANES_AT_ONCE: Final = 64
+
+
+@dataclass(slots=True, eq=False)
+class Sent(Awaitable[str | None]):
+    """An event on its way. Awaiting it gives its id (None, if the broker does not name it), or
+    raises why it was not taken."""
+
+    message: Message
+    done: asyncio.Future[str | None]
+    is_observed: bool = False
+    deadline: float | None = None
+    """Until when it may be tried, once it was tried first."""
+    is_unknown: bool = False
+    """Whether a try may have had its effect."""
+
+    def __await__(self) -> Generator[Any, Any, str | None]:
+        self.is_observed = True
+        return asyncio.shield(self.done).__await__()
+
+
+@dataclass(slots=True)
+class Lane:
+    """The events that wait for one stream of batches."""
+
+    waiting: deque[Sent] = field(default_factory=deque)
+    bytes: int = 0
+    is_full: asyncio.Event = field(default_factory=asyncio.Event)
+    """Whether a batch is full, so that it need not linger."""
+    task: asyncio.Task[None] | None = None
+
+
+class Publisher:
+    """Writes many events, in batches.
+
+    Events of one channel are written in the order of `send`. Use it as a context manager: leaving
+    the block sends what is left.
+    """
+
+    def __init__(
+        self,
+        transport: Callable[[], Awaitable[Transport]],
+        *,
+        linger_s: float,
+        max_batch: int,
+        max_bytes: int,
+        max_pending: int,
+        timeout_s: float,
+        idempotent: bool,
+    ) -> None:
+        self._transport = transport
+        self._linger_s = linger_s
+        self._max_batch = max_batch
+        self._max_bytes = max_bytes
+        self._max_pending = max_pending
+        self._timeout_s = timeout_s
+        self._idempotent = idempotent
+        self._lanes: dict[str, Lane] = {}
+        self._pending = 0
+        self._room: deque[asyncio.Future[None]] = deque()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._is_flushing = False
+        self._failed: list[Sent] = []
+        self._at_once = asyncio.Semaphore(LANES_AT_ONCE)
+        self._is_closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None or not issubclass(kind, asyncio.CancelledError):
+                await self._sent_all()
+        finally:
+            await self._close()
+        if kind is None:
+            self._raise_unobserved()
+
+    async def send(self, producer: str, stream: str, body: object) -> Awaitable[str | None]:
+        """Hand over an event. Waits while `max_pending` events are on their way.
+
+        Returns what can be awaited for the event's id. Nobody needs to await it: `flush` raises the
+        first error that nobody saw. Raises: TypeError, if the body cannot be JSON.
+        """
+        encoded = encode(body)
+        transport = await self._transport()
+        while self._pending >= self._max_pending:
+            room = asyncio.get_running_loop().create_future()
+            self._room.append(room)
+            await room
+        if self._is_closed:
+            raise RuntimeError("the publisher is closed")
+        self._pending += 1
+        self._idle.clear()
+        key = uuid.uuid4().hex if self._idempotent else None
+        sent = Sent(
+            Message(producer, stream, encoded, key), asyncio.get_running_loop().create_future()
+        )
+        self._add(transport, sent)
+        return sent
+
+    async def flush(self) -> None:
+        """Send everything, and wait for all answers. Raises: the first error of an event whose
+        result nobody has awaited."""
+        await self._sent_all()
+        self._raise_unobserved()
+
+    async def _sent_all(self) -> None:
+        self._is_flushing = True
+        try:
+            for lane in self._lanes.values():
+                lane.is_full.set()
+            await self._idle.wait()
+        finally:
+            self._is_flushing = False
+
+    def _raise_unobserved(self) -> None:
+        failed, self._failed = self._failed, []
+        for sent in failed:
+            if not sent.is_observed:
+                error = sent.done.exception()
+                assert error is not None
+                raise error
+
+    async def _close(self) -> None:
+        self._is_closed = True
+        tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for room in self._room:
+            if not room.done():
+                room.set_result(None)
+
+    # -- Lanes
+
+    def _add(self, transport: Transport, sent: Sent) -> None:
+        name = transport.lane_of(sent.message.producer)
+        lane = self._lanes.get(name)
+        if lane is None:
+            lane = self._lanes[name] = Lane()
+        lane.waiting.append(sent)
+        lane.bytes += len(sent.message.body)
+        if (
+            self._is_flushing
+            or len(lane.waiting) >= self._max_batch
+            or lane.bytes >= self._max_bytes
+        ):
+            lane.is_full.set()
+        if lane.task is None:
+            lane.task = asyncio.create_task(self._run(name, lane, transport))
+
+    async def _run(self, name: str, lane: Lane, transport: Transport) -> None:
+        """Send the events of a lane, until there are none."""
+        backoff = Backoff()
+        try:
+            while lane.waiting:
+                if not lane.is_full.is_set():
+                    await self._linger(lane)
+                batch = self._next_batch(lane)
+                wait_s = await self._send(transport, lane, batch, backoff)
+                if wait_s is not None:
+                    await asyncio.sleep(wait_s)
+        finally:
+            del self._lanes[name]
+            for sent in lane.waiting:
+                self._settle(sent, OutcomeUnknown("the publisher was closed"))
+
+    async def _linger(self, lane: Lane) -> None:
+        try:
+            async with asyncio.timeout(self._linger_s):
+                await lane.is_full.wait()
+        except TimeoutError:
+            pass
+
+    def _next_batch(self, lane: Lane) -> list[Sent]:
+        batch: list[Sent] = []
+        size = 0
+        while lane.waiting and len(batch) < self._max_batch:
+            size += len(lane.waiting[0].message.body)
+            if batch and size > self._max_bytes:
+                break
+            batch.append(lane.waiting.popleft())
+            lane.bytes -= len(batch[-1].message.body)
+        if not self._is_flushing and len(lane.waiting) < self._max_batch:
+            lane.is_full.clear()
+        return batch
+
+    async def _send(
+        self, transport: Transport, lane: Lane, batch: list[Sent], backoff: Backoff
+    ) -> float | None:
+        """Send a batch until it is answered. Returns: how long its lane should rest."""
+        now = asyncio.get_running_loop().time
+        for sent in batch:
+            if sent.deadline is None:
+                sent.deadline = now() + self._timeout_s
+        while True:
+            left_s = max(0.001, min(sent.deadline or 0.0 for sent in batch) - now())
+            try:
+                async with self._at_once:
+                    results = await transport.publish([sent.message for sent in batch], left_s)
+                break
+            except asyncio.CancelledError:
+                for sent in batch:
+                    self._settle(sent, OutcomeUnknown("the publisher was closed"))
+                raise
+            except MegaphoneError as error:
+                if len(batch) > 1 and isinstance(error, BadRequest | PayloadTooLarge):
+                    return await self._send_one_by_one(transport, lane, batch, backoff)
+                if (wait_s := self._pause_s(batch, error, backoff)) is None:
+                    for sent in batch:
+                        self._refuse(sent, error)
+                    return None
+                await asyncio.sleep(wait_s)
+        return self._answered(lane, batch, results, backoff)
+
+    async def _send_one_by_one(
+        self, transport: Transport, lane: Lane, batch: list[Sent], backoff: Backoff
+    ) -> float | None:
+        """Find out which event of a refused batch is wrong. The broker took none of them."""
+        for at, sent in enumerate(batch):
+            wait_s = await self._send(transport, lane, [sent], backoff)
+            if wait_s is not None:
+                lane.waiting.extendleft(reversed(batch[at + 1 :]))
+                return wait_s
+        return None
+
+    def _answered(
+        self,
+        lane: Lane,
+        batch: Sequence[Sent],
+        results: Sequence[str | MegaphoneError | None],
+        backoff: Backoff,
+    ) -> float | None:
+        """Settle the events of a batch, or put them back to be tried again in the same order."""
+        again: list[Sent] = []
+        wait_s = None
+        for sent, result in zip(batch, results, strict=True):
+            if not isinstance(result, MegaphoneError):
+                self._settle(sent, result)
+                continue
+            pause_s = self._pause_s([sent], result, backoff) if wait_s is None else wait_s
+            if pause_s is None or not result.may_heal:
+                self._refuse(sent, result)
+            else:
+                wait_s = pause_s
+                sent.is_unknown = sent.is_unknown or may_be_done(result)
+                again.append(sent)
+        if again:
+            lane.waiting.extendleft(reversed(again))
+            lane.bytes += sum(len(sent.message.body) for sent in again)
+            lane.is_full.set()
+        else:
+            backoff.reset()
+        return wait_s
+
+    def _pause_s(
+        self, batch: Sequence[Sent], error: MegaphoneError, backoff: Backoff
+    ) -> float | None:
+        """Return how long to wait before the next try; None if there is none."""
+        is_unknown = may_be_done(error)
+        for sent in batch:
+            sent.is_unknown = sent.is_unknown or is_unknown
+        if not error.may_heal or (is_unknown and not self._idempotent):
+            return None
+        wait_s = backoff.next_s(error.retry_after_s)
+        deadline = min(sent.deadline or 0.0 for sent in batch)
+        return wait_s if asyncio.get_running_loop().time() + wait_s < deadline else None
+
+    # -- Results
+
+    def _refuse(self, sent: Sent, error: MegaphoneError) -> None:
+        if sent.is_unknown:
+            unknown = OutcomeUnknown(f"the event may have been taken: {error}")
+            unknown.__cause__ = error
+            error = unknown
+        self._settle(sent, error)
+
+    def _settle(self, sent: Sent, result: str | MegaphoneError | None) -> None:
+        if not sent.done.done():
+            if isinstance(result, MegaphoneError):
+                sent.done.set_exception(result)
+                sent.done.exception()  # `flush` raises what nobody awaited
+                self._failed.append(sent)
+            else:
+                sent.done.set_result(result)
+        self._pending -= 1
+        while self._room and self._pending < self._max_pending:
+            room = self._room.popleft()
+            if not room.done():
+                room.set_result(None)
+                break
+        if not self._pending:
+            self._idle.set()

@@ -1,0 +1,483 @@
+"""Reads of channels: each has a task that reads, into an inbox that the app empties.
+
+So the app's slowness never shows outside: heartbeats are read and acknowledgements sent while it is
+busy. The rules are in `state`.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from inspect import isawaitable
+from typing import Any, Final, Generic, Literal, Protocol, Self, TypeVar, cast
+
+from megaphone_client.errors import ConnectionFailed, EventsLost, MegaphoneError
+from megaphone_client.events import Event
+from megaphone_client.state import Backoff, ReadState
+from megaphone_client.transport import OpenRead, Transport
+
+log = logging.getLogger("megaphone_client")
+
+T = TypeVar("T")
+Ack = Literal["auto", "manual", "none"]
+OnGap = Callable[[], Awaitable[None] | None]
+"""Is called before the first event after a gap."""
+INBOX_EVENTS: Final = 1_000
+INBOX_BYTES: Final = 8 * 1_024 * 1_024
+LAST_ACK_S: Final = 1.0
+WARN_AT: Final = 5
+"""After so many failures without an event or a heartbeat between them, a warning says why."""
+
+
+class Sink(Protocol):
+    """Where a pump puts what it reads."""
+
+    def put(self, events: Sequence[Event[Any]]) -> None: ...
+
+    def gap(self) -> None:
+        """Note that events are missing here."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the pump must call `room` before it reads on."""
+
+    async def room(self) -> None:
+        """Wait until the sink is not full."""
+
+
+class Pump:
+    """Reads one channel into a sink until the read has ended for good, and acknowledges.
+
+    It is the owner of the events: they report to it that the app has dealt with them.
+    """
+
+    def __init__(
+        self,
+        transport: Callable[[], Awaitable[Transport]],
+        state: ReadState,
+        sink: Sink,
+        decode: Callable[[bytes], Any],
+        timeout_s: float,
+    ) -> None:
+        self.state = state
+        self._transport = transport
+        self._sink = sink
+        self._decode = decode
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._ack_timer_at = 0.0
+        self._acking: asyncio.Task[None] | None = None
+        self._ack_backoff = Backoff()
+        self._ack_error: MegaphoneError | None = None
+        self._is_closed = False
+
+    # -- Reading
+
+    async def run(self) -> MegaphoneError | None:
+        """Read until the end. Returns: the error that ended the read; None, if as many events came
+        as were wanted."""
+        while not self.state.is_finished:
+            try:
+                await self._read_once()
+                self.state.alive()
+            except MegaphoneError as error:
+                wait_s = self.state.wait_s(error, self._loop.time())
+                if wait_s is None:
+                    return error
+                level = logging.WARNING if self.state.failures == WARN_AT else logging.DEBUG
+                log.log(level, "reading goes on in %.3f s: %s", wait_s, error)
+                await asyncio.sleep(wait_s)
+        return None
+
+    async def _read_once(self) -> None:
+        """Read until the broker ends the read. Raises: MegaphoneError."""
+        transport = await self._transport()
+        state = self.state
+        asked = state.ask()
+        read = await self._patiently(transport.read(asked))
+        try:
+            if state.opened(read.recovered, read.position):
+                self._sink.gap()
+            while await self._read_batch(read):
+                if self._sink.is_full:
+                    await self._sink.room()
+        finally:
+            read.close()
+
+    async def _read_batch(self, read: OpenRead) -> bool:
+        """Returns: whether the read goes on."""
+        arrived = await self._patiently(read.next())
+        if arrived is None:
+            return False
+        self.state.alive()
+        if arrived:
+            events = self.state.received(arrived, self._decode, self, self._loop.time())
+            if events:
+                self._sink.put(events)
+        return True
+
+    async def _patiently(self, coming: Awaitable[T]) -> T:
+        """Raises: ConnectionFailed, if nothing comes for longer than a live broker is silent."""
+        silence_s = self.state.silence_s
+        try:
+            async with asyncio.timeout(silence_s):
+                return await coming
+        except TimeoutError:
+            raise ConnectionFailed(f"nothing came for {silence_s:.3g} s") from None
+
+    # -- Acknowledging
+
+    def dealt(self, event: Event[Any]) -> None:
+        self.state.dealt(event, self._loop.time())
+        self._plan_ack()
+
+    async def acknowledge(self, event: Event[Any]) -> None:
+        self.state.dealt(event, self._loop.time())
+        if not self.state.acknowledges:
+            return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while not self.state.is_known(event):
+                    if self._acking is None:
+                        self._begin_ack()
+                    await asyncio.wait([cast("asyncio.Task[None]", self._acking)])
+                    if self._ack_error is not None and not self._ack_error.may_heal:
+                        raise self._ack_error
+        except TimeoutError:
+            raise ConnectionFailed("no answer to an acknowledgement in time") from None
+
+    def _plan_ack(self) -> None:
+        if self._acking is not None or self._is_closed:
+            return
+        at = self.state.ack_at()
+        if at is None or (self._ack_timer is not None and self._ack_timer_at <= at):
+            return
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+        self._ack_timer_at = at
+        self._ack_timer = self._loop.call_at(at, self._begin_ack)
+
+    def _begin_ack(self) -> None:
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+        if self._acking is None and self.state.ack_at() is not None:
+            self._acking = self._loop.create_task(self._ack())
+
+    async def _ack(self) -> None:
+        """Acknowledge once. A failure is repeated after a pause: nothing else depends on it."""
+        event_id, number = self.state.begin_ack(self._loop.time())
+        is_known = False
+        try:
+            transport = await self._transport()
+            await transport.acknowledge(self.state.consumer, event_id, self._timeout_s)
+            is_known = True
+            self._ack_error = None
+            self._ack_backoff.reset()
+        except MegaphoneError as error:
+            self._ack_error = error
+            log.debug("an acknowledgement failed: %s", error)
+            await asyncio.sleep(self._ack_backoff.next_s(error.retry_after_s))
+        finally:
+            self.state.end_ack(number, is_known=is_known)
+            self._acking = None
+        self._plan_ack()
+
+    async def finish(self) -> None:
+        """Acknowledge what is dealt with, in `LAST_ACK_S` at most. The reading has ended."""
+        self._is_closed = True
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+        with suppress(TimeoutError, MegaphoneError):
+            async with asyncio.timeout(LAST_ACK_S):
+                if self._acking is not None:
+                    await asyncio.wait([self._acking])
+                if self.state.ack_at() is not None:
+                    event_id, _ = self.state.begin_ack(self._loop.time())
+                    transport = await self._transport()
+                    await transport.acknowledge(self.state.consumer, event_id, LAST_ACK_S)
+        if self._acking is not None:
+            self._acking.cancel()
+            await asyncio.wait([self._acking])
+
+
+class Gap:
+    """Stands in an inbox where events are missing."""
+
+
+Item = Event[Any] | Gap | MegaphoneError
+
+
+class Inbox:
+    """What was read and not taken yet. One task takes from it."""
+
+    def __init__(self, most_events: int | None = None, most_bytes: int | None = None) -> None:
+        """Without limits, the window of the broker limits what may be here."""
+        self.items: deque[Item] = deque()
+        self.is_over = False
+        """Whether no more items will come."""
+        self.error: BaseException | None = None
+        """Why, if it is not that all that was wanted has come."""
+        self._most_events = most_events
+        self._most_bytes = most_bytes
+        self._bytes = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    # -- The side of the pump
+
+    def put(self, events: Sequence[Event[Any]]) -> None:
+        self.items += events
+        if self._most_bytes is not None:
+            self._bytes += sum(len(event.raw) for event in events)
+        self._wake()
+
+    def gap(self) -> None:
+        self.items.append(Gap())
+        self._wake()
+
+    def report(self, error: MegaphoneError) -> None:
+        """Let the app get an error in its place among the events."""
+        self.items.append(error)
+        self._wake()
+
+    def end(self, error: BaseException | None) -> None:
+        """Let nothing more come. The app still gets what is here, and then the error."""
+        if not self.is_over:
+            self.is_over = True
+            self.error = error
+            self._wake()
+
+    @property
+    def is_full(self) -> bool:
+        return (self._most_events is not None and len(self.items) >= self._most_events) or (
+            self._most_bytes is not None and self._bytes >= self._most_bytes
+        )
+
+    async def room(self) -> None:
+        while self.is_full:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # -- The side of the app
+
+    async def wait(self) -> None:
+        """Wait until there is an item or the end. Raises: RuntimeError, if another task waits."""
+        if self._waiter is not None:
+            raise RuntimeError("two tasks cannot take events from one reader at a time")
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def take(self, limit: int) -> list[Event[Any]]:
+        """Return the events that are here, up to the next item that is no event."""
+        items = self.items
+        events: list[Event[Any]] = []
+        while items and len(events) < limit and items[0].__class__ is Event:
+            events.append(cast("Event[Any]", items.popleft()))
+        if self._most_bytes is not None:
+            self._bytes -= sum(len(event.raw) for event in events)
+        if self._room is not None and not self._room.done() and not self.is_full:
+            self._room.set_result(None)
+        return events
+
+
+class Source(Protocol):
+    """Where a reader gets its events from."""
+
+    inbox: Inbox
+    is_cumulative: bool
+    """Whether to deal with an event is to deal with all events that were given before it."""
+
+    def begin(self) -> None:
+        """Begin to read, unless it has begun."""
+
+    @property
+    def cursor(self) -> str | None: ...
+
+    async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
+        """Stop reading. `undealt` was given to the app, which has not dealt with it."""
+
+    def abandon(self) -> None:
+        """Stop reading at once. May be called in any thread."""
+
+
+class Reader(Generic[T]):
+    """The events of a read, in order.
+
+    Reading begins at the first use. It ends only with the channel, which raises ChannelNotFound, or
+    when as many events came as were wanted. In between it reconnects by itself. Where events are
+    missing, the reader raises EventsLost (or calls `on_gap`), and goes on if it is asked again.
+
+    Use it as a context manager. With `ack="auto"` an event counts as dealt with when the next one
+    is asked for; the last one when the block ends without an exception. A cancelled call loses
+    nothing. One task at a time may ask for events.
+    """
+
+    def __init__(self, source: Source, *, deals: bool, on_gap: OnGap | None) -> None:
+        self._source = source
+        self._inbox = source.inbox
+        self._deals = deals
+        self._on_gap = on_gap
+        self._handed: list[Event[Any]] = []
+        self._is_closed = False
+
+    @property
+    def cursor(self) -> str | None:
+        """The id of the last event dealt with. Keep it, and pass it as `after` to go on later. It
+        is None before the first event, and for a reader of many channels."""
+        return self._source.cursor
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        self._source.begin()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._deal()
+        await self.aclose()
+
+    async def __anext__(self) -> Event[T]:
+        """Raises: ChannelNotFound and other errors that end the read; EventsLost."""
+        events = await self._take(1)
+        if not events:
+            raise StopAsyncIteration
+        return events[0]
+
+    async def batch(self, limit: int = 100, *, wait_s: float | None = None) -> list[Event[T]]:
+        """Return the next events, at least one and at most `limit` of them.
+
+        Waits for the first one, for `wait_s` seconds at most, and then returns an empty list. All
+        events of the batch count as dealt with when the next one is asked for. After as many events
+        as were wanted, the list is empty. Raises: as iterating does.
+        """
+        try:
+            async with asyncio.timeout(wait_s):
+                return await self._take(limit)
+        except TimeoutError:
+            return []
+
+    async def _take(self, limit: int) -> list[Event[Any]]:
+        """Return events; none if no more will come."""
+        self._deal()
+        self._source.begin()
+        inbox = self._inbox
+        while True:
+            events = inbox.take(limit)
+            if events:
+                self._handed = events
+                return events
+            if inbox.items:
+                await self._pass(cast("Gap | MegaphoneError", inbox.items.popleft()))
+            elif not inbox.is_over:
+                await inbox.wait()
+            elif inbox.error is not None:
+                raise inbox.error.with_traceback(None)
+            else:
+                return []
+
+    async def _pass(self, item: Gap | MegaphoneError) -> None:
+        if isinstance(item, MegaphoneError):
+            raise item
+        if self._on_gap is None:
+            raise EventsLost
+        result = self._on_gap()
+        if isawaitable(result):
+            await result
+
+    def _deal(self) -> None:
+        """Count as dealt with what the app was given."""
+        handed, self._handed = self._handed, []
+        if self._deals:
+            for event in handed[-1:] if self._source.is_cumulative else handed:
+                event._owner.dealt(event)
+
+    async def aclose(self) -> None:
+        """End the read, after a last acknowledgement that takes a second at most."""
+        self._is_closed = True
+        handed, self._handed = self._handed, []
+        await self._source.aclose(handed if self._deals else ())
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_closed", True):
+            self._source.abandon()
+
+
+class Reads:
+    """The reads of one channel or more into one inbox."""
+
+    def __init__(
+        self,
+        states: Sequence[ReadState],
+        pump: Callable[[ReadState, Sink], Pump],
+        inbox: Inbox,
+        opened: Callable[["Reads"], None],
+        closed: Callable[["Reads"], None],
+    ) -> None:
+        self.inbox = inbox
+        self.is_cumulative = len(states) == 1
+        self._states = states
+        self._pump = pump
+        self._opened = opened
+        self._closed = closed
+        self._pumps: list[Pump] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running = 0
+
+    def begin(self) -> None:
+        if self._loop is not None or self.inbox.is_over:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._pumps = [self._pump(state, self.inbox) for state in self._states]
+        self._running = len(self._pumps)
+        self._tasks = [self._loop.create_task(self._run(pump)) for pump in self._pumps]
+        self._opened(self)
+
+    async def _run(self, pump: Pump) -> None:
+        error: BaseException | None = None
+        try:
+            error = await pump.run()
+        except Exception as failure:  # of a function of the app, such as that for headers
+            error = failure
+        self._running -= 1
+        if not self._running:
+            self.inbox.end(error)
+        elif isinstance(error, MegaphoneError):
+            self.inbox.report(error)
+
+    @property
+    def cursor(self) -> str | None:
+        return self._states[0].cursor if self.is_cumulative else None
+
+    async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
+        self.inbox.end(None)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+            await asyncio.gather(*(pump.finish() for pump in self._pumps))
+        self._tasks = []
+        self._closed(self)
+
+    def abandon(self) -> None:
+        if self._loop is None or self._loop.is_closed():
+            return
+
+        def stop() -> None:
+            for task in self._tasks:
+                task.cancel()
+            self._closed(self)
+
+        self._loop.call_soon_threadsafe(stop)

@@ -1,0 +1,271 @@
+"""The streams of one channel, each with a reader of its own, over one read.
+
+Acknowledged is the longest prefix of the channel that the readers of all its streams have dealt
+with.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar, overload
+
+from megaphone_client.bodies import decoder
+from megaphone_client.errors import ChannelNotFound
+from megaphone_client.events import Event
+from megaphone_client.reading import Inbox, OnGap, Pump, Reader, Sink
+from megaphone_client.state import Backoff, Prefix
+
+log = logging.getLogger("megaphone_client")
+
+T = TypeVar("T")
+KEPT_EVENTS: Final = 100
+FULL_WARNING_S: Final = 5.0
+Renew = Callable[[str], Awaitable[str]]
+"""Gets the consumer address of a channel that has gone; returns that of a new one."""
+
+
+class Stream:
+    """One stream of the channel, as its reader sees it."""
+
+    is_cumulative = False
+
+    def __init__(
+        self, switchboard: "Subscriptions", name: str, buffer: int, decode: Callable[[bytes], Any]
+    ) -> None:
+        self.inbox = Inbox(most_events=buffer)
+        self.decode = decode
+        self._switchboard = switchboard
+        self._name = name
+
+    def begin(self) -> None:
+        """The read of the channel has begun already."""
+
+    @property
+    def cursor(self) -> str | None:
+        return self._switchboard.cursor
+
+    async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
+        self._switchboard.unsubscribe(self._name, self, undealt)
+
+    def abandon(self) -> None:
+        self._switchboard.abandon(self._name, self)
+
+
+class Subscriptions:
+    """The streams of a channel.
+
+    An event of a stream that nobody reads counts as dealt with. The last 100 of them are kept for
+    readers that come later.
+    """
+
+    def __init__(
+        self,
+        consumer: str,
+        pump: Callable[[str, Sink], Pump],
+        *,
+        deals: bool,
+        on_gap: OnGap | None,
+        renew: Renew | None,
+    ) -> None:
+        self._consumer = consumer
+        self._make_pump = pump
+        self._deals = deals
+        self._on_gap = on_gap
+        self._renew = renew
+        self._streams: dict[str, Stream] = {}
+        self._kept: deque[Event[Any]] = deque()
+        self._prefix = Prefix()
+        self._pump: Pump | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._error: BaseException | None = None
+        self._is_over = False
+        self._loop = asyncio.get_running_loop()
+        self._backoff = Backoff()
+
+    # -- The side of the app
+
+    @overload
+    def stream(
+        self, stream: str, *, decode: Callable[[bytes], T], buffer: int = 100
+    ) -> Reader[T]: ...
+    @overload
+    def stream(self, stream: str, *, type: type[T], buffer: int = 100) -> Reader[T]: ...
+    @overload
+    def stream(self, stream: str, *, buffer: int = 100) -> Reader[Any]: ...
+    def stream(
+        self,
+        stream: str,
+        *,
+        type: Any = Any,
+        decode: Callable[[bytes], Any] | None = None,
+        buffer: int = 100,
+    ) -> Reader[Any]:
+        """Return the events of one stream, beginning with those that were kept for it.
+
+        If `buffer` events wait here for the app, the other streams wait too. Raises: ValueError, if
+        the stream has a reader already.
+        """
+        return self._reader(stream, decoder(type, decode), buffer)
+
+    def _reader(self, stream: str, decode: Callable[[bytes], Any], buffer: int) -> Reader[Any]:
+        if stream in self._streams:
+            raise ValueError(f"the stream {stream!r} has a reader already")
+        one = Stream(self, stream, buffer, decode)
+        self._streams[stream] = one
+        kept = [event for event in self._kept if event.stream == stream]
+        if kept:
+            self._kept = deque(event for event in self._kept if event.stream != stream)
+            for event in kept:
+                event._decode = one.decode
+            one.inbox.put(kept)
+        if self._is_over:
+            one.inbox.end(self._error)
+        return Reader(one, deals=self._deals, on_gap=self._on_gap)
+
+    @overload
+    async def first(
+        self, stream: str, *, decode: Callable[[bytes], T], timeout_s: float | None = None
+    ) -> T: ...
+    @overload
+    async def first(self, stream: str, *, type: type[T], timeout_s: float | None = None) -> T: ...
+    @overload
+    async def first(self, stream: str, *, timeout_s: float | None = None) -> Any: ...
+    async def first(
+        self,
+        stream: str,
+        *,
+        type: Any = Any,
+        decode: Callable[[bytes], Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Return the body of the next event of a stream, which may have come already.
+
+        Raises: TimeoutError, if none comes in time; otherwise as reading does.
+        """
+        async with (
+            asyncio.timeout(timeout_s),
+            self._reader(stream, decoder(type, decode), KEPT_EVENTS) as reader,
+        ):
+            async for event in reader:
+                return event.body
+        raise ChannelNotFound("NOT_FOUND", "the subscription is closed")
+
+    @property
+    def cursor(self) -> str | None:
+        """The id of the last event of those that are all dealt with."""
+        return None if self._pump is None else self._pump.state.cursor
+
+    # -- The side of the pump
+
+    def put(self, events: Sequence[Event[Any]]) -> None:
+        self._backoff.reset()
+        for event in events:
+            self._prefix.add(event)
+            event._owner = self
+            stream = self._streams.get(event.stream)
+            if stream is None:
+                self._keep(event)
+            else:
+                event._decode = stream.decode
+                stream.inbox.put((event,))
+
+    def gap(self) -> None:
+        for stream in self._streams.values():
+            stream.inbox.gap()
+
+    @property
+    def is_full(self) -> bool:
+        return any(stream.inbox.is_full for stream in self._streams.values())
+
+    async def room(self) -> None:
+        for name, stream in list(self._streams.items()):
+            if stream.inbox.is_full:
+                await self._room_in(name, stream)
+
+    async def _room_in(self, name: str, stream: Stream) -> None:
+        warning = self._loop.call_later(
+            FULL_WARNING_S,
+            log.warning,
+            "the reader of stream %r is slow, and holds back the other streams of its channel",
+            name,
+        )
+        try:
+            await stream.inbox.room()
+        finally:
+            warning.cancel()
+
+    def _keep(self, event: Event[Any]) -> None:
+        self._kept.append(event)
+        self.dealt(event)
+        if len(self._kept) > KEPT_EVENTS:
+            self._kept.popleft()
+
+    # -- Dealing with events
+
+    def dealt(self, event: Event[Any]) -> None:
+        last = self._prefix.deal(event)
+        if last is not None and self._pump is not None:
+            self._pump.dealt(last)
+
+    async def acknowledge(self, event: Event[Any]) -> None:
+        """Acknowledge an event and all before it in its stream. Returns when the broker knows, if
+        all before it in the other streams are dealt with too."""
+        last = None
+        for one in self._prefix.up_to(event):
+            last = self._prefix.deal(one) or last
+        if last is not None and self._pump is not None:
+            await self._pump.acknowledge(last)
+
+    # -- Streams that end
+
+    def unsubscribe(self, name: str, stream: Stream, undealt: Sequence[Event[Any]] = ()) -> None:
+        """Let nobody read a stream any more. What the app has not dealt with is kept for others."""
+        if self._streams.get(name) is not stream:
+            return
+        del self._streams[name]
+        for event in (*undealt, *stream.inbox.take(len(stream.inbox.items))):
+            self._keep(event)
+        stream.inbox.end(None)
+
+    def abandon(self, name: str, stream: Stream) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.unsubscribe, name, stream)
+
+    # -- The read
+
+    def begin(self) -> None:
+        self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            await self._read_all()
+        except Exception as error:  # also of `renew`, which is the app's
+            self._error = error
+        self._is_over = True
+        for stream in self._streams.values():
+            stream.inbox.end(self._error)
+
+    async def _read_all(self) -> None:
+        """Read the channel, and those that `renew` brings after it."""
+        while True:
+            self._pump = self._make_pump(self._consumer, self)
+            self._prefix = Prefix()
+            error = await self._pump.run()
+            if error is None:
+                return
+            if self._renew is None or not isinstance(error, ChannelNotFound):
+                raise error
+            await self._pump.finish()
+            await asyncio.sleep(self._backoff.next_s())
+            self._consumer = await self._renew(self._consumer)
+
+    async def aclose(self) -> None:
+        self._is_over = True
+        for name, stream in list(self._streams.items()):
+            self.unsubscribe(name, stream)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        if self._pump is not None:
+            await self._pump.finish()

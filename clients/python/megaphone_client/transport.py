@@ -1,0 +1,84 @@
+"""What the client needs of a protocol. `http` and `grpc` implement it."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from megaphone_client.errors import MegaphoneError
+from megaphone_client.events import Arrived, Channel, Failure
+from megaphone_client.state import Ask
+
+Headers = Mapping[str, str] | Callable[[], Awaitable[Mapping[str, str]]]
+"""Headers for each call, or an asynchronous function that is asked for them before each call."""
+
+
+class Message(NamedTuple):
+    """An event to write. Two messages with the same `key` are one event."""
+
+    producer: str
+    stream: str
+    body: bytes
+    key: str | None
+
+
+class OpenRead(Protocol):
+    """A read that the broker has begun to answer."""
+
+    recovered: bool | None
+    position: str | None
+    """The event before the first one that will come, if the broker names it."""
+
+    async def next(self) -> Sequence[Arrived] | None:
+        """Return what came next: events, or nothing for a heartbeat; None at a clean end.
+
+        Raises: ConnectionFailed, at any other end; ProtocolError.
+        """
+
+    def close(self) -> None:
+        """End the read at once."""
+
+
+class Transport(Protocol):
+    """The calls of a client over one protocol. Each raises the error of the broker by its code, or
+    ConnectionFailed. `timeout_s` limits one request."""
+
+    def lane_of(self, producer: str) -> str:
+        """Return the name of what a channel shares `publish` with. One call of `publish` has events
+        of one lane."""
+
+    async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel: ...
+
+    async def write(self, message: Message, timeout_s: float) -> str: ...
+
+    async def write_batch(
+        self,
+        producers: Sequence[str],
+        messages: Sequence[tuple[str, bytes]],
+        key: str | None,
+        timeout_s: float,
+    ) -> list[Failure]: ...
+
+    async def publish(
+        self, messages: Sequence[Message], timeout_s: float
+    ) -> list[str | MegaphoneError | None]:
+        """Write events in order. Returns for each: its id, None if the broker does not name it, or
+        why it was refused."""
+
+    async def read(self, ask: Ask) -> OpenRead: ...
+
+    async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int: ...
+
+    async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]: ...
+
+    async def aclose(self) -> None: ...
+
+
+async def headers_now(headers: Headers | None) -> dict[str, str]:
+    """Return the headers for one call."""
+    if headers is None:
+        return {}
+    return dict(headers if isinstance(headers, Mapping) else await headers())
+
+
+def agent_of(address: str) -> str:
+    """Return the name by which a proxy routes the calls for a channel."""
+    return address.partition(".")[0]
