@@ -4,9 +4,12 @@ The `.proto` files are where the tools of every language expect them (`proto/meg
 Python they are compiled under the virtual path `megaphone_api/…`, so that the generated package
 cannot collide with the package `megaphone`.
 
-    generate.py DIR           write DIR/megaphone_api
-    generate.py --check DIR   fail and name the files if DIR/megaphone_api is not up to date
-    generate.py --image FILE  write the schema as one descriptor set, for buf
+The schema imports two files of Google. They are beside it in `proto/google/api`, as the locked
+version of googleapis-common-protos has them, so that `protoc -Iproto` and `buf build` need no more.
+
+    generate.py DIR           write DIR/megaphone_api and proto/google/api
+    generate.py --check DIR   fail and name the files that are not up to date
+    generate.py --image FILE  write the schema as one descriptor set
 """
 
 import filecmp
@@ -20,10 +23,10 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).parent
 PACKAGE = "megaphone_api"
-INCLUDES = [
-    f"-I{metadata.distribution('googleapis-common-protos').locate_file('')}",
-    f"-I{resources.files('grpc_tools') / '_proto'}",
-]
+OTHERS = ROOT / "google" / "api"
+"""The files of Google that the schema imports."""
+ORIGINALS = Path(str(metadata.distribution("googleapis-common-protos").locate_file("google/api")))
+INCLUDES = [f"-I{ROOT}", f"-I{resources.files('grpc_tools') / '_proto'}"]
 
 
 def schema_files() -> list[Path]:
@@ -57,12 +60,25 @@ def generate(directory: Path) -> None:
     (target / "py.typed").touch()
 
 
+def copy_others() -> None:
+    for file in OTHERS.glob("*.proto"):
+        shutil.copyfile(ORIGINALS / file.name, file)
+
+
 def check(directory: Path) -> None:
     with tempfile.TemporaryDirectory() as fresh:
         generate(Path(fresh))
-        stale = differences(Path(fresh) / PACKAGE, directory / PACKAGE)
+        stale = [
+            directory / PACKAGE / name
+            for name in differences(Path(fresh) / PACKAGE, directory / PACKAGE)
+        ]
+    stale += [
+        file
+        for file in sorted(OTHERS.glob("*.proto"))
+        if not filecmp.cmp(ORIGINALS / file.name, file, shallow=False)
+    ]
     if stale:
-        names = "\n".join(f"  {directory / PACKAGE / name}" for name in stale)
+        names = "\n".join(f"  {file}" for file in stale)
         sys.exit(f"Generated code is not what proto/ generates; run `make proto`:\n{names}")
 
 
@@ -78,7 +94,6 @@ def differences(fresh: Path, present: Path) -> list[Path]:
 
 def write_image(file: Path) -> None:
     run_protoc(
-        f"-I{ROOT}",
         "--include_imports",
         "--include_source_info",
         f"--descriptor_set_out={file}",
@@ -93,6 +108,7 @@ def main() -> None:
         case ["--image", file]:
             write_image(Path(file))
         case [directory]:
+            copy_others()
             generate(Path(directory))
         case _:
             sys.exit(__doc__)
