@@ -1,11 +1,8 @@
-"""The questions of load balancers and tools to a gRPC server: its health, and its services."""
-
-from collections.abc import Sequence
+"""The question of load balancers to a gRPC server: its health."""
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
-from grpc_reflection.v1alpha import reflection
 
 EVERYTHING = ""
 """The name under which `grpc.health.v1` answers for the server as a whole."""
@@ -29,8 +26,3 @@ class Health:
     async def report_shutdown(self) -> None:
         """Report NOT_SERVING from now on, so that callers go elsewhere."""
         await self._health.enter_graceful_shutdown()
-
-
-def serve_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """Serve gRPC server reflection for some services, and for reflection itself."""
-    reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)

@@ -22,7 +22,8 @@ from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.errors import ErrorInterceptor
 from megaphone.rpc.nodes import NodeInterceptor
-from megaphone.rpc.probes import HEALTH_SERVICE, Health, serve_reflection
+from megaphone.rpc.probes import HEALTH_SERVICE, Health
+from megaphone.rpc.reflection import serve_reflection
 from megaphone.rpc.requests import ReceptionInterceptor
 from megaphone.rpc.sync import SyncServicer
 from megaphone_api import sync_pb2

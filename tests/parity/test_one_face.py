@@ -9,7 +9,6 @@ import grpc as grpcio
 import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection_pb2
 
 from megaphone.app import running
 from megaphone.model import ReadOptions
@@ -39,7 +38,6 @@ from tests.support.scenes import (
 pytestmark = pytest.mark.timeout(30)
 
 CHANNEL_SERVICE = "megaphone.v1.ChannelService"
-SYNC_SERVICE = "megaphone.SyncService"
 HEALTH_SERVICE = "grpc.health.v1.Health"
 REFLECTION_SERVICE = "grpc.reflection.v1alpha.ServerReflection"
 
@@ -192,15 +190,6 @@ async def test_health_says_not_serving_once_the_node_stops(settings: Settings) -
         assert await next_status(call) == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def test_reflection_lists_the_services(grpc: GrpcFace) -> None:
-    assert await reflected_services(grpc) == {
-        CHANNEL_SERVICE,
-        SYNC_SERVICE,
-        HEALTH_SERVICE,
-        REFLECTION_SERVICE,
-    }
-
-
 @pytest.mark.settings(grpc_reflection=False)
 async def test_reflection_can_be_turned_off(grpc: GrpcFace) -> None:
     # One request, not a stream of them: writing to a call that is refused may fail first.
@@ -312,14 +301,3 @@ async def next_status(call: HealthCall) -> int:
     answer = await call.read()
     assert isinstance(answer, health_pb2.HealthCheckResponse)
     return answer.status
-
-
-async def reflected_services(face: GrpcFace) -> set[str]:
-    reflect = face.channel.stream_stream(
-        f"/{REFLECTION_SERVICE}/ServerReflectionInfo",
-        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
-        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
-    )
-    call = reflect(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-    (answer,) = [answer async for answer in call]
-    return {service.name for service in answer.list_services_response.service}
