@@ -29,11 +29,10 @@ from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
 from megaphone.rest.admin import AdminApi
-from megaphone.rest.channels import ChannelApi
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.cors import headers_of
 from megaphone.rest.lane import Lane
-from megaphone.rest.probes import ProbeApi
+from megaphone.rest.public import public_routes
 from megaphone.rest.server import HttpServer
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
@@ -165,7 +164,7 @@ def faces(
     broker = built.broker
     all_metrics = metrics.text if worker is None else worker.gather
     http = HttpServer(
-        [*ChannelApi(broker).routes(), *ProbeApi(broker, all_metrics).routes()],
+        public_routes(broker, all_metrics, with_pages=settings.http_pages),
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         cors_origin=settings.cors_allow_origin,

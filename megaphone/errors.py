@@ -4,24 +4,7 @@ Clients act on the code, so a code never changes. Only `megaphone.wire.errors` m
 statuses of HTTP and gRPC. Messages are for people: they say what is wrong and what is allowed. They
 never contain an address or a key, because those are secrets.
 
-    MegaphoneError
-     ├── BadRequest            the request itself is wrong; it would fail again
-     ├── Unauthenticated       the calling node has not proved that it has the secret
-     ├── PermissionDenied      the request is understood, but not allowed
-     ├── ChannelNotFound       the channel does not exist, or does not exist any more
-     ├── AgentNotFound         the agent is not on this node
-     ├── ReaderBusy            the channel already has a reader
-     ├── WrongMode             the mode of the agent does not allow this command
-     ├── TooSlow               the client sent or took too few bytes for too long
-     ├── PayloadTooLarge       the request has more bytes or events than one may have
-     ├── LimitExceeded         a limit of the node is reached; try again later
-     ├── WriteTimeout          the channel stayed full; the event was not accepted
-     └── Unavailable           this node cannot serve the request now; another node may
-          ├── NoAgentAvailable
-          ├── AgentMoved
-          ├── ShuttingDown
-          ├── StoreUnavailable
-          └── TargetUnavailable
+The docstring of each error is its meaning in `docs/errors.md` and in the description of the API.
 """
 
 from typing import ClassVar
@@ -39,18 +22,27 @@ class MegaphoneError(Exception):
 
 
 class BadRequest(MegaphoneError):
+    """The request is wrong and would fail again. The message says what is allowed."""
+
     code = "BAD_REQUEST"
 
 
 class Unauthenticated(MegaphoneError):
+    """Two nodes have not proved to each other that they have the same secret. Only nodes and
+    operators get this error."""
+
     code = "UNAUTHENTICATED"
 
 
 class PermissionDenied(MegaphoneError):
+    """A consumer address cannot write."""
+
     code = "PERMISSION_DENIED"
 
 
 class ChannelNotFound(MegaphoneError):
+    """The channel does not exist: it has expired, or was never on this node."""
+
     code = "NOT_FOUND"
 
     def __init__(self, message: str = "no such channel: it has expired, or never was here") -> None:
@@ -58,10 +50,14 @@ class ChannelNotFound(MegaphoneError):
 
 
 class AgentNotFound(MegaphoneError):
+    """This node has no such agent. Only operators and proxies get this error."""
+
     code = "NO_SUCH_AGENT"
 
 
 class ReaderBusy(MegaphoneError):
+    """The channel already has a reader."""
+
     code = "BUSY"
 
     def __init__(self, message: str = "the channel is being read: one reader at a time") -> None:
@@ -69,18 +65,27 @@ class ReaderBusy(MegaphoneError):
 
 
 class WrongMode(MegaphoneError):
+    """The mode of the agent does not allow this command. Only operators get this error."""
+
     code = "WRONG_MODE"
 
 
 class TooSlow(MegaphoneError):
+    """The request body did not arrive in time, or the reader took no bytes for too long."""
+
     code = "TOO_SLOW"
 
 
 class PayloadTooLarge(MegaphoneError):
+    """The request has more bytes, events or addresses than one request may have."""
+
     code = "PAYLOAD_TOO_LARGE"
 
 
 class LimitExceeded(MegaphoneError):
+    """The node has reached its limit of channels, bytes, waiting writers or connections. Call
+    again after the given delay."""
+
     code = "LIMIT_EXCEEDED"
     retry_after_s = 10.0
 
@@ -90,6 +95,8 @@ class LimitExceeded(MegaphoneError):
 
 
 class WriteTimeout(MegaphoneError):
+    """The channel stayed full. The event was not accepted; try again."""
+
     code = "TIMEOUT"
     retry_after_s = 1.0
 
@@ -104,6 +111,8 @@ class Unavailable(MegaphoneError):
 
 
 class NoAgentAvailable(Unavailable):
+    """No agent of this node takes new channels yet. Try again."""
+
     code = "NO_AGENT"
     retry_after_s = 1.0
 
@@ -112,13 +121,15 @@ class NoAgentAvailable(Unavailable):
 
 
 class AgentMoved(Unavailable):
-    """The agent has moved from this node to another one, where a proxy finds it."""
+    """The channel has moved to another node. Call again, through a proxy."""
 
     code = "MOVED"
     retry_after_s = 1.0
 
 
 class ShuttingDown(Unavailable):
+    """This node is stopping. Try again, through a proxy."""
+
     code = "SHUTTING_DOWN"
     retry_after_s = 1.0
 
@@ -127,6 +138,9 @@ class ShuttingDown(Unavailable):
 
 
 class StoreUnavailable(Unavailable):
+    """The shared store does not answer. A write may have been accepted: repeat it with its
+    idempotency key."""
+
     code = "STORE_UNAVAILABLE"
     retry_after_s = 1.0
 
@@ -142,6 +156,8 @@ class StoreUnavailable(Unavailable):
 
 
 class TargetUnavailable(Unavailable):
+    """The target node of an agent does not answer. Only operators get this error."""
+
     code = "TARGET_UNAVAILABLE"
     retry_after_s = 1.0
 

@@ -153,6 +153,8 @@ class Nodes:
 class Settings:
     """Everything that an operator can set. No setting is required."""
 
+    # -- Where it listens
+
     address: EndpointText = "127.0.0.1:3000"
     """The host and port on which HTTP listens. Port 0 means any free port; 0.0.0.0 means all IPv4
     addresses of the machine."""
@@ -161,6 +163,9 @@ class Settings:
     mng_socket_path: Annotated[str, Meta(min_length=1, description="a path")] | None = None
     """The Unix socket of the admin API. Default: /run/megaphone.sock if this user may write there,
     otherwise a socket in the user's runtime directory or in the directory for temporary files."""
+
+    # -- Agents
+
     agent: Mapping[Name, AgentMode] = field(default_factory=dict)
     """The agents of this node and their modes. A file or an environment variable may also give only
     a name: then the node has one agent, a MASTER. Default: one MASTER that is warm at once and gets
@@ -170,6 +175,8 @@ class Settings:
     promote_replicas: bool = True
     """Make a REPLICA a MASTER when its source says that it has sent everything."""
 
+    # -- Other nodes
+
     nodes: Nodes = field(default_factory=Nodes)
     """The nodes with which this node may exchange agents."""
     drain_target: NodeUrl | None = None
@@ -177,6 +184,8 @@ class Settings:
     node."""
     drain_timeout_secs: Seconds = 30.0
     """How long a stopping node may take to move its agents."""
+
+    # -- The store
 
     store: StoreText = field(default=MEMORY, repr=False)
     """Where the channels are: `memory`, which is this node's own, or the URL of a Redis or Valkey
@@ -190,6 +199,8 @@ class Settings:
     """What the names of all keys of the store begin with. Nodes share their channels if they have
     the same store and the same prefix."""
 
+    # -- Workers
+
     workers: Annotated[int, whole(0, 1_024)] = 1
     """How many processes serve the same ports, each a node of its own; 0 means as many as there are
     cores. More than one needs a store that nodes share. Each limit below applies to each worker."""
@@ -198,6 +209,8 @@ class Settings:
     """How long a gRPC connection to one of several workers takes new calls. Then the client makes
     another connection, which may reach another worker; it does that by itself. A worker that is
     replaced serves its gRPC clients for so long."""
+
+    # -- Reads, writes and the life of a channel
 
     poll_duration_millis: Milliseconds = 20_000
     """How long a read stays open before it ends cleanly and the client reads again."""
@@ -209,6 +222,8 @@ class Settings:
     With 0 it gets again only events that were not completely sent."""
     write_timeout_millis: Milliseconds = 10_000
     """How long a write to a full channel waits for a free place."""
+
+    # -- Limits
 
     buffer_capacity: Annotated[int, whole(1, MAX_CAPACITY)] = 100
     """How many places a channel has for events that are not delivered yet. A channel that comes
@@ -238,6 +253,8 @@ class Settings:
     max_addresses: Annotated[int, whole(1, 10_000_000)] = 10_000
     """The largest number of addresses that one request may name."""
 
+    # -- Webhooks, browsers and tools
+
     webhooks: Mapping[Name, Webhook] = field(default_factory=dict)
     """Services to which the node reports channels that have ended, each under its own name."""
     cors_allow_origin: Origin | None = None
@@ -249,6 +266,9 @@ class Settings:
     http_lane: bool = True
     """Answer the most frequent HTTP requests by a short way. With false, aiohttp answers all of
     them: the answers are the same, but they cost several times as much."""
+    http_pages: bool = True
+    """Serve pages for people: `/`, which shows whether the node is well and lets them try a
+    channel, and `/docs`, the description of the HTTP API, which is also at `/openapi.json`."""
     grpc_reflection: bool = True
     """Serve gRPC reflection, which tools such as grpcurl use."""
     log_format: Literal["auto", "text", "json"] = "auto"

@@ -1,12 +1,12 @@
 """The JSON of the HTTP face: requests to the model, and the model to answers.
 
-Existing clients fix its names and forms. Unknown members of requests are ignored, as they always
+The names and forms are in `wire.bodies`. Unknown members of requests are ignored, as they always
 were. The lines of events are in `wire.lines`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -17,57 +17,22 @@ from megaphone.model import (
     DrainProgress,
     NewChannel,
     NewEvent,
+    agent_of,
 )
+from megaphone.wire import bodies
+from megaphone.wire.bodies import BatchMessage, BatchRequest, ExistsRequest
 from megaphone.wire.decode import Converted, decode_json
 
 MEMBERS_AT_ONCE = 500
 """How many elements of a list are encoded into one piece of an answer."""
 encode = msgspec.json.Encoder().encode
 
-
-class CreateRequest(msgspec.Struct):
-    protocols: list[str] = []
-
-
-class BatchMessage(msgspec.Struct, rename="camel", gc=False):
-    stream_id: str
-    body: msgspec.Raw
-
-
-class BatchRequest(msgspec.Struct, rename="camel"):
-    messages: list[BatchMessage]
-    channels: list[str] | None = None
-    channel_ids: list[str] | None = None
-
-
-class ExistsRequest(msgspec.Struct, rename="camel"):
-    channels: list[str] | None = None
-    channel_ids: list[str] | None = None
-
-
-class AgentRequest(msgspec.Struct):
-    name: str
-
-
-class PipeAgentRequest(msgspec.Struct):
-    name: str
-    target: str
-
-
-class DrainRequest(msgspec.Struct):
-    target: str
-
-
-class AckRequest(msgspec.Struct):
-    eid: Annotated[str, msgspec.Meta(min_length=1)]
-
-
 T = TypeVar("T")
 
 
 def parse_create(body: bytes) -> list[str]:
     """Return the protocols in a request to create a channel."""
-    return decode_json(body, CreateRequest).protocols
+    return decode_json(body, bodies.CreateRequest).protocols
 
 
 def parse_batch(body: bytes) -> tuple[list[str], Sequence[NewEvent]]:
@@ -87,23 +52,23 @@ def parse_exists(body: bytes) -> list[str]:
 
 def parse_ack(body: bytes) -> str:
     """Return the id of the event that a request acknowledges."""
-    return decode_json(body, AckRequest).eid
+    return decode_json(body, bodies.AckRequest).eid
 
 
 def parse_agent_name(body: bytes) -> str:
     """Return the name in a request to add or promote an agent."""
-    return decode_json(body, AgentRequest).name
+    return decode_json(body, bodies.AgentRequest).name
 
 
 def parse_pipe_agent(body: bytes) -> tuple[str, str]:
     """Return the name and the target in a request to replicate an agent."""
-    request = decode_json(body, PipeAgentRequest)
+    request = decode_json(body, bodies.PipeAgentRequest)
     return request.name, request.target
 
 
 def parse_drain(body: bytes) -> str:
     """Return the target of a request to drain."""
-    return decode_json(body, DrainRequest).target
+    return decode_json(body, bodies.DrainRequest).target
 
 
 def named_channels(request: BatchRequest | ExistsRequest) -> list[str]:
@@ -115,17 +80,18 @@ def named_channels(request: BatchRequest | ExistsRequest) -> list[str]:
 
 def created(channel: NewChannel) -> bytes:
     return encode(
-        {
-            "channelId": channel.consumer_address,
-            "producerAddress": channel.producer_address,
-            "consumerAddress": channel.consumer_address,
-            "agentName": channel.agent,
-            "protocols": [protocol.value for protocol in channel.protocols],
-        }
+        bodies.Created(
+            channel_id=channel.consumer_address,
+            producer_address=channel.producer_address,
+            consumer_address=channel.consumer_address,
+            agent_name=channel.agent,
+            protocols=[protocol.value for protocol in channel.protocols],
+        )
     )
 
 
 def written(event_id: str) -> bytes:
+    """Return the answer to a write, a `bodies.Written`. No answer is more frequent."""
     return b'{"status":"OK","eid":"%b"}' % event_id.encode()
 
 
@@ -134,29 +100,29 @@ def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
     yield b'{"failures":'
     yield from listed(
         failures,
-        lambda one: {"channel": one.channel, "index": one.index, "reason": one.reason},
+        lambda one: bodies.Failure(one.channel, one.index, one.reason),
     )
     yield b"}"
 
 
 def existing(channels: Mapping[str, bool]) -> bytes:
-    return encode({"channels": channels})
+    return encode(bodies.Existing(dict(channels)))
 
 
 def acknowledged(count: int) -> bytes:
-    return encode({"status": "OK", "acknowledged": count})
+    return encode(bodies.Acknowledged("OK", count))
 
 
 def agents(infos: Iterable[AgentInfo]) -> bytes:
     return encode(
         [
-            {
-                "name": info.name,
-                "since": info.since,
-                "warmingUp": info.warming_up,
-                "mode": info.mode.value,
-                "channelsCount": info.channels,
-            }
+            bodies.Agent(
+                name=info.name,
+                since=info.since,
+                warming_up=info.warming_up,
+                mode=info.mode.value,
+                channels_count=info.channels,
+            )
             for info in infos
         ]
     )
@@ -164,10 +130,10 @@ def agents(infos: Iterable[AgentInfo]) -> bytes:
 
 def channels(addresses: Sequence[str]) -> Iterator[bytes]:
     """Yield a list of channels in pieces. Each takes a short time to make."""
-    return listed(addresses, lambda one: {"address": one, "agentId": one.partition(".")[0]})
+    return listed(addresses, lambda one: bodies.ListedChannel(one, agent_of(one)))
 
 
-def listed(members: Sequence[T], rendered: Callable[[T], Mapping[str, Any]]) -> Iterator[bytes]:
+def listed(members: Sequence[T], rendered: Callable[[T], msgspec.Struct]) -> Iterator[bytes]:
     separator = b"["
     for start in range(0, len(members), MEMBERS_AT_ONCE):
         piece = encode([rendered(one) for one in members[start : start + MEMBERS_AT_ONCE]])
@@ -178,27 +144,27 @@ def listed(members: Sequence[T], rendered: Callable[[T], Mapping[str, Any]]) -> 
 
 def drained(progress: DrainProgress) -> bytes:
     """Return one line of the answer to a drain."""
-    line = {
-        "agent": progress.agent,
-        "agentsMoved": progress.agents_moved,
-        "agentsLeft": progress.agents_left,
-        "agentsFailed": progress.agents_failed,
-        "channelsMoved": progress.channels_moved,
-        "channelsLeft": progress.channels_left,
-        "done": progress.done,
-    }
-    return encode(line) + b"\n"
+    step = bodies.DrainStep(
+        agent=progress.agent,
+        agents_moved=progress.agents_moved,
+        agents_left=progress.agents_left,
+        agents_failed=progress.agents_failed,
+        channels_moved=progress.channels_moved,
+        channels_left=progress.channels_left,
+        done=progress.done,
+    )
+    return encode(step) + b"\n"
 
 
 def error(code: str, message: str, status: int) -> bytes:
     """Return an error: `code` and `message` for existing clients, and the members of RFC 9457."""
     return encode(
-        {
-            "code": code,
-            "message": message,
-            "type": "about:blank",
-            "title": HTTPStatus(status).phrase,
-            "status": status,
-            "detail": message,
-        }
+        bodies.Error(
+            code=code,
+            message=message,
+            type="about:blank",
+            title=HTTPStatus(status).phrase,
+            status=status,
+            detail=message,
+        )
     )

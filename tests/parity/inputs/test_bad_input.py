@@ -489,7 +489,7 @@ async def assert_refused_as_text(face: Face, address: bytes) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("GET", "/", 404),
+        ("POST", "/", 405),
         ("GET", "/nothing", 404),
         ("POST", "/create/", 404),
         ("POST", "//create", 404),

@@ -1,0 +1,18 @@
+"""The routes on the public HTTP port: those of clients, of supervisors and of the pages."""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from megaphone.core.broker import Broker
+from megaphone.rest.channels import ChannelApi
+from megaphone.rest.pages import PageApi
+from megaphone.rest.probes import ProbeApi
+
+
+def public_routes(
+    broker: Broker, metrics: Callable[[], Awaitable[bytes]], *, with_pages: bool
+) -> list[web.RouteDef]:
+    """Return all routes. `metrics` is as `ProbeApi` needs it."""
+    routes = [*ChannelApi(broker).routes(), *ProbeApi(broker, metrics).routes()]
+    return [*routes, *PageApi(routes).routes()] if with_pages else routes

@@ -1,0 +1,199 @@
+"""The bodies of HTTP requests and answers: their members, types and meaning.
+
+`wire.json` parses and renders with these classes, and `rest.openapi` describes the API with them,
+so that the description agrees with what the broker does. Existing clients fix all names.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+def text(description: str, *, deprecated: bool = False) -> Meta:
+    """Return the description of a member."""
+    return Meta(
+        description=description, extra_json_schema={"deprecated": True} if deprecated else None
+    )
+
+
+# -- Requests of clients
+
+
+class CreateRequest(msgspec.Struct):
+    """How the consumer of a channel will read."""
+
+    protocols: Annotated[
+        list[str],
+        text(
+            "The protocols that the consumer can read, best first: `HTTP_STREAM_NDJSON_V1`,"
+            " `HTTP_STREAM_SSE_V1`, `GRPC_STREAM_V1`. An empty list means no preference."
+        ),
+    ] = []
+
+
+class BatchMessage(msgspec.Struct, rename="camel", gc=False):
+    """An event that is written to every channel of a batch."""
+
+    stream_id: Annotated[str, text("1 to 1,024 bytes of text without control characters.")]
+    body: Annotated[msgspec.Raw, text("Any JSON value.")]
+
+
+class BatchRequest(msgspec.Struct, rename="camel"):
+    """The same events for many channels."""
+
+    messages: Annotated[list[BatchMessage], text("The events, in their order in each channel.")]
+    channels: Annotated[list[str] | None, text("Producer addresses.")] = None
+    channel_ids: Annotated[
+        list[str] | None, text("The old name of `channels`.", deprecated=True)
+    ] = None
+
+
+class ExistsRequest(msgspec.Struct, rename="camel"):
+    """Channels that may exist."""
+
+    channels: Annotated[list[str] | None, text("Addresses, of producers or consumers.")] = None
+    channel_ids: Annotated[
+        list[str] | None, text("The old name of `channels`.", deprecated=True)
+    ] = None
+
+
+class AckRequest(msgspec.Struct):
+    """What a reader has processed."""
+
+    eid: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            description="The id of an event. It and every event before it are acknowledged.",
+        ),
+    ]
+
+
+# -- Requests of operators
+
+
+class AgentRequest(msgspec.Struct):
+    name: str
+
+
+class PipeAgentRequest(msgspec.Struct):
+    name: str
+    target: str
+
+
+class DrainRequest(msgspec.Struct):
+    target: str
+
+
+# -- Answers to clients
+
+
+class Done(msgspec.Struct):
+    """The request was carried out."""
+
+    status: Literal["OK"]
+
+
+class Created(msgspec.Struct, rename="camel"):
+    """A channel that was created."""
+
+    channel_id: Annotated[str, text("The same as `consumerAddress`.", deprecated=True)]
+    producer_address: Annotated[
+        str, text("A writer uses this address. Nobody can derive the other address from it.")
+    ]
+    consumer_address: Annotated[str, text("The reader uses this address.")]
+    agent_name: Annotated[
+        str, text("The part of each address before its first dot.", deprecated=True)
+    ]
+    protocols: Annotated[
+        list[str], text("The protocols of the request that the broker has, in the same order.")
+    ]
+
+
+class Written(msgspec.Struct):
+    """An event that was accepted."""
+
+    status: Literal["OK"]
+    eid: Annotated[str, text("The id of the event.")]
+
+
+class Failure(msgspec.Struct):
+    """An event of a batch that one of its channels did not accept."""
+
+    channel: Annotated[str, text("The address, as in the request.")]
+    index: Annotated[int, text("The index of the event in `messages`, from 0.")]
+    reason: Annotated[
+        str, text("An error code, or `SKIPPED` if an earlier event timed out on this channel.")
+    ]
+
+
+class BatchWritten(msgspec.Struct):
+    """What became of a batch."""
+
+    failures: Annotated[list[Failure], text("The events that were not accepted.")]
+
+
+class Existing(msgspec.Struct):
+    """Which channels exist."""
+
+    channels: Annotated[
+        dict[str, bool], text("For each address of the request, whether its channel exists.")
+    ]
+
+
+class Acknowledged(msgspec.Struct):
+    """An acknowledgement that was taken."""
+
+    status: Literal["OK"]
+    acknowledged: Annotated[int, text("How many events were not acknowledged before.")]
+
+
+class Event(msgspec.Struct):
+    """An event, as a reader gets it: one line of JSON, or the data of a server-sent event."""
+
+    sid: Annotated[str, text("The stream id, as its writer gave it.")]
+    eid: Annotated[
+        str,
+        text("23 random letters and digits. An event that is sent again has the same id."),
+    ]
+    ts: Annotated[datetime, text("When the broker accepted the event, in UTC.")]
+    body: Annotated[Any, text("The JSON value that was written.")]
+
+
+class Error(msgspec.Struct):
+    """An error: the members of RFC 9457, and a code that never changes."""
+
+    code: Annotated[str, text("The code, on which a client decides what to do.")]
+    message: Annotated[str, text("The error in words, for people.")]
+    type: str
+    title: Annotated[str, text("The name of the HTTP status.")]
+    status: Annotated[int, text("The HTTP status.")]
+    detail: Annotated[str, text("The same as `message`.")]
+
+
+# -- Answers to operators
+
+
+class Agent(msgspec.Struct, rename="camel"):
+    name: str
+    since: datetime
+    warming_up: bool
+    mode: str
+    channels_count: int
+
+
+class ListedChannel(msgspec.Struct, rename="camel"):
+    address: str
+    agent_id: str
+
+
+class DrainStep(msgspec.Struct, rename="camel"):
+    agent: str
+    agents_moved: int
+    agents_left: int
+    agents_failed: int
+    channels_moved: int
+    channels_left: int
+    done: bool
