@@ -51,7 +51,7 @@ test-others: $(READY) ## Run every test that `make coverage` does not.
 	$(BIN)/python -m pytest -n $(AT_A_TIME) -m "hypothesis or not covered" $(ARGS)
 
 .PHONY: check check-style check-types check-imports
-check: check-types check-style check-imports proto-check ## Check format, lint, types, imports and the schema.
+check: check-types check-style check-imports proto-check docs-check ## Check format, lint, types, imports, schema and generated pages.
 
 check-types: $(READY)
 	$(BIN)/mypy
@@ -77,6 +77,15 @@ proto: $(READY) ## Generate gen/ from proto/.
 proto-check: $(READY) ## Check that gen/ is what proto/ generates, and lint the schema.
 	@$(BIN)/python proto/generate.py --check gen
 	@$(BIN)/buf lint
+
+.PHONY: docs
+docs: $(READY) ## Generate the pages of docs/ that repeat what the code says.
+	@$(BIN)/python -m docs.generate
+	@echo "docs/ is up to date with the code"
+
+.PHONY: docs-check
+docs-check: $(READY) ## Check that the generated pages of docs/ are what the code says.
+	@$(BIN)/python -m docs.generate --check
 
 .PHONY: test-compiled
 test-compiled: $(READY) ## Run tests on the compiled wheel, which is built if the code has changed; needs gcc.
