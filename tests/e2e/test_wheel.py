@@ -88,7 +88,7 @@ def test_the_installed_schema_can_be_compiled_as_it_is(installed: Path, tmp_path
     site = Path(run(str(installed / "python"), "-c", SITE, cwd=tmp_path).strip())
     protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{site}/megaphone_api/proto"]
     schema = ["megaphone/sync.proto", "megaphone/v1/admin.proto", "megaphone/v1/channels.proto"]
-    run(*protoc, f"-I{site}", f"--descriptor_set_out={tmp_path}/set", *schema, cwd=tmp_path)
+    run(*protoc, f"--descriptor_set_out={tmp_path}/set", *schema, cwd=tmp_path)
 
 
 @pytest.mark.timeout(400)
