@@ -158,6 +158,15 @@ class Store(Protocol):
             writers wait already; WriteTimeout; AgentMoved; ShuttingDown.
         """
 
+    def begin_append(
+        self, write: Append, on_result: Callable[[AppendResult | Exception], None]
+    ) -> None:
+        """Do the same as `append` for one write without `wait`, and return at once.
+
+        `on_result` is called in a later turn of the event loop, with the result, or with the
+        exception with which the store has failed. It must neither raise nor wait.
+        """
+
     def append_nowait(self, write: Append) -> Stored:
         """Do the same as `append` for one write, without waiting.
 

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from megaphone.core.addresses import (
@@ -112,7 +113,10 @@ class Writing:
     def _checked_write(self, address: str, new: NewEvent) -> Append:
         if self._shutting_down:
             raise ShuttingDown
-        if len(new.body) > CHECKED_AT_ONCE or self._agents.any_unsettled:
+        if len(new.body) > CHECKED_AT_ONCE:
+            raise WouldBlock
+        agents = self._agents
+        if agents.any_unsettled and agents.is_unsettled(agent_of(address)):
             raise WouldBlock
         event = self._small_event(new)
         return new_tuple(Append, (self._writable_channel(address), event, new.request_id))
@@ -123,24 +127,32 @@ class Writing:
             self._observer.events_written(1)
         return stored.event_id
 
-    async def write_at_once(self, address: str, new: NewEvent) -> str:
-        """Do the same as `write`, if the channel has a place now.
+    def begin_write(
+        self, address: str, new: NewEvent, on_result: Callable[[str | Exception], None]
+    ) -> None:
+        """Begin to do the same as `write`, if the channel has a place then, and return at once.
 
-        Raises: WouldBlock, when the call would have to wait for a free place, or for the check of a
-            large body; nothing has changed then. StoreUnavailable, after which the event may have
-            been written if the error says so. Also the other errors of `write`; nothing has changed
-            then, and nothing was counted.
+        `on_result` is called in a later turn of the event loop, with the id of the event or with an
+        error: WouldBlock, when there is no place; StoreUnavailable, after which the event may have
+        been written if the error says so; another error of `write`; or the exception with which the
+        store has failed. But for these two nothing has changed then, and nothing was counted.
+
+        Raises: as `write_nowait`. Then `on_result` is not called.
         """
-        self._refuse_if_shutting_down()
-        if len(new.body) > CHECKED_AT_ONCE:
-            raise WouldBlock
-        event = self._small_event(new)
-        await self._settled((address,))
-        write = new_tuple(Append, (self._writable_channel(address), event, new.request_id))
-        [result] = await self._append([write], wait=False)
-        if isinstance(result, Stored):
-            return result.event_id
-        raise result
+        self._store.begin_append(
+            self._checked_write(address, new), partial(self._conclude, on_result)
+        )
+
+    def _conclude(
+        self, on_result: Callable[[str | Exception], None], result: AppendResult | Exception
+    ) -> None:
+        """Count an event that was accepted, and say so."""
+        if not isinstance(result, Stored):
+            on_result(result)
+            return
+        if result.is_new:
+            self._observer.events_written(1)
+        on_result(result.event_id)
 
     async def _write_waiting(self, address: str, event: Event, request_id: str | None) -> str:
         """Write an event. Waits for a free place, and for the end of a cut-over."""

@@ -32,6 +32,8 @@ from megaphone.rest.connection.answer_bytes import (
 )
 from megaphone.rest.connection.protocol import (
     Answered,
+    Begun,
+    Failed,
     Later,
     Opened,
     Outcome,
@@ -242,13 +244,17 @@ class Lane:
             return NOT_HERE
 
     def complete(self, outcomes: list[Outcome]) -> None:
-        """Make each `Write` in a list, and put its answer in its place; or `NOT_HERE`, if it must
-        wait or is refused."""
-        numbers = [n for n, one in enumerate(outcomes) if isinstance(one, Write)]
-        if not numbers:
+        """Make each `Write` in a list, and put its answer in its place; or `Begun`, if the store is
+        elsewhere; or `NOT_HERE`, if it must wait or is refused."""
+        writes = [(n, one) for n, one in enumerate(outcomes) if isinstance(one, Write)]
+        if not writes:
             return
-        writes = [(one.address, one.event) for one in outcomes if isinstance(one, Write)]
-        for number, result in zip(numbers, self.broker.write_all_nowait(writes), strict=True):
+        if self.broker.has_remote_store:
+            for number, write in writes:
+                outcomes[number] = self._begin(write)
+            return
+        results = self.broker.write_all_nowait([(one.address, one.event) for _, one in writes])
+        for (number, _), result in zip(writes, results, strict=True):
             outcomes[number] = (
                 with_json(CREATED_LINE, json.written(result))
                 if isinstance(result, str)
@@ -303,8 +309,6 @@ class Lane:
         if stream_id in _DOTS:  # which aiohttp takes for folders
             return NOT_HERE
         event = NewEvent(stream_id.decode(), request.body, request.header(b"idempotency-key"))
-        if self.broker.has_remote_store:
-            return Later(answered(self._written(address.decode(), event)))
         return Write(address.decode(), event)
 
     def _write_batch(self, request: Request) -> Outcome:
@@ -335,12 +339,20 @@ class Lane:
 
     # -- The same with a store elsewhere, whose answers come in a later turn
 
+    def _begin(self, write: Write) -> Outcome:
+        """Begin a write. The most frequent call has no task, because that costs as much as the rest
+        of a write."""
+        begun = Begun()
+        try:
+            self.broker.begin_write(
+                write.address, write.event, lambda result: begun.conclude(outcome_of(result))
+            )
+        except (MegaphoneError, WouldBlock):
+            return NOT_HERE
+        return begun
+
     async def _created(self, protocols: list[str]) -> Answered:
         return whole(OK_LINE, json.created(await self.broker.create(protocols)))
-
-    async def _written(self, address: str, event: NewEvent) -> Answered:
-        event_id = await self.broker.write_at_once(address, event)
-        return whole(CREATED_LINE, json.written(event_id))
 
     async def _found(self, addresses: list[str]) -> Answered:
         return whole(OK_LINE, json.existing(await self.broker.exists(addresses)))
@@ -352,6 +364,15 @@ class Lane:
         reader = await self.broker.open_read(address, options)
         head = head_of_answer(framing, reader.recovered, self.readers_headers)
         return Opened(head, reader, framing)
+
+
+def outcome_of(result: str | Exception) -> Outcome:
+    """Return what to do with a write that has ended, with the id of its event or an error."""
+    if isinstance(result, str):
+        return with_json(CREATED_LINE, json.written(result))
+    if isinstance(result, StoreUnavailable) and result.may_have_happened:
+        return error_bytes(result)
+    return NOT_HERE if isinstance(result, (MegaphoneError, WouldBlock)) else Failed(result)
 
 
 def whole(status_line: bytes, body: bytes) -> Iterator[bytes]:

@@ -141,7 +141,7 @@ def append(channel: str, event_id: str, key: str | None = None) -> Append:
     return Append(channel.encode(), Event(event_id, "s", 0, b"{}"), key)
 
 
-def named(result: AppendResult) -> str:
+def named(result: AppendResult | Exception) -> str:
     return result.event_id if isinstance(result, Stored) else type(result).__name__
 
 

@@ -58,6 +58,34 @@ async def test_the_same_events_go_to_many_channels(client: Client) -> None:
     assert await client.take(await client.open("d"), 3) == "xya"
 
 
+async def test_a_write_that_begins_has_its_result_in_a_later_turn(client: Client) -> None:
+    await client.create("c")
+    reading = await client.open()
+    results: list[str] = []
+    for event, channel, key in [("a", "c", "key"), ("b", "c", "key"), ("c", "u", None)]:
+        client.store.begin_append(
+            append(channel, event, key), lambda result: results.append(named(result))
+        )
+    assert results == []
+    await eventually(lambda: has(results, 3))
+    assert results == ["a", "a", "ChannelNotFound"]
+    assert await client.take(reading, 1) == "a"
+
+
+async def test_a_write_that_begins_does_not_wait_for_a_place(client: Client) -> None:
+    await client.create("c")
+    results: list[str] = []
+    for event in "abcd":
+        client.store.begin_append(append("c", event), lambda result: results.append(named(result)))
+    await eventually(lambda: has(results, 4))
+    assert results == ["a", "b", "c", "WouldBlock"]
+    assert await client.take(await client.open(), 3) == "abc"
+
+
+async def has(results: list[str], count: int) -> bool:
+    return len(results) == count
+
+
 async def test_an_error_of_one_channel_leaves_the_others_alone(client: Client) -> None:
     await client.create("c")
     writes = [append("x", "a"), append("c", "b"), append("x", "c")]

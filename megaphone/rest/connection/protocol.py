@@ -10,9 +10,10 @@ read in two ways. When a read begins, the connection becomes a *stream*.
 import asyncio
 import logging
 import socket
-from collections.abc import Container, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeAlias, cast
 
 from aiohttp import web
@@ -87,6 +88,18 @@ class Later:
     """Returns None if the lane does not answer the request after all, and nothing has happened."""
 
 
+@dataclass(slots=True, eq=False)
+class Begun:
+    """The request was begun. Its outcome comes in a later turn of the event loop."""
+
+    on_outcome: "Callable[[Outcome], None] | None" = None
+    """What the connection does with it."""
+
+    def conclude(self, outcome: "Outcome") -> None:
+        if self.on_outcome is not None:
+            self.on_outcome(outcome)
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """The broker itself has failed."""
@@ -102,7 +115,7 @@ class Write:
     event: NewEvent
 
 
-Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later | Failed | Write
+Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later | Begun | Failed | Write
 """What the lane does with some bytes. Bytes are the answer."""
 
 
@@ -113,7 +126,7 @@ class Answering(Protocol):
         """Answer the request that these bytes are, or do nothing at all."""
 
     def complete(self, outcomes: list[Outcome]) -> None:
-        """Make each `Write` in a list, and put another outcome in its place."""
+        """Make or begin each `Write` in a list, and put another outcome in its place."""
 
 
 @dataclass(slots=True)
@@ -209,6 +222,7 @@ class Connection(asyncio.Protocol):
         "_idle_s",
         "_idle_timer",
         "_is_asking",
+        "_is_begun",
         "_is_deaf",
         "_is_lent_for_ever",
         "_is_paused",
@@ -236,12 +250,14 @@ class Connection(asyncio.Protocol):
         """Whether everything that the client sends is dropped."""
         self._stream: EventStream | None = None
         self._held: bytearray | None = None
-        """The beginning of a request, or what came behind the request that `_task` answers."""
+        """The beginning of a request, or what came behind the request that is being answered."""
         self._missing = 0
         """How many more bytes the request in `_held` has."""
         self._wait_timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         """Answers a request of the lane that takes longer."""
+        self._is_begun = False
+        """Whether the outcome of a request comes in a later turn."""
         self._idle_s: float = HEADER_TIMEOUT_S
         self._idle_timer: asyncio.TimerHandle | None = None
         self._used_at = 0.0
@@ -288,9 +304,9 @@ class Connection(asyncio.Protocol):
         """Keep the connection for an answer that the lane still owes. A reader that closes its
         side has gone."""
         self._host.turn.answer_requests()
-        if self._task is not None:
+        if self._is_answering:
             self._is_deaf = True
-        return self._task is not None
+        return self._is_answering
 
     def close_if_idle(self) -> None:
         """Close the connection, unless a request is being received or answered."""
@@ -311,9 +327,14 @@ class Connection(asyncio.Protocol):
 
     @property
     def _is_busy(self) -> bool:
-        if self._stream is not None or self._task is not None or self._missing or self._is_asking:
+        if self._stream is not None or self._is_answering or self._missing or self._is_asking:
             return True
         return self._guest is not None and not self._guest.is_waiting
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether a request of an earlier turn is being answered, by the lane."""
+        return self._is_begun or self._task is not None
 
     def _close_when_idle(self) -> None:
         now = self._host.loop.time()
@@ -392,9 +413,36 @@ class Connection(asyncio.Protocol):
             self.begin_stream(outcome.reader, outcome.framing, outcome.head)
         elif isinstance(outcome, Unfinished):
             self._hold(data, outcome.missing)
+        elif isinstance(outcome, Begun):
+            self._held = bytearray()
+            self._is_begun = True
+            outcome.on_outcome = partial(host.turn.add_answer, self, data)
         elif isinstance(outcome, Later):
             self._held = bytearray()
             self._task = host.loop.create_task(self._answer_later(outcome.call, data))
+
+    def answer_late(self, outcome: Outcome, data: bytes) -> None:
+        """Do what the lane says about a request that was begun."""
+        self._is_begun = False
+        if self._transport is None:
+            return
+        behind = self._take_held()
+        self.answer(outcome, data)
+        try:
+            self._go_on(behind)
+        except Exception:
+            log.exception("a connection failed")
+            self.abort()
+
+    def _go_on(self, behind: bytes) -> None:
+        """Take what has come behind a request that was answered in a later turn."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if not self._is_paused:
+            transport.resume_reading()
+        if behind:
+            self.data_received(behind)
 
     def _announcing(self, answer: bytes) -> bytes:
         """Return an answer, or its first piece. If the node leaves, the answer says that the
@@ -438,12 +486,7 @@ class Connection(asyncio.Protocol):
             self._lend(data)
         else:
             self._answer(last)
-        transport = self._transport_or_raise()
-        if not transport.is_closing():
-            if not self._is_paused:
-                transport.resume_reading()
-            if behind:
-                self.data_received(behind)
+        self._go_on(behind)
 
     def _open_later(self, opened: Opened) -> None:
         """Begin a read, unless its client has gone meanwhile."""
@@ -495,7 +538,7 @@ class Connection(asyncio.Protocol):
     def _add(self, data: bytes) -> None:
         """Add bytes to those that are held."""
         assert self._held is not None
-        if self._task is not None:
+        if self._is_answering:
             self._held += data
             if len(self._held) > UNREAD_BYTES and self._transport is not None:
                 self._transport.pause_reading()
@@ -620,5 +663,5 @@ class Connection(asyncio.Protocol):
         if self._guest is not None:
             self._guest.resume_writing()
         # While a request is being answered, what is held behind it must not grow.
-        if self._transport is not None and self._task is None and not self._is_lent:
+        if self._transport is not None and not self._is_answering and not self._is_lent:
             self._transport.resume_reading()

@@ -25,6 +25,9 @@ class Asking(Protocol):
     def answer(self, outcome: Any, data: bytes) -> None:
         """Send the answer to the request `data`. Must not raise."""
 
+    def answer_late(self, outcome: Any, data: bytes) -> None:
+        """Do the same in a later turn than that of the request. Must not raise."""
+
 
 class Sending(Protocol):
     """An open read for which something is ready."""
@@ -42,7 +45,15 @@ class Sending(Protocol):
 class Turn:
     """The work of the present turn of an event loop."""
 
-    __slots__ = ("_ask", "_connections", "_is_scheduled", "_loop", "_requests", "_streams")
+    __slots__ = (
+        "_answers",
+        "_ask",
+        "_connections",
+        "_is_scheduled",
+        "_loop",
+        "_requests",
+        "_streams",
+    )
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, ask: Callable[[Sequence[bytes]], list[Any]]
@@ -54,6 +65,8 @@ class Turn:
         self._connections: list[Asking] = []
         """Those of `_requests`."""
         self._requests: list[bytes] = []
+        self._answers: list[tuple[Asking, Any, bytes]] = []
+        """To requests of earlier turns."""
         self._streams: deque[Sending] = deque()
         self._is_scheduled = False
         """Whether the work will be done without another call."""
@@ -68,6 +81,12 @@ class Turn:
     def add_stream(self, stream: Sending) -> None:
         """Send what is ready for an open read, in this turn."""
         self._streams.append(stream)
+        if not self._is_scheduled:
+            self._schedule()
+
+    def add_answer(self, connection: Asking, data: bytes, outcome: Any) -> None:
+        """Answer a request of an earlier turn in this one, behind the events that go out."""
+        self._answers.append((connection, outcome, data))
         if not self._is_scheduled:
             self._schedule()
 
@@ -89,11 +108,15 @@ class Turn:
         self._loop.call_soon(self._run)
 
     def _run(self) -> None:
-        # A request or stream that is added during this call needs no second one, unless it is left.
+        # What is added during this call needs no second one, unless it is left.
         self.answer_requests()
         self._send()
+        if self._answers:
+            answers, self._answers = self._answers, []
+            for connection, outcome, data in answers:
+                connection.answer_late(outcome, data)
         self._is_scheduled = False
-        if self._streams or self._requests:
+        if self._streams or self._requests or self._answers:
             self._schedule()
 
     def _send(self) -> None:

@@ -89,6 +89,11 @@ class MemoryStore:
         except MegaphoneError as error:
             return error
 
+    def begin_append(
+        self, write: Append, on_result: Callable[[AppendResult | Exception], None]
+    ) -> None:
+        asyncio.get_running_loop().call_soon(on_result, self._append_now(write))
+
     def append_nowait(self, write: Append) -> Stored:
         channel_id, event, request_id = write
         now = self._clock()

@@ -1,5 +1,6 @@
 """Appends events to channels in Redis: to each channel in order, to all channels at once."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 from megaphone.core.ports import Append, AppendResult, Stored, WouldBlock
 from megaphone.errors import ChannelNotFound, MegaphoneError
 from megaphone.model import Event
-from megaphone.store.redis.calls import Functions, Storing
+from megaphone.store.redis.calls import Awaited, Call, Functions
 from megaphone.store.redis.connection import Reply
 from megaphone.store.redis.encoding import encoded
 from megaphone.store.redis.membership import Membership
@@ -18,17 +19,6 @@ EVENTS_AT_ONCE = 200
 """How many events one call appends at most, in all channels together, unless they are for one
 channel: Redis does nothing else meanwhile."""
 NO_CHANNEL = -1
-
-
-class Handed(NamedTuple):
-    """Events that a reader of this node is sent by a writer of this node."""
-
-    handle: str
-    """The lease of the reader."""
-    first_offset: int
-    events: Sequence[Event]
-    must_ask: bool
-    """Whether the lease must take, to get more."""
 
 
 class Run(NamedTuple):
@@ -47,36 +37,47 @@ class Appending:
         functions: Functions,
         membership: Membership,
         writers: Writers,
-        on_handed: Callable[[Handed], None],
+        on_handed: Callable[[str, int, Sequence[Event], bool], None],
     ) -> None:
-        self._functions = functions
+        """`on_handed` is called for events that a reader of this node is sent by a writer of this
+        node: with the handle of its lease, the first offset, the events, and whether the lease must
+        ask to get more."""
+        self.functions = functions
         self._membership = membership
         self._writers = writers
         self._on_handed = on_handed
 
+    def begin(self, write: Append, on_result: Callable[[AppendResult | Exception], None]) -> None:
+        """See `core.ports.Store.begin_append`."""
+        RunCall(
+            self,
+            (write,),
+            lambda results: on_result(results if isinstance(results, Exception) else results[0]),
+        )
+
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         """See `core.ports.Store.append`."""
         if len(writes) == 1:
-            return await self._finish(writes, await self._run(writes, self._start(writes)), wait)
+            return await self._finish(writes, await self._start(writes), wait)
         results: list[AppendResult] = [WouldBlock()] * len(writes)
         started = [
             (group, self._start_group(group)) for group in groups_of(runs_of(writes).values())
         ]
-        for group, outcomes_to_come in started:
-            for run, outcomes in zip(group, await outcomes_to_come, strict=True):
-                finished = await self._finish(run.writes, outcomes, wait)
-                for index, outcome in zip(run.indexes, finished, strict=True):
-                    results[index] = outcome
+        for group, results_to_come in started:
+            for run, results_of_run in zip(group, await results_to_come, strict=True):
+                finished = await self._finish(run.writes, results_of_run, wait)
+                for index, result in zip(run.indexes, finished, strict=True):
+                    results[index] = result
         return results
 
     async def _finish(
-        self, run: Sequence[Append], outcomes: Sequence[AppendResult], wait: bool
+        self, run: Sequence[Append], so_far: Sequence[AppendResult], wait: bool
     ) -> Sequence[AppendResult]:
         """Append those events of a run that found no place, one after the other, if that is
         wanted."""
-        if not (wait and isinstance(outcomes[-1], WouldBlock)):
-            return outcomes
-        results: list[AppendResult] = [one for one in outcomes if not isinstance(one, WouldBlock)]
+        if not (wait and isinstance(so_far[-1], WouldBlock)):
+            return so_far
+        results: list[AppendResult] = [one for one in so_far if not isinstance(one, WouldBlock)]
         for write in run[len(results) :]:
             result = await self._writers.append(
                 self._membership.inbox, self._membership.epoch, write, self._on_accepted
@@ -88,54 +89,60 @@ class Appending:
 
     # -- One channel
 
-    def _start(self, run: Sequence[Append]) -> Storing:
+    def _start(self, run: Sequence[Append]) -> asyncio.Future[Sequence[AppendResult]]:
+        """Append a run. The command leaves in this turn of the event loop."""
+        future: asyncio.Future[Sequence[AppendResult]] = asyncio.get_running_loop().create_future()
+
+        def conclude(results: Sequence[AppendResult] | Exception) -> None:
+            if future.done():
+                return
+            if isinstance(results, Exception):
+                future.set_exception(results)
+            else:
+                future.set_result(results)
+
+        RunCall(self, run, conclude)
+        return future
+
+    def results_of(self, run: Sequence[Append], answer: Reply) -> Sequence[AppendResult]:
+        """Return what has become of the events of a run, and give them to a reader of this node."""
+        if answer is None:
+            return [ChannelNotFound()] * len(run)
+        results: list[AppendResult] = []
+        accepted: list[Event] = []
+        for write, result in zip(run, answer[0].split(), strict=False):
+            if result == b"A":
+                accepted.append(write.event)
+                results.append(Stored(write.event.id, is_new=True))
+            elif result == b"F":
+                break
+            else:
+                results.append(Stored(result[1:].decode(), is_new=False))
+        if len(answer) > 1:
+            self._hand(answer[1:], accepted)
+        return results + [WouldBlock()] * (len(run) - len(results))
+
+    def packed(self, run: Sequence[Append]) -> bytes:
+        """Return the command that appends the events of a run."""
         arguments: list[Any] = []
         for _, event, request_id in run:
             arguments += (event.id, request_id or "", encoded(event))
         membership = self._membership
-        return self._functions.store(
+        return self.functions.packed(
             "append", run[0].channel_id, membership.epoch, membership.inbox, *arguments
         )
-
-    async def _run(self, run: Sequence[Append], started: Storing) -> Sequence[AppendResult]:
-        try:
-            outcomes = self._outcomes(run, await started.reply())
-            await started.confirmed()
-        except MegaphoneError as error:
-            return [error] * len(run)
-        return outcomes
-
-    def _outcomes(self, run: Sequence[Append], answer: Reply) -> Sequence[AppendResult]:
-        """Return what has become of the events of a run, and give them to a reader of this node."""
-        if answer is None:
-            return [ChannelNotFound()] * len(run)
-        results, *handed = answer
-        outcomes: list[AppendResult] = []
-        accepted: list[Event] = []
-        for write, result in zip(run, results, strict=False):
-            if result == b"A":
-                accepted.append(write.event)
-                outcomes.append(Stored(write.event.id, is_new=True))
-            elif result == b"F":
-                break
-            else:
-                outcomes.append(Stored(result[1:].decode(), is_new=False))
-        if handed:
-            self._hand(handed[0], accepted)
-        return outcomes + [WouldBlock()] * (len(run) - len(outcomes))
 
     # -- The same events for many channels
 
     def _start_group(self, group: Sequence[Run]) -> Awaitable[Sequence[Sequence[AppendResult]]]:
         """Append a group. The commands leave in this turn of the event loop."""
         if len(group) == 1:
-            writes = group[0].writes
-            return self._group_of_one(writes, self._start(writes))
+            return self._group_of_one(self._start(group[0].writes))
         arguments: list[Any] = []
         for _, event, _ in group[0].writes:
             arguments += (event.id, encoded(event))
         membership = self._membership
-        storing = self._functions.store_in_all(
+        storing = self.functions.store_in_all(
             "append_to_all",
             [run.writes[0].channel_id for run in group],
             membership.epoch,
@@ -144,26 +151,27 @@ class Appending:
         )
         return self._group(group, storing)
 
+    @staticmethod
     async def _group_of_one(
-        self, writes: Sequence[Append], started: Storing
+        started: Awaitable[Sequence[AppendResult]],
     ) -> Sequence[Sequence[AppendResult]]:
-        return [await self._run(writes, started)]
+        return [await started]
 
     async def _group(
-        self, group: Sequence[Run], started: Storing
+        self, group: Sequence[Run], started: Awaited
     ) -> Sequence[Sequence[AppendResult]]:
         size = len(group[0].writes)
         try:
-            outcomes = [
-                self._outcomes_of_channel(run.writes, *answer)
-                for run, answer in zip(group, await started.reply(), strict=True)
+            results = [
+                self._results_of_channel(run.writes, *answer)
+                for run, answer in zip(group, await started.reply, strict=True)
             ]
             await started.confirmed()
         except MegaphoneError as error:
             return [[error] * size] * len(group)
-        return outcomes
+        return results
 
-    def _outcomes_of_channel(
+    def _results_of_channel(
         self, run: Sequence[Append], count: int, handed: Any = None
     ) -> Sequence[AppendResult]:
         if count == NO_CHANNEL:
@@ -181,7 +189,50 @@ class Appending:
     def _hand(self, handed: Any, accepted: Sequence[Event]) -> None:
         if handed:
             handle, first, count, must_ask = handed
-            self._on_handed(Handed(handle.decode(), first, accepted[:count], bool(must_ask)))
+            self._on_handed(handle.decode(), first, accepted[:count], bool(must_ask))
+
+
+class RunCall(Call):
+    """The append of events to one channel, which waits for nothing."""
+
+    __slots__ = ("_appending", "_on_results", "_run")
+
+    def __init__(
+        self,
+        appending: Appending,
+        run: Sequence[Append],
+        on_results: Callable[[Sequence[AppendResult] | Exception], None],
+    ) -> None:
+        """`on_results` is called once, with a result for each event, or with the exception with
+        which the store has failed."""
+        self._appending = appending
+        self._run = run
+        self._on_results: Callable[[Sequence[AppendResult] | Exception], None] | None = on_results
+        super().__init__(appending.functions, appending.packed(run), stores=True)
+
+    def done(self) -> bool:
+        return self._on_results is None
+
+    def set_result(self, answer: Reply, /) -> None:
+        results = self._appending.results_of(self._run, answer)
+        if self._asked is None:
+            self._conclude(results)
+        else:
+            self._asked.add_done_callback(lambda asked: self._confirm(results, asked.exception()))
+
+    def _confirm(self, results: Sequence[AppendResult], error: BaseException | None) -> None:
+        if isinstance(error, Exception):
+            self.fail(error)
+        else:
+            self._conclude(results)
+
+    def fail(self, error: Exception) -> None:
+        self._conclude([error] * len(self._run) if isinstance(error, MegaphoneError) else error)
+
+    def _conclude(self, results: Sequence[AppendResult] | Exception) -> None:
+        if (on_results := self._on_results) is not None:
+            self._on_results = None
+            on_results(results)
 
 
 def runs_of(writes: Sequence[Append]) -> dict[bytes, Run]:

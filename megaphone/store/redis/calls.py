@@ -1,10 +1,11 @@
 """Calls of the functions of the store, which load the functions where they are missing."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from megaphone.store.redis.confirmation import Confirmation
-from megaphone.store.redis.connection import Argument, Calls, Reply
+from megaphone.store.redis.connection import Argument, Calls, Reply, pack
 from megaphone.store.redis.errors import FunctionMissing
 from megaphone.store.redis.functions import name_of, source
 from megaphone.store.redis.keys import Names
@@ -12,88 +13,136 @@ from megaphone.store.redis.link import Link
 
 
 class Functions:
-    """The functions of one store, by name."""
+    """The functions of one store, by name.
+
+    A command leaves in the turn of the event loop in which it is given, even if nobody waits for
+    the answer.
+    """
 
     def __init__(self, link: Link, names: Names, replicas: int) -> None:
-        """`replicas` is how many replicas must have what `store` stores."""
-        self._link = link
+        """`replicas` is how many replicas must have what is stored."""
+        self.link = link
         self._names = names
         self._confirmation = Confirmation(link, names, replicas)
+        self._repeating: set[asyncio.Task[None]] = set()
         self.away = "0"
         """How long the store was out of order until now, in milliseconds, as the last heartbeat
         said: the functions need it to tell the time."""
 
-    def start(self, name: str, channel_id: bytes, *arguments: Argument) -> Awaitable[Reply]:
-        """Call a function of a channel. The command leaves in this turn of the event loop, even if
-        nobody waits for the answer.
+    def start(self, name: str, channel_id: bytes, *arguments: Argument) -> asyncio.Future[Reply]:
+        """Call a function of a channel.
 
-        Raises: StoreUnavailable; LimitExceeded.
+        The future fails with StoreUnavailable or LimitExceeded.
         """
-        command = self._command(name, channel_id, arguments)
-        return self._checked(self._link.call(*command), command)
+        return Awaited(self, self.packed(name, channel_id, *arguments)).reply
 
-    def store(self, name: str, channel_id: bytes, *arguments: Argument) -> "Storing":
-        """Call a function of a channel that stores something, which replicas shall have too."""
-        return Storing(self._link, self._confirmation, self._command(name, channel_id, arguments))
-
-    def store_in_all(
-        self, name: str, channel_ids: Sequence[bytes], *arguments: Argument
-    ) -> "Storing":
-        """Call a function of many channels that stores something."""
-        keys = [key for channel_id in channel_ids for key in self._names.channel(channel_id)]
-        command = ("FCALL", name_of(name), len(keys), *keys, self.away, *arguments)
-        return Storing(self._link, self._confirmation, command)
-
-    def confirmed(self) -> Awaitable[None] | None:
-        """Return a future that is done when enough replicas have all that Redis has stored for this
-        node so far; None if no replica has to have it."""
-        asked = self._confirmation.ask()
-        return None if asked is None else asyncio.shield(asked)
-
-    def _command(
-        self, name: str, channel_id: bytes, arguments: Sequence[Argument]
-    ) -> Sequence[Argument]:
-        keys = self._names.channel(channel_id)
-        return ("FCALL", name_of(name), len(keys), *keys, self.away, *arguments)
-
-    def of_store(self, name: str, *arguments: Argument) -> Awaitable[Reply]:
+    def of_store(self, name: str, *arguments: Argument) -> asyncio.Future[Reply]:
         """Call a function of the whole store."""
         names = self._names
         command = ("FCALL", name_of(name), 2, names.nodes, names.meta, *arguments)
-        return self._checked(self._link.call(*command), command)
+        return Awaited(self, pack(command)).reply
 
-    async def _checked(self, first: asyncio.Future[Reply], command: Sequence[Argument]) -> Reply:
+    def store(self, name: str, channel_id: bytes, *arguments: Argument) -> "Awaited":
+        """Call a function of a channel that stores something, which replicas shall have too."""
+        return Awaited(self, self.packed(name, channel_id, *arguments), stores=True)
+
+    def store_in_all(
+        self, name: str, channel_ids: Sequence[bytes], *arguments: Argument
+    ) -> "Awaited":
+        """Call a function of many channels that stores something."""
+        keys = [key for channel_id in channel_ids for key in self._names.channel(channel_id)]
+        command = ("FCALL", name_of(name), len(keys), *keys, self.away, *arguments)
+        return Awaited(self, pack(command), stores=True)
+
+    def packed(self, name: str, channel_id: bytes, *arguments: Argument) -> bytes:
+        """Return the command that calls a function of a channel."""
+        keys = self._names.channel(channel_id)
+        return pack(("FCALL", name_of(name), len(keys), *keys, self.away, *arguments))
+
+    def confirmed(self) -> asyncio.Future[None] | None:
+        """Return a future that is done when enough replicas have all that Redis has stored for this
+        node so far, and fails with StoreUnavailable if they do not have it in time; None if no
+        replica has to have it. All calls of a turn share the future, so one that waits must shield
+        it."""
+        return self._confirmation.ask()
+
+    def repeat(self, call: "Call", packed: bytes) -> None:
+        """Load the functions, and make a call again that lacked them."""
+        task = asyncio.create_task(self._repeat(call, packed))
+        self._repeating.add(task)
+        task.add_done_callback(self._repeating.discard)
+
+    async def _repeat(self, call: "Call", packed: bytes) -> None:
+        again = asyncio.get_running_loop().create_future()
         try:
-            return await first
-        except FunctionMissing:  # somebody has flushed them
-            await load(self._link)
-            return await self._link.call(*command)
+            await load(self.link)
+            self.link.send(packed, again)
+            call.ask_again()
+            reply = await again
+        except Exception as error:
+            if not call.done():
+                call.fail(error)
+        else:
+            if not call.done():
+                call.set_result(reply)
 
 
-class Storing:
-    """A call that stores something. Its command leaves in the turn of the event loop in which this
-    object is made."""
+class Call(ABC):
+    """A call of a function, from the moment at which its command leaves. A subclass says what
+    follows from the answer."""
 
-    __slots__ = ("_asked", "_command", "_confirmation", "_link", "_started")
+    __slots__ = ("_asked", "_functions", "_packed")
 
-    def __init__(self, link: Link, confirmation: Confirmation, command: Sequence[Argument]) -> None:
-        self._link = link
-        self._confirmation = confirmation
-        self._command = command
-        self._start()
+    def __init__(self, functions: Functions, packed: bytes, *, stores: bool) -> None:
+        """`stores` says whether replicas shall have what the call stores."""
+        self._functions = functions
+        self._packed = packed
+        functions.link.send(packed, self)
+        self._asked = functions.confirmed() if stores else None
+        """The answer of the replicas: see `Functions.confirmed`."""
 
-    def _start(self) -> None:
-        self._started = self._link.call(*self._command)
-        self._asked = self._confirmation.ask()
+    @abstractmethod
+    def done(self) -> bool:
+        """Return whether the answer is known, or not wanted any more."""
 
-    async def reply(self) -> Reply:
-        """Return what the function returns. Raises: StoreUnavailable; LimitExceeded."""
-        try:
-            return await self._started
-        except FunctionMissing:
-            await load(self._link)
-            self._start()
-            return await self._started
+    @abstractmethod
+    def set_result(self, reply: Reply, /) -> None:
+        """Take what the function returned."""
+
+    @abstractmethod
+    def fail(self, error: Exception) -> None:
+        """Take the error in place of a reply."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        if isinstance(error, FunctionMissing):  # somebody has flushed them
+            self._functions.repeat(self, self._packed)
+        else:
+            self.fail(error)
+
+    def ask_again(self) -> None:
+        """Ask the replicas for a call that leaves once more."""
+        if self._asked is not None:
+            self._asked = self._functions.confirmed()
+
+
+class Awaited(Call):
+    """A call for those who wait for it."""
+
+    __slots__ = ("reply",)
+
+    def __init__(self, functions: Functions, packed: bytes, *, stores: bool = False) -> None:
+        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        """What the function returns. It fails with StoreUnavailable or LimitExceeded."""
+        super().__init__(functions, packed, stores=stores)
+
+    def done(self) -> bool:
+        return self.reply.done()
+
+    def set_result(self, reply: Reply, /) -> None:
+        self.reply.set_result(reply)
+
+    def fail(self, error: Exception) -> None:
+        self.reply.set_exception(error)
 
     async def confirmed(self) -> None:
         """Wait, after the reply, until enough replicas have what was stored.

@@ -49,6 +49,18 @@ MIN_VERSION = {"redis": (7, 0), "valkey": (7, 2)}
 _NOTHING = object()
 
 
+class Pending(Protocol):
+    """Gets the answer to a call. A future does, and so does whoever wants no future: it is called
+    among the answers of other calls, and must neither raise nor end the connection."""
+
+    def done(self) -> bool:
+        """Return whether an answer is not wanted any more."""
+
+    def set_result(self, reply: Reply, /) -> None: ...
+
+    def set_exception(self, error: Exception, /) -> None: ...
+
+
 class Calls(Protocol):
     """Whatever calls can be made on."""
 
@@ -104,7 +116,7 @@ class Connection(asyncio.Protocol):
         self._on_push = on_push
         self._transport: asyncio.Transport | None = None
         self._reader = Reader(replyError=error_of, notEnoughData=_NOTHING)
-        self._calls: deque[asyncio.Future[Reply]] = deque()
+        self._calls: deque[Pending] = deque()
         """The calls without an answer, in their order; at the end those not written yet."""
         self._unsent: list[bytes] = []
         self._unsent_bytes = 0
@@ -136,9 +148,9 @@ class Connection(asyncio.Protocol):
         self.send(packed, future)
         return future
 
-    def send(self, packed: bytes, future: asyncio.Future[Reply]) -> None:
-        """Send a command that is packed already, for a future that exists already."""
-        self._calls.append(future)
+    def send(self, packed: bytes, pending: Pending) -> None:
+        """Send a command that is packed already. `pending` gets the answer in a later turn."""
+        self._calls.append(pending)
         self._unsent.append(packed)
         self._unsent_bytes += len(packed)
         if not self._flush_is_due:
@@ -159,8 +171,8 @@ class Connection(asyncio.Protocol):
 
     def _write(self) -> None:
         if self.ended.done():
-            for _, future in self.take_unsent():
-                fail(future, "the connection to the store of channels has ended", False)
+            for _, pending in self.take_unsent():
+                fail(pending, "the connection to the store of channels has ended", False)
             return
         assert self._transport is not None
         data = self._unsent
@@ -173,11 +185,11 @@ class Connection(asyncio.Protocol):
             self._is_full = True
             self._tell_owner()
 
-    def take_unsent(self) -> list[tuple[bytes, asyncio.Future[Reply]]]:
+    def take_unsent(self) -> list[tuple[bytes, Pending]]:
         """Remove the calls that were not written, and return them."""
         data, self._unsent, self._unsent_bytes = self._unsent, [], 0
-        futures = [self._calls.pop() for _ in data]
-        return list(zip(data, reversed(futures), strict=True))
+        calls = [self._calls.pop() for _ in data]
+        return list(zip(data, reversed(calls), strict=True))
 
     def end(self, reason: str) -> None:
         """End the connection at once."""
@@ -221,8 +233,8 @@ class Connection(asyncio.Protocol):
                 break
             late = sent
         answered = self._sent - len(self._calls) + len(self._unsent)
-        for future in islice(self._calls, max(0, late - answered)):
-            fail(future, "the store of channels took too long", True)
+        for pending in list(islice(self._calls, max(0, late - answered))):
+            fail(pending, "the store of channels took too long", True)
 
     # What the transport calls.
 
@@ -245,11 +257,11 @@ class Connection(asyncio.Protocol):
                 if not calls:
                     self.end(f"the server says what it was not asked: {reply}")
                     return
-                future = calls.popleft()
+                pending = calls.popleft()
                 if isinstance(reply, Exception):
-                    self._fail(future, reply)
-                elif not future.done():
-                    future.set_result(reply)
+                    self._fail(pending, reply)
+                elif not pending.done():
+                    self._answer(pending, reply)
         except HiredisError as error:
             self.end(f"the server does not speak its protocol: {error}")
             return
@@ -272,9 +284,16 @@ class Connection(asyncio.Protocol):
         except Exception:
             log.exception("a message from the store could not be handled")
 
-    def _fail(self, future: asyncio.Future[Reply], error: Exception) -> None:
-        if not future.done():
-            future.set_exception(error)
+    @staticmethod
+    def _answer(pending: Pending, reply: Reply) -> None:
+        try:
+            pending.set_result(reply)
+        except Exception:
+            log.exception("an answer of the store could not be handled")
+
+    def _fail(self, pending: Pending, error: Exception) -> None:
+        if not pending.done():
+            pending.set_exception(error)
         if isinstance(error, ReadOnly) and not self.is_retired:
             self.is_retired = True
             self._tell_owner()
@@ -302,12 +321,12 @@ def pack(args: tuple[Argument, ...]) -> bytes:
     return packed
 
 
-def fail(future: asyncio.Future[Reply], why: str, may_have_happened: bool) -> None:
+def fail(pending: Pending, why: str, may_have_happened: bool) -> None:
     """Fail a call, if it has no result yet."""
-    if not future.done():
+    if not pending.done():
         if may_have_happened:
             why += ": the call may have happened"
-        future.set_exception(StoreUnavailable(why, may_have_happened=may_have_happened))
+        pending.set_exception(StoreUnavailable(why, may_have_happened=may_have_happened))
 
 
 async def dial(

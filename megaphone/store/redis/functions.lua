@@ -405,9 +405,9 @@ function Channel:enter_epoch(epoch)
 end
 
 -- time, epoch, node, then for each event: id, key ('' without one), event
--- -> results, what the reader of this node must be told (or nothing)
--- The result of an event is `A` (accepted), the id of an earlier event with the same key, or `F`
--- (full). The later events are then not tried, and left out.
+-- -> results, with a space between two, and then what the reader of this node must be told (or
+-- nothing). The result of an event is `A` (accepted), `K` and the id of an earlier event with the
+-- same key, or `F` (full). The later events are then not tried, and left out.
 function functions.append(keys, args)
     local self = load(keys, time_of(args[1]))
     if not self then
@@ -437,9 +437,9 @@ function functions.append(keys, args)
             end
         end
     end
-    local told = #accepted > 0 and self:hand_over(accepted, args[3]) or nil
+    local told = #accepted > 0 and self:hand_over(accepted, args[3]) or {}
     self:save()
-    return {results, told}
+    return {table.concat(results, ' '), unpack(told)}
 end
 
 -- time, epoch, node, then for each event: id, event; all to many channels, each with its keys

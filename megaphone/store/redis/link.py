@@ -10,6 +10,7 @@ from megaphone.store.redis.connection import (
     Argument,
     Calls,
     Connection,
+    Pending,
     Place,
     Reply,
     RoundTrips,
@@ -32,7 +33,7 @@ MAX_WAITING_BYTES = 33_554_432
 
 class _Waiting(NamedTuple):
     packed: bytes
-    future: asyncio.Future[Reply]
+    pending: Pending
     deadline: float
 
 
@@ -120,10 +121,18 @@ class Link:
         many calls wait. It fails with an exception of `megaphone.store.redis.errors` if the store
         answers an error.
         """
+        future = asyncio.get_running_loop().create_future()
+        self.send(pack(args), future)
+        return future
+
+    def send(self, packed: bytes, pending: Pending) -> None:
+        """Do the same as `call` for a command that is packed already. `pending` gets the answer, or
+        the exception, in a later turn of the loop."""
         connection = self._open
         if connection is not None:
-            return connection.call(*args)
-        return self._wait(pack(args))
+            connection.send(packed, pending)
+        else:
+            self._wait(packed, pending)
 
     def reconnect(self, reason: str) -> None:
         """End the connection, and make another one."""
@@ -138,7 +147,7 @@ class Link:
         await self._masters.aclose()
         self._open = None
         while self._waiting:
-            fail(self._waiting.popleft().future, "this node closes its store", False)
+            fail(self._waiting.popleft().pending, "this node closes its store", False)
         if self._timer is not None:
             self._timer.cancel()
 
@@ -221,35 +230,33 @@ class Link:
         while self._waiting and connection.can_take:
             waiting = self._waiting.popleft()
             self._waiting_bytes -= len(waiting.packed)
-            if not waiting.future.done():
-                connection.send(waiting.packed, waiting.future)
+            if not waiting.pending.done():
+                connection.send(waiting.packed, waiting.pending)
         self._open = connection if connection.can_take and not self._waiting else None
 
     # Calls that wait.
 
-    def _wait(self, packed: bytes) -> asyncio.Future[Reply]:
+    def _wait(self, packed: bytes, pending: Pending) -> None:
         loop = asyncio.get_running_loop()
-        future = loop.create_future()
         if self._is_closed:
-            fail(future, "this node closes its store", False)
+            loop.call_soon(fail, pending, "this node closes its store", False)
         elif (
             len(self._waiting) >= self._max_waiting_calls
             or self._waiting_bytes + len(packed) > self._max_waiting_bytes
         ):
-            fail(future, "too many calls wait for the store of channels", False)
+            loop.call_soon(fail, pending, "too many calls wait for the store of channels", False)
         else:
-            self._waiting.append(_Waiting(packed, future, loop.time() + WAIT_S))
+            self._waiting.append(_Waiting(packed, pending, loop.time() + WAIT_S))
             self._waiting_bytes += len(packed)
             if self._timer is None:
                 self._timer = loop.call_at(self._waiting[0].deadline, self._give_up)
-        return future
 
     def _take_back(self, connection: Connection) -> None:
         """Let calls that a connection could not send wait for the next one, before later calls."""
         loop = asyncio.get_running_loop()
         deadline = self._waiting[0].deadline if self._waiting else loop.time() + WAIT_S
-        for packed, future in reversed(connection.take_unsent()):
-            self._waiting.appendleft(_Waiting(packed, future, deadline))
+        for packed, pending in reversed(connection.take_unsent()):
+            self._waiting.appendleft(_Waiting(packed, pending, deadline))
             self._waiting_bytes += len(packed)
         if self._waiting and self._timer is None:
             self._timer = loop.call_at(deadline, self._give_up)
@@ -261,7 +268,7 @@ class Link:
         while self._waiting and self._waiting[0].deadline <= now:
             waiting = self._waiting.popleft()
             self._waiting_bytes -= len(waiting.packed)
-            fail(waiting.future, "the store of channels cannot be reached", False)
+            fail(waiting.pending, "the store of channels cannot be reached", False)
         self._timer = (
             loop.call_at(self._waiting[0].deadline, self._give_up) if self._waiting else None
         )

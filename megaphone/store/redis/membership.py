@@ -33,15 +33,12 @@ class Membership:
         self._on_epoch = on_epoch
         self.node = secrets.token_hex(6)
         """The name of this node."""
+        self.inbox = names.inbox(self.node)
         self.epoch = 0
         self._living: frozenset[str] = frozenset()
         self._beaten_at = -SILENT_S
         self._offset_s = 0.0
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def inbox(self) -> str:
-        return self._names.inbox(self.node)
 
     @property
     def living(self) -> frozenset[str]:

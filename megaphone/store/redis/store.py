@@ -8,7 +8,7 @@ by messages to its inbox.
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from heapq import merge
 from itertools import islice
@@ -23,7 +23,7 @@ from megaphone.errors import (
     StoreUnavailable,
 )
 from megaphone.model import ChannelLimits, Event, ReadOptions, agent_of
-from megaphone.store.redis.appending import Appending, Handed
+from megaphone.store.redis.appending import Appending
 from megaphone.store.redis.calls import Functions
 from megaphone.store.redis.connection import Calls, Reply
 from megaphone.store.redis.directory import RedisDirectory
@@ -175,7 +175,7 @@ class RedisStore:
         )
         self._counted += 1
         try:
-            await asyncio.gather(*before, created.reply())
+            await asyncio.gather(*before, created.reply)
             await created.confirmed()
         except MegaphoneError:
             self._counted -= 1
@@ -250,20 +250,27 @@ class RedisStore:
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         return await self._appending.append(writes, wait=wait)
 
+    def begin_append(
+        self, write: Append, on_result: Callable[[AppendResult | Exception], None]
+    ) -> None:
+        self._appending.begin(write, on_result)
+
     def append_nowait(self, write: Append) -> Stored:
         raise WouldBlock
 
     def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
         raise WouldBlock
 
-    def _on_handed(self, handed: Handed) -> None:
+    def _on_handed(
+        self, handle: str, first_offset: int, events: Sequence[Event], must_ask: bool
+    ) -> None:
         """Give events of a writer of this node to a reader of this node."""
-        lease = self._leases.get(handed.handle)
+        lease = self._leases.get(handle)
         if lease is None:
             return
-        if handed.events:
-            lease.sent(handed.first_offset, handed.events)
-        if handed.must_ask:
+        if events:
+            lease.sent(first_offset, events)
+        if must_ask:
             lease.ask()
 
     # -- Reading
@@ -504,8 +511,9 @@ class RedisStore:
 
     async def _each(self, name: str, channel_ids: Sequence[bytes]) -> Sequence[Reply]:
         """Call a function of many channels at once."""
-        started = [self.functions.start(name, channel_id) for channel_id in channel_ids]
-        return [await one for one in started]
+        return await asyncio.gather(
+            *(self.functions.start(name, channel_id) for channel_id in channel_ids)
+        )
 
 
 def resolve(future: asyncio.Future[bool], result: bool) -> None:

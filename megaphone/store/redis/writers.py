@@ -103,7 +103,7 @@ class Writers:
                 write.request_id or "",
                 encoded(write.event),
             )
-            answer = await storing.reply()
+            answer = await storing.reply
             if answer is None:
                 return ChannelNotFound()
             [result, *more], *handed = answer
@@ -151,7 +151,7 @@ class Writers:
     async def _confirmed(self, stored: Stored) -> AppendResult:
         """Wait until enough replicas have an event that was accepted by the call of a reader."""
         if (confirmed := self._functions.confirmed()) is not None:
-            await confirmed
+            await asyncio.shield(confirmed)
         return stored
 
     def _withdraw_behind(self, channel_id: bytes, token: str) -> None:

@@ -11,7 +11,15 @@ from megaphone.core.budget import Budget
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewEvent
 from megaphone.rest.connection.answer_bytes import CREATED_LINE, with_json
-from megaphone.rest.connection.protocol import Answering, Later, Outcome, Write
+from megaphone.rest.connection.protocol import (
+    Answering,
+    Begun,
+    Failed,
+    Later,
+    Outcome,
+    Unanswered,
+    Write,
+)
 from megaphone.rest.server import HttpServer
 from tests.support.connections import answer_of
 from tests.support.raw_http import Broken, Connection, Node, request_of
@@ -58,6 +66,24 @@ class AnswersWhenTold(NeverWrites):
         self.begun.set()
         await self.told.wait()
         return iter([with_json(CREATED_LINE, b"{}")])
+
+
+class Begins:
+    """Begins a write for each request, and ends it when the test says so."""
+
+    def __init__(self) -> None:
+        self.begun: asyncio.Queue[Begun] = asyncio.Queue()
+
+    def answer(self, data: bytes) -> Outcome:
+        return Write("address", NewEvent("s", b"1"))
+
+    def complete(self, outcomes: list[Outcome]) -> None:
+        for number in range(len(outcomes)):
+            outcomes[number] = begun = Begun()
+            self.begun.put_nowait(begun)
+
+    async def end(self, outcome: Outcome) -> None:
+        (await self.begun.get()).conclude(outcome)
 
 
 @pytest.fixture
@@ -109,3 +135,112 @@ async def test_a_stop_waits_for_a_request_and_no_longer(
     connection.close()
     async with asyncio.timeout(0.5):  # the connections that are still busy would have a second
         await stopping
+
+
+@pytest.mark.parametrize("lane", [Begins], indirect=True)
+async def test_requests_behind_one_that_was_begun_wait_for_their_turn(
+    node: Node, lane: Begins
+) -> None:
+    connection = await Connection.open(node)
+    request = request_of("POST", "/create")
+    await connection.send(request)
+    first = await lane.begun.get()
+    await connection.send(request)
+    await turns(node, lane)
+    first.conclude(with_json(CREATED_LINE, b"1"))
+    assert (await answer_of(connection))[1] == b"1"
+    await lane.end(with_json(CREATED_LINE, b"2"))
+    assert (await answer_of(connection))[1] == b"2"
+    connection.close()
+
+
+@pytest.mark.parametrize("lane", [Begins], indirect=True)
+async def test_a_client_that_sends_much_behind_a_request_is_read_again_later(
+    node: Node, lane: Begins
+) -> None:
+    connection = await Connection.open(node)
+    await connection.send(request_of("POST", "/create"))
+    first = await lane.begun.get()
+    body = b" " * 900
+    many = request_of("POST", "/nowhere", body) * 500
+    sending = asyncio.create_task(connection.send(many))
+    await turns(node, lane)
+    first.conclude(with_json(CREATED_LINE, b"1"))
+    assert (await answer_of(connection))[1] == b"1"
+    await lane.end(Unanswered(is_whole=False))
+    for _ in range(500):
+        assert (await answer_of(connection))[0].status == 404
+    await sending
+    connection.close()
+
+
+@pytest.mark.parametrize("lane", [Begins], indirect=True)
+@pytest.mark.parametrize(
+    ("outcome", "status"),
+    [
+        (with_json(CREATED_LINE, b"1"), 201),
+        (Unanswered(is_whole=True), 404),
+        (Failed(RuntimeError("later")), 500),
+    ],
+    ids=["answered", "lent", "failed"],
+)
+@pytest.mark.parametrize("is_half_closed", [False, True], ids=["open", "half-closed"])
+async def test_a_request_that_was_begun_ends_in_any_way(
+    node: Node, lane: Begins, outcome: Outcome, status: int, is_half_closed: bool
+) -> None:
+    connection = await Connection.open(node)
+    await connection.send(request_of("POST", "/nowhere"))
+    begun = await lane.begun.get()
+    if is_half_closed:
+        connection.half_close()
+        await turns(node, lane)
+    begun.conclude(outcome)
+    assert (await answer_of(connection))[0].status == status
+    if is_half_closed and not isinstance(outcome, Unanswered):  # aiohttp closes when it is idle
+        with pytest.raises(Broken):
+            await connection.receive()
+    connection.close()
+
+
+@pytest.mark.parametrize("lane", [Begins], indirect=True)
+@pytest.mark.parametrize(
+    "outcome",
+    [with_json(CREATED_LINE, b"1"), Unanswered(is_whole=True), Failed(RuntimeError("later"))],
+    ids=["answered", "lent", "failed"],
+)
+async def test_a_client_that_leaves_gets_no_answer_to_what_was_begun(
+    node: Node, server: HttpServer, lane: Begins, outcome: Outcome
+) -> None:
+    connection = await Connection.open(node)
+    await connection.send(request_of("POST", "/create"))
+    begun = await lane.begun.get()
+    connection.reset()
+    await turns(node, lane)
+    begun.conclude(outcome)
+    await turns(node, lane)
+
+
+@pytest.mark.parametrize("lane", [Begins], indirect=True)
+async def test_a_stop_waits_for_what_was_begun(
+    node: Node, server: HttpServer, lane: Begins
+) -> None:
+    connection = await Connection.open(node)
+    await connection.send(request_of("POST", "/create"))
+    begun = await lane.begun.get()
+    stopping = asyncio.create_task(server.stop())
+    await asyncio.sleep(0)
+    begun.conclude(with_json(CREATED_LINE, b"1"))
+    assert (await answer_of(connection))[0].status == 201
+    with pytest.raises(Broken):
+        await connection.receive()
+    connection.close()
+    await stopping
+
+
+async def turns(node: Node, lane: Begins) -> None:
+    """Let the server answer a request on another connection, so that it has had turns for all."""
+    other = await Connection.open(node)
+    await other.send(request_of("POST", "/create"))
+    await lane.end(with_json(CREATED_LINE, b"0"))
+    assert (await answer_of(other))[1] == b"0"
+    other.close()

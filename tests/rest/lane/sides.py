@@ -29,7 +29,7 @@ from megaphone.errors import MegaphoneError
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
 from megaphone.rest.channels import ChannelApi
-from megaphone.rest.connection.protocol import Answered, Later, Opened, Outcome, Write
+from megaphone.rest.connection.protocol import Answered, Begun, Later, Opened, Outcome, Write
 from megaphone.rest.cors import headers_of
 from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
@@ -186,9 +186,23 @@ class WatchedLane:
         numbers = [n for n, one in enumerate(outcomes) if isinstance(one, Write)]
         self.lane.complete(outcomes)
         for number, data in zip(numbers, self._writes, strict=True):
-            if isinstance(outcomes[number], bytes):
+            outcome = outcomes[number]
+            if isinstance(outcome, bytes):
                 self.answered.append(data)
+            elif isinstance(outcome, Begun):
+                outcomes[number] = self._noted_begun(outcome, data)
         self._writes.clear()
+
+    def _noted_begun(self, begun: Begun, data: bytes) -> Begun:
+        noted = Begun()
+
+        def conclude(outcome: Outcome) -> None:
+            if isinstance(outcome, bytes):
+                self.answered.append(data)
+            noted.conclude(outcome)
+
+        begun.on_outcome = conclude
+        return noted
 
     async def _noted(self, call: Coroutine[Any, Any, Answered], data: bytes) -> Answered:
         answer = await call

@@ -167,9 +167,9 @@ class RemoteChannel:
 
     def offer(self, event: Event, *, now: float, request_id: str | None) -> str | Waiter:
         one = (event.id, request_id or "", encoded(event))
-        results, _ = [*self.call("append", now, 1, "other", *one), None][:2]
+        result = self.call("append", now, 1, "other", *one)[0]
         self.hear()
-        if results[0] == b"F":
+        if result == b"F":
             token = f"t{next(self._tokens)}"
             answer = self.call(
                 "wait", now, 1, NODE, token, NO_TIME_LIMIT_MS, self.limits.max_waiting_writers, *one
@@ -182,7 +182,7 @@ class RemoteChannel:
             waiter.next_writer = token
             self._waiters[token] = waiter
             return waiter
-        return event.id if results[0] == b"A" else str(results[0][1:].decode())
+        return event.id if result == b"A" else str(result[1:].decode())
 
     def withdraw(self, waiter: RemoteWaiter, on_resolved: Callable[[], None]) -> None:
         assert waiter.leave(on_resolved) == (len(waiter.writers) == 1)
