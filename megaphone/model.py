@@ -1,6 +1,7 @@
 """The values that all parts of the broker share: plain data, without I/O and without rules."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
@@ -161,6 +162,29 @@ class BatchFailure:
     """The index of the event in the batch."""
     reason: str
     """An error code, or SKIPPED."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchWritten:
+    """The result of a batch."""
+
+    events: Sequence[Event]
+    """The events that the batch made."""
+    accepted: int
+    """How many of the first of these events at least one channel has accepted."""
+    earlier_ids: Mapping[int, str]
+    """By the index of an event: the id under which an earlier batch with the same idempotency key
+    wrote it, if there was one."""
+    failures: Sequence[BatchFailure]
+    """The events that were not accepted, in the order of the addresses."""
+
+    def event_ids(self, start: int, end: int) -> list[str | None]:
+        """Return the ids of the events with the indexes from `start` to before `end`; None for an
+        event that no channel has accepted."""
+        return [
+            self.earlier_ids.get(index, event.id) if index < self.accepted else None
+            for index, event in enumerate(self.events[start:end], start)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

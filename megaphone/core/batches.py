@@ -1,7 +1,7 @@
 """Many events for many channels: how a call divides them, and what it answers for each."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from megaphone.core.addresses import MAX_ADDRESS_LENGTH
@@ -9,7 +9,7 @@ from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace
 from megaphone.core.ports import Stored
 from megaphone.errors import BadRequest, MegaphoneError, WriteTimeout
-from megaphone.model import SKIPPED, BatchFailure, Event, WriteFailure
+from megaphone.model import SKIPPED, BatchFailure, BatchWritten, Event, WriteFailure
 
 RUN_EVENTS = SLICE // EVENT_WORK
 """How many events of a batch are written to one channel before other tasks get a turn."""
@@ -41,6 +41,8 @@ class Batch:
     events: Sequence[Event]
     request_id: str | None
     pace: Pace
+    earlier_ids: dict[int, str] = field(default_factory=dict)
+    """By the index of an event: the id that an earlier batch with the same key gave it."""
 
     def slices(self, addresses: Sequence[str]) -> Iterator[list["Run"]]:
         """Yield all events for each address, in lists of runs. Each list is one slice of work."""
@@ -77,7 +79,27 @@ class Batch:
         is_timeout = isinstance(error, WriteTimeout)
         return Refused(first, error.code, SKIPPED if is_timeout else error.code)
 
-    async def add_failures(
+    def accepted(self, index: int, event_id: str) -> None:
+        """Note that a channel has the event at an index, under this id."""
+        if event_id != self.events[index].id:
+            self.earlier_ids.setdefault(index, event_id)
+
+    async def written(
+        self, addresses: Sequence[str], refused: Mapping[str, "Refused"]
+    ) -> BatchWritten:
+        """Return the result of the batch, by what some of its channels have refused."""
+        failures: list[BatchFailure] = []
+        accepted = 0
+        for address in addresses:
+            rest = refused.get(address)
+            if rest is None:
+                accepted = len(self.events)
+            else:
+                accepted = max(accepted, rest.first)
+                await self._add_failures(address, rest, failures)
+        return BatchWritten(self.events, accepted, self.earlier_ids, failures)
+
+    async def _add_failures(
         self, address: str, refused: "Refused", failures: list[BatchFailure]
     ) -> None:
         """Add one failure for each event that a channel refused to `failures`, in slices."""

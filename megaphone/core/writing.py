@@ -36,7 +36,7 @@ from megaphone.errors import (
     ShuttingDown,
     WriteTimeout,
 )
-from megaphone.model import SKIPPED, BatchFailure, Event, NewEvent, WriteFailure, agent_of
+from megaphone.model import SKIPPED, BatchWritten, Event, NewEvent, WriteFailure, agent_of
 from megaphone.settings import Settings
 
 SKIPPED_WRITE = WriteFailure(
@@ -338,14 +338,14 @@ class Writing:
 
     async def write_batch(
         self, addresses: Sequence[str], new: Sequence[NewEvent], request_id: str | None = None
-    ) -> list[BatchFailure]:
+    ) -> BatchWritten:
         """Write the same events to many channels. An address that is repeated counts once.
 
         Writes to different channels run concurrently; the events of one channel keep their order.
-        An event has the same id in all channels. After the first timeout on a channel its later
-        events are skipped.
+        An event has the same id in all channels, unless a repeated batch writes it to a channel
+        that did not accept it before. After the first timeout on a channel its later events are
+        skipped.
 
-        Returns: the events that were not accepted, in the order of the addresses.
         Raises: BadRequest, PayloadTooLarge, ShuttingDown. Nothing is written then.
         """
         addresses = self._checked_addresses(addresses, len(new))
@@ -365,7 +365,7 @@ class Writing:
 
     def begin_batch(
         self, addresses: Sequence[str], new: Sequence[NewEvent]
-    ) -> list[BatchFailure] | Coroutine[Any, Any, list[BatchFailure]]:
+    ) -> BatchWritten | Coroutine[Any, Any, BatchWritten]:
         """Do the same as `write_batch`, without waiting.
 
         Returns: what `write_batch` returns; or, if some of the events must wait for places, a
@@ -384,7 +384,7 @@ class Writing:
         events = [self._small_event(one) for one in members]
         accepted = {address: self._accept_run(address, events) for address in addresses}
         if all(count == len(events) for count in accepted.values()):
-            return []
+            return BatchWritten(events, len(events) if addresses else 0, {}, ())
         return self._write_to_all(addresses, Batch(events, None, Pace()), accepted)
 
     def _checked_addresses(self, addresses: Sequence[str], messages: int) -> list[str]:
@@ -406,7 +406,7 @@ class Writing:
 
     async def _write_to_all(
         self, addresses: Sequence[str], batch: "Batch", already: Mapping[str, int]
-    ) -> list[BatchFailure]:
+    ) -> BatchWritten:
         """Write to all channels in slices. Each full channel gets a task that waits for places.
 
         `already` says for some addresses how many events of the batch their channels have. Such a
@@ -432,9 +432,11 @@ class Writing:
                             lines += batch.lines(run, accepted)
                 for line, result in await self._write_lines(lines, ()) if lines else ():
                     address = line.address
-                    if isinstance(result, Stored) or address in behind or address in refused:
+                    if isinstance(result, Stored):
+                        batch.accepted(line.number, result.event_id)
+                    elif address in behind or address in refused:
                         continue
-                    if isinstance(result, WouldBlock):
+                    elif isinstance(result, WouldBlock):
                         behind.add(address)
                         start(write_rest(address, line.number))
                     else:
@@ -442,11 +444,7 @@ class Writing:
                         if isinstance(result, ChannelNotFound):
                             self._observer.events_unroutable(len(batch.events) - line.number)
                 await asyncio.sleep(0)
-        failures: list[BatchFailure] = []
-        for address in addresses:
-            if (rest := refused.get(address)) is not None:
-                await batch.add_failures(address, rest, failures)
-        return failures
+        return await batch.written(addresses, refused)
 
     async def _write_rest(self, address: str, batch: "Batch", first: int) -> "Refused | None":
         """Write the events of a batch from index `first` on to one channel. Waits for free places.
@@ -455,7 +453,8 @@ class Writing:
         """
         for index in range(first, len(batch.events)):
             try:
-                await self._write_waiting(address, batch.events[index], batch.key(index))
+                event_id = await self._write_waiting(address, batch.events[index], batch.key(index))
+                batch.accepted(index, event_id)
             except MegaphoneError as error:
                 if isinstance(error, ChannelNotFound):  # `_write_waiting` has counted one event
                     self._observer.events_unroutable(len(batch.events) - index - 1)

@@ -52,10 +52,10 @@ class ChannelApi:
     async def write_batch(self, request: web.Request) -> web.StreamResponse:
         require_json(request)
         channels, messages = json.parse_batch(await body_of(request))
-        failures = await self._broker.write_batch(
+        written = await self._broker.write_batch(
             channels, messages, request.headers.get(IDEMPOTENCY_KEY)
         )
-        return await json_answer_in_pieces(request, json.batch_written(failures), status=201)
+        return await json_answer_in_pieces(request, json.batch_written(written), status=201)
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         (address,) = path_values(request)

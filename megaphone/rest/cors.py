@@ -29,7 +29,7 @@ def headers_of(origin: str | None) -> dict[str, str]:
         return {}
     headers = {
         "Access-Control-Allow-Origin": origin,
-        "Access-Control-Expose-Headers": "Megaphone-Recovered, Retry-After",
+        "Access-Control-Expose-Headers": "Megaphone-Position, Megaphone-Recovered, Retry-After",
     }
     return headers if origin == "*" else headers | {"Vary": "Origin"}
 

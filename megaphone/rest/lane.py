@@ -22,7 +22,7 @@ import httptools
 from megaphone.core.broker import Broker
 from megaphone.core.ports import WouldBlock
 from megaphone.errors import MegaphoneError, StoreUnavailable
-from megaphone.model import BatchFailure, NewEvent, ReadOptions
+from megaphone.model import BatchWritten, NewEvent, ReadOptions
 from megaphone.rest.connection.answer_bytes import (
     CREATED_LINE,
     OK_LINE,
@@ -316,10 +316,10 @@ class Lane:
         key = request.header(b"idempotency-key")
         if key is None:
             with suppress(WouldBlock):
-                failures = self.broker.begin_batch(channels, messages)
-                if isinstance(failures, list):
-                    return with_json(CREATED_LINE, b"".join(json.batch_written(failures)))
-                return Later(pieces_when_written(failures))
+                written = self.broker.begin_batch(channels, messages)
+                if isinstance(written, BatchWritten):
+                    return with_json(CREATED_LINE, b"".join(json.batch_written(written)))
+                return Later(pieces_when_written(written))
         return Later(pieces_when_written(self.broker.write_batch(channels, messages, key)))
 
     def _read(self, request: Request) -> Outcome:
@@ -334,7 +334,7 @@ class Lane:
         if self.broker.has_remote_store:
             return Later(answered(self._opened(found[1].decode(), options, framing)))
         reader = self.broker.open_read_nowait(found[1].decode(), options)
-        head = head_of_answer(framing, reader.recovered, self.readers_headers)
+        head = head_of_answer(framing, reader, self.readers_headers)
         return Opened(head, reader, framing)
 
     # -- The same with a store elsewhere, whose answers come in a later turn
@@ -362,7 +362,7 @@ class Lane:
 
     async def _opened(self, address: str, options: ReadOptions, framing: Framing) -> Answered:
         reader = await self.broker.open_read(address, options)
-        head = head_of_answer(framing, reader.recovered, self.readers_headers)
+        head = head_of_answer(framing, reader, self.readers_headers)
         return Opened(head, reader, framing)
 
 
@@ -394,11 +394,11 @@ async def answered(call: Coroutine[Any, Any, Answered]) -> Answered:
 
 
 async def pieces_when_written(
-    failures: Coroutine[Any, Any, list[BatchFailure]],
+    writing: Coroutine[Any, Any, BatchWritten],
 ) -> Iterator[bytes] | None:
     """Return the answer to a batch; None if it was refused as a whole."""
     try:
-        return pieces_of_answer(CREATED_LINE, json.batch_written(await failures))
+        return pieces_of_answer(CREATED_LINE, json.batch_written(await writing))
     except MegaphoneError:
         return None
 

@@ -209,8 +209,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             " answer ends when the read time is over: then read again.",
             {NDJSON: bodies.Event, SSE: bodies.Event},
             {
+                "Megaphone-Position": "The event before the first one of this read, or `-`. A"
+                " client that gets no event names it as `after` in its next read.",
                 "Megaphone-Recovered": "`false` if events may be missing before the first one;"
-                " `true` if the event that `after` names was still known; otherwise absent."
+                " `true` if the event that `after` names was still known; otherwise absent.",
             },
         ),
         (*OF_CHANNELS, errors.ReaderBusy, errors.LimitExceeded, *UNAVAILABLE),

@@ -84,16 +84,13 @@ def options_of(
 
 
 def head_of_answer(
-    framing: Framing,
-    recovered: bool | None,
-    more: Mapping[str, str],
-    *,
-    is_http_1_0: bool = False,
+    framing: Framing, reader: Reader, more: Mapping[str, str], *, is_http_1_0: bool = False
 ) -> bytes:
     """Return the head of the answer to a read. `more` are further headers."""
     headers = {"Content-Type": framing.content_type, **HEADERS, **more}
-    if recovered is not None:
-        headers["Megaphone-Recovered"] = str(recovered).lower()
+    headers["Megaphone-Position"] = reader.cursor
+    if reader.recovered is not None:
+        headers["Megaphone-Recovered"] = str(reader.recovered).lower()
     if not is_http_1_0:
         headers["Transfer-Encoding"] = "chunked"
         headers["Connection"] = "close"  # what a client pipelines behind a read is not answered
@@ -112,7 +109,7 @@ def stream_events(
     """
     is_http_1_0 = request.version < (1, 1)
     try:
-        head = head_of_answer(framing, reader.recovered, more, is_http_1_0=is_http_1_0)
+        head = head_of_answer(framing, reader, more, is_http_1_0=is_http_1_0)
         connection_of(request).begin_stream(reader, framing, head, is_chunked=not is_http_1_0)
     except BaseException:
         reader.close(clean=False)

@@ -50,10 +50,10 @@ class ChannelServicer(ChannelServiceServicer):
         self, request: pb.WriteBatchRequest, context: Context
     ) -> bytes:
         with self._held(request):
-            failures = await self._broker.write_batch(
+            written = await self._broker.write_batch(
                 request.channels, wire.batch_events(request), wire.optional(request.request_id)
             )
-        return await joined(wire.batch_written(failures))
+        return await joined(wire.batch_written(written))
 
     async def Publish(  # type: ignore[override]
         self, requests: AsyncIterator[pb.PublishRequest], context: Context

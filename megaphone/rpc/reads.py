@@ -14,6 +14,7 @@ from megaphone.wire import protobuf as wire
 if TYPE_CHECKING:
     import grpc
 
+POSITION_KEY = "megaphone-position"
 RECOVERED_KEY = "megaphone-recovered"
 DEADLINE_MARGIN_S = 0.5
 COPIES = 2
@@ -41,10 +42,11 @@ async def stream_events(
         one.
     """
     async with reading:
-        recovered = reading.reader.recovered
-        await context.send_initial_metadata(
-            () if recovered is None else ((RECOVERED_KEY, str(recovered).lower()),)
-        )
+        reader = reading.reader
+        begun = [(POSITION_KEY, reader.cursor)]
+        if reader.recovered is not None:
+            begun.append((RECOVERED_KEY, str(reader.recovered).lower()))
+        await context.send_initial_metadata(begun)
         async for events in reading:
             with budget.lent(COPIES * bytes_of(events)):
                 await context.write(wire.events(events))

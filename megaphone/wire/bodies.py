@@ -133,6 +133,10 @@ class BatchWritten(msgspec.Struct):
     """What became of a batch."""
 
     failures: Annotated[list[Failure], text("The events that were not accepted.")]
+    eids: Annotated[
+        list[str | None],
+        text("For each of `messages` its id, or `null` if no channel accepted it."),
+    ]
 
 
 class Existing(msgspec.Struct):

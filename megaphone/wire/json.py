@@ -13,7 +13,7 @@ import msgspec
 from megaphone.errors import BadRequest
 from megaphone.model import (
     AgentInfo,
-    BatchFailure,
+    BatchWritten,
     DrainProgress,
     NewChannel,
     NewEvent,
@@ -95,14 +95,18 @@ def written(event_id: str) -> bytes:
     return b'{"status":"OK","eid":"%b"}' % event_id.encode()
 
 
-def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
+def batch_written(written: BatchWritten) -> Iterator[bytes]:
     """Yield the answer to a batch in pieces. Each takes a short time to make."""
     yield b'{"failures":'
     yield from listed(
-        failures,
+        written.failures,
         lambda one: bodies.Failure(one.channel, one.index, one.reason),
     )
-    yield b"}"
+    separator = b',"eids":['
+    for start in range(0, len(written.events), MEMBERS_AT_ONCE):
+        yield separator + encode(written.event_ids(start, start + MEMBERS_AT_ONCE))[1:-1]
+        separator = b","
+    yield b"]}" if written.events else b',"eids":[]}'
 
 
 def existing(channels: Mapping[str, bool]) -> bytes:

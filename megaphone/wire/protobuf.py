@@ -16,6 +16,7 @@ from megaphone.model import (
     DEFAULT_IN_FLIGHT,
     AgentInfo,
     BatchFailure,
+    BatchWritten,
     DrainProgress,
     Event,
     NewChannel,
@@ -108,11 +109,14 @@ def written(event_id: str) -> pb.WriteResponse:
     return pb.WriteResponse(event_id=event_id)
 
 
-def batch_written(failures: Sequence[BatchFailure]) -> Iterator[bytes]:
+def batch_written(written: BatchWritten) -> Iterator[bytes]:
     """Yield the answer to a batch in pieces. To make one piece takes a short time."""
-    for some in parts_of(failures):
+    for some in parts_of(written.failures):
         part = pb.WriteBatchResponse(failures=[batch_failure(failure) for failure in some])
         yield part.SerializeToString()
+    for start in range(0, len(written.events), MEMBERS_AT_ONCE):
+        event_ids = written.event_ids(start, start + MEMBERS_AT_ONCE)
+        yield b"".join([field_of(2, (one or "").encode()) for one in event_ids])
 
 
 def batch_failure(failure: BatchFailure) -> pb.WriteBatchResponse.Failure:

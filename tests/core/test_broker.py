@@ -22,7 +22,15 @@ from megaphone.errors import (
     WriteTimeout,
     WrongMode,
 )
-from megaphone.model import AgentMode, NewChannel, NewEvent, ReadOptions, ReadProtocol, WriteFailure
+from megaphone.model import (
+    AgentMode,
+    BatchWritten,
+    NewChannel,
+    NewEvent,
+    ReadOptions,
+    ReadProtocol,
+    WriteFailure,
+)
 from megaphone.settings import Settings
 from tests.core.directory import MemoryDirectory
 from tests.core.node import WARM, Node, now
@@ -125,10 +133,11 @@ async def test_a_batch_skips_what_follows_a_timeout_and_serves_other_channels(no
     full, free = await node.broker.create(), await node.broker.create()
     await node.write(full, *range(99))
     messages = [NewEvent("s", b"1"), NewEvent("s", b"2"), NewEvent("s", b"3")]
-    failures = await node.broker.write_batch(
+    written = await node.broker.write_batch(
         [full.producer_address, free.producer_address, "nonsense"], messages
     )
-    assert [(failure.channel, failure.index, failure.reason) for failure in failures] == [
+    failures = [(failure.channel, failure.index, failure.reason) for failure in written.failures]
+    assert failures == [
         (full.producer_address, 1, "TIMEOUT"),
         (full.producer_address, 2, "SKIPPED"),
         ("nonsense", 0, "BAD_REQUEST"),
@@ -158,8 +167,8 @@ async def test_a_batch_says_what_found_no_memory(waits: bool) -> None:
     if waits:
         await node.write(channel, 0)
     messages = [NewEvent("s", b'"' + b"x" * 300_000 + b'"')] * 5
-    failures = await node.broker.write_batch([channel.producer_address], messages)
-    reasons = [failure.reason for failure in failures]
+    written = await node.broker.write_batch([channel.producer_address], messages)
+    reasons = [failure.reason for failure in written.failures]
     assert reasons == (["TIMEOUT", *["SKIPPED"] * 4] if waits else ["LIMIT_EXCEEDED"] * 2)
 
 
@@ -167,7 +176,8 @@ async def test_the_request_id_of_a_batch_is_never_mistaken_for_that_of_a_write(n
     channel = await node.broker.create()
     messages = [NewEvent("s", b"1"), NewEvent("s", b"2")]
     for _ in range(2):
-        assert await node.broker.write_batch([channel.producer_address], messages, "a") == []
+        written = await node.broker.write_batch([channel.producer_address], messages, "a")
+        assert written.failures == []
     for request_id in ("a", "a/0", "a-0", "a0", "0"):
         await node.broker.write(channel.producer_address, NewEvent("s", b"3", request_id))
     assert await node.read(channel, ReadOptions(wait_s=0)) == [1, 2, 3, 3, 3, 3, 3]
@@ -343,7 +353,10 @@ async def test_each_of_some_writes_has_a_result_of_its_own(node: Node) -> None:
 async def test_a_batch_that_has_places_is_written_at_once(node: Node) -> None:
     one, other = await node.broker.create(), await node.broker.create()
     addresses = [one.producer_address, other.producer_address, one.producer_address]
-    assert node.broker.begin_batch(addresses, [NewEvent("s", b"1"), NewEvent("s", b"2")]) == []
+    written = node.broker.begin_batch(addresses, [NewEvent("s", b"1"), NewEvent("s", b"2")])
+    assert isinstance(written, BatchWritten)
+    assert not written.failures
+    assert all(written.event_ids(0, 2))
     assert node.metrics.messages_received == 4
     for channel in (one, other):
         assert await node.read(channel, ReadOptions(wait_s=0)) == [1, 2]
@@ -354,11 +367,11 @@ async def test_a_batch_that_was_begun_goes_on_when_there_is_a_place(node: Node) 
     await node.write(full, *range(99))
     addresses = [full.producer_address, free.producer_address, "nonsense"]
     rest = node.broker.begin_batch(addresses, [NewEvent("s", b"99"), NewEvent("s", b"100")])
-    assert not isinstance(rest, list)
+    assert not isinstance(rest, BatchWritten)
     assert await node.read(free, ReadOptions(wait_s=0)) == [99, 100]
     writing = asyncio.create_task(rest)
     assert await node.read(full, ReadOptions(limit=101)) == list(range(101))
-    failures = [(failure.channel, failure.index) for failure in await writing]
+    failures = [(failure.channel, failure.index) for failure in (await writing).failures]
     assert failures == [("nonsense", 0), ("nonsense", 1)]
     assert node.metrics.messages_received == 103
 
@@ -590,7 +603,7 @@ async def test_the_events_of_a_batch_for_a_channel_that_goes_count_each(
     if waits:
         await asyncio.sleep(1)
         await node.admin.dispose(channel.consumer_address)
-    failures = await writing
+    failures = (await writing).failures
     assert [(one.index, one.reason) for one in failures] == [(n, "NOT_FOUND") for n in range(3)]
     assert node.metrics.messages_unroutable == 3
 

@@ -195,10 +195,10 @@ async def test_a_batch_to_many_channels_is_written_in_slices() -> None:
     node = Node(ROOMY)
     channels = await node.create(1_000)
     async with node.beside():
-        failures = await node.broker.write_batch(
+        written = await node.broker.write_batch(
             [channel.producer_address for channel in channels], messages(20)
         )
-    assert failures == []
+    assert written.failures == []
     assert node.turns >= 20_000 * EVENT_WORK // SLICE
     assert node.store.most_in_a_turn <= MOST_IN_A_TURN
     for channel in channels:
@@ -209,7 +209,8 @@ async def test_a_batch_of_many_messages_to_one_channel_is_written_in_slices() ->
     node = Node(ROOMY)
     (channel,) = await node.create(1)
     async with node.beside():
-        assert await node.broker.write_batch([channel.producer_address], messages(9_000)) == []
+        written = await node.broker.write_batch([channel.producer_address], messages(9_000))
+    assert written.failures == []
     assert node.turns >= 2 * 9_000 * EVENT_WORK // SLICE - 2  # to make them, and to write them
     assert node.store.most_in_a_turn <= MOST_IN_A_TURN
     assert await node.events(channel) == list(range(9_000))
@@ -219,8 +220,8 @@ async def test_a_batch_to_bad_addresses_is_answered_in_slices_and_in_order() -> 
     node = Node(ROOMY)
     asked = bad_addresses(5_000)
     async with node.beside():
-        failures = await node.broker.write_batch(asked, messages(2))
-    assert [(one.channel, one.index) for one in failures] == [
+        written = await node.broker.write_batch(asked, messages(2))
+    assert [(one.channel, one.index) for one in written.failures] == [
         (address, index) for address in asked for index in range(2)
     ]
     assert node.turns >= 5_000 * ADDRESS_WORK // SLICE
@@ -254,7 +255,7 @@ async def test_full_channels_of_a_batch_wait_beside_the_others() -> None:
     # Those that are read now take the rest, each in its turn; the others time out.
     for channel in full[:50]:
         assert await node.events(channel) == [-1, -2, 0]
-    failures = await writing
+    failures = (await writing).failures
     await behind
     assert await node.events(full[0]) == [1, 9, 2]
     assert await node.events(full[49]) == [1, 2]
@@ -309,7 +310,7 @@ async def test_what_a_batch_has_not_written_when_its_agent_leaves_is_told() -> N
         await asyncio.sleep(1)
         assert node.store.calls == written < 500
         node.agents.mark_moved("node")
-    assert await writing == [
+    assert (await writing).failures == [
         BatchFailure(address, index, "MOVED")
         for address, first in ((addresses[0], written), (addresses[1], 0))
         for index in range(first, 500)

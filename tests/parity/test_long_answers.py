@@ -5,7 +5,15 @@ import asyncio
 import pytest
 
 from megaphone.model import BatchFailure, NewEvent
-from tests.support.faces import JSON, Face, GrpcFace, HttpFace, batch_body, write_request
+from tests.support.faces import (
+    JSON,
+    Face,
+    GrpcFace,
+    HttpFace,
+    batch_body,
+    read_some,
+    write_request,
+)
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -16,10 +24,21 @@ MESSAGES = [NewEvent("s", b"1"), NewEvent("s", b"2"), NewEvent("s", b"3")]
 async def test_the_answer_to_a_batch_names_all_that_was_not_taken(face: Face, count: int) -> None:
     channel = await face.create()
     bad = [f"node.{number}" for number in range(count)]
-    failures = await face.write_batch([*bad, channel.producer], MESSAGES)
-    assert failures == [
+    answer = await face.batch([*bad, channel.producer], MESSAGES)
+    assert None not in answer.event_ids
+    assert answer.failures == [
         BatchFailure(address, index, "BAD_REQUEST") for address in bad for index in range(3)
     ]
+
+
+@pytest.mark.settings(buffer_capacity=2_000)
+@pytest.mark.parametrize("count", [0, 1, 500, 501, 2_000])
+async def test_the_answer_to_a_batch_has_an_id_for_each_message(face: Face, count: int) -> None:
+    channel = await face.create()
+    answer = await face.batch([channel.producer], [NewEvent("s", b"1")] * count)
+    assert answer.failures == []
+    read = await read_some(face, channel.consumer, count)
+    assert [event.event_id for event in read] == answer.event_ids
 
 
 @pytest.mark.parametrize("count", [0, 1, 500, 501, 2_000])
@@ -43,7 +62,7 @@ async def test_a_client_of_http_1_0_gets_a_long_answer_too(http: HttpFace) -> No
         await writer.wait_closed()
     assert answer.startswith(b"HTTP/1.0 201 ")
     assert b"chunked" not in answer
-    assert answer.endswith(b'{"channel":"node.2999","index":2,"reason":"BAD_REQUEST"}]}')
+    assert answer.endswith(b'"reason":"BAD_REQUEST"}],"eids":[null,null,null]}')
 
 
 async def test_who_leaves_in_the_middle_of_a_long_answer_disturbs_nobody(http: HttpFace) -> None:

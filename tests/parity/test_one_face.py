@@ -220,7 +220,7 @@ async def test_older_spelling_of_channels_is_accepted(http: HttpFace) -> None:
     addresses = {"channelIds": [channel.producer]}
     batch = addresses | {"messages": [{"streamId": "s", "body": 1}]}
     answer = await http.post("/write-batch", json.dumps(batch).encode(), status=201)
-    assert answer == {"failures": []}
+    assert answer["failures"] == []
     answer = await http.post("/channelsExists", json.dumps(addresses).encode(), status=200)
     assert answer == {"channels": {channel.producer: True}}
 

@@ -21,7 +21,7 @@ from megaphone.errors import (
     ShuttingDown,
     WriteTimeout,
 )
-from megaphone.model import AgentMode, BatchFailure, NewEvent, ReadOptions
+from megaphone.model import START, AgentMode, BatchFailure, NewEvent, ReadOptions
 from megaphone.settings import Settings
 from tests.support.faces import FACES, PLAIN, Face, read_all, read_some, take
 from tests.support.scenes import (
@@ -365,11 +365,13 @@ async def test_node_takes_no_more_channels_than_it_may(face: Face) -> None:
 async def test_batch_writes_every_message_to_every_channel(writer: Face, reader: Face) -> None:
     channels = [await writer.create() for _ in range(3)]
     messages = [NewEvent("a", b"1"), NewEvent("b", b"[2]"), NewEvent("a", b"3")]
-    assert await writer.write_batch([one.producer for one in channels], messages) == []
+    answer = await writer.batch([one.producer for one in channels], messages)
+    assert answer.failures == []
     got = [await read_some(reader, one.consumer, 3) for one in channels]
     assert [NewEvent(event.stream_id, event.body) for event in got[0]] == messages
     assert got[0] == got[1] == got[2], "an event is the same one in every channel, id and time"
-    assert len({event.event_id for event in got[0]}) == 3
+    assert [event.event_id for event in got[0]] == answer.event_ids
+    assert len(set(answer.event_ids)) == 3
 
 
 async def test_batch_names_what_was_not_taken(writer: Face, reader: Face) -> None:
@@ -405,14 +407,34 @@ async def test_batch_skips_the_rest_of_a_channel_after_a_timeout(
     full, roomy = await writer.create(), await writer.create()
     await write_numbers(writer, full, [10, 11, 12])
     messages = [NewEvent("s", b"%d" % number) for number in range(4)]
-    failures = await writer.write_batch([full.producer, roomy.producer], messages)
-    assert failures == [
+    answer = await writer.batch([full.producer, roomy.producer], messages)
+    assert answer.failures == [
         BatchFailure(full.producer, 1, "TIMEOUT"),
         BatchFailure(full.producer, 2, "SKIPPED"),
         BatchFailure(full.producer, 3, "SKIPPED"),
     ]
     assert numbers(await read_some(reader, full.consumer, 4)) == [10, 11, 12, 0]
-    assert numbers(await read_some(reader, roomy.consumer, 4)) == [0, 1, 2, 3]
+    got = await read_some(reader, roomy.consumer, 4)
+    assert numbers(got) == [0, 1, 2, 3]
+    assert [event.event_id for event in got] == answer.event_ids
+
+
+@pytest.mark.settings(buffer_capacity=2, write_timeout_millis=100)
+async def test_batch_has_an_id_for_each_event_that_a_channel_took(
+    writer: Face, reader: Face
+) -> None:
+    channel = await writer.create()
+    messages = [NewEvent("s", b"%d" % number) for number in range(4)]
+    first = await writer.batch([channel.producer], messages, "batch")
+    assert first.event_ids[2:] == [None, None]
+    got = await read_some(reader, channel.consumer, 2)
+    assert [event.event_id for event in got] == first.event_ids[:2]
+    again = await reader.batch([channel.producer, UNKNOWN_ADDRESS], messages, "batch")
+    assert again.event_ids[:2] == first.event_ids[:2]
+    assert None not in again.event_ids
+    assert (await writer.batch([channel.producer], messages, "batch")).event_ids == again.event_ids
+    assert (await writer.batch([UNKNOWN_ADDRESS], messages)).event_ids == [None] * 4
+    assert (await writer.batch([], messages)).event_ids == [None] * 4
 
 
 @pytest.mark.settings(buffer_capacity=2)
@@ -673,6 +695,35 @@ async def test_cursor_acknowledges_all_up_to_it(writer: Face, reader: Face) -> N
         assert numbers(await take(read, 2)) == [2, 3]
         assert await reader.acknowledge(channel.consumer, events[1]) == 0
         assert await reader.acknowledge(channel.consumer, events[3]) == 2
+
+
+@pytest.mark.settings(poll_duration_millis=150)
+async def test_read_says_after_which_event_it_starts(writer: Face, reader: Face) -> None:
+    channel = await writer.create()
+    async with reader.read(channel.consumer) as read:
+        assert read.position == START
+    first, second, third = await write_numbers(writer, channel, range(3))
+    async with reading_once_free(reader, channel, ReadOptions(limit=2)) as read:
+        assert read.position == START
+        assert len([event async for event in read]) == 2
+    async with reader.read(channel.consumer, ACKNOWLEDGING) as read:
+        assert read.position == second
+    async with reading_once_free(reader, channel, resuming_after(first)) as read:
+        assert read.position == first
+        assert numbers(await take(read, 2)) == [1, 2]
+    async with reading_once_free(reader, channel, resuming_after(third)) as read:
+        assert read.position == third
+
+
+async def test_reader_that_got_no_event_resumes_at_its_position(writer: Face, reader: Face) -> None:
+    channel = await writer.create()
+    async with reader.read(channel.consumer) as read:
+        position = read.position
+    await write_numbers(writer, channel, range(2))
+    await read_some(reader, channel.consumer, 2, ReadOptions(take_over=True))
+    async with reading_once_free(reader, channel, resuming_after(position)) as read:
+        assert read.recovered is True
+        assert numbers(await take(read, 2)) == [0, 1]
 
 
 # -- Broken reads

@@ -61,6 +61,14 @@ class ReadEvent:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class BatchAnswer:
+    """The answer to a batch."""
+
+    event_ids: list[str | None]
+    failures: list[BatchFailure]
+
+
 class OpenRead:
     """An open read. Iterating over it yields events, until the broker ends the read cleanly.
 
@@ -69,8 +77,12 @@ class OpenRead:
     """
 
     def __init__(
-        self, recovered: str | None, next_batch: Callable[[], Awaitable[list[ReadEvent] | None]]
+        self,
+        position: str,
+        recovered: str | None,
+        next_batch: Callable[[], Awaitable[list[ReadEvent] | None]],
     ) -> None:
+        self.position = position
         self.recovered = {"true": True, "false": False, None: None}[recovered]
         self.heartbeats = 0
         self._next_batch = next_batch
@@ -110,7 +122,13 @@ class Face(Protocol):
 
     async def write_batch(
         self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
-    ) -> list[BatchFailure]: ...
+    ) -> list[BatchFailure]:
+        """Returns: what was not accepted."""
+
+    async def batch(
+        self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
+    ) -> BatchAnswer:
+        """Do the same as `write_batch`, and return the whole answer."""
 
     def read(
         self, address: str, options: ReadOptions = PLAIN
@@ -185,10 +203,17 @@ class HttpFace:
     async def write_batch(
         self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
     ) -> list[BatchFailure]:
+        return (await self.batch(addresses, messages, request_id)).failures
+
+    async def batch(
+        self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
+    ) -> BatchAnswer:
         answer = await self.post(
             "/write-batch", batch_body(addresses, messages), keyed(request_id), status=201
         )
-        return [BatchFailure(**failure) for failure in answer["failures"]]
+        failures = [BatchFailure(**failure) for failure in answer["failures"]]
+        assert len(answer["eids"]) == len(messages)
+        return BatchAnswer(answer["eids"], failures)
 
     @asynccontextmanager
     async def read(self, address: str, options: ReadOptions = PLAIN) -> AsyncIterator[OpenRead]:
@@ -200,7 +225,8 @@ class HttpFace:
             assert response.headers["Content-Type"] == "application/x-ndjson"
             try:
                 recovered = response.headers.get("Megaphone-Recovered")
-                yield OpenRead(recovered, lambda: next_lines(response))
+                position = response.headers["Megaphone-Position"]
+                yield OpenRead(position, recovered, lambda: next_lines(response))
             finally:
                 response.close()
 
@@ -345,6 +371,11 @@ class GrpcFace:
     async def write_batch(
         self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
     ) -> list[BatchFailure]:
+        return (await self.batch(addresses, messages, request_id)).failures
+
+    async def batch(
+        self, addresses: Sequence[str], messages: Sequence[NewEvent], request_id: str | None = None
+    ) -> BatchAnswer:
         request = pb.WriteBatchRequest(
             channels=addresses,
             messages=[
@@ -355,7 +386,9 @@ class GrpcFace:
         )
         with telling_errors():
             answer = await self.stub.WriteBatch(request, metadata=agent_of(*addresses))
-        return [BatchFailure(one.channel, one.index, one.reason) for one in answer.failures]
+        failures = [BatchFailure(one.channel, one.index, one.reason) for one in answer.failures]
+        assert len(answer.event_ids) == len(messages)
+        return BatchAnswer([event_id or None for event_id in answer.event_ids], failures)
 
     @asynccontextmanager
     async def read(self, address: str, options: ReadOptions = PLAIN) -> AsyncIterator[OpenRead]:
@@ -364,7 +397,9 @@ class GrpcFace:
             metadata = await call.initial_metadata()
             recovered = metadata.get("megaphone-recovered")
             yield OpenRead(
-                recovered if recovered is None else str(recovered), lambda: next_message(call)
+                str(metadata.get("megaphone-position")),
+                recovered if recovered is None else str(recovered),
+                lambda: next_message(call),
             )
         finally:
             call.cancel()

@@ -11,7 +11,9 @@ from megaphone.model import (
     AgentInfo,
     AgentMode,
     BatchFailure,
+    BatchWritten,
     DrainProgress,
+    Event,
     NewChannel,
     NewEvent,
     ReadProtocol,
@@ -107,6 +109,10 @@ def test_the_pieces_of_a_list_are_one_list(count: int) -> None:
     assert json.loads(b"".join(pieces)) == expected
     assert len(pieces) == -(-count // wire.MEMBERS_AT_ONCE) + 1
     failures = [BatchFailure(one, 0, "TIMEOUT") for one in addresses]
-    assert json.loads(b"".join(wire.batch_written(failures))) == {
-        "failures": [{"channel": one, "index": 0, "reason": "TIMEOUT"} for one in addresses]
+    events = [Event(f"e{number}", "s", 0, b"1") for number in range(count)]
+    written = BatchWritten(events, count // 2, {0: "earlier"}, failures)
+    ids = [f"e{number}" if number else "earlier" for number in range(count // 2)]
+    assert json.loads(b"".join(wire.batch_written(written))) == {
+        "failures": [{"channel": one, "index": 0, "reason": "TIMEOUT"} for one in addresses],
+        "eids": ids + [None] * (count - count // 2),
     }

@@ -13,6 +13,7 @@ from megaphone.model import (
     AgentInfo,
     AgentMode,
     BatchFailure,
+    BatchWritten,
     DrainProgress,
     Event,
     NewChannel,
@@ -104,7 +105,11 @@ def test_the_pieces_of_a_list_are_one_message(count: int) -> None:
         (address, "agent") for address in addresses
     ]
     failures = [BatchFailure(address, 2, "TIMEOUT") for address in addresses]
-    answer = pb.WriteBatchResponse.FromString(b"".join(wire.batch_written(failures)))
+    events = [Event(f"e{number}", "s", 0, b"1") for number in range(count)]
+    written = BatchWritten(events, count // 2, {}, failures)
+    answer = pb.WriteBatchResponse.FromString(b"".join(wire.batch_written(written)))
+    ids = [f"e{number}" for number in range(count // 2)]
+    assert list(answer.event_ids) == ids + [""] * (count - count // 2)
     assert [(one.channel, one.index, one.reason) for one in answer.failures] == [
         (address, 2, "TIMEOUT") for address in addresses
     ]

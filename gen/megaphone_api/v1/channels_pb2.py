@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmegaphone_api/v1/channels.proto\x12\x0cmegaphone.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"i\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\")\n\x14\x43reateChannelRequest\x12\x11\n\tprotocols\x18\x01 \x03(\t\"^\n\x15\x43reateChannelResponse\x12\x18\n\x10producer_address\x18\x01 \x01(\t\x12\x18\n\x10\x63onsumer_address\x18\x02 \x01(\t\x12\x11\n\tprotocols\x18\x03 \x03(\t\"]\n\x0cWriteRequest\x12\x18\n\x10producer_address\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\rWriteResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"\xa0\x01\n\x11WriteBatchRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\x12\x39\n\x08messages\x18\x02 \x03(\x0b\x32\'.megaphone.v1.WriteBatchRequest.Message\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x1a*\n\x07Message\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x8b\x01\n\x12WriteBatchResponse\x12:\n\x08\x66\x61ilures\x18\x01 \x03(\x0b\x32(.megaphone.v1.WriteBatchResponse.Failure\x1a\x39\n\x07\x46\x61ilure\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"<\n\x0ePublishRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.megaphone.v1.WriteRequest\"\x85\x01\n\x0fPublishResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.megaphone.v1.PublishResponse.Result\x1a;\n\x06Result\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xbe\x01\n\x0bReadRequest\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63knowledge\x18\x03 \x01(\x08\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x11\n\ttake_over\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\x12\x14\n\x07wait_ms\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cheartbeat_ms\x18\x08 \x01(\rB\n\n\x08_wait_ms\"3\n\x0cReadResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.megaphone.v1.Event\"@\n\x12\x41\x63knowledgeRequest\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\"+\n\x13\x41\x63knowledgeResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\r\"(\n\x14\x43hannelsExistRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\"\x8d\x01\n\x15\x43hannelsExistResponse\x12\x43\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x31.megaphone.v1.ChannelsExistResponse.ChannelsEntry\x1a/\n\rChannelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x32\xfc\x05\n\x0e\x43hannelService\x12l\n\rCreateChannel\x12\".megaphone.v1.CreateChannelRequest\x1a#.megaphone.v1.CreateChannelResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\"\x07/create:\x01*\x12u\n\x05Write\x12\x1a.megaphone.v1.WriteRequest\x1a\x1b.megaphone.v1.WriteResponse\"3\x82\xd3\xe4\x93\x02-\"%/write/{producer_address}/{stream_id}:\x04\x62ody\x12h\n\nWriteBatch\x12\x1f.megaphone.v1.WriteBatchRequest\x1a .megaphone.v1.WriteBatchResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/write-batch:\x01*\x12J\n\x07Publish\x12\x1c.megaphone.v1.PublishRequest\x1a\x1d.megaphone.v1.PublishResponse(\x01\x30\x01\x12\x61\n\x04Read\x12\x19.megaphone.v1.ReadRequest\x1a\x1a.megaphone.v1.ReadResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/read/{consumer_address}0\x01\x12v\n\x0b\x41\x63knowledge\x12 .megaphone.v1.AcknowledgeRequest\x1a!.megaphone.v1.AcknowledgeResponse\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/ack/{consumer_address}:\x01*\x12t\n\rChannelsExist\x12\".megaphone.v1.ChannelsExistRequest\x1a#.megaphone.v1.ChannelsExistResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/channelsExists:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmegaphone_api/v1/channels.proto\x12\x0cmegaphone.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"i\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\")\n\x14\x43reateChannelRequest\x12\x11\n\tprotocols\x18\x01 \x03(\t\"^\n\x15\x43reateChannelResponse\x12\x18\n\x10producer_address\x18\x01 \x01(\t\x12\x18\n\x10\x63onsumer_address\x18\x02 \x01(\t\x12\x11\n\tprotocols\x18\x03 \x03(\t\"]\n\x0cWriteRequest\x12\x18\n\x10producer_address\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\rWriteResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"\xa0\x01\n\x11WriteBatchRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\x12\x39\n\x08messages\x18\x02 \x03(\x0b\x32\'.megaphone.v1.WriteBatchRequest.Message\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x1a*\n\x07Message\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x9e\x01\n\x12WriteBatchResponse\x12:\n\x08\x66\x61ilures\x18\x01 \x03(\x0b\x32(.megaphone.v1.WriteBatchResponse.Failure\x12\x11\n\tevent_ids\x18\x02 \x03(\t\x1a\x39\n\x07\x46\x61ilure\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"<\n\x0ePublishRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.megaphone.v1.WriteRequest\"\x85\x01\n\x0fPublishResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.megaphone.v1.PublishResponse.Result\x1a;\n\x06Result\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xbe\x01\n\x0bReadRequest\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63knowledge\x18\x03 \x01(\x08\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x11\n\ttake_over\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\x12\x14\n\x07wait_ms\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cheartbeat_ms\x18\x08 \x01(\rB\n\n\x08_wait_ms\"3\n\x0cReadResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.megaphone.v1.Event\"@\n\x12\x41\x63knowledgeRequest\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\"+\n\x13\x41\x63knowledgeResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\r\"(\n\x14\x43hannelsExistRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\"\x8d\x01\n\x15\x43hannelsExistResponse\x12\x43\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x31.megaphone.v1.ChannelsExistResponse.ChannelsEntry\x1a/\n\rChannelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x32\xfc\x05\n\x0e\x43hannelService\x12l\n\rCreateChannel\x12\".megaphone.v1.CreateChannelRequest\x1a#.megaphone.v1.CreateChannelResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\"\x07/create:\x01*\x12u\n\x05Write\x12\x1a.megaphone.v1.WriteRequest\x1a\x1b.megaphone.v1.WriteResponse\"3\x82\xd3\xe4\x93\x02-\"%/write/{producer_address}/{stream_id}:\x04\x62ody\x12h\n\nWriteBatch\x12\x1f.megaphone.v1.WriteBatchRequest\x1a .megaphone.v1.WriteBatchResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/write-batch:\x01*\x12J\n\x07Publish\x12\x1c.megaphone.v1.PublishRequest\x1a\x1d.megaphone.v1.PublishResponse(\x01\x30\x01\x12\x61\n\x04Read\x12\x19.megaphone.v1.ReadRequest\x1a\x1a.megaphone.v1.ReadResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/read/{consumer_address}0\x01\x12v\n\x0b\x41\x63knowledge\x12 .megaphone.v1.AcknowledgeRequest\x1a!.megaphone.v1.AcknowledgeResponse\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/ack/{consumer_address}:\x01*\x12t\n\rChannelsExist\x12\".megaphone.v1.ChannelsExistRequest\x1a#.megaphone.v1.ChannelsExistResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/channelsExists:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,29 +62,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITEBATCHREQUEST_MESSAGE']._serialized_start=607
   _globals['_WRITEBATCHREQUEST_MESSAGE']._serialized_end=649
   _globals['_WRITEBATCHRESPONSE']._serialized_start=652
-  _globals['_WRITEBATCHRESPONSE']._serialized_end=791
-  _globals['_WRITEBATCHRESPONSE_FAILURE']._serialized_start=734
-  _globals['_WRITEBATCHRESPONSE_FAILURE']._serialized_end=791
-  _globals['_PUBLISHREQUEST']._serialized_start=793
-  _globals['_PUBLISHREQUEST']._serialized_end=853
-  _globals['_PUBLISHRESPONSE']._serialized_start=856
-  _globals['_PUBLISHRESPONSE']._serialized_end=989
-  _globals['_PUBLISHRESPONSE_RESULT']._serialized_start=930
-  _globals['_PUBLISHRESPONSE_RESULT']._serialized_end=989
-  _globals['_READREQUEST']._serialized_start=992
-  _globals['_READREQUEST']._serialized_end=1182
-  _globals['_READRESPONSE']._serialized_start=1184
-  _globals['_READRESPONSE']._serialized_end=1235
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1237
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1301
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1303
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1346
-  _globals['_CHANNELSEXISTREQUEST']._serialized_start=1348
-  _globals['_CHANNELSEXISTREQUEST']._serialized_end=1388
-  _globals['_CHANNELSEXISTRESPONSE']._serialized_start=1391
-  _globals['_CHANNELSEXISTRESPONSE']._serialized_end=1532
-  _globals['_CHANNELSEXISTRESPONSE_CHANNELSENTRY']._serialized_start=1485
-  _globals['_CHANNELSEXISTRESPONSE_CHANNELSENTRY']._serialized_end=1532
-  _globals['_CHANNELSERVICE']._serialized_start=1535
-  _globals['_CHANNELSERVICE']._serialized_end=2299
+  _globals['_WRITEBATCHRESPONSE']._serialized_end=810
+  _globals['_WRITEBATCHRESPONSE_FAILURE']._serialized_start=753
+  _globals['_WRITEBATCHRESPONSE_FAILURE']._serialized_end=810
+  _globals['_PUBLISHREQUEST']._serialized_start=812
+  _globals['_PUBLISHREQUEST']._serialized_end=872
+  _globals['_PUBLISHRESPONSE']._serialized_start=875
+  _globals['_PUBLISHRESPONSE']._serialized_end=1008
+  _globals['_PUBLISHRESPONSE_RESULT']._serialized_start=949
+  _globals['_PUBLISHRESPONSE_RESULT']._serialized_end=1008
+  _globals['_READREQUEST']._serialized_start=1011
+  _globals['_READREQUEST']._serialized_end=1201
+  _globals['_READRESPONSE']._serialized_start=1203
+  _globals['_READRESPONSE']._serialized_end=1254
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1256
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1320
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1322
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1365
+  _globals['_CHANNELSEXISTREQUEST']._serialized_start=1367
+  _globals['_CHANNELSEXISTREQUEST']._serialized_end=1407
+  _globals['_CHANNELSEXISTRESPONSE']._serialized_start=1410
+  _globals['_CHANNELSEXISTRESPONSE']._serialized_end=1551
+  _globals['_CHANNELSEXISTRESPONSE_CHANNELSENTRY']._serialized_start=1504
+  _globals['_CHANNELSEXISTRESPONSE_CHANNELSENTRY']._serialized_end=1551
+  _globals['_CHANNELSERVICE']._serialized_start=1554
+  _globals['_CHANNELSERVICE']._serialized_end=2318
 # @@protoc_insertion_point(module_scope)

@@ -266,16 +266,25 @@ class WriteBatchResponse(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     FAILURES_FIELD_NUMBER: _builtins.int
+    EVENT_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___WriteBatchResponse.Failure]: ...
+    @_builtins.property
+    def event_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """For each event of `messages`, in the same order, its id, which is the same in every channel; ""
+        if no channel accepted the event. If the call repeats a request id, these are the ids of the
+        first call. A channel that accepts an event only now has it under another id.
+        """
+
     def __init__(
         self,
         *,
         failures: _abc.Iterable[Global___WriteBatchResponse.Failure] | None = ...,
+        event_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_ids", b"event_ids", "failures", b"failures"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,8 +82,10 @@ class ChannelServiceStub:
     the deadline of the call, whichever comes first. Call again at once to continue. A channel has
     one reader at a time: a second read fails with ABORTED (BUSY).
 
-    The node sends the initial metadata at once, before any event. With `after_event_id` they have
-    `megaphone-recovered`. It is "true" if the node still knew that event. Otherwise it is "false",
+    The node sends the initial metadata at once, before any event. They have `megaphone-position`:
+    the cursor before the first event of this read, which is an event id or "-". A client that has
+    got no event yet names it in its next read. With `after_event_id` they have
+    `megaphone-recovered` too. It is "true" if the node still knew that event. Otherwise it is "false",
     the read starts at the oldest event that the node has, and events may be missing. Without
     `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
     otherwise.
@@ -136,8 +138,10 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     the deadline of the call, whichever comes first. Call again at once to continue. A channel has
     one reader at a time: a second read fails with ABORTED (BUSY).
 
-    The node sends the initial metadata at once, before any event. With `after_event_id` they have
-    `megaphone-recovered`. It is "true" if the node still knew that event. Otherwise it is "false",
+    The node sends the initial metadata at once, before any event. They have `megaphone-position`:
+    the cursor before the first event of this read, which is an event id or "-". A client that has
+    got no event yet names it in its next read. With `after_event_id` they have
+    `megaphone-recovered` too. It is "true" if the node still knew that event. Otherwise it is "false",
     the read starts at the oldest event that the node has, and events may be missing. Without
     `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
     otherwise.
@@ -217,8 +221,10 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         the deadline of the call, whichever comes first. Call again at once to continue. A channel has
         one reader at a time: a second read fails with ABORTED (BUSY).
 
-        The node sends the initial metadata at once, before any event. With `after_event_id` they have
-        `megaphone-recovered`. It is "true" if the node still knew that event. Otherwise it is "false",
+        The node sends the initial metadata at once, before any event. They have `megaphone-position`:
+        the cursor before the first event of this read, which is an event id or "-". A client that has
+        got no event yet names it in its next read. With `after_event_id` they have
+        `megaphone-recovered` too. It is "true" if the node still knew that event. Otherwise it is "false",
         the read starts at the oldest event that the node has, and events may be missing. Without
         `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
         otherwise.

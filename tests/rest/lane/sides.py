@@ -90,7 +90,11 @@ _SHAPES = [
     (re.compile(rb"(?m)^(Date: )([^\r]+)"), shape_of(b"now")),
     (re.compile(rb"()(node\.[A-Za-z0-9_-]{59})"), shape_of(b"producer")),
     (re.compile(rb"()(node\.[A-Za-z0-9]{50}\.1)"), shape_of(b"consumer")),
-    (re.compile(rb'((?:"eid":"|\nid: ))([A-Za-z0-9]{23})'), shape_of(b"event")),
+    (
+        re.compile(rb'((?:"eid":"|\nid: |\nMegaphone-Position: ))([A-Za-z0-9]{23})'),
+        shape_of(b"event"),
+    ),
+    (re.compile(rb'([\[,]")([A-Za-z0-9]{23})(?=")'), shape_of(b"event")),
     (re.compile(rb'("ts":")([0-9TZ:.-]+)'), shape_of(b"time")),
 ]
 _READ_HAS_BEGUN = b"X-Accel-Buffering: no\r\n"
