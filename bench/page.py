@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.contestants import BARE, NCHAN, NGINX, ORIGINAL, OURS
+from bench.contestants import BARE, NCHAN, NGINX, ORIGINAL, OURS, REDIS
 from bench.plots import Panel, bars, panels
 from bench.report import PER_SECOND, Figure, figure_of_json, is_waiting_noted, quantity
 
@@ -130,9 +130,9 @@ def number(figure: Figure, side: str) -> str:
 
 
 def ratio(figure: Figure, to: str) -> str:
-    if to not in figure.rounds:
+    ratios = figure.ratios(to) if to in figure.rounds else []
+    if not ratios:
         return ""
-    ratios = figure.ratios(to)
     text = f"{median(ratios):.2f}"
     return text if len(ratios) == 1 else f"{text} ({min(ratios):.2f} to {max(ratios):.2f})"
 
@@ -169,6 +169,16 @@ def beside_original(names: Sequence[str]) -> Callable[[Sequence[Figure]], str]:
         return markdown(("", "what", US, RUST, "ratio"), rows)
 
     return table
+
+
+def shared_table(figures: Sequence[Figure]) -> str:
+    """Return a table of what a node does with its channels in Redis, beside one with memory."""
+    rows = [
+        (one.name, one.what, number(one, OURS), number(one, REDIS), ratio(one, REDIS))
+        for one in figures
+        if scenario(one.name) in (*SPEED, "L1", *MEMORY) and REDIS in one.rounds
+    ]
+    return markdown(("", "what", "memory", "Redis", "ratio"), rows)
 
 
 def rpc_table(figures: Sequence[Figure]) -> str:
@@ -222,6 +232,7 @@ TABLES: Mapping[str, Callable[[Sequence[Figure]], str]] = {
     "speed": speed_table,
     "latency": latency_table,
     "memory": beside_original(MEMORY),
+    "shared": shared_table,
     "grpc": rpc_table,
     "growth": beside_original(("S1",)),
     "large": large_table,

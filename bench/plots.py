@@ -18,6 +18,7 @@ SERIES = {
     "nchan": "nchan",
     "nginx": "nginx",
     "grpc.aio": "bare server",
+    "redis": "this broker with Redis",
 }
 """The contestants in the order of the colours `.s0`, `.s1`, … of the style, and their titles."""
 
@@ -29,12 +30,14 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 .line { fill: none; stroke-width: 2 }
 .s0 { --colour: #0969da } .s1 { --colour: #bc4c00 } .s2 { --colour: #8250df }
 .s3 { --colour: #1a7f37 } .s4 { --colour: #9a6700 } .s5 { --colour: #59636e }
+.s6 { --colour: #bf3989 }
 rect, circle { fill: var(--colour) } .line { stroke: var(--colour) }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f6fc }
   .grid { stroke: #3d444d } .one { stroke: #9198a1 }
   .s0 { --colour: #4493f8 } .s1 { --colour: #f0883e } .s2 { --colour: #ab7df8 }
   .s3 { --colour: #3fb950 } .s4 { --colour: #d29922 } .s5 { --colour: #9198a1 }
+  .s6 { --colour: #db61a2 }
 }
 """
 

@@ -68,9 +68,9 @@ class Figure:
         return median(self.rounds[of])
 
     def ratios(self, to: str) -> list[float]:
-        """Return the ratio of ours to another for each round."""
+        """Return the ratio of ours to another for each round in which the other is not zero."""
         pairs = zip(self.rounds[OURS], self.rounds[to], strict=True)
-        return [ours / theirs for ours, theirs in pairs]
+        return [ours / theirs for ours, theirs in pairs if theirs]
 
     @property
     def verdict(self) -> str:
@@ -153,8 +153,8 @@ def row(figure: Figure, other: str, *, is_first: bool) -> tuple[str, ...]:
         quantity(figure.ours, figure.unit) if OURS in figure.rounds else "",
         other,
         quantity(figure.value(other), figure.unit),
-        f"{median(ratios):.2f}",
-        f"{min(ratios):.2f} - {max(ratios):.2f}",
+        f"{median(ratios):.2f}" if ratios else "",
+        f"{min(ratios):.2f} - {max(ratios):.2f}" if ratios else "",
         f"{clock_text(figure, OURS)} : {clock_text(figure, other)}" if figure.by_clock else "",
         shares(figure, [OURS, other]),
     )
@@ -230,7 +230,9 @@ def figure_as_json(figure: Figure) -> dict[str, Any]:
         "what": figure.what,
         "unit": figure.unit,
         "medians": {name: figure.value(name) for name in figure.rounds},
-        "ratios": {other: median(figure.ratios(other)) for other in figure.others},
+        "ratios": {
+            other: median(ratios) for other in figure.others if (ratios := figure.ratios(other))
+        },
         "rounds": {name: list(values) for name, values in figure.rounds.items()},
         "by_clock": {name: list(values) for name, values in figure.by_clock.items()},
         "busy": dict(figure.busy),

@@ -76,6 +76,13 @@ def test_tables_stand_between_their_markers() -> None:
     ]
 
 
+def test_a_figure_of_zero_has_no_ratio() -> None:
+    nothing = replace(READS, rounds={"ours": [300.0], "original": [0.0]})
+    assert "| M2 | idle open read | 300 B | 0 B |  |" in rendered(PAGE, results(nothing))
+    assert results(nothing)["figures"][0]["ratios"] == {}
+    assert "0 B" in table([nothing])
+
+
 def test_tables_are_replaced() -> None:
     once = rendered(PAGE, results(WRITES, READS))
     assert rendered(once, results(WRITES, READS)) == once
