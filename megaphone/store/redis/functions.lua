@@ -52,10 +52,8 @@ local EVENT_OVERHEAD = 200    -- as `core.log.EVENT_OVERHEAD_BYTES`
 local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked for
 local FETCHED_AT_ONCE = 16
 local KEPT_AT_LEAST_MS = 86400000
-local TEXTS = 5
-local FIELDS = {'a', 'A', 'o', 'q', 'b',
-                'c', 'x', 'C', 'T', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r',
-                'g', 'd', 's', 't', 'f', 'h'}
+local TEXTS = {'a', 'A', 'o', 'q', 'b'}
+local NUMBERS = {'c', 'x', 'C', 'T', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't', 'f', 'h'}
 
 local function time_of(argument)
     if string.sub(argument, 1, 1) == '=' then
@@ -69,44 +67,56 @@ end
 
 local Channel = {}
 Channel.__index = Channel
+-- What a field is that the hash does not have. Redis offers no `ipairs` while it loads a library.
+local FIELDS, IS_NUMBER = {}, {}
+for i = 1, #TEXTS do
+    FIELDS[i] = TEXTS[i]
+    Channel[TEXTS[i]] = ''
+end
+for i = 1, #NUMBERS do
+    FIELDS[#TEXTS + i] = NUMBERS[i]
+    Channel[NUMBERS[i]] = 0
+    IS_NUMBER[NUMBERS[i]] = true
+end
 
 -- Returns the channel; nil if there is none, or if it has expired and only waits to be removed.
 local function load(keys, now, also_expired)
-    local values = redis.call('HMGET', keys[1], unpack(FIELDS))
-    if not values[1] then
+    -- All fields, because Redis would search the whole hash for each one that is named.
+    local stored = redis.call('HGETALL', keys[1])
+    if #stored == 0 then
         return nil
     end
-    local self = {keys = keys, now = now, was = {}}
-    for i, field in ipairs(FIELDS) do
-        local value
-        if i > TEXTS then
-            value = tonumber(values[i] or 0)
-        else
-            value = values[i] or ''
+    local self, was = {keys = keys, now = now}, {}
+    for i = 1, #stored, 2 do
+        local field, value = stored[i], stored[i + 1]
+        if IS_NUMBER[field] then
+            value = tonumber(value)
         end
-        self[field] = value
-        self.was[field] = value
+        self[field], was[field] = value, value
     end
+    setmetatable(self, Channel)
+    self.was = setmetatable(was, Channel)
     self.a = self.a .. self.A
-    self.was.a = self.a
-    if not values[7] then      -- `x`: it was not read since it was made
+    was.a = self.a
+    if rawget(self, 'x') == nil then      -- it was not read since it was made
         self.x = self.c + self.T
-        self.was.x = self.x
+        was.x = self.x
     end
     if self.x > 0 and now >= self.x and not also_expired then
         return nil
     end
-    return setmetatable(self, Channel)
+    return self
 end
 
 -- Writes the fields that have changed.
 function Channel:save()
-    local changed = {}
-    for _, field in ipairs(FIELDS) do
-        if self[field] ~= self.was[field] then
+    local was, changed = self.was, {}
+    for i = 1, #FIELDS do
+        local field = FIELDS[i]
+        local value = self[field]
+        if value ~= was[field] then
             changed[#changed + 1] = field
-            local value = self[field]
-            changed[#changed + 1] = type(value) == 'number' and string.format('%.0f', value) or value
+            changed[#changed + 1] = IS_NUMBER[field] and string.format('%.0f', value) or value
         end
     end
     if #changed > 0 then
@@ -240,11 +250,14 @@ end
 
 -- Frees the places up to `delivered`, and uses them.
 function Channel:free()
+    local may_have_waiting = self:is_full()
     if self.d > self.f then
         self.f = self.d
     end
     self:trim()
-    self:admit()
+    if may_have_waiting then
+        self:admit()
+    end
 end
 
 -- Makes the next take start after an offset, with no event in flight.
