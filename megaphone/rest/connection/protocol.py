@@ -403,7 +403,11 @@ class Connection(asyncio.Protocol):
 
     def _conclude(self, outcome: Outcome, data: bytes) -> None:
         host = self._host
-        if isinstance(outcome, Failed):
+        if isinstance(outcome, Begun):
+            self._held = bytearray()
+            self._is_begun = True
+            outcome.on_outcome = partial(host.turn.add_answer, self, data)
+        elif isinstance(outcome, Failed):
             self._answer_failure(outcome.error)
         elif isinstance(outcome, Unanswered):
             self._is_lent_for_ever = not outcome.is_whole
@@ -413,10 +417,6 @@ class Connection(asyncio.Protocol):
             self.begin_stream(outcome.reader, outcome.framing, outcome.head)
         elif isinstance(outcome, Unfinished):
             self._hold(data, outcome.missing)
-        elif isinstance(outcome, Begun):
-            self._held = bytearray()
-            self._is_begun = True
-            outcome.on_outcome = partial(host.turn.add_answer, self, data)
         elif isinstance(outcome, Later):
             self._held = bytearray()
             self._task = host.loop.create_task(self._answer_later(outcome.call, data))
@@ -426,7 +426,8 @@ class Connection(asyncio.Protocol):
         self._is_begun = False
         if self._transport is None:
             return
-        behind = self._take_held()
+        held, self._held = self._held, None
+        behind = bytes(held) if held else b""
         self.answer(outcome, data)
         try:
             self._go_on(behind)
@@ -439,7 +440,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if not self._is_paused:
+        if len(behind) > UNREAD_BYTES and not self._is_paused:
             transport.resume_reading()
         if behind:
             self.data_received(behind)
@@ -540,7 +541,7 @@ class Connection(asyncio.Protocol):
         assert self._held is not None
         if self._is_answering:
             self._held += data
-            if len(self._held) > UNREAD_BYTES and self._transport is not None:
+            if self._holds_much and self._transport is not None:
                 self._transport.pause_reading()
             return
         missing = self._missing
@@ -556,6 +557,11 @@ class Connection(asyncio.Protocol):
             self._offer(self._take_held())
             if len(data) > missing:
                 self.data_received(data[missing:])
+
+    @property
+    def _holds_much(self) -> bool:
+        """Whether nothing more is read behind the request that is being answered."""
+        return self._is_answering and self._held is not None and len(self._held) > UNREAD_BYTES
 
     def _stop_waiting(self) -> None:
         self._wait_timer = None
@@ -663,5 +669,5 @@ class Connection(asyncio.Protocol):
         if self._guest is not None:
             self._guest.resume_writing()
         # While a request is being answered, what is held behind it must not grow.
-        if self._transport is not None and not self._is_answering and not self._is_lent:
+        if self._transport is not None and not self._holds_much and not self._is_lent:
             self._transport.resume_reading()

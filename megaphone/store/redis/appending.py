@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
+from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, Stored, WouldBlock
 from megaphone.errors import ChannelNotFound, MegaphoneError
 from megaphone.model import Event
-from megaphone.store.redis.calls import Awaited, Call, Functions
+from megaphone.store.redis.calls import BEGUN_WORDS, Awaited, Call, Functions, word
 from megaphone.store.redis.connection import Reply
 from megaphone.store.redis.encoding import encoded
 from megaphone.store.redis.membership import Membership
@@ -19,6 +21,8 @@ EVENTS_AT_ONCE = 200
 """How many events one call appends at most, in all channels together, unless they are for one
 channel: Redis does nothing else meanwhile."""
 NO_CHANNEL = -1
+ORIGIN_WORDS = 3
+EVENT_WORDS = 3
 
 
 class Run(NamedTuple):
@@ -113,23 +117,25 @@ class Appending:
         for write, result in zip(run, answer[0].split(), strict=False):
             if result == b"A":
                 accepted.append(write.event)
-                results.append(Stored(write.event.id, is_new=True))
+                results.append(new_tuple(Stored, (write.event.id, True)))
             elif result == b"F":
                 break
             else:
                 results.append(Stored(result[1:].decode(), is_new=False))
         if len(answer) > 1:
-            self._hand(answer[1:], accepted)
+            _, *handed = answer
+            self._hand(handed, accepted)
         return results + [WouldBlock()] * (len(run) - len(results))
 
     def packed(self, run: Sequence[Append]) -> bytes:
-        """Return the command that appends the events of a run."""
-        arguments: list[Any] = []
-        for _, event, request_id in run:
-            arguments += (event.id, request_id or "", encoded(event))
-        membership = self._membership
-        return self.functions.packed(
-            "append", run[0].channel_id, membership.epoch, membership.inbox, *arguments
+        """Return the command that appends the events of a run. The parts that repeat are packed
+        already, because a pack of them takes as long as all other steps of a write together."""
+        functions, membership = self.functions, self._membership
+        return b"*%d\r\n%b%b%b" % (
+            BEGUN_WORDS + ORIGIN_WORDS + EVENT_WORDS * len(run),
+            functions.begun("append", run[0].channel_id),
+            origin_of(functions.away, membership.epoch, membership.inbox),
+            b"".join([words_of(write) for write in run]),
         )
 
     # -- The same events for many channels
@@ -233,6 +239,29 @@ class RunCall(Call):
         if (on_results := self._on_results) is not None:
             self._on_results = None
             on_results(results)
+
+
+@lru_cache(1)
+def origin_of(away: str, epoch: int, inbox: str) -> bytes:
+    """Return the words of an append that are the same for all: how long the store was out of order,
+    the epoch, and the inbox of this node."""
+    return word(away) + word(str(epoch)) + word(inbox)
+
+
+def words_of(write: Append) -> bytes:
+    """Return the words of an append that say what is written."""
+    _, event, request_id = write
+    key = b"" if request_id is None else request_id.encode()
+    data = encoded(event)
+    event_id = event.id.encode()
+    return b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+        len(event_id),
+        event_id,
+        len(key),
+        key,
+        len(data),
+        data,
+    )
 
 
 def runs_of(writes: Sequence[Append]) -> dict[bytes, Run]:

@@ -2,14 +2,19 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from megaphone.store.redis.confirmation import Confirmation
 from megaphone.store.redis.connection import Argument, Calls, Reply, pack
 from megaphone.store.redis.errors import FunctionMissing
 from megaphone.store.redis.functions import name_of, source
-from megaphone.store.redis.keys import Names
+from megaphone.store.redis.keys import KEYS_OF_A_CHANNEL, Names
 from megaphone.store.redis.link import Link
+
+BEGUN_WORDS = 3 + KEYS_OF_A_CHANNEL
+REMEMBERED = 5_000
+"""How many beginnings of commands are remembered, because most channels are used again."""
 
 
 class Functions:
@@ -24,6 +29,9 @@ class Functions:
         self.link = link
         self._names = names
         self._confirmation = Confirmation(link, names, replicas)
+        self.begun: Callable[[str, bytes], bytes] = lru_cache(REMEMBERED)(self._begun)
+        """Return the first `BEGUN_WORDS` words of a command that calls a function of a channel,
+        packed, but without how many words there are."""
         self._repeating: set[asyncio.Task[None]] = set()
         self.away = "0"
         """How long the store was out of order until now, in milliseconds, as the last heartbeat
@@ -58,6 +66,10 @@ class Functions:
         """Return the command that calls a function of a channel."""
         keys = self._names.channel(channel_id)
         return pack(("FCALL", name_of(name), len(keys), *keys, self.away, *arguments))
+
+    def _begun(self, name: str, channel_id: bytes) -> bytes:
+        keys = self._names.channel(channel_id)
+        return b"".join(map(word, ("FCALL", name_of(name), str(len(keys)), *keys)))
 
     def confirmed(self) -> asyncio.Future[None] | None:
         """Return a future that is done when enough replicas have all that Redis has stored for this
@@ -151,6 +163,11 @@ class Awaited(Call):
         """
         if self._asked is not None:
             await asyncio.shield(self._asked)
+
+
+def word(text: str) -> bytes:
+    """Return a word of a command, packed."""
+    return b"$%d\r\n%b\r\n" % (len(data := text.encode()), data)
 
 
 async def load(calls: Calls) -> None:

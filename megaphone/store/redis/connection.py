@@ -261,7 +261,10 @@ class Connection(asyncio.Protocol):
                 if isinstance(reply, Exception):
                     self._fail(pending, reply)
                 elif not pending.done():
-                    self._answer(pending, reply)
+                    try:
+                        pending.set_result(reply)
+                    except Exception:
+                        log.exception("an answer of the store could not be handled")
         except HiredisError as error:
             self.end(f"the server does not speak its protocol: {error}")
             return
@@ -283,13 +286,6 @@ class Connection(asyncio.Protocol):
             self._on_push(push)
         except Exception:
             log.exception("a message from the store could not be handled")
-
-    @staticmethod
-    def _answer(pending: Pending, reply: Reply) -> None:
-        try:
-            pending.set_result(reply)
-        except Exception:
-            log.exception("an answer of the store could not be handled")
 
     def _fail(self, pending: Pending, error: Exception) -> None:
         if not pending.done():

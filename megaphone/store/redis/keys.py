@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 REMEMBERED = 5_000
 """Of how many channels the keys are remembered, because most channels are used again."""
+KEYS_OF_A_CHANNEL = 7
 SHARDS = 64
 """In how many parts the deadlines of the channels are kept, so that nodes can share the work."""
 

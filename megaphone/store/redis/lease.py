@@ -149,6 +149,8 @@ class RemoteLease:
 
     def _next(self, count: int, max_bytes: int) -> list[Event]:
         """Remove and return the first events that arrived, at most `count`, but at least one."""
+        if count == 1:
+            return [self._arrived.popleft()]
         events = [self._arrived.popleft() for _ in range(count)]
         kept = events.copy()
         cut_off(kept, max_bytes)
