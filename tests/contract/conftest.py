@@ -22,7 +22,8 @@ from megaphone.store.redis.store import RedisStore
 from megaphone.store.redis.url import StoreUrl
 from tests.support.leases import taken
 from tests.support.redis_fixtures import shared_server
-from tests.support.settings import limits
+from tests.support.redis_server import KINDS
+from tests.support.settings import IS_LONG, limits
 
 CAPACITY = 3
 TTL_S = 1.0
@@ -46,29 +47,36 @@ async def memory(on_removed: OnRemoved) -> AsyncIterator[Store]:
     )
 
 
-@asynccontextmanager
-async def redis(on_removed: OnRemoved) -> AsyncIterator[Store]:
-    with shared_server() as server:
-        server.flush()
-        # A user with no more rights than the documents say.
-        rights = rights_of("contract").split()
-        server.call("ACL", "SETUSER", "node", "reset", "on", ">secret", *rights)
-        store = RedisStore(
-            StoreUrl.parse(f"redis://node:secret@127.0.0.1:{server.port}"),
-            prefix="contract",
-            limits=LIMITS,
-            max_channels=MAX_CHANNELS,
-            write_timeout_s=WRITE_TIMEOUT_S,
-            on_removed=on_removed,
-        )
-        await store.start()
-        yield store
+def redis_of(kind: str | None) -> Factory:
+    """Return the factory of a store in a kind of server, or in any that is installed."""
 
+    @asynccontextmanager
+    async def redis(on_removed: OnRemoved) -> AsyncIterator[Store]:
+        with shared_server(kind) as server:
+            server.flush()
+            # A user with no more rights than the documents say.
+            rights = rights_of("contract").split()
+            server.call("ACL", "SETUSER", "node", "reset", "on", ">secret", *rights)
+            store = RedisStore(
+                StoreUrl.parse(f"redis://node:secret@127.0.0.1:{server.port}"),
+                prefix="contract",
+                limits=LIMITS,
+                max_channels=MAX_CHANNELS,
+                write_timeout_s=WRITE_TIMEOUT_S,
+                on_removed=on_removed,
+            )
+            await store.start()
+            yield store
+
+    return redis
+
+
+KINDS_TESTED = KINDS if IS_LONG else (None,)
 
 STORES = [
     pytest.param(memory, id="memory, virtual time", marks=pytest.mark.looptime),
     pytest.param(memory, id="memory, real time"),
-    pytest.param(redis, id="redis"),
+    *(pytest.param(redis_of(kind), id=kind or "redis") for kind in KINDS_TESTED),
 ]
 
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from tests.support.redis_server import KINDS, RedisServer, redis_server
+from tests.support.redis_server import KINDS, RedisServer, any_kind, redis_server
 
 
 @pytest.fixture(scope="session", params=KINDS)
@@ -31,13 +31,16 @@ def own_server() -> Iterator[RedisServer]:
 
 
 _shared = ExitStack()
-_servers: list[RedisServer] = []
+_servers: dict[str, RedisServer] = {}
 
 
 @contextmanager
-def shared_server() -> Iterator[RedisServer]:
-    """A server of any kind, the same for all tests of this process. Tests must tidy up first."""
-    if not _servers:
-        atexit.register(_shared.close)
-        _servers.append(_shared.enter_context(redis_server()))
-    yield _servers[0]
+def shared_server(kind: str | None = None) -> Iterator[RedisServer]:
+    """A server of a kind, or of any, the same for all tests of this process. Tests must tidy up
+    first. Skips the test if the kind is not installed."""
+    kind = kind or any_kind()
+    if kind not in _servers:
+        if not _servers:
+            atexit.register(_shared.close)
+        _servers[kind] = _shared.enter_context(redis_server(kind))
+    yield _servers[kind]

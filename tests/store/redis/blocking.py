@@ -24,27 +24,58 @@ NODE = "inbox"
 NO_TIME_LIMIT_MS = 10**9
 CREDIT = 0
 """The functions send no events unasked, because the model knows of no such thing."""
-ENDS = itertools.count()
+NUMBERS = itertools.count()
+"""Each channel is new, because a server takes longer to remove all keys than to make some."""
+FIELDS = ("l", "t", "s", "c", "T", "x", "n")
+"""The fields of a channel that the model test asks for."""
 
 
 class BlockingClient:
-    """One connection to a server. Each call waits for its answer."""
+    """One connection to a server, which also gets the messages to an inbox.
 
-    def __init__(self, path: str) -> None:
+    Each call waits for its answer.
+    """
+
+    def __init__(self, path: str, inbox: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.settimeout(10)
         self._socket.connect(path)
         self._reader = hiredis.Reader()
+        self._messages: list[bytes] = []
+        self.call("HELLO", 3)  # with which messages and answers share a connection
+        self._send(("SUBSCRIBE", inbox))
+        self._next()
 
     def call(self, *arguments: Any) -> Any:
-        self._socket.sendall(hiredis.pack_command(arguments))
-        return self.answer()
+        [answer] = self.calls(arguments)
+        return answer
 
-    def answer(self) -> Any:
+    def calls(self, *calls: tuple[Any, ...]) -> list[Any]:
+        """Make calls in one write. Returns: their answers. Raises: hiredis.ReplyError."""
+        self._send(*calls)
+        answers: list[Any] = []
+        while len(answers) < len(calls):
+            answer = self._next()
+            if isinstance(answer, hiredis.PushNotification):
+                self._messages.append(answer[2])
+            else:
+                answers.append(answer)
+        for answer in answers:
+            if isinstance(answer, hiredis.ReplyError):
+                raise answer
+        return answers
+
+    def messages(self) -> list[bytes]:
+        """Return the messages that came with the answers since the last time."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def _send(self, *calls: tuple[Any, ...]) -> None:
+        self._socket.sendall(b"".join(map(hiredis.pack_command, calls)))
+
+    def _next(self) -> Any:
         while (answer := self._reader.gets()) is False:
             self._reader.feed(self._socket.recv(65_536))
-        if isinstance(answer, hiredis.ReplyError):
-            raise answer
         return answer
 
     def close(self) -> None:
@@ -110,6 +141,8 @@ class RemoteWaiter(Waiter):
         self.record = record
         self.next_writer = ""
         self.writers: list[tuple[Callable[[], None], str]] = []
+        self.told: list[str] = []
+        """The tokens of the writers to whom messages have come."""
 
     def join(self, on_resolved: Callable[[], None]) -> None:
         super().join(on_resolved)
@@ -119,35 +152,44 @@ class RemoteWaiter(Waiter):
 class RemoteChannel:
     """Has the calls of `core.channel.Channel` that the model test makes."""
 
-    def __init__(
-        self, server: BlockingClient, inbox: BlockingClient, limits: ChannelLimits
-    ) -> None:
-        self._server, self._inbox = server, inbox
+    def __init__(self, server: BlockingClient, limits: ChannelLimits) -> None:
+        self._server = server
         self.limits = limits
-        self._keys = Names("mp").channel(b"model")
+        self._keys = Names("mp").channel(b"model %d" % next(NUMBERS))
         self._tokens = itertools.count()
         self._waiters: dict[str, RemoteWaiter] = {}
         """By their tokens, and by those of their writers."""
         self._lease: RemoteLease | None = None
-        server.call("FLUSHALL")
-        self._messages()  # of an earlier channel
+        server.messages()  # to an earlier channel
+        self._state: dict[str, bytes | None] = {}
+        self.waiting_writers = 0
         self.call("create", 0.0, "agent.model.1", limits.capacity, round(limits.ttl_s * 1000), 1)
 
     def call(self, name: str, now: float, *arguments: Any) -> Any:
+        """Call a function, and see what the channel is like afterwards."""
         time = f"={round(now * 1000)}"
-        return self._server.call("FCALL", name_of(name), 7, *self._keys, time, *arguments)
+        answer, state, self.waiting_writers = self._server.calls(
+            ("FCALL", name_of(name), 7, *self._keys, time, *arguments),
+            ("HMGET", self._keys[0], *FIELDS),
+            ("LLEN", self._keys[5]),
+        )
+        self._state = dict(zip(FIELDS, state, strict=True))
+        return answer
 
     def _field(self, name: str) -> int:
-        return int(self._server.call("HGET", self._keys[0], name) or 0)
+        return int(self._state[name] or 0)
 
     def hear(self) -> None:
         """Do what the messages say that have come until now."""
-        for message in self._messages():
+        resolved: list[RemoteWaiter] = []
+        for message in map(bytes.split, self._server.messages()):
             kind, subject = message[0], message[1].decode()
             if kind == b"W":
                 waiter = self._waiters.pop(subject)
+                waiter.told.append(subject)
                 if waiter.accepted is None:
                     waiter.resolve(accepted=message[2] != b"-1")
+                    resolved.append(waiter)
             elif self._lease is not None:
                 assert subject == str(self._lease.number)
                 if self._lease.on_ready is not None:
@@ -155,15 +197,8 @@ class RemoteChannel:
                 if kind == b"X":
                     self._lease.is_open = False
                     self._lease = None
-
-    def _messages(self) -> list[list[bytes]]:
-        """Return the messages that have come until now, in words."""
-        last = f"END {next(ENDS)}".encode()
-        self._server.call("PUBLISH", NODE, last)
-        messages = []
-        while (message := self._inbox.answer()[2]) != last:
-            messages.append(message.split())
-        return messages
+        for waiter in resolved:  # each writer may be on another node
+            assert sorted(waiter.told) == sorted(token for _, token in waiter.writers)
 
     def offer(self, event: Event, *, now: float, request_id: str | None) -> str | Waiter:
         one = (event.id, request_id or "", encoded(event))
@@ -229,11 +264,7 @@ class RemoteChannel:
         return self._field("t") - self._field("s")
 
     @property
-    def waiting_writers(self) -> int:
-        return int(self._server.call("LLEN", self._keys[5]))
-
-    @property
     def deadline(self) -> float | None:
-        if not self._server.call("HEXISTS", self._keys[0], "x"):  # as it was made
+        if self._state["x"] is None:  # as it was made
             return (self._field("c") + self._field("T")) / 1000
         return self._field("x") / 1000 or None

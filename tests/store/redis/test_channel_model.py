@@ -4,9 +4,11 @@ They differ in one rule: an event that a cursor skipped counts as sent once a la
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from megaphone.core.budget import Budget
 from megaphone.store.redis.functions import source
@@ -15,6 +17,10 @@ from tests.store.redis.blocking import NODE, BlockingClient, RemoteChannel
 from tests.support.redis_fixtures import shared_server
 from tests.support.settings import limits
 
+SEQUENCES = {"redis": 1_000, "valkey8": 500, "valkey9": 500}
+"""How many random sequences of calls each kind of server gets."""
+STEPS = 25
+"""How many calls a sequence has at most. Shorter sequences, but more of them, find more."""
 TTL_S = 1e6
 """A channel does not expire here, because the machine goes on to use it."""
 REQUEST_IDS_S = 60.25
@@ -34,11 +40,10 @@ class RemoteModel(Model):
 
 class RemoteMachine(ChannelMachine):
     server: BlockingClient
-    inbox: BlockingClient
 
     def make(self, capacity: int, redelivery_s: float) -> None:
         bounds = limits(capacity=capacity, ttl_s=TTL_S, redelivery_window_s=redelivery_s)
-        self.channel = RemoteChannel(self.server, self.inbox, bounds)  # type: ignore[assignment]
+        self.channel = RemoteChannel(self.server, bounds)  # type: ignore[assignment]
         self.budget = Budget()  # of a node, which has nothing of the channel
         self.model = RemoteModel(capacity, redelivery_s, TTL_S, REQUEST_IDS_S)
 
@@ -47,23 +52,26 @@ class RemoteMachine(ChannelMachine):
     what_it_holds_counts = None  # type: ignore[assignment]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def clients() -> Iterator[None]:
-    with shared_server() as server:
+@contextmanager
+def client_of(kind: str) -> Iterator[BlockingClient]:
+    with shared_server(kind) as server:
         server.call("FUNCTION", "LOAD", "REPLACE", source())
-        RemoteMachine.server = BlockingClient(server.socket_path)
-        RemoteMachine.inbox = BlockingClient(server.socket_path)
-        RemoteMachine.inbox.call("SUBSCRIBE", NODE)
-        yield
-        RemoteMachine.server.close()
-        RemoteMachine.inbox.close()
+        client = BlockingClient(server.socket_path, NODE)
+        yield client
+        client.close()
+        server.flush()
 
 
-TestRemoteMachine = RemoteMachine.TestCase
-TestRemoteMachine.settings = settings(
-    max_examples=300,
-    stateful_step_count=50,
-    deadline=None,
-    report_multiple_bugs=False,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+@pytest.mark.hypothesis
+@pytest.mark.parametrize("kind", SEQUENCES)
+def test_the_functions_agree_with_the_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with client_of(kind) as client:
+        monkeypatch.setattr(RemoteMachine, "server", client, raising=False)
+        run_state_machine_as_test(
+            RemoteMachine,
+            settings=settings(
+                max_examples=SEQUENCES[kind],
+                stateful_step_count=STEPS,
+                report_multiple_bugs=False,
+            ),
+        )
