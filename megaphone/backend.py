@@ -134,6 +134,17 @@ async def of_shared_store(
         raise UnusableStore(f"the store refuses what is needed: {error}") from None
     assert store.facts is not None
     log.info("%s", store.facts.line(settings.store_wait_replicas))
+
+    def described() -> dict[str, object]:
+        facts = store.facts  # they are new after each connection
+        assert facts is not None
+        return {
+            "server": facts.server,
+            "persistence": facts.persistence,
+            "wait_replicas": settings.store_wait_replicas,
+        }
+
+    metrics.store = described
     try:
         agents = Agents(settings.agent_warmup_secs, directory=store.directory)
         await introduce(agents, settings)

@@ -7,7 +7,7 @@ and that library renders only those of the process and the interpreter.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -110,6 +110,8 @@ class Metrics:
         self.writers_waiting = 0
         self._durations = [0] * (len(DURATION_BUCKETS_S) + 1)
         self._durations_sum_s = 0.0
+        self.store: Callable[[], Mapping[str, object]] | None = None
+        """Returns what a shared store is, by the names of labels."""
         self._process = CollectorRegistry()
         self._process.register(PROCESS_COLLECTOR)
         self._process.register(GC_COLLECTOR)
@@ -172,6 +174,8 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics as Prometheus text, format 0.0.4."""
         lines = [*self._counters(), *self._gauges(), *self._duration_histogram()]
+        if self.store is not None:
+            lines += info("store_info", "The shared store, and what 201 means.", self.store())
         return "\n".join([*lines, ""]).encode() + generate_latest(self._process)
 
     async def text(self) -> bytes:
@@ -251,6 +255,17 @@ class Metrics:
             yield f'megaphone_channel_duration_bucket{{le="{bound}"}} {count}'
         yield f"megaphone_channel_duration_sum {self._durations_sum_s}"
         yield f"megaphone_channel_duration_count {cumulated[-1]}"
+
+
+def info(name: str, meaning: str, labels: Mapping[str, object]) -> Iterator[str]:
+    """Yield a metric that says something by its labels."""
+    yield from family(name, "gauge", meaning)
+    pairs = ",".join(f'{label}="{escaped(str(value))}"' for label, value in labels.items())
+    yield f"megaphone_{name}{{{pairs}}} 1"
+
+
+def escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
 
 
 def family(name: str, kind: str, meaning: str) -> Iterator[str]:

@@ -3,12 +3,13 @@
 import re
 import subprocess
 from pathlib import Path
+from urllib.request import urlopen
 
 from megaphone.config import load
 from megaphone.store.redis.connection import Server
 from megaphone.store.redis.requirements import Facts, rights_of
 from megaphone.store.redis.url import StoreUrl
-from tests.support.process import environment
+from tests.support.process import broker_process, environment
 from tests.support.redis_fixtures import own_server
 from tests.support.redis_server import RedisServer
 
@@ -60,6 +61,21 @@ def test_the_line_of_the_log_is_what_a_node_writes() -> None:
         replicas=1,
     )
     assert f"\n{facts.line(1)}\n" in PAGE
+
+
+def test_the_metric_is_what_a_node_says(own_server: RedisServer, tmp_path: Path) -> None:
+    [line] = re.findall(r"^(megaphone_store_info\{.*\}) 1$", PAGE, re.MULTILINE)
+    own_server.call("CONFIG", "SET", "appendonly", "yes")
+    with (
+        broker_process(tmp_path, store=own_server.text_url) as broker,
+        urlopen(f"{broker.url}/metrics") as answer,
+    ):
+        [found] = [one for one in answer.read().decode().splitlines() if "store_info{" in one]
+    server = re.search('server="(.*?)"', found)
+    assert server is not None
+    assert f"{line} 1" == found.replace(server[1], "redis 7.0.15").replace(
+        'wait_replicas="0"', 'wait_replicas="1"'
+    )
 
 
 def test_each_test_that_it_names_is_there() -> None:

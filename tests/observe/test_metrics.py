@@ -36,6 +36,21 @@ def test_the_names_and_types_are_those_of_the_contract() -> None:
     assert CONTRACT.items() <= families(Metrics()).items()
 
 
+def test_a_shared_store_is_described_by_labels() -> None:
+    metrics = Metrics()
+    assert "megaphone_store_info" not in families(metrics)
+    labels = {"server": 'a "server" \\ of two\nlines', "persistence": "AOF", "wait_replicas": 1}
+    metrics.store = lambda: labels
+    [sample] = [
+        one
+        for family in text_string_to_metric_families(metrics.render().decode())
+        for one in family.samples
+        if family.name == "megaphone_store_info"
+    ]
+    assert sample.value == 1
+    assert sample.labels == {name: str(value) for name, value in labels.items()}
+
+
 def test_the_process_is_described_too() -> None:
     assert "process_resident_memory_bytes" in families(Metrics())
 
