@@ -4,7 +4,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ from megaphone.backend import Backend, backend
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
-from megaphone.core.broker import Broker
+from megaphone.core.broker import Broker, loop_time
 from megaphone.core.budget import Budget
 from megaphone.core.ports import Pipes
-from megaphone.errors import ShuttingDown, StoreUnavailable
+from megaphone.errors import BadRequest, ShuttingDown, StoreUnavailable
 from megaphone.listen.exposure import is_loopback, log_start
 from megaphone.listen.sockets import (
     grpc_path,
@@ -25,6 +25,7 @@ from megaphone.listen.sockets import (
     passing,
     unlink_unix,
 )
+from megaphone.model import AgentMode
 from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
@@ -97,7 +98,11 @@ async def running(
         built = await stack.enter_async_context(backend(settings, budget, metrics, webhooks))
         broker = built.broker
         admin = Admin(
-            store=built.store, agents=built.agents, pipes=built.pipes, drains=built.drains
+            store=built.store,
+            agents=built.agents,
+            pipes=built.pipes,
+            drains=built.drains,
+            let_others_have=None if worker is None else worker.let_others_have,
         )
         http, grpc = faces(settings, built, budget, metrics, connections, worker)
         trimming = asyncio.create_task(memory.keep_small(settings.workers))
@@ -273,7 +278,12 @@ async def serve_as_worker(worker: Worker, logs: LogCounts | None = None) -> None
         logging.getLogger("megaphone.backend").setLevel(logging.WARNING)
     async with worker.linked():
         async with running(settings, logs, worker) as app:
-            worker.serves(app.http_port, app.grpc_port, app.metrics.render)
+
+            async def have_agent(name: str) -> None:
+                with suppress(BadRequest):  # it has it already
+                    await app.agents.introduce(name, AgentMode.MASTER, loop_time())
+
+            worker.serves(app.http_port, app.grpc_port, app.metrics.render, have_agent)
             await first_of(worker.stopping.wait(), worker.leaving.wait())
             if not worker.stopping.is_set():
                 limit_s = settings.grpc_connection_age_secs + settings.drain_timeout_secs

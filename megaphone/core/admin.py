@@ -4,7 +4,7 @@ Both faces call these methods with unchecked arguments, as they do with `core.br
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
@@ -19,7 +19,17 @@ DEFAULT_LIMIT = 50
 class Admin:
     """The use cases of operators, one method each."""
 
-    def __init__(self, *, store: Store, agents: Agents, pipes: Pipes, drains: Drains) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        agents: Agents,
+        pipes: Pipes,
+        drains: Drains,
+        let_others_have: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        """`let_others_have` gives an agent to the other workers, if this node is one of several."""
+        self._let_others_have = let_others_have
         self._store = store
         self._agents = agents
         self._pipes = pipes
@@ -45,10 +55,14 @@ class Admin:
         return infos
 
     async def add_agent(self, name: str) -> None:
-        """Add a MASTER agent, which warms up first.
+        """Add a MASTER agent, which warms up first; to all workers, if there are several.
 
-        Raises: BadRequest, if the name is not allowed or is in use; StoreUnavailable.
+        Raises: BadRequest, if the name is not allowed or is in use; StoreUnavailable;
+            TargetUnavailable, if another worker does not have the agent.
         """
+        self._agents.check_new(name)
+        if self._let_others_have is not None:
+            await self._let_others_have(name)
         await self._agents.introduce(name, AgentMode.MASTER, loop_time())
 
     def promote_agent(self, name: str) -> None:

@@ -161,17 +161,24 @@ class Agents:
 
         Raises: BadRequest, when the name is not valid or in use; StoreUnavailable.
         """
-        if name in self._own:
-            raise BadRequest(f"agent {name} is on this node already")
+        self.check_new(name)
         if self._directory is None:
             agent = self.add(name, mode, now)
         else:
             # First its key: calls for the agent may come while this node waits for it.
-            secret = await self._directory.add(checked_name(name), AddressKey.random().secret)
+            secret = await self._directory.add(name, AddressKey.random().secret)
             agent = self._agents.get(name) or self.add(name, mode, now)
             self.keys.add(name, AddressKey(secret))
         self._own.add(name)
         return agent
+
+    def check_new(self, name: str) -> None:
+        """Check the name of an agent that settings or a command would give to this node.
+
+        Raises: BadRequest, when the name is not valid, or they have given it already.
+        """
+        if checked_name(name) in self._own:
+            raise BadRequest(f"agent {name} is on this node already")
 
     def add(self, name: str, mode: AgentMode, now: float) -> Agent:
         """Add an agent with a new key. A MASTER takes new channels once it is warm.

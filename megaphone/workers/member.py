@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Coroutine
 from contextlib import suppress
+from typing import Any, Protocol
 
 from megaphone.settings import Settings
 from megaphone.workers.messages import (
+    AddAgent,
+    AgentAdded,
     Begin,
     Failed,
     Gather,
@@ -35,25 +38,42 @@ SERVES_WITHIN_S = 60.0
 """How long a worker may take to start."""
 MEASURES_WITHIN_S = 1.0
 """How long a worker may take to say what its metrics are. Then its last ones count."""
+ADDS_AGENT_WITHIN_S = 5.0
+"""How long a worker may take to have an agent that another worker was given."""
 
 
 class StartFailed(Exception):
     """A worker does not serve. The text is one line for the operator."""
 
 
+class Others(Protocol):
+    """What a worker may ask of all workers."""
+
+    async def gather(self) -> bytes:
+        """Return the metrics of all workers together."""
+
+    async def let_have(self, name: str, asking: "Member") -> str | None:
+        """Let all workers but one have an agent. Returns: why somebody does not have it."""
+
+
 class Member:
     """A worker process from its start to its end."""
 
-    def __init__(self, number: int, process: asyncio.subprocess.Process, link: Link) -> None:
+    def __init__(
+        self, number: int, process: asyncio.subprocess.Process, link: Link, others: Others
+    ) -> None:
         self.number = number
         self.metrics = b""
         """What the worker said last of its metrics."""
         self._process = process
         self._link = link
+        self._others = others
         self._began_at = time.monotonic()
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._reason: str | None = None
         self._measured: deque[asyncio.Future[None]] = deque()
+        self._adding: dict[str, asyncio.Future[str | None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
@@ -63,9 +83,9 @@ class Member:
         number: int,
         settings: Settings,
         http: socket.socket,
-        gather: Callable[[], Awaitable[bytes]],
+        others: Others,
     ) -> "Member":
-        """Start a worker process. `gather` returns the metrics of all workers."""
+        """Start a worker process."""
         ours, theirs = socket.socketpair()
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -76,9 +96,9 @@ class Member:
                 process_group=0,  # because Ctrl-C is for the supervisor alone
                 env=QUIET_GRPC | os.environ,
             )
-        member = cls(number, process, await Link.over(ours))
+        member = cls(number, process, await Link.over(ours), others)
         member._link.send(Begin(settings, number, http.fileno()))
-        member._running = asyncio.create_task(member._run(gather))
+        member._running = asyncio.create_task(member._run())
         return member
 
     async def serves(self) -> Ready:
@@ -106,15 +126,9 @@ class Member:
             return f"ended by {signal.Signals(-code).name}"
         return f"ended with the exit code {code}"
 
-    async def _run(self, gather: Callable[[], Awaitable[bytes]]) -> None:
-        tasks: set[asyncio.Task[None]] = set()
+    async def _run(self) -> None:
         while (message := await self._link.receive()) is not None:
-            if isinstance(message, Gather):
-                task = asyncio.create_task(self._answer(gather))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-            else:
-                self._take(message)
+            self._take(message)
         await self._process.wait()
         self._link.close()
         self._ended.set()
@@ -124,6 +138,9 @@ class Member:
         for measured in self._measured:
             if not measured.done():
                 measured.set_result(None)
+        for added in self._adding.values():
+            added.set_result(None)
+        self._adding.clear()
 
     def _take(self, message: Message) -> None:
         match message:
@@ -137,9 +154,38 @@ class Member:
                     measured = self._measured.popleft()
                     if not measured.done():
                         measured.set_result(None)
+            case Gather():
+                self._begin(self._say_metrics())
+            case AddAgent(name):
+                self._begin(self._say_who_has(name))
+            case AgentAdded(name, error) if name in self._adding:
+                self._adding.pop(name).set_result(error)
 
-    async def _answer(self, gather: Callable[[], Awaitable[bytes]]) -> None:
-        self._link.send(Gathered((await gather()).decode()))
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _say_metrics(self) -> None:
+        self._link.send(Gathered((await self._others.gather()).decode()))
+
+    async def _say_who_has(self, name: str) -> None:
+        self._link.send(AgentAdded(name, await self._others.let_have(name, self)))
+
+    async def add_agent(self, name: str) -> str | None:
+        """Let the worker have an agent. Returns: why it does not have it. A worker that ends
+        meanwhile counts as one that has it, because the next one does."""
+        if self._ended.is_set():
+            return None
+        if (added := self._adding.get(name)) is None:
+            added = self._adding[name] = asyncio.get_running_loop().create_future()
+            self._link.send(AddAgent(name))
+        try:
+            async with asyncio.timeout(ADDS_AGENT_WITHIN_S):
+                return await asyncio.shield(added)
+        except TimeoutError:
+            self._adding.pop(name, None)
+            return f"worker {self.number} does not answer"
 
     async def measure(self) -> None:
         """Ask for the metrics, and wait for them, but not long."""

@@ -36,6 +36,20 @@ class Measure(msgspec.Struct, tag=True):
     """From the supervisor: what are your metrics?"""
 
 
+class AddAgent(msgspec.Struct, tag=True):
+    """From a worker: let all other workers have this agent. From the supervisor: have it too."""
+
+    name: str
+
+
+class AgentAdded(msgspec.Struct, tag=True):
+    """From either, the answer to `AddAgent`."""
+
+    name: str
+    error: str | None = None
+    """Why somebody does not have the agent."""
+
+
 class Gathered(msgspec.Struct, tag=True):
     """From the supervisor, the answer to `Gather`: the metrics of all workers."""
 
@@ -66,7 +80,19 @@ class Gather(msgspec.Struct, tag=True):
     """From a worker: what are the metrics of all workers?"""
 
 
-Message: TypeAlias = Begin | Leave | Stop | Measure | Gathered | Ready | Failed | Measured | Gather
+Message: TypeAlias = (
+    Begin
+    | Leave
+    | Stop
+    | Measure
+    | Gathered
+    | Ready
+    | Failed
+    | Measured
+    | Gather
+    | AddAgent
+    | AgentAdded
+)
 
 DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 

@@ -11,12 +11,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
+from typing import Any
 
 from megaphone.listen.exposure import log_start
 from megaphone.listen.sockets import bind_shared, check_unused, grpc_path, reserve
+from megaphone.model import AgentMode
 from megaphone.observe.summing import lasting, summed
 from megaphone.settings import Settings
 from megaphone.workers.member import Member, StartFailed
@@ -118,8 +120,10 @@ class Supervisor:
         self._reload = reload
         self._slots = [Slot(number, self) for number in range(1, settings.workers + 1)]
         self._members: set[Member] = set()
+        self._agents_added: dict[str, AgentMode] = {}
+        """The agents that operators have added, which each new worker gets too."""
         """All processes that have not ended."""
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._of_ended = b""
         """What still counts of the metrics of processes that have ended."""
         self._stopping = asyncio.Event()
@@ -200,12 +204,18 @@ class Supervisor:
         if settings.mng_socket_path is not None:
             path = admin_path(settings.mng_socket_path, number)
             settings = replace(settings, mng_socket_path=path)
-        member = await Member.start(number, settings, listening, self.gather)
+        settings = replace(settings, agent={**settings.agent, **self._agents_added})
+        member = await Member.start(number, settings, listening, self)
         self._members.add(member)
-        task = asyncio.create_task(self._bury(member))
+        for name in self._agents_added.keys() - settings.agent.keys():  # added meanwhile
+            self._begin(member.add_agent(name))
+        self._begin(self._bury(member))
+        return member
+
+    def _begin(self, work: Coroutine[Any, Any, object]) -> None:
+        task: asyncio.Task[object] = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return member
 
     async def _bury(self, member: Member) -> None:
         await member.ended()
@@ -217,6 +227,18 @@ class Supervisor:
             for slot in self._slots:
                 for_http = admin_path(path, slot.number)
                 yield from (for_http, grpc_path(for_http))
+
+    # -- Agents
+
+    async def let_have(self, name: str, asking: Member) -> str | None:
+        """Let all workers but one have an agent, and those that are started from now on.
+
+        Returns: why one of them does not have it.
+        """
+        self._agents_added[name] = AgentMode.MASTER
+        others = [member for member in self._members if member is not asking]
+        errors = await asyncio.gather(*(member.add_agent(name) for member in others))
+        return next(filter(None, errors), None)
 
     # -- Metrics
 

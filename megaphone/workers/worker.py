@@ -3,10 +3,14 @@
 import asyncio
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
+from megaphone.errors import MegaphoneError, TargetUnavailable
 from megaphone.workers.messages import (
+    AddAgent,
+    AgentAdded,
     Begin,
     Failed,
     Gather,
@@ -23,6 +27,8 @@ from megaphone.workers.messages import (
 
 GATHERED_WITHIN_S = 3.0
 """How long the supervisor may take to say what the metrics of all workers are."""
+AGENT_ADDED_WITHIN_S = 10.0
+"""How long the supervisor may take to let all workers have an agent."""
 
 
 class Worker:
@@ -48,6 +54,11 @@ class Worker:
         self._link: Link | None = None
         self._render: Callable[[], bytes] | None = None
         self._asked: deque[asyncio.Future[bytes]] = deque()
+        self._have_agent: Callable[[str], Awaitable[None]] | None = None
+        self._serves = asyncio.Event()
+        self._adding: dict[str, asyncio.Future[str | None]] = {}
+        """The agents that other workers do not have yet, or why not, by their names."""
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def linked(self) -> AsyncIterator[None]:
@@ -57,7 +68,8 @@ class Worker:
         try:
             yield
         finally:
-            listening.cancel()
+            for task in (listening, *self._tasks):
+                task.cancel()
             self._link.close()
 
     async def _listen(self, link: Link) -> None:
@@ -69,17 +81,69 @@ class Worker:
                     asked = self._asked.popleft()
                     if not asked.done():
                         asked.set_result(text.encode())
+                case AddAgent(name):
+                    self._begin(self._add_agent(link, name))
+                case AgentAdded(name, error) if name in self._adding:
+                    self._adding.pop(name).set_result(error)
                 case Leave():
                     self.leaving.set()
                 case Stop():
                     self.stopping.set()
         self.stopping.set()
 
-    def serves(self, http_port: int, grpc_port: int, render: Callable[[], bytes]) -> None:
-        """Say that this worker serves. `render` returns its metrics."""
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def serves(
+        self,
+        http_port: int,
+        grpc_port: int,
+        render: Callable[[], bytes],
+        have_agent: Callable[[str], Awaitable[None]],
+    ) -> None:
+        """Say that this worker serves. `render` returns its metrics, and `have_agent` gives it an
+        agent, unless it has it."""
         assert self._link is not None
         self._render = render
+        self._have_agent = have_agent
+        self._serves.set()
         self._link.send(Ready(http_port, grpc_port))
+
+    # -- Agents
+
+    async def _add_agent(self, link: Link, name: str) -> None:
+        """Have an agent that another worker was given."""
+        await self._serves.wait()
+        assert self._have_agent is not None
+        try:
+            await self._have_agent(name)
+        except MegaphoneError as error:
+            link.send(AgentAdded(name, f"worker {self.number}: {error}"))
+        else:
+            link.send(AgentAdded(name))
+
+    async def let_others_have(self, name: str) -> None:
+        """Let all other workers have an agent, and each worker that is started from now on.
+
+        Raises: TargetUnavailable, when one of them does not have it. Then a repetition is harmless.
+        """
+        assert self._link is not None
+        added = self._adding.get(name)
+        if added is None:
+            added = self._adding[name] = asyncio.get_running_loop().create_future()
+            self._link.send(AddAgent(name))
+        try:
+            async with asyncio.timeout(AGENT_ADDED_WITHIN_S):
+                error = await asyncio.shield(added)
+        except TimeoutError:
+            self._adding.pop(name, None)
+            error = "the supervisor does not answer"
+        if error is not None:
+            raise TargetUnavailable(f"not every worker has agent {name}: {error}")
+
+    # -- Metrics
 
     async def gather(self) -> bytes:
         """Return the metrics of all workers together.

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from tests.support.redis_server import redis_server
 
 PREFIXES = (f"workers-{number}" for number in itertools.count())
 WITHIN_S = 40.0
+SOCKETS = ("megaphone.sock", "megaphone.2.sock")
+"""The admin sockets of two workers."""
 
 
 @contextmanager
@@ -136,24 +139,69 @@ def test_the_metrics_of_any_worker_are_those_of_all(tmp_path: Path) -> None:
             assert found["megaphone_channel_created"] == found["megaphone_channels"] == 20
             assert found["megaphone_workers"] == 2
             assert found["process_start_time_seconds"] < time.time()
+            [store] = [name for name in found if name.startswith("megaphone_store_info{")]
+            assert 'persistence="no persistence",wait_replicas="0"' in store
+            assert found[store] == 1
+
+
+def megactl(socket_path: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [MEGAPHONE.replace("megaphone", "megactl"), "-p", str(socket_path), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=WITHIN_S,
+        check=False,
+    )
+
+
+def agents_of(socket_path: Path) -> set[str]:
+    """Return the names of the agents of a worker; none if it does not answer."""
+    listed = megactl(socket_path, "-o", "json", "list-agents")
+    return {agent["name"] for agent in json.loads(listed.stdout)} if listed.stdout else set()
 
 
 def test_each_worker_has_an_admin_socket(tmp_path: Path) -> None:
-    megactl = MEGAPHONE.replace("megaphone", "megactl")
     with workers(tmp_path, agent="one") as broker:
         made = post(broker, "/create")
-        for name in ("megaphone.sock", "megaphone.2.sock"):
-            listed = subprocess.run(
-                [megactl, "-p", str(tmp_path / name), "list-channels", "--agent", "one"],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
+        for name in SOCKETS:
+            listed = megactl(tmp_path / name, "list-channels", "--agent", "one")
             assert made["consumerAddress"].split(".")[0] in listed.stdout
             assert (tmp_path / name).stat().st_mode & 0o077 == 0
         broker.process.terminate()
         assert broker.process.wait(WITHIN_S) == 0
         assert list(tmp_path.glob("*.sock*")) == []
+
+
+def test_an_agent_that_one_worker_is_given_is_given_to_all(tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in SOCKETS)
+    with workers(tmp_path, agent="one") as broker:
+        assert megactl(second, "add-agent", "--name", "two").returncode == 0
+        for path in (first, second):
+            assert agents_of(path) == {"one", "two"}
+            again = megactl(path, "add-agent", "--name", "two")
+            assert "agent two is on this node already" in again.stderr
+        assert "must be 1 to" in megactl(first, "add-agent", "--name", "t.o").stderr
+        # Also to those that are started later.
+        before = processes(broker)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(processes(broker) - before) == 2)
+        for path in (first, second):
+            wait_for(lambda path=path: agents_of(path) == {"one", "two"})  # type: ignore[misc]
+
+
+def test_an_agent_is_not_given_to_all_while_one_worker_does_not_answer(tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in SOCKETS)
+    with workers(tmp_path, agent="one") as broker:
+        [deaf] = re.findall(r"processes \d+, (\d+)", broker.start_line)
+        os.kill(int(deaf), signal.SIGSTOP)
+        refused = megactl(first, "add-agent", "--name", "two")
+        os.kill(int(deaf), signal.SIGCONT)
+        assert refused.returncode == 1
+        assert "not every worker has agent two: worker 2 does not answer" in refused.stderr
+        assert megactl(first, "add-agent", "--name", "two").returncode == 0
+        for path in (first, second):
+            assert agents_of(path) == {"one", "two"}
 
 
 def test_a_worker_that_dies_is_started_again_and_its_counts_stay(tmp_path: Path) -> None:
