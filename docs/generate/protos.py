@@ -26,6 +26,30 @@ This page repeats the schema in [proto](../proto) and its comments. `ChannelServ
 on port 3001; `AdminService` is for operators, on a Unix socket; `SyncService` is for other nodes. A
 node also serves `grpc.health.v1` and, unless `grpc_reflection` is off, reflection, so that tools
 such as grpcurl need no schema. [errors.md](errors.md) has the errors.
+
+The Python client ([clients/python](../clients/python/README.md)) calls this API, reconnects and
+resumes by itself. This program uses the generated stubs alone; it writes an event and reads it:
+
+```python
+import grpc
+from megaphone_api.v1 import channels_pb2 as pb
+from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+
+with grpc.insecure_channel("localhost:3001") as connection:
+    megaphone = ChannelServiceStub(connection)
+    channel = megaphone.CreateChannel(pb.CreateChannelRequest())
+    agent = [("megaphone-agent", channel.producer_address.split(".")[0])]  # a proxy routes by this
+    write = pb.WriteRequest(
+        producer_address=channel.producer_address, stream_id="greetings", body=b'{"hello": "gRPC"}'
+    )
+    print("written as", megaphone.Write(write, metadata=agent).event_id)
+    read = pb.ReadRequest(consumer_address=channel.consumer_address, limit=1)
+    for response in megaphone.Read(read, metadata=agent):
+        for event in response.events:
+            print(event.stream_id, event.event_id, event.body.decode())
+```
+
+[deploy.md](deploy.md#what-a-grpc-client-should-do) says how a client with stubs retries.
 """
 FIRST = ("megaphone/v1/channels.proto", "megaphone/v1/admin.proto", "megaphone/sync.proto")
 """The order of the files. Others follow."""

@@ -34,6 +34,10 @@ and this one checks whether the broker would start with these settings:
 ```bash
 .venv/bin/megaphone config check
 ```
+
+HTTP and gRPC listen on loopback. With `megaphone_address=0.0.0.0:3000` and
+`megaphone_grpc_address=0.0.0.0:3001`, other machines can reach them, and with `[::]:3000` over IPv6
+too; the image sets these two. [security.md](security.md) says whom they may face.
 """
 SECTION = re.compile(r"^    # -- (.+)$")
 TABLES: Mapping[str, tuple[str, type]] = {

@@ -5,119 +5,108 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.process import broker_process, environment, wait_until_it_serves
+from tests.support.process import BrokerProcess, broker_process, environment, wait_until_it_serves
+from tests.support.settings import IS_LONG
 
 pytestmark = pytest.mark.xdist_group("README")
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-START, *SESSION, SHOW, CHECK, LOOK, TEST = BLOCKS
+INSTALL, START, READ, WRITE = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+[PROGRAM] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
-def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Start the broker as the README does, but on free ports and with shorter reads."""
-    settings = environment(tmp_path_factory.mktemp("run"), {"poll_duration_millis": 700})
-    process = subprocess.Popen(
-        ["bash", "-c", f"exec {START}"],
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    with broker_process(tmp_path_factory.mktemp("run"), poll_duration_millis=1_500) as broker:
+        yield broker
+
+
+def test_make_starts_the_broker(tmp_path: Path) -> None:
+    process = started(START, environment(tmp_path, {}))
+    assert process.stderr is not None
+    try:
+        assert wait_until_it_serves(process.stderr)
+    finally:
+        stop(process)
+
+
+@pytest.mark.skipif(not IS_LONG, reason="installs everything anew")
+@pytest.mark.timeout(600)
+def test_pip_installs_the_broker(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    settings = environment(tmp_path, {})
+    settings["PATH"] = f"{tmp_path / 'venv' / 'bin'}:{settings['PATH']}"
+    settings.pop("SSL_CERT_FILE")
+    process = started(INSTALL.replace("pip install", "pip install --quiet"), settings)
+    assert process.stderr is not None
+    try:
+        assert wait_until_it_serves(process.stderr)
+    finally:
+        stop(process)
+
+
+def test_an_event_appears_in_the_other_terminal(broker: BrokerProcess, tmp_path: Path) -> None:
+    here = broker.url.removeprefix("http://")
+    reading = subprocess.Popen(
+        ["bash", "-ec", READ.replace("localhost:3000", here)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_channel(tmp_path / "channel.json")
+    wrote = subprocess.check_output(
+        ["bash", "-ec", WRITE.replace("localhost:3000", here)], cwd=tmp_path, text=True
+    )
+    read, _ = reading.communicate(timeout=30)
+    assert reading.returncode == 0
+    created, line = (json.loads(printed) for printed in read.replace("}{", "}\n{").splitlines())
+    assert {"producerAddress", "consumerAddress"} <= created.keys()
+    assert line["eid"] == json.loads(wrote)["eid"]
+    assert (line["sid"], line["body"]) == ("greetings", {"hello": "world"})
+
+
+def wait_for_channel(file: Path) -> None:
+    until = time.monotonic() + 10
+    while not (file.exists() and file.read_text().endswith("}")):
+        assert time.monotonic() < until, "no channel was created"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_program_reads_the_event_that_it_writes(broker: BrokerProcess, scheme: str) -> None:
+    url = {"http": broker.url, "grpc": f"grpc://{broker.grpc_target}"}[scheme]
+    printed = subprocess.check_output(
+        [sys.executable, "-c", PROGRAM], env=os.environ | {"MEGAPHONE_URL": url}, text=True
+    )
+    assert printed == "greetings {'hello': 'world'}\n"
+
+
+def test_the_promise_is_the_one_that_the_protocol_makes() -> None:
+    assert "at least once and in order to a reader that acknowledges or resumes" in README.lower()
+
+
+def started(command: str, settings: dict[str, str]) -> "subprocess.Popen[str]":
+    """Start a command of the README on free ports."""
+    return subprocess.Popen(
+        ["bash", "-ec", command],
         cwd=ROOT,
         env=settings,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    assert process.stderr is not None
-    try:
-        http_port, grpc_port = wait_until_it_serves(process.stderr)
-        yield {
-            "localhost:3000": f"127.0.0.1:{http_port}",
-            "localhost:3001": f"127.0.0.1:{grpc_port}",
-        }
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=10)
+
+
+def stop(process: "subprocess.Popen[str]") -> None:
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(timeout=10)
+    if process.stderr is not None:
         process.stderr.close()
-
-
-def test_the_session_does_what_it_says(ports: dict[str, str]) -> None:
-    created, wrote, read, wrote_by_grpc, read_over_http, wrote_by_http, read_by_grpc = run_session(
-        ports
-    )
-    assert {"producerAddress", "consumerAddress"} <= json.loads(created).keys()
-    assert json.loads(wrote)["status"] == "OK"
-    [line] = read.splitlines()
-    assert json.loads(line)["body"] == {"hello": "world"}
-    assert json.loads(line)["eid"] == json.loads(wrote)["eid"]
-    [line] = read_over_http.splitlines()
-    assert json.loads(line)["body"] == {"hello": "from gRPC"}
-    assert wrote_by_grpc.split() == ["written", "as", json.loads(line)["eid"]]
-    expected = ["greetings", json.loads(wrote_by_http)["eid"], '{"hello":', '"from', 'HTTP"}']
-    assert read_by_grpc.split() == expected
-
-
-def run_session(ports: dict[str, str]) -> list[str]:
-    """Run the blocks one after the other in one shell. Returns: what each printed."""
-    mark = "-- end of block --"
-    script = "set -e\n" + f"\necho; echo '{mark}'\n".join([*SESSION, ""])
-    for documented, actual in ports.items():
-        script = script.replace(documented, actual)
-    (ROOT / "channel.json").unlink(missing_ok=True)
-    try:
-        done = subprocess.run(
-            ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
-        )
-    finally:
-        (ROOT / "channel.json").unlink(missing_ok=True)
-    assert done.returncode == 0, done.stderr
-    return [part.strip() for part in done.stdout.split(mark)][: len(SESSION)]
-
-
-@pytest.mark.parametrize("block", [SHOW, CHECK])
-def test_the_commands_for_settings_work(block: str, tmp_path: Path) -> None:
-    printed = run_block(block, tmp_path)
-    assert "address" in printed or "in order" in printed
-
-
-def test_a_node_is_looked_after_as_it_says(tmp_path: Path) -> None:
-    with broker_process(tmp_path, agent="node"):
-        agents, added, channels = run_block(LOOK, tmp_path).splitlines()[1:]
-    assert agents.startswith("node ")
-    assert added == "Operation completed successfully"
-    assert channels.split() == ["AGENT", "|", "ADDRESS"]
-
-
-def run_block(block: str, directory: Path) -> str:
-    """Run a block with the settings of a broker in a directory. Returns: what it printed."""
-    done = subprocess.run(
-        ["bash", "-c", f"set -e\n{block}"],
-        cwd=ROOT,
-        env=environment(directory, {}),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_test_command_is_the_one_that_runs_this() -> None:
-    assert TEST == "make test\n"
-    recipe = subprocess.run(
-        ["make", "--dry-run", "test"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "-m pytest" in recipe.stdout
-
-
-def test_every_file_that_the_readme_links_to_exists() -> None:
-    links = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
-def test_the_promise_is_the_one_that_the_protocol_makes() -> None:
-    assert "at least once and in order to a reader that acknowledges or resumes" in README.lower()

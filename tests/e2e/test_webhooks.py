@@ -1,4 +1,4 @@
-"""A receiver is told which channels have gone, set up and checked as the README says."""
+"""A receiver is told which channels have gone, set up and checked as docs/webhooks.md says."""
 
 import asyncio
 import json
@@ -17,10 +17,10 @@ from aiohttp import web
 
 from tests.support.process import BrokerProcess, broker_process
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-[CONFIGURATION] = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
-[VERIFICATION] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-[MAKE_SECRET] = re.findall(r"`(echo whsec_.*?)`", README)
+PAGE = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
+[CONFIGURATION] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+[VERIFICATION] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+[MAKE_SECRET] = re.findall(r"`(echo whsec_.*?)`", PAGE)
 QUIET_S = 2.5
 """Longer than channels gather before they are told, and than the first pause before a retry."""
 
@@ -86,7 +86,7 @@ async def receiver(secret: str) -> AsyncIterator[Receiver]:
 
 @pytest.fixture
 def directory(tmp_path: Path, receiver: Receiver) -> Path:
-    """A working directory with the configuration of the README."""
+    """A working directory with the configuration of the page."""
     text = CONFIGURATION.replace("https://example.com/gone", receiver.url)
     (tmp_path / "megaphone.toml").write_text(text.replace("whsec_…", receiver.secret))
     return tmp_path
