@@ -211,10 +211,13 @@ class ReadOptions:
     limit: int | None = None
     """End the read after this many events."""
     wait_s: float | None = None
-    """End the read after this long, at most the poll duration. 0 takes only events that are
-    ready."""
+    """End the read after this long instead of the poll duration, at most `max_read_secs`. 0 takes
+    only events that are ready."""
     heartbeat_s: float | None = None
     """Send a heartbeat after this long without an event."""
+    streams: frozenset[str] | None = None
+    """Send only the events of these streams; None means all. The others count as read by a plain
+    reader, and as acknowledged by an acknowledging one that acknowledges all that it was sent."""
 
 
 class Progress(NamedTuple):

@@ -213,7 +213,11 @@ class Settings:
     # -- Reads, writes and the life of a channel
 
     poll_duration_millis: Milliseconds = 20_000
-    """How long a read stays open before it ends cleanly and the client reads again."""
+    """How long a read stays open before it ends cleanly and the client reads again, unless the
+    client asks for another time."""
+    max_read_secs: Seconds = 3600.0
+    """The longest time for which a client may ask by `wait_ms`, if that is longer than the poll
+    duration."""
     channel_ttl_secs: Seconds = 60.0
     """How long a channel lives after its last read has ended, or, if it was never read, after it
     was created."""

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from megaphone.core.addresses import ConsumerAddress, is_consumer_shaped
 from megaphone.core.agents import Agents
-from megaphone.core.content import checked_id
+from megaphone.core.content import checked_id, checked_stream_id
 from megaphone.core.pace import ADDRESS_WORK, SLICE
 from megaphone.core.ports import Lease, Observer, Store, WouldBlock
 from megaphone.core.reader import Reader
@@ -27,6 +27,8 @@ MAX_PROTOCOLS = 100
 ADDRESSES_AT_ONCE = SLICE // ADDRESS_WORK
 """How many addresses `exists` looks up before other tasks get a turn."""
 MAX_WINDOW = 100_000
+MAX_STREAMS = 100
+"""How many streams a read may ask for."""
 SHORTEST_HEARTBEAT_S = 0.1
 DRAIN_GRACE_S = 1.0
 """How long a read whose agent moves may take to send its last batch before it is aborted."""
@@ -43,6 +45,7 @@ class Broker(Writing):
     ) -> None:
         super().__init__(store=store, agents=agents, settings=settings, observer=observer)
         self._poll_duration_s = settings.poll_duration_millis / 1000
+        self._max_read_s = max(self._poll_duration_s, settings.max_read_secs)
         self.has_remote_store = store.is_remote
         """Whether the calls that do not wait always raise WouldBlock."""
         self._readers: set[Reader] = set()
@@ -146,7 +149,8 @@ class Broker(Writing):
     ) -> Reader:
         """Take the lease of a channel. The caller must close the reader.
 
-        The read time is the poll duration, or `options.wait_s` or `within_s` if one is less.
+        The read time is `options.wait_s`, at most `max_read_secs`, or without it the poll duration;
+        and it is at most `within_s`.
 
         Raises: BadRequest; ChannelNotFound; ReaderBusy; AgentMoved; ShuttingDown.
         """
@@ -172,12 +176,12 @@ class Broker(Writing):
     def _reader(
         self, lease: Lease, address: str, options: ReadOptions, within_s: float = math.inf
     ) -> Reader:
-        wait_s = math.inf if options.wait_s is None else options.wait_s
+        wait_s = self._poll_duration_s if options.wait_s is None else options.wait_s
         reader = Reader(
             lease,
             options,
             agent=agent_of(address),
-            time_s=min(self._poll_duration_s, wait_s, within_s),
+            time_s=min(wait_s, self._max_read_s, within_s),
             observer=self._observer,
             on_close=self._on_close,
         )
@@ -305,4 +309,16 @@ def checked_options(options: ReadOptions) -> ReadOptions:
     if options.heartbeat_s is not None and options.heartbeat_s < SHORTEST_HEARTBEAT_S:
         shortest_ms = round(SHORTEST_HEARTBEAT_S * 1000)
         raise BadRequest(f"the heartbeat must be at least {shortest_ms} ms")
+    if options.streams is not None:
+        check_streams(options.streams)
     return options
+
+
+def check_streams(streams: frozenset[str]) -> None:
+    """Raises: BadRequest, PayloadTooLarge."""
+    if len(streams) > MAX_STREAMS:
+        raise PayloadTooLarge(
+            f"the read asks for {len(streams)} streams; at most {MAX_STREAMS} are allowed"
+        )
+    for stream_id in streams:
+        checked_stream_id(stream_id)

@@ -159,6 +159,14 @@ class Lease:
             channel._on_taken(is_plain, now)
         return batch
 
+    def pass_over(self, after: int, last: int, now: float) -> None:
+        """Deliver the events behind an offset, up to another one that was taken, if all events up
+        to the first offset are delivered. A plain lease ignores it."""
+        channel = self._channel
+        if self.acknowledging and self.is_open and channel.log.delivered >= after:
+            channel.log.deliver(last)
+            channel._use_free_places(now)
+
     def confirm(self, now: float) -> None:
         """Count the events taken so far as sent now, because the connection has all their bytes.
 

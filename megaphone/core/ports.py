@@ -96,6 +96,12 @@ class Lease(Protocol):
         nobody confuses an old offset with an offset of the new log.
         """
 
+    def pass_over(self, after: int, last: int, now: float) -> None:
+        """Deliver the events behind an offset, up to another one that was taken, if all events up
+        to the first offset are delivered. For an acknowledging lease whose client was not sent
+        these events; a plain lease ignores it.
+        """
+
     def interrupt(self) -> None:
         """Make each later `take` return None."""
 

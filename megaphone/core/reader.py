@@ -20,6 +20,8 @@ from megaphone.model import Event, ReadOptions
 BATCH_EVENTS: Final = 100
 """The largest number of events in a batch. A face sends a batch before it asks for the next one, so
 this is also the largest number of events that a read has in this process."""
+PASSED_AT_ONCE: Final = 20
+"""How many batches without a wanted event a reader passes over before other tasks get a turn."""
 FETCH_S: Final = 5.0
 """How long after its read time a read waits for events that were ready when it began, and that a
 remote store still fetches."""
@@ -59,6 +61,7 @@ class Reader:
         "_heartbeat_s",
         "_is_closed",
         "_is_waiting",
+        "_last_wanted",
         "_lease",
         "_left",
         "_look_timer",
@@ -68,6 +71,7 @@ class Reader:
         "_on_close",
         "_progress",
         "_ready",
+        "_streams",
         "_timer",
         "_timer_due",
         "_until",
@@ -92,6 +96,10 @@ class Reader:
         self._ready = lease.ready
         """How many events were ready when the read began and were not returned yet. They are
         returned even if the read time is over."""
+        self._streams = options.streams
+        """The streams whose events the client wants; None if it wants all."""
+        self._last_wanted = 0
+        """The offset of the last wanted event."""
         self.agent = agent
         """The agent of the channel."""
         now = self._loop.time()
@@ -141,7 +149,7 @@ class Reader:
 
     def next(self) -> list[Event] | None:
         """Return the next batch: all events that are ready, in order, up to a size that fits the
-        speed of the client.
+        speed of the client. Events of streams that the client does not want are left out.
 
         By this call the caller says that the connection has all bytes of the batches before; only
         then do their events count as sent.
@@ -153,28 +161,50 @@ class Reader:
         now = self._loop.time()
         if self._is_waiting or self._more_is_ready:
             self._note_taken(now)
-        left = self._left
-        if left <= 0 or (self._ready <= 0 and now >= self._until):
-            self.is_over = True
-            return None
-        lease, progress = self._lease, self._progress
-        batch = lease.take(
-            min(BATCH_EVENTS, left),
-            FIRST_BATCH_BYTES if progress is None else progress.batch_bytes,
-            now,
-        )
-        if batch is None:
-            if self._timer is not None and now < self._timer_due and not lease.is_over:
-                return None  # the rule: nothing is due either
-            return self._nothing(now)
-        _, _, events, redelivered = batch
-        count = len(events)
-        self._observer.events_read(count, redelivered)
-        self._left = left - count
-        self._ready -= count
-        self._more_is_ready = lease.ready > 0
-        self._heartbeat_at = now + self._heartbeat_s
-        return events
+        lease, progress, left = self._lease, self._progress, self._left
+        for _ in range(PASSED_AT_ONCE):
+            if left <= 0 or (self._ready <= 0 and now >= self._until):
+                self.is_over = True
+                return None
+            batch = lease.take(
+                min(BATCH_EVENTS, left),
+                FIRST_BATCH_BYTES if progress is None else progress.batch_bytes,
+                now,
+            )
+            if batch is None:
+                if self._timer is not None and now < self._timer_due and not lease.is_over:
+                    return None  # the rule: nothing is due either
+                return self._nothing(now)
+            _, first_offset, events, redelivered = batch
+            count = len(events)
+            self._observer.events_read(count, redelivered)
+            self._ready -= count
+            self._more_is_ready = lease.ready > 0
+            if self._streams is not None:
+                events = self._wanted(first_offset, events, now)
+            if events:
+                self._left = left - len(events)
+                self._heartbeat_at = now + self._heartbeat_s
+                return events
+        self._loop.call_soon(self._wake)
+        return self._heartbeat(now)
+
+    def _wanted(self, first_offset: int, events: list[Event], now: float) -> list[Event]:
+        """Return those of the events taken that the client wants.
+
+        An acknowledging client cannot acknowledge an event that it does not get. So once all that
+        it got is acknowledged, the unwanted events behind it must not keep their places.
+        """
+        assert self._streams is not None
+        wanted: list[Event] = []
+        for offset, event in enumerate(events, first_offset):
+            if event.stream_id in self._streams:
+                wanted.append(event)
+                self._last_wanted = offset
+        last = first_offset + len(events) - 1
+        if last > self._last_wanted:
+            self._lease.pass_over(self._last_wanted, last, now)
+        return wanted
 
     def _nothing(self, now: float) -> list[Event] | None:
         """Return a heartbeat, if one is due; otherwise see to it that `on_ready` is called in
@@ -185,11 +215,15 @@ class Reader:
         if now >= until or self._lease.is_over:
             self.is_over = True
             return None
-        if now >= self._heartbeat_at:
-            self._heartbeat_at = now + self._heartbeat_s
-            return []
-        self._set_timer(min(until, self._heartbeat_at))
-        return None
+        if (heartbeat := self._heartbeat(now)) is None:
+            self._set_timer(min(until, self._heartbeat_at))
+        return heartbeat
+
+    def _heartbeat(self, now: float) -> list[Event] | None:
+        if now < self._heartbeat_at:
+            return None
+        self._heartbeat_at = now + self._heartbeat_s
+        return []
 
     def _set_timer(self, due: float) -> None:
         """Call `on_ready` at a time. A timer that is earlier stays: it calls in vain once, which
@@ -203,6 +237,9 @@ class Reader:
 
     def _on_time(self) -> None:
         self._timer = None  # The event loop may call this slightly early; then a new timer starts.
+        self._wake()
+
+    def _wake(self) -> None:
         if self._lease.on_ready is not None:
             self._lease.on_ready()
 

@@ -60,7 +60,10 @@ class ChannelApi:
     async def read(self, request: web.Request) -> web.StreamResponse:
         (address,) = path_values(request)
         framing = framing_of(request.headers.get("Accept", ""))
-        options = options_of(framing, request.query, request.headers.get(LAST_EVENT_ID))
+        query = request.query
+        options = options_of(
+            framing, query, request.headers.get(LAST_EVENT_ID), query.getall("stream", ())
+        )
         reader = await self._broker.open_read(address, options)
         stream_events(request, reader, framing, request.app[READERS_HEADERS])
 

@@ -330,7 +330,8 @@ class Lane:
         if query is None:
             return NOT_HERE
         framing = framing_of(request.header(b"accept") or "")
-        options = options_of(framing, query, request.header(b"last-event-id"))
+        streams = (query["stream"],) if "stream" in query else ()
+        options = options_of(framing, query, request.header(b"last-event-id"), streams)
         if self.broker.has_remote_store:
             return Later(answered(self._opened(found[1].decode(), options, framing)))
         reader = self.broker.open_read_nowait(found[1].decode(), options)

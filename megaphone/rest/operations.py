@@ -138,8 +138,8 @@ READING = (
     Parameter(
         "wait_ms",
         "query",
-        "The read ends after this many milliseconds, if that is sooner than the poll duration. With"
-        " 0 it returns the events that are ready.",
+        "The read ends after this many milliseconds instead of the poll duration; at most after the"
+        " `max_read_secs` of the node. With 0 it returns the events that are ready.",
         whole_number(0),
     ),
     Parameter(
@@ -148,6 +148,12 @@ READING = (
         "The broker sends a heartbeat after this many milliseconds without an event: an empty line,"
         " or a comment in server-sent events (there every 10 s by default).",
         whole_number(1),
+    ),
+    Parameter(
+        "stream",
+        "query",
+        "The read sends only the events of this stream. It may be repeated, up to 100 times.",
+        {"type": "array", "items": {"type": "string"}, "maxItems": 100},
     ),
     Parameter(
         "Last-Event-ID",
@@ -215,7 +221,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
                 " `true` if the event that `after` names was still known; otherwise absent.",
             },
         ),
-        (*OF_CHANNELS, errors.ReaderBusy, errors.LimitExceeded, *UNAVAILABLE),
+        (
+            *OF_CHANNELS,
+            errors.ReaderBusy,
+            errors.PayloadTooLarge,
+            errors.LimitExceeded,
+            *UNAVAILABLE,
+        ),
         parameters=READING,
     ),
     ("POST", "/ack/{consumer_address}"): Operation(

@@ -6,7 +6,7 @@ further framing is a module in `megaphone.wire`, a `Framing` here, and a conditi
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
@@ -51,9 +51,13 @@ def framing_of(accept: str) -> Framing:
 
 
 def options_of(
-    framing: Framing, query: Mapping[str, str], last_event_id: str | None
+    framing: Framing,
+    query: Mapping[str, str],
+    last_event_id: str | None,
+    streams: Sequence[str],
 ) -> ReadOptions:
-    """Return what the query and the header `Last-Event-ID` of a read ask for. Raises: BadRequest.
+    """Return what the query and the header `Last-Event-ID` of a read ask for. `streams` are the
+    values of the parameter `stream`, the only one that may be repeated. Raises: BadRequest.
 
     An EventSource calls again only after its former connection has ended, and gives up for good on
     any error. So when it reconnects, it takes over. A browser needs heartbeats, and cannot ask for
@@ -70,6 +74,7 @@ def options_of(
         limit=whole_number(query, "limit"),
         wait_s=seconds_of_ms(query, "wait_ms"),
         heartbeat_s=seconds_of_ms(query, "heartbeat_ms"),
+        streams=frozenset(streams) or None,
     )
     if framing is not SSE:
         return options

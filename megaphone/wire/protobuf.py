@@ -36,7 +36,7 @@ SECONDS_REMEMBERED = 10
 HEADS_REMEMBERED = 1_000
 MEMBERS_AT_ONCE = 500
 """How many elements of a list are encoded into one piece of an answer."""
-REPEATED_FIELDS = (1, 2)
+REPEATED_FIELDS = (1, 2, 9)
 """The numbers of the repeated fields in the requests of ChannelService."""
 TAGS = tuple(bytes([number << 3 | 2]) for number in REPEATED_FIELDS)
 LEAST_MEMBER_BYTES = 2
@@ -94,6 +94,7 @@ def read_options(request: pb.ReadRequest) -> ReadOptions:
         limit=request.limit or None,
         wait_s=request.wait_ms / 1000 if request.HasField("wait_ms") else None,
         heartbeat_s=request.heartbeat_ms / 1000 if request.heartbeat_ms else None,
+        streams=frozenset(request.streams) or None,
     )
 
 

@@ -381,6 +381,19 @@ async def test_what_is_not_acknowledged_keeps_its_place(client: Client) -> None:
     assert await client.take(lease, 2) == "cd"
 
 
+async def test_events_that_are_passed_over_keep_no_places(client: Client) -> None:
+    await client.create("c")
+    await client.append("abc")
+    lease = await client.open(acknowledge=True, in_flight=2)
+    assert await client.take(lease, 2) == "ab"
+    lease.pass_over(1, 2, now())  # in vain, because the event before is not acknowledged
+    assert await client.append("d") == ["WouldBlock"]
+    assert await client.store.acknowledge(b"c", client.address("c"), "a") == 1
+    lease.pass_over(1, 2, now())
+    assert await client.append("de", wait=True) == ["d", "e"]
+    assert await client.take(lease, 2) == "cd"
+
+
 @pytest.mark.parametrize("address", ["agent.C.1", "agent.c.0", "Agent.c.1", ""])
 async def test_only_the_exact_address_of_a_channel_reads(client: Client, address: str) -> None:
     await client.create("c")

@@ -2,10 +2,11 @@
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 
 import pytest
 
-from megaphone.core.reader import Reader
+from megaphone.core.reader import BATCH_EVENTS, PASSED_AT_ONCE, Reader
 from megaphone.core.reading import Reading
 from megaphone.errors import AgentMoved, MegaphoneError, ReaderBusy, TooSlow
 from megaphone.model import START, NewChannel, NewEvent, ReadOptions
@@ -150,6 +151,129 @@ async def test_a_read_says_after_what_it_starts(node: Node) -> None:
 
 def start_of(reading: Reading) -> tuple[str, bool | None]:
     return reading.reader.cursor, reading.reader.recovered
+
+
+# The read time
+
+
+HOUR_S = 3600.0
+
+
+async def test_a_read_of_an_hour_keeps_its_channel_and_gets_its_events(node: Node) -> None:
+    channel = await node.broker.create()
+
+    async def write_late() -> None:
+        await asyncio.sleep(HOUR_S - 1)
+        await node.write(channel, 1)
+
+    writing = asyncio.create_task(write_late())
+    began = now()
+    assert await node.read(channel, ReadOptions(wait_s=HOUR_S)) == [1]
+    assert now() - began == pytest.approx(HOUR_S, abs=0.1)
+    await writing
+    await asyncio.sleep(59)
+    assert await node.broker.exists([channel.consumer_address]) == {channel.consumer_address: True}
+    await asyncio.sleep(2)
+    assert await node.broker.exists([channel.consumer_address]) == {channel.consumer_address: False}
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "poll_s", "max_s", "expected_s"),
+    [
+        (None, 20, HOUR_S, 20),
+        (5, 20, HOUR_S, 5),
+        (30, 20, HOUR_S, 30),
+        (10_000, 20, HOUR_S, HOUR_S),
+        (30, 20, 10, 20),  # the poll duration is always allowed
+        (5, 20, 10, 5),
+    ],
+)
+async def test_the_read_time_is_what_the_client_asks_for_within_the_limits(
+    wait_s: float | None, poll_s: int, max_s: float, expected_s: float
+) -> None:
+    node = Node(replace(WARM, poll_duration_millis=1000 * poll_s, max_read_secs=max_s))
+    channel = await node.broker.create()
+    began = now()
+    assert await node.read(channel, ReadOptions(wait_s=wait_s)) == []
+    assert now() - began == pytest.approx(expected_s, abs=0.1)
+
+
+async def test_a_long_read_has_its_lease_and_its_window_to_the_end(node: Node) -> None:
+    channel = await node.broker.create()
+    options = ReadOptions(acknowledge=True, in_flight=2, wait_s=HOUR_S)
+    await node.write(channel, 1, 2, 3)
+    async with node.open(channel, options) as reading:
+        first, second = await anext(reading)
+        await asyncio.sleep(4)
+        waiting = asyncio.create_task(anext(reading))
+        await asyncio.sleep(HOUR_S - 60)
+        with pytest.raises(ReaderBusy):
+            await node.broker.open_read(channel.consumer_address, options)
+        assert not waiting.done()
+        assert await node.broker.acknowledge(channel.consumer_address, first.id) == 1
+        assert [event.body for event in await waiting] == [b"3"]
+    assert await node.read(channel, AT_ONCE) == [2, 3]
+    assert second.body == b"2"
+
+
+async def test_a_long_read_ends_cleanly_when_its_agent_leaves(node: Node) -> None:
+    channel = await node.broker.create()
+    reading = asyncio.create_task(node.read(channel, ReadOptions(wait_s=HOUR_S)))
+    await asyncio.sleep(HOUR_S / 2)
+    await node.write(channel, 1)
+    await asyncio.sleep(1)
+    await node.broker.end_reads("node")
+    assert await reading == [1]
+    assert now() == pytest.approx(HOUR_S / 2, abs=2)
+
+
+# Streams
+
+
+async def test_a_reader_that_passes_over_many_events_lets_other_tasks_run() -> None:
+    node = Node(replace(WARM, buffer_capacity=20_000))
+    channel = await node.broker.create()
+    await node.write(channel, *range(10_000))
+    await node.broker.write(channel.producer_address, NewEvent("wanted", b"-1"))
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    wanted = ReadOptions(streams=frozenset(("wanted",)), wait_s=0)
+    assert await node.read(channel, wanted) == [-1]
+    counting.cancel()
+    assert turns > 10_000 // (PASSED_AT_ONCE * BATCH_EVENTS)
+
+
+async def test_a_reader_that_passes_over_events_all_the_time_gets_its_heartbeats(
+    node: Node,
+) -> None:
+    channel = await node.broker.create()
+
+    async def write() -> None:
+        while True:
+            await node.write(channel, *range(50))
+            await asyncio.sleep(0.3)
+
+    writing = asyncio.create_task(write())
+    options = ReadOptions(streams=frozenset(("other",)), heartbeat_s=1.0)
+    async with node.open(channel, options) as reading:
+        assert [batch async for batch in reading] == [[]] * 19
+    writing.cancel()
+
+
+async def test_the_limit_counts_events_that_are_sent(node: Node) -> None:
+    channel = await node.broker.create()
+    for stream in "ababab":
+        await node.broker.write(channel.producer_address, NewEvent(stream, b"1"))
+    options = ReadOptions(streams=frozenset("b"), limit=2)
+    assert await node.read(channel, options) == [1, 1]
+    assert len(await node.read(channel, AT_ONCE)) == 2
 
 
 async def test_a_read_that_is_cancelled_is_broken(node: Node) -> None:

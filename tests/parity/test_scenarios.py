@@ -6,6 +6,7 @@ pairs of faces, so that neither can have rules of its own.
 
 import asyncio
 from contextlib import AsyncExitStack, suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -15,7 +16,9 @@ from megaphone.errors import (
     BadRequest,
     ChannelNotFound,
     LimitExceeded,
+    MegaphoneError,
     NoAgentAvailable,
+    PayloadTooLarge,
     PermissionDenied,
     ReaderBusy,
     ShuttingDown,
@@ -23,7 +26,7 @@ from megaphone.errors import (
 )
 from megaphone.model import START, AgentMode, BatchFailure, NewEvent, ReadOptions
 from megaphone.settings import Settings
-from tests.support.faces import FACES, PLAIN, Face, read_all, read_some, take
+from tests.support.faces import FACES, PLAIN, Created, Face, read_all, read_some, take
 from tests.support.scenes import (
     UNKNOWN_ADDRESS,
     UNKNOWN_EVENT,
@@ -724,6 +727,105 @@ async def test_reader_that_got_no_event_resumes_at_its_position(writer: Face, re
     async with reading_once_free(reader, channel, resuming_after(position)) as read:
         assert read.recovered is True
         assert numbers(await take(read, 2)) == [0, 1]
+
+
+# -- Reads of some streams
+
+
+async def write_to(face: Face, channel: Created, *streams: str) -> list[str]:
+    """Write an event to each of some streams. Its body is its number."""
+    return [
+        await face.write(channel.producer, stream, b"%d" % number)
+        for number, stream in enumerate(streams)
+    ]
+
+
+@pytest.mark.parametrize("kind", [PLAIN, ACKNOWLEDGING], ids=["plain", "acknowledging"])
+async def test_reader_gets_only_the_streams_that_it_asks_for(
+    writer: Face, reader: Face, kind: ReadOptions
+) -> None:
+    channel = await writer.create()
+    options = replace(kind, streams=frozenset(("a", "\N{SNOWMAN}/c&d")))
+    await write_to(writer, channel, "a", "b", "\N{SNOWMAN}/c&d", "b", "a", "aa")
+    async with reader.read(channel.consumer, options) as read:
+        events = await take(read, 3)
+        assert numbers(events) == [0, 2, 4]
+        assert [event.stream_id for event in events] == ["a", "\N{SNOWMAN}/c&d", "a"]
+        await write_to(writer, channel, "b", "a")
+        assert numbers(await take(read, 1)) == [1]
+
+
+@pytest.mark.settings(buffer_capacity=3, poll_duration_millis=150)
+async def test_events_that_a_plain_reader_does_not_want_count_as_read(
+    writer: Face, reader: Face
+) -> None:
+    channel = await writer.create()
+    only_a = ReadOptions(streams=frozenset("a"))
+    async with reader.read(channel.consumer, replace(only_a, limit=1)) as read:
+        await write_to(writer, channel, *"bbbbbbbba")
+        assert numbers([event async for event in read]) == [8]
+    await write_to(writer, channel, *"bb")
+    assert await read_all(reader, channel.consumer, only_a) == []
+    assert await read_all(reader, channel.consumer) == []
+
+
+@pytest.mark.settings(buffer_capacity=3)
+async def test_events_that_nobody_wants_do_not_fill_the_window_of_an_acknowledging_reader(
+    app: App, writer: Face, reader: Face
+) -> None:
+    channel = await writer.create()
+    options = replace(ACKNOWLEDGING, streams=frozenset("a"), in_flight=2)
+    async with reader.read(channel.consumer, options) as read:
+        async with asyncio.timeout(5):
+            (*_, first) = await write_to(writer, channel, *"bbbbbbbbba")
+        assert [event.event_id for event in await take(read, 1)] == [first]
+        # What is not acknowledged keeps its place, and so do the events behind it.
+        behind = asyncio.create_task(write_to(writer, channel, *"bbbbba"))
+        await eventually(writers_wait(app, 1))
+        assert await writer.acknowledge(channel.consumer, first) == 1
+        assert numbers(await take(read, 1)) == [5]
+        await behind
+    async with reading_once_free(reader, channel, ACKNOWLEDGING) as read:
+        assert numbers(await take(read, 1)) == [5]
+
+
+async def test_events_of_other_streams_are_acknowledged_with_the_next_one(
+    writer: Face, reader: Face
+) -> None:
+    channel = await writer.create()
+    options = replace(ACKNOWLEDGING, streams=frozenset("a"))
+    ids = await write_to(writer, channel, *"abbab")
+    async with reader.read(channel.consumer, options) as read:
+        assert numbers(await take(read, 2)) == [0, 3]
+        assert await reader.acknowledge(channel.consumer, ids[3]) == 4
+    async with reading_once_free(reader, channel, ACKNOWLEDGING) as read:
+        assert read.position == ids[3]
+        assert numbers(await take(read, 1)) == [4]
+
+
+@pytest.mark.settings(poll_duration_millis=600)
+async def test_reader_whose_streams_are_quiet_gets_heartbeats(writer: Face, reader: Face) -> None:
+    channel = await writer.create()
+    options = ReadOptions(streams=frozenset("a"), heartbeat_s=0.1)
+    async with reader.read(channel.consumer, options) as read, traffic(writer, channel):
+        assert [event async for event in read] == []
+        assert read.heartbeats
+
+
+@pytest.mark.parametrize(
+    ("streams", "error"),
+    [
+        (("a", ""), BadRequest),
+        (("a\n",), BadRequest),
+        (tuple(str(number) for number in range(101)), PayloadTooLarge),
+    ],
+)
+async def test_streams_that_cannot_be_are_refused(
+    face: Face, streams: tuple[str, ...], error: type[MegaphoneError]
+) -> None:
+    channel = await face.create()
+    with pytest.raises(error):
+        await read_all(face, channel.consumer, ReadOptions(streams=frozenset(streams)))
 
 
 # -- Broken reads

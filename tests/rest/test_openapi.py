@@ -96,7 +96,12 @@ def strict(description: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
     folder = tmp_path_factory.mktemp("broker")
-    with broker_process(folder, poll_duration_millis=50, buffer_capacity=10_000) as broker:
+    limits: dict[str, Any] = {
+        "poll_duration_millis": 50,
+        "max_read_secs": 0.05,
+        "buffer_capacity": 10_000,
+    }
+    with broker_process(folder, **limits) as broker:
         yield broker
 
 

@@ -273,7 +273,7 @@ def batch_body(addresses: Sequence[str], messages: Sequence[NewEvent]) -> bytes:
 
 
 def query_of(options: ReadOptions) -> str:
-    asked: dict[str, str] = {}
+    asked: dict[str, str | list[str]] = {}
     if options.cursor is not None:
         asked["after"] = options.cursor
     if options.acknowledge:
@@ -288,7 +288,9 @@ def query_of(options: ReadOptions) -> str:
         asked["wait_ms"] = str(milliseconds(options.wait_s))
     if options.heartbeat_s is not None:
         asked["heartbeat_ms"] = str(milliseconds(options.heartbeat_s))
-    return f"?{urlencode(asked)}" if asked else ""
+    if options.streams is not None:
+        asked["stream"] = sorted(options.streams)
+    return f"?{urlencode(asked, doseq=True)}" if asked else ""
 
 
 def milliseconds(seconds: float) -> int:
@@ -445,6 +447,7 @@ def read_request(address: str, options: ReadOptions = PLAIN) -> pb.ReadRequest:
         limit=options.limit or 0,
         wait_ms=None if options.wait_s is None else milliseconds(options.wait_s),
         heartbeat_ms=milliseconds(options.heartbeat_s or 0),
+        streams=sorted(options.streams or ()),
     )
 
 

@@ -374,6 +374,7 @@ class ReadRequest(_message.Message):
     LIMIT_FIELD_NUMBER: _builtins.int
     WAIT_MS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
     consumer_address: _builtins.str
     after_event_id: _builtins.str
     """An optional cursor. The read starts after this event, and the call acknowledges this event and
@@ -392,11 +393,18 @@ class ReadRequest(_message.Message):
     limit: _builtins.int
     """End the read after this many events; 0 means no limit. 1 makes the call a long poll."""
     wait_ms: _builtins.int
-    """End the read after this many milliseconds, if that is sooner than the poll duration. With 0 the
-    read returns only the events that are ready.
+    """End the read after this many milliseconds instead of the poll duration; at most after the
+    `max_read_secs` of the node. With 0 the read returns only the events that are ready.
     """
     heartbeat_ms: _builtins.int
     """After this many milliseconds without an event, send a response without events; 0 means never."""
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Send only the events of these streams, at most 100; empty means all. A plain reader counts as
+        having read the others. An acknowledging reader that has acknowledged all that it was sent
+        counts as having acknowledged the others.
+        """
+
     def __init__(
         self,
         *,
@@ -408,10 +416,11 @@ class ReadRequest(_message.Message):
         limit: _builtins.int = ...,
         wait_ms: _builtins.int | None = ...,
         heartbeat_ms: _builtins.int = ...,
+        streams: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "wait_ms", b"wait_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "after_event_id", b"after_event_id", "consumer_address", b"consumer_address", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "after_event_id", b"after_event_id", "consumer_address", b"consumer_address", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "streams", b"streams", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait_ms: _TypeAlias = _typing.Literal["wait_ms"]  # noqa: Y015
     _WhichOneofArgType__wait_ms: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms"]  # noqa: Y015

@@ -123,8 +123,8 @@ class ChannelServiceServicer(object):
     def Read(self, request, context):
         """Read a channel: first the events that are ready, then each event when it is written.
 
-        Ends with OK when the read time is over: after the poll duration of the node, or shortly before
-        the deadline of the call, whichever comes first. Call again at once to continue. A channel has
+        Ends with OK when the read time is over: after `wait_ms`, or without it the poll duration of the
+        node, or shortly before the deadline of the call, whichever comes first. Call again at once to continue. A channel has
         one reader at a time: a second read fails with ABORTED (BUSY).
 
         The node sends the initial metadata at once, before any event. They have `megaphone-position`:

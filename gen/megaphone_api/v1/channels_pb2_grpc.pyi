@@ -78,8 +78,8 @@ class ChannelServiceStub:
     Read: _grpc.UnaryStreamMultiCallable[_channels_pb2.ReadRequest, _channels_pb2.ReadResponse]
     """Read a channel: first the events that are ready, then each event when it is written.
 
-    Ends with OK when the read time is over: after the poll duration of the node, or shortly before
-    the deadline of the call, whichever comes first. Call again at once to continue. A channel has
+    Ends with OK when the read time is over: after `wait_ms`, or without it the poll duration of the
+    node, or shortly before the deadline of the call, whichever comes first. Call again at once to continue. A channel has
     one reader at a time: a second read fails with ABORTED (BUSY).
 
     The node sends the initial metadata at once, before any event. They have `megaphone-position`:
@@ -134,8 +134,8 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     Read: _aio.UnaryStreamMultiCallable[_channels_pb2.ReadRequest, _channels_pb2.ReadResponse]  # type: ignore[assignment]
     """Read a channel: first the events that are ready, then each event when it is written.
 
-    Ends with OK when the read time is over: after the poll duration of the node, or shortly before
-    the deadline of the call, whichever comes first. Call again at once to continue. A channel has
+    Ends with OK when the read time is over: after `wait_ms`, or without it the poll duration of the
+    node, or shortly before the deadline of the call, whichever comes first. Call again at once to continue. A channel has
     one reader at a time: a second read fails with ABORTED (BUSY).
 
     The node sends the initial metadata at once, before any event. They have `megaphone-position`:
@@ -217,8 +217,8 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_channels_pb2.ReadResponse], _abc.AsyncIterator[_channels_pb2.ReadResponse]]:
         """Read a channel: first the events that are ready, then each event when it is written.
 
-        Ends with OK when the read time is over: after the poll duration of the node, or shortly before
-        the deadline of the call, whichever comes first. Call again at once to continue. A channel has
+        Ends with OK when the read time is over: after `wait_ms`, or without it the poll duration of the
+        node, or shortly before the deadline of the call, whichever comes first. Call again at once to continue. A channel has
         one reader at a time: a second read fails with ABORTED (BUSY).
 
         The node sends the initial metadata at once, before any event. They have `megaphone-position`:

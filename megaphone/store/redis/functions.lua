@@ -674,6 +674,26 @@ function functions.acknowledge(keys, args)
     return math.max(0, offset - before)
 end
 
+-- time, lease, offset, last offset -> 1 if all events up to the first offset are delivered, and those
+-- up to the last one were delivered by this; 0 if not
+function functions.pass_over(keys, args)
+    local self = load(keys, time_of(args[1]))
+    if not self then
+        return nil
+    end
+    local last = tonumber(args[4])
+    if self.l ~= tonumber(args[2]) or self.d < tonumber(args[3]) or last > self.s then
+        return 0
+    end
+    if last > self.d then
+        self.d = last
+        self:free()
+        self:wake_reader()
+        self:save()
+    end
+    return 1
+end
+
 -- time -> 1 if the channel lives
 function functions.exists(keys, args)
     return load(keys, time_of(args[1])) and 1 or 0
@@ -755,5 +775,5 @@ local function register(names, flags)
 end
 
 register({'create', 'append', 'append_to_all', 'wait'}, {})
-register({'withdraw', 'lease', 'take', 'release', 'give_back', 'acknowledge', 'exists', 'expire', 'remove',
+register({'withdraw', 'lease', 'take', 'release', 'give_back', 'acknowledge', 'pass_over', 'exists', 'expire', 'remove',
           'greet', 'beat'}, {'allow-oom'})

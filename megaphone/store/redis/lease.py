@@ -37,6 +37,10 @@ class Calls(Protocol):
     def take(self, lease: "RemoteLease", resend_after: int) -> None:
         """Take more events, and give them to the lease later: see `RemoteLease.taken`."""
 
+    def pass_over(self, lease: "RemoteLease", after: int, last: int) -> None:
+        """Deliver the events behind the offset `after`, up to `last`, if all before are delivered.
+        If the store is away, this does not happen."""
+
     def release(
         self, lease: "RemoteLease", *, clean: bool, resend_after: int
     ) -> "asyncio.Future[bool]":
@@ -146,6 +150,10 @@ class RemoteLease:
         self._first_handed, self._handed = first, self._handed + len(events)
         redelivered = max(0, min(self._handed, self._redelivered_upto) - first + 1)
         return Batch(self.epoch, first, events, redelivered)
+
+    def pass_over(self, after: int, last: int, now: float) -> None:
+        if self.acknowledging and self.is_open:
+            self._calls.pass_over(self, after, last)
 
     def _next(self, count: int, max_bytes: int) -> list[Event]:
         """Remove and return the first events that arrived, at most `count`, but at least one."""

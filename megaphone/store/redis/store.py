@@ -405,6 +405,13 @@ class RedisStore:
         else:
             lease.taken(_taken(answer))
 
+    def pass_over(self, lease: RemoteLease, after: int, last: int) -> None:
+        self._start_task(self._pass_over(lease, after, last), self._tasks)
+
+    async def _pass_over(self, lease: RemoteLease, after: int, last: int) -> None:
+        with suppress(MegaphoneError):  # the next one, or the next acknowledgement, makes up for it
+            await self.functions.start("pass_over", lease.channel_id, lease.number, after, last)
+
     def release(
         self, lease: RemoteLease, *, clean: bool, resend_after: int
     ) -> asyncio.Future[bool]:

@@ -17,10 +17,14 @@ class Asked:
     takes: list[int] = field(default_factory=list)
     """What the lease had at each take."""
     released: list[tuple[bool, int]] = field(default_factory=list)
+    passed_over: list[tuple[int, int]] = field(default_factory=list)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
 
     def take(self, lease: RemoteLease, resend_after: int) -> None:
         self.takes.append(lease.have)
+
+    def pass_over(self, lease: RemoteLease, after: int, last: int) -> None:
+        self.passed_over.append((after, last))
 
     def release(
         self, lease: RemoteLease, *, clean: bool, resend_after: int
@@ -59,6 +63,17 @@ def answer(first: int, *numbers: int, backlog: int = 0, redelivered: int = 0) ->
 def take(lease: RemoteLease, now: float = 0.0, limit: int = 100) -> list[int]:
     batch = lease.take(limit, 1_000_000, now)
     return [] if batch is None else [int(event.id) for event in batch.events]
+
+
+def test_only_an_open_lease_that_acknowledges_passes_events_over(asked: Asked) -> None:
+    opened(asked).pass_over(0, 1, 0.0)
+    assert asked.passed_over == []
+    lease = unopened(asked, acknowledge=True)
+    lease.opened(1, 5, None, "-", 0)
+    lease.pass_over(0, 1, 0.0)
+    lease.end()
+    lease.pass_over(1, 2, 0.0)
+    assert asked.passed_over == [(0, 1)]
 
 
 def test_a_message_that_comes_before_the_answer_to_the_opening_is_asked_for(asked: Asked) -> None:
