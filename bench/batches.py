@@ -10,15 +10,15 @@ from bench.http import CREATED, HEAD_END, Connection, open_reads
 from bench.processes import BenchError
 from bench.rounds import Sample, Watch
 from bench.scenario import RateScenario
-from bench.servers import Server
+from bench.servers import FanOutServer
 
-Prepare = Callable[[Server, ExitStack], Callable[[float], Sample]]
+Prepare = Callable[[FanOutServer, ExitStack], Callable[[float], Sample]]
 
 
 def batches(channels: int, events: int) -> Prepare:
     """Return a preparation: each batch writes the same events to all channels."""
 
-    def prepare(server: Server, stack: ExitStack) -> Callable[[float], Sample]:
+    def prepare(server: FanOutServer, stack: ExitStack) -> Callable[[float], Sample]:
         fan_out = server.fan_out(channels, BODIES[:events])
         reads = open_reads(server.http_port, fan_out.reads)
         for read in reads:
@@ -60,7 +60,7 @@ def take_answer(connection: Connection, accepted: bytes) -> None:
 ONE_TO_MANY = RateScenario(
     "W2",
     "one event to 1,000 open reads, deliveries",
-    Server,
+    FanOutServer,
     batches(channels=1_000, events=1),
     who=BROKERS | {NCHAN},
     notes=["nchan: one channel with 1,000 readers"],
@@ -68,9 +68,9 @@ ONE_TO_MANY = RateScenario(
 TEN_TO_MANY = RateScenario(
     "R1",
     "ten events to 1,000 open reads, deliveries",
-    Server,
+    FanOutServer,
     batches(channels=1_000, events=10),
 )
 FIFTY_TO_ONE = RateScenario(
-    "R2", "batches of 50 to one open read, events", Server, batches(channels=1, events=50)
+    "R2", "batches of 50 to one open read, events", FanOutServer, batches(channels=1, events=50)
 )

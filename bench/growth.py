@@ -15,9 +15,8 @@ from bench.latency import Flow
 from bench.processes import resident_bytes
 from bench.report import BYTES, MILLISECONDS, PER_SECOND, Figure
 from bench.requests import WRITE
-from bench.rounds import Plan, progress
-from bench.scenario import RateScenario
-from bench.servers import Broker, Server
+from bench.rounds import Plan, Sample, progress
+from bench.servers import Broker
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +29,11 @@ class Part:
     measure: Callable[[Broker, ExitStack, Plan], list[float]]
 
 
-def rates(scenario: RateScenario[Server]) -> Callable[[Broker, ExitStack, Plan], list[float]]:
+def rates(
+    prepare: Callable[[Broker, ExitStack], Callable[[float], Sample]],
+) -> Callable[[Broker, ExitStack, Plan], list[float]]:
     def measure(server: Broker, stack: ExitStack, plan: Plan) -> list[float]:
-        measured = scenario.prepare(server, stack)
+        measured = prepare(server, stack)
         measured(plan.warm_up_s)
         return [measured(plan.round_s).per_core_second for _ in range(rounds(plan))]
 
@@ -57,8 +58,10 @@ def memory(server: Broker, _stack: ExitStack, _plan: Plan) -> list[float]:
 
 PARTS = (
     Part("memory", "memory of a node", BYTES, memory),
-    Part("W1", "one write a request", PER_SECOND, rates(WRITE)),
-    Part("R1", "ten events to 1,000 open reads, deliveries", PER_SECOND, rates(TEN_TO_MANY)),
+    Part("W1", "one write a request", PER_SECOND, rates(WRITE.prepare)),
+    Part(
+        "R1", "ten events to 1,000 open reads, deliveries", PER_SECOND, rates(TEN_TO_MANY.prepare)
+    ),
     Part("L1", "500 writes a second, p99", MILLISECONDS, latencies),
 )
 

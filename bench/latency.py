@@ -13,7 +13,7 @@ from bench.processes import BenchError
 from bench.report import MILLISECONDS, Figure, medians, waiting_notes
 from bench.rounds import Plan, Sample, Watch, in_thread, progress, rotated
 from bench.scenario import running
-from bench.servers import Server
+from bench.servers import WriteServer
 
 CHANNELS = 100
 PER_SECOND = 500
@@ -44,7 +44,7 @@ class Flow:
     server that stands still makes all the writes of that time late.
     """
 
-    def __init__(self, server: Server, stack: ExitStack) -> None:
+    def __init__(self, server: WriteServer, stack: ExitStack) -> None:
         self._pid = server.pid
         routes = server.routes(CHANNELS)
         reads = open_reads(server.http_port, [route.read for route in routes if route.read])
@@ -99,7 +99,7 @@ class Flow:
 
 
 async def measure(contestants: Sequence[Contestant], plan: Plan) -> list[Figure]:
-    async with running(contestants, BROKERS | {NCHAN}, Server, Flow) as sides:
+    async with running(contestants, BROKERS | {NCHAN}, WriteServer, Flow) as sides:
         flows = {name: in_thread(side.measure) for name, side in sides.items()}
         rounds = await alternate_latencies("L1", plan, flows)
     return figures("L1", f"{PER_SECOND} writes a second over {CHANNELS} channels", rounds)

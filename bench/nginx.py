@@ -24,7 +24,7 @@ from bench.processes import (
     running,
     server_cores,
 )
-from bench.servers import FanOut, Route, Server, write_request
+from bench.servers import FanOut, FanOutServer, Route, Server, WriteServer, write_request
 from tests.support.ports import free_ports
 
 PROGRAM = program("nginx")
@@ -74,7 +74,7 @@ CHANNELS = """
 
 
 @dataclass(frozen=True, slots=True)
-class Constants(Server):
+class Constants(WriteServer):
     """nginx that answers all writes and creations alike. It has no reads."""
 
     def routes(self, count: int) -> list[Route]:
@@ -82,7 +82,7 @@ class Constants(Server):
 
 
 @dataclass(frozen=True, slots=True)
-class Nchan(Server):
+class Nchan(FanOutServer):
     """nginx with nchan, where a channel is there as soon as its name is used."""
 
     def routes(self, count: int) -> list[Route]:

@@ -10,7 +10,7 @@ from bench.http import CREATED, OK, Connection, Read, open_reads, post
 from bench.processes import BenchError
 from bench.rounds import Sample, Watch
 from bench.scenario import RateScenario
-from bench.servers import Server
+from bench.servers import Server, WriteServer
 
 CONNECTIONS = 32
 READS = 64
@@ -56,7 +56,7 @@ def connect(port: int, stack: ExitStack) -> list[Connection]:
 # -- W1
 
 
-def prepare_writes(server: Server, stack: ExitStack) -> Callable[[float], Sample]:
+def prepare_writes(server: WriteServer, stack: ExitStack) -> Callable[[float], Sample]:
     routes = server.routes(READS)
     reads = open_reads(server.http_port, [route.read for route in routes if route.read])
     for read in reads:
@@ -108,7 +108,7 @@ def do_nothing(_numbers: range) -> None:
 WRITE = RateScenario(
     "W1",
     "one write a request, writes",
-    Server,
+    WriteServer,
     prepare_writes,
     who=BROKERS | {NGINX, NCHAN},
     notes=[

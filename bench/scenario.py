@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 from bench.contestants import BROKERS, Contestant
 from bench.report import Figure, rate
@@ -19,12 +19,13 @@ S = TypeVar("S", bound=Server)
 async def running(
     contestants: Sequence[Contestant],
     who: frozenset[str],
-    kind: type[S],
+    kind: type,
     prepare: Callable[[S, ExitStack], P],
 ) -> AsyncIterator[dict[str, P]]:
     """Start those who take part. Yields: for each, by its name, what `prepare` has made.
 
-    `prepare` makes channels and opens connections, which the stack closes.
+    `kind` is the class of their servers, and may be abstract. `prepare` makes channels and opens
+    connections, which the stack closes.
     """
     async with AsyncExitStack() as servers:
         # The connections are closed before the servers stop, so that nobody waits for them.
@@ -34,7 +35,8 @@ async def running(
                 if contestant.name in who:
                     server = await servers.enter_async_context(contestant.start())
                     assert isinstance(server, kind)
-                    sides[contestant.name] = await asyncio.to_thread(prepare, server, connections)
+                    side = await asyncio.to_thread(prepare, cast("S", server), connections)
+                    sides[contestant.name] = side
             yield sides
 
 
@@ -44,7 +46,7 @@ class RateScenario(Generic[S]):
 
     name: str
     what: str
-    kind: type[S]
+    kind: type
     prepare: Callable[[S, ExitStack], Callable[[float], Sample]]
     """Returns the measurement of a server."""
     who: frozenset[str] = BROKERS

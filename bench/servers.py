@@ -1,6 +1,7 @@
 """What a measured server can do, and how a broker is started."""
 
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -48,17 +49,29 @@ class Server:
     pid: int
     http_port: int
 
+
+class WriteServer(Server, ABC):
+    """A running server that takes events over HTTP."""
+
+    __slots__ = ()
+
+    @abstractmethod
     def routes(self, count: int) -> list[Route]:
         """Return so many routes that do not depend on each other."""
-        raise NotImplementedError
 
+
+class FanOutServer(WriteServer):
+    """A running server by which one request reaches many reads."""
+
+    __slots__ = ()
+
+    @abstractmethod
     def fan_out(self, count: int, bodies: Sequence[bytes]) -> FanOut:
         """Return a request that reaches so many reads."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
-class Broker(Server):
+class Broker(FanOutServer):
     """Ours or the Rust broker."""
 
     grpc_port: int
