@@ -109,7 +109,7 @@ class DrainProgress:
     """Whether no agent is left to move."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, init=False)
 class Event:
     """One event, shared by all channels to which it was written.
 
@@ -124,22 +124,36 @@ class Event:
     """When the broker accepted the event: microseconds since 1970 in UTC."""
     body: bytes = field(repr=False)
     """One JSON value in UTF-8, as the writer sent it, without line breaks."""
-    rendered: bytes | None = field(default=None, repr=False)
+    rendered: bytes | None = field(repr=False)
     """The event as a line of JSON, kept while several channels hold the event."""
-    holders: int = field(default=0, repr=False)
+    holders: int = field(repr=False)
     """How many logs and waiting writers hold the event. `core.budget` counts them."""
-    awaited: int = field(default=0, repr=False)
+    awaited: int = field(repr=False)
     """In how many channels the event occupies a place. `core.budget` counts them."""
 
+    # Written out, because an initializer that `dataclass` makes is not compiled.
+    def __init__(self, event_id: str, stream_id: str, timestamp_us: int, body: bytes) -> None:
+        self.id = event_id
+        self.stream_id = stream_id
+        self.timestamp_us = timestamp_us
+        self.body = body
+        self.rendered = None
+        self.holders = self.awaited = 0
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, init=False)
 class NewEvent:
     """An event as its writer sends it: without id and time."""
 
     stream_id: str
     body: bytes = field(repr=False)
-    request_id: str | None = None
+    request_id: str | None
     """The idempotency key. If a write repeats a key, its event is not accepted a second time."""
+
+    def __init__(self, stream_id: str, body: bytes, request_id: str | None = None) -> None:
+        self.stream_id = stream_id
+        self.body = body
+        self.request_id = request_id
 
 
 @dataclass(slots=True)

@@ -148,7 +148,7 @@ def change_of(request: pb.SyncRequest) -> ChannelChange:
 def event_of(received: pb.EventReceived) -> Event:
     timestamp = received.timestamp
     return Event(
-        id=received.event_id,
+        event_id=received.event_id,
         stream_id=received.stream_id,
         timestamp_us=timestamp.seconds * MICROSECONDS_PER_S + timestamp.nanos // 1000,
         body=received.json_payload.encode(),

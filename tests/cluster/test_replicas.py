@@ -79,7 +79,7 @@ def address(agent: str, channel: str = "x") -> str:
 
 
 def event(number: int) -> Event:
-    return Event(id=str(number), stream_id="s", timestamp_us=0, body=b"%d" % number)
+    return Event(event_id=str(number), stream_id="s", timestamp_us=0, body=b"%d" % number)
 
 
 async def add(pipe: IncomingPipe, agent: str, *channels: str) -> None:

@@ -51,7 +51,7 @@ def holding(letters: str, capacity: int = 3) -> Channel:
 
 
 def event(name: str) -> Event:
-    return Event(id=name, stream_id="s", timestamp_us=0, body=b"{}")
+    return Event(event_id=name, stream_id="s", timestamp_us=0, body=b"{}")
 
 
 def write(channel: Channel, letters: str | list[str], now: float = 0.0) -> None:
@@ -681,7 +681,7 @@ def test_an_event_can_be_acknowledged_before_its_batch_is_confirmed() -> None:
 
 
 def heavy(name: str, body_bytes: int) -> Event:
-    return Event(id=name, stream_id="s", timestamp_us=0, body=b"x" * body_bytes)
+    return Event(event_id=name, stream_id="s", timestamp_us=0, body=b"x" * body_bytes)
 
 
 def holding_heavy(*sizes: int) -> Channel:

@@ -270,7 +270,7 @@ class ChannelMachine(RuleBasedStateMachine):
     @rule(request_id=st.sampled_from([None, None, "r1", "r2"]))
     def offer(self, request_id: str | None) -> None:
         number, self.written = self.written, self.written + 1
-        new = Event(id=id_of(number), stream_id="s", timestamp_us=0, body=BODY)
+        new = Event(event_id=id_of(number), stream_id="s", timestamp_us=0, body=BODY)
         answer = self.channel.offer(new, now=self.now, request_id=request_id)
         record = self.model.offer(number, request_id, self.now)
         if record not in self.model.waiting:

@@ -135,7 +135,7 @@ def test_an_event_of_a_read() -> None:
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=300)
 EVENTS = st.builds(
     Event,
-    id=TEXTS,
+    event_id=TEXTS,
     stream_id=TEXTS,
     timestamp_us=st.integers(-(10**15), 250_000_000_000_000_000),
     body=st.binary(min_size=1) | st.integers(100, 300_000).map(bytes),
