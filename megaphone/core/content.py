@@ -4,7 +4,7 @@ import asyncio
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Final
@@ -77,6 +77,16 @@ def new_event_id() -> str:
     return _event_ids.pop()
 
 
+def new_event_ids(count: int) -> list[str]:
+    """Make some event ids, as `new_event_id` does."""
+    while len(_event_ids) < count:
+        _event_ids.extend(random_texts(EVENT_ID_LENGTH, random.randbytes))
+    first = len(_event_ids) - count
+    ids = _event_ids[first:]
+    del _event_ids[first:]
+    return ids
+
+
 def checked_body(body: bytes, max_bytes: int) -> bytes:
     """Check a body, and return it with a space in place of each line break.
 
@@ -93,6 +103,40 @@ def checked_body(body: bytes, max_bytes: int) -> bytes:
     if b"\n" in body or b"\r" in body:
         return in_one_line(body)
     return body
+
+
+def checked_bodies(bodies: list[bytes], max_bytes: int) -> list[bytes]:
+    """Do the same as `checked_body` for some bodies. If all are simple, which is the rule, it takes
+    less time to check them together."""
+    if are_simple(bodies, max_bytes):
+        return bodies
+    return [checked_body(body, max_bytes) for body in bodies]
+
+
+def are_simple(bodies: list[bytes], max_bytes: int) -> bool:
+    """Return whether `checked_body` would certainly return each body as it is."""
+    if not bodies:
+        return True
+    largest = max(map(len, bodies))
+    if largest > min(max_bytes, SMALL_BYTES):
+        return False
+    text = b"".join(bodies)
+    if b"\n" in text or b"\r" in text:
+        return False
+    if largest > MAX_DEPTH and text.count(b"[") + text.count(b"{") > MAX_DEPTH:
+        return False
+    if largest >= LARGE_DIGITS and _MANY_DIGITS in text.translate(_TO_SHAPES):
+        return False
+    try:
+        list(map(_decode, bodies))
+    except (RecursionError, UnicodeDecodeError, msgspec.DecodeError):
+        return False
+    return True
+
+
+def work_of_all(bodies: Sequence[bytes]) -> int:
+    """Return how much work it is to check some bodies, in addition to `EVENT_WORK` for each."""
+    return sum([size for size in map(len, bodies) if size > MAX_DEPTH])
 
 
 def work_of(body: bytes) -> int:

@@ -18,11 +18,14 @@ from megaphone.core.batches import Batch, Line, Refused, failure_of, outcome_of,
 from megaphone.core.content import (
     CHECKED_AT_ONCE,
     accepted_body,
+    checked_bodies,
     checked_body,
     checked_id,
     checked_stream_id,
     new_event_id,
+    new_event_ids,
     work_of,
+    work_of_all,
 )
 from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE, Pace, many_tasks
@@ -379,9 +382,10 @@ class Writing:
         if self._agents.any_unsettled or len(addresses) * work_of_each > SLICE:
             raise WouldBlock
         members = list(new)
-        if sum([EVENT_WORK + work_of(one.body) for one in members]) > SLICE:
+        bodies = [one.body for one in members]
+        if EVENT_WORK * len(bodies) + work_of_all(bodies) > SLICE:
             raise WouldBlock
-        events = [self._small_event(one) for one in members]
+        events = events_of(members, checked_bodies(bodies, self._max_body_bytes))
         accepted = {address: self._accept_run(address, events) for address in addresses}
         if all(count == len(events) for count in accepted.values()):
             return BatchWritten(events, len(events) if addresses else 0, {}, ())
@@ -520,6 +524,15 @@ class Writing:
 def event_of(new: NewEvent, body: bytes) -> Event:
     """Make an event with an id and a timestamp. Raises: BadRequest, for an invalid stream id."""
     return Event(new_event_id(), checked_stream_id(new.stream_id), time.time_ns() // 1000, body)
+
+
+def events_of(new: Sequence[NewEvent], bodies: Sequence[bytes]) -> list[Event]:
+    """Make some events, all with the same timestamp. Raises: BadRequest, as `event_of`."""
+    ids, now_us = new_event_ids(len(new)), time.time_ns() // 1000
+    return [
+        Event(event_id, checked_stream_id(one.stream_id), now_us, body)
+        for event_id, one, body in zip(ids, new, bodies, strict=True)
+    ]
 
 
 def check_request_id(new: NewEvent) -> None:

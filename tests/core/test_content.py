@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from megaphone.core.content import (
     accepted_body,
+    checked_bodies,
     checked_body,
     checked_id,
     checked_key,
     checked_stream_id,
     new_event_id,
+    new_event_ids,
 )
 from megaphone.core.pace import SLICE
 from megaphone.errors import BadRequest, PayloadTooLarge
@@ -52,8 +54,17 @@ def checked_in_slices(body: bytes) -> bytes:
     return travels.removeprefix(padding)
 
 
+def checked_among_others(body: bytes) -> bytes:
+    """Check a body with others before and after it."""
+    first, travels, last = checked_bodies([b'{"a":1}', body, b'"z"'], MAX_BYTES)
+    assert (first, last) == (b'{"a":1}', b'"z"')
+    return travels
+
+
 CHECKS = pytest.mark.parametrize(
-    "checked", [checked, checked_in_slices], ids=["at once", "in slices"]
+    "checked",
+    [checked, checked_in_slices, checked_among_others],
+    ids=["at once", "in slices", "among others"],
 )
 Check = Callable[[bytes], bytes]
 
@@ -419,6 +430,22 @@ def test_the_refusal_says_what_is_wrong_and_where() -> None:
 
 
 # Ids
+
+
+@pytest.mark.parametrize("halves", [(b"[1", b"2]"), (b"[1,", b"2]"), (b"1 2", b""), (b'"a', b'b"')])
+def test_two_bodies_do_not_make_up_for_each_other(halves: tuple[bytes, bytes]) -> None:
+    with pytest.raises(BadRequest):
+        checked_bodies([b"1", *halves], MAX_BYTES)
+
+
+def test_no_bodies_are_checked_too() -> None:
+    assert checked_bodies([], MAX_BYTES) == []
+
+
+def test_many_event_ids_are_different() -> None:
+    ids = [one for count in (0, 1, 250, 99) for one in new_event_ids(count)]
+    assert len(set(ids)) == 350
+    assert {len(one) for one in ids} == {23}
 
 
 def test_an_event_id_is_23_letters_and_digits() -> None:
