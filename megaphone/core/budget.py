@@ -47,15 +47,32 @@ class KeepsReplay(Protocol):
 class Budget:
     """Counts the bytes in use, and refuses more than the limit. Belongs to one event loop."""
 
-    __slots__ = ("_received", "_short_from", "_with_replay", "limit", "used")
+    __slots__ = (
+        "_delivered",
+        "_dropped",
+        "_entered",
+        "_received",
+        "_short_from",
+        "_used",
+        "_with_replay",
+        "limit",
+    )
 
     def __init__(self, limit: int = sys.maxsize) -> None:
         self.limit = limit
-        self.used = 0
+        self._used = 0
+        """How many bytes are in use, and those that repeated steps have freed since `_settle`."""
+        self._entered, self._delivered, self._dropped = Repeated(), Repeated(), Repeated()
         self._received = 0
         self._short_from = int(limit * SHORT_FROM)
         self._with_replay: dict[KeepsReplay, None] = {}
         """The channels that have events for replay; the first one has had them longest."""
+
+    @property
+    def used(self) -> int:
+        """How many bytes are in use."""
+        self._settle()
+        return self._used
 
     @property
     def limit_of_requests(self) -> int:
@@ -69,7 +86,7 @@ class Budget:
 
         Raises: LimitExceeded, when the bytes are not free even then.
         """
-        if self.used + size <= self._short_from:
+        if self._used + size <= self._short_from or self.used + size <= self._short_from:
             return
         if first is not None and first in self._with_replay:
             self._drop_replay(first, now)
@@ -104,10 +121,10 @@ class Budget:
     # -- Bytes
 
     def add(self, size: int) -> None:
-        self.used += size
+        self._used += size
 
     def subtract(self, size: int) -> None:
-        self.used -= size
+        self._used -= size
 
     def receive(self, size: int, more: int, now: float) -> None:
         """Count `more` received bytes of a request that had `size` bytes before.
@@ -121,13 +138,13 @@ class Budget:
         if self._received + counted > self.limit_of_requests:
             raise self._is_full()
         self._received += counted
-        self.used += counted
+        self._used += counted
 
     def received(self, size: int) -> None:
         """Stop counting a request of `size` bytes, because it is complete or was aborted."""
         counted = counted_bytes(size)
         self._received -= counted
-        self.used -= counted
+        self._used -= counted
 
     @contextmanager
     def reserved(self, size: int, now: float) -> Iterator[None]:
@@ -142,53 +159,151 @@ class Budget:
     @contextmanager
     def lent(self, size: int) -> Iterator[None]:
         """Count `size` bytes within this context, even if they exceed the limit."""
-        self.used += size
+        self._used += size
         try:
             yield
         finally:
-            self.used -= size
+            self._used -= size
 
     # -- Events: each counts once, however many channels share it
+
+    def cost(self, events: Sequence[Event]) -> int:
+        """Return how many bytes `enter` would add for these events."""
+        if events is self._entered.events:
+            return ENTRY_BYTES * len(events)
+        size = 0
+        for event in events:
+            size += cost(event)
+        return size
 
     def hold(self, event: Event) -> None:
         """Count one more waiting writer that holds an event."""
         event.holders += 1
-        self.used += ENTRY_BYTES
+        self._used += ENTRY_BYTES
         if event.holders == 1:
-            self.used += EVENT_BYTES + len(event.body)
+            self._used += EVENT_BYTES + len(event.body)
 
     def drop(self, events: Sequence[Event]) -> None:
         """Count one holder of each of these events less: the opposite of `hold`."""
-        used = ENTRY_BYTES * len(events)
-        for event in events:
-            event.holders -= 1
-            if event.holders == 0:
-                used += EVENT_BYTES + len(event.body)
-        self.used -= used
+        self._used -= ENTRY_BYTES * len(events)
+        if self._entered.events:
+            self._settle_entries()
+        again = self._dropped
+        if again.events:
+            if events == again.events:
+                again.times += 1
+                return
+            self._settle_drops()
+        if self._let_go(events, 1):
+            again.events = events
 
     def enter(self, events: Sequence[Event]) -> None:
-        """Count one more channel that holds these events, and in which they have a place.
+        """Count one more channel that holds these events, and in which they have a place. The
+        sequence must not change any more.
 
         While an event has a place in two channels or more, it keeps its rendered line for them. The
         line is as long as the body, so the body counts twice.
         """
-        used = ENTRY_BYTES * len(events)
+        self._used += ENTRY_BYTES * len(events)
+        again = self._entered
+        if events is again.events:
+            again.times += 1
+            return
+        if again.events:
+            self._settle_entries()
+        used, are_shared = 0, len(events) > 1
         for event in events:
             event.holders += 1
             event.awaited += 1
             if event.holders == 1:
                 used += EVENT_BYTES + len(event.body)
-            if event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
+            if event.awaited == 1:
+                are_shared = False
+            elif event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
                 used += len(event.body)
-        self.used += used
+        self._used += used
+        if are_shared:
+            again.events = events
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """Count one channel less in which each of these events has a place."""
+        """Count one channel less in which each of these events has a place. The sequence must not
+        change any more."""
+        if self._entered.events:
+            self._settle_entries()
+        again = self._delivered
+        if again.events:
+            if events == again.events:
+                again.times += 1
+                return
+            self._settle_deliveries()
+        if self._vacate(events, 1):
+            again.events = events
+
+    # -- Repeated steps
+    #
+    # A batch goes to many channels, and each of them enters, delivers and drops the same events.
+    # From the second time on such a step is only noted, and counted for all channels together.
+
+    def _settle(self) -> None:
+        self._settle_entries()
+        self._settle_deliveries()
+        self._settle_drops()
+
+    def _settle_entries(self) -> None:
+        # The events have two holders and two places at least, so that nothing else changes.
+        events, times = self._entered.settled()
         for event in events:
-            event.awaited -= 1
-            if event.awaited == 1 and len(event.body) <= LINE_BODY_BYTES:
-                self.used -= len(event.body)
-                event.rendered = None
+            event.holders += times
+            event.awaited += times
+
+    def _settle_deliveries(self) -> None:
+        events, times = self._delivered.settled()
+        if times:
+            self._vacate(events, times)
+
+    def _settle_drops(self) -> None:
+        events, times = self._dropped.settled()
+        if times:
+            self._let_go(events, times)
+
+    def _vacate(self, events: Sequence[Event], places: int) -> bool:
+        """Count so many places of each event less. Returns: whether others may do the same."""
+        are_shared = len(events) > 1
+        for event in events:
+            before = event.awaited
+            event.awaited = before - places
+            if event.awaited <= 1:
+                are_shared = False
+                if before > 1 and len(event.body) <= LINE_BODY_BYTES:
+                    self._used -= len(event.body)
+                    event.rendered = None
+        return are_shared
+
+    def _let_go(self, events: Sequence[Event], holders: int) -> bool:
+        """Count so many holders of each event less. Returns: whether others may do the same."""
+        are_shared = len(events) > 1
+        for event in events:
+            event.holders -= holders
+            if event.holders == 0:
+                are_shared = False
+                self._used -= EVENT_BYTES + len(event.body)
+        return are_shared
+
+
+class Repeated:
+    """A step that was done for some events, and how often it was repeated for the same events."""
+
+    __slots__ = ("events", "times")
+
+    def __init__(self) -> None:
+        self.events: Sequence[Event] = ()
+        self.times = 0
+
+    def settled(self) -> tuple[Sequence[Event], int]:
+        """Return both, and forget them."""
+        events, times = self.events, self.times
+        self.events, self.times = (), 0
+        return events, times
 
 
 def counted_bytes(size: int) -> int:

@@ -321,7 +321,7 @@ class Channel:
         if room < len(events):
             events = events[:room]
         try:
-            log.budget.ensure(sum(map(cost, events)), now, self)
+            log.budget.ensure(log.budget.cost(events), now, self)
         except LimitExceeded:
             return 0  # one by one, some of them may have room
         self._was_written = True

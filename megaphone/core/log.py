@@ -58,6 +58,8 @@ new_tuple: Final = tuple.__new__
 def cut_off(events: list[Event], max_bytes: int) -> None:
     """Leave out the last events, so that the others have at most so many bytes of bodies and
     overhead. The first event stays, however large it is."""
+    if sum([len(event.body) for event in events]) + EVENT_OVERHEAD_BYTES * len(events) <= max_bytes:
+        return
     for count, event in enumerate(events):
         max_bytes -= len(event.body) + EVENT_OVERHEAD_BYTES
         if max_bytes < 0 and count:

@@ -1,6 +1,10 @@
 """What counts against the budget, and what goes when it runs short."""
 
+from collections import Counter
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megaphone.core.budget import (
     CHANNEL_BYTES,
@@ -223,6 +227,62 @@ def test_another_holder_of_an_event_costs_no_second_body() -> None:
     assert cost(shared) == EVENT
     write(one, shared)
     assert cost(shared) == ENTRY_BYTES
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["write", "write to the others", "read", "look", "close"]),
+        st.integers(0, 3),
+    ),
+    max_size=30,
+)
+
+
+@given(STEPS)
+def test_what_many_channels_do_alike_counts_as_if_each_did_it_alone(
+    steps: list[tuple[str, int]],
+) -> None:
+    budget = Budget()
+    channels = [channel(budget) for _ in range(4)]
+    events: list[Event] = []
+    left: list[Channel] = []
+    for step, number in steps:
+        match step:
+            case "write":
+                events = [event(str(index)) for index in range(number)]
+                for one in channels[number:]:
+                    one.accept_run(events, 0.0)
+                left = channels[:number]
+            case "write to the others":
+                for one in left:
+                    one.accept_run(events, 0.0)
+                left = []
+            case "read":
+                for one in channels[number:]:
+                    read(one)
+            case "look":
+                assert budget.used == counted(channels)
+            case _:
+                channels[number].close()
+                channels[number] = channel(budget)
+                left = []
+    assert budget.used == counted(channels)
+    for one in channels:
+        one.close()
+    assert budget.used == 0
+
+
+def counted(channels: list[Channel]) -> int:
+    """Return how many bytes some channels take."""
+    held = Counter(one for each in channels for one in each.log.after(0, 100)[1])
+    waiting = Counter(one for each in channels for one in each.log.after(each.log.freed, 100)[1])
+    shared = [one for one, count in waiting.items() if count > 1]
+    return (
+        CHANNEL_BYTES * len(channels)
+        + ENTRY_BYTES * held.total()
+        + (EVENT_BYTES + BODY_BYTES) * len(held)
+        + BODY_BYTES * len(shared)
+    )
 
 
 # Requests and responses
