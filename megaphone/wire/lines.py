@@ -8,6 +8,7 @@ be compiled.
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 
@@ -17,6 +18,8 @@ SECONDS_REMEMBERED = 10
 """Events that are sent now have mostly the time of the last seconds."""
 STREAM_IDS_REMEMBERED = 1_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+END: Final = b"}\n"
+"""The end of a line."""
 encode = msgspec.json.Encoder().encode
 
 
@@ -36,46 +39,48 @@ def event_line(event: Event) -> bytes:
     channel."""
     if event.rendered is not None:
         return event.rendered
-    second, rest = divmod(event.timestamp_us, 1_000_000)
-    line = b'{"sid":%b,"eid":"%b","ts":"%b.%06dZ","body":%b}\n' % (
-        quoted(event.stream_id),
-        event.id.encode(),
-        up_to_second(second),
-        rest,
-        event.body,
-    )
+    line = line_of(event, from_id_to_body(event.timestamp_us))
     if event.awaited > 1:
         event.rendered = line
     return line
 
 
+def line_of(event: Event, between: bytes) -> bytes:
+    """Return an event as one line. `between` is what `from_id_to_body` returns for its time."""
+    return b"".join((before_id(event.stream_id), event.id.encode(), between, event.body, END))
+
+
 def before_body(event: Event) -> bytes:
-    return b'{"sid":%b,"eid":"%b","ts":"%b","body":' % (
-        quoted(event.stream_id),
-        event.id.encode(),
-        timestamp(event.timestamp_us).encode(),
-    )
+    return before_id(event.stream_id) + event.id.encode() + from_id_to_body(event.timestamp_us)
 
 
 @lru_cache(STREAM_IDS_REMEMBERED)
-def quoted(stream_id: str) -> bytes:
-    """Return a stream id as JSON."""
-    return encode(stream_id)
+def before_id(stream_id: str) -> bytes:
+    return b'{"sid":%b,"eid":"' % encode(stream_id)
+
+
+def from_id_to_body(timestamp_us: int) -> bytes:
+    second, rest = divmod(timestamp_us, 1_000_000)
+    return b'","ts":"%b.%06dZ","body":' % (up_to_second(second), rest)
 
 
 def line_parts(event: Event) -> tuple[bytes, ...]:
     """Return the line of an event in parts. The body of a large event is not copied."""
     if len(event.body) <= LINE_BODY_BYTES:
         return (event_line(event),)
-    return before_body(event), event.body, b"}\n"
+    return before_body(event), event.body, END
 
 
 def event_lines(events: Sequence[Event]) -> list[bytes]:
     """Return the lines of some events in parts."""
     parts: list[bytes] = []
+    timestamp_us, between = -1, b""
     for event in events:
-        if len(event.body) <= LINE_BODY_BYTES:
-            parts.append(event.rendered or event_line(event))
-        else:
+        if event.awaited > 1 or len(event.body) > LINE_BODY_BYTES:
             parts += line_parts(event)
+            continue
+        if event.timestamp_us != timestamp_us:  # the events of one batch have the same
+            timestamp_us = event.timestamp_us
+            between = from_id_to_body(timestamp_us)
+        parts.append(line_of(event, between))
     return parts

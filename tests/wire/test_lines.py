@@ -7,7 +7,9 @@ EVENT_LINE = b'{"sid":"a\\"b","eid":"e1","ts":"2023-11-14T22:13:20.000001Z","bod
 
 
 def event(body: bytes = b"[1]", awaited: int = 1) -> Event:
-    return Event("e1", 'a"b', 1_700_000_000_000_001, body, awaited=awaited)
+    one = Event("e1", 'a"b', 1_700_000_000_000_001, body)
+    one.awaited = awaited
+    return one
 
 
 def test_an_event_is_a_line() -> None:
