@@ -100,19 +100,25 @@ class Begun:
             self.on_outcome(outcome)
 
 
-@dataclass(frozen=True, slots=True)
 class Failed:
     """The broker itself has failed."""
 
-    error: Exception
+    # No dataclass, because mypyc does not find the type of such an attribute.
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
 
 
-@dataclass(frozen=True, slots=True)
 class Write:
     """The request writes an event. Nothing has happened yet: see `Answering.complete`."""
 
-    address: str
-    event: NewEvent
+    # No dataclass, because there is one for each write, and a frozen one takes long to make.
+    __slots__ = ("address", "event")
+
+    def __init__(self, address: str, event: NewEvent) -> None:
+        self.address = address
+        self.event = event
 
 
 Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later | Begun | Failed | Write
@@ -176,7 +182,7 @@ class Host:
         Beyond that limit only requests for `probe_paths` are served.
         """
         return await self.loop.create_server(
-            lambda: Connection(self), sock=listening, backlog=BACKLOG
+            lambda: protocol_of(self), sock=listening, backlog=BACKLOG
         )
 
     async def leave(self) -> None:
@@ -212,8 +218,16 @@ class Host:
             connection.abort()
 
 
-class Connection(asyncio.Protocol):
-    """Serves one connection. The module explains its states."""
+def protocol_of(host: Host) -> asyncio.Protocol:
+    """Return the protocol of a new connection for an event loop."""
+    return cast("asyncio.Protocol", Connection(host))
+
+
+class Connection:
+    """Serves one connection. The module explains its states.
+
+    It has all methods of `asyncio.Protocol`, but is no subclass, so that it can be compiled.
+    """
 
     __slots__ = (
         "_guest",

@@ -19,7 +19,7 @@ from megaphone.app import App
 from megaphone.core.budget import Budget
 from megaphone.rest.channels import ChannelApi
 from megaphone.rest.connection.limits import Connections
-from megaphone.rest.connection.protocol import Connection, Host
+from megaphone.rest.connection.protocol import Host, protocol_of
 from megaphone.rest.cors import READERS_HEADERS
 from tests.support.faces import HttpFace
 
@@ -70,7 +70,7 @@ async def encrypted(app: App, tmp_path: Path) -> AsyncIterator[aiohttp.ClientSes
     assert runner.server is not None
     host = Host(runner.server, Connections(), Budget(), probe_paths=(), lane=None)
     listener = await asyncio.get_running_loop().create_server(
-        lambda: Connection(host), "127.0.0.1", 0, ssl=serving
+        lambda: protocol_of(host), "127.0.0.1", 0, ssl=serving
     )
     trusting = ssl.create_default_context(cafile=str(certificate))
     base = f"https://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
