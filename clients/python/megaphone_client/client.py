@@ -102,8 +102,8 @@ class Megaphone:
 
     async def aclose(self) -> None:
         """End all reads, with their last acknowledgements, and close the connections."""
-        self._is_closed = True
         await asyncio.gather(*(reads.aclose() for reads in list(self._reads)))
+        self._is_closed = True
         if self._transport is not None:
             transport, self._transport = self._transport, None
             await transport.aclose()

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,13 +100,9 @@ class Event(Generic[T]):
         return f"<Event {self.id} of stream {self.stream!r}, {len(self.raw)} bytes>"
 
 
-class Arrived(NamedTuple):
-    """An event, as it came. `at` is its time: RFC 3339, or microseconds since 1970."""
-
-    stream: str
-    id: str
-    at: str | int
-    raw: bytes
+Arrived = tuple[str, str, str | int, bytes]
+"""An event, as it came: stream, id, time (RFC 3339, or microseconds since 1970), and body. It is a
+plain tuple, because that is made in half the time."""
 
 
 @dataclass(frozen=True, slots=True)

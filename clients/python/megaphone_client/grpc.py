@@ -209,7 +209,7 @@ class GrpcRead:
         if response is grpc.aio.EOF:
             return None
         return [
-            Arrived(
+            (
                 event.stream_id,
                 event.event_id,
                 event.timestamp.seconds * 1_000_000 + event.timestamp.nanos // 1_000,

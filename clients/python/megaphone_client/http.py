@@ -60,7 +60,7 @@ class OneFailure(msgspec.Struct):
 
 class BatchWritten(msgspec.Struct):
     failures: list[OneFailure]
-    eids: list[str] | None = None
+    eids: list[str | None] | None = None
 
 
 class Acknowledged(msgspec.Struct):

@@ -53,9 +53,7 @@ def events_of(lines: bytes) -> Sequence[Arrived]:
     Raises: ProtocolError, if a line is no event. The error has its length, never its content.
     """
     try:
-        return [
-            Arrived(line.sid, line.eid, line.ts, bytes(line.body)) for line in decode_lines(lines)
-        ]
+        return [(line.sid, line.eid, line.ts, bytes(line.body)) for line in decode_lines(lines)]
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise ProtocolError(f"a line of {length_of_bad(lines)} bytes is no event") from None
 

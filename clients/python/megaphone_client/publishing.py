@@ -221,7 +221,8 @@ class Publisher:
             if sent.deadline is None:
                 sent.deadline = now() + self._timeout_s
         while True:
-            left_s = max(0.001, min(sent.deadline or 0.0 for sent in batch) - now())
+            begun = now()
+            left_s = max(0.001, min(sent.deadline or 0.0 for sent in batch) - begun)
             try:
                 async with self._at_once:
                     results = await transport.publish([sent.message for sent in batch], left_s)
@@ -233,12 +234,12 @@ class Publisher:
             except MegaphoneError as error:
                 if len(batch) > 1 and isinstance(error, BadRequest | PayloadTooLarge):
                     return await self._send_one_by_one(transport, lane, batch, backoff)
-                if (wait_s := self._pause_s(batch, error, backoff)) is None:
+                if (wait_s := self._pause_s(batch, error, backoff, now() - begun)) is None:
                     for sent in batch:
                         self._refuse(sent, error)
                     return None
                 await asyncio.sleep(wait_s)
-        return self._answered(lane, batch, results, backoff)
+        return self._answered(lane, batch, results, backoff, now() - begun)
 
     async def _send_one_by_one(
         self, transport: Transport, lane: Lane, batch: list[Sent], backoff: Backoff
@@ -257,15 +258,18 @@ class Publisher:
         batch: Sequence[Sent],
         results: Sequence[str | MegaphoneError | None],
         backoff: Backoff,
+        took_s: float,
     ) -> float | None:
         """Settle the events of a batch, or put them back to be tried again in the same order."""
+        if not all(isinstance(result, MegaphoneError) for result in results):
+            backoff.reset()
         again: list[Sent] = []
         wait_s = None
         for sent, result in zip(batch, results, strict=True):
             if not isinstance(result, MegaphoneError):
                 self._settle(sent, result)
                 continue
-            pause_s = self._pause_s([sent], result, backoff) if wait_s is None else wait_s
+            pause_s = self._pause_s([sent], result, backoff, took_s) if wait_s is None else wait_s
             if pause_s is None or not result.may_heal:
                 self._refuse(sent, result)
             else:
@@ -276,14 +280,16 @@ class Publisher:
             lane.waiting.extendleft(reversed(again))
             lane.bytes += sum(len(sent.message.body) for sent in again)
             lane.is_full.set()
-        else:
-            backoff.reset()
         return wait_s
 
     def _pause_s(
-        self, batch: Sequence[Sent], error: MegaphoneError, backoff: Backoff
+        self, batch: Sequence[Sent], error: MegaphoneError, backoff: Backoff, took_s: float
     ) -> float | None:
-        """Return how long to wait before the next try; None if there is none."""
+        """Return how long to wait before the next try; None if there is none.
+
+        A try that is likely to get no answer in time would only make the outcome unknown.
+        `took_s` is how long the last one took.
+        """
         is_unknown = may_be_done(error)
         for sent in batch:
             sent.is_unknown = sent.is_unknown or is_unknown
@@ -291,7 +297,8 @@ class Publisher:
             return None
         wait_s = backoff.next_s(error.retry_after_s)
         deadline = min(sent.deadline or 0.0 for sent in batch)
-        return wait_s if asyncio.get_running_loop().time() + wait_s < deadline else None
+        next_answer = asyncio.get_running_loop().time() + wait_s + took_s
+        return wait_s if next_answer < deadline else None
 
     # -- Results
 

@@ -116,6 +116,7 @@ class Pump:
             events = self.state.received(arrived, self._decode, self, self._loop.time())
             if events:
                 self._sink.put(events)
+            self._plan_ack()  # because unwanted events may be dealt with already
         return True
 
     async def _patiently(self, coming: Awaitable[T]) -> T:
@@ -207,15 +208,13 @@ class Gap:
     """Stands in an inbox where events are missing."""
 
 
-Item = Event[Any] | Gap | MegaphoneError
-
-
 class Inbox:
     """What was read and not taken yet. One task takes from it."""
 
     def __init__(self, most_events: int | None = None, most_bytes: int | None = None) -> None:
         """Without limits, the window of the broker limits what may be here."""
-        self.items: deque[Item] = deque()
+        self.items: deque[Any] = deque()
+        """Each is an event, a `Gap` or an error."""
         self.is_over = False
         """Whether no more items will come."""
         self.error: BaseException | None = None
@@ -223,6 +222,7 @@ class Inbox:
         self._most_events = most_events
         self._most_bytes = most_bytes
         self._bytes = 0
+        self._others = 0  # how many items are no events
         self._waiter: asyncio.Future[None] | None = None
         self._room: asyncio.Future[None] | None = None
 
@@ -231,15 +231,17 @@ class Inbox:
     def put(self, events: Sequence[Event[Any]]) -> None:
         self.items += events
         if self._most_bytes is not None:
-            self._bytes += sum(len(event.raw) for event in events)
+            self._bytes += sum([len(event.raw) for event in events])
         self._wake()
 
     def gap(self) -> None:
+        self._others += 1
         self.items.append(Gap())
         self._wake()
 
     def report(self, error: MegaphoneError) -> None:
         """Let the app get an error in its place among the events."""
+        self._others += 1
         self.items.append(error)
         self._wake()
 
@@ -280,14 +282,25 @@ class Inbox:
     def take(self, limit: int) -> list[Event[Any]]:
         """Return the events that are here, up to the next item that is no event."""
         items = self.items
-        events: list[Event[Any]] = []
-        while items and len(events) < limit and items[0].__class__ is Event:
-            events.append(cast("Event[Any]", items.popleft()))
+        count = min(limit, len(items))
+        if self._others:
+            count = next((at for at in range(count) if items[at].__class__ is not Event), count)
+        events = [items.popleft() for _ in range(count)]
         if self._most_bytes is not None:
-            self._bytes -= sum(len(event.raw) for event in events)
+            self._bytes -= sum([len(event.raw) for event in events])
+        self._make_room()
+        return events
+
+    def take_other(self) -> Gap | MegaphoneError:
+        """Return the next item, which is no event."""
+        self._others -= 1
+        item: Gap | MegaphoneError = self.items.popleft()
+        self._make_room()
+        return item
+
+    def _make_room(self) -> None:
         if self._room is not None and not self._room.done() and not self.is_full:
             self._room.set_result(None)
-        return events
 
 
 class Source(Protocol):
@@ -332,8 +345,9 @@ class Reader(Generic[T]):
 
     @property
     def cursor(self) -> str | None:
-        """The id of the last event dealt with. Keep it, and pass it as `after` to go on later. It
-        is None before the first event, and for a reader of many channels."""
+        """The id of the last event dealt with; before that, where the read began: an id, or "-".
+        Keep it, and pass it as `after` to go on later. It is None until the broker has answered,
+        and for a reader of many channels."""
         return self._source.cursor
 
     def __aiter__(self) -> Self:
@@ -379,7 +393,7 @@ class Reader(Generic[T]):
                 self._handed = events
                 return events
             if inbox.items:
-                await self._pass(cast("Gap | MegaphoneError", inbox.items.popleft()))
+                await self._pass(inbox.take_other())
             elif not inbox.is_over:
                 await inbox.wait()
             elif inbox.error is not None:

@@ -29,13 +29,16 @@ async def repeated(
     backoff = Backoff()
     is_unknown = False
     while True:
+        begun = loop.time()
         try:
-            return await call(max(0.001, until - loop.time()))
+            return await call(max(0.001, until - begun))
         except MegaphoneError as error:
             is_unknown = is_unknown or (is_write and may_be_done(error))
             wait_s = backoff.next_s(error.retry_after_s)
             may_repeat = error.may_heal and (is_repeatable or not may_be_done(error))
-            if not may_repeat or loop.time() + wait_s >= until:
+            # A try that is likely to get no answer in time would only make the outcome unknown.
+            took_s = loop.time() - begun
+            if not may_repeat or loop.time() + wait_s + took_s >= until:
                 if is_unknown:
                     raise OutcomeUnknown(f"it may have been done: {error}") from error
                 raise

@@ -68,15 +68,19 @@ class Repeats:
         self._latest: set[str] = set()
         self._former: set[str] = set()
 
-    def is_new(self, event_id: str) -> bool:
-        """Return whether an id is new, and remember it."""
-        if event_id in self._latest or event_id in self._former:
-            return False
+    def new(self, arrived: Sequence[Arrived]) -> list[Arrived]:
+        """Return the events whose ids are new, and remember these."""
         if len(self._latest) >= IDS_REMEMBERED:
             self._former = self._latest
             self._latest = set()
-        self._latest.add(event_id)
-        return True
+        latest, former = self._latest, self._former
+        events = []
+        for event in arrived:
+            event_id = event[1]
+            if event_id not in latest and event_id not in former:
+                latest.add(event_id)
+                events.append(event)
+        return events
 
 
 class ReadState:
@@ -175,19 +179,19 @@ class ReadState:
         An event of a stream that is not wanted is dealt with when the wanted one before it is.
         """
         events: list[Event[Any]] = []
-        consumer, streams, is_new = self.consumer, self._streams, self._repeats.is_new
+        consumer, streams = self.consumer, self._streams
         last, number = self._last, self._number
-        for stream, event_id, at, raw in arrived:
-            if not is_new(event_id):
-                continue
+        new = self._repeats.new(arrived)
+        for stream, event_id, at, raw in new:
             number += 1
-            self._received = event_id
             if streams is not None and stream not in streams:
                 self._pass_over(event_id, number, last, now)
                 continue
             last = Event(consumer, stream, event_id, at, raw, decode, owner, number)
             events.append(last)
         self._last, self._number = last, number
+        if new:
+            self._received = new[-1][1]
         if self._left is not None:
             self._left -= len(events)
         return events

@@ -1,0 +1,196 @@
+"""Writing many events in batches, over both protocols."""
+
+import asyncio
+
+import pytest
+
+from megaphone.app import App
+from megaphone_client import (
+    BadRequest,
+    Channel,
+    ChannelNotFound,
+    ConnectionFailed,
+    Megaphone,
+    MegaphoneError,
+    WriteTimeout,
+)
+from tests.client.conftest import url_of
+from tests.support.proxy import proxy_to
+
+
+async def bodies(megaphone: Megaphone, channel: Channel, count: int) -> list[object]:
+    async with megaphone.read(channel.consumer, limit=count) as reader:
+        return [event.body async for event in reader]
+
+
+async def test_events_keep_their_order_in_each_channel(megaphone: Megaphone) -> None:
+    channels = [await megaphone.create() for _ in range(3)]
+    async with megaphone.publisher(max_batch=7) as publisher:
+        for number in range(90):
+            await publisher.send(channels[number % 3].producer, "s", number)
+    for at, channel in enumerate(channels):
+        assert await bodies(megaphone, channel, 30) == list(range(at, 90, 3))
+
+
+async def test_each_event_has_its_id(megaphone: Megaphone, channel: Channel) -> None:
+    async with megaphone.publisher() as publisher:
+        results = [await publisher.send(channel.producer, "s", number) for number in range(5)]
+        ids = [await result for result in results]
+    async with megaphone.read(channel.consumer, limit=5) as reader:
+        assert [event.id async for event in reader] == ids
+
+
+async def test_flushing_waits_for_all_answers(megaphone: Megaphone, channel: Channel) -> None:
+    async with megaphone.publisher(linger_s=60.0) as publisher:
+        await publisher.send(channel.producer, "s", 1)
+        await publisher.flush()
+        assert await bodies(megaphone, channel, 1) == [1]
+
+
+async def test_large_events_go_alone(megaphone: Megaphone, channel: Channel) -> None:
+    large = "x" * 400_000
+    async with megaphone.publisher() as publisher:
+        for body in ("a", large, "b", large):
+            await publisher.send(channel.producer, "s", body)
+    assert await bodies(megaphone, channel, 4) == ["a", large, "b", large]
+
+
+async def test_one_bad_event_does_not_spoil_the_others(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    async with megaphone.publisher(linger_s=0.05) as publisher:
+        before = await publisher.send(channel.producer, "s", 1)
+        bad = await publisher.send(channel.producer, "s\n", 2)
+        after = await publisher.send(channel.producer, "s", 3)
+        await before
+        with pytest.raises(BadRequest):
+            await bad
+        await after
+    assert await bodies(megaphone, channel, 2) == [1, 3]
+
+
+async def test_an_error_that_nobody_saw_is_raised_by_flush(
+    app: App, megaphone: Megaphone, channel: Channel
+) -> None:
+    gone = await megaphone.create()
+    await app.admin.dispose(gone.consumer)
+    async with megaphone.publisher() as publisher:
+        await publisher.send(gone.producer, "s", 1)
+        await publisher.send(channel.producer, "s", 2)
+        with pytest.raises(ChannelNotFound):
+            await publisher.flush()
+        await publisher.flush()
+        seen = await publisher.send(gone.producer, "s", 1)
+        with pytest.raises(ChannelNotFound):
+            await seen
+    assert await bodies(megaphone, channel, 1) == [2]
+
+
+async def test_or_by_leaving_the_block(app: App, megaphone: Megaphone, channel: Channel) -> None:
+    await app.admin.dispose(channel.consumer)
+    publisher = megaphone.publisher()
+    opened = await publisher.__aenter__()
+    await opened.send(channel.producer, "s", 1)
+    with pytest.raises(ChannelNotFound):
+        await publisher.__aexit__(None, None, None)
+
+
+@pytest.mark.settings(buffer_capacity=60, write_timeout_millis=20)
+async def test_a_full_channel_is_tried_again_in_order(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    async def write() -> None:
+        async with megaphone.publisher() as publisher:
+            for number in range(400):
+                await publisher.send(channel.producer, "s", number)
+
+    writing = asyncio.create_task(write())
+    async with megaphone.read(channel.consumer, limit=400) as reader:
+        got: list[object] = []
+        async for event in reader:
+            got.append(event.body)
+            if len(got) == 2:
+                await asyncio.sleep(0.1)  # in which the channel stays full
+    await writing
+    assert got == list(range(400))
+
+
+@pytest.mark.settings(buffer_capacity=1, write_timeout_millis=20)
+async def test_at_the_end_of_its_time_an_event_was_not_taken(app: App, protocol: str) -> None:
+    async with Megaphone.from_url(url_of(app, protocol), timeout_s=0.4) as megaphone:
+        channel = await megaphone.create()
+        async with megaphone.publisher() as publisher:
+            first = await publisher.send(channel.producer, "s", 1)
+            second = await publisher.send(channel.producer, "s", 2)
+            await first
+            with pytest.raises(WriteTimeout):
+                await second
+
+
+async def test_without_a_broker_nothing_is_pending_for_ever(protocol: str) -> None:
+    async with (
+        Megaphone.from_url(f"{protocol}://127.0.0.1:1", timeout_s=0.3) as megaphone,
+        megaphone.publisher(max_pending=2) as publisher,
+    ):
+        results = [await publisher.send("node.x", "s", number) for number in range(4)]
+        for result in results:
+            with pytest.raises(ConnectionFailed):
+                await result
+
+
+async def test_cut_connections_store_each_event_once(app: App, protocol: str) -> None:
+    to = app.http_port if protocol == "http" else app.grpc_port
+    async with (
+        proxy_to(to) as proxy,
+        Megaphone.from_url(f"{protocol}://127.0.0.1:{proxy.port}") as megaphone,
+        Megaphone.from_url(url_of(app, protocol)) as direct,
+    ):
+        channel = await megaphone.create()
+
+        async def write() -> None:
+            async with megaphone.publisher(max_batch=10) as publisher:
+                for number in range(1_000):
+                    await publisher.send(channel.producer, "s", number)
+                    if number % 130 == 0:
+                        proxy.cut()
+
+        writing = asyncio.create_task(write())
+        assert await bodies(direct, channel, 1_000) == list(range(1_000))
+        await writing
+
+
+async def test_what_was_sent_is_limited(megaphone: Megaphone, channel: Channel) -> None:
+    async with megaphone.publisher(linger_s=60.0, max_pending=2, max_batch=100) as publisher:
+        for number in range(2):
+            await publisher.send(channel.producer, "s", number)
+        third = asyncio.create_task(publisher.send(channel.producer, "s", 2))
+        await asyncio.sleep(0)
+        assert not third.done()
+        await publisher.flush()
+        await third
+    assert await bodies(megaphone, channel, 3) == [0, 1, 2]
+
+
+async def test_after_its_block_it_takes_nothing(megaphone: Megaphone, channel: Channel) -> None:
+    async with megaphone.publisher() as publisher:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        await publisher.send(channel.producer, "s", 1)
+
+
+async def test_a_cancelled_block_leaves_no_task(megaphone: Megaphone, channel: Channel) -> None:
+    sent = asyncio.Event()
+    results = []
+
+    async def write() -> None:
+        async with megaphone.publisher(linger_s=60.0) as publisher:
+            results.append(await publisher.send(channel.producer, "s", 1))
+            sent.set()
+            await asyncio.get_running_loop().create_future()
+
+    writing = asyncio.create_task(write())
+    await sent.wait()
+    writing.cancel()
+    await asyncio.wait([writing])
+    with pytest.raises(MegaphoneError, match="closed"):
+        await results[0]
