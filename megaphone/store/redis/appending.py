@@ -112,20 +112,19 @@ class Appending:
         """Return what has become of the events of a run, and give them to a reader of this node."""
         if answer is None:
             return [ChannelNotFound()] * len(run)
+        words, *handed = answer
         results: list[AppendResult] = []
         accepted: list[Event] = []
-        for write, result in zip(run, answer[0].split(), strict=False):
+        for write, result in zip(run, words.split(), strict=False):
             if result == b"A":
                 accepted.append(write.event)
                 results.append(new_tuple(Stored, (write.event.id, True)))
             elif result == b"F":
-                break
+                results += [WouldBlock()] * (len(run) - len(results))
             else:
                 results.append(Stored(result[1:].decode(), is_new=False))
-        if len(answer) > 1:
-            _, *handed = answer
-            self._hand(handed, accepted)
-        return results + [WouldBlock()] * (len(run) - len(results))
+        self._hand(handed, accepted)
+        return results
 
     def packed(self, run: Sequence[Append]) -> bytes:
         """Return the command that appends the events of a run. The parts that repeat are packed

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from megaphone.core.log import Batch, cut_off
+from megaphone.core.log import Batch, cut_off, new_tuple
 from megaphone.core.sendings import Sendings
 from megaphone.model import START, Event, ReadOptions
 
@@ -138,7 +138,8 @@ class RemoteLease:
     def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         if self._is_interrupted or not self.is_open:
             return None
-        self._confirm(now)
+        if self._handed > self._confirmed:
+            self._confirm(now)
         if not self._arrived:
             if self._must_ask and not self.is_fetching:
                 # What a message says from now on may not be in the answer.
@@ -149,7 +150,7 @@ class RemoteLease:
         first = self._handed + 1
         self._first_handed, self._handed = first, self._handed + len(events)
         redelivered = max(0, min(self._handed, self._redelivered_upto) - first + 1)
-        return Batch(self.epoch, first, events, redelivered)
+        return new_tuple(Batch, (self.epoch, first, events, redelivered))
 
     def pass_over(self, after: int, last: int, now: float) -> None:
         if self.acknowledging and self.is_open:
@@ -166,10 +167,10 @@ class RemoteLease:
         return kept
 
     def _confirm(self, now: float) -> None:
-        if self._handed > self._confirmed:
-            if not self.acknowledging:
-                self._sendings.confirm(self._first_handed, self._handed, now)
-            self._confirmed = self._handed
+        """Note that the connection has all bytes of the events handed out."""
+        if not self.acknowledging:
+            self._sendings.confirm(self._first_handed, self._handed, now)
+        self._confirmed = self._handed
 
     def resend_after(self, now: float) -> int:
         """Return the offset after which the next read starts if this plain read breaks now."""
