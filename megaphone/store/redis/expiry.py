@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 from zlib import crc32
@@ -12,7 +12,7 @@ from megaphone.errors import StoreUnavailable
 from megaphone.model import agent_of
 from megaphone.store.redis.calls import Functions
 from megaphone.store.redis.errors import OutOfMemory, ReplyError
-from megaphone.store.redis.keys import SHARDS, Names, tag_of
+from megaphone.store.redis.keys import SHARDS, Names, id_of, tag_of
 from megaphone.store.redis.link import Link
 from megaphone.store.redis.membership import Membership
 
@@ -77,26 +77,26 @@ class Sweeper:
 
     async def _sweep(self, shard: int) -> None:
         due, now = self._names.due(shard), self._membership.store_time_ms()
-        entries = await self._link.call("ZRANGEBYSCORE", due, 0, now, "LIMIT", 0, AT_ONCE)
-        if not entries:
+        tags = await self._link.call("ZRANGEBYSCORE", due, 0, now, "LIMIT", 0, AT_ONCE)
+        if not tags:
             return
-        claims = [part for entry in entries for part in (now + CLAIM_MS, entry)]
+        claims = [part for tag in tags for part in (now + CLAIM_MS, tag)]
         claimed = self._link.call("ZADD", due, "XX", *claims)
-        looks = (self._look(entry.decode()) for entry in entries)
+        looks = (self._look(id_of(tag.decode())) for tag in tags)
         for done in await asyncio.gather(claimed, *looks, return_exceptions=True):
             # A full store refuses claims, and must be swept all the more.
             if isinstance(done, BaseException) and not isinstance(done, OutOfMemory):
                 raise done
 
-    async def _look(self, entry: str) -> None:
+    async def _look(self, channel_id: bytes) -> None:
         """See whether a channel has expired, and remove it then."""
-        channel_id, agent = self._names.of_entry(entry)
         result = await self._functions.start("expire", channel_id)
-        if result is None:  # a node died while it removed the channel
-            await self.forget(channel_id, agent)
+        if result is None:  # a node died while it removed the channel, or made it
+            agents = await self._link.call("SMEMBERS", self._names.agents_with_channels)
+            await self._forget(channel_id, [agent.decode() for agent in agents])
         elif result[0] == LIVES:
             due = self._names.due(self._names.shard_of(channel_id))
-            await self._link.call("ZADD", due, "XX", result[1], entry)
+            await self._link.call("ZADD", due, "XX", result[1], tag_of(channel_id))
         else:
             await self.removed(channel_id, result)
 
@@ -104,12 +104,10 @@ class Sweeper:
         """Tell that a channel is gone, and forget it. `result` is the answer of the function."""
         _, address, age_ms, lost = result
         self._on_removed(address.decode(), age_ms / 1000, lost)
-        await self.forget(channel_id, agent_of(address.decode()))
+        await self._forget(channel_id, [agent_of(address.decode())])
 
-    async def forget(self, channel_id: bytes, agent: str) -> None:
-        """Remove a channel from the lists."""
-        due = self._names.due(self._names.shard_of(channel_id))
-        await asyncio.gather(
-            self._link.call("ZREM", due, self._names.entry(channel_id, agent)),
-            self._link.call("ZREM", self._names.of_agent(agent), tag_of(channel_id)),
-        )
+    async def _forget(self, channel_id: bytes, agents: Iterable[str]) -> None:
+        """Remove a channel from the lists. One of the agents has it, or none."""
+        names, tag = self._names, tag_of(channel_id)
+        lists = [*map(names.of_agent, agents), names.due(names.shard_of(channel_id))]
+        await asyncio.gather(*(self._link.call("ZREM", one, tag) for one in lists))

@@ -54,22 +54,11 @@ class Names:
         return f"{self.prefix}:agent:{agent}"
 
     @staticmethod
-    def entry(channel_id: bytes, agent: str) -> str:
-        """Return how a channel is named in the lists of deadlines."""
-        return f"{tag_of(channel_id)} {agent}"
-
-    @staticmethod
-    def of_entry(entry: str) -> tuple[bytes, str]:
-        """Return the channel id and the agent in an entry."""
-        tag, _, agent = entry.partition(" ")
-        return id_of(tag), agent
-
-    @staticmethod
     def shard_of(channel_id: bytes) -> int:
         return crc32(channel_id) % SHARDS
 
     def due(self, shard: int) -> str:
-        """ZSET: entries of channels, by the times at which to see whether they have expired."""
+        """ZSET: the tags of channels, by the times at which to see whether they have expired."""
         return f"{self.prefix}:due:{shard}"
 
     def inbox(self, node: str) -> str:

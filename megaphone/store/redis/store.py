@@ -159,7 +159,7 @@ class RedisStore:
                 "ZADD",
                 names.due(names.shard_of(channel_id)),
                 now + ttl_ms,
-                names.entry(channel_id, agent),
+                tag_of(channel_id),
             ),
             call("ZADD", names.of_agent(agent), now, tag_of(channel_id)),
         ]

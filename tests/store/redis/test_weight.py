@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.store.redis.store import RedisStore
 from tests.support.redis_server import RedisServer, redis_server
@@ -14,7 +16,8 @@ MOST_BYTES = 600
 use have."""
 
 
-async def test_an_idle_channel_takes_no_more_memory_than_it_may() -> None:
+@pytest.mark.parametrize("agent", ["node-1-3f9a1c", "a-node-with-a-name-as-long-as-32"])
+async def test_an_idle_channel_takes_no_more_memory_than_it_may(agent: str) -> None:
     with redis_server("redis") as server:
         store = RedisStore(
             server.url,
@@ -26,15 +29,17 @@ async def test_an_idle_channel_takes_no_more_memory_than_it_may() -> None:
         )
         await store.start()
         before = used(server)
+        made: set[str] = set()
         for _ in range(CHANNELS // AT_ONCE):
-            made = [ConsumerAddress.mint("node-1-3f9a1c") for _ in range(AT_ONCE)]
-            await asyncio.gather(*(store.create(one.channel_id, str(one)) for one in made))
+            some = [ConsumerAddress.mint(agent) for _ in range(AT_ONCE)]
+            await asyncio.gather(*(store.create(one.channel_id, str(one)) for one in some))
+            made.update(map(str, some))
         weight = (used(server) - before) / CHANNELS
         listed = await store.list(None, CHANNELS - 2, 5)
         await store.aclose()
     assert weight < MOST_BYTES
     assert len(listed) == 2
-    assert set(listed) <= {str(one) for one in made}
+    assert made.issuperset(listed)
 
 
 def used(server: RedisServer) -> int:
