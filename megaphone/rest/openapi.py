@@ -90,7 +90,7 @@ def operation(row: Operation, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     if row.body is not None:
         described["requestBody"] = {
             "required": row.needs_body,
-            "content": {JSON: {"schema": schemas[row.body]}},
+            "content": {JSON: {"schema": schemas[row.body], "example": row.example}},
         }
     return described
 

@@ -60,6 +60,8 @@ class Operation:
     parameters: tuple[Parameter, ...] = ()
     body: Any = None
     """The type of the body: a class of `wire.bodies`, or `Any` for any JSON value."""
+    example: Any = None
+    """A body that `/docs` offers to send."""
     needs_body: bool = True
     other_answers: tuple[Answer, ...] = ()
     """Errors in another form than the others."""
@@ -176,6 +178,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         Answer(200, "The channel was created on this node.", {JSON: bodies.Created}),
         (*OF_BODIES, errors.NoAgentAvailable, *UNAVAILABLE),
         body=bodies.CreateRequest,
+        example={"protocols": ["HTTP_STREAM_NDJSON_V1"]},
         needs_body=False,
     ),
     ("POST", "/write/{producer_address}/{stream_id}"): Operation(
@@ -188,6 +191,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         " write timeout of the node it fails with `TIMEOUT`: the event was not accepted.",
         (PRODUCER, STREAM, IDEMPOTENCY_KEY),
         body=Any,
+        example={"hello": "world"},
     ),
     ("POST", "/write-batch"): Operation(
         "writeBatch",
@@ -203,6 +207,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         " first `TIMEOUT` on a channel, the remaining events for that channel are `SKIPPED`.",
         (IDEMPOTENCY_KEY,),
         body=bodies.BatchRequest,
+        example={
+            "channels": ["a producer address"],
+            "messages": [{"streamId": "greetings", "body": {"hello": "world"}}],
+        },
     ),
     ("GET", "/read/{consumer_address}"): Operation(
         "read",
@@ -239,6 +247,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "A reader may repeat it, and may send it while its read is open or after it has ended.",
         (CONSUMER,),
         body=bodies.AckRequest,
+        example={"eid": "the id of an event"},
     ),
     ("POST", "/channelsExists"): Operation(
         "channelsExist",
@@ -247,6 +256,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         Answer(200, "Whether each channel exists.", {JSON: bodies.Existing}),
         (*OF_BODIES, *UNAVAILABLE),
         body=bodies.ExistsRequest,
+        example={"channels": ["an address"]},
     ),
     ("GET", "/livez"): Operation("live", NODE, "Ask whether the process answers", OK),
     ("GET", "/readyz"): Operation(

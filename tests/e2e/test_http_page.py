@@ -6,6 +6,7 @@ from typing import Any
 
 from megaphone.rest.admin import AdminApi
 from megaphone.rest.openapi import path_of
+from megaphone.rest.operations import OPERATIONS
 from megaphone.rest.public import public_routes
 from tests.support.documented import ROOT, assert_printed, run_session, steps
 from tests.support.process import broker_process
@@ -41,6 +42,16 @@ def test_each_route_has_an_example() -> None:
         f"{route.method} {VARIABLE.sub(as_on_the_page, path_of(route))}" for route in routes
     }
     assert set(re.findall(r"^### `(\w+ /\S*)`$", PAGE, re.MULTILINE)) == headings
+
+
+def test_each_parameter_of_a_query_is_in_a_table() -> None:
+    named = {
+        parameter.name
+        for row in OPERATIONS.values()
+        for parameter in row.parameters
+        if parameter.place == "query"
+    }
+    assert set(re.findall(r"^\| `(\w+)=", PAGE, re.MULTILINE)) == named
 
 
 def as_on_the_page(variable: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import urllib.request
@@ -72,6 +73,11 @@ def test_the_installed_wheel_serves(installed: Path, tmp_path: Path) -> None:
         request = urllib.request.Request(f"{broker.url}/create", method="POST")
         with urllib.request.urlopen(request) as response:
             assert response.status == 200
+        with urllib.request.urlopen(f"{broker.url}/docs") as response:
+            page = response.read().decode()
+        for file in re.findall(r'(?:src|href)="(site/[^"]+)"', page):
+            with urllib.request.urlopen(f"{broker.url}/{file}") as response:
+                assert response.status == 200
 
 
 @pytest.mark.timeout(400)

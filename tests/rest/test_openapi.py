@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.request import Request, urlopen
 
+import msgspec
 import pytest
 import schemathesis
 from aiohttp import web
@@ -29,6 +30,7 @@ from megaphone import __version__
 from megaphone.rest.openapi import document, path_of
 from megaphone.rest.operations import OPERATIONS
 from megaphone.rest.public import public_routes
+from megaphone.wire import bodies
 from tests.support.faces import HttpFace
 from tests.support.process import BrokerProcess, broker_process
 
@@ -59,6 +61,13 @@ def test_each_variable_of_a_path_is_described() -> None:
     for (_, path), row in OPERATIONS.items():
         named = [one.name for one in row.parameters if one.place == "path"]
         assert re.findall(r"\{(\w+)\}", path) == named
+
+
+def test_each_body_has_an_example_that_fits() -> None:
+    for row in OPERATIONS.values():
+        assert (row.body is None) == (row.example is None)
+        if row.body is not None:
+            msgspec.json.decode(msgspec.json.encode(row.example), type=row.body)
 
 
 def test_no_two_routes_have_the_same_name() -> None:
@@ -141,3 +150,16 @@ def test_nothing_is_answered_that_is_not_described(
         case.call_and_validate(checks=CHECKS, timeout=5)
 
     answers_as_described()
+
+
+async def test_a_line_of_a_read_is_an_event_as_described(http: HttpFace) -> None:
+    channel = await http.create()
+    await http.write(channel.producer, "s", b'{"a": [1]}')
+    async with http.session.get(http.url(f"/read/{channel.consumer}?limit=1")) as response:
+        assert (
+            response.content_type in OPERATIONS["GET", "/read/{consumer_address}"].answer.contents
+        )
+        line = await response.read()
+    event = msgspec.json.decode(line, type=bodies.Event)
+    assert (event.sid, event.body) == ("s", {"a": [1]})
+    assert list(json.loads(line)) == [field.name for field in msgspec.structs.fields(bodies.Event)]
