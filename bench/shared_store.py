@@ -8,17 +8,18 @@ of a core the server needs for each of its calls. The figures in docs/store.md a
 import asyncio
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from megaphone.core.addresses import ConsumerAddress
-from megaphone.core.ports import Append
+from megaphone.core.ports import Append, Stored
 from megaphone.model import Event, ReadOptions
 from megaphone.store.redis.store import RedisStore
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.settings import limits
 
 AT_ONCE = 100
+BATCH = 1_000
 SOME = 10_000
 """How many channels get events, leases and keys."""
 BODY = b'"' + b"x" * 198 + b'"'
@@ -32,14 +33,18 @@ class Meter:
         self._server = server
 
     async def measure(
-        self, name: str, things: Iterable[Any], call: Callable[[Any], Awaitable[Any]]
+        self,
+        name: str,
+        things: Iterable[Any],
+        call: Callable[[Any], Awaitable[Any]],
+        at_once: int = AT_ONCE,
     ) -> list[Any]:
         everything = list(things)
         before = await self._used()
         worked = await self._work()
         answers: list[Any] = []
-        for start in range(0, len(everything), AT_ONCE):
-            part = everything[start : start + AT_ONCE]
+        for start in range(0, len(everything), at_once):
+            part = everything[start : start + at_once]
             answers += await asyncio.gather(*(call(one) for one in part))
         work = await self._work() - worked
         taken = await self._used() - before
@@ -104,6 +109,16 @@ async def run(channels: int) -> None:
         others = made[SOME : 2 * SOME]
         leases = await meter.measure("an idle read", others, open_lease)
         await meter.measure("an event for a reader that waits", map(event(), others), append)
+
+        async def append_to_all(channels: Sequence[ConsumerAddress]) -> None:
+            new = event()(channels[0]).event
+            results = await store.append(
+                [Append(one.channel_id, new) for one in channels], wait=False
+            )
+            assert all(isinstance(one, Stored) for one in results)
+
+        batches = [made[start : start + BATCH] for start in range(0, SOME, BATCH)]
+        await meter.measure("the same event for 1,000 channels", batches, append_to_all, at_once=1)
         await store.aclose()
 
 
