@@ -9,6 +9,7 @@ The files are in `megaphone/rest/site`. A page loads nothing from another host, 
 its own in its HTML, so that it works offline and under a strict Content-Security-Policy.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ ASK_AGAIN = {"Cache-Control": "no-cache"}
 KEEP = {"Cache-Control": "public, max-age=31536000, immutable"}
 PIECE_BYTES = 65_536
 """How much of a file is sent before others get their turn."""
+STALL_S = 30.0
+"""A client that takes no piece of a file for so long loses its connection."""
 
 
 class PageApi:
@@ -87,9 +90,20 @@ class PageApi:
         response.content_length = len(body)
         await response.prepare(request)
         for start in range(0, len(body), PIECE_BYTES):
-            await response.write(body[start : start + PIECE_BYTES])
+            await send(request, response, body[start : start + PIECE_BYTES])
         await response.write_eof()
         return response
+
+
+async def send(request: web.Request, response: web.StreamResponse, piece: bytes) -> None:
+    """Send a piece of a file. Raises: ConnectionResetError, if the client has gone or stalls."""
+    try:
+        async with asyncio.timeout(STALL_S):
+            await response.write(piece)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()  # closing would wait for the client
+        raise ConnectionResetError("the client takes nothing") from None
 
 
 def page(name: str) -> Answer:

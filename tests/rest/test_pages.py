@@ -5,8 +5,13 @@ import re
 import aiohttp
 import pytest
 
+from megaphone.app import App
+from megaphone.rest import pages
 from megaphone.rest.pages import FOLDER
+from tests.support.connections import connected_to, metric
 from tests.support.faces import HttpFace
+from tests.support.raw_http import request_of
+from tests.support.scenes import eventually
 
 PAGES = pytest.mark.parametrize("path", ["/", "/docs"])
 FILE_LINK = re.compile(r'(?:src|href)="(site/[^"]+)"')
@@ -65,3 +70,19 @@ async def test_pages_can_be_turned_off(http: HttpFace, path: str) -> None:
     response, body = await got(http, path)
     assert response.status == 404
     assert b"no such route" in body
+
+
+async def test_a_client_that_takes_nothing_of_a_file_loses_its_connection(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "STALL_S", 0.1)
+    async with connected_to(app.http_port, receive_buffer=4_096) as [connection]:
+        request = request_of("GET", "/site/x/swagger-ui-bundle.js", b"", {})
+        await connection.send(request * 5)  # more than the kernel takes for a client
+        assert await connection.receive(1)
+        assert await metric(app, "megaphone_connections") == 1
+
+        async def is_gone() -> bool:
+            return await metric(app, "megaphone_connections") == 0
+
+        await eventually(is_gone)
