@@ -16,6 +16,8 @@ from megaphone.model import LINE_BODY_BYTES, Event
 
 SECONDS_REMEMBERED = 10
 """Events that are sent now have mostly the time of the last seconds."""
+TIMES_REMEMBERED = 10
+"""Events that were written in one turn of the event loop have the same time."""
 STREAM_IDS_REMEMBERED = 1_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 END: Final = b"}\n"
@@ -39,15 +41,18 @@ def event_line(event: Event) -> bytes:
     channel."""
     if event.rendered is not None:
         return event.rendered
-    line = line_of(event, from_id_to_body(event.timestamp_us))
+    line = b"".join(
+        (
+            before_id(event.stream_id),
+            event.id.encode(),
+            from_id_to_body(event.timestamp_us),
+            event.body,
+            END,
+        )
+    )
     if event.awaited > 1:
         event.rendered = line
     return line
-
-
-def line_of(event: Event, between: bytes) -> bytes:
-    """Return an event as one line. `between` is what `from_id_to_body` returns for its time."""
-    return b"".join((before_id(event.stream_id), event.id.encode(), between, event.body, END))
 
 
 def before_body(event: Event) -> bytes:
@@ -59,6 +64,7 @@ def before_id(stream_id: str) -> bytes:
     return b'{"sid":%b,"eid":"' % encode(stream_id)
 
 
+@lru_cache(TIMES_REMEMBERED)
 def from_id_to_body(timestamp_us: int) -> bytes:
     second, rest = divmod(timestamp_us, 1_000_000)
     return b'","ts":"%b.%06dZ","body":' % (up_to_second(second), rest)
@@ -74,13 +80,9 @@ def line_parts(event: Event) -> tuple[bytes, ...]:
 def event_lines(events: Sequence[Event]) -> list[bytes]:
     """Return the lines of some events in parts."""
     parts: list[bytes] = []
-    timestamp_us, between = -1, b""
     for event in events:
-        if event.awaited > 1 or len(event.body) > LINE_BODY_BYTES:
+        if len(event.body) <= LINE_BODY_BYTES:
+            parts.append(event.rendered or event_line(event))
+        else:
             parts += line_parts(event)
-            continue
-        if event.timestamp_us != timestamp_us:  # the events of one batch have the same
-            timestamp_us = event.timestamp_us
-            between = from_id_to_body(timestamp_us)
-        parts.append(line_of(event, between))
     return parts

@@ -350,6 +350,20 @@ async def test_each_of_some_writes_has_a_result_of_its_own(node: Node) -> None:
     assert node.metrics.messages_received == 102
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [NewEvent("", b"3"), NewEvent("s", b"3", " "), NewEvent("s", b"3 4"), NewEvent("s", b"")],
+)
+async def test_a_wrong_write_does_not_harm_others_of_its_turn(node: Node, wrong: NewEvent) -> None:
+    channel = await node.broker.create()
+    address = channel.producer_address
+    results = node.broker.write_all_nowait(
+        [(address, NewEvent("s", b"0")), (address, wrong), (address, NewEvent("s", b"1"))]
+    )
+    assert [type(one) for one in results] == [str, BadRequest, str]
+    assert await node.read(channel, ReadOptions(wait_s=0)) == [0, 1]
+
+
 async def test_a_batch_that_has_places_is_written_at_once(node: Node) -> None:
     one, other = await node.broker.create(), await node.broker.create()
     addresses = [one.producer_address, other.producer_address, one.producer_address]
