@@ -94,7 +94,8 @@ StoreText = Annotated[
         pattern=rf"^({MEMORY}|(redis|rediss)(\+(sentinel|cluster))?://[!-~]+|unix://[!-~]+)\Z",
         description=(
             "memory, or a URL such as redis://host:6379/0, rediss://user:password@host:6379/0,"
-            " unix:///path/of/socket or redis+sentinel://host:26379/service"
+            " unix:///path/of/socket, redis+sentinel://host:26379/service or"
+            " redis+cluster://host:6379,host2:6379"
         ),
     ),
 ]

@@ -86,9 +86,10 @@ async def look(
     url = StoreUrl.of_settings(text, password_file)
     async with looking_at(url, prefix) as (link, facts):
         if facts.replicas < wait_replicas:
+            of_each = " of a master" if facts.in_cluster else ""
             raise UnusableStore(
                 f"store_wait_replicas is {wait_replicas}, but the store has {facts.replicas}"
-                " connected replicas: every write would fail"
+                f" connected replicas{of_each}: every write would fail"
             )
         try:
             speed = await measure(link, prefix, wait_replicas)
@@ -97,7 +98,7 @@ async def look(
     return {
         "usable": True,
         "store": str(url),
-        "server": str(facts.server),
+        "server": facts.kind,
         "persistence": facts.persistence,
         "replicas": facts.replicas,
         "storeWaitReplicas": wait_replicas,

@@ -21,8 +21,8 @@ from megaphone.store.redis.requirements import rights_of
 from megaphone.store.redis.store import RedisStore
 from megaphone.store.redis.url import StoreUrl
 from tests.support.leases import taken
-from tests.support.redis_fixtures import shared_server
-from tests.support.redis_server import KINDS
+from tests.support.redis_fixtures import shared_cluster, shared_server
+from tests.support.redis_server import KINDS, RedisServer
 from tests.support.settings import IS_LONG, limits
 
 CAPACITY = 3
@@ -54,21 +54,43 @@ def redis_of(kind: str | None) -> Factory:
     async def redis(on_removed: OnRemoved) -> AsyncIterator[Store]:
         with shared_server(kind) as server:
             server.flush()
-            # A user with no more rights than the documents say.
-            rights = rights_of("contract").split()
-            server.call("ACL", "SETUSER", "node", "reset", "on", ">secret", *rights)
-            store = RedisStore(
-                StoreUrl.parse(f"redis://node:secret@127.0.0.1:{server.port}"),
-                prefix="contract",
-                limits=LIMITS,
-                max_channels=MAX_CHANNELS,
-                write_timeout_s=WRITE_TIMEOUT_S,
-                on_removed=on_removed,
-            )
-            await store.start()
-            yield store
+            admit(server, rights_of("contract"))
+            yield await started(f"redis://node:secret@127.0.0.1:{server.port}", on_removed)
 
     return redis
+
+
+def cluster_of(kind: str | None) -> Factory:
+    """Return the factory of a store in a cluster of such servers."""
+
+    @asynccontextmanager
+    async def cluster(on_removed: OnRemoved) -> AsyncIterator[Store]:
+        with shared_cluster(kind) as servers:
+            servers.flush()
+            for server in servers.masters:
+                admit(server, rights_of("contract", in_cluster=True))
+            url = servers.text_url.replace("://", "://node:secret@")
+            yield await started(url, on_removed)
+
+    return cluster
+
+
+def admit(server: RedisServer, rights: str) -> None:
+    """Make a user with no more rights than the documents say."""
+    server.call("ACL", "SETUSER", "node", "reset", "on", ">secret", *rights.split())
+
+
+async def started(url: str, on_removed: OnRemoved) -> Store:
+    store = RedisStore(
+        StoreUrl.parse(url),
+        prefix="contract",
+        limits=LIMITS,
+        max_channels=MAX_CHANNELS,
+        write_timeout_s=WRITE_TIMEOUT_S,
+        on_removed=on_removed,
+    )
+    await store.start()
+    return store
 
 
 KINDS_TESTED = KINDS if IS_LONG else (None,)
@@ -77,6 +99,7 @@ STORES = [
     pytest.param(memory, id="memory, virtual time", marks=pytest.mark.looptime),
     pytest.param(memory, id="memory, real time"),
     *(pytest.param(redis_of(kind), id=kind or "redis") for kind in KINDS_TESTED),
+    *(pytest.param(cluster_of(kind), id=f"{kind or 'redis'} cluster") for kind in KINDS_TESTED),
 ]
 
 

@@ -62,14 +62,17 @@ async def test_a_write_that_begins_has_its_result_in_a_later_turn(client: Client
     await client.create("c")
     reading = await client.open()
     results: list[str] = []
-    for event, channel, key in [("a", "c", "key"), ("b", "c", "key"), ("c", "u", None)]:
+    for event, key in [("a", "key"), ("b", "key"), ("c", None)]:
         client.store.begin_append(
-            append(channel, event, key), lambda result: results.append(named(result))
+            append("c", event, key), lambda result: results.append(named(result))
         )
     assert results == []
     await eventually(lambda: has(results, 3))
-    assert results == ["a", "a", "ChannelNotFound"]
-    assert await client.take(reading, 1) == "a"
+    assert results == ["a", "a", "c"]
+    client.store.begin_append(append("u", "d"), lambda result: results.append(named(result)))
+    await eventually(lambda: has(results, 4))
+    assert results[3] == "ChannelNotFound"
+    assert await client.take(reading, 2) == "ac"
 
 
 async def test_a_write_that_begins_does_not_wait_for_a_place(client: Client) -> None:

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from tests.support.redis_cluster import RedisCluster, redis_cluster
 from tests.support.redis_server import KINDS, RedisServer, any_kind, redis_server
 
 
@@ -31,7 +32,9 @@ def own_server() -> Iterator[RedisServer]:
 
 
 _shared = ExitStack()
+atexit.register(_shared.close)
 _servers: dict[str, RedisServer] = {}
+_clusters: dict[str, RedisCluster] = {}
 
 
 @contextmanager
@@ -40,7 +43,15 @@ def shared_server(kind: str | None = None) -> Iterator[RedisServer]:
     first. Skips the test if the kind is not installed."""
     kind = kind or any_kind()
     if kind not in _servers:
-        if not _servers:
-            atexit.register(_shared.close)
         _servers[kind] = _shared.enter_context(redis_server(kind))
     yield _servers[kind]
+
+
+@contextmanager
+def shared_cluster(kind: str | None = None) -> Iterator[RedisCluster]:
+    """A cluster of such servers, the same for all tests of this process. Tests must tidy up first.
+    Skips the test if the kind is not installed."""
+    kind = kind or any_kind()
+    if kind not in _clusters:
+        _clusters[kind] = _shared.enter_context(redis_cluster(kind))
+    yield _clusters[kind]

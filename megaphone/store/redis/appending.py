@@ -10,7 +10,7 @@ from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, Stored, WouldBlock
 from megaphone.errors import ChannelNotFound, MegaphoneError
 from megaphone.model import Event
-from megaphone.store.redis.calls import BEGUN_WORDS, Awaited, Call, Functions, word
+from megaphone.store.redis.calls import BEGUN_WORDS, Awaited, Call, Command, Functions, word
 from megaphone.store.redis.connection import Reply
 from megaphone.store.redis.encoding import encoded
 from megaphone.store.redis.membership import Membership
@@ -50,6 +50,7 @@ class Appending:
         self._membership = membership
         self._writers = writers
         self._on_handed = on_handed
+        self._channels_at_once = CHANNELS_AT_ONCE if functions.takes_many_channels else 1
 
     def begin(self, write: Append, on_result: Callable[[AppendResult | Exception], None]) -> None:
         """See `core.ports.Store.begin_append`."""
@@ -65,7 +66,8 @@ class Appending:
             return await self._finish(writes, await self._start(writes), wait)
         results: list[AppendResult] = [WouldBlock()] * len(writes)
         started = [
-            (group, self._start_group(group)) for group in groups_of(runs_of(writes).values())
+            (group, self._start_group(group))
+            for group in groups_of(runs_of(writes).values(), self._channels_at_once)
         ]
         for group, results_to_come in started:
             for run, results_of_run in zip(group, await results_to_come, strict=True):
@@ -126,13 +128,14 @@ class Appending:
         self._hand(handed, accepted)
         return results
 
-    def packed(self, run: Sequence[Append]) -> bytes:
+    def command(self, run: Sequence[Append]) -> Command:
         """Return the command that appends the events of a run. The parts that repeat are packed
         already, because a pack of them takes as long as all other steps of a write together."""
         functions, membership = self.functions, self._membership
-        return b"*%d\r\n%b%b%b" % (
+        channel_id = run[0].channel_id
+        return functions.key_of(channel_id), b"*%d\r\n%b%b%b" % (
             BEGUN_WORDS + ORIGIN_WORDS + EVENT_WORDS * len(run),
-            functions.begun("append", run[0].channel_id),
+            functions.begun("append", channel_id),
             origin_of(functions.away, membership.epoch, membership.inbox),
             b"".join([words_of(write) for write in run]),
         )
@@ -213,17 +216,17 @@ class RunCall(Call):
         self._appending = appending
         self._run = run
         self._on_results: Callable[[Sequence[AppendResult] | Exception], None] | None = on_results
-        super().__init__(appending.functions, appending.packed(run), stores=True)
+        super().__init__(appending.functions, appending.command(run), stores=True)
 
     def done(self) -> bool:
         return self._on_results is None
 
     def set_result(self, answer: Reply, /) -> None:
         results = self._appending.results_of(self._run, answer)
-        if self._asked is None:
+        if (asked := self.confirmation()) is None:
             self._conclude(results)
         else:
-            self._asked.add_done_callback(lambda asked: self._confirm(results, asked.exception()))
+            asked.add_done_callback(lambda asked: self._confirm(results, asked.exception()))
 
     def _confirm(self, results: Sequence[AppendResult], error: BaseException | None) -> None:
         if isinstance(error, Exception):
@@ -275,9 +278,9 @@ def runs_of(writes: Sequence[Append]) -> dict[bytes, Run]:
     return runs
 
 
-def groups_of(runs: Iterable[Run]) -> Iterable[Sequence[Run]]:
+def groups_of(runs: Iterable[Run], channels_at_once: int) -> Iterable[Sequence[Run]]:
     """Yield the runs in groups, each for one call: those with the same events and without keys go
-    together, the others alone."""
+    together, as far as one call may be for so many channels; the others go alone."""
     alike: dict[tuple[int, ...], list[Run]] = {}
     for run in runs:
         if any(write.request_id is not None for write in run.writes):
@@ -285,7 +288,7 @@ def groups_of(runs: Iterable[Run]) -> Iterable[Sequence[Run]]:
         else:
             alike.setdefault(tuple(id(write.event) for write in run.writes), []).append(run)
     for events, together in alike.items():
-        at_once = max(1, min(CHANNELS_AT_ONCE, EVENTS_AT_ONCE // len(events)))
+        at_once = max(1, min(channels_at_once, EVENTS_AT_ONCE // len(events)))
         left = iter(together)
         while group := list(islice(left, at_once)):
             yield group

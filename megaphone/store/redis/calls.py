@@ -4,7 +4,9 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeAlias
 
+from megaphone.store.redis.cluster_link import AnyLink
 from megaphone.store.redis.confirmation import Confirmation
 from megaphone.store.redis.connection import Argument, Calls, Reply, pack
 from megaphone.store.redis.errors import FunctionMissing
@@ -12,6 +14,8 @@ from megaphone.store.redis.functions import name_of, source
 from megaphone.store.redis.keys import KEYS_OF_A_CHANNEL, Names
 from megaphone.store.redis.link import Link
 
+Command: TypeAlias = tuple[str, bytes]
+"""A call of a function as bytes, and its first key."""
 BEGUN_WORDS = 3 + KEYS_OF_A_CHANNEL
 REMEMBERED = 5_000
 """How many beginnings of commands are remembered, because most channels are used again."""
@@ -24,11 +28,11 @@ class Functions:
     the answer.
     """
 
-    def __init__(self, link: Link, names: Names, replicas: int) -> None:
+    def __init__(self, link: AnyLink, names: Names, replicas: int) -> None:
         """`replicas` is how many replicas must have what is stored."""
         self.link = link
+        self.confirmation = Confirmation(names, replicas)
         self._names = names
-        self._confirmation = Confirmation(link, names, replicas)
         self.begun: Callable[[str, bytes], bytes] = lru_cache(REMEMBERED)(self._begun)
         """Return the first `BEGUN_WORDS` words of a command that calls a function of a channel,
         packed, but without how many words there are."""
@@ -37,81 +41,117 @@ class Functions:
         """How long the store was out of order until now, in milliseconds, as the last heartbeat
         said: the functions need it to tell the time."""
 
+    @property
+    def takes_many_channels(self) -> bool:
+        """Whether one call may be for many channels, as that of `store_in_all` is."""
+        return not self.link.has_slots
+
     def start(self, name: str, channel_id: bytes, *arguments: Argument) -> asyncio.Future[Reply]:
         """Call a function of a channel.
 
         The future fails with StoreUnavailable or LimitExceeded.
         """
-        return Awaited(self, self.packed(name, channel_id, *arguments)).reply
+        return Awaited(self, self.command(name, channel_id, *arguments)).reply
 
     def of_store(self, name: str, *arguments: Argument) -> asyncio.Future[Reply]:
         """Call a function of the whole store."""
-        names = self._names
-        command = ("FCALL", name_of(name), 2, names.nodes, names.meta, *arguments)
-        return Awaited(self, pack(command)).reply
+        return Awaited(self, _command(name, (self._names.nodes, self._names.meta), arguments)).reply
 
     def store(self, name: str, channel_id: bytes, *arguments: Argument) -> "Awaited":
         """Call a function of a channel that stores something, which replicas shall have too."""
-        return Awaited(self, self.packed(name, channel_id, *arguments), stores=True)
+        return Awaited(self, self.command(name, channel_id, *arguments), stores=True)
 
     def store_in_all(
         self, name: str, channel_ids: Sequence[bytes], *arguments: Argument
     ) -> "Awaited":
-        """Call a function of many channels that stores something."""
+        """Call a function of many channels that stores something: see `takes_many_channels`."""
         keys = [key for channel_id in channel_ids for key in self._names.channel(channel_id)]
-        command = ("FCALL", name_of(name), len(keys), *keys, self.away, *arguments)
-        return Awaited(self, pack(command), stores=True)
+        return Awaited(self, _command(name, keys, (self.away, *arguments)), stores=True)
 
-    def packed(self, name: str, channel_id: bytes, *arguments: Argument) -> bytes:
+    def command(self, name: str, channel_id: bytes, *arguments: Argument) -> Command:
         """Return the command that calls a function of a channel."""
-        keys = self._names.channel(channel_id)
-        return pack(("FCALL", name_of(name), len(keys), *keys, self.away, *arguments))
+        return _command(name, self._names.channel(channel_id), (self.away, *arguments))
+
+    def key_of(self, channel_id: bytes) -> str:
+        """Return the first key of a channel."""
+        return self._names.channel(channel_id)[0]
 
     def _begun(self, name: str, channel_id: bytes) -> bytes:
         keys = self._names.channel(channel_id)
         return b"".join(map(word, ("FCALL", name_of(name), str(len(keys)), *keys)))
 
-    def confirmed(self) -> asyncio.Future[None] | None:
-        """Return a future that is done when enough replicas have all that Redis has stored for this
-        node so far, and fails with StoreUnavailable if they do not have it in time; None if no
-        replica has to have it. All calls of a turn share the future, so one that waits must shield
-        it."""
-        return self._confirmation.ask()
+    def confirmed(self, channel_id: bytes) -> asyncio.Future[None] | None:
+        """Return a future that is done when enough replicas have all that the master of a channel
+        has stored so far, and fails with StoreUnavailable if they do not have it in time; None if
+        no replica has to have it. All calls of a turn share the future, so one that waits must
+        shield it. Raises: StoreUnavailable, when the channel has no master."""
+        if not self.confirmation.is_needed:
+            return None
+        return self.confirmation.ask(self.link.master_of(self.key_of(channel_id)))
 
-    def repeat(self, call: "Call", packed: bytes) -> None:
-        """Load the functions, and make a call again that lacked them."""
-        task = asyncio.create_task(self._repeat(call, packed))
+    def repeat(self, call: "Call", master: Link) -> None:
+        """Load the functions at a master that lacked them, and make the call again."""
+        task = asyncio.create_task(self._repeat(call, master))
         self._repeating.add(task)
         task.add_done_callback(self._repeating.discard)
 
-    async def _repeat(self, call: "Call", packed: bytes) -> None:
-        again = asyncio.get_running_loop().create_future()
+    @staticmethod
+    async def _repeat(call: "Call", master: Link) -> None:
         try:
-            await load(self.link)
-            self.link.send(packed, again)
-            call.ask_again()
-            reply = await again
+            await load(master)
         except Exception as error:
             if not call.done():
                 call.fail(error)
         else:
             if not call.done():
-                call.set_result(reply)
+                call.send()
+
+
+def _command(name: str, keys: Sequence[str], arguments: Sequence[Argument]) -> Command:
+    return keys[0], pack(("FCALL", name_of(name), len(keys), *keys, *arguments))
 
 
 class Call(ABC):
     """A call of a function, from the moment at which its command leaves. A subclass says what
     follows from the answer."""
 
-    __slots__ = ("_asked", "_functions", "_packed")
+    __slots__ = (
+        "_asked",
+        "_asked_master",
+        "_command",
+        "_functions",
+        "_is_repeated",
+        "_sent",
+        "_stores",
+    )
 
-    def __init__(self, functions: Functions, packed: bytes, *, stores: bool) -> None:
+    def __init__(self, functions: Functions, command: Command, *, stores: bool) -> None:
         """`stores` says whether replicas shall have what the call stores."""
         self._functions = functions
-        self._packed = packed
-        functions.link.send(packed, self)
-        self._asked = functions.confirmed() if stores else None
-        """The answer of the replicas: see `Functions.confirmed`."""
+        self._command = command
+        self._stores = stores and functions.confirmation.is_needed
+        self._is_repeated = False
+        self._asked: asyncio.Future[None] | None = None
+        self._asked_master: Link | None = None
+        self.send()
+
+    def send(self) -> None:
+        """Let the command leave."""
+        key, packed = self._command
+        self._sent = self._functions.link.send(packed, self, key)
+        if self._stores:
+            self._ask_replicas()
+
+    def _ask_replicas(self) -> None:
+        self._asked_master = master = self._sent.link
+        if master is not None:
+            self._asked = self._functions.confirmation.ask(master)
+
+    def confirmation(self) -> asyncio.Future[None] | None:
+        """Return, after the reply, what the replicas answer, as `Functions.confirmed` does."""
+        if self._stores and self._sent.link is not self._asked_master:
+            self._ask_replicas()  # the call went on to another master
+        return self._asked
 
     @abstractmethod
     def done(self) -> bool:
@@ -126,15 +166,13 @@ class Call(ABC):
         """Take the error in place of a reply."""
 
     def set_exception(self, error: Exception, /) -> None:
-        if isinstance(error, FunctionMissing):  # somebody has flushed them
-            self._functions.repeat(self, self._packed)
+        master = self._sent.link
+        is_missing = isinstance(error, FunctionMissing)  # somebody has flushed them
+        if is_missing and master is not None and not self._is_repeated:
+            self._is_repeated = True
+            self._functions.repeat(self, master)
         else:
             self.fail(error)
-
-    def ask_again(self) -> None:
-        """Ask the replicas for a call that leaves once more."""
-        if self._asked is not None:
-            self._asked = self._functions.confirmed()
 
 
 class Awaited(Call):
@@ -142,10 +180,10 @@ class Awaited(Call):
 
     __slots__ = ("reply",)
 
-    def __init__(self, functions: Functions, packed: bytes, *, stores: bool = False) -> None:
+    def __init__(self, functions: Functions, command: Command, *, stores: bool = False) -> None:
         self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         """What the function returns. It fails with StoreUnavailable or LimitExceeded."""
-        super().__init__(functions, packed, stores=stores)
+        super().__init__(functions, command, stores=stores)
 
     def done(self) -> bool:
         return self.reply.done()
@@ -161,8 +199,8 @@ class Awaited(Call):
 
         Raises: StoreUnavailable, when they do not have it in time.
         """
-        if self._asked is not None:
-            await asyncio.shield(self._asked)
+        if (asked := self.confirmation()) is not None:
+            await asyncio.shield(asked)
 
 
 def word(text: str) -> bytes:

@@ -3,50 +3,59 @@
 import asyncio
 
 from megaphone.errors import StoreUnavailable
+from megaphone.store.redis.errors import Redirected
 from megaphone.store.redis.keys import Names
 from megaphone.store.redis.link import Link
 
 WAIT_MS = 1_000
 """How long Redis waits for the replicas."""
+MARK_MS = 60_000
+"""For how long the key stays that is written for it."""
 
 
 class Confirmation:
-    """Asks the master which replicas have the writes of this node, once for all that leave in one
+    """Asks a master which replicas have the writes of this node, once for all that leave in one
     turn of the event loop."""
 
-    def __init__(self, link: Link, names: Names, replicas: int) -> None:
+    def __init__(self, names: Names, replicas: int) -> None:
         """With 0 replicas every write is confirmed at once."""
-        self._link = link
-        self._key = names.confirmed
+        self._names = names
         self._replicas = replicas
-        self._asked: asyncio.Future[None] | None = None
-        """The answer for the calls of this turn."""
+        self._asked: dict[Link, asyncio.Future[None]] = {}
+        """The answers of the masters for the calls of this turn."""
 
-    def ask(self) -> asyncio.Future[None] | None:
-        """Ask about the calls that leave in this turn. Returns: a future that fails with
-        StoreUnavailable if too few replicas have them in time; None if there is nothing to wait
-        for. All calls of the turn share the future, so one that waits must shield it."""
-        if not self._replicas:
-            return None
-        if self._asked is None:
+    @property
+    def is_needed(self) -> bool:
+        return self._replicas > 0
+
+    def ask(self, link: Link) -> asyncio.Future[None]:
+        """Ask a master about the calls that leave in this turn. Returns: a future that fails with
+        StoreUnavailable if too few replicas have them in time. All calls of the turn share the
+        future, so one that waits must shield it."""
+        asked = self._asked.get(link)
+        if asked is None:
             loop = asyncio.get_running_loop()
-            self._asked = loop.create_future()
-            loop.call_soon(self._send, self._asked, self._link.connections)
-        return self._asked
+            asked = self._asked[link] = loop.create_future()
+            loop.call_soon(self._send, asked, link, link.connections)
+        return asked
 
-    def _send(self, asked: asyncio.Future[None], connections: int) -> None:
-        self._asked = None
+    def _send(self, asked: asyncio.Future[None], link: Link, connections: int) -> None:
+        del self._asked[link]
         # The master answers for the latest write of the connection. A call that has repeated an
         # earlier one may have written nothing itself.
-        self._link.call("SET", self._key, "1").add_done_callback(lambda done: done.exception())
-        waiting = self._link.call("WAIT", self._replicas, WAIT_MS)
+        marked = link.call("SET", self._names.confirmed(link.tag), "1", "PX", MARK_MS)
+        marked.add_done_callback(lambda done: done.exception())
+        waiting = link.call("WAIT", self._replicas, WAIT_MS)
 
         def answered(done: asyncio.Future[int]) -> None:
             if done.exception() is not None:
                 asked.set_exception(self._error("the store did not say how many replicas have it"))
-            elif self._link.connections != connections:
+            elif link.connections != connections:
                 # Another connection may be to another master, which has not got the write.
                 asked.set_exception(self._error("the connection to the store broke meanwhile"))
+            elif isinstance(marked.exception(), Redirected):
+                link.on_tag_moved()
+                asked.set_exception(self._error("the slots of its master have moved meanwhile"))
             elif done.result() < self._replicas:
                 text = f"only {done.result()} of {self._replicas} replicas have it"
                 asked.set_exception(self._error(text))

@@ -1,14 +1,14 @@
 """The agents of all nodes of a store. Fulfils `core.agents.AgentDirectory`."""
 
+from megaphone.store.redis.cluster_link import AnyLink
 from megaphone.store.redis.keys import Names
-from megaphone.store.redis.link import Link
 
 
 class RedisDirectory:
     """Names and address keys of agents, in one hash. Nothing is ever removed from it, because the
     addresses of channels may be known for longer than any node lives."""
 
-    def __init__(self, link: Link, names: Names) -> None:
+    def __init__(self, link: AnyLink, names: Names) -> None:
         self._link = link
         self._key = names.agents
 

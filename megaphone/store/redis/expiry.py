@@ -11,9 +11,9 @@ from megaphone.core.ports import OnRemoved
 from megaphone.errors import StoreUnavailable
 from megaphone.model import agent_of
 from megaphone.store.redis.calls import Functions
+from megaphone.store.redis.cluster_link import AnyLink
 from megaphone.store.redis.errors import OutOfMemory, ReplyError
 from megaphone.store.redis.keys import SHARDS, Names, id_of, tag_of
-from megaphone.store.redis.link import Link
 from megaphone.store.redis.membership import Membership
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Sweeper:
 
     def __init__(
         self,
-        link: Link,
+        link: AnyLink,
         functions: Functions,
         names: Names,
         membership: Membership,
@@ -109,5 +109,7 @@ class Sweeper:
     async def _forget(self, channel_id: bytes, agents: Iterable[str]) -> None:
         """Remove a channel from the lists. One of the agents has it, or none."""
         names, tag = self._names, tag_of(channel_id)
-        lists = [*map(names.of_agent, agents), names.due(names.shard_of(channel_id))]
+        lists = map(names.of_agent, agents)
         await asyncio.gather(*(self._link.call("ZREM", one, tag) for one in lists))
+        # Last, because without it no node looks for the channel any more.
+        await self._link.call("ZREM", names.due(names.shard_of(channel_id)), tag)

@@ -19,7 +19,7 @@ class Names:
     """The names of keys and inboxes, all of which begin with the prefix of the store.
 
     The keys that one function uses together have one hash tag, so that they are in one slot of a
-    cluster.
+    cluster. All others may be anywhere.
     """
 
     def __init__(self, prefix: str) -> None:
@@ -30,8 +30,6 @@ class Names:
         """HASH: the epoch, the runs of servers that the store knows, and its clock."""
         self.agents = f"{prefix}:agents"
         """HASH: the address key of each agent."""
-        self.confirmed = f"{prefix}:confirmed"
-        """STRING: written so that replicas can confirm what was written before it."""
         self.agents_with_channels = f"{prefix}:agents:used"
         """SET: the agents that have or had channels."""
         self.channel: Callable[[bytes], tuple[str, ...]] = lru_cache(REMEMBERED)(self._channel)
@@ -48,6 +46,11 @@ class Names:
             f"{state}:q",
             f"{state}:w",
         )
+
+    def confirmed(self, tag: str) -> str:
+        """STRING: written so that replicas can confirm what was written before it. The hash tag is
+        one of those that the master has."""
+        return f"{self.prefix}:{{{tag}}}:confirmed"
 
     def of_agent(self, agent: str) -> str:
         """ZSET: the tags of the channels of an agent, by the times of their creation."""

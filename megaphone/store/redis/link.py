@@ -1,8 +1,9 @@
-"""The link of this node to the master of the store: calls that survive the loss of a connection."""
+"""The link of this node to a master of the store: calls that survive the loss of a connection."""
 
 import asyncio
+import ssl
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
 from megaphone.errors import StoreUnavailable
@@ -22,8 +23,8 @@ from megaphone.store.redis.connection import (
 )
 from megaphone.store.redis.errors import UnusableStore
 from megaphone.store.redis.keeper import Keeper
-from megaphone.store.redis.masters import masters_of
-from megaphone.store.redis.url import StoreUrl
+from megaphone.store.redis.masters import Masters, masters_of
+from megaphone.store.redis.url import StoreUrl, Topology
 
 WAIT_S = 2.0
 """How long a call waits for a connection."""
@@ -37,8 +38,21 @@ class _Waiting(NamedTuple):
     deadline: float
 
 
+class Greeted(NamedTuple):
+    """A new connection, on which no other call has been sent yet."""
+
+    calls: Calls
+    server: Server
+    place: Place
+    home: Calls
+    """For calls with the keys of the whole store, which another master of a cluster may have."""
+
+
+Greet = Callable[[Greeted], Awaitable[None]]
+
+
 class Link:
-    """A connection to the master of the store that is made again whenever it ends.
+    """A connection to a master of the store that is made again whenever it ends.
 
     Calls of one turn of the loop leave in one write, and are carried out and answered in the order
     in which they were made. A call ends within 4.5 seconds, whatever happens: WAIT_S for a
@@ -48,37 +62,47 @@ class Link:
     the connection is given up.
     """
 
+    has_slots = False
+    """Whether all keys of a command must be in one slot, and whether commands for different slots
+    may be carried out in another order than that in which they were made."""
+
     def __init__(
         self,
         url: StoreUrl,
         *,
         name: str,
-        greet: Callable[[Calls], Awaitable[None]] | None = None,
+        greet: Greet | None = None,
+        masters: Masters | None = None,
+        round_trips: RoundTrips | None = None,
         max_waiting_calls: int = MAX_WAITING_CALLS,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
-        """`name` is the name of the connection at the server, without spaces.
+        """`name` is the name of the connection at the server, without spaces. `masters` says which
+        server to connect to, if the URL does not.
 
         Raises: UnusableStore.
         """
-        try:
-            self._tls = url.make_tls()
-        except ValueError as error:
-            raise UnusableStore(str(error)) from None
+        self._tls = tls_of(url)
         self.url = url
         self.server: Server | None = None
         """What the server said of itself when the link last connected."""
         self.connections = 0
         """How many connections the link has made."""
-        self.round_trips = RoundTrips()
+        self.round_trips = round_trips or RoundTrips()
+        self.tag = "0"
+        """The hash tag of a key of the store that this master has. Another one may have others."""
+        self.on_tag_moved: Callable[[], None] = lambda: None
+        """To be called when another master has it."""
+        self.on_down: Callable[[], None] = lambda: None
+        """Called when a connection has ended."""
         self._name = name
         self._greet = greet
-        self._masters = masters_of(url, self._tls)
+        self._masters = masters or masters_of(url, self._tls)
         self._masters.on_switch = self._leave_old_master
         self.place: Place | None = None
         """The server to which the link connected last."""
         self._keeper = Keeper(
-            f"the store {url}", self._connect, on_up=self._go_on, on_down=lambda: None
+            self._masters.name, self._connect, on_up=self._go_on, on_down=lambda: self.on_down()
         )
         self._open: Connection | None = None
         """The connection if calls can go to it at once."""
@@ -103,6 +127,18 @@ class Link:
             await self._masters.aclose()
             raise
 
+    def start_behind(self) -> None:
+        """Connect from now on, and do not wait for the first connection."""
+        self._keeper.start_behind()
+
+    def masters(self) -> Sequence["Link"]:
+        """Return the links to all masters."""
+        return [self]
+
+    def master_of(self, key: str) -> "Link":
+        """Return the link to the master of a key."""
+        return self
+
     @property
     def is_up(self) -> bool:
         connection = self._keeper.connection
@@ -121,18 +157,33 @@ class Link:
         many calls wait. It fails with an exception of `megaphone.store.redis.errors` if the store
         answers an error.
         """
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self.send(pack(args), future)
         return future
 
-    def send(self, packed: bytes, pending: Pending) -> None:
-        """Do the same as `call` for a command that is packed already. `pending` gets the answer, or
-        the exception, in a later turn of the loop."""
+    def send(self, packed: bytes, pending: Pending, key: str = "") -> "Link":
+        """Do the same as `call` for a command that is packed already, and that has a key, if one is
+        named. `pending` gets the answer, or the exception, in a later turn of the loop.
+
+        Returns: something whose `link` is the link by which the command was sent last.
+        """
         connection = self._open
         if connection is not None:
             connection.send(packed, pending)
         else:
             self._wait(packed, pending)
+        return self
+
+    @property
+    def link(self) -> "Link | None":
+        return self
+
+    def take_waiting(self) -> Sequence[Pending]:
+        """Remove the calls that wait for a connection, and return who waits, in order."""
+        taken = [one.pending for one in self._waiting]
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        return taken
 
     def reconnect(self, reason: str) -> None:
         """End the connection, and make another one."""
@@ -157,7 +208,8 @@ class Link:
         connection, place = await self.connect_to_master(self.round_trips)
         try:
             if self._greet is not None:
-                await self._greet(connection)
+                assert self.server is not None
+                await self._greet(Greeted(connection, self.server, place, connection))
             self._refuse_old_master(place)
         except BaseException:
             connection.end("this node cannot use it")
@@ -183,21 +235,11 @@ class Link:
         Raises: StoreUnavailable; UnusableStore.
         """
         place = await self._masters.find()
-        connection = await dial(place, self._tls, lambda: Connection(round_trips, on_push))
+        connection, server = await connect_to(
+            place, self.url, self._tls, self._name, lambda: Connection(round_trips, on_push)
+        )
+        self.server = server
         try:
-            self.server = await say_hello(
-                connection,
-                name=self._name,
-                username=self.url.username,
-                password=self.url.password,
-                database=self.url.database,
-            )
-            _refuse_other_kinds(self.server)
-            if not self.server.is_master:
-                raise StoreUnavailable(
-                    f"the store at {place} is a replica: name its master, or its Sentinels by"
-                    " redis+sentinel://host:26379/SERVICE"
-                )
             self._refuse_old_master(place)
         except BaseException:
             connection.end("this node cannot use it")
@@ -274,10 +316,62 @@ class Link:
         )
 
 
-def _refuse_other_kinds(server: Server) -> None:
+def tls_of(url: StoreUrl) -> ssl.SSLContext | None:
+    """Return what connections need for TLS; None if they have none. Raises: UnusableStore."""
+    try:
+        return url.make_tls()
+    except ValueError as error:
+        raise UnusableStore(str(error)) from None
+
+
+async def connect_to(
+    place: Place,
+    url: StoreUrl,
+    tls: ssl.SSLContext | None,
+    name: str,
+    make: Callable[[], Connection],
+    *,
+    may_be_replica: bool = False,
+) -> tuple[Connection, Server]:
+    """Return a connection that is logged in at a server of the kind that a URL names, which must be
+    a master unless it may be a replica.
+
+    Raises: StoreUnavailable; UnusableStore.
+    """
+    connection = await dial(place, tls, make)
+    try:
+        server = await say_hello(
+            connection,
+            name=name,
+            username=url.username,
+            password=url.password,
+            database=url.database,
+        )
+        _refuse_other_kinds(server, url, place)
+        if not (server.is_master or may_be_replica):
+            raise StoreUnavailable(_why_no_replica(url, place))
+    except BaseException:
+        connection.end("this node cannot use it")
+        raise
+    return connection, server
+
+
+def _refuse_other_kinds(server: Server, url: StoreUrl, place: Place) -> None:
     if server.mode == "sentinel":
         raise UnusableStore(
             "the store is a Sentinel: its URL is redis+sentinel://host:26379/SERVICE"
         )
-    if server.mode == "cluster":
-        raise UnusableStore("the store is a cluster, which is not supported yet")
+    in_cluster = url.topology is Topology.CLUSTER
+    if in_cluster != (server.mode == "cluster"):
+        raise UnusableStore(
+            f"the store at {place} is no cluster: its URL is redis://host:6379"
+            if in_cluster
+            else "the store is a cluster: its URL is redis+cluster://host:6379,host2:6379"
+        )
+
+
+def _why_no_replica(url: StoreUrl, place: Place) -> str:
+    text = f"the store at {place} is a replica"
+    if url.topology is Topology.CLUSTER:
+        return text
+    return text + ": name its master, or its Sentinels by redis+sentinel://host:26379/SERVICE"

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from megaphone.store.redis.connection import Place
-from megaphone.store.redis.errors import UnusableStore
 from megaphone.store.redis.sentinel import Sentinels
 from megaphone.store.redis.url import StoreUrl, Topology
 
@@ -15,6 +14,8 @@ class Masters(Protocol):
 
     on_switch: Callable[[], None] | None
     """Called when the master may be another one than `find` returned."""
+    name: str
+    """What to call the master in messages."""
 
     async def start(self) -> None: ...
 
@@ -30,8 +31,9 @@ class Masters(Protocol):
 class OneServer:
     """The only server there is."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, name: str) -> None:
         self.on_switch: Callable[[], None] | None = None
+        self.name = name
         self._place = place
 
     async def start(self) -> None:
@@ -48,9 +50,7 @@ class OneServer:
 
 
 def masters_of(url: StoreUrl, tls: ssl.SSLContext | None) -> Masters:
-    """Raises: UnusableStore."""
+    """Return where the master of a store is that has one."""
     if url.topology is Topology.SENTINEL:
         return Sentinels(url, tls)
-    if url.topology is Topology.SINGLE:
-        return OneServer(url.socket_path or url.endpoints[0])
-    raise UnusableStore("a store in a cluster is not supported yet")
+    return OneServer(url.socket_path or url.endpoints[0], f"the store {url}")

@@ -3,20 +3,22 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from statistics import quantiles
+from typing import Any
 
 from megaphone.errors import MegaphoneError
 from megaphone.model import Event
-from megaphone.store.redis.connection import Calls
+from megaphone.store.redis.cluster_link import AnyLink, link_of
+from megaphone.store.redis.confirmation import Confirmation
 from megaphone.store.redis.encoding import encoded
 from megaphone.store.redis.errors import ReplyError
 from megaphone.store.redis.functions import name_of, source
 from megaphone.store.redis.keys import Names
-from megaphone.store.redis.link import Link
-from megaphone.store.redis.requirements import Facts, examine
+from megaphone.store.redis.link import Greeted, Link
+from megaphone.store.redis.requirements import Facts, examine, together
 from megaphone.store.redis.subscription import Subscription
 from megaphone.store.redis.url import StoreUrl
 
@@ -44,18 +46,18 @@ class Speed:
 
 
 @asynccontextmanager
-async def looking_at(url: StoreUrl, prefix: str) -> AsyncIterator[tuple[Link, Facts]]:
+async def looking_at(url: StoreUrl, prefix: str) -> AsyncIterator[tuple[AnyLink, Facts]]:
     """Connect to a store, and see whether it will do.
 
     Raises: UnusableStore; StoreUnavailable.
     """
-    found: list[Facts] = []
+    found: dict[object, Facts] = {}
+    """By the places of the masters."""
 
-    async def greet(calls: Calls) -> None:
-        assert link.server is not None
-        found.append(await examine(calls, link.server, prefix))
+    async def greet(new: Greeted) -> None:
+        found[new.place] = await examine(new.calls, new.server, prefix)
 
-    link = Link(url, name="megaphone-check", greet=greet)
+    link = link_of(url, name="megaphone-check", greet=greet)
     messages = Subscription(
         link,
         [f"{prefix}:check"],
@@ -68,27 +70,32 @@ async def looking_at(url: StoreUrl, prefix: str) -> AsyncIterator[tuple[Link, Fa
         stack.push_async_callback(link.aclose)
         await messages.start()
         stack.push_async_callback(messages.aclose)
-        yield link, found[-1]
+        yield link, together(list(found.values()))
 
 
-async def measure(link: Link, prefix: str, wait_replicas: int) -> Speed:
-    """Measure a store. What this writes is removed again, but for the library of functions.
+async def measure(link: AnyLink, prefix: str, wait_replicas: int) -> Speed:
+    """Measure a store. What this writes is removed again, but for the library of functions, and a
+    key that Redis removes within a minute.
 
     Raises: StoreUnavailable; LimitExceeded; ReplyError.
     """
-    with suppress(ReplyError):  # it is there: nodes may use it, so it stays as it is
-        await link.call("FUNCTION", "LOAD", source())
+    for master in link.masters():
+        with suppress(ReplyError):  # it is there: nodes may use it, so it stays as it is
+            await master.call("FUNCTION", "LOAD", source())
     names = Names(f"{prefix}:check-{secrets.token_hex(4)}")
-    round_trips = sorted([await _timed(link, ("PING",), 0) for _ in range(ROUND_TRIPS)])
+    confirmation = Confirmation(names, wait_replicas)
+    [master, *_] = link.masters()
+    round_trips = sorted([await _timed(_ping(master)) for _ in range(ROUND_TRIPS)])
     channels = [names.channel(secrets.token_bytes(16)) for _ in range(CHANNELS)]
     try:
         for keys in channels:
             await link.call(*_function("create", keys, "check.check", EVENTS, TTL_MS, 0))
+        first = channels[0]
         alone = sorted(
-            [await _timed(link, _append(channels[0]), wait_replicas) for _ in range(ROUND_TRIPS)]
+            [await _timed(_append(link, confirmation, first)) for _ in range(ROUND_TRIPS)]
         )
         begun = time.perf_counter()
-        await asyncio.gather(*(_write(link, channels, wait_replicas) for _ in range(AT_ONCE)))
+        await asyncio.gather(*(_write(link, confirmation, channels) for _ in range(AT_ONCE)))
         seconds = time.perf_counter() - begun
     finally:
         for keys in channels:
@@ -102,32 +109,36 @@ async def measure(link: Link, prefix: str, wait_replicas: int) -> Speed:
     )
 
 
-async def _write(link: Link, channels: list[tuple[str, ...]], wait_replicas: int) -> None:
+async def _write(
+    link: AnyLink, confirmation: Confirmation, channels: Sequence[Sequence[str]]
+) -> None:
     for number in range(EVENTS // AT_ONCE):
-        await _stored(link, _append(channels[number % CHANNELS]), wait_replicas)
+        await _append(link, confirmation, channels[number % CHANNELS])
 
 
-async def _timed(link: Link, command: tuple[str | bytes | int, ...], wait_replicas: int) -> float:
+async def _timed(call: Coroutine[Any, Any, None]) -> float:
     """Return how many milliseconds a call took."""
     begun = time.perf_counter()
-    await _stored(link, command, wait_replicas)
+    await call
     return (time.perf_counter() - begun) * 1000
 
 
-async def _stored(link: Link, command: tuple[str | bytes | int, ...], wait_replicas: int) -> None:
+async def _ping(master: Link) -> None:
+    await master.call("PING")
+
+
+async def _append(link: AnyLink, confirmation: Confirmation, keys: Sequence[str]) -> None:
+    """Append an event, and wait until enough replicas have it."""
+    event = Event(secrets.token_hex(8), "s", 0, b'"' + b"x" * (BODY_BYTES - 2) + b'"')
+    command = _function("append", keys, 0, "check", event.id, "", encoded(event))
     stored = link.call(*command)
-    if wait_replicas:
-        await link.call("WAIT", wait_replicas, 1_000)
+    if confirmation.is_needed:
+        await asyncio.shield(confirmation.ask(link.master_of(keys[0])))
     await stored
 
 
-def _append(keys: tuple[str, ...]) -> tuple[str | bytes | int, ...]:
-    event = Event(secrets.token_hex(8), "s", 0, b'"' + b"x" * (BODY_BYTES - 2) + b'"')
-    return _function("append", keys, 0, "check", event.id, "", encoded(event))
-
-
 def _function(
-    name: str, keys: tuple[str, ...], *arguments: str | bytes | int
+    name: str, keys: Sequence[str], *arguments: str | bytes | int
 ) -> tuple[str | bytes | int, ...]:
     return ("FCALL", name_of(name), len(keys), *keys, "0", *arguments)
 

@@ -8,10 +8,10 @@ from contextlib import suppress
 
 from megaphone.errors import MegaphoneError
 from megaphone.store.redis.calls import Functions, load
-from megaphone.store.redis.connection import Calls
 from megaphone.store.redis.errors import OutOfMemory, ReplyError
 from megaphone.store.redis.functions import name_of
 from megaphone.store.redis.keys import Names
+from megaphone.store.redis.link import Greeted
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +55,18 @@ class Membership:
         """Return the time of the store, less the time in which it was out of order."""
         return round((asyncio.get_running_loop().time() + self._offset_s) * 1000)
 
-    async def greet(self, calls: Calls) -> None:
+    async def greet(self, new: Greeted) -> None:
         """Do what must come first on each new connection: load the functions, and find out whether
         the server is one that the store does not know, so that it may have lost data.
 
         Raises: StoreUnavailable; ReplyError.
         """
         with suppress(OutOfMemory):  # a full server may have them, and must be read empty
-            await load(calls)
-        run_id = _run_id(await calls.call("INFO", "server"))
+            await load(new.calls)
+        run_id = _run_id(await new.calls.call("INFO", "server"))
         names = self._names
-        epoch = await calls.call("FCALL", name_of("greet"), 2, names.nodes, names.meta, run_id)
+        keys = (names.nodes, names.meta)
+        epoch = await new.home.call("FCALL", name_of("greet"), 2, *keys, run_id)
         self._enter(int(epoch))
 
     async def start(self) -> None:

@@ -1,7 +1,8 @@
 """What a node needs of its store: checked on each new connection, before anything is kept there."""
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from megaphone.errors import StoreUnavailable
 from megaphone.store.redis.connection import Argument, Calls, Server
@@ -30,11 +31,14 @@ RIGHTS = (
     "+subscribe",
 )
 """What the user of a node must be allowed, for `ACL SETUSER`."""
+CLUSTER_RIGHTS = ("+cluster|slots", "+asking")
+"""What it must be allowed besides in a cluster."""
 
 
-def rights_of(prefix: str) -> str:
+def rights_of(prefix: str, *, in_cluster: bool = False) -> str:
     """Return the rights that a node with a prefix needs, for `ACL SETUSER`."""
-    return " ".join(RIGHTS).format(prefix=prefix)
+    rights = RIGHTS + CLUSTER_RIGHTS if in_cluster else RIGHTS
+    return " ".join(rights).format(prefix=prefix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,22 @@ class Facts:
     """None if the store does not say."""
     replicas: int
     """How many replicas are connected."""
+    masters: int = 1
+    """Of how many masters together this is said."""
+
+    @property
+    def in_cluster(self) -> bool:
+        return self.server.mode == "cluster"
+
+    @property
+    def kind(self) -> str:
+        if self.in_cluster:
+            return f"{self.server}, cluster of {count(self.masters, 'master')}"
+        return str(self.server)
+
+    @property
+    def replication(self) -> str:
+        return count(self.replicas, "replica") + (" each" if self.in_cluster else "")
 
     @property
     def persistence(self) -> str:
@@ -75,9 +95,8 @@ class Facts:
 
     def line(self, wait_replicas: int) -> str:
         """Return what the log of a node says of its store."""
-        replicas = count(self.replicas, "replica")
         when = f"201 after {self.must_have(wait_replicas)}"
-        return f"store {self.server}, {self.persistence}, {replicas}, {when}"
+        return f"store {self.kind}, {self.persistence}, {self.replication}, {when}"
 
 
 def count(number: int, noun: str) -> str:
@@ -89,7 +108,7 @@ async def examine(calls: Calls, server: Server, prefix: str) -> Facts:
 
     Raises: UnusableStore, with one line that says what to do; StoreUnavailable.
     """
-    await _check_rights(calls, prefix)
+    await _check_rights(calls, prefix, in_cluster=server.mode == "cluster")
     memory = await _info(calls, "memory")
     policy = memory.get("maxmemory_policy", NEVER_EVICTS)
     if policy != NEVER_EVICTS:
@@ -111,10 +130,24 @@ async def examine(calls: Calls, server: Server, prefix: str) -> Facts:
     )
 
 
-async def _check_rights(calls: Calls, prefix: str) -> None:
-    """Try every command that the node or its functions will need, on a key of no other use."""
+def together(masters: Sequence[Facts]) -> Facts:
+    """Return what holds for all masters: the least of what any of them promises."""
+    weakest = min(masters, key=lambda one: (one.is_on_disk_at_once, one.has_aof))
+    return replace(
+        weakest,
+        max_memory=sum(one.max_memory for one in masters),
+        used_memory=sum(one.used_memory for one in masters),
+        replicas=min(one.replicas for one in masters),
+        masters=len(masters),
+    )
+
+
+async def _check_rights(calls: Calls, prefix: str, *, in_cluster: bool) -> None:
+    """Try every command that the node or its functions will need, on a key of no other use. In a
+    cluster another master may have that key; but the user's rights are checked before."""
     key = f"{prefix}:check:{secrets.token_hex(8)}"
-    tried = [(command, calls.call(*command)) for command in _commands(key)]
+    commands = _commands(key) + ([("ASKING",)] if in_cluster else [])
+    tried = [(command, calls.call(*command)) for command in commands]
     refused: NoPermission | None = None
     name = ""
     for command, future in tried:
@@ -130,7 +163,8 @@ async def _check_rights(calls: Calls, prefix: str) -> None:
             pass  # of no account here: a command that is allowed may fail for want of memory
     if refused is not None:
         what = _what_is_refused(str(refused), name, prefix)
-        raise UnusableStore(f"the store's user may not {what}: allow it {rights_of(prefix)}")
+        rights = rights_of(prefix, in_cluster=in_cluster)
+        raise UnusableStore(f"the store's user may not {what}: allow it {rights}")
 
 
 def _what_is_refused(text: str, name: str, prefix: str) -> str:

@@ -47,6 +47,7 @@ class Sentinels:
     def __init__(self, url: StoreUrl, tls: ssl.SSLContext | None) -> None:
         assert url.service is not None
         self.on_switch: Callable[[], None] | None = None
+        self.name = f"the store {url}"
         self._url = url
         self._tls = tls
         self._service = url.service

@@ -25,16 +25,17 @@ from megaphone.errors import (
 from megaphone.model import ChannelLimits, Event, ReadOptions, agent_of
 from megaphone.store.redis.appending import Appending
 from megaphone.store.redis.calls import Functions
-from megaphone.store.redis.connection import Calls, Reply
+from megaphone.store.redis.cluster_link import link_of
+from megaphone.store.redis.connection import Place, Reply
 from megaphone.store.redis.directory import RedisDirectory
 from megaphone.store.redis.encoding import decoded
 from megaphone.store.redis.errors import ReplyError
 from megaphone.store.redis.expiry import Sweeper
 from megaphone.store.redis.keys import Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease, Taken
-from megaphone.store.redis.link import Link
+from megaphone.store.redis.link import Greeted
 from megaphone.store.redis.membership import SILENT_S, Membership
-from megaphone.store.redis.requirements import Facts, examine
+from megaphone.store.redis.requirements import Facts, examine, together
 from megaphone.store.redis.subscription import Subscription
 from megaphone.store.redis.url import StoreUrl
 from megaphone.store.redis.writers import Writers
@@ -88,9 +89,9 @@ class RedisStore:
         self._names = names
         self._limits = limits
         self._max_channels = max_channels
-        self.facts: Facts | None = None
-        """What the server said of itself when the link last connected."""
-        self.link = Link(url, name="megaphone", greet=self._greet)
+        self._facts: dict[Place, Facts] = {}
+        """What each master said of itself when it was last connected."""
+        self.link = link_of(url, name="megaphone", greet=self._greet)
         self.functions = Functions(self.link, names, wait_replicas)
         self.directory = RedisDirectory(self.link, names)
         self.membership = Membership(self.functions, names, self._on_epoch)
@@ -140,10 +141,16 @@ class RedisStore:
         """Return the keys of a channel, for those who look into the store."""
         return self._names.channel(channel_id)
 
-    async def _greet(self, calls: Calls) -> None:
-        assert self.link.server is not None
-        self.facts = await examine(calls, self.link.server, self._names.prefix)
-        await self.membership.greet(calls)
+    @property
+    def facts(self) -> Facts | None:
+        """What the masters said of themselves when they were last connected, together."""
+        places = [one.place for one in self.link.masters()]
+        known = [self._facts[place] for place in places if place in self._facts]
+        return together(known) if known else None
+
+    async def _greet(self, new: Greeted) -> None:
+        self._facts[new.place] = await examine(new.calls, new.server, self._names.prefix)
+        await self.membership.greet(new)
 
     # -- Channels
 
@@ -154,17 +161,13 @@ class RedisStore:
         names, agent = self._names, agent_of(consumer_address)
         now, ttl_ms = self.membership.store_time_ms(), round(self._limits.ttl_s * 1000)
         call = self.link.call
-        before: list[Awaitable[Reply]] = [
-            call(
-                "ZADD",
-                names.due(names.shard_of(channel_id)),
-                now + ttl_ms,
-                tag_of(channel_id),
-            ),
-            call("ZADD", names.of_agent(agent), now, tag_of(channel_id)),
-        ]
+        due, tag = names.due(names.shard_of(channel_id)), tag_of(channel_id)
+        first: list[Awaitable[Reply]] = [call("ZADD", due, now + ttl_ms, tag)]
         if agent not in self._known_agents:
-            before.append(call("SADD", names.agents_with_channels, agent))
+            first.append(call("SADD", names.agents_with_channels, agent))
+        if self.link.has_slots:
+            await asyncio.gather(*first)  # whatever else is stored, the sweeper must find it
+        listed = call("ZADD", names.of_agent(agent), now, tag)
         created = self.functions.store(
             "create",
             channel_id,
@@ -175,7 +178,7 @@ class RedisStore:
         )
         self._counted += 1
         try:
-            await asyncio.gather(*before, created.reply)
+            await asyncio.gather(*first, listed, created.reply)
             await created.confirmed()
         except MegaphoneError:
             self._counted -= 1
@@ -481,7 +484,7 @@ class RedisStore:
     # -- Life cycle
 
     def check_serves(self) -> None:
-        down_since = self.link.down_since
+        down_since = self.link.master_of(self._names.meta).down_since
         if down_since is not None:
             down_s = asyncio.get_running_loop().time() - down_since
             if down_s > DOWN_S:

@@ -5,22 +5,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from megaphone.errors import StoreUnavailable
+from megaphone.store.redis.cluster_link import AnyLink
 from megaphone.store.redis.connection import CALL_S, Connection, Place, RoundTrips
 from megaphone.store.redis.errors import UnusableStore
 from megaphone.store.redis.keeper import Keeper
-from megaphone.store.redis.link import Link
 
 
 class Subscription:
-    """A second connection to the master of a link, for the messages of some channels.
+    """A second connection to a master of a link, for the messages of some channels.
 
-    It is made again whenever it ends, and follows the link to another master. Messages that are
-    published while there is no connection are lost; `on_subscribed` is called after each gap.
+    It is made again whenever it ends, and leaves a server that is no master any more. Messages that
+    are published while there is no connection are lost; `on_subscribed` is called after each gap.
     """
 
     def __init__(
         self,
-        link: Link,
+        link: AnyLink,
         channels: Sequence[str],
         *,
         on_message: Callable[[bytes], None],

@@ -140,17 +140,17 @@ class Writers:
         if told.done() and not told.cancelled():
             if told.result() == CHANNEL_IS_GONE:
                 return ChannelNotFound()
-            return await self._confirmed(stored)
+            return await self._confirmed(channel_id, stored)
         answer = await self._withdraw(channel_id, record, token)
         if answer is None:
             return ChannelNotFound()
         if answer == 1:
-            return await self._confirmed(stored)
+            return await self._confirmed(channel_id, stored)
         return ShuttingDown() if self._is_quiet else WriteTimeout()
 
-    async def _confirmed(self, stored: Stored) -> AppendResult:
+    async def _confirmed(self, channel_id: bytes, stored: Stored) -> AppendResult:
         """Wait until enough replicas have an event that was accepted by the call of a reader."""
-        if (confirmed := self._functions.confirmed()) is not None:
+        if (confirmed := self._functions.confirmed(channel_id)) is not None:
             await asyncio.shield(confirmed)
         return stored
 

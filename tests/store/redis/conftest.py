@@ -1,15 +1,14 @@
 """Servers and links for the tests of the store in Redis. Each test runs on both event loops."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 import pytest
 import uvloop
 
-from megaphone.store.redis.connection import Calls
-from megaphone.store.redis.link import Link
+from megaphone.store.redis.link import Greet, Link
 from megaphone.store.redis.url import StoreUrl
 from tests.support.redis_fixtures import own_server, running_server, server
 
@@ -21,7 +20,7 @@ class MakeLink(Protocol):
         self,
         url: StoreUrl,
         *,
-        greet: Callable[[Calls], Awaitable[None]] | None = None,
+        greet: Greet | None = None,
         **bounds: Any,
     ) -> Link:
         """Start a link, which is closed after the test."""

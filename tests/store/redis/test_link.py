@@ -16,8 +16,8 @@ from megaphone.errors import LimitExceeded, StoreUnavailable
 from megaphone.store.redis import connection as connections
 from megaphone.store.redis import errors
 from megaphone.store.redis import link as links
-from megaphone.store.redis.connection import Calls, Connection, RoundTrips, dial
-from megaphone.store.redis.link import Link
+from megaphone.store.redis.connection import Connection, RoundTrips, dial
+from megaphone.store.redis.link import Greeted, Link
 from megaphone.store.redis.url import StoreUrl
 from tests.store.redis.conftest import MakeLink
 from tests.support.ports import free_port
@@ -172,10 +172,10 @@ async def test_nothing_is_sent_before_the_greeting_is_done(
 ) -> None:
     called: list[str] = []
 
-    async def greet(calls: Calls) -> None:
-        await calls.call("RPUSH", "said", "first")
+    async def greet(new: Greeted) -> None:
+        await new.calls.call("RPUSH", "said", "first")
         called.append("greeted")
-        await calls.call("RPUSH", "said", "second")
+        await new.calls.call("RPUSH", "said", "second")
 
     link = await make_link(server.url, greet=greet)
     await link.call("RPUSH", "said", "call")
@@ -187,7 +187,7 @@ async def test_nothing_is_sent_before_the_greeting_is_done(
 
 
 async def test_a_greeting_that_fails_fails_the_start(server: RedisServer) -> None:
-    async def greet(calls: Calls) -> None:
+    async def greet(new: Greeted) -> None:
         raise errors.UnusableStore("evicts")
 
     link = Link(server.url, name="test", greet=greet)
@@ -201,7 +201,7 @@ async def test_a_greeting_that_fails_later_is_tried_again(
 ) -> None:
     outcomes = [None, RuntimeError("bug"), StoreUnavailable(), errors.Loading(""), None]
 
-    async def greet(calls: Calls) -> None:
+    async def greet(new: Greeted) -> None:
         if (error := outcomes.pop(0)) is not None:
             raise error
 
@@ -502,11 +502,10 @@ async def test_nobody_is_there(tmp_path: object) -> None:
             await link.start()
 
 
-async def test_a_cluster_is_refused() -> None:
+async def test_a_cluster_needs_another_url() -> None:
     with redis_server(cluster_enabled="yes", cluster_port=free_port()) as server:
-        assert "a cluster, which is not supported yet" in await refusal(server.url)
-    with pytest.raises(errors.UnusableStore, match="cluster is not supported yet"):
-        Link(StoreUrl.parse("redis+cluster://h"), name="test")
+        text = "the store is a cluster: its URL is redis+cluster://host:6379,host2:6379"
+        assert await refusal(server.url) == text
 
 
 async def test_a_user_without_rights(own_server: RedisServer) -> None:

@@ -1,0 +1,84 @@
+"""The slots of a cluster: which one a key is in, and which master has it."""
+
+import random
+from binascii import crc_hqx
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+from megaphone.model import Endpoint
+
+SLOTS = 16_384
+REMEMBERED = 5_000
+"""Of how many keys the slots are remembered, because most channels are used again."""
+UNKNOWN_HOST = b"?"
+MANY = 1_000_000
+
+
+@lru_cache(REMEMBERED)
+def slot_of(key: str) -> int:
+    """Return the slot of a key: that of its hash tag, if it has one."""
+    data = key.encode()
+    begin = data.find(b"{")
+    end = data.find(b"}", begin + 1)
+    if begin >= 0 and end > begin + 1:
+        data = data[begin + 1 : end]
+    return crc_hqx(data, 0) % SLOTS
+
+
+class SlotMap:
+    """Which master has which slots, as a server of the cluster sees it."""
+
+    def __init__(self, ranges: Sequence[tuple[int, int, Endpoint]]) -> None:
+        """A range has a first slot, a last slot and their master."""
+        self._ranges = ranges
+        self._owners: dict[int, Endpoint] = {}
+        self.masters: Sequence[Endpoint] = list(dict.fromkeys(place for _, _, place in ranges))
+        """The masters that have slots."""
+        for first, last, place in ranges:
+            self._owners.update(dict.fromkeys(range(first, last + 1), place))
+
+    @classmethod
+    def read(cls, answer: Any, asked: Endpoint) -> "SlotMap":
+        """Read the answer to CLUSTER SLOTS. A server that does not name its own host has the one at
+        which it was asked."""
+        ranges = []
+        for first, last, [host, port, *_], *_ in answer:
+            if host != UNKNOWN_HOST:
+                place = Endpoint(host.decode() if host else asked.host, port)
+                ranges.append((first, last, place))
+        return cls(sorted(ranges, key=lambda one: one[0]))
+
+    def owner_of(self, slot: int) -> Endpoint | None:
+        """Return the master of a slot, None if nobody has it."""
+        return self._owners.get(slot)
+
+    def note(self, slot: int, owner: Endpoint) -> None:
+        """Note that a slot has another master."""
+        self._ranges = [*self._ranges, (slot, slot, owner)]
+        self._owners[slot] = owner
+        if owner not in self.masters:
+            self.masters = [*self.masters, owner]
+
+    def is_as(self, other: "SlotMap") -> bool:
+        """Return whether another map surely says the same."""
+        return self._ranges == other._ranges
+
+    def lost_until(self, later: "SlotMap") -> dict[Endpoint, list[int]]:
+        """Return the slots that have another master later, by the masters that they have here."""
+        lost: dict[Endpoint, list[int]] = {}
+        for slot, owner in self._owners.items():
+            if later.owner_of(slot) not in (None, owner):
+                lost.setdefault(owner, []).append(slot)
+        return lost
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self._owners) == SLOTS
+
+    def tag_of(self, owner: Endpoint) -> str:
+        """Return the hash tag of any key that a master has. The master must have slots."""
+        start = random.randrange(MANY)
+        tags = map(str, count(start))
+        return next(tag for tag in tags if self._owners.get(slot_of(tag)) == owner)

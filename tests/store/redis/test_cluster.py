@@ -1,0 +1,475 @@
+"""The store in a cluster, whose slots move and whose masters come and go."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+
+from megaphone.core.ports import Append, AppendResult, Lease, Stored
+from megaphone.errors import StoreUnavailable
+from megaphone.model import Endpoint, Event, ReadOptions
+from megaphone.store.redis import cluster_link
+from megaphone.store.redis.cluster_link import ClusterLink
+from megaphone.store.redis.connection import RoundTrips
+from megaphone.store.redis.errors import ReplyError, TryAgain, UnusableStore
+from megaphone.store.redis.measure import looking_at, measure
+from megaphone.store.redis.requirements import rights_of
+from megaphone.store.redis.slots import SLOTS, slot_of
+from megaphone.store.redis.store import RedisStore
+from megaphone.store.redis.url import StoreUrl
+from tests.support.leases import taken
+from tests.support.redis_cluster import (
+    RedisCluster,
+    begin_move,
+    cluster_server,
+    eventually,
+    id_of,
+    migrate,
+    redis_cluster,
+)
+from tests.support.redis_fixtures import shared_cluster
+from tests.support.redis_server import RedisServer
+from tests.support.settings import limits
+
+ADDRESS = "agent.c.1"
+
+
+@pytest.fixture
+def cluster() -> Iterator[RedisCluster]:
+    """A cluster for all tests, whose slots they may move."""
+    with shared_cluster() as cluster:
+        cluster.flush()
+        yield cluster
+
+
+@asynccontextmanager
+async def link_to(url: StoreUrl) -> AsyncIterator[ClusterLink]:
+    link = ClusterLink(url, name="test")
+    await link.start()
+    try:
+        yield link
+    finally:
+        await link.aclose()
+
+
+@asynccontextmanager
+async def store_of(url: StoreUrl, *, replicas: int = 0) -> AsyncIterator[RedisStore]:
+    store = RedisStore(
+        url,
+        prefix="store",
+        limits=limits(capacity=3),
+        max_channels=10,
+        write_timeout_s=5.0,
+        on_removed=lambda *_: None,
+        wait_replicas=replicas,
+    )
+    await store.start()
+    try:
+        yield store
+    finally:
+        await store.aclose()
+
+
+async def append(store: RedisStore, event_id: str, key: str | None = None) -> AppendResult:
+    write = Append(b"c", Event(event_id, "s", 0, b"1"), key)
+    [result] = await store.append([write], wait=False)
+    return result
+
+
+async def take(lease: Lease) -> str:
+    batch = await taken(lease, 100, 1_000_000, asyncio.get_running_loop().time() + 5)
+    return "" if batch is None else "".join(event.id for event in batch.events)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - the condition is that of other processes
+            await asyncio.sleep(0.02)
+
+
+def another(cluster: RedisCluster, *but: RedisServer) -> RedisServer:
+    """Return a master that is none of these."""
+    return next(one for one in cluster.masters if one not in but)
+
+
+def end_with(cluster: RedisCluster, key: str) -> tuple[int, RedisServer, RedisServer]:
+    """Return the slot of a key, its master, and another one."""
+    slot = slot_of(key)
+    source = cluster.owner_of(slot)
+    return slot, source, another(cluster, source)
+
+
+# Calls.
+
+
+async def test_a_call_goes_to_the_master_of_its_key(cluster: RedisCluster) -> None:
+    async with link_to(cluster.url) as link:
+        assert link.is_up
+        assert link.server is not None
+        assert link.server.mode == "cluster"
+        for number in range(20):
+            await link.call("SET", f"k{number}", number)
+        assert sum(server.call("DBSIZE") for server in cluster.masters) == 20
+        assert len(link.masters()) == 3
+
+
+async def test_a_call_follows_a_slot_that_has_moved(cluster: RedisCluster) -> None:
+    slot, _, target = end_with(cluster, "k")
+    async with link_to(cluster.url) as link:
+        await link.call("SET", "k", "v")
+        cluster.move(slot, target)
+        assert await link.call("GET", "k") == b"v"
+        assert link.master_of("k").place == Endpoint("127.0.0.1", target.port)
+
+
+async def test_calls_for_a_slot_that_moves_are_carried_out_in_order(cluster: RedisCluster) -> None:
+    slot = slot_of("k")
+    async with link_to(cluster.url) as link:
+        calls: list[asyncio.Future[object]] = []
+        is_over = False
+
+        async def keep_calling() -> None:
+            while not is_over:
+                for _ in range(3):
+                    calls.append(link.call("RPUSH", "k", len(calls)))
+                await asyncio.sleep(0.0005)
+
+        calling = asyncio.create_task(keep_calling())
+        for _ in range(6):
+            target = another(cluster, cluster.owner_of(slot))
+            await asyncio.to_thread(cluster.move, slot, target, 0.005)
+        is_over = True
+        await calling
+        await asyncio.gather(*calls)
+        assert await link.call("LRANGE", "k", 0, -1) == [b"%d" % n for n in range(len(calls))]
+
+
+async def test_a_key_that_has_gone_ahead_of_its_slot_is_found(cluster: RedisCluster) -> None:
+    slot, source, target = end_with(cluster, "k")
+    async with link_to(cluster.url) as link:
+        await link.call("SET", "k", "v")
+        begin_move(slot, source, target)
+        migrate(b"k", source, target)
+        assert await asyncio.gather(*(link.call("GET", "k") for _ in range(5))) == [b"v"] * 5
+        cluster.end_move(slot, target)
+        assert await link.call("GET", "k") == b"v"
+
+
+async def test_a_call_whose_keys_are_apart_waits_until_they_are_together(
+    cluster: RedisCluster,
+) -> None:
+    slot, source, target = end_with(cluster, "{k}1")
+    async with link_to(cluster.url) as link:
+        await link.call("MSET", "{k}1", "a", "{k}2", "b")
+        begin_move(slot, source, target)
+        migrate(b"{k}1", source, target)
+        both = link.call("MGET", "{k}1", "{k}2")
+        behind = link.call("DEL", "{k}1", "{k}2")
+        await asyncio.sleep(0.1)
+        assert not both.done()
+        migrate(b"{k}2", source, target)
+        cluster.end_move(slot, target)
+        assert await both == [b"a", b"b"]
+        assert await behind == 2
+
+
+async def test_a_call_does_not_wait_for_ever(
+    cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_link, "AGAIN_FOR_S", 0.2)
+    slot, source, target = end_with(cluster, "{k}1")
+    async with link_to(cluster.url) as link:
+        await link.call("MSET", "{k}1", "a", "{k}2", "b")
+        begin_move(slot, source, target)
+        migrate(b"{k}1", source, target)
+        with pytest.raises(TryAgain):
+            await link.call("MGET", "{k}1", "{k}2")
+        migrate(b"{k}2", source, target)
+        cluster.end_move(slot, target)
+
+
+async def test_only_so_many_calls_wait(
+    cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_link, "MAX_HELD_CALLS", 2)
+    slot, source, target = end_with(cluster, "{k}1")
+    async with link_to(cluster.url) as link:
+        await link.call("MSET", "{k}1", "a", "{k}2", "b")
+        begin_move(slot, source, target)
+        migrate(b"{k}1", source, target)
+        calls = [link.call("MGET", "{k}1", "{k}2") for _ in range(4)]
+        await until(lambda: sum(call.done() for call in calls) == 2)
+        for call in calls[2:]:
+            with pytest.raises(StoreUnavailable, match="too many calls wait"):
+                await call
+        migrate(b"{k}2", source, target)
+        cluster.end_move(slot, target)
+        assert await asyncio.gather(*calls[:2]) == [[b"a", b"b"]] * 2
+
+
+async def test_calls_that_wait_fail_when_the_link_is_closed(cluster: RedisCluster) -> None:
+    slot, source, target = end_with(cluster, "{k}1")
+    async with link_to(cluster.url) as link:
+        await link.call("MSET", "{k}1", "a", "{k}2", "b")
+        begin_move(slot, source, target)
+        migrate(b"{k}1", source, target)
+        call = link.call("MGET", "{k}1", "{k}2")
+        gone = link.call("MGET", "{k}1", "{k}2")
+        await asyncio.sleep(0.05)
+        gone.cancel()
+    with pytest.raises(StoreUnavailable):
+        await call
+    migrate(b"{k}2", source, target)
+    cluster.end_move(slot, target)
+
+
+async def test_an_error_of_another_kind_fails_the_call(cluster: RedisCluster) -> None:
+    async with link_to(cluster.url) as link:
+        await link.call("SET", "k", "v")
+        with pytest.raises(ReplyError, match="WRONGTYPE"):
+            await link.call("RPUSH", "k", "v")
+
+
+async def test_connections_that_break_are_made_again(cluster: RedisCluster) -> None:
+    async with link_to(cluster.url) as link:
+        link.reconnect("a test wants it")
+        assert not link.is_up
+        assert await link.call("SET", "k", "v") == b"OK"
+
+
+# The start.
+
+
+async def test_one_server_that_answers_is_enough() -> None:
+    with redis_cluster(masters=2, replicas=1) as cluster:
+        replica = cluster.servers[2]
+        text = f"redis+cluster://127.0.0.1:1,127.0.0.1:{replica.port}"
+        async with link_to(StoreUrl.parse(text)) as link:
+            await link.call("SET", "k", "v")
+            assert len(link.masters()) == 2
+
+
+async def test_nobody_answers() -> None:
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        async with link_to(StoreUrl.parse("redis+cluster://127.0.0.1:1")):
+            pass
+
+
+async def test_a_server_that_is_no_cluster(server: RedisServer) -> None:
+    url = StoreUrl.parse(f"redis+cluster://127.0.0.1:{server.port}")
+    with pytest.raises(UnusableStore, match="is no cluster: its URL is redis://host:6379"):
+        async with link_to(url):
+            pass
+
+
+async def test_a_cluster_whose_slots_have_no_masters() -> None:
+    with cluster_server("redis") as server:
+        server.call("CLUSTER", "ADDSLOTS", 1)
+        with pytest.raises(StoreUnavailable, match="has slots without a master"):
+            async with link_to(StoreUrl.parse(f"redis+cluster://127.0.0.1:{server.port}")):
+                pass
+
+
+async def test_a_master_that_is_away_stops_the_start() -> None:
+    with redis_cluster() as cluster:
+        cluster.servers[2].kill()
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            async with link_to(cluster.url):
+                pass
+
+
+@pytest.mark.parametrize("missing", ["+cluster|slots", "+asking"])
+async def test_each_right_that_is_missing_stops_the_start(
+    cluster: RedisCluster, missing: str
+) -> None:
+    for server in cluster.masters:
+        rights = [one for one in rights_of("store", in_cluster=True).split() if one != missing]
+        server.call("ACL", "SETUSER", "node", "reset", "on", ">secret", *rights)
+    url = StoreUrl.parse(cluster.text_url.replace("://", "://node:secret@"))
+    with pytest.raises(UnusableStore, match=r"the store's user may not .*\+asking") as raised:
+        async with store_of(url):
+            pass
+    assert "secret" not in str(raised.value)
+
+
+async def test_servers_without_a_name_have_the_one_at_which_they_are_asked() -> None:
+    with redis_cluster("redis", cluster_preferred_endpoint_type="unknown-endpoint") as cluster:
+        slot, _, target = end_with(cluster, "k")
+        async with link_to(cluster.url) as link:
+            await link.call("SET", "k", "v")
+            cluster.move(slot, target)
+            assert await link.call("GET", "k") == b"v"
+
+
+# The store.
+
+
+async def test_a_node_says_what_201_means(cluster: RedisCluster) -> None:
+    async with store_of(cluster.url) as store:
+        assert store.facts is not None
+        line = store.facts.line(1)
+        server = store.link.server
+    text = "cluster of 3 masters, no persistence, 0 replicas each, 201 after 1 replica"
+    assert line == f"store {server}, {text}"
+
+
+async def test_a_store_is_measured_and_nothing_stays(cluster: RedisCluster) -> None:
+    async with looking_at(cluster.url, "mp") as (link, facts):
+        speed = await measure(link, "mp", 0)
+    assert facts.masters == 3
+    assert speed.writes_per_s > 0
+    assert [server.call("KEYS", "*") for server in cluster.masters] == [[], [], []]
+
+
+async def test_events_go_to_many_channels_of_all_masters(cluster: RedisCluster) -> None:
+    async with store_of(cluster.url) as store:
+        ids = [b"%d" % number for number in range(9)]
+        for channel_id in ids:
+            await store.create(channel_id, f"agent.{channel_id.decode()}.1")
+        event = Event("a", "s", 0, b"1")
+        results = await store.append([Append(one, event) for one in [*ids, b"none"]], wait=False)
+        assert list(results[:-1]) == [Stored("a", is_new=True)] * 9
+        assert type(results[-1]).__name__ == "ChannelNotFound"
+
+
+async def test_functions_that_one_master_has_lost_are_loaded_there(cluster: RedisCluster) -> None:
+    async with store_of(cluster.url) as store:
+        await store.create(b"c", ADDRESS)
+        cluster.call(store.keys_of(b"c")[0], "FUNCTION", "FLUSH")
+        assert await append(store, "a") == Stored("a", is_new=True)
+
+
+async def test_a_channel_that_moves_keeps_its_reader_and_its_events(cluster: RedisCluster) -> None:
+    async with store_of(cluster.url) as store, store_of(cluster.url) as other:
+        await store.create(b"c", ADDRESS)
+        slot, _, target = end_with(cluster, store.keys_of(b"c")[0])
+        lease = await store.open(b"c", ADDRESS, ReadOptions())
+        assert await append(other, "a") == Stored("a", is_new=True)
+        assert await take(lease) == "a"
+        await asyncio.to_thread(cluster.move, slot, target)
+        assert await append(other, "b") == Stored("b", is_new=True)
+        assert await take(lease) == "b"
+        assert not lease.is_over
+
+
+async def test_a_master_joins_and_another_leaves() -> None:
+    """All slots go to a server that nobody knew, and the old master leaves the cluster."""
+    with redis_cluster(masters=1) as cluster, cluster_server(cluster.servers[0].kind) as new:
+        [old] = cluster.servers
+        async with store_of(cluster.url) as store:
+            await store.create(b"c", ADDRESS)
+            await append(store, "a")
+            lease = await store.open(b"c", ADDRESS, ReadOptions())
+            epoch = store.membership.epoch
+            await asyncio.to_thread(cluster.add, new)
+            slots = {slot_of(key.decode()) for key in old.call("KEYS", "*")}
+            for slot in slots:
+                await asyncio.to_thread(cluster.move, slot, new)
+            await until(lambda: store.membership.epoch > epoch)
+            await until(lambda: lease.is_over)
+            epoch = store.membership.epoch
+            again = await store.open(b"c", ADDRESS, ReadOptions(cursor="a", take_over=True))
+            assert again.recovered is False  # nobody knows that the new server has lost nothing
+            assert await append(store, "b") == Stored("b", is_new=True)
+            new.call("CLUSTER", "DELSLOTSRANGE", 0, SLOTS - 1)
+            new.call("CLUSTER", "ADDSLOTSRANGE", 0, SLOTS - 1)
+            new.call("CLUSTER", "BUMPEPOCH")
+            await until(lambda: len(store.link.masters()) == 1)
+            cluster.servers.remove(old)
+            new.call("CLUSTER", "FORGET", id_of(old))
+            old.kill()
+            assert await take(again) == "b"
+            assert await append(store, "c") == Stored("c", is_new=True)
+            assert await take(again) == "c"
+            assert store.membership.epoch == epoch
+
+
+async def test_a_replica_takes_over() -> None:
+    with redis_cluster(replicas=3) as cluster:
+        async with store_of(cluster.url) as store:
+            await store.create(b"c", ADDRESS)
+            lease = await store.open(b"c", ADDRESS, ReadOptions())
+            master = cluster.owner_of(slot_of(store.keys_of(b"c")[0]))
+            master.kill()
+            await until(lambda: lease.is_over)
+            async with asyncio.timeout(20):
+                while not isinstance(await append(store, "a", "key"), Stored):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            again = await store.open(b"c", ADDRESS, ReadOptions(take_over=True))
+            assert again.recovered is False
+            assert await take(again) == "a"
+            store.check_serves()
+
+
+async def test_messages_come_from_another_server() -> None:
+    with redis_cluster(replicas=3) as cluster:
+        async with store_of(cluster.url) as store, store_of(cluster.url) as other:
+            inbox = store.membership.inbox
+
+            def subscribed() -> list[RedisServer]:
+                with suppress(OSError):
+                    return [
+                        one
+                        for one in cluster.masters
+                        if one.call("PUBSUB", "NUMSUB", inbox) == [inbox.encode(), 1]
+                    ]
+                return []
+
+            [first] = subscribed()
+            first.kill()
+            await until(lambda: subscribed() not in ([], [first]))
+            eventually(lambda: len(cluster.masters) == 3)
+            async with asyncio.timeout(20):
+                while True:
+                    with suppress(StoreUnavailable):
+                        await store.create(b"c", ADDRESS)
+                        break
+            lease = await store.open(b"c", ADDRESS, ReadOptions())
+            assert await append(other, "a") == Stored("a", is_new=True)
+            assert await take(lease) == "a"
+
+
+async def test_replicas_of_the_master_confirm_wherever_it_is() -> None:
+    with redis_cluster(masters=2, replicas=2) as cluster:
+        async with store_of(cluster.url, replicas=1) as store:
+            await store.create(b"c", ADDRESS)
+            assert await append(store, "a") == Stored("a", is_new=True)
+            slot, _, target = end_with(cluster, store.keys_of(b"c")[0])
+            await asyncio.to_thread(cluster.move, slot, target)
+            assert await append(store, "b") == Stored("b", is_new=True)
+            replica = next(
+                one
+                for one in cluster.servers
+                if one.info("replication").get("master_port") == str(target.port)
+            )
+            replica.freeze()
+            result = await append(store, "c", "key")
+            assert isinstance(result, StoreUnavailable)
+            assert "0 of 1 replicas" in str(result)
+            replica.thaw()
+            assert await append(store, "d", "key") == Stored("c", is_new=False)
+
+
+async def test_a_mark_for_replicas_that_has_moved_is_made_elsewhere() -> None:
+    with redis_cluster(masters=2, replicas=2) as cluster:
+        async with store_of(cluster.url, replicas=1) as store:
+            await store.create(b"c", ADDRESS)
+            master = store.link.master_of(store.keys_of(b"c")[0])
+            tag = master.tag
+            slot, _, target = end_with(cluster, tag)
+            assert slot != slot_of(store.keys_of(b"c")[0])
+            await asyncio.to_thread(cluster.move, slot, target)
+            result = await append(store, "a", "key")
+            assert isinstance(result, StoreUnavailable)
+            assert "have moved meanwhile" in str(result)
+            assert master.tag != tag
+            assert await append(store, "b", "key") == Stored("a", is_new=False)
+
+
+async def test_a_server_that_sends_messages_is_any_master(cluster: RedisCluster) -> None:
+    async with link_to(cluster.url) as link:
+        connection, place = await link.connect_to_master(RoundTrips())
+        assert isinstance(place, Endpoint)
+        assert place.port in [server.port for server in cluster.masters]
+        await connection.aclose()
