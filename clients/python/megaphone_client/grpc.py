@@ -8,7 +8,7 @@ import ssl as tls
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 try:
     import grpc
@@ -22,7 +22,7 @@ except ImportError as error:  # pragma: no cover
         "grpc:// needs more packages: pip install 'megaphone-client[grpc]'"
     ) from error
 
-from megaphone_client.errors import ConnectionFailed, MegaphoneError, error_of
+from megaphone_client.errors import ConnectionFailed, MegaphoneError, ProtocolError, error_of
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.state import Ask
 from megaphone_client.transport import Headers, Message, agent_of, headers_now
@@ -41,7 +41,12 @@ OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 1_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),  # or a new connection would be the former one again
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
 )
+FORMER_S: Final = 60.0
+"""How long the calls of a connection that is not trusted any more may take to end."""
 BROKEN: Final = frozenset(
     {
         grpc.StatusCode.UNAVAILABLE,
@@ -55,6 +60,7 @@ BROKEN: Final = frozenset(
 )
 """The statuses with which grpc itself, or a proxy, reports that a call broke."""
 
+T = TypeVar("T")
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -69,13 +75,15 @@ class GrpcTransport:
         *,
         trust_env: bool,
     ) -> None:
-        options = (*OPTIONS, ("grpc.enable_http_proxy", int(trust_env)))
+        self._target = target.endpoint
+        self._options = (*OPTIONS, ("grpc.enable_http_proxy", int(trust_env)))
+        self._credentials: grpc.ChannelCredentials | None = None
         if target.is_encrypted:
-            credentials = grpc.ssl_channel_credentials(None if ssl is None else roots_of(ssl))
-            self._channel = grpc.aio.secure_channel(target.endpoint, credentials, options)
-        else:
-            self._channel = grpc.aio.insecure_channel(target.endpoint, options)
-        self._stub: ChannelServiceAsyncStub = ChannelServiceStub(self._channel)
+            roots = None if ssl is None else roots_of(ssl)
+            self._credentials = grpc.ssl_channel_credentials(roots)
+        self._former: dict[grpc.aio.Channel, asyncio.TimerHandle] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._connect()
         self._authorization: Metadata = ()
         if target.authorization is not None:
             self._authorization = (("authorization", target.authorization),)
@@ -83,23 +91,55 @@ class GrpcTransport:
         self._publishing: dict[str, Any] = {}
         self._turns: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
+    def _connect(self) -> None:
+        if self._credentials is None:
+            self._channel = grpc.aio.insecure_channel(self._target, self._options)
+        else:
+            self._channel = grpc.aio.secure_channel(self._target, self._credentials, self._options)
+        self._stub: ChannelServiceAsyncStub = ChannelServiceStub(self._channel)
+
+    @property
+    def connection(self) -> object:
+        return self._channel
+
+    def distrust(self, connection: object) -> None:
+        if connection is not self._channel:
+            return
+        former, loop = self._channel, asyncio.get_running_loop()
+        self._former[former] = loop.call_later(FORMER_S, self._close_former, former)
+        for lane, call in list(self._publishing.items()):
+            if not self._turns[lane].locked():  # otherwise its own time limit ends it
+                del self._publishing[lane]
+                call.cancel()
+        self._connect()
+
+    def _close_former(self, former: grpc.aio.Channel) -> None:
+        del self._former[former]
+        closing = asyncio.create_task(former.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
     def lane_of(self, producer: str) -> str:
         return agent_of(producer)  # a proxy routes a stream of events by its agent
 
     async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel:
         request = pb.CreateChannelRequest(protocols=protocols)
         with failing_by_code():
-            answer = await self._stub.CreateChannel(
-                request, timeout=timeout_s, metadata=await self._metadata()
+            answer = whole(
+                await self._stub.CreateChannel(
+                    request, timeout=timeout_s, metadata=await self._metadata()
+                )
             )
         return Channel(answer.producer_address, answer.consumer_address, tuple(answer.protocols))
 
     async def write(self, message: Message, timeout_s: float) -> str:
         with failing_by_code():
-            answer = await self._stub.Write(
-                write_request(message),
-                timeout=timeout_s,
-                metadata=await self._metadata(message.producer),
+            answer = whole(
+                await self._stub.Write(
+                    write_request(message),
+                    timeout=timeout_s,
+                    metadata=await self._metadata(message.producer),
+                )
             )
         return answer.event_id
 
@@ -119,8 +159,10 @@ class GrpcTransport:
             request_id=key or "",
         )
         with failing_by_code():
-            answer = await self._stub.WriteBatch(
-                request, timeout=timeout_s, metadata=await self._metadata(*producers[:1])
+            answer = whole(
+                await self._stub.WriteBatch(
+                    request, timeout=timeout_s, metadata=await self._metadata(*producers[:1])
+                )
             )
         return [Failure(one.channel, one.index, one.reason) for one in answer.failures]
 
@@ -147,21 +189,25 @@ class GrpcTransport:
                 if call is not None:
                     call.cancel()
                 raise
-        return [result_of(one) for one in answer.results]
+        return [result_of(one) for one in whole(answer).results]
 
     async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int:
         request = pb.AcknowledgeRequest(consumer_address=consumer, event_id=event_id)
         with failing_by_code():
-            answer = await self._stub.Acknowledge(
-                request, timeout=timeout_s, metadata=await self._metadata(consumer)
+            answer = whole(
+                await self._stub.Acknowledge(
+                    request, timeout=timeout_s, metadata=await self._metadata(consumer)
+                )
             )
         return answer.acknowledged
 
     async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]:
         request = pb.ChannelsExistRequest(channels=addresses)
         with failing_by_code():
-            answer = await self._stub.ChannelsExist(
-                request, timeout=timeout_s, metadata=await self._metadata(*addresses[:1])
+            answer = whole(
+                await self._stub.ChannelsExist(
+                    request, timeout=timeout_s, metadata=await self._metadata(*addresses[:1])
+                )
             )
         return dict(answer.channels)
 
@@ -180,6 +226,11 @@ class GrpcTransport:
     async def aclose(self) -> None:
         for call in self._publishing.values():
             call.cancel()
+        for former, timer in self._former.items():
+            timer.cancel()
+            await former.close()
+        if self._closing:
+            await asyncio.wait(self._closing)
         await self._channel.close()
 
     async def _metadata(self, *addresses: str) -> Metadata:
@@ -215,7 +266,7 @@ class GrpcRead:
                 event.timestamp.seconds * 1_000_000 + event.timestamp.nanos // 1_000,
                 event.body,
             )
-            for event in response.events
+            for event in whole(response).events
         ]
 
     def close(self) -> None:
@@ -254,6 +305,14 @@ def roots_of(ssl: tls.SSLContext) -> bytes | None:
     return "".join(map(tls.DER_cert_to_PEM_cert, certificates)).encode() or None
 
 
+def whole(answer: T | None) -> T:
+    """Return an answer. Raises: ProtocolError, if it is none, as grpc has it for what it cannot
+    decode."""
+    if answer is None:
+        raise ProtocolError("an answer is not that of a broker")
+    return answer
+
+
 @contextmanager
 def failing_by_code() -> Iterator[None]:
     """Raises the error of the broker in place of that of grpc."""
@@ -263,6 +322,12 @@ def failing_by_code() -> Iterator[None]:
         raise error_of_call(error) from None
     except TimeoutError:
         raise ConnectionFailed("no answer in time") from None
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        # The call was cancelled, not the task: its connection was closed.
+        raise ConnectionFailed("the call broke: CANCELLED") from None
 
 
 def error_of_call(error: grpc.aio.AioRpcError) -> MegaphoneError:

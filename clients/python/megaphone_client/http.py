@@ -49,7 +49,7 @@ class Created(msgspec.Struct, rename="camel"):
 
 
 class Written(msgspec.Struct):
-    eid: str = ""
+    eid: str
 
 
 class OneFailure(msgspec.Struct):
@@ -93,6 +93,13 @@ class HttpTransport:
 
     def lane_of(self, producer: str) -> str:
         return producer  # a request of `/write-batch` has one list of events for all its channels
+
+    @property
+    def connection(self) -> object:
+        return None  # each read has a connection of its own, which ends with it
+
+    def distrust(self, connection: object) -> None:
+        pass
 
     async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel:
         body = encode_json({"protocols": list(protocols)})

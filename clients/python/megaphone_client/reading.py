@@ -46,6 +46,10 @@ class Sink(Protocol):
         """Wait until the sink is not full."""
 
 
+class Silence(ConnectionFailed):
+    """Nothing came for longer than a live broker is silent."""
+
+
 class Pump:
     """Reads one channel into a sink until the read has ended for good, and acknowledges.
 
@@ -96,15 +100,20 @@ class Pump:
         transport = await self._transport()
         state = self.state
         asked = state.ask()
-        read = await self._patiently(transport.read(asked))
+        connection = transport.connection
         try:
-            if state.opened(read.recovered, read.position):
-                self._sink.gap()
-            while await self._read_batch(read):
-                if self._sink.is_full:
-                    await self._sink.room()
-        finally:
-            read.close()
+            read = await self._patiently(transport.read(asked))
+            try:
+                if state.opened(read.recovered, read.position):
+                    self._sink.gap()
+                while await self._read_batch(read):
+                    if self._sink.is_full:
+                        await self._sink.room()
+            finally:
+                read.close()
+        except Silence:
+            transport.distrust(connection)
+            raise
 
     async def _read_batch(self, read: OpenRead) -> bool:
         """Returns: whether the read goes on."""
@@ -120,13 +129,13 @@ class Pump:
         return True
 
     async def _patiently(self, coming: Awaitable[T]) -> T:
-        """Raises: ConnectionFailed, if nothing comes for longer than a live broker is silent."""
+        """Raises: Silence."""
         silence_s = self.state.silence_s
         try:
             async with asyncio.timeout(silence_s):
                 return await coming
         except TimeoutError:
-            raise ConnectionFailed(f"nothing came for {silence_s:.3g} s") from None
+            raise Silence(f"nothing came for {silence_s:.3g} s") from None
 
     # -- Acknowledging
 

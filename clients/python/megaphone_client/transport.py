@@ -63,6 +63,13 @@ class Transport(Protocol):
         """Write events in order. Returns for each: its id, None if the broker does not name it, or
         why it was refused."""
 
+    @property
+    def connection(self) -> object:
+        """What the next read uses, for `distrust`."""
+
+    def distrust(self, connection: object) -> None:
+        """Use a connection on which nothing came for too long for no further call."""
+
     async def read(self, ask: Ask) -> OpenRead: ...
 
     async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int: ...
