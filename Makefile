@@ -96,6 +96,10 @@ compat: $(READY) ## Test against the Rust broker (0.10) and its client; needs Ru
 	@$(BIN)/python -m tests.compat.build
 	$(BIN)/python -m pytest tests/compat $(ARGS)
 
+.PHONY: old-broker
+old-broker: $(READY) ## Build the broker 0.11.0 from the history, for the tests of clients with it.
+	@$(BIN)/python -m tests.clients.old_broker
+
 .PHONY: bench
 bench: $(READY) ## Measure speed and memory beside the Rust broker (0.10), nginx and nchan, where they are.
 	@$(BIN)/python -m tests.compat.build

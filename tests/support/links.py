@@ -59,6 +59,12 @@ class Link:
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
 
+    async def pass_answers(
+        self, answers: asyncio.StreamReader, client: asyncio.StreamWriter
+    ) -> None:
+        """Pass on what the node sends, and its end. Raises: OSError, if one of the sides breaks."""
+        await pass_on(answers, client)
+
     async def _serve(self, requests: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         ends = [client]
         try:
@@ -67,7 +73,7 @@ class Link:
             self._ends.add(node)
             async with asyncio.TaskGroup() as group:
                 group.create_task(pass_on(requests, node))
-                group.create_task(pass_on(answers, client))
+                group.create_task(self.pass_answers(answers, client))
         except* OSError:
             for end in ends:
                 reset(end)

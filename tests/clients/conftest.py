@@ -1,0 +1,43 @@
+"""The drivers of one module of tests: each kind is started once, when a test first asks for it."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+
+import pytest
+import pytest_asyncio
+
+from tests.clients.driver import Driver, driver_of
+from tests.clients.drivers.kinds import KINDS, Kind
+
+Drivers = Callable[[Kind], Awaitable[Driver]]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def drivers() -> AsyncIterator[Drivers]:
+    """Give a driver of a kind that other tests of the module use too."""
+    async with AsyncExitStack() as stack:
+        started: dict[Kind, Driver] = {}
+
+        async def driver(kind: Kind) -> Driver:
+            if kind not in started or started[kind].process.returncode is not None:
+                started[kind] = await stack.enter_async_context(driver_of(kind))
+            return started[kind]
+
+        yield driver
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(kind, marks=pytest.mark.xdist_group(f"clients {kind}"), id=kind.name)
+        for kind in KINDS
+    ]
+)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each client library with each protocol."""
+    chosen: Kind = request.param
+    return chosen
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def driver(kind: Kind, drivers: Drivers) -> Driver:
+    return await drivers(kind)

@@ -1,0 +1,28 @@
+"""The drivers that the suite knows: how each is started, and which protocol its client speaks."""
+
+import sys
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A driver together with a protocol."""
+
+    name: str
+    command: tuple[str, ...]
+    scheme: str
+    """`http` or `grpc`: how the URLs begin that its clients open."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def python_driver(name: str) -> tuple[str, ...]:
+    return sys.executable, "-W", "always", "-m", f"tests.clients.drivers.{name}"
+
+
+HTTP = Kind("http", python_driver("asynchronous"), "http")
+GRPC = Kind("grpc", python_driver("asynchronous"), "grpc")
+
+KINDS = (HTTP, GRPC)
+"""Those that pass every test."""
