@@ -322,6 +322,8 @@ def failing_by_code() -> Iterator[None]:
         raise error_of_call(error) from None
     except TimeoutError:
         raise ConnectionFailed("no answer in time") from None
+    except asyncio.InvalidStateError:  # from writing to a stream that has ended meanwhile
+        raise ConnectionFailed("the call broke") from None
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():
