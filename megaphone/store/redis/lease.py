@@ -204,7 +204,8 @@ class RemoteLease:
     def taken(self, taken: Taken) -> None:
         """Note the answer to a take. Events that have arrived meanwhile are left out."""
         self.is_fetching = False
-        self._must_ask = self._must_ask or taken.backlog > 0
+        # If there are events and none was sent, the window is full: Redis says when it is open.
+        self._must_ask = self._must_ask or (taken.backlog > 0 and bool(taken.events))
         self._backlog = taken.backlog
         first = taken.first_offset
         if first > self._have + 1:  # the reader acknowledged events that did not arrive

@@ -119,6 +119,20 @@ def test_it_asks_for_more_only_when_it_has_handed_out_all(asked: Asked) -> None:
     assert (take(lease), asked.takes) == ([], [3]), "one take at a time"
 
 
+def test_a_lease_whose_window_is_full_waits_for_a_message(asked: Asked) -> None:
+    lease = unopened(asked, acknowledge=True)
+    lease.opened(1, 5, None, "-", 0)
+    lease.taken(answer(1, 1, backlog=1))
+    assert take(lease) == [1]
+    assert take(lease) == []
+    lease.taken(answer(2, backlog=1))
+    assert take(lease) == []
+    assert asked.takes == [1]
+    lease.ask()
+    assert take(lease) == []
+    assert asked.takes == [1, 1]
+
+
 def test_events_that_were_acknowledged_before_they_came_are_left_out(asked: Asked) -> None:
     lease = opened(asked)
     lease.sent(4, events(4))
