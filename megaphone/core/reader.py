@@ -120,7 +120,8 @@ class Reader:
         """Whether more events were ready than the last batch could hold."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
-        """When `_timer` is due. Neither the end of the read nor a heartbeat is due before it."""
+        """When `_timer` is due. No heartbeat is due before it, and the end of the read only if the
+        read waited for a store that had nothing more."""
         self._look_timer: asyncio.TimerHandle | None = None
         observer.read_started()
 
@@ -172,8 +173,9 @@ class Reader:
                 now,
             )
             if batch is None:
-                if self._timer is not None and now < self._timer_due and not lease.is_over:
-                    return None  # the rule: nothing is due either
+                is_due = self._timer is None or now >= self._timer_due or now >= self._until
+                if not (is_due or lease.is_over):
+                    return None  # the rule
                 return self._nothing(now)
             _, first_offset, events, redelivered = batch
             count = len(events)

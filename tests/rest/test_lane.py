@@ -4,6 +4,7 @@ The same bytes go to a broker with the lane and to a broker without it. Both mus
 bytes, keep the connection open as long, and have written the same events.
 """
 
+import itertools
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from itertools import islice
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tests.rest.lane import corpus, grammar
 from tests.rest.lane.exchange import Exchange
 from tests.rest.lane.sides import Pair, both_sides
+from tests.support.redis_fixtures import shared_server
 
 AT_ONCE = 150
 """How many exchanges run at the same time."""
@@ -23,6 +25,7 @@ SHOWN = 5
 """How many differences a failure shows."""
 EXAMPLES = int(os.environ.get("MEGAPHONE_LANE_EXAMPLES", "0"))
 """How many examples hypothesis makes, each time others. By default 200, always the same."""
+PREFIXES = itertools.count()
 GROUPS = (*corpus.ODD, corpus.half_heads_slowly, corpus.trickled)
 
 pytestmark = pytest.mark.timeout(300)  # some tests are thousands of requests
@@ -86,6 +89,20 @@ async def test_ordinary_requests_under_other_settings(changes: dict[str, Any]) -
         assert await assert_same(pair, corpus.ordinary()) > 0
         assert await assert_same(pair, corpus.in_turn()) > 0
         assert pair.answered
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"buffer_capacity": 2, "write_timeout_millis": 500}],
+    ids=["with room", "full"],
+)
+async def test_ordinary_requests_with_a_shared_store(changes: dict[str, Any]) -> None:
+    with shared_server() as server:
+        store = {"store": server.text_url, "store_prefix": f"lane-{next(PREFIXES)}"}
+        async with both_sides(**store, **changes) as pair:
+            assert await assert_same(pair, corpus.ordinary()) > 0
+            assert await assert_same(pair, corpus.in_turn()) > 0
+            assert pair.answered
 
 
 @pytest.mark.parametrize("budget_bytes", [20_000, 10_000_000], ids=["short", "enough"])

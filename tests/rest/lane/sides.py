@@ -47,7 +47,15 @@ from tests.rest.lane.exchange import (
     SECOND,
     Exchange,
 )
-from tests.support.raw_http import RECEIVE_BYTES, Connection, Node, receive_body, receive_head
+from tests.support.raw_http import (
+    JSON,
+    RECEIVE_BYTES,
+    Connection,
+    Node,
+    receive_body,
+    receive_head,
+    request_of,
+)
 from tests.support.settings import fast_settings
 
 BARRIERS = 4
@@ -226,6 +234,8 @@ class Side:
     lane: WatchedLane | None
     gone: NewChannel
     clock: "Clock"
+    barrier: bytes = PROBE
+    """The request on the other connection. It must take as many steps as any other."""
     is_thorough: bool = True
     """Whether the client waits for answers on another connection before it goes on. If not, it
     waits for a few turns of the event loop only, which takes a third of the time."""
@@ -237,7 +247,7 @@ class Side:
             if self.is_thorough:
                 self._barrier = await Connection.open(Node(self.port, 0))
                 stack.callback(self._barrier.close)
-            calls = [Call(self, exchange, await self._channels()) for exchange in exchanges]
+            calls = [await self._call(exchange) for exchange in exchanges]
             try:
                 # A busy machine must not decide how many heartbeats a read gets.
                 with self.clock.stopped():
@@ -246,7 +256,7 @@ class Side:
                 for call in calls:
                     call.close()
             await self._pass_turns()
-        return [call.record() for call in calls]
+        return [await call.record() for call in calls]
 
     async def _run(self, calls: Sequence["Call"]) -> None:
         for number in range(max(len(call.exchange.steps) for call in calls)):
@@ -271,8 +281,15 @@ class Side:
         self.clock.advance(PATIENCE_S)
         await self._until_quiet(calls)
 
-    async def _channels(self) -> list[NewChannel]:
-        return [await self.app.broker.create() for _ in range(2)]
+    async def _call(self, exchange: Exchange) -> "Call":
+        """Make the channels of an exchange, and connect."""
+        broker = self.app.broker
+        channels = [await broker.create() for _ in range(2)]
+        written = [
+            await broker.write(channels[0].producer_address, NewEvent("before", body))
+            for body in (b"1", b"2")
+        ]
+        return Call(self, exchange, channels, written)
 
     async def _until_quiet(self, calls: Sequence["Call"]) -> None:
         """Wait until no server will send anything before it gets more."""
@@ -287,7 +304,7 @@ class Side:
             for _ in range(QUICK_TURNS):
                 await asyncio.sleep(0)
             return
-        await self._barrier.send(PROBE)
+        await self._barrier.send(self.barrier)
         await receive_body(self._barrier, await receive_head(self._barrier))
 
     @property
@@ -299,11 +316,17 @@ class Side:
 class Call:
     """An exchange on one side."""
 
-    def __init__(self, side: Side, exchange: Exchange, channels: Sequence[NewChannel]) -> None:
+    def __init__(
+        self,
+        side: Side,
+        exchange: Exchange,
+        channels: Sequence[NewChannel],
+        written: Sequence[str],
+    ) -> None:
+        """`written` are the ids of two events in the first channel."""
         self.exchange = exchange
         self._channels = channels
         self._broker = side.app.broker
-        written = [self._written(body) for body in (b"1", b"2")]
         self._real = {
             PRODUCER: channels[0].producer_address.encode(),
             CONSUMER: channels[0].consumer_address.encode(),
@@ -325,10 +348,6 @@ class Call:
         self._unsent = b""
         self._received = bytearray()
         self.ended_behind = ""
-
-    def _written(self, body: bytes) -> str:
-        event = NewEvent("before", body)
-        return self._broker.write_nowait(self._channels[0].producer_address, event)
 
     def send_step(self, number: int) -> None:
         if number < len(self.exchange.steps):
@@ -393,11 +412,11 @@ class Call:
         is_reading = _READ_HAS_BEGUN in self._received
         return is_reading or self._received.count(b"HTTP/1.") < self.exchange.answers
 
-    def record(self) -> Record:
+    async def record(self) -> Record:
         # The read time, and not what the client does, ends a read.
         is_read = _READ_HAS_BEGUN in self._received
         ended_behind = "the read" if is_read and self.ended_behind else self.ended_behind
-        return Record(self._translated(bytes(self._received)), ended_behind, self._effect())
+        return Record(self._translated(bytes(self._received)), ended_behind, await self._effect())
 
     def _translated(self, output: bytes) -> bytes:
         for made_up, real in self._real.items():
@@ -406,28 +425,29 @@ class Call:
             output = pattern.sub(shape, output)
         return output
 
-    def _effect(self) -> Effect:
+    async def _effect(self) -> Effect:
         """Return what a plain reader gets from the channels now, and what their logs hold."""
         plain = ReadOptions(take_over=True, wait_s=0)
         of_all = replace(plain, cursor="-")
         return tuple(
-            self._left_in(channel, options)
-            for channel in self._channels
-            for options in (plain, of_all)
+            [
+                await self._left_in(channel, options)
+                for channel in self._channels
+                for options in (plain, of_all)
+            ]
         )
 
-    def _left_in(self, channel: NewChannel, options: ReadOptions) -> Any:
+    async def _left_in(self, channel: NewChannel, options: ReadOptions) -> Any:
         try:
-            reader = self._broker.open_read_nowait(channel.consumer_address, options)
+            async with self._broker.read(channel.consumer_address, options) as reading:
+                events = [
+                    (event.stream_id, self._translated(event.body))
+                    async for batch in reading
+                    for event in batch
+                ]
+                return reading.reader.recovered, events
         except MegaphoneError as error:
             return error.code
-        events = []
-        try:
-            while batch := reader.next():
-                events += [(event.stream_id, self._translated(event.body)) for event in batch]
-            return reader.recovered, events
-        finally:
-            reader.close(clean=True)
 
 
 @asynccontextmanager
@@ -452,7 +472,11 @@ async def side(
         stack.push_async_callback(server.stop)
         gone = await app.broker.create()
         await app.admin.dispose(gone.consumer_address)
-        yield Side(app, server, port, budget, lane, gone, clock)
+        one = Side(app, server, port, budget, lane, gone, clock)
+        if app.broker.has_remote_store:
+            body = b'["%b"]' % gone.consumer_address.encode()
+            one.barrier = request_of("POST", "/channelsExists", b'{"channels":%b}' % body, JSON)
+        yield one
 
 
 def lane_over(app: App, settings: Settings) -> Lane:
