@@ -225,13 +225,15 @@ async def test_a_read_with_a_limit_ends_after_as_many_events(node: Node) -> None
     assert now() == started
 
 
-async def test_wait_shortens_a_read_and_never_lengthens_it(node: Node) -> None:
+async def test_wait_shortens_a_read_or_lengthens_it_up_to_the_longest_read(node: Node) -> None:
     channel = await node.broker.create()
     started = now()
     await node.read(channel, ReadOptions(wait_s=3))
     assert now() - started == pytest.approx(3)
     await node.read(channel, ReadOptions(wait_s=300))
-    assert now() - started == pytest.approx(23)
+    assert now() - started == pytest.approx(303)
+    await node.read(channel, ReadOptions(wait_s=10_000))
+    assert now() - started == pytest.approx(303 + WARM.max_read_secs)
 
 
 async def test_it_is_counted_who_waits_and_what_was_written(node: Node) -> None:
