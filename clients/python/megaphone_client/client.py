@@ -1,7 +1,7 @@
 """`Megaphone`: a client of one broker, or of many behind one address."""
 
 import asyncio
-import uuid
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from ssl import SSLContext
@@ -384,7 +384,7 @@ class Megaphone:
     # -- Parts
 
     def _new_key(self) -> str | None:
-        return uuid.uuid4().hex if self._idempotent else None
+        return os.urandom(16).hex() if self._idempotent else None
 
     def _checked(self, timeout_s: float | None) -> float:
         if timeout_s is None:

@@ -12,7 +12,7 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from megaphone_client.bodies import encode_json
+from megaphone_client.bodies import encode
 from megaphone_client.errors import (
     ConnectionFailed,
     MegaphoneError,
@@ -102,7 +102,7 @@ class HttpTransport:
         pass
 
     async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel:
-        body = encode_json({"protocols": list(protocols)})
+        body = encode({"protocols": list(protocols)})
         created = parsed(await self._post("/create", body, timeout_s), Created)
         return Channel(created.producer_address, created.consumer_address, created.protocols)
 
@@ -144,19 +144,19 @@ class HttpTransport:
         timeout_s: float,
     ) -> BatchWritten:
         rendered = [
-            b'{"streamId":%b,"body":%b}' % (encode_json(stream), body) for stream, body in messages
+            b'{"streamId":%b,"body":%b}' % (encode(stream), body) for stream, body in messages
         ]
-        channels = encode_json(list(producers))
+        channels = encode(list(producers))
         body = b'{"channels":%b,"messages":[%b]}' % (channels, b",".join(rendered))
         return parsed(await self._post("/write-batch", body, timeout_s, key), BatchWritten)
 
     async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int:
-        body = encode_json({"eid": event_id})
+        body = encode({"eid": event_id})
         answer = await self._post(f"/ack/{segment(consumer)}", body, timeout_s)
         return parsed(answer, Acknowledged).acknowledged
 
     async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]:
-        body = encode_json({"channels": list(addresses)})
+        body = encode({"channels": list(addresses)})
         return parsed(await self._post("/channelsExists", body, timeout_s), Existing).channels
 
     async def _post(

@@ -5,7 +5,7 @@ lane, over gRPC each agent.
 """
 
 import asyncio
-import uuid
+import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +117,7 @@ class Publisher:
             raise RuntimeError("the publisher is closed")
         self._pending += 1
         self._idle.clear()
-        key = uuid.uuid4().hex if self._idempotent else None
+        key = os.urandom(16).hex() if self._idempotent else None
         sent = Sent(
             Message(producer, stream, encoded, key), asyncio.get_running_loop().create_future()
         )
