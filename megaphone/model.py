@@ -7,6 +7,8 @@ from datetime import datetime
 from enum import Enum
 from typing import Final, NamedTuple, Self
 
+from megaphone.errors import MegaphoneError
+
 DEFAULT_IN_FLIGHT = 100
 """The most events in flight to an acknowledging reader that asks for no other number."""
 
@@ -232,6 +234,36 @@ class ReadOptions:
     streams: frozenset[str] | None = None
     """Send only the events of these streams; None means all. The others count as read by a plain
     reader, and as acknowledged by an acknowledging one that acknowledges all that it was sent."""
+
+
+class ChannelBegun(NamedTuple):
+    """The read of one of many channels begins."""
+
+    channel: int
+    """The index of the channel in the request."""
+    position: str
+    """The cursor before the first event: an event id, or START."""
+    recovered: bool | None
+    """As `Reader.recovered`."""
+
+
+class ChannelEvents(NamedTuple):
+    """Events of one of many channels, in order."""
+
+    channel: int
+    events: list[Event]
+
+
+class ChannelDone(NamedTuple):
+    """The read of one of many channels is over, or was refused."""
+
+    channel: int
+    error: MegaphoneError | None
+    """Why it was refused, or did not end cleanly; None after a clean end."""
+
+
+Part = ChannelBegun | ChannelEvents | ChannelDone
+"""A part of a read of many channels."""
 
 
 class Progress(NamedTuple):

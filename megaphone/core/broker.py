@@ -8,16 +8,19 @@ import asyncio
 import math
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import TypeAlias
 
 from megaphone.core.addresses import ConsumerAddress, is_consumer_shaped
 from megaphone.core.agents import Agents
 from megaphone.core.content import checked_id, checked_stream_id
+from megaphone.core.many import ManyReader
 from megaphone.core.pace import ADDRESS_WORK, SLICE
 from megaphone.core.ports import Lease, Observer, Store, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.core.writing import Writing
-from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge
+from megaphone.errors import BadRequest, ChannelNotFound, MegaphoneError, PayloadTooLarge
 from megaphone.model import NewChannel, ReadOptions, ReadProtocol, agent_of
 from megaphone.settings import Settings
 
@@ -27,6 +30,9 @@ MAX_PROTOCOLS = 100
 ADDRESSES_AT_ONCE = SLICE // ADDRESS_WORK
 """How many addresses `exists` looks up before other tasks get a turn."""
 MAX_WINDOW = 100_000
+MAX_CHANNELS_OF_A_READ = 100
+ManyChannel: TypeAlias = tuple[str, str | None]
+"""A channel of a read of many channels: its consumer address, and its cursor, if there is one."""
 MAX_STREAMS = 100
 """How many streams a read may ask for."""
 SHORTEST_HEARTBEAT_S = 0.1
@@ -140,7 +146,7 @@ class Broker(Writing):
 
     def read(
         self, address: str, options: ReadOptions | None = None, *, within_s: float = math.inf
-    ) -> Reading:
+    ) -> Reading[Reader]:
         """Return a read for a face that waits. It takes the lease when its context is entered."""
         return Reading(lambda: self.open_read(address, options or ReadOptions(), within_s=within_s))
 
@@ -159,6 +165,48 @@ class Broker(Writing):
         consumer = self._consumer(address)
         lease = await self._store.open(consumer.channel_id, address, checked_options(options))
         return self._reader(lease, address, options, within_s)
+
+    def read_many(
+        self, channels: Sequence[ManyChannel], options: ReadOptions, *, within_s: float = math.inf
+    ) -> Reading[ManyReader]:
+        """Do the same as `read` for many channels: see `open_many`."""
+        return Reading(lambda: self.open_many(channels, options, within_s=within_s))
+
+    async def open_many(
+        self, channels: Sequence[ManyChannel], options: ReadOptions, *, within_s: float = math.inf
+    ) -> ManyReader:
+        """Take the leases of many channels, at most `MAX_CHANNELS_OF_A_READ`. The caller must close
+        the reader.
+
+        Each channel has a cursor of its own, so `options` has none. A channel that cannot be read
+        is reported by the reader, and disturbs no other.
+
+        Raises: BadRequest, also if two channels are the same; PayloadTooLarge; ShuttingDown.
+        """
+        self._refuse_if_shutting_down()
+        check_channels(channels)
+        checked_options(options)
+        opened: list[Reader | MegaphoneError] = [ChannelNotFound()] * len(channels)
+        of_each = replace(options, limit=None, heartbeat_s=None)
+
+        async def open_one(index: int, address: str, cursor: str | None) -> None:
+            try:
+                opened[index] = await self.open_read(
+                    address, replace(of_each, cursor=cursor), within_s=within_s
+                )
+            except MegaphoneError as error:
+                opened[index] = error
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index, (address, cursor) in enumerate(channels):
+                    group.create_task(open_one(index, address, cursor))
+        except BaseException:
+            for one in opened:
+                if isinstance(one, Reader):
+                    one.close(clean=False)
+            raise
+        return ManyReader(opened, options)
 
     def open_read_nowait(self, address: str, options: ReadOptions) -> Reader:
         """Do the same as `open_read`, without waiting.
@@ -312,6 +360,20 @@ def checked_options(options: ReadOptions) -> ReadOptions:
     if options.streams is not None:
         check_streams(options.streams)
     return options
+
+
+def check_channels(channels: Sequence[ManyChannel]) -> None:
+    """Check the channels of a read of many channels. Raises: BadRequest, PayloadTooLarge."""
+    if not channels:
+        raise BadRequest("the read names no channels: `channels` must have at least one")
+    if len(channels) > MAX_CHANNELS_OF_A_READ:
+        raise PayloadTooLarge(
+            f"the read names {len(channels)} channels; at most {MAX_CHANNELS_OF_A_READ} are allowed"
+        )
+    first: dict[str, int] = {}
+    for index, (address, _) in enumerate(channels):
+        if first.setdefault(address, index) != index:
+            raise BadRequest(f"channel {index} is the same as channel {first[address]}")
 
 
 def check_streams(streams: frozenset[str]) -> None:

@@ -3,15 +3,16 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Self, TypeVar
 
-from megaphone.core.reader import Reader, bytes_of
+from megaphone.core.open_read import OpenRead
 from megaphone.errors import MegaphoneError, StoreUnavailable
-from megaphone.model import Event
+
+R = TypeVar("R", bound=OpenRead[Any])
 
 
-class Reading:
-    """Iterates over the batches of a `Reader`. See `Reader.next` for what a batch is.
+class Reading(Generic[R]):
+    """Iterates over the batches of an open read. See `OpenRead.next` for what a batch is.
 
     Entering the context takes the lease of the channel. By asking for the next batch, the caller
     says that the connection has all bytes of the batch before. The iteration ends when the read is
@@ -27,10 +28,10 @@ class Reading:
         of the read again.
     """
 
-    def __init__(self, opening: Callable[[], Awaitable[Reader]]) -> None:
-        """`opening` takes the lease of the channel."""
+    def __init__(self, opening: Callable[[], Awaitable[R]]) -> None:
+        """`opening` takes the lease of the channel, or of many channels."""
         self._opening = opening
-        self.reader: Reader
+        self.reader: R
         """Known once the context is entered."""
         self._is_ready = asyncio.Event()
         self._broken = asyncio.timeout(None)
@@ -58,12 +59,12 @@ class Reading:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> list[Event]:
+    async def __anext__(self) -> list[Any]:
         while self._error is None:
             self._is_ready.clear()
             events = self.reader.next()
             if events is not None:
-                self.reader.wait_for_client(bytes_of(events))
+                self.reader.wait_for_client(self.reader.size_of(events))
                 return events
             if self.reader.is_over:
                 settled = self.reader.settle()

@@ -4,6 +4,7 @@ POST /create
 POST /write/{producerAddress}/{streamId}
 POST /write-batch
 GET  /read/{consumerAddress}
+POST /read                      many channels over one connection
 POST /ack/{consumerAddress}
 POST /channelsExists
 """
@@ -14,7 +15,14 @@ from megaphone.core.broker import Broker
 from megaphone.model import NewEvent
 from megaphone.rest.connection.answers import WrittenAnswer, json_answer, json_answer_in_pieces
 from megaphone.rest.cors import READERS_HEADERS
-from megaphone.rest.reads import LAST_EVENT_ID, framing_of, options_of, stream_events
+from megaphone.rest.reads import (
+    LAST_EVENT_ID,
+    framing_of,
+    of_framing,
+    options_of,
+    stream_events,
+    stream_many,
+)
 from megaphone.rest.requests import body_of, is_json, path_values, require_json, segment
 from megaphone.wire import json
 
@@ -33,6 +41,7 @@ class ChannelApi:
             web.post(f"/write/{segment('producer_address')}/{segment('stream_id')}", self.write),
             web.post("/write-batch", self.write_batch),
             web.get(f"/read/{segment('consumer_address')}", self.read, allow_head=False),
+            web.post("/read", self.read_many),
             web.post(f"/ack/{segment('consumer_address')}", self.acknowledge),
             web.post("/channelsExists", self.channels_exist),
         ]
@@ -66,6 +75,13 @@ class ChannelApi:
         )
         reader = await self._broker.open_read(address, options)
         stream_events(request, reader, framing, request.app[READERS_HEADERS])
+
+    async def read_many(self, request: web.Request) -> web.StreamResponse:
+        require_json(request)
+        channels, options = json.parse_read_many(await body_of(request))
+        framing = framing_of(request.headers.get("Accept", ""))
+        reader = await self._broker.open_many(channels, of_framing(framing, options))
+        stream_many(request, reader, framing, request.app[READERS_HEADERS])
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)

@@ -13,6 +13,7 @@ from megaphone.rest.connection.answers import Answer
 from megaphone.rest.requests import segment
 
 READERS_PATHS = ("/read/", "/ack/")
+MANY_PATH = "/read"
 READERS_HEADERS: web.AppKey[Mapping[str, str]] = web.AppKey("readers_headers")
 """The key under which an application holds what `headers_of` returns."""
 PREFLIGHT_HEADERS = {
@@ -41,12 +42,13 @@ def allow_origin(app: web.Application, origin: str | None) -> None:
         return
 
     async def add_headers(request: web.Request, response: web.StreamResponse) -> None:
-        if request.path.startswith(READERS_PATHS):
+        if request.path == MANY_PATH or request.path.startswith(READERS_PATHS):
             response.headers.extend(readers_headers)
 
     async def preflight(request: web.Request) -> web.Response:
         return Answer(status=204, headers=PREFLIGHT_HEADERS)
 
     app.on_response_prepare.append(add_headers)
+    app.router.add_route("OPTIONS", MANY_PATH, preflight)
     for path in READERS_PATHS:
         app.router.add_route("OPTIONS", path + segment("address"), preflight)

@@ -238,6 +238,22 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         ),
         parameters=READING,
     ),
+    ("POST", "/read"): Operation(
+        "readMany",
+        CHANNELS,
+        "Read many channels over one connection",
+        Answer(
+            200,
+            "For each channel a line with `begun`, then its events, then a line with `done`. A"
+            " channel that is refused has only the last one. The answer ends when all channels are"
+            " done.",
+            {NDJSON: bodies.PartOfMany, SSE: bodies.PartOfMany},
+        ),
+        (*OF_BODIES, errors.ShuttingDown),
+        "Each channel has its own lease, cursor and acknowledgements, as in a read of its own. What"
+        " happens to one channel does not disturb the others.",
+        body=bodies.ReadManyRequest,
+    ),
     ("POST", "/ack/{consumer_address}"): Operation(
         "acknowledge",
         CHANNELS,

@@ -2,36 +2,37 @@
 
 Existing clients split what they receive at line breaks, chunk by chunk. So each write to the socket
 is one chunk of whole lines, and a line without an event is sent only if the client asked for it. A
-further framing is a module in `megaphone.wire`, a `Framing` here, and a condition in `framing_of`.
+further framing is a module in `megaphone.wire`, two `Framing`s here, for reads of one channel and
+of many, and a condition in `framing_of`.
 """
 
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aiohttp import web
 
+from megaphone.core.many import ManyReader
+from megaphone.core.open_read import OpenRead
 from megaphone.core.reader import Reader
 from megaphone.model import DEFAULT_IN_FLIGHT, ReadOptions
 from megaphone.rest.connection.answer_bytes import date_line
 from megaphone.rest.connection.guest import connection_of
-from megaphone.rest.connection.stream import Framing
+from megaphone.rest.connection.stream import Framing, chunk
 from megaphone.rest.requests import choice, seconds_of_ms, whole_number
 from megaphone.wire import lines, sse
 
 LAST_EVENT_ID = "Last-Event-ID"
 SSE_HEARTBEAT_S = 10.0
 
-NDJSON = Framing(
-    "application/x-ndjson",
-    preamble=lambda *_: b"",
-    heartbeat=b"\n",
-    events=lines.event_lines,
-)
-SSE = Framing(
-    "text/event-stream", preamble=sse.preamble, heartbeat=sse.HEARTBEAT, events=sse.events
-)
+NDJSON = Framing("application/x-ndjson", heartbeat=b"\n", events=lines.event_lines)
+SSE = Framing("text/event-stream", heartbeat=sse.HEARTBEAT, events=sse.events)
+OF_MANY = {
+    NDJSON: Framing(NDJSON.content_type, heartbeat=b"\n", events=lines.part_lines),
+    SSE: Framing(SSE.content_type, heartbeat=sse.HEARTBEAT, events=sse.many_events),
+}
+"""The framings of reads of many channels, by those of reads of one."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -76,13 +77,16 @@ def options_of(
         heartbeat_s=seconds_of_ms(query, "heartbeat_ms"),
         streams=frozenset(streams) or None,
     )
-    if framing is not SSE:
-        return options
-    return replace(
-        options,
-        take_over=options.take_over or last_event_id is not None,
-        heartbeat_s=options.heartbeat_s or SSE_HEARTBEAT_S,
-    )
+    if framing is SSE and last_event_id is not None:
+        options = replace(options, take_over=True)
+    return of_framing(framing, options)
+
+
+def of_framing(framing: Framing, options: ReadOptions) -> ReadOptions:
+    """Return the options with which a client of a framing reads."""
+    if framing is SSE and options.heartbeat_s is None:
+        return replace(options, heartbeat_s=SSE_HEARTBEAT_S)
+    return options
 
 
 # -- The answer
@@ -91,11 +95,21 @@ def options_of(
 def head_of_answer(
     framing: Framing, reader: Reader, more: Mapping[str, str], *, is_http_1_0: bool = False
 ) -> bytes:
-    """Return the head of the answer to a read. `more` are further headers."""
-    headers = {"Content-Type": framing.content_type, **HEADERS, **more}
-    headers["Megaphone-Position"] = reader.cursor
+    """Return the head of the answer to a read, with what comes before the first event. `more` are
+    further headers."""
+    more = {**more, "Megaphone-Position": reader.cursor}
     if reader.recovered is not None:
-        headers["Megaphone-Recovered"] = str(reader.recovered).lower()
+        more["Megaphone-Recovered"] = str(reader.recovered).lower()
+    head = begin_of_answer(framing, more, is_http_1_0=is_http_1_0)
+    if framing is not SSE:
+        return head
+    preamble = sse.preamble(reader.cursor, reader.recovered)
+    return head + (preamble if is_http_1_0 else b"".join(chunk([preamble])))
+
+
+def begin_of_answer(framing: Framing, more: Mapping[str, str], *, is_http_1_0: bool) -> bytes:
+    """Return the status and the headers of an answer that is a stream."""
+    headers = {"Content-Type": framing.content_type, **HEADERS, **more}
     if not is_http_1_0:
         headers["Transfer-Encoding"] = "chunked"
         headers["Connection"] = "close"  # what a client pipelines behind a read is not answered
@@ -109,13 +123,33 @@ def stream_events(
 ) -> NoReturn:
     """Send the batches of a read. The connection leaves aiohttp, so there is no answer to return.
 
+    Raises: as `stream_batches`.
+    """
+    is_http_1_0 = request.version < (1, 1)
+    head = head_of_answer(framing, reader, more, is_http_1_0=is_http_1_0)
+    stream_batches(request, reader, framing, head)
+
+
+def stream_many(
+    request: web.Request, reader: ManyReader, framing: Framing, more: Mapping[str, str]
+) -> NoReturn:
+    """Do the same for a read of many channels."""
+    framing = OF_MANY[framing]
+    head = begin_of_answer(framing, more, is_http_1_0=request.version < (1, 1))
+    stream_batches(request, reader, framing, head)
+
+
+def stream_batches(
+    request: web.Request, reader: OpenRead[Any], framing: Framing, head: bytes
+) -> NoReturn:
+    """Send `head`, and then the batches of a read.
+
     Raises: CancelledError, which ends the handler; ConnectionResetError, if the client has
         disconnected.
     """
-    is_http_1_0 = request.version < (1, 1)
     try:
-        head = head_of_answer(framing, reader, more, is_http_1_0=is_http_1_0)
-        connection_of(request).begin_stream(reader, framing, head, is_chunked=not is_http_1_0)
+        is_chunked = request.version >= (1, 1)
+        connection_of(request).begin_stream(reader, framing, head, is_chunked=is_chunked)
     except BaseException:
         reader.close(clean=False)
         raise

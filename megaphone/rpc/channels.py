@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.rpc.answers import joined
-from megaphone.rpc.reads import read_time_s, stream_events
+from megaphone.rpc.reads import read_time_s, stream_events, stream_many
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceServicer
@@ -72,6 +72,14 @@ class ChannelServicer(ChannelServiceServicer):
             within_s=read_time_s(context.time_remaining()),
         )
         await stream_events(context, reading, self._budget)
+
+    async def ReadMany(self, request: pb.ReadManyRequest, context: Context) -> None:  # type: ignore[override]
+        reading = self._broker.read_many(
+            wire.many_channels(request),
+            wire.many_options(request),
+            within_s=read_time_s(context.time_remaining()),
+        )
+        await stream_many(context, reading, self._budget)
 
     async def Acknowledge(
         self, request: pb.AcknowledgeRequest, context: Context

@@ -7,7 +7,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from megaphone.core.budget import Budget
-from megaphone.core.reader import bytes_of
+from megaphone.core.many import ManyReader
+from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.wire import protobuf as wire
 
@@ -32,7 +33,7 @@ def read_time_s(time_remaining_s: float | None) -> float:
 
 
 async def stream_events(
-    context: "grpc.aio.ServicerContext[Any, bytes]", reading: Reading, budget: Budget
+    context: "grpc.aio.ServicerContext[Any, bytes]", reading: Reading[Reader], budget: Budget
 ) -> None:
     """Open a read, and send every batch of it until the read ends.
 
@@ -48,5 +49,16 @@ async def stream_events(
             begun.append((RECOVERED_KEY, str(reader.recovered).lower()))
         await context.send_initial_metadata(begun)
         async for events in reading:
-            with budget.lent(COPIES * bytes_of(events)):
+            with budget.lent(COPIES * reader.size_of(events)):
                 await context.write(wire.events(events))
+
+
+async def stream_many(
+    context: "grpc.aio.ServicerContext[Any, bytes]", reading: Reading[ManyReader], budget: Budget
+) -> None:
+    """Do the same for a read of many channels."""
+    async with reading:
+        await context.send_initial_metadata(())
+        async for parts in reading:
+            with budget.lent(COPIES * reading.reader.size_of(parts)):
+                await context.write(wire.parts(parts))

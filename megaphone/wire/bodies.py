@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 
 def text(description: str, *, deprecated: bool = False) -> Meta:
@@ -69,6 +69,32 @@ class AckRequest(msgspec.Struct):
             description="The id of an event. It and every event before it are acknowledged.",
         ),
     ]
+
+
+class ManyChannel(msgspec.Struct, forbid_unknown_fields=True):
+    """A channel of a read of many channels."""
+
+    address: Annotated[str, text("The consumer address.")]
+    after: Annotated[
+        str | None,
+        text("The id of the last event that the reader has, or `-` for none."),
+    ] = None
+
+
+class ReadManyRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """Many channels to read over one connection. The options mean what they mean in the query of a
+    read of one channel."""
+
+    channels: Annotated[list[ManyChannel], text("At most 100 channels, all different.")]
+    ack: Literal["none", "explicit"] = "none"
+    window: int | None = None
+    takeover: bool = False
+    limit: Annotated[
+        int | None, text("The read ends after this many events of all channels together.")
+    ] = None
+    wait_ms: int | None = None
+    heartbeat_ms: int | None = None
+    stream: Annotated[list[str], text("The streams to send; an empty list means all.")] = []
 
 
 # -- Requests of operators
@@ -164,6 +190,34 @@ class Event(msgspec.Struct):
     ]
     ts: Annotated[datetime, text("When the broker accepted the event, in UTC.")]
     body: Annotated[Any, text("The JSON value that was written.")]
+
+
+class PartOfMany(msgspec.Struct):
+    """A line of a read of many channels: an event, or the begin or the end of a channel."""
+
+    channel: Annotated[int, text("The index of the channel in the request, from 0.")]
+    sid: str | UnsetType = UNSET
+    eid: str | UnsetType = UNSET
+    ts: datetime | UnsetType = UNSET
+    body: Any = UNSET
+    begun: Annotated[Literal[True] | UnsetType, text("The read of the channel begins.")] = UNSET
+    position: Annotated[
+        str | UnsetType, text("With `begun`: the event before the first one of this read, or `-`.")
+    ] = UNSET
+    recovered: Annotated[
+        bool | UnsetType,
+        text("With `begun`: as the header `Megaphone-Recovered` of a read of one channel."),
+    ] = UNSET
+    done: Annotated[
+        Literal[True] | UnsetType, text("The read of the channel is over, or was refused.")
+    ] = UNSET
+    code: Annotated[
+        str | UnsetType, text("With `done`: the code of the error, unless it is a clean end.")
+    ] = UNSET
+    message: str | UnsetType = UNSET
+    retryAfter: Annotated[
+        float | UnsetType, text("After how many seconds the channel may be read again.")
+    ] = UNSET
 
 
 class Error(msgspec.Struct):

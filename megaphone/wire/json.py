@@ -12,11 +12,13 @@ import msgspec
 
 from megaphone.errors import BadRequest
 from megaphone.model import (
+    DEFAULT_IN_FLIGHT,
     AgentInfo,
     BatchWritten,
     DrainProgress,
     NewChannel,
     NewEvent,
+    ReadOptions,
     agent_of,
 )
 from megaphone.wire import bodies
@@ -25,6 +27,7 @@ from megaphone.wire.decode import Converted, decode_json
 
 MEMBERS_AT_ONCE = 500
 """How many elements of a list are encoded into one piece of an answer."""
+MAX_MILLISECONDS = 10**9
 encode = msgspec.json.Encoder().encode
 
 T = TypeVar("T")
@@ -53,6 +56,29 @@ def parse_exists(body: bytes) -> list[str]:
 def parse_ack(body: bytes) -> str:
     """Return the id of the event that a request acknowledges."""
     return decode_json(body, bodies.AckRequest).eid
+
+
+def parse_read_many(body: bytes) -> tuple[list[tuple[str, str | None]], ReadOptions]:
+    """Return the channels of a read of many channels, each with its cursor, and the options."""
+    request = decode_json(body, bodies.ReadManyRequest)
+    options = ReadOptions(
+        acknowledge=request.ack == "explicit",
+        in_flight=DEFAULT_IN_FLIGHT if request.window is None else request.window,
+        take_over=request.takeover,
+        limit=request.limit,
+        wait_s=seconds("wait_ms", request.wait_ms),
+        heartbeat_s=seconds("heartbeat_ms", request.heartbeat_ms),
+        streams=frozenset(request.stream) or None,
+    )
+    return [(one.address, one.after) for one in request.channels], options
+
+
+def seconds(name: str, milliseconds: int | None) -> float | None:
+    if milliseconds is None:
+        return None
+    if not 0 <= milliseconds < MAX_MILLISECONDS:
+        raise BadRequest(f"`{name}` must be a whole number from 0 to {MAX_MILLISECONDS - 1}")
+    return milliseconds / 1000
 
 
 def parse_agent_name(body: bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-from megaphone.model import LINE_BODY_BYTES, Event
+from megaphone.model import LINE_BODY_BYTES, ChannelBegun, ChannelDone, ChannelEvents, Event, Part
 
 SECONDS_REMEMBERED = 10
 """Events that are sent now have mostly the time of the last seconds."""
@@ -75,6 +75,37 @@ def line_parts(event: Event) -> tuple[bytes, ...]:
     if len(event.body) <= LINE_BODY_BYTES:
         return (event_line(event),)
     return before_body(event), event.body, END
+
+
+def part_lines(batch: Sequence[Part]) -> list[bytes]:
+    """Return the lines of a batch of many channels in parts. Each line begins with the index of its
+    channel. An event follows as in its own line, whose bytes are not rendered again."""
+    parts: list[bytes] = []
+    for part in batch:
+        if isinstance(part, ChannelEvents):
+            begin = b'{"channel":%d,' % part.channel
+            for event in part.events:
+                first, *rest = line_parts(event)
+                parts += begin + first[1:], *rest
+        else:
+            parts.append(notice_of(part) + b"\n")
+    return parts
+
+
+def notice_of(part: ChannelBegun | ChannelDone) -> bytes:
+    """Return what is said of a channel itself, as JSON without a line break."""
+    notice: dict[str, str | int | bool | float] = {"channel": part.channel}
+    if isinstance(part, ChannelBegun):
+        notice |= {"begun": True, "position": part.position}
+        if part.recovered is not None:
+            notice["recovered"] = part.recovered
+    else:
+        notice["done"] = True
+        if part.error is not None:
+            notice |= {"code": part.error.code, "message": str(part.error)}
+            if part.error.retry_after_s is not None:
+                notice["retryAfter"] = part.error.retry_after_s
+    return encode(notice)
 
 
 def event_lines(events: Sequence[Event]) -> list[bytes]:

@@ -1,6 +1,7 @@
 """The protobuf of the gRPC face: messages to the model, and the model to messages."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -17,10 +18,13 @@ from megaphone.model import (
     AgentInfo,
     BatchFailure,
     BatchWritten,
+    ChannelBegun,
+    ChannelEvents,
     DrainProgress,
     Event,
     NewChannel,
     NewEvent,
+    Part,
     ReadOptions,
     WriteFailure,
 )
@@ -86,8 +90,17 @@ def publish_result(result: str | WriteFailure) -> bytes:
 
 
 def read_options(request: pb.ReadRequest) -> ReadOptions:
+    return replace(many_options(request), cursor=optional(request.after_event_id))
+
+
+def many_channels(request: pb.ReadManyRequest) -> list[tuple[str, str | None]]:
+    """Return the channels of a read of many channels, each with its cursor."""
+    return [(one.consumer_address, optional(one.after_event_id)) for one in request.channels]
+
+
+def many_options(request: pb.ReadManyRequest | pb.ReadRequest) -> ReadOptions:
+    """Return the options of a read, without a cursor."""
     return ReadOptions(
-        cursor=optional(request.after_event_id),
         acknowledge=request.acknowledge,
         in_flight=request.window or DEFAULT_IN_FLIGHT,
         take_over=request.take_over,
@@ -147,6 +160,28 @@ def events(batch: Sequence[Event]) -> bytes:
         before_body = before_body_of(one)
         parts += head_of(1, len(before_body) + len(one.body)), before_body, one.body
     return b"".join(parts)
+
+
+def parts(batch: Sequence[Part]) -> bytes:
+    """Return a ReadManyResponse."""
+    return b"".join([field_of(1, part_of(one)) for one in batch])
+
+
+def part_of(one: Part) -> bytes:
+    if isinstance(one, ChannelEvents):
+        return events(one.events) + b"\x10" + varint(one.channel)
+    part = pb.ReadManyResponse.Part(channel=one.channel)
+    if isinstance(one, ChannelBegun):
+        part.begun.position = one.position
+        if one.recovered is not None:
+            part.begun.recovered = one.recovered
+    elif one.error is None:
+        part.done.SetInParent()
+    else:
+        part.done.code, part.done.message = one.error.code, str(one.error)
+        if one.error.retry_after_s is not None:
+            part.done.retry_delay.FromNanoseconds(int(one.error.retry_after_s * 1_000_000_000))
+    return part.SerializeToString()
 
 
 def before_body_of(one: Event) -> bytes:

@@ -7,8 +7,8 @@ line that a reader of NDJSON gets. Its id is the event id, which the browser sen
 
 from collections.abc import Sequence
 
-from megaphone.model import Event
-from megaphone.wire.lines import line_parts
+from megaphone.model import ChannelEvents, Event, Part
+from megaphone.wire.lines import line_parts, notice_of, part_lines
 
 RETRY_MS = 500
 HEARTBEAT = b":\n\n"
@@ -30,6 +30,19 @@ def preamble(cursor: str, recovered: bool | None) -> bytes:
 def events(batch: Sequence[Event]) -> list[bytes]:
     """Return the bytes of a batch in parts."""
     return [part for one in batch for part in parts_of(one)]
+
+
+def many_events(batch: Sequence[Part]) -> list[bytes]:
+    """Return the bytes of a batch of many channels in parts. What is said of a channel itself is an
+    event named `channel`. There are no ids, because no single one could name the cursors of all."""
+    parts: list[bytes] = []
+    for part in batch:
+        if isinstance(part, ChannelEvents):
+            for event in part.events:
+                parts += b"data: ", *part_lines([ChannelEvents(part.channel, [event])]), b"\n"
+        else:
+            parts.append(b"event: channel\ndata: %b\n\n" % notice_of(part))
+    return parts
 
 
 def parts_of(one: Event) -> tuple[bytes, ...]:

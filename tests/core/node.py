@@ -12,6 +12,7 @@ from megaphone.core.admin import Admin
 from megaphone.core.agents import AgentDirectory, Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
+from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.model import AgentMode, NewChannel, NewEvent, ReadOptions
 from megaphone.observe.metrics import Metrics
@@ -75,7 +76,7 @@ class Node:
         for number in numbers:
             await self.broker.write(channel.producer_address, NewEvent("s", str(number).encode()))
 
-    def open(self, channel: NewChannel, options: ReadOptions | None = None) -> Reading:
+    def open(self, channel: NewChannel, options: ReadOptions | None = None) -> Reading[Reader]:
         return self.broker.read(channel.consumer_address, options)
 
     async def read(self, channel: NewChannel, options: ReadOptions | None = None) -> list[int]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from megaphone.core.reader import BATCH_EVENTS, PASSED_AT_ONCE, Reader
+from megaphone.core.open_read import BATCH_EVENTS
+from megaphone.core.reader import PASSED_AT_ONCE, Reader
 from megaphone.core.reading import Reading
 from megaphone.errors import AgentMoved, MegaphoneError, ReaderBusy, TooSlow
 from megaphone.model import START, NewChannel, NewEvent, ReadOptions
@@ -23,7 +24,7 @@ def node() -> Node:
     return Node(WARM)
 
 
-async def take_one_batch(reading: Reading, then_s: float) -> None:
+async def take_one_batch(reading: Reading[Reader], then_s: float) -> None:
     """Read one batch, and take `then_s` to send it."""
     async with reading:
         await anext(reading)
@@ -149,7 +150,7 @@ async def test_a_read_says_after_what_it_starts(node: Node) -> None:
         assert start_of(reading) == (second.id, True)
 
 
-def start_of(reading: Reading) -> tuple[str, bool | None]:
+def start_of(reading: Reading[Reader]) -> tuple[str, bool | None]:
     return reading.reader.cursor, reading.reader.recovered
 
 

@@ -107,6 +107,49 @@ class OpenRead:
             self._ready.extend(batch)
 
 
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The read of one of many channels begins."""
+
+    channel: int
+    position: str
+    recovered: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The read of one of many channels is over. `code` is empty after a clean end."""
+
+    channel: int
+    code: str = ""
+
+
+ManyPart = Begun | Done | tuple[int, ReadEvent]
+"""A part of a read of many channels. An event has the index of its channel."""
+
+
+class OpenMany:
+    """An open read of many channels. Iterating over it yields its parts, one event after the other,
+    until the broker ends the read cleanly."""
+
+    def __init__(self, next_parts: Callable[[], Awaitable[list[ManyPart] | None]]) -> None:
+        self.heartbeats = 0
+        self._next_parts = next_parts
+        self._ready: deque[ManyPart] = deque()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ManyPart:
+        while not self._ready:
+            parts = await self._next_parts()
+            if parts is None:
+                raise StopAsyncIteration
+            self.heartbeats += not parts
+            self._ready.extend(parts)
+        return self._ready.popleft()
+
+
 class Face(Protocol):
     """A client of one face. Every method raises the error of the broker as an instance of its
     class."""
@@ -138,6 +181,15 @@ class Face(Protocol):
 
         A refusal is raised on entering the context, or instead of the first event.
         """
+
+    def read_many(
+        self,
+        addresses: Sequence[str],
+        options: ReadOptions = PLAIN,
+        *,
+        after: Mapping[str, str] = {},
+    ) -> AbstractAsyncContextManager[OpenMany]:
+        """Read many channels within this context. `after` has the cursors, by address."""
 
     async def acknowledge(self, address: str, event_id: str) -> int: ...
 
@@ -230,6 +282,27 @@ class HttpFace:
             finally:
                 response.close()
 
+    @asynccontextmanager
+    async def read_many(
+        self,
+        addresses: Sequence[str],
+        options: ReadOptions = PLAIN,
+        *,
+        after: Mapping[str, str] = {},
+    ) -> AsyncIterator[OpenMany]:
+        body = json.dumps(many_body(addresses, options, after)).encode()
+        timeout = aiohttp.ClientTimeout(total=None)
+        async with self.session.post(
+            self.url("/read"), data=body, headers=JSON, timeout=timeout
+        ) as response:
+            if response.status != 200:
+                raise await http_error(response)
+            assert response.headers["Content-Type"] == "application/x-ndjson"
+            try:
+                yield OpenMany(lambda: next_part_lines(response))
+            finally:
+                response.close()
+
     async def acknowledge(self, address: str, event_id: str) -> int:
         request = json.dumps({"eid": event_id}).encode()
         answer = await self.post(f"/ack/{segment(address)}", request, status=200)
@@ -297,8 +370,55 @@ def milliseconds(seconds: float) -> int:
     return round(seconds * 1000)
 
 
+def many_body(
+    addresses: Sequence[str], options: ReadOptions, after: Mapping[str, str]
+) -> dict[str, Any]:
+    channels = [
+        {"address": one, "after": after[one]} if one in after else {"address": one}
+        for one in addresses
+    ]
+    body: dict[str, Any] = {"channels": channels}
+    if options.acknowledge:
+        body["ack"] = "explicit"
+    if options.in_flight != DEFAULT_IN_FLIGHT:
+        body["window"] = options.in_flight
+    if options.take_over:
+        body["takeover"] = True
+    if options.limit is not None:
+        body["limit"] = options.limit
+    if options.wait_s is not None:
+        body["wait_ms"] = milliseconds(options.wait_s)
+    if options.heartbeat_s is not None:
+        body["heartbeat_ms"] = milliseconds(options.heartbeat_s)
+    if options.streams is not None:
+        body["stream"] = sorted(options.streams)
+    return body
+
+
+async def next_part_lines(response: aiohttp.ClientResponse) -> list[ManyPart] | None:
+    lines = await next_chunk(response)
+    return None if lines is None else [part_of_line(line) for line in lines]
+
+
+def part_of_line(line: bytes) -> ManyPart:
+    said = json.loads(line)
+    if said.get("begun"):
+        return Begun(said["channel"], said["position"], said.get("recovered"))
+    if said.get("done"):
+        return Done(said["channel"], said.get("code", ""))
+    begin, _, event = line.partition(b",")
+    number = begin.removeprefix(b'{"channel":')
+    return int(number), event_of_line(b"{" + event)
+
+
 async def next_lines(response: aiohttp.ClientResponse) -> list[ReadEvent] | None:
     """Return the events of the next chunk, which contains whole lines."""
+    lines = await next_chunk(response)
+    return None if lines is None else [event_of_line(line) for line in lines]
+
+
+async def next_chunk(response: aiohttp.ClientResponse) -> list[bytes] | None:
+    """Return the lines of the next chunk."""
     chunk = b""
     async for data, is_whole in response.content.iter_chunks():
         chunk += data
@@ -309,7 +429,7 @@ async def next_lines(response: aiohttp.ClientResponse) -> list[ReadEvent] | None
     if chunk == HEARTBEAT_LINE:
         return []
     assert chunk.endswith(b"\n"), "a line was split over two chunks"
-    return [event_of_line(line) for line in chunk[:-1].split(b"\n")]
+    return chunk[:-1].split(b"\n")
 
 
 def event_of_line(line: bytes) -> ReadEvent:
@@ -406,6 +526,34 @@ class GrpcFace:
         finally:
             call.cancel()
 
+    @asynccontextmanager
+    async def read_many(
+        self,
+        addresses: Sequence[str],
+        options: ReadOptions = PLAIN,
+        *,
+        after: Mapping[str, str] = {},
+    ) -> AsyncIterator[OpenMany]:
+        request = pb.ReadManyRequest(
+            channels=[
+                pb.ReadManyRequest.Channel(consumer_address=one, after_event_id=after.get(one, ""))
+                for one in addresses
+            ],
+            acknowledge=options.acknowledge,
+            window=options.in_flight,
+            take_over=options.take_over,
+            limit=options.limit or 0,
+            wait_ms=None if options.wait_s is None else milliseconds(options.wait_s),
+            heartbeat_ms=milliseconds(options.heartbeat_s or 0),
+            streams=sorted(options.streams or ()),
+        )
+        call = self.stub.ReadMany(request, metadata=agent_of(*addresses))
+        try:
+            await call.initial_metadata()
+            yield OpenMany(lambda: next_parts(call))
+        finally:
+            call.cancel()
+
     async def acknowledge(self, address: str, event_id: str) -> int:
         request = pb.AcknowledgeRequest(consumer_address=address, event_id=event_id)
         with telling_errors():
@@ -460,6 +608,24 @@ async def next_message(
     if not isinstance(message, pb.ReadResponse):
         return None
     return [event_of_message(event) for event in message.events]
+
+
+async def next_parts(
+    call: "grpc.aio.UnaryStreamCall[pb.ReadManyRequest, pb.ReadManyResponse]",
+) -> list[ManyPart] | None:
+    with telling_errors():
+        message = await call.read()
+    if not isinstance(message, pb.ReadManyResponse):
+        return None
+    parts: list[ManyPart] = []
+    for part in message.parts:
+        if part.HasField("begun"):
+            recovered = part.begun.recovered if part.begun.HasField("recovered") else None
+            parts.append(Begun(part.channel, part.begun.position, recovered))
+        parts += [(part.channel, event_of_message(event)) for event in part.events]
+        if part.HasField("done"):
+            parts.append(Done(part.channel, part.done.code))
+    return parts
 
 
 def event_of_message(event: pb.Event) -> ReadEvent:

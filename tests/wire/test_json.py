@@ -16,6 +16,7 @@ from megaphone.model import (
     Event,
     NewChannel,
     NewEvent,
+    ReadOptions,
     ReadProtocol,
 )
 from megaphone.wire import json as wire
@@ -116,3 +117,26 @@ def test_the_pieces_of_a_list_are_one_list(count: int) -> None:
         "failures": [{"channel": one, "index": 0, "reason": "TIMEOUT"} for one in addresses],
         "eids": ids + [None] * (count - count // 2),
     }
+
+
+def test_a_read_of_many_channels_has_its_options() -> None:
+    body = b"""{"channels":[{"address":"a","after":"e1"},{"address":"b"}],"ack":"explicit",
+        "window":7,"takeover":true,"limit":3,"wait_ms":1500,"heartbeat_ms":200,"stream":["s","t"]}"""
+    channels, options = wire.parse_read_many(body)
+    assert channels == [("a", "e1"), ("b", None)]
+    assert options == ReadOptions(
+        acknowledge=True,
+        in_flight=7,
+        take_over=True,
+        limit=3,
+        wait_s=1.5,
+        heartbeat_s=0.2,
+        streams=frozenset(("s", "t")),
+    )
+    assert wire.parse_read_many(b'{"channels":[]}') == ([], ReadOptions())
+
+
+@pytest.mark.parametrize("milliseconds", ["-1", "1000000000"])
+def test_a_time_of_a_read_of_many_channels_has_limits(milliseconds: str) -> None:
+    with pytest.raises(BadRequest, match="`wait_ms` must be a whole number from 0 to 999999999"):
+        wire.parse_read_many(b'{"channels":[],"wait_ms":%b}' % milliseconds.encode())

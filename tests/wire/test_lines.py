@@ -1,7 +1,8 @@
 """Events as lines of JSON, byte by byte: existing clients depend on them."""
 
-from megaphone.model import LINE_BODY_BYTES, Event
-from megaphone.wire import lines
+from megaphone.errors import NoAgentAvailable
+from megaphone.model import LINE_BODY_BYTES, ChannelBegun, ChannelDone, ChannelEvents, Event, Part
+from megaphone.wire import lines, sse
 
 EVENT_LINE = b'{"sid":"a\\"b","eid":"e1","ts":"2023-11-14T22:13:20.000001Z","body":[1]}\n'
 
@@ -28,3 +29,37 @@ def test_the_body_of_a_large_event_is_not_copied() -> None:
     before, body, after = lines.line_parts(large)
     assert body is large.body
     assert before + b"[1]" + after == EVENT_LINE
+
+
+MANY: list[Part] = [
+    ChannelBegun(0, "-", None),
+    ChannelBegun(1, "e0", False),
+    ChannelDone(2, NoAgentAvailable("none")),
+    ChannelDone(3, None),
+]
+NOTICES = [
+    b'{"channel":0,"begun":true,"position":"-"}',
+    b'{"channel":1,"begun":true,"position":"e0","recovered":false}',
+    b'{"channel":2,"done":true,"code":"NO_AGENT","message":"none","retryAfter":1.0}',
+    b'{"channel":3,"done":true}',
+]
+
+
+def test_each_line_of_many_channels_names_its_channel() -> None:
+    assert b"".join(lines.part_lines(MANY)).split(b"\n") == [*NOTICES, b""]
+    line = b'{"channel":7,' + EVENT_LINE[1:]
+    assert b"".join(lines.part_lines([ChannelEvents(7, [event(), event()])])) == line + line
+
+
+def test_the_body_of_a_large_event_of_many_channels_is_not_copied() -> None:
+    large = event(b'"' + b"x" * LINE_BODY_BYTES + b'"')
+    before, body, after = lines.part_lines([ChannelEvents(0, [large])])
+    assert body is large.body
+    assert before + b"[1]" + after == b'{"channel":0,' + EVENT_LINE[1:]
+
+
+def test_server_sent_events_of_many_channels_have_no_ids() -> None:
+    sent = sse.many_events([*MANY, ChannelEvents(7, [event()])])
+    *notices, of_event, end = b"".join(sent).split(b"\n\n")
+    assert notices == [b"event: channel\ndata: " + notice for notice in NOTICES]
+    assert (of_event, end) == (b'data: {"channel":7,' + EVENT_LINE[1:-1], b"")

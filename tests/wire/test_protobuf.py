@@ -8,16 +8,21 @@ from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megaphone.errors import ReaderBusy, WriteTimeout
 from megaphone.model import (
     DEFAULT_IN_FLIGHT,
     AgentInfo,
     AgentMode,
     BatchFailure,
     BatchWritten,
+    ChannelBegun,
+    ChannelDone,
+    ChannelEvents,
     DrainProgress,
     Event,
     NewChannel,
     NewEvent,
+    Part,
     ReadOptions,
     ReadProtocol,
     WriteFailure,
@@ -198,3 +203,26 @@ def test_empty_members_are_members(unit: bytes) -> None:
 def test_a_message_without_lists_has_no_members() -> None:
     write = pb.WriteRequest(body=b"\n" * 5_000)
     assert not has_more_members(write.SerializeToString(), 1_000)
+
+
+def test_the_parts_of_many_channels_are_one_message() -> None:
+    parts: list[Part] = [
+        ChannelBegun(0, "-", None),
+        ChannelBegun(1, "e0", False),
+        ChannelEvents(0, [Event("e1", "s", 0, b"1"), Event("e2", "s", 0, b"2")]),
+        ChannelEvents(99, [Event("e3", "s", 0, b"3")]),
+        ChannelDone(2, ReaderBusy("busy")),
+        ChannelDone(3, WriteTimeout()),
+        ChannelDone(4, None),
+    ]
+    answer = pb.ReadManyResponse.FromString(wire.parts(parts))
+    assert [part.channel for part in answer.parts] == [0, 1, 0, 99, 2, 3, 4]
+    begun, other, two, one, busy, late, clean = answer.parts
+    assert (begun.begun.position, begun.begun.HasField("recovered")) == ("-", False)
+    assert (other.begun.position, other.begun.HasField("recovered")) == ("e0", True)
+    assert [event.event_id for event in (*two.events, *one.events)] == ["e1", "e2", "e3"]
+    assert (busy.done.code, busy.done.message) == ("BUSY", "busy")
+    assert not busy.done.HasField("retry_delay")
+    assert late.done.retry_delay.seconds == 1
+    assert clean.HasField("done")
+    assert not clean.done.code

@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmegaphone_api/v1/channels.proto\x12\x0cmegaphone.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"i\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\")\n\x14\x43reateChannelRequest\x12\x11\n\tprotocols\x18\x01 \x03(\t\"^\n\x15\x43reateChannelResponse\x12\x18\n\x10producer_address\x18\x01 \x01(\t\x12\x18\n\x10\x63onsumer_address\x18\x02 \x01(\t\x12\x11\n\tprotocols\x18\x03 \x03(\t\"]\n\x0cWriteRequest\x12\x18\n\x10producer_address\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\rWriteResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"\xa0\x01\n\x11WriteBatchRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\x12\x39\n\x08messages\x18\x02 \x03(\x0b\x32\'.megaphone.v1.WriteBatchRequest.Message\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x1a*\n\x07Message\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x9e\x01\n\x12WriteBatchResponse\x12:\n\x08\x66\x61ilures\x18\x01 \x03(\x0b\x32(.megaphone.v1.WriteBatchResponse.Failure\x12\x11\n\tevent_ids\x18\x02 \x03(\t\x1a\x39\n\x07\x46\x61ilure\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"<\n\x0ePublishRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.megaphone.v1.WriteRequest\"\x85\x01\n\x0fPublishResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.megaphone.v1.PublishResponse.Result\x1a;\n\x06Result\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xcf\x01\n\x0bReadRequest\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63knowledge\x18\x03 \x01(\x08\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x11\n\ttake_over\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\x12\x14\n\x07wait_ms\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cheartbeat_ms\x18\x08 \x01(\r\x12\x0f\n\x07streams\x18\t \x03(\tB\n\n\x08_wait_ms\"3\n\x0cReadResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.megaphone.v1.Event\"@\n\x12\x41\x63knowledgeRequest\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\"+\n\x13\x41\x63knowledgeResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\r\"(\n\x14\x43hannelsExistRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\"\x8d\x01\n\x15\x43hannelsExistResponse\x12\x43\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x31.megaphone.v1.ChannelsExistResponse.ChannelsEntry\x1a/\n\rChannelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x32\xfc\x05\n\x0e\x43hannelService\x12l\n\rCreateChannel\x12\".megaphone.v1.CreateChannelRequest\x1a#.megaphone.v1.CreateChannelResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\"\x07/create:\x01*\x12u\n\x05Write\x12\x1a.megaphone.v1.WriteRequest\x1a\x1b.megaphone.v1.WriteResponse\"3\x82\xd3\xe4\x93\x02-\"%/write/{producer_address}/{stream_id}:\x04\x62ody\x12h\n\nWriteBatch\x12\x1f.megaphone.v1.WriteBatchRequest\x1a .megaphone.v1.WriteBatchResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/write-batch:\x01*\x12J\n\x07Publish\x12\x1c.megaphone.v1.PublishRequest\x1a\x1d.megaphone.v1.PublishResponse(\x01\x30\x01\x12\x61\n\x04Read\x12\x19.megaphone.v1.ReadRequest\x1a\x1a.megaphone.v1.ReadResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/read/{consumer_address}0\x01\x12v\n\x0b\x41\x63knowledge\x12 .megaphone.v1.AcknowledgeRequest\x1a!.megaphone.v1.AcknowledgeResponse\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/ack/{consumer_address}:\x01*\x12t\n\rChannelsExist\x12\".megaphone.v1.ChannelsExistRequest\x1a#.megaphone.v1.ChannelsExistResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/channelsExists:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fmegaphone_api/v1/channels.proto\x12\x0cmegaphone.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"i\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12-\n\ttimestamp\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\")\n\x14\x43reateChannelRequest\x12\x11\n\tprotocols\x18\x01 \x03(\t\"^\n\x15\x43reateChannelResponse\x12\x18\n\x10producer_address\x18\x01 \x01(\t\x12\x18\n\x10\x63onsumer_address\x18\x02 \x01(\t\x12\x11\n\tprotocols\x18\x03 \x03(\t\"]\n\x0cWriteRequest\x12\x18\n\x10producer_address\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"!\n\rWriteResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\"\xa0\x01\n\x11WriteBatchRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\x12\x39\n\x08messages\x18\x02 \x03(\x0b\x32\'.megaphone.v1.WriteBatchRequest.Message\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x1a*\n\x07Message\x12\x11\n\tstream_id\x18\x01 \x01(\t\x12\x0c\n\x04\x62ody\x18\x02 \x01(\x0c\"\x9e\x01\n\x12WriteBatchResponse\x12:\n\x08\x66\x61ilures\x18\x01 \x03(\x0b\x32(.megaphone.v1.WriteBatchResponse.Failure\x12\x11\n\tevent_ids\x18\x02 \x03(\t\x1a\x39\n\x07\x46\x61ilure\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\"<\n\x0ePublishRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.megaphone.v1.WriteRequest\"\x85\x01\n\x0fPublishResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.megaphone.v1.PublishResponse.Result\x1a;\n\x06Result\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xcf\x01\n\x0bReadRequest\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\t\x12\x13\n\x0b\x61\x63knowledge\x18\x03 \x01(\x08\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x11\n\ttake_over\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\x12\x14\n\x07wait_ms\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cheartbeat_ms\x18\x08 \x01(\r\x12\x0f\n\x07streams\x18\t \x03(\tB\n\n\x08_wait_ms\"3\n\x0cReadResponse\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.megaphone.v1.Event\"\x97\x02\n\x0fReadManyRequest\x12\x37\n\x08\x63hannels\x18\x01 \x03(\x0b\x32%.megaphone.v1.ReadManyRequest.Channel\x12\x13\n\x0b\x61\x63knowledge\x18\x03 \x01(\x08\x12\x0e\n\x06window\x18\x04 \x01(\r\x12\x11\n\ttake_over\x18\x05 \x01(\x08\x12\r\n\x05limit\x18\x06 \x01(\r\x12\x14\n\x07wait_ms\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0cheartbeat_ms\x18\x08 \x01(\r\x12\x0f\n\x07streams\x18\t \x03(\t\x1a;\n\x07\x43hannel\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x16\n\x0e\x61\x66ter_event_id\x18\x02 \x01(\tB\n\n\x08_wait_ms\"\x85\x03\n\x10ReadManyResponse\x12\x32\n\x05parts\x18\x01 \x03(\x0b\x32#.megaphone.v1.ReadManyResponse.Part\x1a?\n\x05\x42\x65gun\x12\x10\n\x08position\x18\x01 \x01(\t\x12\x16\n\trecovered\x18\x02 \x01(\x08H\x00\x88\x01\x01\x42\x0c\n\n_recovered\x1aU\n\x04\x44one\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12.\n\x0bretry_delay\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a\xa4\x01\n\x04Part\x12#\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x13.megaphone.v1.Event\x12\x0f\n\x07\x63hannel\x18\x02 \x01(\r\x12\x33\n\x05\x62\x65gun\x18\x03 \x01(\x0b\x32$.megaphone.v1.ReadManyResponse.Begun\x12\x31\n\x04\x64one\x18\x04 \x01(\x0b\x32#.megaphone.v1.ReadManyResponse.Done\"@\n\x12\x41\x63knowledgeRequest\x12\x18\n\x10\x63onsumer_address\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\"+\n\x13\x41\x63knowledgeResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\r\"(\n\x14\x43hannelsExistRequest\x12\x10\n\x08\x63hannels\x18\x01 \x03(\t\"\x8d\x01\n\x15\x43hannelsExistResponse\x12\x43\n\x08\x63hannels\x18\x01 \x03(\x0b\x32\x31.megaphone.v1.ChannelsExistResponse.ChannelsEntry\x1a/\n\rChannelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x08:\x02\x38\x01\x32\xdb\x06\n\x0e\x43hannelService\x12l\n\rCreateChannel\x12\".megaphone.v1.CreateChannelRequest\x1a#.megaphone.v1.CreateChannelResponse\"\x12\x82\xd3\xe4\x93\x02\x0c\"\x07/create:\x01*\x12u\n\x05Write\x12\x1a.megaphone.v1.WriteRequest\x1a\x1b.megaphone.v1.WriteResponse\"3\x82\xd3\xe4\x93\x02-\"%/write/{producer_address}/{stream_id}:\x04\x62ody\x12h\n\nWriteBatch\x12\x1f.megaphone.v1.WriteBatchRequest\x1a .megaphone.v1.WriteBatchResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/write-batch:\x01*\x12J\n\x07Publish\x12\x1c.megaphone.v1.PublishRequest\x1a\x1d.megaphone.v1.PublishResponse(\x01\x30\x01\x12\x61\n\x04Read\x12\x19.megaphone.v1.ReadRequest\x1a\x1a.megaphone.v1.ReadResponse\" \x82\xd3\xe4\x93\x02\x1a\x12\x18/read/{consumer_address}0\x01\x12]\n\x08ReadMany\x12\x1d.megaphone.v1.ReadManyRequest\x1a\x1e.megaphone.v1.ReadManyResponse\"\x10\x82\xd3\xe4\x93\x02\n\"\x05/read:\x01*0\x01\x12v\n\x0b\x41\x63knowledge\x12 .megaphone.v1.AcknowledgeRequest\x1a!.megaphone.v1.AcknowledgeResponse\"\"\x82\xd3\xe4\x93\x02\x1c\"\x17/ack/{consumer_address}:\x01*\x12t\n\rChannelsExist\x12\".megaphone.v1.ChannelsExistRequest\x1a#.megaphone.v1.ChannelsExistResponse\"\x1a\x82\xd3\xe4\x93\x02\x14\"\x0f/channelsExists:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,48 +44,62 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANNELSERVICE'].methods_by_name['WriteBatch']._serialized_options = b'\202\323\344\223\002\021\"\014/write-batch:\001*'
   _globals['_CHANNELSERVICE'].methods_by_name['Read']._loaded_options = None
   _globals['_CHANNELSERVICE'].methods_by_name['Read']._serialized_options = b'\202\323\344\223\002\032\022\030/read/{consumer_address}'
+  _globals['_CHANNELSERVICE'].methods_by_name['ReadMany']._loaded_options = None
+  _globals['_CHANNELSERVICE'].methods_by_name['ReadMany']._serialized_options = b'\202\323\344\223\002\n\"\005/read:\001*'
   _globals['_CHANNELSERVICE'].methods_by_name['Acknowledge']._loaded_options = None
   _globals['_CHANNELSERVICE'].methods_by_name['Acknowledge']._serialized_options = b'\202\323\344\223\002\034\"\027/ack/{consumer_address}:\001*'
   _globals['_CHANNELSERVICE'].methods_by_name['ChannelsExist']._loaded_options = None
   _globals['_CHANNELSERVICE'].methods_by_name['ChannelsExist']._serialized_options = b'\202\323\344\223\002\024\"\017/channelsExists:\001*'
-  _globals['_EVENT']._serialized_start=112
-  _globals['_EVENT']._serialized_end=217
-  _globals['_CREATECHANNELREQUEST']._serialized_start=219
-  _globals['_CREATECHANNELREQUEST']._serialized_end=260
-  _globals['_CREATECHANNELRESPONSE']._serialized_start=262
-  _globals['_CREATECHANNELRESPONSE']._serialized_end=356
-  _globals['_WRITEREQUEST']._serialized_start=358
-  _globals['_WRITEREQUEST']._serialized_end=451
-  _globals['_WRITERESPONSE']._serialized_start=453
-  _globals['_WRITERESPONSE']._serialized_end=486
-  _globals['_WRITEBATCHREQUEST']._serialized_start=489
-  _globals['_WRITEBATCHREQUEST']._serialized_end=649
-  _globals['_WRITEBATCHREQUEST_MESSAGE']._serialized_start=607
-  _globals['_WRITEBATCHREQUEST_MESSAGE']._serialized_end=649
-  _globals['_WRITEBATCHRESPONSE']._serialized_start=652
-  _globals['_WRITEBATCHRESPONSE']._serialized_end=810
-  _globals['_WRITEBATCHRESPONSE_FAILURE']._serialized_start=753
-  _globals['_WRITEBATCHRESPONSE_FAILURE']._serialized_end=810
-  _globals['_PUBLISHREQUEST']._serialized_start=812
-  _globals['_PUBLISHREQUEST']._serialized_end=872
-  _globals['_PUBLISHRESPONSE']._serialized_start=875
-  _globals['_PUBLISHRESPONSE']._serialized_end=1008
-  _globals['_PUBLISHRESPONSE_RESULT']._serialized_start=949
-  _globals['_PUBLISHRESPONSE_RESULT']._serialized_end=1008
-  _globals['_READREQUEST']._serialized_start=1011
-  _globals['_READREQUEST']._serialized_end=1218
-  _globals['_READRESPONSE']._serialized_start=1220
-  _globals['_READRESPONSE']._serialized_end=1271
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1273
-  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=1337
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=1339
-  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=1382
-  _globals['_CHANNELSEXISTREQUEST']._serialized_start=1384
-  _globals['_CHANNELSEXISTREQUEST']._serialized_end=1424
-  _globals['_CHANNELSEXISTRESPONSE']._serialized_start=1427
-  _globals['_CHANNELSEXISTRESPONSE']._serialized_end=1568
-  _globals['_CHANNELSEXISTRESPONSE_CHANNELSENTRY']._serialized_start=1521
-  _globals['_CHANNELSEXISTRESPONSE_CHANNELSENTRY']._serialized_end=1568
-  _globals['_CHANNELSERVICE']._serialized_start=1571
-  _globals['_CHANNELSERVICE']._serialized_end=2335
+  _globals['_EVENT']._serialized_start=144
+  _globals['_EVENT']._serialized_end=249
+  _globals['_CREATECHANNELREQUEST']._serialized_start=251
+  _globals['_CREATECHANNELREQUEST']._serialized_end=292
+  _globals['_CREATECHANNELRESPONSE']._serialized_start=294
+  _globals['_CREATECHANNELRESPONSE']._serialized_end=388
+  _globals['_WRITEREQUEST']._serialized_start=390
+  _globals['_WRITEREQUEST']._serialized_end=483
+  _globals['_WRITERESPONSE']._serialized_start=485
+  _globals['_WRITERESPONSE']._serialized_end=518
+  _globals['_WRITEBATCHREQUEST']._serialized_start=521
+  _globals['_WRITEBATCHREQUEST']._serialized_end=681
+  _globals['_WRITEBATCHREQUEST_MESSAGE']._serialized_start=639
+  _globals['_WRITEBATCHREQUEST_MESSAGE']._serialized_end=681
+  _globals['_WRITEBATCHRESPONSE']._serialized_start=684
+  _globals['_WRITEBATCHRESPONSE']._serialized_end=842
+  _globals['_WRITEBATCHRESPONSE_FAILURE']._serialized_start=785
+  _globals['_WRITEBATCHRESPONSE_FAILURE']._serialized_end=842
+  _globals['_PUBLISHREQUEST']._serialized_start=844
+  _globals['_PUBLISHREQUEST']._serialized_end=904
+  _globals['_PUBLISHRESPONSE']._serialized_start=907
+  _globals['_PUBLISHRESPONSE']._serialized_end=1040
+  _globals['_PUBLISHRESPONSE_RESULT']._serialized_start=981
+  _globals['_PUBLISHRESPONSE_RESULT']._serialized_end=1040
+  _globals['_READREQUEST']._serialized_start=1043
+  _globals['_READREQUEST']._serialized_end=1250
+  _globals['_READRESPONSE']._serialized_start=1252
+  _globals['_READRESPONSE']._serialized_end=1303
+  _globals['_READMANYREQUEST']._serialized_start=1306
+  _globals['_READMANYREQUEST']._serialized_end=1585
+  _globals['_READMANYREQUEST_CHANNEL']._serialized_start=1514
+  _globals['_READMANYREQUEST_CHANNEL']._serialized_end=1573
+  _globals['_READMANYRESPONSE']._serialized_start=1588
+  _globals['_READMANYRESPONSE']._serialized_end=1977
+  _globals['_READMANYRESPONSE_BEGUN']._serialized_start=1660
+  _globals['_READMANYRESPONSE_BEGUN']._serialized_end=1723
+  _globals['_READMANYRESPONSE_DONE']._serialized_start=1725
+  _globals['_READMANYRESPONSE_DONE']._serialized_end=1810
+  _globals['_READMANYRESPONSE_PART']._serialized_start=1813
+  _globals['_READMANYRESPONSE_PART']._serialized_end=1977
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_start=1979
+  _globals['_ACKNOWLEDGEREQUEST']._serialized_end=2043
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_start=2045
+  _globals['_ACKNOWLEDGERESPONSE']._serialized_end=2088
+  _globals['_CHANNELSEXISTREQUEST']._serialized_start=2090
+  _globals['_CHANNELSEXISTREQUEST']._serialized_end=2130
+  _globals['_CHANNELSEXISTRESPONSE']._serialized_start=2133
+  _globals['_CHANNELSEXISTRESPONSE']._serialized_end=2274
+  _globals['_CHANNELSEXISTRESPONSE_CHANNELSENTRY']._serialized_start=2227
+  _globals['_CHANNELSEXISTRESPONSE_CHANNELSENTRY']._serialized_end=2274
+  _globals['_CHANNELSERVICE']._serialized_start=2277
+  _globals['_CHANNELSERVICE']._serialized_end=3136
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,7 @@ right node.
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -449,6 +450,188 @@ class ReadResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReadResponse: _TypeAlias = ReadResponse  # noqa: Y015
+
+@_typing.final
+class ReadManyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Channel(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CONSUMER_ADDRESS_FIELD_NUMBER: _builtins.int
+        AFTER_EVENT_ID_FIELD_NUMBER: _builtins.int
+        consumer_address: _builtins.str
+        after_event_id: _builtins.str
+        """As in ReadRequest."""
+        def __init__(
+            self,
+            *,
+            consumer_address: _builtins.str = ...,
+            after_event_id: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["after_event_id", b"after_event_id", "consumer_address", b"consumer_address"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    ACKNOWLEDGE_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    TAKE_OVER_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    WAIT_MS_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
+    STREAMS_FIELD_NUMBER: _builtins.int
+    acknowledge: _builtins.bool
+    """The other fields mean what they mean in ReadRequest, for each channel; but `limit` counts the
+    events of all channels together.
+    """
+    window: _builtins.int
+    take_over: _builtins.bool
+    limit: _builtins.int
+    wait_ms: _builtins.int
+    heartbeat_ms: _builtins.int
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadManyRequest.Channel]:
+        """At most 100 channels, all different."""
+
+    @_builtins.property
+    def streams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        channels: _abc.Iterable[Global___ReadManyRequest.Channel] | None = ...,
+        acknowledge: _builtins.bool = ...,
+        window: _builtins.int = ...,
+        take_over: _builtins.bool = ...,
+        limit: _builtins.int = ...,
+        wait_ms: _builtins.int | None = ...,
+        heartbeat_ms: _builtins.int = ...,
+        streams: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "wait_ms", b"wait_ms"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "channels", b"channels", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "streams", b"streams", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__wait_ms: _TypeAlias = _typing.Literal["wait_ms"]  # noqa: Y015
+    _WhichOneofArgType__wait_ms: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wait_ms) -> _WhichOneofReturnType__wait_ms | None: ...
+
+Global___ReadManyRequest: _TypeAlias = ReadManyRequest  # noqa: Y015
+
+@_typing.final
+class ReadManyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Begun(_message.Message):
+        """The read of a channel begins."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        POSITION_FIELD_NUMBER: _builtins.int
+        RECOVERED_FIELD_NUMBER: _builtins.int
+        position: _builtins.str
+        """The cursor before the first event of this read: an event id or "-"."""
+        recovered: _builtins.bool
+        """As the metadata `megaphone-recovered` of a read of one channel."""
+        def __init__(
+            self,
+            *,
+            position: _builtins.str = ...,
+            recovered: _builtins.bool | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_recovered", b"_recovered", "recovered", b"recovered"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_recovered", b"_recovered", "position", b"position", "recovered", b"recovered"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__recovered: _TypeAlias = _typing.Literal["recovered"]  # noqa: Y015
+        _WhichOneofArgType__recovered: _TypeAlias = _typing.Literal["_recovered", b"_recovered"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__recovered) -> _WhichOneofReturnType__recovered | None: ...
+
+    @_typing.final
+    class Done(_message.Message):
+        """The read of a channel is over, or was refused."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CODE_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        RETRY_DELAY_FIELD_NUMBER: _builtins.int
+        code: _builtins.str
+        """An error code; empty after a clean end."""
+        message: _builtins.str
+        """The error in words, for people."""
+        @_builtins.property
+        def retry_delay(self) -> _duration_pb2.Duration:
+            """After which time the client should read the channel again; unset if that is not known."""
+
+        def __init__(
+            self,
+            *,
+            code: _builtins.str = ...,
+            message: _builtins.str = ...,
+            retry_delay: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["retry_delay", b"retry_delay"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "retry_delay", b"retry_delay"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Part(_message.Message):
+        """Something of one channel."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        EVENTS_FIELD_NUMBER: _builtins.int
+        CHANNEL_FIELD_NUMBER: _builtins.int
+        BEGUN_FIELD_NUMBER: _builtins.int
+        DONE_FIELD_NUMBER: _builtins.int
+        channel: _builtins.int
+        """The index of the channel in the request, from 0."""
+        @_builtins.property
+        def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___Event]:
+            """Events in the order of the channel."""
+
+        @_builtins.property
+        def begun(self) -> Global___ReadManyResponse.Begun: ...
+        @_builtins.property
+        def done(self) -> Global___ReadManyResponse.Done: ...
+        def __init__(
+            self,
+            *,
+            events: _abc.Iterable[Global___Event] | None = ...,
+            channel: _builtins.int = ...,
+            begun: Global___ReadManyResponse.Begun | None = ...,
+            done: Global___ReadManyResponse.Done | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "done", b"done"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "channel", b"channel", "done", b"done", "events", b"events"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadManyResponse.Part]:
+        """A heartbeat has no parts; it is sent only on request."""
+
+    def __init__(
+        self,
+        *,
+        parts: _abc.Iterable[Global___ReadManyResponse.Part] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadManyResponse: _TypeAlias = ReadManyResponse  # noqa: Y015
 
 @_typing.final
 class AcknowledgeRequest(_message.Message):

@@ -60,6 +60,11 @@ class ChannelServiceStub(object):
                 request_serializer=megaphone__api_dot_v1_dot_channels__pb2.ReadRequest.SerializeToString,
                 response_deserializer=megaphone__api_dot_v1_dot_channels__pb2.ReadResponse.FromString,
                 _registered_method=True)
+        self.ReadMany = channel.unary_stream(
+                '/megaphone.v1.ChannelService/ReadMany',
+                request_serializer=megaphone__api_dot_v1_dot_channels__pb2.ReadManyRequest.SerializeToString,
+                response_deserializer=megaphone__api_dot_v1_dot_channels__pb2.ReadManyResponse.FromString,
+                _registered_method=True)
         self.Acknowledge = channel.unary_unary(
                 '/megaphone.v1.ChannelService/Acknowledge',
                 request_serializer=megaphone__api_dot_v1_dot_channels__pb2.AcknowledgeRequest.SerializeToString,
@@ -139,6 +144,18 @@ class ChannelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReadMany(self, request, context):
+        """Read many channels of this node over one stream.
+
+        Each channel has its own lease, cursor and acknowledgements, as in a read of its own. The first
+        part of a channel has `begun`, and the last one has `done`. A channel that is refused (NOT_FOUND,
+        BUSY, MOVED, …) has only the latter, and disturbs no other. The stream ends with OK when all
+        channels are done. If the client stalls, the reads of all channels break.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Acknowledge(self, request, context):
         """Acknowledge an event and every event before it in its channel.
 
@@ -182,6 +199,11 @@ def add_ChannelServiceServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=megaphone__api_dot_v1_dot_channels__pb2.ReadRequest.FromString,
                     response_serializer=megaphone__api_dot_v1_dot_channels__pb2.ReadResponse.SerializeToString,
+            ),
+            'ReadMany': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadMany,
+                    request_deserializer=megaphone__api_dot_v1_dot_channels__pb2.ReadManyRequest.FromString,
+                    response_serializer=megaphone__api_dot_v1_dot_channels__pb2.ReadManyResponse.SerializeToString,
             ),
             'Acknowledge': grpc.unary_unary_rpc_method_handler(
                     servicer.Acknowledge,
@@ -330,6 +352,33 @@ class ChannelService(object):
             '/megaphone.v1.ChannelService/Read',
             megaphone__api_dot_v1_dot_channels__pb2.ReadRequest.SerializeToString,
             megaphone__api_dot_v1_dot_channels__pb2.ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/megaphone.v1.ChannelService/ReadMany',
+            megaphone__api_dot_v1_dot_channels__pb2.ReadManyRequest.SerializeToString,
+            megaphone__api_dot_v1_dot_channels__pb2.ReadManyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -90,6 +90,14 @@ class ChannelServiceStub:
     `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
     otherwise.
     """
+    ReadMany: _grpc.UnaryStreamMultiCallable[_channels_pb2.ReadManyRequest, _channels_pb2.ReadManyResponse]
+    """Read many channels of this node over one stream.
+
+    Each channel has its own lease, cursor and acknowledgements, as in a read of its own. The first
+    part of a channel has `begun`, and the last one has `done`. A channel that is refused (NOT_FOUND,
+    BUSY, MOVED, …) has only the latter, and disturbs no other. The stream ends with OK when all
+    channels are done. If the client stalls, the reads of all channels break.
+    """
     Acknowledge: _grpc.UnaryUnaryMultiCallable[_channels_pb2.AcknowledgeRequest, _channels_pb2.AcknowledgeResponse]
     """Acknowledge an event and every event before it in its channel.
 
@@ -145,6 +153,14 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     the read starts at the oldest event that the node has, and events may be missing. Without
     `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
     otherwise.
+    """
+    ReadMany: _aio.UnaryStreamMultiCallable[_channels_pb2.ReadManyRequest, _channels_pb2.ReadManyResponse]  # type: ignore[assignment]
+    """Read many channels of this node over one stream.
+
+    Each channel has its own lease, cursor and acknowledgements, as in a read of its own. The first
+    part of a channel has `begun`, and the last one has `done`. A channel that is refused (NOT_FOUND,
+    BUSY, MOVED, …) has only the latter, and disturbs no other. The stream ends with OK when all
+    channels are done. If the client stalls, the reads of all channels break.
     """
     Acknowledge: _aio.UnaryUnaryMultiCallable[_channels_pb2.AcknowledgeRequest, _channels_pb2.AcknowledgeResponse]  # type: ignore[assignment]
     """Acknowledge an event and every event before it in its channel.
@@ -228,6 +244,20 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         the read starts at the oldest event that the node has, and events may be missing. Without
         `after_event_id` it is "false" if events were evicted before a reader got them, and is absent
         otherwise.
+        """
+
+    @_abc_1.abstractmethod
+    def ReadMany(
+        self,
+        request: _channels_pb2.ReadManyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_channels_pb2.ReadManyResponse], _abc.AsyncIterator[_channels_pb2.ReadManyResponse]]:
+        """Read many channels of this node over one stream.
+
+        Each channel has its own lease, cursor and acknowledgements, as in a read of its own. The first
+        part of a channel has `begun`, and the last one has `done`. A channel that is refused (NOT_FOUND,
+        BUSY, MOVED, …) has only the latter, and disturbs no other. The stream ends with OK when all
+        channels are done. If the client stalls, the reads of all channels break.
         """
 
     @_abc_1.abstractmethod

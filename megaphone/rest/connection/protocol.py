@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeAlias, cast
 from aiohttp import web
 
 from megaphone.core.budget import Budget
-from megaphone.core.reader import Reader
+from megaphone.core.open_read import OpenRead
 from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
 from megaphone.model import NewEvent
@@ -64,7 +64,7 @@ class Opened:
 
     head: bytes
     """The first bytes of the answer."""
-    reader: Reader
+    reader: OpenRead[Any]
     framing: Framing
 
 
@@ -636,7 +636,7 @@ class Connection:
     # -- Reads
 
     def begin_stream(
-        self, reader: Reader, framing: Framing, head: bytes, *, is_chunked: bool = True
+        self, reader: OpenRead[Any], framing: Framing, head: bytes, *, is_chunked: bool = True
     ) -> None:
         """Send the batches of a read from now on, after `head`. Nothing else follows on this
         connection.

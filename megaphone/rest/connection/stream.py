@@ -13,12 +13,11 @@ import struct
 import termios
 from collections.abc import Callable, Iterator, Sequence
 from fcntl import ioctl
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from megaphone.core.budget import Budget
-from megaphone.core.reader import Reader
+from megaphone.core.open_read import OpenRead
 from megaphone.errors import MegaphoneError
-from megaphone.model import Event
 from megaphone.rest.connection.peers import probe_often
 from megaphone.rest.connection.turn import Turn
 
@@ -48,22 +47,19 @@ class Framing:
         self,
         content_type: str,
         *,
-        preamble: Callable[[str, bool | None], bytes],
         heartbeat: bytes,
-        events: Callable[[Sequence[Event]], list[bytes]],
+        events: Callable[[Sequence[Any]], list[bytes]],
     ) -> None:
         self.content_type = content_type
-        self.preamble = preamble
-        """Returns the first bytes, by the cursor of the read and whether the cursor was known."""
         self.heartbeat = heartbeat
         self.heartbeat_chunk = b"".join(chunk([heartbeat]))
         self._render = events
         """Returns the bytes of a batch, in parts, which are not joined because they may be large.
         The last part ends with a line break."""
-        self._last_events: list[Event] = []
+        self._last_events: list[Any] = []
         self._last_chunk = b""
 
-    def events(self, events: list[Event]) -> bytes | list[bytes]:
+    def events(self, events: list[Any]) -> bytes | list[bytes]:
         """Return the bytes of a batch as one chunk, in parts if it is large.
 
         The next reader of the same events gets the same object, if it is small.
@@ -76,7 +72,7 @@ class Framing:
         self._last_events, [self._last_chunk] = events, parts
         return self._last_chunk
 
-    def events_unchunked(self, events: list[Event]) -> list[bytes]:
+    def events_unchunked(self, events: list[Any]) -> list[bytes]:
         """Return the bytes of a batch for a client of HTTP/1.0, which has no chunks."""
         return self._render(events)
 
@@ -120,7 +116,7 @@ class EventStream:
     def __init__(
         self,
         transport: asyncio.Transport,
-        reader: Reader,
+        reader: OpenRead[Any],
         framing: Framing,
         *,
         turn: Turn,
@@ -140,7 +136,7 @@ class EventStream:
         """How many bytes were sent since the kernel last checked its limit."""
         self._pieces: Iterator[Piece] | None = None
         """What is left of a large chunk."""
-        self._batch: list[Event] | None = None
+        self._batch: list[Any] | None = None
         """The batch that is sent next."""
         self._prepared: bytes | list[bytes] | None = None
         """The bytes of that batch."""
@@ -155,7 +151,7 @@ class EventStream:
         """Whether the last byte was written."""
 
     def start(self, head: bytes) -> None:
-        """Send the head of the answer, and what is ready."""
+        """Send the first bytes of the answer, and what is ready."""
         # The default of 64 KiB would count events as sent that are still in this process. With a
         # limit of 0, a transport that encrypts would pause for ever.
         high = 0 if self._socket is not None else 1
@@ -165,9 +161,6 @@ class EventStream:
         probe_often(self._transport)
         reader = self._reader
         reader.attach(self, self._on_ready)
-        preamble = self._framing.preamble(reader.cursor, reader.recovered)
-        if preamble:
-            head += b"".join(chunk([preamble])) if self._is_chunked else preamble
         if self._send(head):
             self.send_ready()
         else:
@@ -267,7 +260,7 @@ class EventStream:
         if self._reader.is_over:
             self._write_end()
 
-    def _bytes_of(self, events: list[Event]) -> bytes | list[bytes]:
+    def _bytes_of(self, events: list[Any]) -> bytes | list[bytes]:
         framing = self._framing
         if self._is_chunked:
             return framing.events(events) if events else framing.heartbeat_chunk

@@ -5,9 +5,13 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from megaphone.core.many import ManyReader
 from megaphone.core.ports import Append, Lease, Stored, WouldBlock
+from megaphone.core.reader import Reader
+from megaphone.core.reading import Reading
 from megaphone.errors import ChannelNotFound, LimitExceeded, ReaderBusy, StoreUnavailable
-from megaphone.model import Event, ReadOptions
+from megaphone.model import ChannelBegun, ChannelDone, Event, Part, ReadOptions
+from megaphone.observe.metrics import Metrics
 from megaphone.store.redis.store import RedisStore
 from tests.support.leases import release, taken
 from tests.support.redis_server import RedisServer
@@ -445,3 +449,40 @@ async def test_each_channel_that_expires_is_reported_by_one_node(
     assert not lease.is_over
     for node in nodes:
         await node.aclose()
+
+
+# A read of many channels: its client learns of the end of a channel only when the store knows it
+
+
+async def read_to_the_end(lease: Lease) -> list[Part]:
+    async def opened() -> ManyReader:
+        reader = Reader(
+            lease,
+            ReadOptions(),
+            agent="agent",
+            time_s=0.0,
+            observer=Metrics(),
+            on_close=lambda _: None,
+        )
+        return ManyReader([reader], ReadOptions())
+
+    async with asyncio.timeout(20), Reading(opened) as reading:
+        return [part async for batch in reading for part in batch]
+
+
+async def test_the_end_of_one_of_many_channels_is_the_end_of_its_lease(store: RedisStore) -> None:
+    for _ in range(2):
+        begun, done = await read_to_the_end(await store.open(b"c", ADDRESS, ReadOptions()))
+        assert begun == ChannelBegun(0, "-", None)
+        assert done == ChannelDone(0, None)
+
+
+async def test_one_of_many_channels_does_not_end_cleanly_without_the_store(
+    own_server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.store.SETTLED_WITHIN_S", 0.2)
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.call("CLIENT", "PAUSE", 1_000)
+    _, done = await read_to_the_end(lease)
+    assert isinstance(done, ChannelDone)
+    assert isinstance(done.error, StoreUnavailable)
