@@ -27,7 +27,7 @@ from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.name_server import name_server
 from tests.support.nginx import (
     CONFIGURATION,
-    Nginx,
+    Proxy,
     dns_nodes,
     needs_nginx,
     nginx,
@@ -54,7 +54,7 @@ class Cluster:
     http_port: int
     grpc_port: int
     folder: Path
-    proxy: Nginx
+    proxy: Proxy
 
     def target(self, agent: str) -> str:
         return f"http://{HOSTS[agent]}:{self.grpc_port}"

@@ -1,7 +1,11 @@
-"""Three nodes with one store behind Debian's nginx, with the configuration of deploy/nginx-shared;
-and nodes of both kinds behind deploy/nginx, while channels move from the one kind to the other."""
+"""Three nodes with one store behind Debian's nginx, with the configuration of deploy/nginx-shared,
+and behind Envoy, with that of deploy/envoy-shared.
+
+And nodes of both kinds behind deploy/nginx, while channels move from the one kind to the other.
+"""
 
 import asyncio
+import itertools
 import json
 import re
 import signal
@@ -20,9 +24,10 @@ from megaphone_api.sync_pb2_grpc import SyncServiceStub
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.deploy.test_nginx import WITHIN_S, call, lines
+from tests.support.envoy import envoy, needs_envoy
 from tests.support.nginx import (
     SHARED,
-    Nginx,
+    Proxy,
     needs_nginx,
     nginx,
     shared_nodes,
@@ -32,10 +37,15 @@ from tests.support.ports import free_port
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.redis_server import RedisServer, redis_server
 
-pytestmark = [needs_nginx, pytest.mark.xdist_group("nodes behind nginx")]
+pytestmark = pytest.mark.xdist_group("nodes behind nginx")
 
 NODES = 3
 LEAST = "random two least_conn;"
+PROXIES = [
+    pytest.param("nginx", marks=needs_nginx),
+    pytest.param("nginx by agent", marks=needs_nginx),
+    pytest.param("envoy", marks=needs_envoy),
+]
 CHANNEL_S = 8
 """How long a channel of an old node lives after its last use."""
 LEFT_WITHIN_S = 30
@@ -45,12 +55,15 @@ DOCS = (Path(__file__).parents[2] / "docs" / "store.md").read_text()
 @dataclass
 class Cluster:
     nodes: list[BrokerProcess]
-    proxy: Nginx
+    proxy: Proxy
     store: RedisServer
+    kind: str
+    """Which of `PROXIES` the proxy is."""
 
 
 @contextmanager
-def cluster(folder: Path, *, with_hash: bool = False) -> Iterator[Cluster]:
+def cluster(folder: Path, kind: str) -> Iterator[Cluster]:
+    """Run three nodes behind a proxy of one of `PROXIES`."""
     with ExitStack() as stack:
         store = stack.enter_context(redis_server())
         nodes = []
@@ -59,20 +72,28 @@ def cluster(folder: Path, *, with_hash: bool = False) -> Iterator[Cluster]:
             nodes.append(
                 stack.enter_context(broker_process(folder / str(number), store=store.text_url))
             )
-        listed = shared_nodes([(node.http_port, node.grpc_port) for node in nodes])
-        if with_hash:
-            [other] = re.findall(r"^# +(hash .*;)$", listed, re.MULTILINE)
-            assert listed.count(f"\n    {LEAST}\n") == 2
-            listed = listed.replace(f"\n    {LEAST}\n", f"\n    {other}\n")
-        proxy = stack.enter_context(nginx(folder / "nginx", listed, SHARED))
-        yield Cluster(nodes, proxy, store)
+        ports = [(node.http_port, node.grpc_port) for node in nodes]
+        if kind == "envoy":
+            proxy = stack.enter_context(envoy(folder / "envoy", ports))
+        else:
+            listed = shared_nodes(ports) if kind == "nginx" else nodes_by_agent(ports)
+            proxy = stack.enter_context(nginx(folder / "nginx", listed, SHARED))
+        yield Cluster(nodes, proxy, store, kind)
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["least_conn", "hash"])
+def nodes_by_agent(ports: list[tuple[int, int]]) -> str:
+    """Return the nodes.conf of nginx with the choice that its comment names."""
+    listed = shared_nodes(ports)
+    [other] = re.findall(r"^# +(hash .*;)$", listed, re.MULTILINE)
+    assert listed.count(f"\n    {LEAST}\n") == 2
+    return listed.replace(f"\n    {LEAST}\n", f"\n    {other}\n")
+
+
+@pytest.fixture(scope="module", params=PROXIES)
 def lasting(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("shared"), with_hash=request.param) as nodes:
+    with cluster(tmp_path_factory.mktemp("shared"), request.param) as nodes:
         yield nodes
 
 
@@ -83,8 +104,8 @@ async def http(lasting: Cluster) -> AsyncIterator[aiohttp.ClientSession]:
 
 
 async def test_any_node_serves_any_channel(http: aiohttp.ClientSession) -> None:
-    agents = set()
-    for number in range(30):
+    agents: set[str] = set()
+    for number in itertools.count():
         status, channel = await call(http, "POST", "/create")
         assert status == 200
         agents.add(channel["producerAddress"].partition(".")[0])
@@ -92,8 +113,36 @@ async def test_any_node_serves_any_channel(http: aiohttp.ClientSession) -> None:
         assert (await call(http, "POST", path, json=number))[0] == 201
         [event] = await lines(http, f"/read/{channel['consumerAddress']}?wait_ms=0")
         assert event["body"] == number
+        if number > 10 and len(agents) == NODES:  # so every node has made some
+            return
 
-    assert len(agents) == NODES  # so every node has made some
+
+async def test_the_calls_of_an_agent_go_to_one_node(
+    lasting: Cluster, http: aiohttp.ClientSession
+) -> None:
+    if lasting.kind == "nginx":
+        pytest.skip("calls go to any node")
+
+    async def received() -> list[float]:
+        return [await counter(node.url, "megaphone_messages_received") for node in lasting.nodes]
+
+    for _ in range(3):
+        _, channel = await call(http, "POST", "/create")
+        before = await received()
+        for number in range(5):
+            path = f"/write/{channel['producerAddress']}/s"
+            assert (await call(http, "POST", path, json=number))[0] == 201
+        assert sorted(after - had for after, had in zip(await received(), before, strict=True)) == [
+            0,
+            0,
+            5,
+        ]
+
+
+async def counter(url: str, name: str) -> float:
+    async with aiohttp.ClientSession(url) as node, node.get("/metrics") as answer:
+        [line] = re.findall(rf"^{name} (\S+)$", await answer.text(), re.MULTILINE)
+    return float(line)
 
 
 async def test_a_batch_may_be_for_channels_of_several_agents(http: aiohttp.ClientSession) -> None:
@@ -156,8 +205,9 @@ async def test_no_address_is_logged(lasting: Cluster, http: aiohttp.ClientSessio
     assert channel["consumerAddress"].split(".")[1] not in lasting.proxy.log()
 
 
-async def test_calls_go_on_when_a_node_dies(tmp_path: Path) -> None:
-    with cluster(tmp_path) as nodes:
+@pytest.mark.parametrize("kind", [PROXIES[0], PROXIES[2]])
+async def test_calls_go_on_when_a_node_dies(tmp_path: Path, kind: str) -> None:
+    with cluster(tmp_path, kind) as nodes:
         async with aiohttp.ClientSession(nodes.proxy.url) as http:
             made = [(await call(http, "POST", "/create"))[1] for _ in range(9)]
             nodes.nodes[0].process.kill()
@@ -173,6 +223,7 @@ async def test_calls_go_on_when_a_node_dies(tmp_path: Path) -> None:
                 assert event["body"] == 1
 
 
+@needs_nginx
 async def test_nodes_with_memory_are_left_without_losing_a_channel(tmp_path: Path) -> None:
     """What docs/store.md says about moving from nodes with memory to nodes with a store."""
     hosts = {"old": "127.0.0.31", "new-1": "127.0.0.32", "new-2": "127.0.0.33"}
@@ -246,7 +297,7 @@ def _with_makers(nodes: str, makers: list[str], port: int) -> str:
     return f"{before}\n{block}\n"
 
 
-def _use(proxy: Nginx, nodes: str) -> None:
+def _use(proxy: Proxy, nodes: str) -> None:
     """Let nginx read another list of nodes."""
     (proxy.folder / "nodes.conf").write_text(nodes)
     proxy.process.send_signal(signal.SIGHUP)

@@ -25,7 +25,7 @@ needs_nginx = pytest.mark.skipif(NGINX is None, reason="needs nginx")
 
 
 @dataclass(frozen=True, slots=True)
-class Nginx:
+class Proxy:
     process: subprocess.Popen[bytes]
     http_port: int
     grpc_port: int
@@ -77,7 +77,7 @@ def shared_nodes(nodes: Sequence[tuple[int, int]]) -> str:
 
 
 @contextmanager
-def nginx(folder: Path, nodes: str, configuration: Path = CONFIGURATION) -> Iterator[Nginx]:
+def nginx(folder: Path, nodes: str, configuration: Path = CONFIGURATION) -> Iterator[Proxy]:
     """Run nginx before some nodes on free ports. It is killed at the end if it does not stop."""
     assert NGINX is not None
     folder.mkdir()
@@ -98,7 +98,7 @@ def nginx(folder: Path, nodes: str, configuration: Path = CONFIGURATION) -> Iter
         )
     try:
         wait_until_it_listens(process, folder, list(ports.values()))
-        yield Nginx(process, ports["3000"], ports["3001"], folder)
+        yield Proxy(process, ports["3000"], ports["3001"], folder)
     finally:
         process.terminate()
         try:
