@@ -37,6 +37,7 @@ from tests.support.raw_http import Broken, Node, post_once
 
 WINDOW_S = 0.4
 WRITERS = 2
+WRITES_EVERY_S = 0.01
 PAUSE_S = 0.02
 """How long a client waits before it tries again."""
 QUIET_READS = 3
@@ -115,8 +116,10 @@ class Result:
     verdict: Verdict
     ended: bool
     """Whether the channel was gone before the end."""
-    longest_pause_s: float = 0.0
-    """The longest time that a write took until it was accepted."""
+    longest_write_s: float = 0.0
+    """The longest time from the first try of a write until it was accepted."""
+    longest_read_s: float = 0.0
+    """The longest time from the answer to a write until the reader had its event."""
 
     @property
     def is_as_promised(self) -> bool:
@@ -136,9 +139,17 @@ class Run:
     """Writers and one reader of one channel."""
 
     def __init__(
-        self, fleet: Fleet, kind: Kind, seed: int, *, store_may_go_back: bool = False
+        self,
+        fleet: Fleet,
+        kind: Kind,
+        seed: int,
+        *,
+        store_may_go_back: bool = False,
+        writes_every_s: float = WRITES_EVERY_S,
     ) -> None:
+        """`writes_every_s` is the mean time from a write to the next one of the same writer."""
         self._fleet = fleet
+        self._writes_every_s = writes_every_s
         self._store_may_go_back = store_may_go_back
         self._kind = kind
         self._name = f"{kind.value}-{seed}"
@@ -147,7 +158,10 @@ class Run:
         self._is_over = asyncio.Event()
         """Set when no more trouble comes."""
         self._is_gone = False
-        self._longest_s = 0.0
+        self._longest_write_s = self._longest_read_s = 0.0
+        self._accepted_at: dict[str, float] = {}
+        """When writers got the answers for events that the reader has not seen yet."""
+        self._seen: set[str] = set()
         self._producer = self._consumer = ""
 
     async def run(self, trouble_is_over: asyncio.Event) -> Result:
@@ -164,7 +178,14 @@ class Run:
             await reading
         history = self._ledger.history
         history.may_go_back = self._store_may_go_back
-        return Result(self._name, history, judge(history), self._is_gone, self._longest_s)
+        return Result(
+            self._name,
+            history,
+            judge(history),
+            self._is_gone,
+            self._longest_write_s,
+            self._longest_read_s,
+        )
 
     async def _insist(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
         """Repeat a call until a node answers it. Raises: ChannelNotFound."""
@@ -194,10 +215,13 @@ class Run:
             except ChannelNotFound:
                 self._is_gone = True
                 return
-            self._longest_s = max(self._longest_s, loop.time() - begun_at)
+            accepted_at = loop.time()
+            self._longest_write_s = max(self._longest_write_s, accepted_at - begun_at)
+            if event_id not in self._seen:
+                self._accepted_at[event_id] = accepted_at
             ended = self._ledger.tick()
             self._ledger.note_write(Write(name, number, Outcome.TAKEN, event_id, began, ended))
-            await asyncio.sleep(self._rng.uniform(0, 0.02))
+            await asyncio.sleep(self._rng.uniform(0, 2 * self._writes_every_s))
 
     async def _over_http(self, body: bytes, key: str) -> str:
         desk = HttpDesk(self._fleet.any(), self._producer)
@@ -245,8 +269,15 @@ class Run:
                 read.answered = read.answered or self._ledger.tick()
                 for seen in events:
                     self._ledger.note_seen(read, seen)
+                    self._measure(seen.event_id)
             read.answered = read.answered or self._ledger.tick()
             read.ending = Ending.CLEAN
+
+    def _measure(self, event_id: str) -> None:
+        self._seen.add(event_id)
+        if (accepted_at := self._accepted_at.pop(event_id, None)) is not None:
+            waited_s = asyncio.get_running_loop().time() - accepted_at
+            self._longest_read_s = max(self._longest_read_s, waited_s)
 
     async def _ask(self, stack: AsyncExitStack, options: ReadOptions) -> OpenRead:
         node = self._fleet.any()
@@ -277,12 +308,21 @@ async def run_under(
     seeds: range,
     *,
     store_may_go_back: bool = False,
+    writes_every_s: float = WRITES_EVERY_S,
 ) -> list[Result]:
     """Run a channel of each kind for each seed, all at once, while there is trouble."""
     over = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         runs = [
-            group.create_task(Run(fleet, kind, seed, store_may_go_back=store_may_go_back).run(over))
+            group.create_task(
+                Run(
+                    fleet,
+                    kind,
+                    seed,
+                    store_may_go_back=store_may_go_back,
+                    writes_every_s=writes_every_s,
+                ).run(over)
+            )
             for seed in seeds
             for kind in Kind
         ]
