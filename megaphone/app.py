@@ -18,10 +18,12 @@ from megaphone.core.ports import Pipes
 from megaphone.errors import BadRequest, ShuttingDown, StoreUnavailable
 from megaphone.listen.exposure import is_loopback, log_start
 from megaphone.listen.sockets import (
+    begin_no_connections,
     grpc_path,
     listen_tcp,
     listen_unix,
     move_unix,
+    open_connections,
     passing,
     unlink_unix,
 )
@@ -39,7 +41,7 @@ from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.server import AdminServer, GrpcServer
 from megaphone.rpc.sync import SyncServicer
-from megaphone.settings import Settings
+from megaphone.settings import MEMORY, Settings
 from megaphone.workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -57,6 +59,10 @@ QUIET_S = 0.01
 """If no request arrives for this long, a stopping node assumes that none is on its way."""
 STOP_GRACE_S = 0.1
 """How long a stopping node answers new requests with SHUTTING_DOWN while more of them arrive."""
+ACCEPTING_S = 0.1
+"""How long a stopping node with a shared store still accepts the connections that have begun."""
+LAST_REQUESTS_S = 2.0
+"""How long such a node waits for a last request on each HTTP connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +90,9 @@ async def running(
     the drain target, new requests are refused, and every read ends cleanly after a whole event.
     When no more requests arrive, the pipes are completed, then the servers close, then the store.
     The store removes the remaining channels, and webhooks report them before the end.
+
+    The channels of a shared store live on, and other nodes serve them. So a node that has one lets
+    its clients go, before it refuses anything.
 
     With `worker`, this process is one of several that serve the same ports.
 
@@ -127,6 +136,11 @@ async def running(
         stack.push_async_callback(built.complete_pipes)
         stack.push_async_callback(quiet, lambda: http.requests_begun + grpc.calls_begun)
         stack.push_async_callback(broker.begin_shutdown)
+        if settings.store != MEMORY and worker is None:  # because workers share their sockets
+            within_s = settings.drain_timeout_secs
+            stack.push_async_callback(
+                let_clients_go, broker, http, http_port, connections, grpc, grpc_port, within_s
+            )
         stack.push_async_callback(built.move_away)
         reporting = asyncio.create_task(report_health(broker, grpc))
         stack.callback(reporting.cancel)
@@ -185,7 +199,8 @@ def faces(
         max_members=max(settings.max_batch_events, settings.max_addresses),
         max_connections=connections_of_each_face(settings),
         with_reflection=settings.grpc_reflection,
-        connection_age_s=None if worker is None else settings.grpc_connection_age_secs,
+        connection_age_s=None if settings.store == MEMORY else settings.grpc_connection_age_secs,
+        shares_port=worker is not None,
     )
     return http, grpc
 
@@ -223,6 +238,34 @@ def lane_of(broker: Broker, settings: Settings) -> Lane | None:
     if not settings.http_lane:
         return None
     return Lane(broker, settings.max_body_bytes, headers_of(settings.cors_allow_origin))
+
+
+async def let_clients_go(
+    broker: Broker,
+    http: HttpServer,
+    http_port: int,
+    connections: Connections,
+    grpc: GrpcServer,
+    grpc_port: int,
+    within_s: float,
+) -> None:
+    """Stop listening, so that proxies and clients go elsewhere, and serve those who are here until
+    they have gone: over HTTP after an answer that says so, over gRPC with the age of their
+    connections. A face without connections has no clients to wait for."""
+
+    async def over_http() -> None:
+        begin_no_connections(http_port)
+        await asyncio.sleep(ACCEPTING_S)
+        await first_of(http.leave(), asyncio.sleep(LAST_REQUESTS_S))
+
+    async def over_grpc() -> None:
+        await first_of(grpc.leave(broker.end_all_reads), asyncio.sleep(within_s))
+
+    async with asyncio.TaskGroup() as group:
+        if connections.open:
+            group.create_task(over_http())
+        if open_connections(grpc_port):
+            group.create_task(over_grpc())
 
 
 async def quiet(requests_begun: Callable[[], int]) -> None:

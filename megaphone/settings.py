@@ -184,7 +184,8 @@ class Settings:
     """The node to which this node moves its agents when it stops. Without it, they end with this
     node."""
     drain_timeout_secs: Seconds = 30.0
-    """How long a stopping node may take to move its agents."""
+    """How long a stopping node may take to move its agents, or, if the channels are in a shared
+    store, to serve its gRPC clients until they have gone."""
 
     # -- The store
 
@@ -207,9 +208,9 @@ class Settings:
     cores. More than one needs a store that nodes share. Each limit below applies to each worker."""
 
     grpc_connection_age_secs: Annotated[float, seconds(1, DAY_S)] = 30.0
-    """How long a gRPC connection to one of several workers takes new calls. Then the client makes
-    another connection, which may reach another worker; it does that by itself. A worker that is
-    replaced serves its gRPC clients for so long."""
+    """How long a gRPC connection takes new calls, if the channels are in a shared store. Then the
+    client makes another connection, which may reach another node or worker; it does that by itself.
+    A node that stops, and a worker that is replaced, serves its gRPC clients for so long."""
 
     # -- Reads, writes and the life of a channel
 

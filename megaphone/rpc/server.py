@@ -80,12 +80,14 @@ class GrpcServer:
         max_connections: int,
         with_reflection: bool,
         connection_age_s: float | None = None,
+        shares_port: bool = False,
     ) -> None:
-        """With `connection_age_s`, other processes of the same user may listen on the same port.
+        """With `shares_port`, other processes of the same user may listen on the same port.
 
-        Clients of a connection that is so old make their next calls on another one; calls that are
-        under way go on. There is no other way to empty a server without refused calls: one that
-        stops cancels each call that arrives before the client knows of the stop.
+        Clients of a connection that is older than `connection_age_s` make their next calls on
+        another one; calls that are under way go on. There is no other way to empty a server without
+        refused calls: one that stops cancels each call that arrives before the client knows of the
+        stop.
         """
         max_message_bytes = max_body_bytes + FRAMING_BYTES
         reception = ReceptionInterceptor(budget.limit_of_requests, max_message_bytes)
@@ -94,7 +96,7 @@ class GrpcServer:
             interceptors=[self._calls, NodeInterceptor(guard), reception],
             options=[
                 # With 1, a second broker takes the same port without an error.
-                ("grpc.so_reuseport", int(connection_age_s is not None)),
+                ("grpc.so_reuseport", int(shares_port)),
                 *aging(connection_age_s),
                 ("grpc.max_receive_message_length", max_message_bytes),
                 ("grpc.max_send_message_length", -1),
