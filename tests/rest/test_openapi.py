@@ -82,6 +82,7 @@ async def test_a_broker_serves_its_description(http: HttpFace) -> None:
     assert served == json.loads(document(routes()))
     assert served["openapi"] == "3.1.0"
     assert served["info"]["version"] == __version__
+    schemathesis.openapi.from_dict(served).validate()  # by the schema of OpenAPI itself
 
 
 def test_a_description_of_an_unknown_route_is_refused() -> None:
