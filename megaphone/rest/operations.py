@@ -253,6 +253,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         "Each channel has its own lease, cursor and acknowledgements, as in a read of its own. What"
         " happens to one channel does not disturb the others.",
         body=bodies.ReadManyRequest,
+        example={"channels": [{"address": "a consumer address", "after": "-"}]},
     ),
     ("POST", "/ack/{consumer_address}"): Operation(
         "acknowledge",
