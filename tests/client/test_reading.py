@@ -247,6 +247,23 @@ async def test_unwanted_streams_do_not_block_the_channel(
         assert await take(reader, 1) == ["at last"]
 
 
+@pytest.mark.settings(poll_duration_millis=50)
+async def test_a_quiet_stream_is_not_taken_for_a_gap(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    async with megaphone.read(channel.consumer, streams=["b"]) as reader:
+        for at in range(3):
+            await write(megaphone, channel, at, stream="b")
+            assert await take(reader, 1) == [at]
+            waiting = asyncio.create_task(anext(reader))  # so that all is dealt with
+            async with megaphone.publisher() as publisher:
+                for number in range(300):
+                    await publisher.send(channel.producer, "a", number)
+            await asyncio.sleep(0.06)  # longer than a read takes
+            waiting.cancel()
+            await asyncio.wait([waiting])
+
+
 # -- Gaps
 
 

@@ -126,6 +126,22 @@ def test_a_gap_is_reported_once() -> None:
 # -- Streams that nobody wants
 
 
+def test_the_broker_is_asked_for_some_streams_only_where_that_is_no_gap() -> None:
+    assert state_of(streams=["b", "a"]).ask().streams == ("a", "b")
+    assert state_of(streams=["a"], acknowledges=False).ask().streams == ()
+    assert state_of(streams=map(str, range(101))).ask().streams == ()
+
+
+def test_what_is_acknowledged_of_some_streams_needs_no_cursor() -> None:
+    state = state_of(streams=["a"], after="e0")
+    assert state.ask().after == "e0"
+    state.opened(True, "e0")
+    state.dealt(receive(state, "e1", stream="a")[0], 0.0)
+    assert state.ask().after == "e1"
+    state.opened(True, "e1")
+    assert state.ask().after is None
+
+
 def test_an_unwanted_event_is_dealt_with_when_the_one_before_it_is() -> None:
     state = state_of(streams=["a"])
     [wanted] = receive(state, "e1", stream="a")

@@ -290,6 +290,7 @@ def read_request(ask: Ask) -> pb.ReadRequest:
         take_over=ask.takes_over,
         limit=ask.limit or 0,
         heartbeat_ms=max(1, round(ask.heartbeat_s * 1000)),
+        streams=ask.streams,
     )
 
 

@@ -256,6 +256,7 @@ def query_of(ask: Ask) -> str:
         query.append(("takeover", "true"))
     if ask.limit is not None:
         query.append(("limit", str(ask.limit)))
+    query += [("stream", stream) for stream in ask.streams]
     return urlencode(query)
 
 

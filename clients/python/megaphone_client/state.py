@@ -22,6 +22,8 @@ SILENT_HEARTBEATS: Final = 2.5
 IDS_REMEMBERED: Final = 1_000
 """An event that comes again is among the last two windows of 100, unless the broker has a larger
 buffer."""
+MOST_STREAMS: Final = 100
+"""How many streams a read may name."""
 ACK_EVENTS: Final = 50
 ACK_AGE_S: Final = 1.0
 
@@ -37,6 +39,7 @@ class Ask:
     limit: int | None
     heartbeat_s: float
     streams: tuple[str, ...]
+    """The only streams that the broker should send; none means all."""
 
 
 class Backoff:
@@ -104,6 +107,7 @@ class ReadState:
         self._left = limit
         self._heartbeat_s = heartbeat_s
         self._streams = None if streams is None else frozenset(streams)
+        self._named_streams = self._streams_of_broker()
         self._backoff = Backoff(random)
         self._repeats = Repeats()
         self._has_read = False
@@ -119,22 +123,36 @@ class ReadState:
 
     # -- Asking
 
+    def _streams_of_broker(self) -> tuple[str, ...]:
+        """Return the streams that the broker is asked for; none means all. An older broker sends
+        all in any case."""
+        streams = self._streams or ()
+        if not self.acknowledges or len(streams) > MOST_STREAMS:
+            return ()
+        return tuple(sorted(streams))
+
     def ask(self) -> Ask:
         """Return what to ask for now.
 
         A read that does not acknowledge resumes behind the last event that came, because the log
         keeps too few events for an app that is far behind. Whoever has read before knows that its
         former read is dead, so it takes over.
+
+        If the broker passes over the streams that are not wanted, the log may drop the last wanted
+        event, so that a cursor would look like a gap. What is acknowledged needs no cursor.
         """
         self._asked = self._dealt
+        after = self.cursor if self.acknowledges else self._received
+        if self._named_streams and self._has_read and self._dealt == self._acknowledged:
+            after = None
         return Ask(
             self.consumer,
-            self.cursor if self.acknowledges else self._received,
+            after,
             self.acknowledges,
             self._has_read,
             self._left,
             self._heartbeat_s,
-            tuple(sorted(self._streams or ())),
+            self._named_streams,
         )
 
     @property
