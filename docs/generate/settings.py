@@ -98,15 +98,16 @@ def source_of(owner: type) -> Source:
 def facts(field: "Field[Any]", kind: Any) -> str:
     """Return the default of a setting, and what is allowed."""
     allowed = FORMS.get(field.name) or allowed_by(kind)
-    default = default_of(field)
-    return f"Allowed: {allowed}." if default is None else f"Default: {default}. Allowed: {allowed}."
+    return f"{default_of(field)}Allowed: {allowed}."
 
 
-def default_of(field: "Field[Any]") -> str | None:
-    """Return the default; None if the docstring says it, or there is none."""
+def default_of(field: "Field[Any]") -> str:
+    """Return the sentence about the default; nothing if the docstring says it, or it is unset."""
+    if field.default is MISSING and field.default_factory is MISSING:
+        return "Required. "
     if field.default is MISSING or field.default is None:
-        return None
-    return f"`{shown(field.default)}`"
+        return ""
+    return f"Default: `{shown(field.default)}`. "
 
 
 def shown(value: Any) -> str:

@@ -102,4 +102,5 @@ element("write").onsubmit = (event) => {
 };
 window.onpagehide = () => source?.close(); // a page in the cache of the browser would go on reading
 window.onpageshow = (event) => event.persisted && channel && read();
+document.onvisibilitychange = () => document.hidden || showHealth();
 showHealth();
