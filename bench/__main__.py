@@ -22,6 +22,7 @@ from bench import (
     requests,
     rpc,
     store,
+    workers,
 )
 from bench.contestants import OTHERS, Contestant, chosen
 from bench.processes import BenchError, allow_open_files, cores_at_start, go_to_load_cores
@@ -48,6 +49,7 @@ SCENARIOS: dict[str, Measurement] = {
     "G2": rpc.measure_writes,
     "G3": rpc.measure_latency,
     "G4": rpc.measure_idle_reads,
+    "P1": workers.measure,
     "S1": growth.measure,
     "http-large": large.measure_http,
     "grpc-large": large.measure_grpc,

@@ -228,11 +228,21 @@ def capacity_table(figures: Sequence[Figure]) -> str:
     return markdown(("calls", "per second", "at a capacity of 100", "ratio"), rows)
 
 
+def workers_table(figures: Sequence[Figure]) -> str:
+    rows = []
+    for one in figures:
+        if scenario(one.name) == "P1":
+            [alone] = one.others
+            rows.append((one.what, number(one, OURS), number(one, alone), ratio(one, alone)))
+    return markdown(("per second of CPU", "two workers", "one worker", "ratio"), rows)
+
+
 TABLES: Mapping[str, Callable[[Sequence[Figure]], str]] = {
     "speed": speed_table,
     "latency": latency_table,
     "memory": beside_original(MEMORY),
     "shared": shared_table,
+    "workers": workers_table,
     "grpc": rpc_table,
     "growth": beside_original(("S1",)),
     "large": large_table,

@@ -158,15 +158,21 @@ def program(name: str) -> str | None:
 
 async def only_child_of(pid: int) -> int:
     """Wait until a process has its child. Raises: BenchError, if it has another number of them."""
+    [child] = await children_of(pid, 1)
+    return child
+
+
+async def children_of(pid: int, count: int) -> tuple[int, ...]:
+    """Wait until a process has so many children. Raises: BenchError, if it has more."""
     path = Path(f"/proc/{pid}/task/{pid}/children")
     async with asyncio.timeout(START_TIMEOUT_S):
         while True:
-            if children := path.read_text().split():
+            if len(children := path.read_text().split()) >= count:
                 break
             await asyncio.sleep(0.02)
-    if len(children) > 1:
-        raise BenchError(f"a server has {len(children)} processes instead of one")
-    return int(children[0])
+    if len(children) > count:
+        raise BenchError(f"a server has {len(children)} processes instead of {count}")
+    return tuple(map(int, children))
 
 
 # -- The cores and files of this process

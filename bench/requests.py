@@ -71,7 +71,7 @@ def prepare_writes(server: WriteServer, stack: ExitStack) -> Callable[[float], S
             reads[number % READS].take_what_came()
 
     def write(seconds: float) -> Sample:
-        watch = Watch(server.pid)
+        watch = Watch(*server.pids)
         count = repeat(connections, requests, CREATED, seconds, take_what_came)
         take_all(reads, count)
         return watch.sample(count)
@@ -95,7 +95,7 @@ def prepare_creates(server: Server, stack: ExitStack) -> Callable[[float], Sampl
     request = [post("/create", b"")]
 
     def create(seconds: float) -> Sample:
-        watch = Watch(server.pid)
+        watch = Watch(*server.pids)
         return watch.sample(repeat(connections, request, OK, seconds, do_nothing))
 
     return create

@@ -105,22 +105,29 @@ class Sample:
 
 
 class Watch:
-    """Measures a server and the load, which is this process, from the creation of this object."""
+    """Measures the processes of a server, and the load, which is this process, from the creation of
+    this object."""
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
+    def __init__(self, *pids: int) -> None:
+        self._pids = pids
         self.began = time.monotonic()
         self._load_before = time.process_time()
-        self._waited_before = waiting_seconds(pid)
-        self._computed_before = core_seconds(pid)
+        self._waited_before = self._waited()
+        self._computed_before = self._computed()
+
+    def _waited(self) -> float:
+        return sum(map(waiting_seconds, self._pids))
+
+    def _computed(self) -> float:
+        return sum(map(core_seconds, self._pids))
 
     def sample(self, count: int) -> Sample:
         return Sample(
             count,
-            core_seconds=core_seconds(self._pid) - self._computed_before,
+            core_seconds=self._computed() - self._computed_before,
             seconds=time.monotonic() - self.began,
             load_seconds=time.process_time() - self._load_before,
-            waiting_seconds=waiting_seconds(self._pid) - self._waited_before,
+            waiting_seconds=self._waited() - self._waited_before,
         )
 
 

@@ -49,6 +49,11 @@ class Server:
     pid: int
     http_port: int
 
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes whose work counts."""
+        return (self.pid,)
+
 
 class WriteServer(Server, ABC):
     """A running server that takes events over HTTP."""

@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bench.contestants import NCHAN, NGINX, ORIGINAL, OTHERS, OURS, REDIS, chosen
+import pytest
+
+from bench.contestants import NCHAN, NGINX, ORIGINAL, OTHERS, OURS, REDIS, chosen, missing_redis
+from bench.workers import ONE
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,6 +31,17 @@ def test_one_scenario_runs_with_all_who_are_here() -> None:
         assert len(rounds) == 3
         assert min(rounds) > 0
         assert 0 < figure["load_busy"][name] < 1
+
+
+@pytest.mark.skipif(missing_redis() is not None, reason="needs a Redis or Valkey server")
+def test_two_workers_are_measured_beside_one() -> None:
+    done = bench("--quick", "--only", "P1", "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)["figures"]
+    assert [one["name"] for one in figures] == ["P1 workers", "P1 Redis"]
+    for figure in figures:
+        assert {name: len(rounds) for name, rounds in figure["rounds"].items()} == {OURS: 3, ONE: 3}
+        assert min(map(min, figure["rounds"].values())) > 0
 
 
 def test_who_is_not_asked_for_does_not_take_part() -> None:
