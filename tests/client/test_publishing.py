@@ -194,3 +194,16 @@ async def test_a_cancelled_block_leaves_no_task(megaphone: Megaphone, channel: C
     await asyncio.wait([writing])
     with pytest.raises(MegaphoneError, match="closed"):
         await results[0]
+
+
+async def test_a_function_for_headers_that_fails_fails_each_event(app: App, protocol: str) -> None:
+    async def headers() -> dict[str, str]:
+        raise LookupError("no token")
+
+    async with (
+        Megaphone.from_url(url_of(app, protocol), headers=headers) as megaphone,
+        megaphone.publisher() as publisher,
+    ):
+        for result in [await publisher.send("node.AAAA", "s", number) for number in range(3)]:
+            with pytest.raises(LookupError):
+                await result

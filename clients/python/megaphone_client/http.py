@@ -1,7 +1,7 @@
 """The calls of a client over HTTP/1.1, with aiohttp. Each read has a connection of its own."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from ssl import SSLContext
@@ -175,7 +175,7 @@ class HttpTransport:
                     allow_redirects=False,
                 ) as response,
             ):
-                content = await response.read()
+                content = await received(response.read())
                 if response.status >= 300:
                     raise refused(response.status, content, response.headers)
                 return content
@@ -190,7 +190,7 @@ class HttpTransport:
             )
             try:
                 if response.status != 200:
-                    content = await response.read()
+                    content = await received(response.read())
                     raise refused(response.status, content, response.headers)
             except BaseException:
                 response.close()
@@ -217,7 +217,7 @@ class HttpRead:
 
     async def next(self) -> Sequence[Arrived] | None:
         with failing_by_code():
-            piece = await self._content.readany()
+            piece = await received(self._content.readany())
         if not piece:
             return None
         lines = self._splitter.whole_lines(piece)
@@ -240,6 +240,15 @@ def failing_by_code() -> Iterator[None]:
         raise ConnectionFailed(f"the connection broke: {type(error).__name__}") from None
     except TimeoutError:
         raise ConnectionFailed("no answer in time") from None
+
+
+async def received(coming: Awaitable[bytes]) -> bytes:
+    """Return what comes. Raises: what aiohttp raises; ConnectionFailed, if the connection had ended
+    before, which aiohttp takes for a mistake of its caller."""
+    try:
+        return await coming
+    except RuntimeError:
+        raise ConnectionFailed("the connection broke") from None
 
 
 def segment(text: str) -> str:

@@ -239,6 +239,10 @@ class Publisher:
                         self._refuse(sent, error)
                     return None
                 await asyncio.sleep(wait_s)
+            except Exception as error:  # of a function of the app, such as that for headers
+                for sent in batch:
+                    self._settle(sent, error)
+                return None
         return self._answered(lane, batch, results, backoff, now() - begun)
 
     async def _send_one_by_one(
@@ -309,9 +313,9 @@ class Publisher:
             error = unknown
         self._settle(sent, error)
 
-    def _settle(self, sent: Sent, result: str | MegaphoneError | None) -> None:
+    def _settle(self, sent: Sent, result: str | Exception | None) -> None:
         if not sent.done.done():
-            if isinstance(result, MegaphoneError):
+            if isinstance(result, Exception):
                 sent.done.set_exception(result)
                 sent.done.exception()  # `flush` raises what nobody awaited
                 self._failed.append(sent)
