@@ -142,9 +142,9 @@ class Driver:
         """How many errors had an address in their text; addresses are secrets."""
         self._secrets: set[str] = set()
         self._is_ready = asyncio.get_running_loop().create_future()
-        self._reporting = asyncio.create_task(self._take_reports())
         assert process.stderr is not None
         self._errors = asyncio.create_task(process.stderr.read())
+        self._reporting = asyncio.create_task(self._take_reports())
 
     @classmethod
     async def start(cls, kind: Kind) -> "Driver":
@@ -168,7 +168,7 @@ class Driver:
             while line := await self.process.stdout.readline():
                 self._take(json.loads(line))
         finally:
-            gone = ConnectionError("the driver has ended")
+            gone = ConnectionError(f"the driver has ended: {(await self._errors).decode()}")
             for future in (self._is_ready, *self._calls.values()):
                 if not future.done():
                     future.set_exception(gone)

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.clients.conftest import Drivers
-from tests.clients.drivers.kinds import KINDS, Kind
+from tests.clients.drivers.kinds import KINDS, SYNC_GRPC, Kind
 from tests.clients.runs import Scenario, run_all, summary
 from tests.support.settings import IS_LONG
 
@@ -13,6 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 RUNS = 80 if IS_LONG else 6
 AT_ONCE = 4
+EVERY = (*KINDS, SYNC_GRPC) if IS_LONG else KINDS
 SEED = os.environ.get("CLIENTS_SEED")
 """Such as `http-17`: do only this run."""
 
@@ -22,7 +23,7 @@ SEED = os.environ.get("CLIENTS_SEED")
     "kind",
     [
         pytest.param(kind, marks=pytest.mark.xdist_group(f"clients {kind}"), id=kind.name)
-        for kind in KINDS
+        for kind in EVERY
     ],
 )
 async def test_seeded_runs_are_as_promised(drivers: Drivers, kind: Kind) -> None:

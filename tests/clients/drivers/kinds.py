@@ -23,6 +23,8 @@ def python_driver(name: str) -> tuple[str, ...]:
 
 HTTP = Kind("http", python_driver("asynchronous"), "http")
 GRPC = Kind("grpc", python_driver("asynchronous"), "grpc")
+SYNC = Kind("sync", python_driver("synchronous"), "http")
+SYNC_GRPC = Kind("sync-grpc", python_driver("synchronous"), "grpc")
 
-KINDS = (HTTP, GRPC)
-"""Those that pass every test."""
+KINDS = (HTTP, GRPC, SYNC)
+"""Those that pass every test. `SYNC_GRPC` joins the seeded runs only."""
