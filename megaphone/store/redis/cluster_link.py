@@ -349,7 +349,9 @@ class ClusterLink:
         masters of their slots."""
         link = self._links.pop(place)
         for one in link.take_waiting():
-            if isinstance(one, SlotCall) and not one.done():
+            if not isinstance(one, SlotCall):
+                fail(one, "the server is no master any more", False)
+            elif not one.done():
                 self._send(one)
         closing = asyncio.create_task(link.aclose())
         self._closing.add(closing)
@@ -364,7 +366,8 @@ class ClusterLink:
         while True:
             wait_s = MAP_S if self.is_up and self._map.is_complete else MAP_AGAIN_S
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._is_outdated.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._is_outdated.wait()
             self._is_outdated.clear()
             try:
                 found = await self._find_map()

@@ -120,7 +120,9 @@ class Keeper:
         self._hurry.clear()
         if pause_s:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), pause_s)
+                # Not `wait_for`, which may forget that its task is cancelled.
+                async with asyncio.timeout(pause_s):
+                    await self._hurry.wait()
 
     def _report(self, reason: str) -> None:
         """Log why an attempt failed, once as long as it stays the reason."""

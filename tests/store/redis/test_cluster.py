@@ -224,6 +224,18 @@ async def test_calls_that_wait_fail_when_the_link_is_closed(cluster: RedisCluste
     cluster.end_move(slot, target)
 
 
+async def test_a_link_that_is_about_to_ask_for_the_slots_can_be_closed(
+    cluster: RedisCluster,
+) -> None:
+    link = ClusterLink(cluster.url, name="test")
+    await link.start()
+    await asyncio.sleep(0.01)  # it waits for a reason to ask
+    link.masters()[0].on_down()
+    closing = asyncio.create_task(link.aclose())
+    done, _ = await asyncio.wait([closing], timeout=20)
+    assert done
+
+
 async def test_an_error_of_another_kind_fails_the_call(cluster: RedisCluster) -> None:
     async with link_to(cluster.url) as link:
         await link.call("SET", "k", "v")

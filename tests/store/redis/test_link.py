@@ -212,6 +212,18 @@ async def test_a_greeting_that_fails_later_is_tried_again(
     assert outcomes == []
 
 
+async def test_a_link_that_is_about_to_connect_can_be_closed(
+    own_server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(own_server.url)
+    own_server.kill()
+    await until(lambda: not link.is_up)
+    await asyncio.sleep(0.2)  # it pauses between two attempts
+    link.reconnect("a test wants it")
+    done, _ = await asyncio.wait([asyncio.create_task(link.aclose())], timeout=20)
+    assert done
+
+
 # The connection breaks.
 
 
