@@ -7,7 +7,7 @@ from urllib.request import urlopen
 
 from megaphone.config import load
 from megaphone.store.redis.connection import Server
-from megaphone.store.redis.requirements import Facts, rights_of
+from megaphone.store.redis.requirements import CLUSTER_RIGHTS, Facts, rights_of
 from megaphone.store.redis.url import StoreUrl
 from tests.support.process import broker_process, environment
 from tests.support.redis_fixtures import own_server
@@ -48,6 +48,10 @@ def test_the_settings_are_settings(tmp_path: Path) -> None:
 
 def test_the_rights_are_those_that_a_node_asks_for() -> None:
     assert f"ACL SETUSER megaphone on >PASSWORD {rights_of('megaphone')}\n" in PAGE
+
+
+def test_the_rights_in_a_cluster_are_those_that_a_node_asks_for() -> None:
+    assert f"`{' '.join(CLUSTER_RIGHTS)}`" in PAGE
 
 
 def test_the_line_of_the_log_is_what_a_node_writes() -> None:

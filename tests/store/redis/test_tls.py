@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 
 from megaphone.errors import StoreUnavailable
+from megaphone.model import Endpoint
+from megaphone.store.redis.cluster_link import ClusterLink
 from megaphone.store.redis.errors import UnusableStore
 from megaphone.store.redis.link import Link
 from megaphone.store.redis.url import StoreUrl
 from tests.store.redis.conftest import MakeLink
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.ports import free_port
+from tests.support.redis_cluster import redis_cluster
 from tests.support.redis_server import redis_server
 
 
@@ -48,6 +51,27 @@ async def test_calls_over_tls(
     assert await link.call("GET", "k") == body
     link.reconnect("a test wants it")
     assert await link.call("GET", "k") == body
+
+
+async def test_calls_to_a_cluster_over_tls(certificates: Certificates) -> None:
+    port = free_port()
+    options = f"ssl_ca_certs={certificates.authority}"
+    with redis_cluster(
+        "redis",
+        masters=1,
+        tls_port=port,
+        tls_cluster="yes",
+        tls_auth_clients="no",
+        tls_ca_cert_file=certificates.authority,
+        tls_cert_file=certificates.certificate,
+        tls_key_file=certificates.key,
+    ):
+        url = StoreUrl.parse(f"rediss+cluster://127.0.0.1:{port}?{options}")
+        link = ClusterLink(url, name="test")
+        await link.start()
+        assert await link.call("SET", "k", "v") == b"OK"
+        assert [master.place for master in link.masters()] == [Endpoint("127.0.0.1", port)]
+        await link.aclose()
 
 
 async def test_an_unknown_authority_is_not_trusted(
