@@ -24,6 +24,7 @@ from megaphone_api import sync_pb2
 from megaphone_api.sync_pb2_grpc import SyncServiceStub
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+from megaphone_client import Megaphone
 from tests.support.name_server import name_server
 from tests.support.nginx import (
     CONFIGURATION,
@@ -142,6 +143,33 @@ async def create(http: aiohttp.ClientSession, agent: str) -> dict[str, str]:
 def named(address: str) -> tuple[tuple[str, str], ...]:
     """Return the metadata that name the agent of an address."""
     return (("megaphone-agent", address.partition(".")[0]),)
+
+
+# -- The Python client
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_the_python_client_reaches_channels_of_every_node(
+    nodes: Cluster, http: aiohttp.ClientSession, protocol: str
+) -> None:
+    made = [await create(http, agent) for agent in HOSTS]
+    producers = [channel["producerAddress"] for channel in made]
+    consumers = [channel["consumerAddress"] for channel in made]
+    url = {"http": nodes.proxy.url, "grpc": f"grpc://{nodes.proxy.grpc_target}"}[protocol]
+    async with Megaphone.from_url(url) as megaphone:
+        assert await megaphone.exists([*producers, *consumers]) == dict.fromkeys(
+            [*producers, *consumers], True
+        )
+        gone = "n1." + "x" * 50
+        failures = await megaphone.write_batch([*producers, gone], [("s", 1)])
+        assert [(one.producer, one.index) for one in failures] == [(gone, 0)]
+        async with megaphone.publisher() as publisher:
+            for producer in producers:
+                await publisher.send(producer, "s", 2)
+        async with megaphone.read_many(consumers) as reader:
+            got = [await anext(reader) for _ in range(2 * len(HOSTS))]
+        for consumer in consumers:
+            assert [event.body for event in got if event.consumer == consumer] == [1, 2]
 
 
 # -- HTTP

@@ -8,6 +8,7 @@ from ssl import SSLContext
 from typing import Any, Final, Self, TypeVar, overload
 
 from megaphone_client.bodies import decoder, encode
+from megaphone_client.errors import MegaphoneError
 from megaphone_client.events import Channel, Failure
 from megaphone_client.publishing import Publisher
 from megaphone_client.reading import (
@@ -24,7 +25,7 @@ from megaphone_client.reading import (
 from megaphone_client.retrying import repeated
 from megaphone_client.state import ReadState
 from megaphone_client.subscriptions import Renew, Subscriptions
-from megaphone_client.transport import Headers, Message, Transport
+from megaphone_client.transport import Headers, Message, Transport, by_agent
 from megaphone_client.urls import Target, parse_url
 
 T = TypeVar("T")
@@ -157,18 +158,42 @@ class Megaphone:
     ) -> list[Failure]:
         """Write the same events, given as pairs of stream and body, to many channels.
 
-        Returns: which channel did not take which event. Raises: as `write` does, if the broker
-        refuses the whole request.
+        Channels of different agents need a request each. Returns: which channel did not take which
+        event. Raises: as `write` does, if every request failed; if only some did, their events are
+        among the failures, with the code of the error as the reason.
         """
-        addresses = list(producers)
         encoded = [(stream, encode(body)) for stream, body in messages]
         key = key or self._new_key()
+        limit_s = self._checked(timeout_s)
         transport = await self._connected()
-        return await repeated(
-            lambda left_s: transport.write_batch(addresses, encoded, key, left_s),
-            self._checked(timeout_s),
-            is_repeatable=key is not None,
-        )
+
+        async def write(addresses: Sequence[str]) -> list[Failure] | MegaphoneError:
+            try:
+                return await repeated(
+                    lambda left_s: transport.write_batch(addresses, encoded, key, left_s),
+                    limit_s,
+                    is_repeatable=key is not None,
+                )
+            except MegaphoneError as error:
+                return error
+
+        groups = by_agent(producers) or [[]]
+        results = await asyncio.gather(*map(write, groups))
+        failures: list[Failure] = []
+        errors: list[MegaphoneError] = []
+        for group, result in zip(groups, results, strict=True):
+            if isinstance(result, MegaphoneError):
+                errors.append(result)
+                failures += [
+                    Failure(producer, index, result.code)
+                    for producer in group
+                    for index in range(len(encoded))
+                ]
+            else:
+                failures += result
+        if len(errors) == len(groups):
+            raise errors[0]
+        return failures
 
     def publisher(
         self,
@@ -365,11 +390,15 @@ class Megaphone:
 
     async def exists(self, addresses: Iterable[str]) -> dict[str, bool]:
         """Return for each producer or consumer address whether its channel exists."""
-        asked = list(addresses)
         transport = await self._connected()
-        return await repeated(
-            lambda left_s: transport.exists(asked, left_s), self._timeout_s, is_write=False
-        )
+
+        async def ask(group: Sequence[str]) -> dict[str, bool]:
+            return await repeated(
+                lambda left_s: transport.exists(group, left_s), self._timeout_s, is_write=False
+            )
+
+        answers = await asyncio.gather(*map(ask, by_agent(addresses)))
+        return {address: exists for answer in answers for address, exists in answer.items()}
 
     async def ack(self, consumer: str, event_id: str) -> int:
         """Acknowledge an event and all before it in its channel. Returns how many of them were not

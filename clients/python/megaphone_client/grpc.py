@@ -235,11 +235,7 @@ class GrpcTransport:
 
     async def _metadata(self, *addresses: str) -> Metadata:
         """Return the metadata of a call for the channel of the first address."""
-        agents = tuple(
-            (AGENT_KEY, agent)
-            for agent in map(agent_of, addresses[:1])
-            if agent.isascii() and agent.isprintable()
-        )
+        agents = tuple((AGENT_KEY, agent) for agent in map(agent_of, addresses[:1]) if agent)
         more = await headers_now(self._headers)
         return (*self._authorization, *agents, *((key.lower(), more[key]) for key in more))
 

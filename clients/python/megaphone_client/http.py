@@ -24,7 +24,7 @@ from megaphone_client.errors import (
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.lines import Splitter, events_of
 from megaphone_client.state import Ask
-from megaphone_client.transport import Headers, Message, headers_now
+from megaphone_client.transport import Headers, Message, agent_of, headers_now
 from megaphone_client.urls import Target
 
 T = TypeVar("T")
@@ -148,7 +148,9 @@ class HttpTransport:
         ]
         channels = encode(list(producers))
         body = b'{"channels":%b,"messages":[%b]}' % (channels, b",".join(rendered))
-        return parsed(await self._post("/write-batch", body, timeout_s, key), BatchWritten)
+        agent = agent_of(producers[0]) if producers else ""
+        answer = await self._post("/write-batch", body, timeout_s, key, agent)
+        return parsed(answer, BatchWritten)
 
     async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int:
         body = encode({"eid": event_id})
@@ -157,12 +159,17 @@ class HttpTransport:
 
     async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]:
         body = encode({"channels": list(addresses)})
-        return parsed(await self._post("/channelsExists", body, timeout_s), Existing).channels
+        agent = agent_of(addresses[0]) if addresses else ""
+        answer = await self._post("/channelsExists", body, timeout_s, agent=agent)
+        return parsed(answer, Existing).channels
 
     async def _post(
-        self, path: str, body: bytes, timeout_s: float, key: str | None = None
+        self, path: str, body: bytes, timeout_s: float, key: str | None = None, agent: str = ""
     ) -> bytes:
+        """`agent` is for calls whose path has no address by which a proxy could route."""
         headers = JSON if key is None else JSON | {"Idempotency-Key": key}
+        if agent:
+            headers = headers | {"Megaphone-Agent": agent}
         # aiohttp warns about more than a megabyte of bytes; it sends a file of any size.
         data = body if len(body) < BUFFER_BYTES else BytesIO(body)
         with failing_by_code():

@@ -1,7 +1,8 @@
 """What the client needs of a protocol. `http` and `grpc` implement it."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
 
 from megaphone_client.errors import MegaphoneError
 from megaphone_client.events import Arrived, Channel, Failure
@@ -38,7 +39,9 @@ class OpenRead(Protocol):
 
 
 class Transport(Protocol):
-    """The calls of a client over one protocol. Each raises the error of the broker by its code, or
+    """The calls of a client over one protocol. All channels of a call have one agent.
+
+    Each raises the error of the broker by its code, or
     ConnectionFailed. `timeout_s` limits one request."""
 
     def lane_of(self, producer: str) -> str:
@@ -86,6 +89,20 @@ async def headers_now(headers: Headers | None) -> dict[str, str]:
     return dict(headers if isinstance(headers, Mapping) else await headers())
 
 
+AGENT: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
 def agent_of(address: str) -> str:
-    """Return the name by which a proxy routes the calls for a channel."""
-    return address.partition(".")[0]
+    """Return the name by which a proxy routes the calls for a channel; nothing for what is no
+    address, which any node refuses."""
+    agent = address.partition(".")[0]
+    return agent if AGENT.fullmatch(agent) else ""
+
+
+def by_agent(addresses: Iterable[str]) -> list[list[str]]:
+    """Return addresses in groups, each of one agent. The channels of one call must have the same
+    agent, because a proxy routes by it."""
+    groups: dict[str, list[str]] = {}
+    for address in addresses:
+        groups.setdefault(agent_of(address), []).append(address)
+    return list(groups.values())
