@@ -250,6 +250,8 @@ async def test_batches_go_where_their_header_says(http: aiohttp.ClientSession) -
         ("/_owner", 401, "NOT_FOUND"),
         ("/_taker", 401, "NOT_FOUND"),
         ("/", 404, "NOT_FOUND"),
+        ("/docs", 404, "NOT_FOUND"),
+        ("/openapi.json", 404, "NOT_FOUND"),
     ],
 )
 async def test_what_leads_nowhere_is_answered_in_json(

@@ -183,7 +183,9 @@ async def test_the_same_over_grpc(lasting: Cluster) -> None:
             read.cancel()
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/agents/x", "/readyz/create", "/vagent/list", "/"])
+@pytest.mark.parametrize(
+    "path", ["/metrics", "/agents/x", "/readyz/create", "/vagent/list", "/", "/docs"]
+)
 async def test_what_is_not_for_clients_cannot_be_reached(
     http: aiohttp.ClientSession, path: str
 ) -> None:
