@@ -343,6 +343,12 @@ class ChannelMachine(RuleBasedStateMachine):
         self.take_up_to(limit)
 
     @precondition(lambda self: self.open)
+    @rule(limit=sizes)
+    def take_until_nothing_comes(self, limit: int) -> None:
+        while self.take_up_to(limit):
+            pass
+
+    @precondition(lambda self: self.open)
     @rule()
     def confirm(self) -> None:
         assert self.open is not None
