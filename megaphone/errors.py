@@ -82,6 +82,12 @@ class PayloadTooLarge(MegaphoneError):
     code = "PAYLOAD_TOO_LARGE"
 
 
+class UnsupportedMediaType(MegaphoneError):
+    """The request body has another content type than `application/json`, or none."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+
+
 class LimitExceeded(MegaphoneError):
     """The node has reached its limit of channels, bytes, waiting writers or connections. Call
     again after the given delay."""

@@ -22,7 +22,15 @@ from megaphone.rest.connection.answers import (
     json_answer_in_pieces,
 )
 from megaphone.rest.reads import NDJSON
-from megaphone.rest.requests import body_of, path_values, require_json, segment, whole_number
+from megaphone.rest.requests import (
+    body_of,
+    check_parameters,
+    path_values,
+    require_json,
+    segment,
+    whole_number,
+    without_query,
+)
 from megaphone.wire import json
 from megaphone.wire.errors import row_of
 
@@ -35,13 +43,13 @@ class AdminApi:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.get("/vagent/list", self.list_agents),
-            web.post("/vagent/add", self.add_agent),
-            web.post("/vagent/promote", self.promote_agent),
-            web.post("/vagent/pipe", self.pipe_agent),
-            web.post("/node/drain", self.drain),
+            web.get("/vagent/list", without_query(self.list_agents)),
+            web.post("/vagent/add", without_query(self.add_agent)),
+            web.post("/vagent/promote", without_query(self.promote_agent)),
+            web.post("/vagent/pipe", without_query(self.pipe_agent)),
+            web.post("/node/drain", without_query(self.drain)),
             web.get("/channel/list", self.list_channels),
-            web.delete(f"/channel/{segment('address')}", self.dispose_channel),
+            web.delete(f"/channel/{segment('address')}", without_query(self.dispose_channel)),
         ]
 
     async def list_agents(self, request: web.Request) -> web.Response:
@@ -82,6 +90,7 @@ class AdminApi:
         return response
 
     async def list_channels(self, request: web.Request) -> web.StreamResponse:
+        check_parameters(request.query, ("skip", "limit", "agent"))
         addresses = await self._admin.list_channels(
             skip=whole_number(request.query, "skip") or 0,
             limit=whole_number(request.query, "limit"),

@@ -23,7 +23,14 @@ from megaphone.rest.reads import (
     stream_events,
     stream_many,
 )
-from megaphone.rest.requests import body_of, is_json, path_values, require_json, segment
+from megaphone.rest.requests import (
+    body_of,
+    is_json,
+    path_values,
+    require_json,
+    segment,
+    without_query,
+)
 from megaphone.wire import json
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
@@ -37,13 +44,16 @@ class ChannelApi:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/create", self.create),
-            web.post(f"/write/{segment('producer_address')}/{segment('stream_id')}", self.write),
-            web.post("/write-batch", self.write_batch),
+            web.post("/create", without_query(self.create)),
+            web.post(
+                f"/write/{segment('producer_address')}/{segment('stream_id')}",
+                without_query(self.write),
+            ),
+            web.post("/write-batch", without_query(self.write_batch)),
             web.get(f"/read/{segment('consumer_address')}", self.read, allow_head=False),
-            web.post("/read", self.read_many),
-            web.post(f"/ack/{segment('consumer_address')}", self.acknowledge),
-            web.post("/channelsExists", self.channels_exist),
+            web.post("/read", without_query(self.read_many)),
+            web.post(f"/ack/{segment('consumer_address')}", without_query(self.acknowledge)),
+            web.post("/channelsExists", without_query(self.channels_exist)),
         ]
 
     async def create(self, request: web.Request) -> web.Response:

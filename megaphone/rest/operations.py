@@ -84,7 +84,13 @@ GROUPS = {
 
 
 UNAVAILABLE = (errors.ShuttingDown, errors.StoreUnavailable)
-OF_BODIES = (errors.BadRequest, errors.TooSlow, errors.PayloadTooLarge, errors.LimitExceeded)
+OF_BODIES = (
+    errors.BadRequest,
+    errors.TooSlow,
+    errors.PayloadTooLarge,
+    errors.UnsupportedMediaType,
+    errors.LimitExceeded,
+)
 OF_CHANNELS = (errors.BadRequest, errors.ChannelNotFound, errors.AgentMoved)
 
 

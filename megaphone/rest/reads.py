@@ -20,9 +20,10 @@ from megaphone.model import DEFAULT_IN_FLIGHT, ReadOptions
 from megaphone.rest.connection.answer_bytes import date_line
 from megaphone.rest.connection.guest import connection_of
 from megaphone.rest.connection.stream import Framing, chunk
-from megaphone.rest.requests import choice, seconds_of_ms, whole_number
+from megaphone.rest.requests import check_parameters, choice, seconds_of_ms, whole_number
 from megaphone.wire import lines, sse
 
+PARAMETERS = ("after", "ack", "window", "takeover", "limit", "wait_ms", "heartbeat_ms", "stream")
 LAST_EVENT_ID = "Last-Event-ID"
 SSE_HEARTBEAT_S = 10.0
 
@@ -66,6 +67,7 @@ def options_of(
     """
     # The header comes before the query, because an EventSource repeats the query of its first
     # request for ever, and names its cursor in the header.
+    check_parameters(query, PARAMETERS)
     window = whole_number(query, "window")
     options = ReadOptions(
         cursor=query.get("after") if last_event_id is None else last_event_id,

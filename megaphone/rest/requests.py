@@ -1,16 +1,17 @@
 """Reads what a request says: its path, its query, its headers, and its body within bounds."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from aiohttp import hdrs, web
 
 from megaphone.core.budget import Budget
-from megaphone.errors import BadRequest, PayloadTooLarge, TooSlow
+from megaphone.errors import BadRequest, PayloadTooLarge, TooSlow, UnsupportedMediaType
 from megaphone.rest.connection.answers import JSON
 from megaphone.rest.inflation import Inflater, inflater_for, undecodable
+from megaphone.wire.decode import unknown
 
 BUDGET = web.AppKey("budget", Budget)
 """The key under which an application holds the budget that incomplete bodies count against."""
@@ -18,6 +19,7 @@ BODY_TIMEOUT_S = 30.0
 MAX_DIGITS = 9
 
 T = TypeVar("T")
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 # -- The path
@@ -51,6 +53,24 @@ def decoded(raw: str) -> str:
 
 
 # -- The query
+
+
+def without_query(handler: Handler) -> Handler:
+    """Return a handler that refuses a request with a query, for a call that takes no parameters."""
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        if request.rel_url.raw_query_string:
+            check_parameters(request.query, ())
+        return await handler(request)
+
+    return checked
+
+
+def check_parameters(query: Mapping[str, str], known: Sequence[str]) -> None:
+    """Raises: BadRequest, if a query has a parameter that the call does not know."""
+    for name in query:
+        if name not in known:
+            raise BadRequest(f"the query has {unknown('parameter', name, known)}")
 
 
 def whole_number(query: Mapping[str, str], name: str) -> int | None:
@@ -92,7 +112,7 @@ def is_json(request: web.Request) -> bool:
 
 def require_json(request: web.Request) -> None:
     if not is_json(request):
-        raise BadRequest(f"the Content-Type must be {JSON}")
+        raise UnsupportedMediaType(f"the Content-Type must be {JSON}")
 
 
 async def body_of(request: web.Request) -> bytes:

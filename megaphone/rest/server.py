@@ -5,7 +5,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from megaphone.core.budget import Budget
 from megaphone.rest.connection.limits import Connections
@@ -37,6 +37,8 @@ class HttpServer:
         app[BUDGET] = budget
         for route in routes:
             app.router.add_route(route.method, route.path, route.handler)
+            if route.path in HEALTH_PATHS:  # as probes of load balancers ask
+                app.router.add_route(hdrs.METH_HEAD, route.path, route.handler)
         allow_origin(app, cors_origin)
         app.router.add_route("*", "/{anything:.*}", refuse_route)
         self._runner = web.AppRunner(

@@ -1,7 +1,9 @@
 """The bodies of HTTP requests and answers: their members, types and meaning.
 
 `wire.json` parses and renders with these classes, and `rest.openapi` describes the API with them,
-so that the description agrees with what the broker does. Existing clients fix all names.
+so that the description agrees with what the broker does. Existing clients fix all names. A member
+of a client's request that is not known is refused, because a misspelt option would be ignored in
+silence.
 """
 
 from datetime import datetime
@@ -21,7 +23,7 @@ def text(description: str, *, deprecated: bool = False) -> Meta:
 # -- Requests of clients
 
 
-class CreateRequest(msgspec.Struct):
+class CreateRequest(msgspec.Struct, forbid_unknown_fields=True):
     """How the consumer of a channel will read."""
 
     protocols: Annotated[
@@ -33,14 +35,14 @@ class CreateRequest(msgspec.Struct):
     ] = []
 
 
-class BatchMessage(msgspec.Struct, rename="camel", gc=False):
+class BatchMessage(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=True):
     """An event that is written to every channel of a batch."""
 
     stream_id: Annotated[str, text("1 to 1,024 bytes of text without control characters.")]
     body: Annotated[msgspec.Raw, text("Any JSON value.")]
 
 
-class BatchRequest(msgspec.Struct, rename="camel"):
+class BatchRequest(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """The same events for many channels."""
 
     messages: Annotated[list[BatchMessage], text("The events, in their order in each channel.")]
@@ -50,7 +52,7 @@ class BatchRequest(msgspec.Struct, rename="camel"):
     ] = None
 
 
-class ExistsRequest(msgspec.Struct, rename="camel"):
+class ExistsRequest(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
     """Channels that may exist."""
 
     channels: Annotated[list[str] | None, text("Addresses, of producers or consumers.")] = None
@@ -59,7 +61,7 @@ class ExistsRequest(msgspec.Struct, rename="camel"):
     ] = None
 
 
-class AckRequest(msgspec.Struct):
+class AckRequest(msgspec.Struct, forbid_unknown_fields=True):
     """What a reader has processed."""
 
     eid: Annotated[

@@ -1,9 +1,12 @@
 """Decodes JSON with our errors, and converts the members of a list only as they are read."""
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar, overload
+import difflib
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, overload
 
 import msgspec
+import msgspec.inspect
 
 from megaphone.errors import BadRequest, explain
 
@@ -25,9 +28,61 @@ def decode_json(body: bytes, kind: type[T]) -> T:
     except RecursionError:
         raise BadRequest("the body is nested too deep") from None
     except msgspec.ValidationError as error:
-        raise BadRequest(f"the body does not fit: {explain(error)}") from None
+        reason = explain_unknown(str(error), kind) or explain(error)
+        raise BadRequest(f"the body does not fit: {reason}") from None
     except msgspec.DecodeError as error:
         raise BadRequest(f"the body is not JSON: {explain(error)}") from None
+
+
+# -- Names that are not known
+
+
+LONGEST_NAME = 40
+"""A longer name is not repeated: it is no misspelling, and may be a secret."""
+UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?", re.DOTALL)
+STEP = re.compile(r"\.(\w+)|\[")
+
+
+def explain_unknown(text: str, kind: type[Any]) -> str | None:
+    """Return in our words that a body has an unknown member, as the decoder has found for a type of
+    the body; None if it has found something else."""
+    found = UNKNOWN.fullmatch(text)
+    if found is None:
+        return None
+    members = members_at(msgspec.inspect.type_info(kind), STEP.finditer(found[2] or ""))
+    return f"it has {unknown('member', found[1], members)}"
+
+
+def members_at(kind: msgspec.inspect.Type, steps: Iterable[re.Match[str]]) -> list[str]:
+    """Return the names of the members of the object that stands at a path within a type."""
+    for step in steps:
+        if isinstance(kind, msgspec.inspect.ListType):
+            kind = bare(kind.item_type)
+        else:
+            assert isinstance(kind, msgspec.inspect.StructType)
+            kind = bare(next(one.type for one in kind.fields if one.encode_name == step[1]))
+    assert isinstance(kind, msgspec.inspect.StructType)
+    return [one.encode_name for one in kind.fields]
+
+
+def bare(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
+    """Return a type without its description, and without None."""
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return bare(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return next(one for one in kind.types if not isinstance(one, msgspec.inspect.NoneType))
+    return kind
+
+
+def unknown(what: str, name: str, known: Sequence[str]) -> str:
+    """Return the second half of a sentence about a name that is not known, with the known name that
+    was probably meant, and all known ones."""
+    said = f"the unknown {what} `{name}`" if len(name) <= LONGEST_NAME else f"an unknown {what}"
+    if not known:
+        return f"{said}; no {what} is allowed here"
+    meant = difflib.get_close_matches(name, known, n=1)
+    listed = f"allowed are {', '.join(f'`{one}`' for one in known)}"
+    return f"{said}, did you mean `{meant[0]}`? {listed}" if meant else f"{said}; {listed}"
 
 
 class Converted(Sequence[Target], Generic[Source, Target]):

@@ -32,6 +32,7 @@ TABLE = (
     Row(errors.ReaderBusy, 409, "ABORTED"),
     Row(errors.WrongMode, 409, "FAILED_PRECONDITION"),
     Row(errors.PayloadTooLarge, 413, "RESOURCE_EXHAUSTED"),
+    Row(errors.UnsupportedMediaType, 415, "INVALID_ARGUMENT"),
     Row(errors.AgentMoved, 421, "UNAVAILABLE"),
     Row(errors.LimitExceeded, 429, "RESOURCE_EXHAUSTED"),
     Row(errors.WriteTimeout, 503, "UNAVAILABLE"),

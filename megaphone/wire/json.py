@@ -1,7 +1,6 @@
 """The JSON of the HTTP face: requests to the model, and the model to answers.
 
-The names and forms are in `wire.bodies`. Unknown members of requests are ignored, as they always
-were. The lines of events are in `wire.lines`.
+The names and forms are in `wire.bodies`. The lines of events are in `wire.lines`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

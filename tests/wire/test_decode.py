@@ -1,9 +1,12 @@
 """Bodies that do not decode are refused in our words, and members are converted only when read."""
 
+from typing import Annotated
+
+import msgspec
 import pytest
 
 from megaphone.errors import BadRequest
-from megaphone.wire.decode import Converted, decode_json
+from megaphone.wire.decode import Converted, decode_json, unknown
 
 
 @pytest.mark.parametrize(
@@ -38,3 +41,44 @@ def test_members_are_converted_when_they_are_read() -> None:
     part = doubled[1:]
     assert read == [2]
     assert list(part) == [4, 6]
+
+
+class Inner(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
+    some_name: int = 0
+
+
+class Outer(msgspec.Struct, forbid_unknown_fields=True):
+    inner: Inner | None = None
+    many: Annotated[list[Inner], msgspec.Meta(description="many")] = []
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            b'{"iner":{}}',
+            "it has the unknown member `iner`, did you mean `inner`? allowed are `inner`, `many`",
+        ),
+        (b'{"x":1}', "it has the unknown member `x`; allowed are `inner`, `many`"),
+        (
+            b'{"inner":{"someNam":1}}',
+            "it has the unknown member `someNam`, did you mean `someName`? allowed are `someName`",
+        ),
+        (
+            b'{"many":[{},{"some_name":1}]}',
+            "it has the unknown member `some_name`, did you mean `someName`?"
+            " allowed are `someName`",
+        ),
+        (b'{"%b":1}' % (b"x" * 41), "it has an unknown member; allowed are `inner`, `many`"),
+        (b'{"inner":1}', "expected `object | null`, got `int` - at `$.inner`"),
+    ],
+)
+def test_an_unknown_member_is_refused_with_what_is_allowed(body: bytes, message: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        decode_json(body, Outer)
+    assert str(refused.value) == f"the body does not fit: {message}"
+
+
+def test_where_nothing_is_allowed_it_is_said() -> None:
+    said = "the unknown parameter `x`; no parameter is allowed here"
+    assert unknown("parameter", "x", ()) == said

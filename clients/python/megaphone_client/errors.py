@@ -132,6 +132,7 @@ CLASSES: Final[dict[str, type[MegaphoneError]]] = {
     "WRONG_MODE": MegaphoneError,
     "TOO_SLOW": TooSlow,
     "PAYLOAD_TOO_LARGE": PayloadTooLarge,
+    "UNSUPPORTED_MEDIA_TYPE": BadRequest,
     "LIMIT_EXCEEDED": LimitExceeded,
     "TIMEOUT": WriteTimeout,
     "SKIPPED": WriteTimeout,

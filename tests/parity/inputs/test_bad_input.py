@@ -22,6 +22,7 @@ from megaphone.errors import (
     PayloadTooLarge,
     PermissionDenied,
     ReaderBusy,
+    UnsupportedMediaType,
 )
 from megaphone.model import BatchFailure, NewEvent, ReadOptions
 from tests.support.faces import (
@@ -262,8 +263,12 @@ def batch_cases() -> Iterator[Case]:
     }
     for name, body in shapes.items():
         yield Case(f"shape of a batch: {name}", posts("/write-batch", body), BadRequest, HTTP)
-    unknown = '{"x":1,"channels":[],"messages":[{"streamId":"s","body":1,"x":[{}]}],"y":null}'
-    yield Case("shape of a batch: unknown fields", posts("/write-batch", unknown), None, HTTP)
+    for unknown in (
+        '{"x":1,"channels":[],"messages":[]}',
+        '{"channels":[],"messages":[{"streamId":"s","body":1,"x":[{}]}]}',
+    ):
+        call = posts("/write-batch", unknown)
+        yield Case(f"shape of a batch: unknown members {unknown}", call, BadRequest, HTTP)
 
 
 def shape_cases() -> Iterator[Case]:
@@ -275,10 +280,13 @@ def shape_cases() -> Iterator[Case]:
         nested = f'{{"x":{DEEP_ARRAYS.decode()}}}'
         for body in [*fields, "word", "[]", "null", '"\\ud800"', '{"x":NaN}', "[" * 5_000, nested]:
             yield Case(f"{path}: {body:.30}", posts(path, body), BadRequest, HTTP)
-    yield Case("/create: unknown fields", posts("/create", '{"x":[1]}'), None, HTTP)
-    yield Case("/ack: unknown fields", posts("/ack/{consumer}", '{"x":1,"eid":"x"}'), None, HTTP)
-    exists = '{"x":1,"channels":[]}'
-    yield Case("/channelsExists: unknown fields", posts("/channelsExists", exists), None, HTTP)
+    for path, body in {
+        "/create": '{"x":[1]}',
+        "/ack/{consumer}": '{"x":1,"eid":"x"}',
+        "/channelsExists": '{"x":1,"channels":[]}',
+        "/read": '{"x":1,"channels":[{"address":"a"}]}',
+    }.items():
+        yield Case(f"{path}: an unknown member", posts(path, body), BadRequest, HTTP)
 
 
 def content_cases() -> Iterator[Case]:
@@ -290,7 +298,7 @@ def content_cases() -> Iterator[Case]:
         "/channelsExists": '{"channels":[]}',
     }.items():
         for kind in kinds:
-            yield Case(f"{path} as {kind!r}", posts(path, body, kind), BadRequest, HTTP)
+            yield Case(f"{path} as {kind!r}", posts(path, body, kind), UnsupportedMediaType, HTTP)
     write = "/write/{producer}/s"
     zipped = {"Content-Encoding": "gzip"}
     yield Case("gzip: well", posts(write, gzip.compress(b"1"), **zipped), None, HTTP)
@@ -390,7 +398,18 @@ def option_cases() -> Iterator[Case]:
             yield Case(f"query: {name}={value}", gets(f"{name}={value}"), BadRequest, HTTP)
     for query in ("window=0", "limit=0", "heartbeat_ms=0", "ack=maybe", "ack=", "takeover=maybe"):
         yield Case(f"query: {query}", gets(query), BadRequest, HTTP)
-    yield Case("query: unknown names", gets("x=1&%ff=%ff&&=&wait_ms=0"), None, HTTP)
+    yield Case("query: well", gets("wait_ms=0&&limit=1"), None, HTTP)
+    for query in ("x=1&wait_ms=0", "%ff=%ff&wait_ms=0", "=&wait_ms=0", "wait_ms=0&WAIT_MS=0"):
+        yield Case(f"query: an unknown name in {query}", gets(query), BadRequest, HTTP)
+    for path, body in {
+        "/create": "{}",
+        "/write/{producer}/s": "1",
+        "/write-batch": '{"channels":[],"messages":[]}',
+        "/read": '{"channels":[{"address":"a"}]}',
+        "/ack/{consumer}": '{"eid":"x"}',
+        "/channelsExists": '{"channels":[]}',
+    }.items():
+        yield Case(f"{path}: a query", posts(f"{path}?x=1", body), BadRequest, HTTP)
 
 
 def text_of(size: int) -> bytes:
@@ -487,6 +506,63 @@ async def assert_refused_as_text(face: Face, address: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (
+            "/read/{consumer}?limt=1",
+            None,
+            "the query has the unknown parameter `limt`, did you mean `limit`? allowed are `after`,"
+            " `ack`, `window`, `takeover`, `limit`, `wait_ms`, `heartbeat_ms`, `stream`",
+        ),
+        (
+            "/channelsExists?pretty=1",
+            '{"channels":[]}',
+            "the query has the unknown parameter `pretty`; no parameter is allowed here",
+        ),
+        (
+            "/write-batch",
+            '{"channels":[],"messages":[{"streamID":"s","body":1}]}',
+            "the body does not fit: it has the unknown member `streamID`, did you mean `streamId`?"
+            " allowed are `streamId`, `body`",
+        ),
+        (
+            "/ack/{consumer}",
+            '{"event":"x"}',
+            "the body does not fit: it has the unknown member `event`; allowed are `eid`",
+        ),
+        (
+            "/ack/{consumer}",
+            '{"%s":"x"}' % ("secret" * 10),
+            "the body does not fit: it has an unknown member; allowed are `eid`",
+        ),
+        (
+            "/read",
+            '{"channels":[{"address":"a","afer":"-"}]}',
+            "the body does not fit: it has the unknown member `afer`, did you mean `after`?"
+            " allowed are `address`, `after`",
+        ),
+    ],
+)
+async def test_a_misspelling_is_refused_with_what_is_allowed(
+    http: HttpFace, path: str, body: str | None, message: str
+) -> None:
+    channel = await http.create()
+    call = gets(path.partition("?")[2]) if body is None else posts(path, body)
+    with pytest.raises(BadRequest) as refused:
+        await call(http, channel)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/readyz/create", "/metrics"])
+async def test_probes_may_ask_for_the_head_only(http: HttpFace, path: str) -> None:
+    async with http.session.head(http.url(path)) as response:
+        assert (response.status, await response.read()) == (200, b"")
+        assert int(response.headers["Content-Length"]) > 0
+    async with http.session.get(http.url(f"{path}?any=1")) as response:
+        assert response.status == 200, "the parameters of scrapers do no harm"
+
+
+@pytest.mark.parametrize(
     ("method", "path", "status"),
     [
         ("POST", "/", 405),
@@ -579,19 +655,19 @@ async def test_what_is_not_http_is_refused(http: HttpFace, request_bytes: bytes)
         pytest.param(
             b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n",
             405,
-            "CONNECT is not allowed here; allowed is GET, POST",
+            "CONNECT is not allowed here; allowed is GET, HEAD, POST",
             id="CONNECT",
         ),
         pytest.param(
             b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01 and so on",
             405,
-            "CONNECT is not allowed here; allowed is GET, POST",
+            "CONNECT is not allowed here; allowed is GET, HEAD, POST",
             id="CONNECT with what is for the tunnel",
         ),
         pytest.param(
             b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
             405,
-            "OPTIONS is not allowed here; allowed is GET, POST",
+            "OPTIONS is not allowed here; allowed is GET, HEAD, POST",
             id="OPTIONS *",
         ),
         pytest.param(
@@ -620,7 +696,7 @@ async def test_what_has_no_route_is_refused_in_our_form(
     answer = await exchange(http.port, request_bytes)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
-    assert (b"\r\nAllow: GET,POST" in head) == (status == 405)
+    assert (b"\r\nAllow: GET,HEAD,POST" in head) == (status == 405)
     told = json.loads(body)
     assert (told["code"], told["message"]) == ("BAD_REQUEST", message)
     await assert_serves(http)
