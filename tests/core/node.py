@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any
 
@@ -31,8 +32,10 @@ class Node:
         settings: Settings,
         mode: AgentMode = AgentMode.MASTER,
         directory: AgentDirectory | None = None,
+        let_others_have: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """With a directory the node has only the agents that a test introduces."""
+        self._let_others_have = let_others_have
         self.metrics = Metrics()
         self._directory = directory
         self._settings = settings
@@ -51,7 +54,7 @@ class Node:
         pipes = OutgoingPipes(**more, observer=self.metrics, nodes=Settings().nodes)
         incoming = IncomingPipes(**more, settings=Settings(), observer=self.metrics)
         drains = Drains(**more, broker=self.broker, incoming=incoming, pipes=pipes)
-        return Admin(**parts, pipes=pipes, drains=drains)
+        return Admin(**parts, pipes=pipes, drains=drains, let_others_have=self._let_others_have)
 
     @cached_property
     def store(self) -> MemoryStore:

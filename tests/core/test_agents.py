@@ -13,10 +13,13 @@ from megaphone.errors import (
     ChannelNotFound,
     NoAgentAvailable,
     StoreUnavailable,
+    TargetUnavailable,
     WrongMode,
 )
 from megaphone.model import AgentMode
 from tests.core.directory import MemoryDirectory
+from tests.core.node import Node
+from tests.support.settings import fast_settings
 
 CHANNEL_ID = bytes(16)
 
@@ -494,3 +497,29 @@ async def test_an_agent_whose_key_a_node_could_not_get_is_looked_up_later() -> N
     directory.is_away = False
     await agents.settled("a")
     assert agents.keys.of("a").secret == SECRET
+
+
+# -- Workers
+
+
+async def test_the_others_have_an_agent_before_the_worker_that_is_asked() -> None:
+    asked: list[str] = []
+    others_answer = False
+
+    async def let_others_have(name: str) -> None:
+        asked.append(name)
+        assert node.agents.get(name) is None
+        if not others_answer:
+            raise TargetUnavailable
+
+    node = Node(fast_settings(), let_others_have=let_others_have)
+    with pytest.raises(TargetUnavailable):
+        await node.admin.add_agent("a")
+    assert node.agents.get("a") is None
+    others_answer = True
+    await node.admin.add_agent("a")  # a repetition does what was not done
+    assert node.agents.get("a") is not None
+    for name in ("a", "not.a.name"):
+        with pytest.raises(BadRequest):
+            await node.admin.add_agent(name)
+    assert asked == ["a", "a"]
