@@ -84,7 +84,7 @@ class Functions:
         """Return a future that is done when enough replicas have all that the master of a channel
         has stored so far, and fails with StoreUnavailable if they do not have it in time; None if
         no replica has to have it. All calls of a turn share the future, so one that waits must
-        shield it. Raises: StoreUnavailable, when the channel has no master."""
+        shield it."""
         if not self.confirmation.is_needed:
             return None
         return self.confirmation.ask(self.link.master_of(self.key_of(channel_id)))

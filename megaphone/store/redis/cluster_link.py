@@ -44,7 +44,7 @@ PAUSE_S = 0.002
 MAX_PAUSE_S = 0.05
 """How long such a call waits before it is sent again: first, and at most."""
 MAX_HELD_CALLS = 20_000
-MAP_S = 10.0
+MAP_S = 1.0
 """How often this node asks for the slots, if nothing tells it that they have changed."""
 MAP_AGAIN_S = 0.2
 """How long it waits between two questions, if something does."""
@@ -153,8 +153,6 @@ class ClusterLink:
             that is not going to change; what `greet` raises.
         """
         self._map = await self._find_map()
-        if not self._map.is_complete:
-            raise StoreUnavailable(f"the cluster {self.url} has slots without a master")
         self._links = {place: self._make_link(place) for place in self._map.masters}
         for place in self._links:
             self._choose_tag(place)
@@ -194,12 +192,13 @@ class ClusterLink:
         return list(self._links.values())
 
     def master_of(self, key: str) -> Link:
-        """Return the link to the master of a key. Raises: StoreUnavailable."""
-        owner = self._map.owner_of(slot_of(key))
-        link = None if owner is None else self._links.get(owner)
-        if link is None:
-            raise StoreUnavailable("a slot of the store of channels has no master")
-        return link
+        """Return the link to the master of a key."""
+        return self._link_to(self._owner_of(slot_of(key)))
+
+    def _owner_of(self, slot: int) -> Endpoint:
+        owner = self._map.owner_of(slot)
+        assert owner is not None  # because the map is complete
+        return owner
 
     # Calls.
 
@@ -226,12 +225,7 @@ class ClusterLink:
             link.reconnect(reason)
 
     def _send(self, call: SlotCall) -> None:
-        owner = self._map.owner_of(call.slot)
-        if owner is None:
-            nobody = ClusterDown("a slot has no master")
-            asyncio.get_running_loop().call_soon(call.set_exception, nobody)
-            return
-        call.link = self._link_to(owner)
+        call.link = self._link_to(self._owner_of(call.slot))
         call.link.send(call.packed, call)
 
     def send_again(self, call: SlotCall, error: Exception) -> bool:
@@ -364,7 +358,7 @@ class ClusterLink:
 
     async def _keep_map(self) -> None:
         while True:
-            wait_s = MAP_S if self.is_up and self._map.is_complete else MAP_AGAIN_S
+            wait_s = MAP_S if self.is_up else MAP_AGAIN_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     await self._is_outdated.wait()
@@ -404,7 +398,8 @@ class ClusterLink:
             self._links[place].tag = self._map.tag_of(place)
 
     async def _find_map(self) -> SlotMap:
-        """Ask one server after the other for the slots, until one answers.
+        """Ask one server after the other for the slots, until one knows masters for all of them. A
+        server that has left the cluster may answer, and know none.
 
         Raises: StoreUnavailable; UnusableStore, when all refuse this node.
         """
@@ -413,9 +408,14 @@ class ClusterLink:
         refusals: list[Exception] = []
         for place in dict.fromkeys(chain(places, self.url.endpoints)):
             try:
-                return await self._ask_for_map(place)
+                found = await self._ask_for_map(place)
             except (StoreUnavailable, UnusableStore) as error:
                 refusals.append(error)
+            else:
+                if found.is_complete:
+                    return found
+                text = f"the store at {place} knows slots without a master"
+                refusals.append(StoreUnavailable(text))
         raise next((one for one in refusals if isinstance(one, UnusableStore)), refusals[0])
 
     async def _ask_for_map(self, place: Endpoint) -> SlotMap:

@@ -262,6 +262,15 @@ async def test_one_server_that_answers_is_enough() -> None:
             assert len(link.masters()) == 2
 
 
+async def test_a_server_that_is_in_no_cluster_any_more_is_passed_over(
+    cluster: RedisCluster,
+) -> None:
+    with cluster_server("redis") as alone:
+        text = f"redis+cluster://127.0.0.1:{alone.port},127.0.0.1:{cluster.servers[0].port}"
+        async with link_to(StoreUrl.parse(text)) as link:
+            assert len(link.masters()) == len(cluster.masters)
+
+
 async def test_nobody_answers() -> None:
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
         async with link_to(StoreUrl.parse("redis+cluster://127.0.0.1:1")):
@@ -278,7 +287,7 @@ async def test_a_server_that_is_no_cluster(server: RedisServer) -> None:
 async def test_a_cluster_whose_slots_have_no_masters() -> None:
     with cluster_server("redis") as server:
         server.call("CLUSTER", "ADDSLOTS", 1)
-        with pytest.raises(StoreUnavailable, match="has slots without a master"):
+        with pytest.raises(StoreUnavailable, match="knows slots without a master"):
             async with link_to(StoreUrl.parse(f"redis+cluster://127.0.0.1:{server.port}")):
                 pass
 
