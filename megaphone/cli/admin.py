@@ -13,10 +13,38 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 import typer
+from typer.core import TyperGroup
 
+from megaphone import __version__
 from megaphone.cli.config import WRONG_CONFIGURATION
 from megaphone.cli.output import open_standard_streams
 from megaphone.config import ConfigError, load_here
+
+OUTPUT_FLAGS = ("--output", "--out-format", "-o")
+
+
+class OutputAnywhere(TyperGroup):
+    """Lets the flag for the output stand behind the command too, where most tools have it."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        first: list[str] = []
+        rest: list[str] = []
+        remaining = iter(args)
+        for argument in remaining:
+            if argument in OUTPUT_FLAGS:
+                first += [argument, *([value] if (value := next(remaining, None)) else [])]
+            elif argument.startswith(("--output=", "--out-format=", "-o")):
+                first.append(argument)
+            else:
+                rest.append(argument)
+        return super().parse_args(ctx, first + rest)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"megactl {__version__}")
+        raise typer.Exit
+
 
 megactl_app = typer.Typer(
     name="megactl",
@@ -24,6 +52,8 @@ megactl_app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=OutputAnywhere,
 )
 
 DONE = "Operation completed successfully"
@@ -189,6 +219,10 @@ def options(
             "--output", "--out-format", "-o", help="Print tables, or the JSON of the admin API."
         ),
     ] = Output.PLAIN,
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=show_version, help="Print the version."),
+    ] = False,
 ) -> None:
     """Look after the agents and channels of a node."""
     context.obj = Node(path, output)

@@ -1,4 +1,4 @@
-"""`megaphone`: serve, and look after a node and its configuration."""
+"""`megaphone`: serve, look after a node, and use a broker as its clients do."""
 
 import gc
 import sys
@@ -11,21 +11,35 @@ import typer
 from megaphone import __version__
 from megaphone.build import build_kind
 from megaphone.cli.admin import megactl_app
+from megaphone.cli.channels import ack, create, exists
 from megaphone.cli.config import config_app, load_or_exit
+from megaphone.cli.contexts import context_app
 from megaphone.cli.output import open_standard_streams
 from megaphone.cli.store import store_app
+from megaphone.cli.tail import first, tail
+from megaphone.cli.write import write
+from megaphone.model import Endpoint
 from megaphone.process.cores import workers_for
+from megaphone.settings import Settings
 
 app = typer.Typer(
     name="megaphone",
     help="Push events to browsers, phones and services over HTTP streaming and gRPC.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(config_app, name="config")
-app.add_typer(store_app, name="store")
-app.add_typer(megactl_app, name="ctl")
+NODES, CLIENTS = "Nodes", "Clients"
+app.command(rich_help_panel=CLIENTS)(create)
+app.command(rich_help_panel=CLIENTS)(write)
+app.command(rich_help_panel=CLIENTS)(tail)
+app.command(rich_help_panel=CLIENTS)(first)
+app.command(rich_help_panel=CLIENTS)(ack)
+app.command(rich_help_panel=CLIENTS)(exists)
+app.add_typer(context_app, name="context", rich_help_panel=CLIENTS)
+app.add_typer(config_app, name="config", rich_help_panel=NODES)
+app.add_typer(store_app, name="store", rich_help_panel=NODES)
+app.add_typer(megactl_app, name="ctl", rich_help_panel=NODES)
 
 ConfigOption = Annotated[
     Path | None,
@@ -53,7 +67,7 @@ def options(
     """Options that need no command."""
 
 
-@app.command()
+@app.command(rich_help_panel=NODES)
 def serve(
     config: ConfigOption = None,
     workers: Annotated[
@@ -65,13 +79,26 @@ def serve(
             " that nodes share. SIGHUP replaces them one after the other.",
         ),
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", metavar="HOST", help="Listen here, on both ports: 0.0.0.0, ::."),
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", metavar="PORT", min=0, max=65_535, help="The port of HTTP."),
+    ] = None,
+    grpc_port: Annotated[
+        int | None,
+        typer.Option("--grpc-port", metavar="PORT", min=0, max=65_535, help="The port of gRPC."),
+    ] = None,
 ) -> None:
     """Start the broker; Ctrl-C, SIGTERM or SIGHUP stops it in order.
 
     Nothing has to be set: HTTP is on port 3000 and gRPC on port 3001, both for this machine only.
     `megaphone config show` lists what can be set.
     """
-    options = {} if workers is None else {"workers": workers}
+    options: dict[str, object] = {} if workers is None else {"workers": workers}
+    options |= addresses(load_or_exit(config).settings, host, port, grpc_port)
     settings = load_or_exit(config, options).settings
     settings = replace(settings, workers=workers_for(settings.workers))
     if settings.workers > 1:
@@ -86,6 +113,21 @@ def serve(
 
     gc.enable()
     serve_until_stopped(settings)
+
+
+def addresses(
+    settings: Settings, host: str | None, port: int | None, grpc_port: int | None
+) -> dict[str, str]:
+    """Return the settings of the addresses that flags change, in whole or in part."""
+    changed = {}
+    for name, endpoint, new_port in (
+        ("address", settings.http_endpoint, port),
+        ("grpc_address", settings.grpc_endpoint, grpc_port),
+    ):
+        if host is not None or new_port is not None:
+            ports = endpoint.port if new_port is None else new_port
+            changed[name] = str(Endpoint((host or endpoint.host).strip("[]"), ports))
+    return changed
 
 
 def main() -> NoReturn:

@@ -230,6 +230,7 @@ class Megaphone:
         ack: Ack = "auto",
         after: str | None = None,
         limit: int | None = None,
+        take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
     ) -> Reader[T]: ...
@@ -243,6 +244,7 @@ class Megaphone:
         ack: Ack = "auto",
         after: str | None = None,
         limit: int | None = None,
+        take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
     ) -> Reader[T]: ...
@@ -255,6 +257,7 @@ class Megaphone:
         ack: Ack = "auto",
         after: str | None = None,
         limit: int | None = None,
+        take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
     ) -> Reader[Any]: ...
@@ -268,6 +271,7 @@ class Megaphone:
         ack: Ack = "auto",
         after: str | None = None,
         limit: int | None = None,
+        take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
     ) -> Reader[Any]:
@@ -279,11 +283,13 @@ class Megaphone:
         With `ack="auto"` the broker keeps an event until the app asks for the next one; with
         "manual" until `event.ack()`; with "none" it keeps only the last 100 events. `after` is the
         cursor of an earlier reader; "-" stands before the first event. `limit` ends the read after
-        so many events. `on_gap` is called where events are missing. After 2.5 times `heartbeat_s`
-        without a byte from the broker the client connects again.
+        so many events. `take_over` ends the read of another reader; without it, the client waits 30
+        seconds for that one to leave, and then raises ReaderBusy. `on_gap` is called where events
+        are missing. After 2.5 times `heartbeat_s` without a byte from the broker the client
+        connects again.
         """
         return self._reader(
-            [self._state(consumer, after, ack, limit, heartbeat_s, streams)],
+            [self._state(consumer, after, ack, limit, heartbeat_s, streams, take_over=take_over)],
             decoder(type, decode),
             ack,
             on_gap,
@@ -429,6 +435,8 @@ class Megaphone:
         limit: int | None,
         heartbeat_s: float,
         streams: Iterable[str] | None,
+        *,
+        take_over: bool = False,
     ) -> ReadState:
         if ack not in ("auto", "manual", "none"):
             raise ValueError('`ack` is "auto", "manual" or "none"')
@@ -443,6 +451,7 @@ class Megaphone:
             limit=limit,
             heartbeat_s=heartbeat_s,
             streams=streams,
+            takes_over=take_over,
         )
 
     def _pump(self, state: ReadState, sink: Sink, decode: Callable[[bytes], Any]) -> Pump:

@@ -26,8 +26,9 @@ OnGap = Callable[[], Awaitable[None] | None]
 INBOX_EVENTS: Final = 1_000
 INBOX_BYTES: Final = 8 * 1_024 * 1_024
 LAST_ACK_S: Final = 1.0
-WARN_AT: Final = 5
-"""After so many failures without an event or a heartbeat between them, a warning says why."""
+LEVELS: Final = {1: logging.INFO, 5: logging.WARNING}
+"""How loudly the log says why a read broke, by the number of failures without an event or a
+heartbeat between them. A read that is soon mended is nothing to warn of."""
 
 
 class Sink(Protocol):
@@ -90,8 +91,8 @@ class Pump:
                 wait_s = self.state.wait_s(error, self._loop.time())
                 if wait_s is None:
                     return error
-                level = logging.WARNING if self.state.failures == WARN_AT else logging.DEBUG
-                log.log(level, "reading goes on in %.3f s: %s", wait_s, error)
+                level = LEVELS.get(self.state.failures, logging.DEBUG)
+                log.log(level, "the read broke, and is tried again in %.1f s: %s", wait_s, error)
                 await asyncio.sleep(wait_s)
         return None
 
@@ -104,6 +105,8 @@ class Pump:
         try:
             read = await self._patiently(transport.read(asked))
             try:
+                if state.failures:
+                    log.info("the read goes on")
                 if state.opened(read.recovered, read.position):
                     self._sink.gap()
                 while await self._read_batch(read):

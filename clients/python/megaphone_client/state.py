@@ -98,6 +98,7 @@ class ReadState:
         limit: int | None = None,
         heartbeat_s: float = 10.0,
         streams: Iterable[str] | None = None,
+        takes_over: bool = False,
         random: Callable[[], float] = random.random,
     ) -> None:
         self.cursor = after
@@ -111,6 +112,7 @@ class ReadState:
         self._backoff = Backoff(random)
         self._repeats = Repeats()
         self._has_read = False
+        self._takes_over = takes_over
         self._busy_since: float | None = None
         self._last: Event[Any] | None = None
         self._received: str | None = after
@@ -149,7 +151,7 @@ class ReadState:
             self.consumer,
             after,
             self.acknowledges,
-            self._has_read,
+            self._has_read or self._takes_over,
             self._left,
             self._heartbeat_s,
             self._named_streams,

@@ -418,6 +418,7 @@ class Megaphone:
         ack: Ack = "auto",
         after: str | None = None,
         limit: int | None = None,
+        take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
     ) -> Reader[T]: ...
@@ -431,6 +432,7 @@ class Megaphone:
         ack: Ack = "auto",
         after: str | None = None,
         limit: int | None = None,
+        take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
     ) -> Reader[T]: ...
@@ -443,6 +445,7 @@ class Megaphone:
         ack: Ack = "auto",
         after: str | None = None,
         limit: int | None = None,
+        take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
     ) -> Reader[Any]: ...
@@ -456,6 +459,7 @@ class Megaphone:
         ack: Ack = "auto",
         after: str | None = None,
         limit: int | None = None,
+        take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
     ) -> Reader[Any]:
@@ -469,6 +473,7 @@ class Megaphone:
             ack=ack,
             after=after,
             limit=limit,
+            take_over=take_over,
             heartbeat_s=heartbeat_s,
         )
         return Reader(reader, thread, on_gap)

@@ -1,0 +1,192 @@
+"""`megaphone write`: one event, or one for each line of a file or of standard input."""
+
+import asyncio
+import os
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+import typer
+
+from megaphone.cli import saved
+from megaphone.cli.calls import (
+    PATIENCE_S,
+    ContextOption,
+    TimeoutOption,
+    UrlOption,
+    broker_for,
+    run,
+)
+from megaphone.cli.exits import Exit, leave, say
+from megaphone.cli.lines import lines_of
+
+if TYPE_CHECKING:
+    from megaphone_client import Megaphone
+
+STANDARD_INPUT: Final = "-"
+PROGRESS_S: Final = 0.5
+UNANSWERED: Final = 1_000
+"""So many events may be on their way."""
+
+
+def write(
+    producer: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRODUCER", help="A producer address, or @NAME.", autocompletion=saved.names
+        ),
+    ],
+    stream: Annotated[str, typer.Argument(metavar="STREAM", help="The stream of the event.")],
+    body: Annotated[
+        str | None,
+        typer.Argument(metavar="JSON", help="The event; `-` reads one from each line of input."),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", metavar="FILE", help="Write an event for each line of a file."),
+    ] = None,
+    raw_string: Annotated[
+        bool, typer.Option("--raw-string", help="Take each text as a string, not as JSON.")
+    ] = False,
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", metavar="N", min=0.001, help="Write at most N events a second."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(
+            "--key", metavar="KEY", help="An idempotency key: a repeated call writes nothing more."
+        ),
+    ] = None,
+    url: UrlOption = None,
+    context: ContextOption = None,
+    timeout: TimeoutOption = PATIENCE_S,
+) -> None:
+    """Write an event to a channel, and print its id.
+
+    \b
+    megaphone write @room chat '{"from": "Ada", "text": "hello"}'
+    megaphone write @room chat --raw-string hello
+    jq -c '.[]' orders.json | megaphone write @room orders -
+
+    Of many events, how many were written is said on standard error. If the channel is full, the
+    command waits, as long as --timeout says.
+    """
+    if body is not None and file is not None:
+        leave(Exit.WRONG_USAGE, "an event stands on the command line or in --file, not in both")
+    if body is None and file is None and sys.stdin.isatty():
+        leave(Exit.WRONG_USAGE, "there is no event: give JSON, `-` or --file")
+    broker = broker_for(url, context, [producer])
+    address = saved.address(producer, "producer")
+    if body is not None and body != STANDARD_INPUT:
+        value = encoded(body.encode(), raw_string, "the event")
+        event_id = run(
+            broker,
+            lambda megaphone: megaphone.write(address, stream, value, key=key),
+            addresses=[producer],
+            timeout_s=timeout,
+        )
+        typer.echo(event_id)
+        return
+    if key is not None:
+        leave(Exit.WRONG_USAGE, "--key is for one event; many get a key each")
+    with opened(file) as source:
+        lines = Lines(source, address, stream, raw_string, rate)
+        try:
+            run(broker, lines.write, addresses=[producer], timeout_s=timeout)
+        finally:
+            lines.report()
+
+
+def encoded(text: bytes, raw_string: bool, where: str) -> bytes:
+    """Return a text as JSON. Exits if it is none."""
+    try:
+        if raw_string:
+            return msgspec.json.encode(text.decode())
+        msgspec.json.decode(text)
+    except UnicodeDecodeError:
+        leave(Exit.WRONG_USAGE, f"{where} is not UTF-8")
+    except msgspec.DecodeError as error:
+        leave(
+            Exit.WRONG_USAGE,
+            f"{where} is not JSON ({error}); with --raw-string a text is taken as it is",
+        )
+    return text
+
+
+@contextmanager
+def opened(file: str | None) -> Iterator[int]:
+    """Yield the descriptor of a file, or of standard input."""
+    if file is None or file == STANDARD_INPUT:
+        yield sys.stdin.fileno()
+        return
+    try:
+        descriptor = os.open(file, os.O_RDONLY)
+    except OSError as error:
+        leave(Exit.WRONG_USAGE, f"{file} cannot be read: {error.strerror}")
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+class Lines:
+    """Writes an event for each line."""
+
+    def __init__(
+        self, source: int, address: str, stream: str, raw_string: bool, rate: float | None
+    ) -> None:
+        self._source = source
+        self._address = address
+        self._stream = stream
+        self._raw_string = raw_string
+        self._rate = rate
+        self._unanswered: deque[Awaitable[str | None]] = deque()
+        self._written = 0
+
+    async def write(self, megaphone: "Megaphone") -> None:
+        progress = asyncio.create_task(self._show_progress()) if sys.stderr.isatty() else None
+        try:
+            async with megaphone.publisher(max_pending=UNANSWERED) as publisher:
+                async for body in self._bodies():
+                    sent = await publisher.send(self._address, self._stream, body)
+                    self._unanswered.append(sent)
+                    await self._collect(down_to=UNANSWERED)
+            await self._collect(down_to=0)
+        except typer.Exit:  # because of a line that is no JSON; those before it are written
+            await self._collect(down_to=0)
+            raise
+        finally:
+            if progress is not None:
+                progress.cancel()
+
+    async def _collect(self, down_to: int) -> None:
+        """Count the events that are written, in their order. Raises: why one is not."""
+        while len(self._unanswered) > down_to:
+            await self._unanswered.popleft()
+            self._written += 1
+
+    async def _bodies(self) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        number = 0
+        async for line in lines_of(self._source):
+            number += 1
+            if not line.strip() and not self._raw_string:
+                continue
+            yield encoded(line, self._raw_string, f"line {number}")
+            if self._rate is not None:
+                await asyncio.sleep(begun + number / self._rate - loop.time())
+
+    async def _show_progress(self) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_S)
+            typer.echo(f"\r{self._written:,} events written", err=True, nl=False)
+
+    def report(self) -> None:
+        """Say how many events were written."""
+        start = "\r" if sys.stderr.isatty() else ""
+        say(f"{start}{self._written:,} event{'' if self._written == 1 else 's'} written")

@@ -1,0 +1,201 @@
+"""`megaphone create`, `write`, `tail`, `first`, `ack` and `exists`, as users type them."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import User
+
+
+@pytest.fixture
+def at_room(user: User) -> User:
+    """A user who has saved a channel as @room."""
+    done = user.run("create", "--save", "room")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    return user
+
+
+def lines(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_new_channel_is_json_in_a_pipe(user: User) -> None:
+    channel = json.loads(user.run("create", "-p", "HTTP_STREAM_NDJSON_V1").stdout)
+    assert user.run("write", channel["producerAddress"], "s", "1").returncode == 0
+    [event] = lines(user.run("tail", channel["consumerAddress"], "-n", "1").stdout)
+    assert (event["sid"], event["body"]) == ("s", 1)
+
+
+def test_a_new_channel_can_be_variables_of_a_shell(user: User) -> None:
+    printed = user.run("create", "--export").stdout
+    assert printed.startswith("export PRODUCER=")
+    assert " CONSUMER=" in printed
+
+
+def test_saved_addresses_are_for_the_user_alone(at_room: User) -> None:
+    file = at_room.home / ".local/state/megaphone/channels.json"
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_write_prints_the_id_by_which_its_event_is_acknowledged(at_room: User) -> None:
+    event_id = at_room.run("write", "@room", "chat", '{"text": "hello"}').stdout.strip()
+    at_room.run("tail", "@room", "--exec", "false")  # reads it, but does not acknowledge it
+    assert at_room.run("ack", "@room", event_id).stdout == "1\n"
+    assert at_room.run("ack", "@room", event_id).stdout == "0\n"
+
+
+def test_a_tail_that_only_looks_shows_the_line_of_the_broker(at_room: User) -> None:
+    event_id = at_room.run("write", "@room", "chat", '{"text": "hello"}').stdout.strip()
+    [event] = lines(at_room.run("tail", "@room", "-n", "1", "--ack", "none").stdout)
+    assert (event["sid"], event["eid"], event["body"]) == ("chat", event_id, {"text": "hello"})
+
+
+def test_each_line_of_input_is_an_event(at_room: User) -> None:
+    done = at_room.run("write", "@room", "n", "-", text="1\n\n[2]\n")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "2 events written\n")
+    assert at_room.run("tail", "@room", "--no-follow", "-o", "raw").stdout == "1\n[2]\n"
+
+
+def test_each_line_of_a_file_is_an_event(at_room: User) -> None:
+    (at_room.home / "events").write_text("hello\nworld")
+    at_room.run("write", "@room", "n", "--file", "events", "--raw-string")
+    assert at_room.run("tail", "@room", "-n", "2", "-o", "raw").stdout == '"hello"\n"world"\n'
+
+
+def test_a_text_that_is_no_json_is_refused(at_room: User) -> None:
+    done = at_room.run("write", "@room", "chat", "hello")
+    assert done.returncode == 2
+    assert "--raw-string" in done.stderr
+
+
+def test_lines_before_one_that_is_no_json_are_written_and_counted(at_room: User) -> None:
+    done = at_room.run("write", "@room", "n", "-", text="1\nno\n3\n")
+    assert done.returncode == 2
+    assert "line 2 is not JSON" in done.stderr
+    assert done.stderr.endswith("1 event written\n")
+    assert at_room.run("tail", "@room", "--no-follow", "-o", "raw").stdout == "1\n"
+
+
+def test_events_that_were_printed_are_not_sent_again(at_room: User) -> None:
+    at_room.run("write", "@room", "n", "-", text="1\n2\n3\n")
+    assert at_room.run("tail", "@room", "-n", "2", "-o", "raw").stdout == "1\n2\n"
+    assert at_room.run("tail", "@room", "-n", "1", "-o", "raw").stdout == "3\n"
+
+
+def test_only_wanted_streams_are_printed(at_room: User) -> None:
+    at_room.run("write", "@room", "a", "1")
+    at_room.run("write", "@room", "b", "2")
+    printed = at_room.run("tail", "@room", "--no-follow", "-o", "raw", "--stream", "b").stdout
+    assert printed == "2\n"
+
+
+def test_server_sent_events_have_the_id_and_the_line(at_room: User) -> None:
+    event_id = at_room.run("write", "@room", "a", "1").stdout.strip()
+    name, data, end = at_room.run("tail", "@room", "-n", "1", "-o", "sse").stdout.split("\n", 2)
+    assert (name, end) == (f"id: {event_id}", "\n")
+    assert json.loads(data.removeprefix("data: "))["body"] == 1
+
+
+def test_lines_of_several_channels_name_them(at_room: User) -> None:
+    at_room.run("create", "--save", "other")
+    at_room.run("write", "@room", "s", "1")
+    at_room.run("write", "@other", "s", "2")
+    printed = lines(at_room.run("tail", "@room", "@other", "-n", "2").stdout)
+    assert {event["channel"]: event["body"] for event in printed} == {"@room": 1, "@other": 2}
+
+
+def test_a_command_gets_each_event(at_room: User) -> None:
+    at_room.run("write", "@room", "s", "-", text="1\n2\n")
+    command = 'echo "$MEGAPHONE_STREAM $(cat)" >> seen'
+    assert at_room.run("tail", "@room", "-n", "2", "--exec", command).returncode == 0
+    assert (at_room.home / "seen").read_text() == "s 1\ns 2\n"
+
+
+def test_an_event_whose_command_fails_is_sent_again(at_room: User) -> None:
+    at_room.run("write", "@room", "s", "-", text="1\n2\n")
+    done = at_room.run("tail", "@room", "--exec", '[ "$(cat)" = 1 ]')
+    assert done.returncode == 1
+    assert at_room.run("tail", "@room", "-n", "1", "-o", "raw").stdout == "2\n"
+
+
+def test_ctrl_c_ends_a_tail_as_it_should(at_room: User) -> None:
+    at_room.run("write", "@room", "s", "1")
+    process = at_room.start("tail", "@room", "-o", "raw")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "")
+    assert process.returncode == 0
+
+
+def test_a_tail_ends_when_the_next_program_of_the_pipe_does(at_room: User) -> None:
+    at_room.run("write", "@room", "s", "1")
+    process = at_room.start("tail", "@room", "-o", "raw")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "1\n"
+    process.stdout.close()
+    at_room.run("write", "@room", "s", "2")
+    process.wait(timeout=20)
+    assert process.stderr is not None
+    assert (process.returncode, process.stderr.read()) == (0, "")
+    process.stderr.close()
+
+
+def test_first_waits_for_one_stream(at_room: User) -> None:
+    at_room.run("write", "@room", "progress", "0.5")
+    at_room.run("write", "@room", "done", '{"ok": true}')
+    assert at_room.run("first", "@room", "done").stdout == '{"ok": true}\n'
+
+
+def test_first_gives_up_with_4(at_room: User) -> None:
+    done = at_room.run("first", "@room", "done", "--timeout", "200ms")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert "in time" in done.stderr
+
+
+def test_a_channel_that_has_gone_is_3_and_its_name_is_forgotten(at_room: User) -> None:
+    file = at_room.home / ".local/state/megaphone/channels.json"
+    channels = json.loads(file.read_text())
+    address = channels["room"]["consumer"]
+    broken = ("a" if address[-10] != "a" else "b").join((address[:-10], address[-9:]))
+    channels["room"]["consumer"] = broken
+    file.write_text(json.dumps(channels))
+    done = at_room.run("exists", "@room")
+    assert (done.returncode, done.stdout) == (3, "@room gone\n")
+    assert at_room.run("tail", "@room").returncode == 2  # because the name is not known now
+
+
+def test_no_broker_is_said_in_one_line(tmp_path: Path) -> None:
+    user = User(tmp_path, {"MEGAPHONE_URL": "http://127.0.0.1:9"})
+    done = user.run("create", "--timeout", "300ms")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("megaphone: no broker answers at http://127.0.0.1:9")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_password_in_the_url_is_not_repeated(tmp_path: Path) -> None:
+    user = User(tmp_path, {"MEGAPHONE_URL": "http://ada:secret@127.0.0.1:9"})
+    assert "secret" not in user.run("create", "--timeout", "300ms").stderr
+
+
+def test_a_context_names_a_broker(user: User) -> None:
+    url = user.variables["MEGAPHONE_URL"]
+    apart = User(user.home)
+    assert apart.run("context", "add", "here", url).returncode == 0
+    assert apart.run("context", "ls").stdout == f"* {'here':<15} {url}\n"
+    assert apart.run("create").returncode == 0
+    assert apart.run("context", "rm", "here").returncode == 0
+    assert apart.run("create", "--context", "here").returncode == 2
+
+
+def test_a_context_keeps_no_password(user: User) -> None:
+    assert user.run("context", "add", "here", "http://a:b@localhost").returncode == 2
+
+
+def test_a_saved_channel_knows_its_broker(user: User) -> None:
+    user.run("create", "--save", "room", "-u", user.variables["MEGAPHONE_URL"])
+    elsewhere = User(user.home, {"MEGAPHONE_URL": "http://127.0.0.1:9"})
+    assert elsewhere.run("write", "@room", "s", "1").returncode == 0
