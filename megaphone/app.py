@@ -256,7 +256,7 @@ async def let_clients_go(
     async def over_http() -> None:
         begin_no_connections(http_port)
         await asyncio.sleep(ACCEPTING_S)
-        await first_of(http.leave(), asyncio.sleep(LAST_REQUESTS_S))
+        await first_of(http.leave(), asyncio.sleep(min(LAST_REQUESTS_S, within_s)))
 
     async def over_grpc() -> None:
         await first_of(grpc.leave(broker.end_all_reads), asyncio.sleep(within_s))

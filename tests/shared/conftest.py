@@ -14,6 +14,8 @@ from megaphone.settings import Settings
 from tests.support.faces import FACES, Face
 from tests.support.redis_fixtures import shared_server
 
+STOPS_WITHIN_S = 0.5
+"""How long a node that stops waits for its clients to go; in the scenarios some do not go."""
 PREFIXES = (f"test-{number}" for number in itertools.count())
 
 
@@ -50,7 +52,12 @@ class AnyFace:
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     with shared_server() as server:
-        return replace(settings, store=server.text_url, store_prefix=next(PREFIXES))
+        return replace(
+            settings,
+            store=server.text_url,
+            store_prefix=next(PREFIXES),
+            drain_timeout_secs=STOPS_WITHIN_S,
+        )
 
 
 @pytest.fixture

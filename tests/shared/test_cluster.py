@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from megaphone.settings import Settings
-from tests.shared.conftest import AnyFace, Nodes, any_face
+from tests.shared.conftest import STOPS_WITHIN_S, AnyFace, Nodes, any_face
 from tests.shared.test_scenarios import *  # noqa: F403
 from tests.support.faces import FACES
 from tests.support.redis_fixtures import shared_cluster
@@ -20,7 +20,7 @@ from tests.support.settings import IS_LONG
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     with shared_cluster() as cluster:
-        return replace(settings, store=cluster.text_url)
+        return replace(settings, store=cluster.text_url, drain_timeout_secs=STOPS_WITHIN_S)
 
 
 @pytest.fixture(params=FACES if IS_LONG else ["grpc"])
