@@ -8,7 +8,7 @@ from ssl import SSLContext
 from typing import Any, Final, Self, TypeVar, overload
 
 from megaphone_client.bodies import decoder, encode
-from megaphone_client.errors import MegaphoneError
+from megaphone_client.errors import CLASSES, MegaphoneError, Unavailable
 from megaphone_client.events import Channel, Failure
 from megaphone_client.publishing import Publisher
 from megaphone_client.reading import (
@@ -32,6 +32,14 @@ T = TypeVar("T")
 LONGEST_WRITE_S: Final = 55.0
 """The broker forgets idempotency keys after 60 seconds."""
 LEAST_HEARTBEAT_S: Final = 0.001
+
+
+class NotYet(Unavailable):
+    """The broker cannot take a part of a batch now."""
+
+    def __init__(self, failures: list[Failure], code: str) -> None:
+        super().__init__(code, f"not all was taken: {code}")
+        self.failures = failures
 
 
 class Megaphone:
@@ -158,7 +166,8 @@ class Megaphone:
     ) -> list[Failure]:
         """Write the same events, given as pairs of stream and body, to many channels.
 
-        Channels of different agents need a request each. Returns: which channel did not take which
+        Channels of different agents need a request each. What a broker cannot take now, because the
+        channel moves to another one, is tried again. Returns: which channel did not take which
         event. Raises: as `write` does, if every request failed; if only some did, their events are
         among the failures, with the code of the error as the reason.
         """
@@ -167,13 +176,21 @@ class Megaphone:
         limit_s = self._checked(timeout_s)
         transport = await self._connected()
 
+        async def once(addresses: Sequence[str], left_s: float) -> list[Failure]:
+            failures = await transport.write_batch(addresses, encoded, key, left_s)
+            if key is not None:  # without one, what was taken would be stored twice
+                for failure in failures:
+                    if CLASSES.get(failure.reason) is Unavailable:
+                        raise NotYet(failures, failure.reason)
+            return failures
+
         async def write(addresses: Sequence[str]) -> list[Failure] | MegaphoneError:
             try:
                 return await repeated(
-                    lambda left_s: transport.write_batch(addresses, encoded, key, left_s),
-                    limit_s,
-                    is_repeatable=key is not None,
+                    lambda left_s: once(addresses, left_s), limit_s, is_repeatable=key is not None
                 )
+            except NotYet as error:
+                return error.failures
             except MegaphoneError as error:
                 return error
 

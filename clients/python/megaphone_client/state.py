@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from megaphone_client.errors import MegaphoneError, ReaderBusy
+from megaphone_client.errors import ConnectionFailed, MegaphoneError, ReaderBusy
 from megaphone_client.events import Arrived, Event, Owner
 
 FIRST_WAIT_S: Final = 0.1
@@ -24,6 +24,8 @@ IDS_REMEMBERED: Final = 1_000
 buffer."""
 MOST_STREAMS: Final = 100
 """How many streams a read may name."""
+START: Final = "-"
+"""The cursor before the first event."""
 ACK_EVENTS: Final = 50
 ACK_AGE_S: Final = 1.0
 
@@ -113,6 +115,7 @@ class ReadState:
         self._repeats = Repeats()
         self._has_read = False
         self._takes_over = takes_over
+        self._may_have_read = False  # an answer to a request for a read may have been lost
         self._busy_since: float | None = None
         self._last: Event[Any] | None = None
         self._received: str | None = after
@@ -138,13 +141,17 @@ class ReadState:
 
         A read that does not acknowledge resumes behind the last event that came, because the log
         keeps too few events for an app that is far behind. Whoever has read before knows that its
-        former read is dead, so it takes over.
+        former read is dead, so it takes over. If the answer to such a read was lost before it said
+        where it began, so may be events that the broker takes for delivered: then the next one
+        begins at the oldest event that there is.
 
         If the broker passes over the streams that are not wanted, the log may drop the last wanted
         event, so that a cursor would look like a gap. What is acknowledged needs no cursor.
         """
         self._asked = self._dealt
-        after = self.cursor if self.acknowledges else self._received
+        after = self.cursor
+        if not self.acknowledges:
+            after = self._received or (START if self._may_have_read else None)
         if self._named_streams and self._has_read and self._dealt == self._acknowledged:
             after = None
         return Ask(
@@ -233,6 +240,8 @@ class ReadState:
         """Return how long to wait before the next try; None if the error ends the read."""
         if not error.may_heal:
             return None
+        if isinstance(error, ConnectionFailed) and error.may_have_arrived:
+            self._may_have_read = True
         if isinstance(error, ReaderBusy) and not self._has_read:
             if self._busy_since is None:
                 self._busy_since = now
