@@ -38,6 +38,8 @@ class Records:
 
     rng: random.Random = field(default_factory=random.Random)
     writes: list[Write] = field(default_factory=list)
+    errors: dict[tuple[int, int], str] = field(default_factory=dict)
+    """What the writers learned about the events that were not taken for certain."""
     _bodies: dict[tuple[int, int], Any] = field(default_factory=dict)
     _ticks: "count[int]" = field(default_factory=count)
 
@@ -60,6 +62,7 @@ class Records:
         if isinstance(result, ClientError):
             unknown = result.name == NOT_TAKEN_UNLESS
             outcome = Outcome.UNKNOWN if unknown else Outcome.REFUSED
+            self.errors[writer, number] = f"{result.name} {result.code}"
         event_id = result if isinstance(result, str) else None
         ended = None if outcome is Outcome.UNKNOWN else self.tick()
         self.writes.append(Write(writer, number, outcome, event_id, began, ended))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megaphone.app import App, running
+from megaphone.model import AgentMode
 from tests.clients.drivers.kinds import Kind
 from tests.clients.gates import Gate, GrpcGate, HttpGate
 from tests.clients.roads import Road, Weather
@@ -43,6 +44,11 @@ class Stage:
         self.plan.clear()
         self.weather.clear()
 
+    async def drain_to(self, app: App) -> None:
+        """Move all channels of the broker to another one. From then on it says that they moved."""
+        async for _ in self.app.admin.drain(f"http://127.0.0.1:{app.grpc_port}"):
+            pass
+
     def turn_to(self, app: App) -> None:
         """Lead to another broker from now on, as a proxy does when an agent has moved."""
         self.gate.to_port = port_of(app, self.scheme)
@@ -71,6 +77,13 @@ async def way_to(
     finally:
         await road.aclose()
         await gate.aclose()
+
+
+@asynccontextmanager
+async def other_node(**settings: Any) -> AsyncIterator[App]:
+    """Run another broker, to which channels may move."""
+    async with running(fast_settings(agent={"other": AgentMode.MASTER}, **settings)) as app:
+        yield app
 
 
 @asynccontextmanager

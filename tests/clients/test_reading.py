@@ -177,6 +177,23 @@ async def test_the_first_event_of_a_stream_comes_after_a_cut(driver: Driver, kin
         assert await waiting == 42
 
 
+async def test_a_display_loses_nothing_when_the_answer_to_its_first_read_is_lost(
+    driver: Driver, kind: Kind
+) -> None:
+    """The broker takes the events for delivered that it sent in a read which ended in order."""
+    records = Records()
+    async with stage(kind, poll_duration_millis=300) as way, driver.client(way.url) as client:
+        created = await way.face.create()
+        await write(way, created, records, 0, 0)
+        way.weather.is_silent = True
+        reading = client.read(created.consumer, ack="none", heartbeat_s=0.5)
+        await until(lambda: bool(way.plan.times_of("read")) or kind.scheme == "grpc")
+        await asyncio.sleep(0.5)
+        way.weather.clear()
+        await shows_all(records, reading)
+        await client.stop(reading)
+
+
 # -- Refusals
 
 

@@ -8,18 +8,19 @@ import pytest
 
 from megaphone.errors import BadRequest, ChannelNotFound, PayloadTooLarge
 from megaphone.model import ReadOptions
-from tests.clients.driver import Client, ClientError, Driver
+from tests.clients.driver import Client, ClientError, Driver, until
 from tests.clients.drivers.kinds import Kind
 from tests.clients.roads import Babbler, End
-from tests.clients.stages import Stage, stage
+from tests.clients.stages import Stage, other_node, stage
 from tests.clients.troubles import (
     NO_EVENT,
     PASSING,
     WEB_PAGE,
+    Late,
     LostAnswer,
     Refusal,
 )
-from tests.support.faces import Created, read_all
+from tests.support.faces import Created, http_face, read_all
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -63,6 +64,31 @@ async def test_a_write_whose_answer_is_lost_is_stored_once(
         await write(client, created, how, [0, 1, 2])
         assert len(way.plan.happened) == 2
         assert await stored(way, created) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("how", ["write", "batch", "publish"])
+async def test_a_write_whose_answer_is_lost_while_its_channel_moves_is_stored_once(
+    driver: Driver, kind: Kind, how: str
+) -> None:
+    """The second try meets a node that says that the channel has moved."""
+    async with (
+        stage(kind) as way,
+        other_node() as other,
+        driver.client(way.url) as client,
+        http_face(other) as face,
+    ):
+        created = await way.face.create()
+        call = call_of(way, how)
+        way.plan.next(call, LostAnswer(), Late(0.7))
+        writing = asyncio.create_task(write(client, created, how, [0]))
+        await until(lambda: len(way.plan.times_of(call)) >= 2)
+        await way.drain_to(other)
+        await asyncio.wait({writing}, timeout=1.5)
+        assert not writing.done()
+        way.turn_to(other)
+        await writing
+        events = await read_all(face, created.consumer, WHAT_IS_READY)
+        assert [event.body for event in events] == [b"0"]
 
 
 @pytest.mark.parametrize("how", ["write", "batch", "publish"])
