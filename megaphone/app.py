@@ -111,6 +111,7 @@ async def running(
             agents=built.agents,
             pipes=built.pipes,
             drains=built.drains,
+            counts=metrics,
             let_others_have=None if worker is None else worker.let_others_have,
         )
         http, grpc = faces(settings, built, budget, metrics, connections, worker)

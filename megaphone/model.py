@@ -111,6 +111,56 @@ class DrainProgress:
     """Whether no agent is left to move."""
 
 
+@dataclass(frozen=True, slots=True)
+class PipeInfo:
+    """A pipe to another node."""
+
+    agent: str
+    target: str
+    """Host and port of the other node."""
+    is_connected: bool
+    backlog: int
+    """How many channels may have changes that were not sent to the target yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedChannel:
+    """A channel, as an operator watches it. None stands for what the store does not say."""
+
+    address: str = field(repr=False)
+    """The consumer address."""
+    depth: int | None = None
+    """How many events occupy a place."""
+    in_flight: int | None = None
+    waiting_writers: int | None = None
+    is_read: bool | None = None
+    age_s: float | None = None
+    oldest_s: float | None = None
+    """The age of the oldest event that occupies a place; None also if there is none."""
+    rate: float | None = None
+    """How many events a second were written since the last view; None also if the channel was not
+    in that view."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """A node at one moment, as operators watch it."""
+
+    at: datetime
+    counts: Mapping[str, int]
+    """By its name, how often each thing has happened since the start."""
+    levels: Mapping[str, int]
+    """By its name, how much there is of each thing."""
+    notable: Mapping[str, int]
+    """Those of the counts that an operator should look at, if they have grown since the last view:
+    by how much."""
+    agents: Sequence[AgentInfo]
+    pipes: Sequence[PipeInfo]
+    drain: DrainProgress | None
+    """The progress of the drain that runs."""
+    channels: Sequence[WatchedChannel]
+
+
 @dataclass(slots=True, eq=False, init=False)
 class Event:
     """One event, shared by all channels to which it was written.

@@ -58,6 +58,7 @@ class Drains:
         self.replication = replication
         self.incoming = incoming
         self.pipes = pipes
+        self.progress: DrainProgress | None = None
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
@@ -76,8 +77,10 @@ class Drains:
             endpoints = await endpoints_of(target)
             async with aclosing(self._moving_each(endpoints, logged)) as steps:
                 async for progress in steps:
+                    self.progress = progress
                     yield progress
         finally:
+            self.progress = None
             self.incoming.accept_pipes()
             self._is_idle.set()
 

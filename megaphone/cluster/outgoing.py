@@ -24,7 +24,7 @@ from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.ports import Observer, Store
 from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
-from megaphone.model import AgentMode, ChannelChange, Endpoint, EventAdded
+from megaphone.model import AgentMode, ChannelChange, Endpoint, EventAdded, PipeInfo
 from megaphone.settings import Nodes
 from megaphone.wire import sync as wire
 from megaphone_api.sync_pb2 import SyncRequest
@@ -64,6 +64,12 @@ class OutgoingPipes:
         self._pipes: dict[tuple[str, Endpoint], OutgoingPipe] = {}
         self._asking: list[asyncio.Task[None]] = []
         """The tasks that ask the targets how channels are used there."""
+
+    def described(self) -> Sequence[PipeInfo]:
+        return [
+            PipeInfo(name, str(endpoint), pipe.connection is not None, pipe.backlog)
+            for (name, endpoint), pipe in self._pipes.items()
+        ]
 
     async def pipe(self, agent: str, target: str) -> None:
         await self.open(agent, endpoint_of(target))

@@ -5,13 +5,18 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import NoReturn
 
 from megaphone.errors import WrongMode
-from megaphone.model import DrainProgress
+from megaphone.model import DrainProgress, PipeInfo
 
 REASON = "the channels of this node are in a shared store: each node of the store serves them"
 
 
 class Unreplicated:
     """Takes the places of pipes and drains in a node with a shared store, and refuses all."""
+
+    progress: DrainProgress | None = None
+
+    def described(self) -> Sequence[PipeInfo]:
+        return ()
 
     async def pipe(self, agent: str, target: str) -> None:
         raise WrongMode(REASON)

@@ -9,8 +9,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
 from megaphone.core.broker import loop_time
-from megaphone.core.ports import Drains, Pipes, Store
-from megaphone.model import AgentInfo, AgentMode, DrainProgress
+from megaphone.core.ports import Counts, Drains, Pipes, Store
+from megaphone.core.watching import Watching, asked
+from megaphone.model import AgentInfo, AgentMode, DrainProgress, NodeView
 
 DEFAULT_LIMIT = 50
 """How many channels a list has if the operator gives no number."""
@@ -26,6 +27,7 @@ class Admin:
         agents: Agents,
         pipes: Pipes,
         drains: Drains,
+        counts: Counts,
         let_others_have: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """`let_others_have` gives an agent to the other workers, if this node is one of several."""
@@ -34,6 +36,24 @@ class Admin:
         self._agents = agents
         self._pipes = pipes
         self._drains = drains
+        self._watching = Watching(
+            store=store, pipes=pipes, drains=drains, counts=counts, list_agents=self.list_agents
+        )
+
+    # -- The node
+
+    def watch(
+        self,
+        interval_s: float | None = None,
+        limit: int | None = None,
+        sort: str | None = None,
+    ) -> AsyncGenerator[NodeView, None]:
+        """Watch the node: see `Watching.watch`. `sort` says by what the first `limit` channels are
+        chosen: by `depth`, `waiting`, `age` or `rate`.
+
+        Raises: BadRequest. The generator raises StoreUnavailable.
+        """
+        return self._watching.watch(asked(interval_s, limit, sort))
 
     # -- Agents
 

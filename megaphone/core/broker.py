@@ -206,7 +206,7 @@ class Broker(Writing):
                 if isinstance(one, Reader):
                     one.close(clean=False)
             raise
-        return ManyReader(opened, options)
+        return ManyReader(opened, options, self._observer)
 
     def open_read_nowait(self, address: str, options: ReadOptions) -> Reader:
         """Do the same as `open_read`, without waiting.

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
+from megaphone.core.ports import Observer
 from megaphone.core.reader import Reader, bytes_of
 from megaphone.errors import MegaphoneError, StoreUnavailable
 from megaphone.model import ChannelBegun, ChannelDone, ChannelEvents, Part, ReadOptions
@@ -40,9 +41,14 @@ class ManyReader(OpenRead[Part]):
         "_settling",
     )
 
-    def __init__(self, opened: Sequence[Reader | MegaphoneError], options: ReadOptions) -> None:
+    def __init__(
+        self,
+        opened: Sequence[Reader | MegaphoneError],
+        options: ReadOptions,
+        observer: Observer,
+    ) -> None:
         """`opened` has for each channel its reader, or the reason for which it is refused."""
-        super().__init__(options.heartbeat_s)
+        super().__init__(options.heartbeat_s, observer)
         self._left = sys.maxsize if options.limit is None else options.limit
         self._readers: dict[int, Reader] = {}
         """The readers that are not over, by the indexes of their channels."""

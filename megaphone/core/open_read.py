@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
+from megaphone.core.ports import Observer
 from megaphone.core.progress import FIRST_BATCH_BYTES, STALL_S, Progress
 from megaphone.errors import MegaphoneError, TooSlow
 
@@ -56,13 +57,15 @@ class OpenRead(Generic[T]):
         "_look_timer",
         "_loop",
         "_more_is_ready",
+        "_observer",
         "_progress",
         "_timer",
         "_timer_due",
         "is_over",
     )
 
-    def __init__(self, heartbeat_s: float | None) -> None:
+    def __init__(self, heartbeat_s: float | None, observer: Observer) -> None:
+        self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._heartbeat_s = math.inf if heartbeat_s is None else heartbeat_s
         self._heartbeat_at = self._loop.time() + self._heartbeat_s
@@ -203,6 +206,7 @@ class OpenRead(Generic[T]):
         if taken is not None:
             progress.look(taken, now)
         if now >= progress.stalls_at:
+            self._observer.read_cut_off()
             self._break(TooSlow(f"the client took nothing for {STALL_S:g} s"))
         else:
             self._look_again(now)

@@ -3,12 +3,12 @@
 No interface may require that channels live in this process, because a store may be a remote one.
 """
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from megaphone.core.log import Batch
 from megaphone.errors import MegaphoneError
-from megaphone.model import DrainProgress, Event, ReadOptions
+from megaphone.model import DrainProgress, Event, PipeInfo, ReadOptions
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -118,6 +118,41 @@ class Lease(Protocol):
 
         A clean end confirms the events taken.
         """
+
+
+class Surveyed(Protocol):
+    """A channel, for a look at all channels."""
+
+    @property
+    def consumer_address(self) -> str: ...
+
+    @property
+    def channel_id(self) -> bytes: ...
+
+    @property
+    def created_at(self) -> float:
+        """In the time of the event loop."""
+
+    @property
+    def depth(self) -> int:
+        """How many events occupy a place."""
+
+    @property
+    def in_flight(self) -> int: ...
+
+    @property
+    def accepted(self) -> int:
+        """How many events the channel has accepted."""
+
+    @property
+    def waiting_writers(self) -> int: ...
+
+    @property
+    def is_read(self) -> bool: ...
+
+    @property
+    def oldest_us(self) -> int | None:
+        """The timestamp of the oldest event that occupies a place; None if there is none."""
 
 
 class Store(Protocol):
@@ -236,6 +271,10 @@ class Store(Protocol):
     async def count(self, agent: str) -> int:
         """Return how many channels an agent has."""
 
+    def survey(self) -> Iterator[Sequence[Surveyed]] | None:
+        """Return an iterator over all channels, oldest first, in slices; None if the store is
+        remote. Other tasks may run between two slices."""
+
     # -- Life cycle
 
     async def check_room(self) -> None:
@@ -254,6 +293,9 @@ class Store(Protocol):
 class Drains(Protocol):
     """Moves all agents of this node to another one."""
 
+    progress: DrainProgress | None
+    """The progress of the drain that runs; None while none runs."""
+
     def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
         """Move all agents of this node to another one, and end when no agent is left to move.
 
@@ -266,8 +308,21 @@ class Drains(Protocol):
         """
 
 
+class Counts(Protocol):
+    """What a node has counted."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Return by its name how often each thing has happened since the start."""
+
+    def levels(self) -> Mapping[str, int]:
+        """Return by its name how much there is of each thing now."""
+
+
 class Pipes(Protocol):
     """Replicates agents to other nodes."""
+
+    def described(self) -> Sequence[PipeInfo]:
+        """Return the pipes to other nodes."""
 
     async def pipe(self, agent: str, target: str) -> None:
         """Replicate an agent to a target until this node stops.
@@ -321,6 +376,12 @@ class Observer(Protocol):
 
     def events_unroutable(self, count: int) -> None:
         """`count` events were written to a channel that does not exist."""
+
+    def writer_timed_out(self) -> None:
+        """A writer has found no free place in time."""
+
+    def read_cut_off(self) -> None:
+        """A read was broken because its client had stalled."""
 
     def read_started(self) -> None: ...
 

@@ -28,7 +28,6 @@ class Reader(OpenRead[Event]):
         "_last_wanted",
         "_lease",
         "_left",
-        "_observer",
         "_on_close",
         "_ready",
         "_streams",
@@ -47,7 +46,7 @@ class Reader(OpenRead[Event]):
         on_close: Callable[["Reader"], None],
     ) -> None:
         """`time_s` is the read time in seconds."""
-        super().__init__(options.heartbeat_s)
+        super().__init__(options.heartbeat_s, observer)
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._ready = lease.ready
@@ -60,7 +59,6 @@ class Reader(OpenRead[Event]):
         self.agent = agent
         """The agent of the channel."""
         self._until = self._loop.time() + time_s
-        self._observer = observer
         self._on_close = on_close
         self._is_closed = False
         observer.read_started()

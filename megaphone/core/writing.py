@@ -191,6 +191,8 @@ class Writing:
             return result.event_id
         if isinstance(result, ChannelNotFound):
             self._observer.events_unroutable(1)
+        elif isinstance(result, WriteTimeout):
+            self._observer.writer_timed_out()
         raise result
 
     async def _append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:

@@ -7,7 +7,7 @@ and that library renders only those of the process and the interpreter.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
@@ -108,6 +108,8 @@ class Metrics:
         self.messages_forwarded = 0
         self.reads_open = 0
         self.writers_waiting = 0
+        self.writes_timed_out = 0
+        self.reads_cut_off = 0
         self._durations = [0] * (len(DURATION_BUCKETS_S) + 1)
         self._durations_sum_s = 0.0
         self.store: Callable[[], Mapping[str, object]] | None = None
@@ -157,6 +159,12 @@ class Metrics:
     def events_lost(self, count: int) -> None:
         self.messages_lost += count
 
+    def writer_timed_out(self) -> None:
+        self.writes_timed_out += 1
+
+    def read_cut_off(self) -> None:
+        self.reads_cut_off += 1
+
     def read_started(self) -> None:
         self.reads_open += 1
 
@@ -173,7 +181,11 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return all metrics as Prometheus text, format 0.0.4."""
-        lines = [*self._counters(), *self._gauges(), *self._duration_histogram()]
+        lines = [
+            *of_kind("counter", self._counters()),
+            *of_kind("gauge", self._gauges()),
+            *self._duration_histogram(),
+        ]
         if self.store is not None:
             lines += info("store_info", "The shared store, and what 201 means.", self.store())
         return "\n".join([*lines, ""]).encode() + generate_latest(self._process)
@@ -182,8 +194,17 @@ class Metrics:
         """Do the same as `render`."""
         return self.render()
 
-    def _counters(self) -> Iterator[str]:
-        for name, value, meaning in (
+    def counts(self) -> Mapping[str, int]:
+        """Fulfil `core.ports.Counts`."""
+        return {name: value for name, value, _ in self._counters()}
+
+    def levels(self) -> Mapping[str, int]:
+        """Fulfil `core.ports.Counts`."""
+        return {name: value for name, value, _ in self._gauges()}
+
+    def _counters(self) -> Sequence[tuple[str, int, str]]:
+        """Return for each counter its name, its value and its meaning."""
+        return (
             ("channel_created", self.channels_created, "Channels created."),
             ("channel_fed", self.channels_fed, "Channels received from other nodes."),
             ("channel_forgotten", self.channels_forgotten, "Channels released to other nodes."),
@@ -228,12 +249,13 @@ class Metrics:
                 self._logs.dropped,
                 "Log lines dropped because nobody read the log.",
             ),
-        ):
-            yield from family(name, "counter", meaning)
-            yield f"megaphone_{name} {value}"
+            ("writes_timed_out", self.writes_timed_out, "Writers that found no place in time."),
+            ("reads_cut_off", self.reads_cut_off, "Reads broken because their clients stalled."),
+        )
 
-    def _gauges(self) -> Iterator[str]:
-        for name, value, meaning in (
+    def _gauges(self) -> Sequence[tuple[str, int, str]]:
+        """Return the same for each gauge."""
+        return (
             ("channels", self.channels_alive, "Channels on this node."),
             ("connections", self._connections.open, "HTTP connections open."),
             ("reads_open", self.reads_open, "Reads open."),
@@ -244,9 +266,7 @@ class Metrics:
                 self._budget.limit,
                 "The largest number of bytes for clients.",
             ),
-        ):
-            yield from family(name, "gauge", meaning)
-            yield f"megaphone_{name} {value}"
+        )
 
     def _duration_histogram(self) -> Iterator[str]:
         yield from family("channel_duration", "histogram", "Lifetime of channels in seconds.")
@@ -266,6 +286,12 @@ def info(name: str, meaning: str, labels: Mapping[str, object]) -> Iterator[str]
 
 def escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def of_kind(kind: str, some: Sequence[tuple[str, int, str]]) -> Iterator[str]:
+    for name, value, meaning in some:
+        yield from family(name, kind, meaning)
+        yield f"megaphone_{name} {value}"
 
 
 def family(name: str, kind: str, meaning: str) -> Iterator[str]:

@@ -5,11 +5,14 @@ POST   /vagent/add
 POST   /vagent/promote
 POST   /vagent/pipe
 POST   /node/drain
+GET    /node/watch?interval_ms=1000&limit=50&sort=depth
 GET    /channel/list?skip=0&limit=50&agent=
 DELETE /channel/{consumerAddress}
 """
 
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -27,12 +30,15 @@ from megaphone.rest.requests import (
     check_parameters,
     path_values,
     require_json,
+    seconds_of_ms,
     segment,
     whole_number,
     without_query,
 )
 from megaphone.wire import json
 from megaphone.wire.errors import row_of
+
+T = TypeVar("T")
 
 
 class AdminApi:
@@ -48,6 +54,7 @@ class AdminApi:
             web.post("/vagent/promote", without_query(self.promote_agent)),
             web.post("/vagent/pipe", without_query(self.pipe_agent)),
             web.post("/node/drain", without_query(self.drain)),
+            web.get("/node/watch", self.watch),
             web.get("/channel/list", self.list_channels),
             web.delete(f"/channel/{segment('address')}", without_query(self.dispose_channel)),
         ]
@@ -75,19 +82,16 @@ class AdminApi:
         """Answer with a line for each step. An error after the first step is the last line."""
         require_json(request)
         target = json.parse_drain(await body_of(request))
-        response = StreamedAnswer(headers={"Content-Type": NDJSON.content_type})
-        async with aclosing(self._admin.drain(target)) as steps:
-            first = await anext(steps)
-            await response.prepare(request)
-            await response.write(json.drained(first))
-            try:
-                async for progress in steps:
-                    await response.write(json.drained(progress))
-            except MegaphoneError as error:
-                line = json.error(error.code, str(error), row_of(error).http_status)
-                await response.write(line + b"\n")
-        await response.write_eof()
-        return response
+        return await streamed_lines(request, self._admin.drain(target), json.drained)
+
+    async def watch(self, request: web.Request) -> web.StreamResponse:
+        """Answer with a line at each tick, until the client leaves."""
+        query = request.query
+        check_parameters(query, ("interval_ms", "limit", "sort"))
+        watching = self._admin.watch(
+            seconds_of_ms(query, "interval_ms"), whole_number(query, "limit"), query.get("sort")
+        )
+        return await streamed_lines(request, watching, json.node_view)
 
     async def list_channels(self, request: web.Request) -> web.StreamResponse:
         check_parameters(request.query, ("skip", "limit", "agent"))
@@ -102,3 +106,22 @@ class AdminApi:
         (address,) = path_values(request)
         await self._admin.dispose(address)
         return json_answer(OK)
+
+
+async def streamed_lines(
+    request: web.Request, members: AsyncGenerator[T, None], rendered: Callable[[T], bytes]
+) -> web.StreamResponse:
+    """Answer with a line for each member. An error after the first one is the last line."""
+    response = StreamedAnswer(headers={"Content-Type": NDJSON.content_type})
+    async with aclosing(members) as steps:
+        first = await anext(steps)
+        await response.prepare(request)
+        await response.write(rendered(first))
+        try:
+            async for one in steps:
+                await response.write(rendered(one))
+        except MegaphoneError as error:
+            line = json.error(error.code, str(error), row_of(error).http_status)
+            await response.write(line + b"\n")
+    await response.write_eof()
+    return response

@@ -61,3 +61,13 @@ class AdminServicer(AdminServiceServicer):
         async with aclosing(self._admin.drain(request.target)) as steps:
             async for progress in steps:
                 await context.write(wire.drained(progress))
+
+    async def Watch(self, request: pb.WatchRequest, context: Context) -> None:  # type: ignore[override]
+        watching = self._admin.watch(
+            request.interval_ms / 1000 if request.HasField("interval_ms") else None,
+            request.limit if request.HasField("limit") else None,
+            wire.optional(request.sort),
+        )
+        async with aclosing(watching) as views:
+            async for view in views:
+                await context.write(wire.node_view(view))

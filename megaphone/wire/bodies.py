@@ -249,6 +249,35 @@ class ListedChannel(msgspec.Struct, rename="camel"):
     agent_id: str
 
 
+class Pipe(msgspec.Struct, rename="camel"):
+    agent: str
+    target: str
+    is_connected: bool
+    backlog: int
+
+
+class WatchedChannel(msgspec.Struct, rename="camel", omit_defaults=True):
+    address: str
+    depth: int | None = None
+    in_flight: int | None = None
+    waiting_writers: int | None = None
+    is_read: bool | None = None
+    age_s: float | None = None
+    oldest_s: float | None = None
+    rate: float | None = None
+
+
+class NodeView(msgspec.Struct, rename="camel"):
+    at: datetime
+    counts: dict[str, int]
+    levels: dict[str, int]
+    notable: dict[str, int]
+    agents: list[Agent]
+    pipes: list[Pipe]
+    drain: "DrainStep | None"
+    channels: list[WatchedChannel]
+
+
 class DrainStep(msgspec.Struct, rename="camel"):
     agent: str
     agents_moved: int

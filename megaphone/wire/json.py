@@ -17,6 +17,7 @@ from megaphone.model import (
     DrainProgress,
     NewChannel,
     NewEvent,
+    NodeView,
     ReadOptions,
     agent_of,
 )
@@ -143,17 +144,16 @@ def acknowledged(count: int) -> bytes:
 
 
 def agents(infos: Iterable[AgentInfo]) -> bytes:
-    return encode(
-        [
-            bodies.Agent(
-                name=info.name,
-                since=info.since,
-                warming_up=info.warming_up,
-                mode=info.mode.value,
-                channels_count=info.channels,
-            )
-            for info in infos
-        ]
+    return encode([agent(info) for info in infos])
+
+
+def agent(info: AgentInfo) -> bodies.Agent:
+    return bodies.Agent(
+        name=info.name,
+        since=info.since,
+        warming_up=info.warming_up,
+        mode=info.mode.value,
+        channels_count=info.channels,
     )
 
 
@@ -173,7 +173,11 @@ def listed(members: Sequence[T], rendered: Callable[[T], msgspec.Struct]) -> Ite
 
 def drained(progress: DrainProgress) -> bytes:
     """Return one line of the answer to a drain."""
-    step = bodies.DrainStep(
+    return encode(drain_step(progress)) + b"\n"
+
+
+def drain_step(progress: DrainProgress) -> bodies.DrainStep:
+    return bodies.DrainStep(
         agent=progress.agent,
         agents_moved=progress.agents_moved,
         agents_left=progress.agents_left,
@@ -182,7 +186,33 @@ def drained(progress: DrainProgress) -> bytes:
         channels_left=progress.channels_left,
         done=progress.done,
     )
-    return encode(step) + b"\n"
+
+
+def node_view(view: NodeView) -> bytes:
+    """Return one line of the answer to a watcher."""
+    line = bodies.NodeView(
+        at=view.at,
+        counts=dict(view.counts),
+        levels=dict(view.levels),
+        notable=dict(view.notable),
+        agents=[agent(info) for info in view.agents],
+        pipes=[bodies.Pipe(p.agent, p.target, p.is_connected, p.backlog) for p in view.pipes],
+        drain=None if view.drain is None else drain_step(view.drain),
+        channels=[
+            bodies.WatchedChannel(
+                one.address,
+                one.depth,
+                one.in_flight,
+                one.waiting_writers,
+                one.is_read,
+                one.age_s,
+                one.oldest_s,
+                one.rate,
+            )
+            for one in view.channels
+        ],
+    )
+    return encode(line) + b"\n"
 
 
 def error(code: str, message: str, status: int) -> bytes:

@@ -24,6 +24,7 @@ from megaphone.model import (
     Event,
     NewChannel,
     NewEvent,
+    NodeView,
     Part,
     ReadOptions,
     WriteFailure,
@@ -282,6 +283,41 @@ def drained(progress: DrainProgress) -> admin.DrainResponse:
         channels_moved=progress.channels_moved,
         channels_left=progress.channels_left,
         done=progress.done,
+    )
+
+
+def node_view(view: NodeView) -> admin.WatchResponse:
+    at = Timestamp()
+    at.FromDatetime(view.at)
+    return admin.WatchResponse(
+        at=at,
+        counts=view.counts,
+        levels=view.levels,
+        notable=view.notable,
+        agents=[agent(info) for info in view.agents],
+        pipes=[
+            admin.WatchResponse.Pipe(
+                agent=pipe.agent,
+                target=pipe.target,
+                connected=pipe.is_connected,
+                backlog=pipe.backlog,
+            )
+            for pipe in view.pipes
+        ],
+        drain=None if view.drain is None else drained(view.drain),
+        channels=[
+            admin.WatchResponse.Channel(
+                address=one.address,
+                depth=one.depth,
+                in_flight=one.in_flight,
+                waiting_writers=one.waiting_writers,
+                read=one.is_read,
+                age_s=one.age_s,
+                oldest_s=one.oldest_s,
+                rate=one.rate,
+            )
+            for one in view.channels
+        ],
     )
 
 

@@ -54,7 +54,13 @@ class Node:
         pipes = OutgoingPipes(**more, observer=self.metrics, nodes=Settings().nodes)
         incoming = IncomingPipes(**more, settings=Settings(), observer=self.metrics)
         drains = Drains(**more, broker=self.broker, incoming=incoming, pipes=pipes)
-        return Admin(**parts, pipes=pipes, drains=drains, let_others_have=self._let_others_have)
+        return Admin(
+            **parts,
+            pipes=pipes,
+            drains=drains,
+            counts=self.metrics,
+            let_others_have=self._let_others_have,
+        )
 
     @cached_property
     def store(self) -> MemoryStore:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +27,7 @@ from megaphone.errors import (
     WrongMode,
 )
 from megaphone.listen.sockets import grpc_path
-from megaphone.model import AgentMode
+from megaphone.model import AgentMode, NewEvent
 from megaphone.settings import Nodes
 from megaphone.wire.errors import error_from, row_of
 from megaphone_api.v1 import admin_pb2 as pb
@@ -65,6 +65,20 @@ class Progress:
     done: bool
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What an operator who watches is told at a tick."""
+
+    at: datetime
+    counts: dict[str, int]
+    levels: dict[str, int]
+    notable: dict[str, int]
+    agents: list[str]
+    pipes: list[tuple[str, str, bool]]
+    is_draining: bool
+    channels: list[dict[str, Any]]
+
+
 class Operator(Protocol):
     """A client of one face. Every method raises the error that the broker told, by its class."""
 
@@ -77,6 +91,8 @@ class Operator(Protocol):
     async def pipe(self, name: str, target: str) -> None: ...
 
     async def drain(self, target: str) -> list[Progress]: ...
+
+    def watch(self, **asked: int | str) -> AbstractAsyncContextManager[AsyncIterator[View]]: ...
 
     async def list_channels(self, **page: int | str) -> list[tuple[str, str]]:
         """Returns: addresses and agents."""
@@ -128,6 +144,15 @@ class HttpOperator:
             for line in lines
         ]
 
+    @asynccontextmanager
+    async def watch(self, **asked: int | str) -> AsyncIterator[AsyncIterator[View]]:
+        async with self._session.get(f"/node/watch?{urlencode(asked)}") as response:
+            if response.status != 200:
+                answer = await response.json()
+                raise told(answer["code"], answer["message"])
+            assert response.content_type == "application/x-ndjson"
+            yield (view_of_line(json.loads(line)) async for line in response.content)
+
     async def list_channels(self, **page: int | str) -> list[tuple[str, str]]:
         listed = await self._call("GET", f"/channel/list?{urlencode(page)}")
         return [(channel["address"], channel["agentId"]) for channel in listed]
@@ -143,6 +168,30 @@ class HttpOperator:
         error = told(answer["code"], answer["message"])
         assert response.status == row_of(error).http_status
         raise error
+
+
+def view_of_line(line: dict[str, Any]) -> View:
+    return View(
+        at=datetime.fromisoformat(line["at"]),
+        counts=line["counts"],
+        levels=line["levels"],
+        notable=line["notable"],
+        agents=[agent["name"] for agent in line["agents"]],
+        pipes=[(pipe["agent"], pipe["target"], pipe["isConnected"]) for pipe in line["pipes"]],
+        is_draining=line["drain"] is not None,
+        channels=[
+            {
+                "address": one["address"],
+                "depth": one["depth"],
+                "in_flight": one["inFlight"],
+                "waiting_writers": one["waitingWriters"],
+                "read": one["isRead"],
+                "has_age": one["ageS"] >= 0 and ("oldestS" in one) == (one["depth"] > 0),
+                "has_rate": "rate" in one,
+            }
+            for one in line["channels"]
+        ],
+    )
 
 
 class GrpcOperator:
@@ -187,6 +236,14 @@ class GrpcOperator:
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from None
 
+    @asynccontextmanager
+    async def watch(self, **asked: Any) -> AsyncIterator[AsyncIterator[View]]:
+        call = self._stub.Watch(pb.WatchRequest(**asked))
+        try:
+            yield views_of(call)
+        finally:
+            call.cancel()
+
     async def list_channels(self, **page: Any) -> list[tuple[str, str]]:
         listed = await self._call("ListChannels", pb.ListChannelsRequest(**page))
         return [(channel.address, channel.agent) for channel in listed.channels]
@@ -199,6 +256,40 @@ class GrpcOperator:
             return await getattr(self._stub, method)(request)
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from None
+
+
+async def views_of(
+    call: "grpc.aio.UnaryStreamCall[pb.WatchRequest, pb.WatchResponse]",
+) -> AsyncIterator[View]:
+    try:
+        async for view in call:
+            yield view_of_message(view)
+    except grpc.aio.AioRpcError as failure:
+        raise error_of(failure) from None
+
+
+def view_of_message(view: pb.WatchResponse) -> View:
+    return View(
+        at=view.at.ToDatetime(tzinfo=UTC),
+        counts=dict(view.counts),
+        levels=dict(view.levels),
+        notable=dict(view.notable),
+        agents=[agent.name for agent in view.agents],
+        pipes=[(pipe.agent, pipe.target, pipe.connected) for pipe in view.pipes],
+        is_draining=view.HasField("drain"),
+        channels=[
+            {
+                "address": one.address,
+                "depth": one.depth,
+                "in_flight": one.in_flight,
+                "waiting_writers": one.waiting_writers,
+                "read": one.read,
+                "has_age": one.age_s >= 0 and one.HasField("oldest_s") == (one.depth > 0),
+                "has_rate": one.HasField("rate"),
+            }
+            for one in view.channels
+        ],
+    )
 
 
 def error_of(failure: grpc.aio.AioRpcError) -> MegaphoneError:
@@ -396,3 +487,51 @@ async def reflected(address: str) -> set[str]:
         )
         [response] = [response async for response in ask(iter([question]))]
     return {service.name for service in response.list_services_response.service}
+
+
+# -- Watching
+
+
+async def test_a_node_is_watched(target: App, node: App, operator: Operator) -> None:
+    quiet, busy = await node.broker.create(), await node.broker.create()
+    for number in range(3):
+        event = NewEvent("s", str(number).encode())
+        await node.broker.write(busy.producer_address, event)
+    async with operator.watch(interval_ms=100, limit=5, sort="depth") as views:
+        first = await anext(views)
+        assert first.at <= datetime.now(UTC)
+        assert first.counts["messages_received"] == 3
+        assert first.levels["channels"] == 2
+        assert (first.agents, first.pipes, first.is_draining) == (["node", "spare"], [], False)
+        assert first.channels[0] == {
+            "address": busy.consumer_address,
+            "depth": 3,
+            "in_flight": 0,
+            "waiting_writers": 0,
+            "read": False,
+            "has_age": True,
+            "has_rate": False,
+        }
+        assert first.channels[1]["address"] == quiet.consumer_address
+        await operator.pipe("node", f"http://127.0.0.1:{target.grpc_port}")
+        await node.admin.dispose(busy.consumer_address)
+        async for view in views:
+            if view.notable and view.pipes:
+                break
+        assert view.notable == {"messages_lost": 3}
+        assert view.pipes == [("node", f"127.0.0.1:{target.grpc_port}", True)]
+        assert [one["address"] for one in view.channels] == [quiet.consumer_address]
+        assert view.channels[0]["has_rate"]
+
+
+@pytest.mark.parametrize("asked", [{"interval_ms": 99}, {"limit": 1_001}, {"sort": "size"}])
+async def test_what_cannot_be_watched_is_refused(
+    operator: Operator, asked: dict[str, int | str]
+) -> None:
+    with pytest.raises(BadRequest):
+        await first_view(operator, asked)
+
+
+async def first_view(operator: Operator, asked: dict[str, int | str]) -> View:
+    async with operator.watch(**asked) as views:
+        return await anext(views)

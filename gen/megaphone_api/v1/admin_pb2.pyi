@@ -401,3 +401,257 @@ class DrainResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainResponse: _TypeAlias = DrainResponse  # noqa: Y015
+
+@_typing.final
+class WatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SORT_FIELD_NUMBER: _builtins.int
+    interval_ms: _builtins.int
+    """The time between two ticks in milliseconds, 100 to 3,600,000; unset means 1,000."""
+    limit: _builtins.int
+    """The largest number of channels to show, at most 1,000; unset means 50."""
+    sort: _builtins.str
+    """Which channels come first: "depth" (those with the most events), "waiting" (with the most waiting
+    writers), "age" (the oldest), or "rate" (to which most was written since the last tick). Empty
+    means "depth".
+    """
+    def __init__(
+        self,
+        *,
+        interval_ms: _builtins.int | None = ...,
+        limit: _builtins.int | None = ...,
+        sort: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_interval_ms", b"_interval_ms", "_limit", b"_limit", "interval_ms", b"interval_ms", "limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_interval_ms", b"_interval_ms", "_limit", b"_limit", "interval_ms", b"interval_ms", "limit", b"limit", "sort", b"sort"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__interval_ms: _TypeAlias = _typing.Literal["interval_ms"]  # noqa: Y015
+    _WhichOneofArgType__interval_ms: _TypeAlias = _typing.Literal["_interval_ms", b"_interval_ms"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__interval_ms) -> _WhichOneofReturnType__interval_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Pipe(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        AGENT_FIELD_NUMBER: _builtins.int
+        TARGET_FIELD_NUMBER: _builtins.int
+        CONNECTED_FIELD_NUMBER: _builtins.int
+        BACKLOG_FIELD_NUMBER: _builtins.int
+        agent: _builtins.str
+        target: _builtins.str
+        """Host and port of the other node."""
+        connected: _builtins.bool
+        backlog: _builtins.int
+        """The number of channels that may have changes which the target does not have yet."""
+        def __init__(
+            self,
+            *,
+            agent: _builtins.str = ...,
+            target: _builtins.str = ...,
+            connected: _builtins.bool = ...,
+            backlog: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "backlog", b"backlog", "connected", b"connected", "target", b"target"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Channel(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ADDRESS_FIELD_NUMBER: _builtins.int
+        DEPTH_FIELD_NUMBER: _builtins.int
+        IN_FLIGHT_FIELD_NUMBER: _builtins.int
+        WAITING_WRITERS_FIELD_NUMBER: _builtins.int
+        READ_FIELD_NUMBER: _builtins.int
+        AGE_S_FIELD_NUMBER: _builtins.int
+        OLDEST_S_FIELD_NUMBER: _builtins.int
+        RATE_FIELD_NUMBER: _builtins.int
+        address: _builtins.str
+        """The consumer address."""
+        depth: _builtins.int
+        """The number of events that occupy a place. A field is unset if the store does not say it."""
+        in_flight: _builtins.int
+        waiting_writers: _builtins.int
+        read: _builtins.bool
+        """Whether the channel is read now."""
+        age_s: _builtins.float
+        oldest_s: _builtins.float
+        """The age of the oldest event that occupies a place; unset if there is none."""
+        rate: _builtins.float
+        """Events written per second since the last tick; unset if the channel was not in the last
+        response.
+        """
+        def __init__(
+            self,
+            *,
+            address: _builtins.str = ...,
+            depth: _builtins.int | None = ...,
+            in_flight: _builtins.int | None = ...,
+            waiting_writers: _builtins.int | None = ...,
+            read: _builtins.bool | None = ...,
+            age_s: _builtins.float | None = ...,
+            oldest_s: _builtins.float | None = ...,
+            rate: _builtins.float | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_waiting_writers", b"_waiting_writers", "age_s", b"age_s", "depth", b"depth", "in_flight", b"in_flight", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "waiting_writers", b"waiting_writers"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_waiting_writers", b"_waiting_writers", "address", b"address", "age_s", b"age_s", "depth", b"depth", "in_flight", b"in_flight", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "waiting_writers", b"waiting_writers"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__age_s: _TypeAlias = _typing.Literal["age_s"]  # noqa: Y015
+        _WhichOneofArgType__age_s: _TypeAlias = _typing.Literal["_age_s", b"_age_s"]  # noqa: Y015
+        _WhichOneofReturnType__depth: _TypeAlias = _typing.Literal["depth"]  # noqa: Y015
+        _WhichOneofArgType__depth: _TypeAlias = _typing.Literal["_depth", b"_depth"]  # noqa: Y015
+        _WhichOneofReturnType__in_flight: _TypeAlias = _typing.Literal["in_flight"]  # noqa: Y015
+        _WhichOneofArgType__in_flight: _TypeAlias = _typing.Literal["_in_flight", b"_in_flight"]  # noqa: Y015
+        _WhichOneofReturnType__oldest_s: _TypeAlias = _typing.Literal["oldest_s"]  # noqa: Y015
+        _WhichOneofArgType__oldest_s: _TypeAlias = _typing.Literal["_oldest_s", b"_oldest_s"]  # noqa: Y015
+        _WhichOneofReturnType__rate: _TypeAlias = _typing.Literal["rate"]  # noqa: Y015
+        _WhichOneofArgType__rate: _TypeAlias = _typing.Literal["_rate", b"_rate"]  # noqa: Y015
+        _WhichOneofReturnType__read: _TypeAlias = _typing.Literal["read"]  # noqa: Y015
+        _WhichOneofArgType__read: _TypeAlias = _typing.Literal["_read", b"_read"]  # noqa: Y015
+        _WhichOneofReturnType__waiting_writers: _TypeAlias = _typing.Literal["waiting_writers"]  # noqa: Y015
+        _WhichOneofArgType__waiting_writers: _TypeAlias = _typing.Literal["_waiting_writers", b"_waiting_writers"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__age_s) -> _WhichOneofReturnType__age_s | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__depth) -> _WhichOneofReturnType__depth | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__in_flight) -> _WhichOneofReturnType__in_flight | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__oldest_s) -> _WhichOneofReturnType__oldest_s | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__rate) -> _WhichOneofReturnType__rate | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__read) -> _WhichOneofReturnType__read | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__waiting_writers) -> _WhichOneofReturnType__waiting_writers | None: ...
+
+    @_typing.final
+    class CountsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LevelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class NotableEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    AT_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    NOTABLE_FIELD_NUMBER: _builtins.int
+    AGENTS_FIELD_NUMBER: _builtins.int
+    PIPES_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    CHANNELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def counts(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """The counters of the metrics, by their names without `megaphone_`."""
+
+    @_builtins.property
+    def levels(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """The gauges of the metrics, in the same way."""
+
+    @_builtins.property
+    def notable(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Those of the counts that deserve a look, if they have grown since the last tick: by how much."""
+
+    @_builtins.property
+    def agents(self) -> _containers.RepeatedCompositeFieldContainer[Global___Agent]: ...
+    @_builtins.property
+    def pipes(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchResponse.Pipe]: ...
+    @_builtins.property
+    def drain(self) -> Global___DrainResponse:
+        """The progress of the drain that is running; unset if none is."""
+
+    @_builtins.property
+    def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___WatchResponse.Channel]: ...
+    def __init__(
+        self,
+        *,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        counts: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        levels: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        notable: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        agents: _abc.Iterable[Global___Agent] | None = ...,
+        pipes: _abc.Iterable[Global___WatchResponse.Pipe] | None = ...,
+        drain: Global___DrainResponse | None = ...,
+        channels: _abc.Iterable[Global___WatchResponse.Channel] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "drain", b"drain"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agents", b"agents", "at", b"at", "channels", b"channels", "counts", b"counts", "drain", b"drain", "levels", b"levels", "notable", b"notable", "pipes", b"pipes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015

@@ -69,6 +69,11 @@ class AdminServiceStub(object):
                 request_serializer=megaphone__api_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
                 response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.DrainResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/megaphone.v1.AdminService/Watch',
+                request_serializer=megaphone__api_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+                response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.WatchResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -139,6 +144,17 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Watch this node: a response at each tick, the first one soon, until the call is cancelled.
+
+        A response is made once for all who watch the same, and only while somebody watches. If the
+        channels are in a shared store, the response has the addresses of the oldest channels only.
+        Fails with INVALID_ARGUMENT if the request asks for what is not allowed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +192,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.DrainRequest.FromString,
                     response_serializer=megaphone__api_dot_v1_dot_admin__pb2.DrainResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.WatchRequest.FromString,
+                    response_serializer=megaphone__api_dot_v1_dot_admin__pb2.WatchResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -367,6 +388,33 @@ class AdminService(object):
             '/megaphone.v1.AdminService/Drain',
             megaphone__api_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
             megaphone__api_dot_v1_dot_admin__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/megaphone.v1.AdminService/Watch',
+            megaphone__api_dot_v1_dot_admin__pb2.WatchRequest.SerializeToString,
+            megaphone__api_dot_v1_dot_admin__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -70,6 +70,13 @@ class AdminServiceStub:
     (TARGET_UNAVAILABLE) if the target cannot be reached, and with FAILED_PRECONDITION (WRONG_MODE)
     if the target refuses an agent, or if another drain is running.
     """
+    Watch: _grpc.UnaryStreamMultiCallable[_admin_pb2.WatchRequest, _admin_pb2.WatchResponse]
+    """Watch this node: a response at each tick, the first one soon, until the call is cancelled.
+
+    A response is made once for all who watch the same, and only while somebody watches. If the
+    channels are in a shared store, the response has the addresses of the oldest channels only.
+    Fails with INVALID_ARGUMENT if the request asks for what is not allowed.
+    """
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -107,6 +114,13 @@ class AdminServiceAsyncStub(AdminServiceStub):
     the agents that have not moved are as they were before. Fails with UNAVAILABLE
     (TARGET_UNAVAILABLE) if the target cannot be reached, and with FAILED_PRECONDITION (WRONG_MODE)
     if the target refuses an agent, or if another drain is running.
+    """
+    Watch: _aio.UnaryStreamMultiCallable[_admin_pb2.WatchRequest, _admin_pb2.WatchResponse]  # type: ignore[assignment]
+    """Watch this node: a response at each tick, the first one soon, until the call is cancelled.
+
+    A response is made once for all who watch the same, and only while somebody watches. If the
+    channels are in a shared store, the response has the addresses of the oldest channels only.
+    Fails with INVALID_ARGUMENT if the request asks for what is not allowed.
     """
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -184,6 +198,19 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         the agents that have not moved are as they were before. Fails with UNAVAILABLE
         (TARGET_UNAVAILABLE) if the target cannot be reached, and with FAILED_PRECONDITION (WRONG_MODE)
         if the target refuses an agent, or if another drain is running.
+        """
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _admin_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.WatchResponse], _abc.AsyncIterator[_admin_pb2.WatchResponse]]:
+        """Watch this node: a response at each tick, the first one soon, until the call is cancelled.
+
+        A response is made once for all who watch the same, and only while somebody watches. If the
+        channels are in a shared store, the response has the addresses of the oldest channels only.
+        Fails with INVALID_ARGUMENT if the request asks for what is not allowed.
         """
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -52,6 +52,28 @@ class StoredChannel(Channel):
     def channel_id(self) -> bytes:
         return self.log.channel_id
 
+    # -- A look at it
+
+    @property
+    def depth(self) -> int:
+        """How many events occupy a place."""
+        return self.log.held
+
+    @property
+    def in_flight(self) -> int:
+        return self.log.sent - self.log.delivered
+
+    @property
+    def accepted(self) -> int:
+        """How many events the channel has accepted."""
+        return self.log.end
+
+    @property
+    def oldest_us(self) -> int | None:
+        """The timestamp of the oldest event that occupies a place; None if there is none."""
+        _, events = self.log.after(self.log.freed, 1)
+        return events[0].timestamp_us if events else None
+
     # -- Its end
 
     @property

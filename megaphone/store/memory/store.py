@@ -5,7 +5,7 @@ one step without an `await`, so neither a cancellation nor another task can inte
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Lease
@@ -13,6 +13,7 @@ from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
 from megaphone.errors import MegaphoneError
 from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.store.memory.index import StoredChannel
 from megaphone.store.memory.replication import MemoryReplication
 from megaphone.store.memory.table import Table
 from megaphone.store.memory.waiting import WaitingWriters
@@ -158,6 +159,19 @@ class MemoryStore:
             if passed % LISTED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         return addresses
+
+    def survey(self) -> Iterator[Sequence[StoredChannel]] | None:
+        return self._slices()
+
+    def _slices(self) -> Iterator[Sequence[StoredChannel]]:
+        some: list[StoredChannel] = []
+        for channel in self._index.walk(None):
+            if self._index.holds(channel):
+                some.append(channel)
+            if len(some) >= LISTED_AT_ONCE:
+                yield some
+                some = []
+        yield some
 
     async def count(self, agent: str) -> int:
         home = self._index.find_agent(agent)

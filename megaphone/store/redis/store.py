@@ -230,6 +230,9 @@ class RedisStore:
         parts = await asyncio.gather(*(self.link.call("HMGET", key, "a", "A") for key in states))
         return [b"".join(address).decode() for address in parts if None not in address]
 
+    def survey(self) -> None:
+        """Return None: the channels are elsewhere."""
+
     async def count(self, agent: str) -> int:
         return int(await self.link.call("ZCARD", self._names.of_agent(agent)))
 

@@ -2,15 +2,27 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 import pytest
 
+from megaphone.cluster.shared import Unreplicated
+from megaphone.core.admin import Admin
+from megaphone.core.agents import Agents
 from megaphone.core.many import ManyReader
 from megaphone.core.ports import Append, Lease, Stored, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.errors import ChannelNotFound, LimitExceeded, ReaderBusy, StoreUnavailable
-from megaphone.model import ChannelBegun, ChannelDone, Event, Part, ReadOptions
+from megaphone.model import (
+    ChannelBegun,
+    ChannelDone,
+    Event,
+    NodeView,
+    Part,
+    ReadOptions,
+    WatchedChannel,
+)
 from megaphone.observe.metrics import Metrics
 from megaphone.store.redis.store import RedisStore
 from tests.support.leases import release, taken
@@ -464,7 +476,7 @@ async def read_to_the_end(lease: Lease) -> list[Part]:
             observer=Metrics(),
             on_close=lambda _: None,
         )
-        return ManyReader([reader], ReadOptions())
+        return ManyReader([reader], ReadOptions(), Metrics())
 
     async with asyncio.timeout(20), Reading(opened) as reading:
         return [part async for batch in reading for part in batch]
@@ -486,3 +498,35 @@ async def test_one_of_many_channels_does_not_end_cleanly_without_the_store(
     _, done = await read_to_the_end(lease)
     assert isinstance(done, ChannelDone)
     assert isinstance(done.error, StoreUnavailable)
+
+
+# What operators see of it
+
+
+async def test_a_view_has_the_oldest_channels_of_the_store(store: RedisStore) -> None:
+    await store.create(b"d", "agent.d.1")
+    none = Unreplicated()
+    agents = Agents(0.0)
+    admin = Admin(store=store, agents=agents, pipes=none, drains=none, counts=Metrics())
+    async with aclosing(admin.watch(limit=1, sort="age")) as views:
+        view = await anext(views)
+    assert view.channels == [WatchedChannel(ADDRESS)]
+    assert (view.pipes, view.drain) == ((), None)
+
+
+async def test_a_watcher_learns_that_the_store_is_away(
+    own_server: RedisServer, store: RedisStore
+) -> None:
+    none = Unreplicated()
+    admin = Admin(store=store, agents=Agents(0.0), pipes=none, drains=none, counts=Metrics())
+    async with aclosing(admin.watch(0.1)) as views:
+        await anext(views)
+        own_server.stop()
+        with pytest.raises(StoreUnavailable):
+            await to_the_end(views)
+
+
+async def to_the_end(views: AsyncIterator[NodeView]) -> None:
+    async with asyncio.timeout(20):
+        async for _ in views:
+            pass

@@ -1,0 +1,197 @@
+"""What operators see of a node while it runs: a view of it at each tick, for as long as they watch.
+
+A view is made once for all watchers who ask for the same, and only while somebody watches. The node
+keeps no history. To find the first of many channels, all are looked through in slices.
+"""
+
+import asyncio
+import heapq
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from megaphone.core.ports import Counts, Drains, Pipes, Store, Surveyed
+from megaphone.errors import BadRequest, MegaphoneError
+from megaphone.model import AgentInfo, NodeView, WatchedChannel
+
+SHORTEST_INTERVAL_S = 0.1
+LONGEST_INTERVAL_S = 3_600.0
+DEFAULT_INTERVAL_S = 1.0
+MOST_CHANNELS = 1_000
+DEFAULT_CHANNELS = 50
+SORTS = ("depth", "waiting", "age", "rate")
+DEFAULT_SORT = "depth"
+NOTABLE = ("messages_lost", "messages_unroutable", "writes_timed_out", "reads_cut_off")
+"""The counts of what an operator should look at."""
+RENDERED_AT_ONCE = 200
+"""How many channels of a view are put together before other tasks get a turn."""
+
+
+class Asked(NamedTuple):
+    """What a watcher asks for."""
+
+    interval_s: float
+    limit: int
+    sort: str
+
+
+def asked(interval_s: float | None, limit: int | None, sort: str | None) -> Asked:
+    """Return what a watcher asks for; None stands for the default. Raises: BadRequest."""
+    interval_s = DEFAULT_INTERVAL_S if interval_s is None else interval_s
+    if not SHORTEST_INTERVAL_S <= interval_s <= LONGEST_INTERVAL_S:
+        shortest, longest = round(SHORTEST_INTERVAL_S * 1000), round(LONGEST_INTERVAL_S * 1000)
+        raise BadRequest(f"the interval must be {shortest} to {longest} ms")
+    limit = DEFAULT_CHANNELS if limit is None else limit
+    if limit > MOST_CHANNELS:
+        raise BadRequest(f"at most {MOST_CHANNELS} channels can be watched, not {limit}")
+    if sort is not None and sort not in SORTS:
+        raise BadRequest(f"channels can be sorted by {', '.join(SORTS)}")
+    return Asked(interval_s, limit, sort or DEFAULT_SORT)
+
+
+class Watching:
+    """All watchers of a node."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        pipes: Pipes,
+        drains: Drains,
+        counts: Counts,
+        list_agents: Callable[[], Awaitable[Sequence[AgentInfo]]],
+    ) -> None:
+        self.store = store
+        self.pipes = pipes
+        self.drains = drains
+        self.counts = counts
+        self.list_agents = list_agents
+        self._series: dict[Asked, Series] = {}
+
+    async def watch(self, what: Asked) -> AsyncGenerator[NodeView, None]:
+        """Yield a view at each tick, the first one soon, until the caller closes the generator.
+
+        A caller who is slower than the ticks gets the next view after its call, and misses others.
+        """
+        series = self._series.get(what)
+        if series is None:
+            series = self._series[what] = Series(self, what)
+        series.watchers += 1
+        try:
+            while True:
+                yield await asyncio.shield(series.next)
+        finally:
+            series.watchers -= 1
+            if not series.watchers:
+                series.stop()
+                del self._series[what]
+
+
+class Series:
+    """The views for those watchers who ask for the same."""
+
+    def __init__(self, watching: Watching, what: Asked) -> None:
+        self._watching = watching
+        self._what = what
+        self.watchers = 0
+        self._loop = asyncio.get_running_loop()
+        self.next: asyncio.Future[NodeView] = self._loop.create_future()
+        """The view of the next tick."""
+        self._at = self._loop.time()
+        """When the last view was made."""
+        self._counts = watching.counts.counts()
+        """The counts of the last view."""
+        self._ends: dict[bytes, int] = {}
+        """By channel id: how many events the channel had accepted at the last view. Of all channels
+        if they are sorted by it, otherwise of those that the view had."""
+        self._task = self._loop.create_task(self._run())
+
+    def stop(self) -> None:
+        self._task.cancel()
+        self.next.cancel()
+
+    def _resolve(self) -> "asyncio.Future[NodeView]":
+        """Return the future of this view, and let the watchers wait for the next one."""
+        present, self.next = self.next, self._loop.create_future()
+        return present
+
+    async def _run(self) -> None:
+        while True:
+            due = self._loop.time() + self._what.interval_s
+            try:
+                view = await self._view()
+            except MegaphoneError as error:
+                failed = self._resolve()
+                failed.set_exception(error)
+                failed.exception()  # which counts as read, even if nobody waits for this view
+            else:
+                self._resolve().set_result(view)
+            await asyncio.sleep(max(0.0, due - self._loop.time()))
+
+    async def _view(self) -> NodeView:
+        watching = self._watching
+        channels = await self._channels()
+        agents = await watching.list_agents()
+        before, self._counts = self._counts, watching.counts.counts()
+        notable = {name: self._counts[name] - before[name] for name in NOTABLE}
+        return NodeView(
+            at=datetime.now(UTC),
+            counts=self._counts,
+            levels=watching.counts.levels(),
+            notable={name: count for name, count in notable.items() if count},
+            agents=agents,
+            pipes=watching.pipes.described(),
+            drain=watching.drains.progress,
+            channels=channels,
+        )
+
+    async def _channels(self) -> list[WatchedChannel]:
+        """Return the first channels, by what they are sorted by. A remote store can only say which
+        are the oldest."""
+        store, limit = self._watching.store, self._what.limit
+        survey = store.survey()
+        if survey is None:
+            return [WatchedChannel(address) for address in await store.list(None, 0, limit)]
+        now = self._loop.time()
+        by_rate = self._what.sort == "rate"
+        ends: dict[bytes, int] = {}
+        first: list[Surveyed] = []
+        for some in survey:
+            first = heapq.nlargest(limit, [*first, *some], key=self._weight)
+            if by_rate:
+                ends.update([(one.channel_id, one.accepted) for one in some])
+            await asyncio.sleep(0)
+        passed_s = now - self._at
+        watched: list[WatchedChannel] = []
+        for one in first:
+            watched.append(self._watched(one, now, passed_s))
+            if len(watched) % RENDERED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        self._at = now
+        self._ends = ends if by_rate else {one.channel_id: one.accepted for one in first}
+        return watched
+
+    def _weight(self, one: Surveyed) -> float:
+        """Return by what a channel is sorted: the largest comes first."""
+        match self._what.sort:
+            case "waiting":
+                return one.waiting_writers
+            case "age":
+                return -one.created_at
+            case "rate":
+                return one.accepted - self._ends.get(one.channel_id, 0)
+        return one.depth
+
+    def _watched(self, one: Surveyed, now: float, passed_s: float) -> WatchedChannel:
+        oldest_us, end = one.oldest_us, self._ends.get(one.channel_id)
+        return WatchedChannel(
+            one.consumer_address,
+            depth=one.depth,
+            in_flight=one.in_flight,
+            waiting_writers=one.waiting_writers,
+            is_read=one.is_read,
+            age_s=now - one.created_at,
+            oldest_s=None if oldest_us is None else max(0.0, time.time() - oldest_us / 1_000_000),
+            rate=None if end is None or passed_s <= 0 else (one.accepted - end) / passed_s,
+        )
