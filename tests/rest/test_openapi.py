@@ -30,6 +30,7 @@ from megaphone import __version__
 from megaphone.rest.openapi import document, path_of
 from megaphone.rest.operations import OPERATIONS
 from megaphone.rest.public import public_routes
+from megaphone.rest.reads import PARAMETERS
 from megaphone.wire import bodies
 from tests.support.faces import HttpFace
 from tests.support.process import BrokerProcess, broker_process
@@ -61,6 +62,11 @@ def test_each_variable_of_a_path_is_described() -> None:
     for (_, path), row in OPERATIONS.items():
         named = [one.name for one in row.parameters if one.place == "path"]
         assert re.findall(r"\{(\w+)\}", path) == named
+
+
+def test_the_parameters_of_a_read_are_those_that_it_knows() -> None:
+    row = OPERATIONS["GET", "/read/{consumer_address}"]
+    assert {one.name for one in row.parameters if one.place == "query"} == set(PARAMETERS)
 
 
 def test_each_body_has_an_example_that_fits() -> None:
