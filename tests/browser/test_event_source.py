@@ -153,7 +153,7 @@ async def test_a_page_is_told_that_events_are_missing(
         "takeover=true",
         "ack=explicit&window=4",
         "limit=3&ack=explicit",
-        "unheard=of",
+        "stream=s",
     ],
 )
 async def test_parameters_in_its_url_do_no_harm(
