@@ -192,6 +192,7 @@ GRPC_CALLS = {
     "WriteBatch": "batch",
     "Publish": "publish",
     "Read": "read",
+    "ReadMany": "read",
     "Acknowledge": "ack",
     "ChannelsExist": "exists",
 }
@@ -222,7 +223,7 @@ class GrpcGate(grpc.GenericRpcHandler):
         name = method.removeprefix(SERVICE)
         call = Passing(self, method, GRPC_CALLS.get(name, name))
         match name:
-            case "Read":
+            case "Read" | "ReadMany":
                 return grpc.unary_stream_rpc_method_handler(call.stream)
             case "Publish":
                 return grpc.stream_stream_rpc_method_handler(call.stream)

@@ -21,10 +21,12 @@ from megaphone_client.reading import (
     Reader,
     Reads,
     Sink,
+    run_alone,
 )
 from megaphone_client.retrying import repeated
 from megaphone_client.state import ReadState
 from megaphone_client.subscriptions import Renew, Subscriptions
+from megaphone_client.together import Together
 from megaphone_client.transport import Headers, Message, Transport, by_agent
 from megaphone_client.urls import Target, parse_url
 
@@ -360,7 +362,7 @@ class Megaphone:
         heartbeat_s: float = 10.0,
     ) -> Reader[Any]:
         """Return the events of many channels, in order for each of them. `event.consumer` names the
-        channel; `after` has cursors by it.
+        channel; `after` has cursors by it. Up to 100 channels of one agent share a connection.
 
         If a channel ends, the reader raises its error, and goes on with the others when it is asked
         again. The arguments are those of `read`.
@@ -483,9 +485,16 @@ class Megaphone:
     ) -> Reader[Any]:
         # While a read acknowledges, the broker's window is the limit.
         inbox = Inbox(INBOX_EVENTS, INBOX_BYTES) if ack == "none" else Inbox()
+
+        async def together(
+            pumps: Sequence[Pump], ended: Callable[[MegaphoneError | None], None]
+        ) -> None:
+            await Together(await self._connected(), inbox, pumps, ended).run()
+
         reads = Reads(
             states,
             lambda state, sink: self._pump(state, sink, decode),
+            run_alone if len(states) == 1 else together,
             inbox,
             self._reads.add,
             self._reads.discard,

@@ -25,7 +25,7 @@ except ImportError as error:  # pragma: no cover
 from megaphone_client.errors import ConnectionFailed, MegaphoneError, ProtocolError, error_of
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.state import Ask
-from megaphone_client.transport import Headers, Message, agent_of, headers_now
+from megaphone_client.transport import Headers, Message, NotOffered, Part, agent_of, headers_now
 from megaphone_client.urls import Target
 
 if TYPE_CHECKING:
@@ -223,6 +223,23 @@ class GrpcTransport:
             raise
         return GrpcRead(call, metadata)
 
+    async def read_many(self, asks: Sequence[Ask]) -> "GrpcReadOfMany":
+        first = asks[0]
+        request = pb.ReadManyRequest(
+            channels=[
+                pb.ReadManyRequest.Channel(
+                    consumer_address=ask.consumer, after_event_id=ask.after or ""
+                )
+                for ask in asks
+            ],
+            acknowledge=first.acknowledges,
+            take_over=first.takes_over,
+            heartbeat_ms=max(1, round(first.heartbeat_s * 1000)),
+            streams=first.streams,
+        )
+        metadata = await self._metadata(first.consumer)
+        return GrpcReadOfMany(self._stub.ReadMany(request, metadata=metadata))
+
     async def aclose(self) -> None:
         for call in self._publishing.values():
             call.cancel()
@@ -240,6 +257,28 @@ class GrpcTransport:
         return (*self._authorization, *agents, *((key.lower(), more[key]) for key in more))
 
 
+class GrpcReadOfMany:
+    """A read of many channels that has begun."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def next(self) -> Sequence[Part] | None:
+        try:
+            with failing_by_code():
+                response = await self._call.read()
+        except MegaphoneError as error:
+            if error.code == "GRPC_UNIMPLEMENTED":
+                raise NotOffered from None
+            raise
+        if response is grpc.aio.EOF:
+            return None
+        return [part_of(part) for part in whole(response).parts]
+
+    def close(self) -> None:
+        self._call.cancel()
+
+
 class GrpcRead:
     """A read that has begun."""
 
@@ -255,15 +294,7 @@ class GrpcRead:
             response = await self._call.read()
         if response is grpc.aio.EOF:
             return None
-        return [
-            (
-                event.stream_id,
-                event.event_id,
-                event.timestamp.seconds * 1_000_000 + event.timestamp.nanos // 1_000,
-                event.body,
-            )
-            for event in whole(response).events
-        ]
+        return [arrived(event) for event in whole(response).events]
 
     def close(self) -> None:
         self._call.cancel()
@@ -300,6 +331,30 @@ def roots_of(ssl: tls.SSLContext) -> bytes | None:
     """Return the certificates that a context trusts. gRPC cannot use anything else of it."""
     certificates = ssl.get_ca_certs(binary_form=True)
     return "".join(map(tls.DER_cert_to_PEM_cert, certificates)).encode() or None
+
+
+def arrived(event: pb.Event) -> Arrived:
+    at_us = event.timestamp.seconds * 1_000_000 + event.timestamp.nanos // 1_000
+    return event.stream_id, event.event_id, at_us, event.body
+
+
+def part_of(part: pb.ReadManyResponse.Part) -> Part:
+    result = Part(part.channel, [arrived(event) for event in part.events])
+    if part.HasField("begun"):
+        result.has_begun = True
+        result.position = part.begun.position
+        result.recovered = part.begun.recovered if part.begun.HasField("recovered") else None
+    if part.HasField("done"):
+        done = part.done
+        result.is_done = True
+        if done.code:
+            delay_s = (
+                done.retry_delay.ToNanoseconds() / 1e9 if done.HasField("retry_delay") else None
+            )
+            result.error = error_of(
+                done.code, done.message, is_unavailable=True, retry_after_s=delay_s
+            )
+    return result
 
 
 def whole(answer: T | None) -> T:

@@ -22,9 +22,9 @@ from megaphone_client.errors import (
     may_be_done,
 )
 from megaphone_client.events import Arrived, Channel, Failure
-from megaphone_client.lines import Splitter, events_of
+from megaphone_client.lines import Splitter, events_of, parts_of
 from megaphone_client.state import Ask
-from megaphone_client.transport import Headers, Message, agent_of, headers_now
+from megaphone_client.transport import Headers, Message, NotOffered, Part, agent_of, headers_now
 from megaphone_client.urls import Target
 
 T = TypeVar("T")
@@ -32,6 +32,8 @@ JSON: Final = {"Content-Type": "application/json"}
 NDJSON: Final = {"Accept": "application/x-ndjson"}
 BUFFER_BYTES: Final = 262_144
 NO_LIMIT: Final = aiohttp.ClientTimeout(total=None)
+NO_ROUTE: Final = frozenset({"NOT_FOUND", "HTTP_404", "HTTP_405"})
+"""With these, a broker or a proxy refuses a path that it does not know."""
 SERVER_ERROR: Final = 500
 
 
@@ -188,11 +190,30 @@ class HttpTransport:
                 return content
 
     async def read(self, ask: Ask) -> "HttpRead":
-        url = f"{self._base}/read/{segment(ask.consumer)}?{query_of(ask)}"
+        path = f"/read/{segment(ask.consumer)}?{query_of(ask)}"
+        return HttpRead(await self._open("GET", path, NDJSON))
+
+    async def read_many(self, asks: Sequence[Ask]) -> "HttpReadOfMany":
+        headers = NDJSON | JSON
+        if agent := agent_of(asks[0].consumer):
+            headers |= {"Megaphone-Agent": agent}
+        try:
+            return HttpReadOfMany(await self._open("POST", "/read", headers, body_of(asks)))
+        except MegaphoneError as error:
+            if error.code in NO_ROUTE:
+                raise NotOffered from None
+            raise
+
+    async def _open(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> aiohttp.ClientResponse:
+        """Return an answer whose body is still to come. Raises: the error of the broker."""
         with failing_by_code():
-            response = await self._session.get(
-                URL(url, encoded=True),
-                headers=await self._all_headers(NDJSON),
+            response = await self._session.request(
+                method,
+                URL(self._base + path, encoded=True),
+                data=body,
+                headers=await self._all_headers(headers),
                 allow_redirects=False,
             )
             try:
@@ -202,13 +223,32 @@ class HttpTransport:
             except BaseException:
                 response.close()
                 raise
-        return HttpRead(response)
+        return response
 
     async def aclose(self) -> None:
         await self._session.close()
 
     async def _all_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
         return {**self._authorization, **headers, **await headers_now(self._headers)}
+
+
+class HttpReadOfMany:
+    """A read of many channels that has begun."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self._splitter = Splitter()
+
+    async def next(self) -> Sequence[Part] | None:
+        with failing_by_code():
+            piece = await received(self._response.content.readany())
+        if not piece:
+            return None
+        lines = self._splitter.whole_lines(piece)
+        return parts_of(lines) if lines else ()
+
+    def close(self) -> None:
+        self._response.close()
 
 
 class HttpRead:
@@ -263,7 +303,7 @@ def segment(text: str) -> str:
 
 
 def query_of(ask: Ask) -> str:
-    query = [("heartbeat_ms", str(max(1, round(ask.heartbeat_s * 1000))))]
+    query = [("heartbeat_ms", str(heartbeat_ms(ask)))]
     if ask.after is not None:
         query.append(("after", ask.after))
     if ask.acknowledges:
@@ -274,6 +314,28 @@ def query_of(ask: Ask) -> str:
         query.append(("limit", str(ask.limit)))
     query += [("stream", stream) for stream in ask.streams]
     return urlencode(query)
+
+
+def body_of(asks: Sequence[Ask]) -> bytes:
+    """Return the request for a read of many channels, which are all asked in the same way."""
+    first = asks[0]
+    channels = [
+        {"address": ask.consumer} | ({} if ask.after is None else {"after": ask.after})
+        for ask in asks
+    ]
+    return encode(
+        {
+            "channels": channels,
+            "ack": "explicit" if first.acknowledges else "none",
+            "takeover": first.takes_over,
+            "heartbeat_ms": heartbeat_ms(first),
+            "stream": first.streams,
+        }
+    )
+
+
+def heartbeat_ms(ask: Ask) -> int:
+    return max(1, round(ask.heartbeat_s * 1000))
 
 
 def parsed(content: bytes, kind: type[T]) -> T:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from megaphone_client.errors import ProtocolError
+from megaphone_client.errors import MegaphoneError, ProtocolError, error_of
 from megaphone_client.events import Arrived
+from megaphone_client.transport import Part
 
 
 class Line(msgspec.Struct, gc=False):
@@ -19,6 +20,24 @@ class Line(msgspec.Struct, gc=False):
     body: msgspec.Raw
 
 
+class LineOfMany(msgspec.Struct, gc=False):
+    """A line of a read of many channels: an event, or the begin or the end of one of them."""
+
+    channel: int
+    sid: str = ""
+    eid: str = ""
+    ts: str = ""
+    body: msgspec.Raw = msgspec.Raw()
+    begun: bool = False
+    position: str | None = None
+    recovered: bool | None = None
+    done: bool = False
+    code: str | None = None
+    message: str = ""
+    retry_after_s: float | None = msgspec.field(default=None, name="retryAfter")
+
+
+decode_many = msgspec.json.Decoder(LineOfMany).decode_lines
 decode_lines = msgspec.json.Decoder(Line).decode_lines
 decode_line = msgspec.json.Decoder(Line).decode
 
@@ -67,3 +86,29 @@ def length_of_bad(lines: bytes) -> int:
             except (msgspec.DecodeError, UnicodeDecodeError):
                 return len(line)
     return len(lines)
+
+
+def parts_of(lines: bytes) -> Sequence[Part]:
+    """Return what whole lines of a read of many channels say. Raises: ProtocolError."""
+    parts: list[Part] = []
+    try:
+        for line in decode_many(lines):
+            if line.begun:
+                part = Part(line.channel, [], True, line.position, line.recovered)
+            elif line.done:
+                part = Part(line.channel, is_done=True, error=error_in(line))
+            else:
+                if not (parts and parts[-1].channel == line.channel and parts[-1].events):
+                    parts.append(Part(line.channel))
+                parts[-1].events.append((line.sid, line.eid, line.ts, bytes(line.body)))
+                continue
+            parts.append(part)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise ProtocolError(f"{len(lines)} bytes are no lines of channels") from None
+    return parts
+
+
+def error_in(line: LineOfMany) -> MegaphoneError | None:
+    if line.code is None:
+        return None
+    return error_of(line.code, line.message, is_unavailable=True, retry_after_s=line.retry_after_s)

@@ -7,13 +7,13 @@ busy. The rules are in `state`.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
 from inspect import isawaitable
 from typing import Any, Final, Generic, Literal, Protocol, Self, TypeVar, cast
 
 from megaphone_client.errors import ConnectionFailed, EventsLost, MegaphoneError
-from megaphone_client.events import Event
+from megaphone_client.events import Arrived, Event
 from megaphone_client.state import Backoff, ReadState
 from megaphone_client.transport import OpenRead, Transport
 
@@ -49,6 +49,15 @@ class Sink(Protocol):
 
 class Silence(ConnectionFailed):
     """Nothing came for longer than a live broker is silent."""
+
+
+async def patiently(coming: Awaitable[T], silence_s: float) -> T:
+    """Return what comes. Raises: Silence, if nothing comes for so long."""
+    try:
+        async with asyncio.timeout(silence_s):
+            return await coming
+    except TimeoutError:
+        raise Silence(f"nothing came for {silence_s:.3g} s") from None
 
 
 class Pump:
@@ -88,27 +97,29 @@ class Pump:
                 await self._read_once()
                 self.state.alive()
             except MegaphoneError as error:
-                wait_s = self.state.wait_s(error, self._loop.time())
+                wait_s = self.wait_s(error)
                 if wait_s is None:
                     return error
-                level = LEVELS.get(self.state.failures, logging.DEBUG)
-                log.log(level, "the read broke, and is tried again in %.1f s: %s", wait_s, error)
                 await asyncio.sleep(wait_s)
         return None
+
+    def wait_s(self, error: MegaphoneError) -> float | None:
+        """Return how long to wait before the next try; None if the error ends the read."""
+        wait_s = self.state.wait_s(error, self._loop.time())
+        if wait_s is not None:
+            level = LEVELS.get(self.state.failures, logging.DEBUG)
+            log.log(level, "the read broke, and is tried again in %.1f s: %s", wait_s, error)
+        return wait_s
 
     async def _read_once(self) -> None:
         """Read until the broker ends the read. Raises: MegaphoneError."""
         transport = await self._transport()
-        state = self.state
-        asked = state.ask()
+        asked = self.state.ask()
         connection = transport.connection
         try:
-            read = await self._patiently(transport.read(asked))
+            read = await patiently(transport.read(asked), self.state.silence_s)
             try:
-                if state.failures:
-                    log.info("the read goes on")
-                if state.opened(read.recovered, read.position):
-                    self._sink.gap()
+                self.opened(read.recovered, read.position)
                 while await self._read_batch(read):
                     if self._sink.is_full:
                         await self._sink.room()
@@ -120,25 +131,27 @@ class Pump:
 
     async def _read_batch(self, read: OpenRead) -> bool:
         """Returns: whether the read goes on."""
-        arrived = await self._patiently(read.next())
+        arrived = await patiently(read.next(), self.state.silence_s)
         if arrived is None:
             return False
         self.state.alive()
         if arrived:
-            events = self.state.received(arrived, self._decode, self, self._loop.time())
-            if events:
-                self._sink.put(events)
-            self._plan_ack()  # because unwanted events may be dealt with already
+            self.take(arrived)
         return True
 
-    async def _patiently(self, coming: Awaitable[T]) -> T:
-        """Raises: Silence."""
-        silence_s = self.state.silence_s
-        try:
-            async with asyncio.timeout(silence_s):
-                return await coming
-        except TimeoutError:
-            raise Silence(f"nothing came for {silence_s:.3g} s") from None
+    def opened(self, recovered: bool | None, position: str | None) -> None:
+        """Note that a read has begun."""
+        if self.state.failures:
+            log.info("the read goes on")
+        if self.state.opened(recovered, position):
+            self._sink.gap()
+
+    def take(self, arrived: Sequence[Arrived]) -> None:
+        """Put into the sink what came."""
+        events = self.state.received(arrived, self._decode, self, self._loop.time())
+        if events:
+            self._sink.put(events)
+        self._plan_ack()  # because unwanted events may be dealt with already
 
     # -- Acknowledging
 
@@ -440,6 +453,18 @@ class Reader(Generic[T]):
             self._source.abandon()
 
 
+RunPumps = Callable[
+    [Sequence[Pump], Callable[[MegaphoneError | None], None]], Coroutine[Any, Any, None]
+]
+"""Reads channels until each has ended for good, and reports why each ended."""
+
+
+async def run_alone(pumps: Sequence[Pump], ended: Callable[[MegaphoneError | None], None]) -> None:
+    """Read one channel."""
+    [pump] = pumps
+    ended(await pump.run())
+
+
 class Reads:
     """The reads of one channel or more into one inbox."""
 
@@ -447,6 +472,7 @@ class Reads:
         self,
         states: Sequence[ReadState],
         pump: Callable[[ReadState, Sink], Pump],
+        run_pumps: RunPumps,
         inbox: Inbox,
         opened: Callable[["Reads"], None],
         closed: Callable[["Reads"], None],
@@ -455,12 +481,13 @@ class Reads:
         self.is_cumulative = len(states) == 1
         self._states = states
         self._pump = pump
+        self._run_pumps = run_pumps
         self._opened = opened
         self._closed = closed
         self._pumps: list[Pump] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._running = 0
+        self._running = 0  # how many channels have not ended for good
 
     def begin(self) -> None:
         if self._loop is not None or self.inbox.is_over:
@@ -468,19 +495,21 @@ class Reads:
         self._loop = asyncio.get_running_loop()
         self._pumps = [self._pump(state, self.inbox) for state in self._states]
         self._running = len(self._pumps)
-        self._tasks = [self._loop.create_task(self._run(pump)) for pump in self._pumps]
+        self._task = self._loop.create_task(self._run())
         self._opened(self)
 
-    async def _run(self, pump: Pump) -> None:
-        error: BaseException | None = None
+    async def _run(self) -> None:
         try:
-            error = await pump.run()
+            await self._run_pumps(self._pumps, self._ended)
         except Exception as failure:  # of a function of the app, such as that for headers
-            error = failure
+            self.inbox.end(failure)
+
+    def _ended(self, error: MegaphoneError | None) -> None:
+        """Note that one channel has ended for good."""
         self._running -= 1
         if not self._running:
             self.inbox.end(error)
-        elif isinstance(error, MegaphoneError):
+        elif error is not None:
             self.inbox.report(error)
 
     @property
@@ -489,12 +518,11 @@ class Reads:
 
     async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
         self.inbox.end(None)
-        for task in self._tasks:
+        if self._task is not None:
+            task, self._task = self._task, None
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+            await asyncio.wait([task])
             await asyncio.gather(*(pump.finish() for pump in self._pumps))
-        self._tasks = []
         self._closed(self)
 
     def abandon(self) -> None:
@@ -502,8 +530,8 @@ class Reads:
             return
 
         def stop() -> None:
-            for task in self._tasks:
-                task.cancel()
+            if self._task is not None:
+                self._task.cancel()
             self._closed(self)
 
         self._loop.call_soon_threadsafe(stop)

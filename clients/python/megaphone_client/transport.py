@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
 from megaphone_client.errors import MegaphoneError
@@ -10,6 +11,10 @@ from megaphone_client.state import Ask
 
 Headers = Mapping[str, str] | Callable[[], Awaitable[Mapping[str, str]]]
 """Headers for each call, or an asynchronous function that is asked for them before each call."""
+
+
+MOST_CHANNELS: Final = 100
+"""How many channels one read may have."""
 
 
 class Message(NamedTuple):
@@ -32,6 +37,40 @@ class OpenRead(Protocol):
         """Return what came next: events, or nothing for a heartbeat; None at a clean end.
 
         Raises: ConnectionFailed, at any other end; ProtocolError.
+        """
+
+    def close(self) -> None:
+        """End the read at once."""
+
+
+@dataclass(slots=True)
+class Part:
+    """What came of one channel of a read of many. `channel` is its index in the request."""
+
+    channel: int
+    events: list[Arrived] = field(default_factory=list)
+    has_begun: bool = False
+    position: str | None = None
+    recovered: bool | None = None
+    is_done: bool = False
+    error: MegaphoneError | None = None
+    """Why the read of the channel is done, if it is not a clean end."""
+
+
+class NotOffered(MegaphoneError):
+    """The broker is older than this call."""
+
+    def __init__(self) -> None:
+        super().__init__("NOT_OFFERED", "the broker cannot read many channels by one call")
+
+
+class OpenReadOfMany(Protocol):
+    """A read of many channels that the broker has begun to answer."""
+
+    async def next(self) -> Sequence[Part] | None:
+        """Return what came next, in order; nothing for a heartbeat; None at a clean end.
+
+        Raises: NotOffered; ConnectionFailed, at any other end; ProtocolError.
         """
 
     def close(self) -> None:
@@ -74,6 +113,12 @@ class Transport(Protocol):
         """Use a connection on which nothing came for too long for no further call."""
 
     async def read(self, ask: Ask) -> OpenRead: ...
+
+    async def read_many(self, asks: Sequence[Ask]) -> OpenReadOfMany:
+        """Read channels that are all asked in the same way, at most `MOST_CHANNELS` of them.
+
+        Raises: NotOffered.
+        """
 
     async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int: ...
 
