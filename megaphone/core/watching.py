@@ -24,6 +24,7 @@ SORTS = ("depth", "waiting", "age", "rate")
 DEFAULT_SORT = "depth"
 NOTABLE = ("messages_lost", "messages_unroutable", "writes_timed_out", "reads_cut_off")
 """The counts of what an operator should look at."""
+PARTS = 64
 RENDERED_AT_ONCE = 200
 """How many channels of a view are put together before other tasks get a turn."""
 
@@ -102,9 +103,10 @@ class Series:
         """When the last view was made."""
         self._counts = watching.counts.counts()
         """The counts of the last view."""
-        self._ends: dict[bytes, int] = {}
+        self._ends: list[dict[bytes, int]] = [{} for _ in range(PARTS)]
         """By channel id: how many events the channel had accepted at the last view. Of all channels
-        if they are sorted by it, otherwise of those that the view had."""
+        if they are sorted by it, otherwise of those that the view had. In parts, because to fill or
+        to free one large dictionary would hold the event loop."""
         self._task = self._loop.create_task(self._run())
 
     def stop(self) -> None:
@@ -117,6 +119,14 @@ class Series:
         return present
 
     async def _run(self) -> None:
+        try:
+            await self._make_views()
+        finally:
+            while self._ends:
+                self._ends.pop()
+                await asyncio.sleep(0)
+
+    async def _make_views(self) -> None:
         while True:
             due = self._loop.time() + self._what.interval_s
             try:
@@ -155,12 +165,12 @@ class Series:
             return [WatchedChannel(address) for address in await store.list(None, 0, limit)]
         now = self._loop.time()
         by_rate = self._what.sort == "rate"
-        ends: dict[bytes, int] = {}
+        ends: list[dict[bytes, int]] = [{} for _ in range(PARTS)]
         first: list[Surveyed] = []
         for some in survey:
             first = heapq.nlargest(limit, [*first, *some], key=self._weight)
-            if by_rate:
-                ends.update([(one.channel_id, one.accepted) for one in some])
+            for one in some if by_rate else ():
+                ends[part_of(one)][one.channel_id] = one.accepted
             await asyncio.sleep(0)
         passed_s = now - self._at
         watched: list[WatchedChannel] = []
@@ -169,8 +179,15 @@ class Series:
             if len(watched) % RENDERED_AT_ONCE == 0:
                 await asyncio.sleep(0)
         self._at = now
-        self._ends = ends if by_rate else {one.channel_id: one.accepted for one in first}
+        for one in first:
+            ends[part_of(one)][one.channel_id] = one.accepted
+        for number, part in enumerate(ends):
+            self._ends[number] = part
+            await asyncio.sleep(0)
         return watched
+
+    def _end_of(self, one: Surveyed) -> int | None:
+        return self._ends[part_of(one)].get(one.channel_id)
 
     def _weight(self, one: Surveyed) -> float:
         """Return by what a channel is sorted: the largest comes first."""
@@ -180,11 +197,11 @@ class Series:
             case "age":
                 return -one.created_at
             case "rate":
-                return one.accepted - self._ends.get(one.channel_id, 0)
+                return one.accepted - (self._end_of(one) or 0)
         return one.depth
 
     def _watched(self, one: Surveyed, now: float, passed_s: float) -> WatchedChannel:
-        oldest_us, end = one.oldest_us, self._ends.get(one.channel_id)
+        oldest_us, end = one.oldest_us, self._end_of(one)
         return WatchedChannel(
             one.consumer_address,
             depth=one.depth,
@@ -195,3 +212,7 @@ class Series:
             oldest_s=None if oldest_us is None else max(0.0, time.time() - oldest_us / 1_000_000),
             rate=None if end is None or passed_s <= 0 else (one.accepted - end) / passed_s,
         )
+
+
+def part_of(one: Surveyed) -> int:
+    return one.channel_id[0] % PARTS
