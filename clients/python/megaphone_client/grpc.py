@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 AGENT_KEY: Final = "megaphone-agent"
+RECOVERED_KEY: Final = "megaphone-recovered"
+POSITION_KEY: Final = "megaphone-position"
 NO_CONNECTION: Final = "failed to connect"
 """What grpc says if a request was never sent."""
 OPTIONS: Final = (
@@ -216,12 +218,14 @@ class GrpcTransport:
         try:
             with failing_by_code():
                 metadata = dict(await call.initial_metadata() or ())
-                if call.done() and await call.code() is not grpc.StatusCode.OK:
-                    await call.read()  # raises why the call was refused
+                first = None
+                if not metadata.keys() & {POSITION_KEY, RECOVERED_KEY}:
+                    # The call was refused or broke, or an older broker has nothing to say yet.
+                    first = whole(await call.read())
         except BaseException:
             call.cancel()
             raise
-        return GrpcRead(call, metadata)
+        return GrpcRead(call, metadata, first)
 
     async def read_many(self, asks: Sequence[Ask]) -> "GrpcReadOfMany":
         first = asks[0]
@@ -282,16 +286,19 @@ class GrpcReadOfMany:
 class GrpcRead:
     """A read that has begun."""
 
-    def __init__(self, call: Any, metadata: dict[str, Any]) -> None:
-        recovered = metadata.get("megaphone-recovered")
+    def __init__(self, call: Any, metadata: dict[str, Any], first: Any | None) -> None:
+        recovered = metadata.get(RECOVERED_KEY)
         self.recovered = None if recovered is None else recovered == "true"
-        position = metadata.get("megaphone-position")
+        position = metadata.get(POSITION_KEY)
         self.position = None if position is None else str(position)
         self._call = call
+        self._first = first
 
     async def next(self) -> Sequence[Arrived] | None:
-        with failing_by_code():
-            response = await self._call.read()
+        response, self._first = self._first, None
+        if response is None:
+            with failing_by_code():
+                response = await self._call.read()
         if response is grpc.aio.EOF:
             return None
         return [arrived(event) for event in whole(response).events]
