@@ -156,6 +156,7 @@ class Finished:
         if self.reading is not None:
             lines.append(f"shown: {[body[:2] for body in self.reading.bodies]}")
             lines.append(f"gaps: {self.reading.gaps}, error: {self.reading.error!r}")
+            lines.append(f"acknowledgements that failed: {self.reading.unacked}")
         return "\n  ".join(lines)
 
 
@@ -225,7 +226,7 @@ class Run:
                 group.create_task(self._write_all(producer))
                 if self._scenario.moves:
                     group.create_task(self._move())
-            await reading.until(lambda: self._records.are_all_in(reading))
+            await reading.until(lambda: self._records.are_all_in(reading) or reading.gaps > 0)
             self._note_what_happened()
             self._place.stage.clear_up()
             await self._end(producer, consumer, reading)
@@ -297,7 +298,7 @@ class Run:
             began = self._records.tick()
             event_id = await face.write(producer, STREAM, json.dumps(body).encode())
             self._records.settle(SENTINEL, 0, began, event_id)
-            await reading.until(lambda: self._records.are_all_in(reading))
+            await reading.until(lambda: bool(reading.events) and reading.events[-1].id == event_id)
             if self._scenario.is_disposed:
                 await self._place.app.admin.dispose(consumer)
                 await self._expect_not_found(reading)
