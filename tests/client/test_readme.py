@@ -11,11 +11,8 @@ from typing import Any
 import pytest
 
 from megaphone.testing import Broker
-from tests.support.build import pure_only
 
 README = Path(__file__).parents[2] / "clients" / "python" / "README.md"
-
-pytestmark = pure_only("the source of the client is hidden from these tests")
 
 
 def blocks() -> list[str]:
