@@ -11,6 +11,7 @@ import typer
 from megaphone import __version__
 from megaphone.build import build_kind
 from megaphone.cli.admin import megactl_app
+from megaphone.cli.bench import bench
 from megaphone.cli.channels import ack, create, exists
 from megaphone.cli.config import config_app, load_or_exit
 from megaphone.cli.contexts import context_app
@@ -36,6 +37,7 @@ app.command(rich_help_panel=CLIENTS)(tail)
 app.command(rich_help_panel=CLIENTS)(first)
 app.command(rich_help_panel=CLIENTS)(ack)
 app.command(rich_help_panel=CLIENTS)(exists)
+app.command(rich_help_panel=CLIENTS)(bench)
 app.add_typer(context_app, name="context", rich_help_panel=CLIENTS)
 app.add_typer(config_app, name="config", rich_help_panel=NODES)
 app.add_typer(store_app, name="store", rich_help_panel=NODES)
