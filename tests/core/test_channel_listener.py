@@ -37,7 +37,7 @@ CHANGING = {
         "skip_to",
         "withdraw",
     },
-    Lease: {"confirm", "release", "take"},
+    Lease: {"confirm", "pass_over", "release", "take"},
 }
 """The calls that are made here."""
 ONLY_ASKING = {
@@ -141,6 +141,15 @@ class FollowedChannel(RuleBasedStateMachine):
         assert self.lease is not None
         with self.told_if_it_changes():
             self.lease.confirm(self.now)
+
+    @precondition(lambda self: self.lease)
+    @rule(data=st.data())
+    def pass_over(self, data: st.DataObject) -> None:
+        assert self.lease is not None
+        sent = self.channel.log.sent
+        last = data.draw(st.integers(0, sent))
+        with self.told_if_it_changes():
+            self.lease.pass_over(data.draw(st.integers(0, last)), last, self.now)
 
     @precondition(lambda self: self.lease)
     @rule(clean=st.booleans())

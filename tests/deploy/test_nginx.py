@@ -232,6 +232,10 @@ async def test_batches_go_where_their_header_says(http: aiohttp.ClientSession) -
         asked = {"channels": [address]}
         _, answer = await call(http, "POST", "/channelsExists", json=asked, headers=headers)
         assert answer["channels"] == {address: True}
+        many = {"channels": [{"address": channel["consumerAddress"]}], "wait_ms": 0}
+        async with http.post("/read", json=many, headers=headers) as response:
+            first, *_ = (await response.text()).splitlines()
+        assert json.loads(first)["begun"]
     for wrong in ("", "n1/../../metrics", "x" * 101):
         headers = {"Megaphone-Agent": wrong}
         status, _ = await call(http, "POST", "/write-batch", json=batch, headers=headers)
