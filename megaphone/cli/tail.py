@@ -27,7 +27,7 @@ from megaphone.cli.rendering import Colour, Output, Renderer, renderer
 if TYPE_CHECKING:
     from megaphone_client import Event, Megaphone, Reader
 
-LOOK_S: Final = 0.1
+LOOK_S: Final = 0.25
 """How often `--no-follow` looks whether there is nothing more."""
 
 
@@ -195,11 +195,12 @@ class Tail:
         while left is None or left > 0:
             # One at a time if each is dealt with by a command, so that the others are not lost.
             most = 1 if self.command else left or 100
+            could_come = reader.has_begun
             events = await reader.batch(min(most, 100), wait_s=None if self.follows else LOOK_S)
             if events:
                 await self._print(events)
                 left = left and left - len(events)
-            elif self.follows or reader.cursor is not None or len(self.labels) > 1:
+            elif self.follows or could_come:
                 return
 
     async def _print(self, events: Sequence["Event[Any]"]) -> None:

@@ -199,3 +199,20 @@ def test_a_saved_channel_knows_its_broker(user: User) -> None:
     user.run("create", "--save", "room", "-u", user.variables["MEGAPHONE_URL"])
     elsewhere = User(user.home, {"MEGAPHONE_URL": "http://127.0.0.1:9"})
     assert elsewhere.run("write", "@room", "s", "1").returncode == 0
+
+
+def test_events_that_were_read_can_be_looked_at_again(at_room: User) -> None:
+    ids = [at_room.run("write", "@room", "n", str(n)).stdout.strip() for n in (1, 2)]
+    seen = ("tail", "@room", "--no-follow", "-o", "raw")
+    assert at_room.run(*seen).stdout == "1\n2\n"
+    assert at_room.run(*seen, "--after", "-").stdout == "1\n2\n"
+    assert at_room.run(*seen, "--after", ids[0]).stdout == "2\n"
+    assert at_room.run(*seen).stdout == ""
+
+
+def test_a_look_at_many_channels_shows_all_of_them(at_room: User) -> None:
+    at_room.run("create", "--save", "other")
+    at_room.run("write", "@room", "s", "1")
+    at_room.run("write", "@other", "s", "2")
+    printed = at_room.run("tail", "@room", "@other", "--no-follow", "-o", "raw").stdout
+    assert sorted(printed.split()) == ["1", "2"]

@@ -341,6 +341,9 @@ class Source(Protocol):
     @property
     def cursor(self) -> str | None: ...
 
+    @property
+    def has_begun(self) -> bool: ...
+
     async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
         """Stop reading. `undealt` was given to the app, which has not dealt with it."""
 
@@ -374,6 +377,11 @@ class Reader(Generic[T]):
         Keep it, and pass it as `after` to go on later. It is None until the broker has answered,
         and for a reader of many channels."""
         return self._source.cursor
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the broker has answered: then events that it has are on their way."""
+        return self._source.has_begun
 
     def __aiter__(self) -> Self:
         return self
@@ -515,6 +523,10 @@ class Reads:
     @property
     def cursor(self) -> str | None:
         return self._states[0].cursor if self.is_cumulative else None
+
+    @property
+    def has_begun(self) -> bool:
+        return all(state.has_begun for state in self._states)
 
     async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
         self.inbox.end(None)

@@ -113,7 +113,8 @@ class ReadState:
         self._named_streams = self._streams_of_broker()
         self._backoff = Backoff(random)
         self._repeats = Repeats()
-        self._has_read = False
+        self.has_begun = False
+        """Whether the broker has ever answered a request for the read."""
         self._takes_over = takes_over
         self._may_have_read = False  # an answer to a request for a read may have been lost
         self._busy_since: float | None = None
@@ -152,13 +153,13 @@ class ReadState:
         after = self.cursor
         if not self.acknowledges:
             after = self._received or (START if self._may_have_read else None)
-        if self._named_streams and self._has_read and self._dealt == self._acknowledged:
+        if self._named_streams and self.has_begun and self._dealt == self._acknowledged:
             after = None
         return Ask(
             self.consumer,
             after,
             self.acknowledges,
-            self._has_read or self._takes_over,
+            self.has_begun or self._takes_over,
             self._left,
             self._heartbeat_s,
             self._named_streams,
@@ -179,7 +180,7 @@ class ReadState:
     def opened(self, recovered: bool | None, position: str | None) -> bool:
         """Note that a read has begun behind `position`, if the broker names it. Returns: whether
         events are missing before it."""
-        self._has_read = True
+        self.has_begun = True
         self._busy_since = None
         self._acknowledged = max(self._acknowledged, self._asked)  # by `after`
         is_gap = recovered is False
@@ -242,7 +243,7 @@ class ReadState:
             return None
         if isinstance(error, ConnectionFailed) and error.may_have_arrived:
             self._may_have_read = True
-        if isinstance(error, ReaderBusy) and not self._has_read:
+        if isinstance(error, ReaderBusy) and not self.has_begun:
             if self._busy_since is None:
                 self._busy_since = now
             if now - self._busy_since >= BUSY_WAIT_S:

@@ -45,6 +45,10 @@ class Stream:
     def cursor(self) -> str | None:
         return self._switchboard.cursor
 
+    @property
+    def has_begun(self) -> bool:
+        return self._switchboard.has_begun
+
     async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
         self._switchboard.unsubscribe(self._name, self, undealt)
 
@@ -155,6 +159,11 @@ class Subscriptions:
     def cursor(self) -> str | None:
         """The id of the last event of those that are all dealt with."""
         return None if self._pump is None else self._pump.state.cursor
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the broker has answered."""
+        return self._pump is not None and self._pump.state.has_begun
 
     # -- The side of the pump
 

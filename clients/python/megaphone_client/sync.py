@@ -132,6 +132,11 @@ class Reader(Generic[T]):
             return self._dealt[-1]._up_to
         return self._reader.cursor
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the broker has answered: then events that it has are on their way."""
+        return self._reader.has_begun
+
     def __iter__(self) -> Self:
         return self
 
@@ -247,6 +252,11 @@ class Subscriptions:
     def cursor(self) -> str | None:
         """The id of the last event of those that are all dealt with."""
         return self._subscriptions.cursor
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the broker has answered."""
+        return self._subscriptions.has_begun
 
 
 class Publisher:
