@@ -38,7 +38,10 @@ def steps(page: str) -> Iterator[Step]:
 
 
 def run_session(
-    commands: Sequence[str], replacements: Mapping[str, str], folder: Path = ROOT
+    commands: Sequence[str],
+    replacements: Mapping[str, str],
+    folder: Path = ROOT,
+    timeout_s: float = 60,
 ) -> list[str]:
     """Run commands one after the other in one shell. Returns: what each printed."""
     script = "set -e\n" + f"\necho; echo '{MARK}'\n".join([*commands, ""])
@@ -50,7 +53,7 @@ def run_session(
         env=environment(folder, {}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout_s,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return [part.strip() for part in done.stdout.split(MARK)][: len(commands)]
