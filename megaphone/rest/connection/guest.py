@@ -85,6 +85,12 @@ class Guest(web.RequestHandler):
         """Whether aiohttp waits for a request, of which a part may be here already."""
         return self._waiter is not None and not self._waiter.done() and not self._messages
 
+    @property
+    def has_stopped_reading(self) -> bool:
+        """Whether aiohttp reads the connection again itself, once it has taken what it holds."""
+        # aiohttp 3.13 has no limit of its own for requests that wait.
+        return self._reading_paused or getattr(self, "_buffer_paused", False)
+
     def serve_probes_only(self, paths: Container[str]) -> None:
         """Serve one request for one of the paths, and refuse all others."""
         self._request_handler = for_probes_only(self._request_handler, paths)

@@ -454,8 +454,8 @@ class Connection:
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        if len(behind) > UNREAD_BYTES and not self._is_paused:
-            transport.resume_reading()
+        if len(behind) > UNREAD_BYTES:
+            self._read_on()
         if behind:
             self.data_received(behind)
 
@@ -607,6 +607,8 @@ class Connection:
             self._guest = Guest(host.server, host.loop, connection=self, budget=host.budget)
             assert self._transport is not None
             self._guest.connection_made(self._transport)
+            if self._is_paused:
+                self._guest.pause_writing()
             host.loop.call_later(GUEST_STAYS_S, self._dismiss_idle_guest)
         return self._guest
 
@@ -682,6 +684,11 @@ class Connection:
             self._resumed.set_result(None)
         if self._guest is not None:
             self._guest.resume_writing()
-        # While a request is being answered, what is held behind it must not grow.
-        if self._transport is not None and not self._holds_much and not self._is_lent:
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Read the connection again, unless what has come must be answered or taken first."""
+        if self._transport is None or self._is_paused or self._holds_much:
+            return
+        if self._guest is None or not self._guest.has_stopped_reading:
             self._transport.resume_reading()

@@ -1,4 +1,5 @@
-"""A fault of the broker within the lane, and connections that are busy when the node stops."""
+"""A fault of the broker within the lane, clients that send much or read late, and connections that
+are busy when the node stops."""
 
 import asyncio
 import json
@@ -25,6 +26,9 @@ from tests.support.connections import answer_of
 from tests.support.raw_http import Broken, Connection, Node, request_of
 
 pytestmark = pytest.mark.timeout(20)
+
+LARGE_BYTES = 16 * 1024 * 1024
+"""More than the sockets of both ends hold."""
 
 
 class NeverWrites:
@@ -161,8 +165,8 @@ async def test_a_client_that_sends_much_behind_a_request_is_read_again_later(
     connection = await Connection.open(node)
     await connection.send(request_of("POST", "/create"))
     first = await lane.begun.get()
-    body = b" " * 900
-    many = request_of("POST", "/nowhere", body) * 500
+    # Without bodies: an answer before the end of a body would be the last on its connection.
+    many = request_of("GET", "/nowhere", headers={"X-Long": "x" * 900}) * 500
     sending = asyncio.create_task(connection.send(many))
     await turns(node, lane)
     first.conclude(with_json(CREATED_LINE, b"1"))
@@ -171,6 +175,26 @@ async def test_a_client_that_sends_much_behind_a_request_is_read_again_later(
     for _ in range(500):
         assert (await answer_of(connection))[0].status == 404
     await sending
+    connection.close()
+
+
+@pytest.mark.parametrize("lane", [Begins], indirect=True)
+async def test_a_client_that_reads_a_large_answer_late_is_read_again(
+    node: Node, lane: Begins
+) -> None:
+    connection = await Connection.open(node)
+    await connection.send(request_of("POST", "/create"))
+    first = await lane.begun.get()
+    await connection.send(request_of("GET", "/nowhere"))
+    await turns(node, lane)
+    large = b"1" * LARGE_BYTES
+    first.conclude(with_json(CREATED_LINE, large))
+    await lane.end(Unanswered(is_whole=False))
+    await turns(node, lane)
+    assert (await answer_of(connection))[1] == large
+    assert (await answer_of(connection))[0].status == 404
+    await connection.send(request_of("GET", "/nowhere"))
+    assert (await answer_of(connection))[0].status == 404
     connection.close()
 
 
