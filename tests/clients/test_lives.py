@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from tests.clients.driver import Client, ClientError, Driver, Reading, driver_of
-from tests.clients.drivers.kinds import Kind
+from tests.clients.drivers.kinds import HTTP, Kind
 from tests.clients.records import Records
 from tests.clients.roads import Road
 from tests.clients.stages import stage
@@ -26,6 +26,11 @@ WRITER = 0
 BEAT_S = 0.2
 AGENT = "node"
 SOON: dict[str, Any] = {"heartbeat_s": BEAT_S}
+KILLED = 3 if IS_LONG else 1
+NEED_NO_PROCESS = (
+    "test_a_channel_outlives_an_application_that_is_busy_with_one_event",
+    "test_an_application_that_stores_its_cursor_gets_nothing_twice",
+)
 SHORT_LIFE: dict[str, Any] = {"poll_duration_millis": 300, "channel_ttl_secs": 0.7}
 """A read lasts 0.3 s, and a channel lives 0.7 s without one."""
 
@@ -86,6 +91,13 @@ async def road_to(broker: BrokerProcess, kind: Kind) -> AsyncIterator[Road]:
 
 def url_of(road: Road, kind: Kind) -> str:
     return f"{kind.scheme}://127.0.0.1:{road.port}"
+
+
+@pytest.fixture(autouse=True)
+def skip_what_needs_more_processes(request: pytest.FixtureRequest, kind: Kind) -> None:
+    """Processes cost most of the time, so the short form breaks them over HTTP only."""
+    if not IS_LONG and kind is not HTTP and request.node.originalname not in NEED_NO_PROCESS:
+        pytest.skip("needs more processes: MEGAPHONE_TESTED_LONG=1")
 
 
 async def test_a_broker_that_is_killed_and_comes_back_has_no_channel(
@@ -169,23 +181,24 @@ async def test_a_channel_outlives_an_application_that_is_busy_with_one_event(
 # -- Laptops that sleep
 
 
-async def test_a_sleep_shorter_than_the_life_of_the_channel_loses_nothing(kind: Kind) -> None:
+async def test_a_sleep_shorter_than_the_life_of_the_channel_loses_nothing(
+    driver: Driver, kind: Kind
+) -> None:
     records = Records()
     async with (
         stage(kind, poll_duration_millis=300, channel_ttl_secs=20) as way,
-        driver_of(kind) as driver,
-        driver.client(way.url) as client,
-        driver_of(kind) as awake,
-        awake.client(way.url) as other,
+        driver_of(kind) as sleeper,
+        sleeper.client(way.url) as client,
+        driver.client(way.url) as other,
     ):
         producer, consumer = await client.create()
         reading = client.read(consumer, **SOON)
         writer = Writer(other, producer, records)
         await writer.write(10)
         await shows_all(records, reading)
-        driver.sleep()
+        sleeper.sleep()
         await writer.write(30, 0.05)
-        driver.wake()
+        sleeper.wake()
         await writer.write(10)
         await shows_all(records, reading)
         await client.stop(reading)
@@ -245,29 +258,33 @@ async def test_a_sleep_of_70_s_with_the_settings_of_production(kind: Kind, netwo
 # -- Applications that die
 
 
-async def test_an_application_that_is_killed_gets_the_rest_in_its_next_life(kind: Kind) -> None:
+async def test_an_application_that_is_killed_gets_the_rest_in_its_next_life(
+    driver: Driver, kind: Kind
+) -> None:
     """What it had dealt with may come again, if that was not acknowledged yet."""
     records, lives = Records(), []
-    async with stage(kind) as way, driver_of(kind) as awake, awake.client(way.url) as other:
+    async with stage(kind) as way, driver.client(way.url) as other:
         producer, consumer = await other.create()
         writer = Writer(other, producer, records)
-        for _ in range(3):
-            driver = await Driver.start(kind)
-            async with driver.client(way.url) as client:
+        for _ in range(KILLED):
+            victim = await Driver.start(kind)
+            async with victim.client(way.url) as client:
                 lives.append(client.read(consumer, **SOON))
                 await writer.write(30)
                 await lives[-1].has(10)
-                await driver.kill()
-        async with driver_of(kind) as driver, driver.client(way.url) as client:
+                await victim.kill()
+        async with driver.client(way.url) as client:
             lives.append(client.read(consumer, **SOON))
             await lives[-1].until(lambda: records.are_all_in(*lives))
             await client.stop(lives[-1])
     assert not records.faults_of_lives(*lives)
 
 
-async def test_an_application_that_stores_its_cursor_gets_nothing_twice(kind: Kind) -> None:
+async def test_an_application_that_stores_its_cursor_gets_nothing_twice(
+    driver: Driver, kind: Kind
+) -> None:
     records, lives = Records(), []
-    async with stage(kind) as way, driver_of(kind) as driver, driver.client(way.url) as client:
+    async with stage(kind) as way, driver.client(way.url) as client:
         producer, consumer = await client.create()
         writer = Writer(client, producer, records)
         cursor = None

@@ -11,7 +11,7 @@ from tests.support.settings import IS_LONG
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-RUNS = 80 if IS_LONG else 6
+RUNS = 80 if IS_LONG else 4
 AT_ONCE = 4
 EVERY = (*KINDS, SYNC_GRPC) if IS_LONG else KINDS
 SEED = os.environ.get("CLIENTS_SEED")
