@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sys
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Final
@@ -24,7 +23,7 @@ from megaphone.cli.exits import Exit, leave, say
 from megaphone.cli.lines import lines_of
 
 if TYPE_CHECKING:
-    from megaphone_client import Megaphone
+    from megaphone_client import Megaphone, MegaphoneError
 
 STANDARD_INPUT: Final = "-"
 PROGRESS_S: Final = 0.5
@@ -144,30 +143,39 @@ class Lines:
         self._stream = stream
         self._raw_string = raw_string
         self._rate = rate
-        self._unanswered: deque[Awaitable[str | None]] = deque()
+        self._sent: asyncio.Queue[Awaitable[str | None] | None] = asyncio.Queue()
         self._written = 0
+        self._failure: MegaphoneError | None = None
 
     async def write(self, megaphone: "Megaphone") -> None:
+        """Raises: why the first of the events that were not written was not."""
         progress = asyncio.create_task(self._show_progress()) if sys.stderr.isatty() else None
+        counting = asyncio.create_task(self._count())
         try:
             async with megaphone.publisher(max_pending=UNANSWERED) as publisher:
                 async for body in self._bodies():
-                    sent = await publisher.send(self._address, self._stream, body)
-                    self._unanswered.append(sent)
-                    await self._collect(down_to=UNANSWERED)
-            await self._collect(down_to=0)
-        except typer.Exit:  # because of a line that is no JSON; those before it are written
-            await self._collect(down_to=0)
-            raise
+                    if self._failure is not None:
+                        break
+                    self._sent.put_nowait(await publisher.send(self._address, self._stream, body))
         finally:
+            self._sent.put_nowait(None)
+            await asyncio.wait([counting])
             if progress is not None:
                 progress.cancel()
+        if self._failure is not None:
+            raise self._failure
 
-    async def _collect(self, down_to: int) -> None:
-        """Count the events that are written, in their order. Raises: why one is not."""
-        while len(self._unanswered) > down_to:
-            await self._unanswered.popleft()
-            self._written += 1
+    async def _count(self) -> None:
+        """Count the events that are written."""
+        from megaphone_client import MegaphoneError
+
+        while (sent := await self._sent.get()) is not None:
+            try:
+                await sent
+            except MegaphoneError as error:
+                self._failure = self._failure or error
+            else:
+                self._written += 1
 
     async def _bodies(self) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()

@@ -4,18 +4,7 @@ import json
 import signal
 from pathlib import Path
 
-import pytest
-
 from tests.cli.conftest import User
-
-
-@pytest.fixture
-def at_room(user: User) -> User:
-    """A user who has saved a channel as @room."""
-    done = user.run("create", "--save", "room")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    return user
 
 
 def lines(text: str) -> list[dict[str, object]]:
