@@ -128,7 +128,8 @@ class Node:
         meter = Meter()
         show = typer.echo if self._output is Output.JSON else meter.show
         try:
-            follow(self._path(), "/node/drain", {"target": target}, lambda line: show(line.strip()))
+            for line in follow(self._path(), "POST", "/node/drain", {"target": target}):
+                show(line.strip())
         except CallFailed as error:
             meter.clear()
             self._fail(str(error))

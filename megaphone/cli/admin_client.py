@@ -6,7 +6,7 @@ of a command.
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 
@@ -52,16 +52,16 @@ def call(socket_path: str, method: str, route: str, body: object = None) -> byte
         return response.read()
 
 
-def follow(socket_path: str, route: str, body: object, on_line: Callable[[bytes], None]) -> None:
-    """Make a call that takes long, and pass each line of its answer to `on_line` as it comes.
+def follow(socket_path: str, method: str, route: str, body: object = None) -> Iterator[bytes]:
+    """Make a call that takes long, and yield each line of its answer as it comes.
 
     Raises: CallFailed.
     """
-    with response_to(socket_path, "POST", route, body) as response:
+    with response_to(socket_path, method, route, body) as response:
         while line := response.readline():
             if is_refusal(line):
                 raise CallFailed(refusal(response.status, line))
-            on_line(line)
+            yield line
 
 
 @contextmanager

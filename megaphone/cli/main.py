@@ -18,6 +18,7 @@ from megaphone.cli.contexts import context_app
 from megaphone.cli.output import open_standard_streams
 from megaphone.cli.store import store_app
 from megaphone.cli.tail import first, tail
+from megaphone.cli.top import top
 from megaphone.cli.write import write
 from megaphone.model import Endpoint
 from megaphone.process.cores import workers_for
@@ -39,6 +40,7 @@ app.command(rich_help_panel=CLIENTS)(ack)
 app.command(rich_help_panel=CLIENTS)(exists)
 app.command(rich_help_panel=CLIENTS)(bench)
 app.add_typer(context_app, name="context", rich_help_panel=CLIENTS)
+app.command(rich_help_panel=NODES)(top)
 app.add_typer(config_app, name="config", rich_help_panel=NODES)
 app.add_typer(store_app, name="store", rich_help_panel=NODES)
 app.add_typer(megactl_app, name="ctl", rich_help_panel=NODES)

@@ -13,7 +13,7 @@ from tests.support.documented import ROOT, assert_printed, run_session, steps
 from tests.support.process import broker_process
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
-FOR_OPERATORS = {"serve", "config", "store", "ctl"}
+FOR_OPERATORS = {"serve", "top", "config", "store", "ctl"}
 
 
 @pytest.mark.timeout(240)
