@@ -1,4 +1,4 @@
-# Every target works on a machine that has Python 3.11 to 3.13 and make; `make help` lists them.
+# Every target works on a machine that has Python 3.11 to 3.14 and make; `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,7 +25,7 @@ setup: $(READY) ## Make .venv with the locked versions of everything.
 
 $(READY): pyproject.toml gen/pyproject.toml clients/python/pyproject.toml requirements.lock
 	@echo "Setting up $(VENV)"
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: try make PYTHON=python3.11 setup")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) else f"Python 3.11 to 3.14 is needed, this is {v[0]}.{v[1]}: try make PYTHON=python3.11 setup")'
 	@$(PYTHON) -m venv $(VENV)
 	@awk '/^uv==/ { found = 1 } found { print } found && !/\\$$/ { exit }' requirements.lock > $(VENV)/uv.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
