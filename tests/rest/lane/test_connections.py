@@ -195,7 +195,9 @@ def batch_for(address: str) -> bytes:
 
 async def test_a_body_in_many_pieces_is_not_read_from_its_start_each_time() -> None:
     body = b'"' + b"x" * 100_000 + b'"'
-    request = request_of("POST", "/create", b'{"x":%b}' % body, JSON)
+    request = request_of(
+        "POST", "/create", b'{"protocols":["HTTP_STREAM_NDJSON_V1",%b]}' % body, JSON
+    )
     async with lane_side(max_body_bytes=200_000) as (one, lane, _), connected(one) as [client]:
         for start in range(0, len(request), 500):
             await client.send(request[start : start + 500])
@@ -206,7 +208,12 @@ async def test_a_body_in_many_pieces_is_not_read_from_its_start_each_time() -> N
 
 
 async def test_the_lane_leaves_a_very_large_body_to_aiohttp() -> None:
-    request = request_of("POST", "/create", b'{"x":"%b"}' % (b"x" * 1_100_000), JSON)
+    request = request_of(
+        "POST",
+        "/create",
+        b'{"protocols":["HTTP_STREAM_NDJSON_V1","%b"]}' % (b"x" * 1_100_000),
+        JSON,
+    )
     async with lane_side(max_body_bytes=2_000_000) as (one, lane, _), connected(one) as [client]:
         assert await status_of(client, request) == 200
         assert lane.answered == []
@@ -246,7 +253,9 @@ async def test_a_body_that_does_not_come_is_refused() -> None:
 
 
 async def test_the_memory_of_a_begun_request_is_counted_until_it_ends() -> None:
-    large = request_of("POST", "/create", b'{"x":"%b"}' % (b"x" * 10_000), JSON)
+    large = request_of(
+        "POST", "/create", b'{"protocols":["HTTP_STREAM_NDJSON_V1","%b"]}' % (b"x" * 10_000), JSON
+    )
     async with lane_side() as (one, _, clock), connected(one, 3) as [ends, late, breaks]:
         for client in (ends, late, breaks):
             await client.send(large[:9_000])
