@@ -61,9 +61,13 @@ def address(text: str, side: Side) -> str:
 def drop(name: str) -> None:
     """Forget a channel that has gone, if it was named so."""
     channels = load()
-    if name.startswith(MARK) and channels.pop(name.removeprefix(MARK), None) is not None:
+    plain = name.removeprefix(MARK)
+    if name.startswith(MARK) and channels.pop(plain, None) is not None:
         store(channels)
-        say(f"megaphone: {name} is forgotten, because the channel has gone")
+        say(
+            f"megaphone: {name} is forgotten, because the channel has gone;"
+            f" `megaphone create --save {plain}` makes a new one"
+        )
 
 
 def store(channels: dict[str, Saved]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from release.distributions import build_companions
-from tests.support.process import broker_process
+from tests.support.process import broker_process, environment
 
 pytestmark = pytest.mark.xdist_group("wheel")
 
@@ -106,3 +106,25 @@ def test_the_client_needs_nothing_of_the_broker(with_client: Path, tmp_path: Pat
     assert {"aiohttp", "megaphone-client", "msgspec"} <= names
     assert not names & {"cryptography", "grpcio", "megaphone-broker", "protobuf"}
     assert not names & {"prometheus-client", "typer", "uvloop"}
+
+
+@pytest.mark.timeout(400)
+def test_a_newcomer_gets_along_with_the_commands(installed: Path, tmp_path: Path) -> None:
+    megaphone = str(installed / "megaphone")
+    with broker_process(tmp_path, command=megaphone) as broker:
+        home = {**environment(tmp_path, {}), "HOME": str(tmp_path), "MEGAPHONE_URL": broker.url}
+        subprocess.run([megaphone, "create", "--save", "room"], env=home, check=True, timeout=60)
+        tail = subprocess.Popen(
+            [megaphone, "tail", "@room", "-o", "raw"],
+            env=home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        subprocess.run([megaphone, "write", "@room", "s", "1"], env=home, check=True, timeout=60)
+        assert tail.stdout is not None
+        assert tail.stdout.readline() == "1\n"
+    with broker_process(tmp_path, command=megaphone, address=f"127.0.0.1:{broker.http_port}"):
+        _, said = tail.communicate(timeout=60)
+    assert tail.returncode == 3
+    assert "`megaphone create --save room` makes a new one" in said
