@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from megaphone.core.ports import Counts, Drains, Pipes, Store, Surveyed
-from megaphone.errors import BadRequest, MegaphoneError
+from megaphone.errors import BadRequest
 from megaphone.model import AgentInfo, NodeView, WatchedChannel
 
 SHORTEST_INTERVAL_S = 0.1
@@ -131,7 +131,7 @@ class Series:
             due = self._loop.time() + self._what.interval_s
             try:
                 view = await self._view()
-            except MegaphoneError as error:
+            except Exception as error:  # of any kind, or its watchers would wait for ever
                 failed = self._resolve()
                 failed.set_exception(error)
                 failed.exception()  # which counts as read, even if nobody waits for this view

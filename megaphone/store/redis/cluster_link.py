@@ -56,7 +56,8 @@ NOT_DONE = (Redirected, TryAgain, ClusterDown)
 
 class SlotCall:
     """A call in a cluster. An answer that says that another master has the slot, or that nobody
-    has it now, does not end the call: it is sent again, because it was not carried out."""
+    has it now, does not end the call: it is sent again, because it was not carried out. If that has
+    happened often enough, the call fails with StoreUnavailable, and never with Redirected."""
 
     __slots__ = (
         "_cluster",
@@ -96,8 +97,11 @@ class SlotCall:
         self._pending.set_result(reply)
 
     def set_exception(self, error: Exception, /) -> None:
-        if not (isinstance(error, NOT_DONE) and self._cluster.send_again(self, error)):
-            self._pending.set_exception(error)
+        if isinstance(error, NOT_DONE) and self._cluster.send_again(self, error):
+            return
+        if isinstance(error, Redirected):
+            error = StoreUnavailable("slots of the store of channels are on the move")
+        self._pending.set_exception(error)
 
 
 class Held:

@@ -9,12 +9,12 @@
     ReplyError             the store refused the call, and repeating it changes nothing
      ├── FunctionMissing   it did nothing, because it lacks a function or a script: load it, repeat
      ├── NoPermission      the user of the store may not do this
-     └── Redirected        another master has the slot
+     └── Redirected        another master has the slot: only a link to one master gives this
 
 A client may get any error below StoreUnavailable or LimitExceeded as it is.
 """
 
-from megaphone.errors import LimitExceeded, StoreUnavailable
+from megaphone.errors import LimitExceeded, MegaphoneError, StoreUnavailable
 from megaphone.store.errors import UnusableStore as UnusableStore
 
 
@@ -66,6 +66,11 @@ class OutOfMemory(LimitExceeded):
 
 class ReplyError(Exception):
     """An error that the store answers, and that has no class of its own below."""
+
+
+FAILURES = (MegaphoneError, ReplyError)
+"""With these a call fails. Work that must be done in the end is tried again after any of them: an
+operator can mend what the store refuses."""
 
 
 class FunctionMissing(ReplyError):

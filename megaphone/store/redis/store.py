@@ -29,7 +29,7 @@ from megaphone.store.redis.cluster_link import link_of
 from megaphone.store.redis.connection import Place, Reply
 from megaphone.store.redis.directory import RedisDirectory
 from megaphone.store.redis.encoding import decoded
-from megaphone.store.redis.errors import ReplyError
+from megaphone.store.redis.errors import FAILURES
 from megaphone.store.redis.expiry import Sweeper
 from megaphone.store.redis.keys import Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease, Taken
@@ -248,7 +248,7 @@ class RedisStore:
     async def _keep_counting(self) -> None:
         while True:
             await asyncio.sleep(COUNT_S)
-            with suppress(MegaphoneError, ReplyError):
+            with suppress(*FAILURES):
                 await self._count()
 
     # -- Writing
@@ -360,7 +360,7 @@ class RedisStore:
                 await self.functions.start(
                     "give_back", lease.channel_id, self.membership.inbox, lease.handle
                 )
-            except MegaphoneError:
+            except FAILURES:
                 await asyncio.sleep(RELEASE_AGAIN_S)
             else:
                 return
@@ -403,7 +403,7 @@ class RedisStore:
                 TAKE_BYTES,
                 CREDIT_BYTES,
             )
-        except MegaphoneError:
+        except FAILURES:
             lease.not_taken()
             return
         if answer in (None, -1):
@@ -415,7 +415,7 @@ class RedisStore:
         self._start_task(self._pass_over(lease, after, last), self._tasks)
 
     async def _pass_over(self, lease: RemoteLease, after: int, last: int) -> None:
-        with suppress(MegaphoneError):  # the next one, or the next acknowledgement, makes up for it
+        with suppress(*FAILURES):  # the next one, or the next acknowledgement, makes up for it
             await self.functions.start("pass_over", lease.channel_id, lease.number, after, last)
 
     def release(
@@ -449,7 +449,7 @@ class RedisStore:
         while True:
             try:
                 answer = await started
-            except MegaphoneError:
+            except FAILURES:
                 await asyncio.sleep(RELEASE_AGAIN_S)
                 started = self._release(lease, clean, resend_after)
             else:

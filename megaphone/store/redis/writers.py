@@ -17,6 +17,7 @@ from megaphone.errors import (
 )
 from megaphone.store.redis.calls import Functions
 from megaphone.store.redis.encoding import encoded
+from megaphone.store.redis.errors import FAILURES
 
 GRACE_S = 5.0
 """How much longer than its writer waits an event stays in the queue. Then its node must be dead."""
@@ -164,7 +165,7 @@ class Writers:
         while not self._is_quiet:
             try:
                 await self._withdraw(channel_id, token.encode(), token)
-            except MegaphoneError:
+            except FAILURES:
                 await asyncio.sleep(AGAIN_S)
             else:
                 return

@@ -189,6 +189,24 @@ async def test_a_call_does_not_wait_for_ever(
         cluster.end_move(slot, target)
 
 
+async def test_a_move_that_is_never_finished_makes_the_store_unavailable(
+    cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All keys that there are have gone ahead, and one is nowhere: each master names the other."""
+    monkeypatch.setattr(cluster_link, "AGAIN_FOR_S", 0.2)
+    slot, source, target = end_with(cluster, "{k}1")
+    async with link_to(cluster.url) as link:
+        await link.call("SET", "{k}1", "a")
+        begin_move(slot, source, target)
+        migrate(b"{k}1", source, target)
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable) as raised:
+                await link.call("MGET", "{k}1", "{k}2")
+            assert not raised.value.may_have_happened
+        cluster.end_move(slot, target)
+        assert await link.call("MGET", "{k}1", "{k}2") == [b"a", None]
+
+
 async def test_only_so_many_calls_wait(
     cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

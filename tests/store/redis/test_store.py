@@ -24,6 +24,8 @@ from megaphone.model import (
     WatchedChannel,
 )
 from megaphone.observe.metrics import Metrics
+from megaphone.store.redis.errors import NoPermission
+from megaphone.store.redis.functions import name_of
 from megaphone.store.redis.store import RedisStore
 from tests.support.leases import release, taken
 from tests.support.redis_server import RedisServer
@@ -118,6 +120,36 @@ async def test_a_read_whose_caller_has_gone_is_given_back(
     await asyncio.wait([opening])
     assert opening.cancelled()
     await other.open(b"c", ADDRESS, ReadOptions())
+
+
+async def refused(store: RedisStore) -> None:
+    """Wait until the store has refused the calls that have left."""
+    with pytest.raises(NoPermission):
+        await store.functions.start("exists", b"c")
+
+
+async def test_a_lease_is_given_back_after_the_store_has_refused_that(
+    own_server: RedisServer, store: RedisStore, other: RedisStore
+) -> None:
+    own_server.call("ACL", "SETUSER", "default", "-fcall", f"+fcall|{name_of('lease')}")
+    opening = asyncio.create_task(store.open(b"c", ADDRESS, ReadOptions()))
+    await asyncio.sleep(0)
+    opening.cancel()
+    await asyncio.wait([opening])
+    await refused(store)
+    own_server.call("ACL", "SETUSER", "default", "+@all")
+    await other.open(b"c", ADDRESS, ReadOptions())
+
+
+async def test_a_lease_is_released_after_the_store_has_refused_that(
+    own_server: RedisServer, store: RedisStore
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.call("ACL", "SETUSER", "default", "-fcall")
+    release(lease, clean=True)
+    await refused(store)
+    own_server.call("ACL", "SETUSER", "default", "+@all")
+    await store.open(b"c", ADDRESS, ReadOptions())
 
 
 async def test_another_node_waits_a_moment_for_the_end_of_a_read(
@@ -405,6 +437,21 @@ async def test_a_read_asks_again_when_the_store_did_not_answer(
     assert await taking == "a"
 
 
+async def test_a_read_asks_again_when_the_store_has_refused_that(
+    own_server: RedisServer, store: RedisStore, other: RedisStore
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.call("ACL", "SETUSER", "default", "-fcall")
+    lease.ask()
+    taking = asyncio.create_task(take(lease))
+    await asyncio.sleep(0)
+    await refused(store)
+    own_server.call("ACL", "SETUSER", "default", "+@all")
+    large = Event("a", "s", 0, b"1" * 100_000)  # which no message brings
+    await other.append([Append(b"c", large)], wait=False)
+    assert await taking == "a"
+
+
 async def test_a_reader_that_is_replaced_on_its_own_node_is_woken(store: RedisStore) -> None:
     old = await store.open(b"c", ADDRESS, ReadOptions())
     taking = asyncio.create_task(take(old))
@@ -523,6 +570,18 @@ async def test_a_watcher_learns_that_the_store_is_away(
         await anext(views)
         own_server.stop()
         with pytest.raises(StoreUnavailable):
+            await to_the_end(views)
+
+
+async def test_a_watcher_learns_that_the_store_refuses_to_list(
+    own_server: RedisServer, store: RedisStore
+) -> None:
+    none = Unreplicated()
+    admin = Admin(store=store, agents=Agents(0.0), pipes=none, drains=none, counts=Metrics())
+    async with aclosing(admin.watch(0.1)) as views:
+        await anext(views)
+        own_server.call("ACL", "SETUSER", "default", "-zrange")
+        with pytest.raises(NoPermission):
             await to_the_end(views)
 
 
