@@ -294,6 +294,28 @@ async def test_an_app_can_hear_of_a_gap_before_the_next_event(
     assert seen == ["gap", 1]
 
 
+async def test_a_cancelled_call_does_not_swallow_a_gap(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    heard, began, may_end = 0, asyncio.Event(), asyncio.Event()
+
+    async def on_gap() -> None:
+        nonlocal heard
+        began.set()
+        await may_end.wait()
+        heard += 1
+
+    await write(megaphone, channel, 1)
+    async with megaphone.read(channel.consumer, after=UNKNOWN, on_gap=on_gap) as reader:
+        cancelled = asyncio.create_task(reader.batch())
+        await began.wait()
+        cancelled.cancel()
+        await asyncio.wait([cancelled])
+        may_end.set()
+        assert await take(reader, 1) == [1]
+    assert heard == 1
+
+
 # -- Types
 
 

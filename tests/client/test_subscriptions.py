@@ -1,6 +1,7 @@
 """The streams of one channel, each with a reader of its own."""
 
 import asyncio
+import gc
 import logging
 from dataclasses import dataclass
 
@@ -252,3 +253,146 @@ async def test_closing_ends_whoever_waits(megaphone: Megaphone, channel: Channel
         await asyncio.sleep(0)
     with pytest.raises(StopAsyncIteration):
         await waiting
+
+
+# -- What a reader leaves
+
+
+async def read_again(megaphone: Megaphone, channel: Channel, last: str) -> list[object]:
+    """Return the bodies that the broker still has, up to one."""
+    bodies: list[object] = []
+    async with megaphone.read(channel.consumer) as reader:
+        async for event in reader:
+            bodies.append(event.body)
+            if event.body == last:
+                break
+    return bodies
+
+
+async def test_closing_acknowledges_nothing_that_the_app_never_got(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    await write(megaphone, channel, "done", "d1")
+    await write(megaphone, channel, "other", "o1")
+    await write(megaphone, channel, "done", "d2")
+    await write(megaphone, channel, "mark", "m1")
+    async with (
+        megaphone.subscribe(channel.consumer) as streams,
+        streams.stream("mark") as mark,
+        streams.stream("done") as done,
+    ):
+        assert (await anext(done)).body == "d1"
+        assert (await anext(mark)).body == "m1"
+    assert await read_again(megaphone, channel, "m1") == ["d2", "m1"]
+
+
+async def test_an_app_that_fails_has_dealt_with_nothing(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    await write(megaphone, channel, "done", *range(60))
+    await write(megaphone, channel, "other", "o1")
+    await write(megaphone, channel, "done", *range(61, 80), "last")
+
+    async def fail() -> None:
+        async with (
+            megaphone.subscribe(channel.consumer) as streams,
+            streams.stream("mark") as mark,
+            streams.stream("done") as done,
+        ):
+            assert (await anext(done)).body == 0
+            await write(megaphone, channel, "mark", "m1")
+            assert (await anext(mark)).body == "m1"
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await fail()
+    assert await read_again(megaphone, channel, "last") == [
+        *range(60),
+        "o1",
+        *range(61, 80),
+        "last",
+    ]
+
+
+async def test_what_an_open_reader_has_not_dealt_with_is_not_acknowledged(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    await write(megaphone, channel, "s", 1, 2, "last")
+    async with megaphone.subscribe(channel.consumer) as streams:
+        reader = streams.stream("s")
+        assert [(await anext(reader)).body for _ in range(2)] == [1, 2]
+    assert await read_again(megaphone, channel, "last") == [2, "last"]
+
+
+async def test_what_a_reader_leaves_does_not_hold_back_the_channel(
+    megaphone: Megaphone, channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone_client.subscriptions.LEFT_S", 0.0)
+    async with megaphone.subscribe(channel.consumer) as streams:
+        await write(megaphone, channel, "s", *range(30))
+        assert await streams.first("s") == 0
+        async with streams.stream("mark") as mark, megaphone.publisher() as publisher:
+            for number in range(300):
+                await publisher.send(channel.producer, "other", number)
+            await publisher.send(channel.producer, "mark", 1)
+            assert (await anext(mark)).body == 1
+
+
+async def test_a_reader_that_is_forgotten_leaves_what_it_has_not_dealt_with(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    async with megaphone.subscribe(channel.consumer) as streams:
+        await write(megaphone, channel, "s", 1, 2)
+        async for event in streams.stream("s"):
+            assert event.body == 1
+            break
+        del event
+        gc.collect()
+        await asyncio.sleep(0)
+        assert [await streams.first("s") for _ in range(2)] == [1, 2]
+
+
+# -- Gaps that nobody hears of at once
+
+
+async def test_a_gap_that_no_reader_could_hear_of_reaches_the_next(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    await write(megaphone, channel, "a", 1)
+    async with megaphone.subscribe(channel.consumer, after="x" * 23) as streams:
+        while not streams.has_begun:  # noqa: ASYNC110  # nothing announces it
+            await asyncio.sleep(0.001)
+        with pytest.raises(EventsLost):
+            await streams.first("a")
+        assert await streams.first("a") == 1
+
+
+async def test_a_reader_leaves_a_gap_and_what_is_behind_it(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    await write(megaphone, channel, "a", 1, 2)
+    await write(megaphone, channel, "mark", 1)
+    async with (
+        megaphone.subscribe(channel.consumer, after="x" * 23) as streams,
+        streams.stream("mark") as mark,
+    ):
+        async with streams.stream("a"):
+            with pytest.raises(EventsLost):
+                await anext(mark)
+            assert (await anext(mark)).body == 1
+        with pytest.raises(EventsLost):
+            await streams.first("a")
+        assert [await streams.first("a") for _ in range(2)] == [1, 2]
+
+
+async def test_a_gap_is_kept_longer_than_the_events_behind_it(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    async with megaphone.subscribe(channel.consumer, after="x" * 23) as streams:
+        async with megaphone.publisher() as publisher:
+            for number in range(250):
+                await publisher.send(channel.producer, "s", number)
+        with pytest.raises(EventsLost):
+            await streams.first("s")
+        got = await streams.first("s")
+        assert got >= 149

@@ -316,12 +316,20 @@ class Inbox:
         self._make_room()
         return events
 
-    def take_other(self) -> Gap | MegaphoneError:
-        """Return the next item, which is no event."""
-        self._others -= 1
-        item: Gap | MegaphoneError = self.items.popleft()
+    def clear(self) -> list[Any]:
+        """Return all items."""
+        items = list(self.items)
+        self.items.clear()
+        self._others = self._bytes = 0
         self._make_room()
-        return item
+        return items
+
+    def drop(self, other: Gap | MegaphoneError) -> None:
+        """Take away an item that is no event, if it is still the next one."""
+        if self.items and self.items[0] is other:
+            self._others -= 1
+            self.items.popleft()
+            self._make_room()
 
     def _make_room(self) -> None:
         if self._room is not None and not self._room.done() and not self.is_full:
@@ -347,7 +355,7 @@ class Source(Protocol):
     async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
         """Stop reading. `undealt` was given to the app, which has not dealt with it."""
 
-    def abandon(self) -> None:
+    def abandon(self, undealt: Sequence[Event[Any]] = ()) -> None:
         """Stop reading at once. May be called in any thread."""
 
 
@@ -426,7 +434,7 @@ class Reader(Generic[T]):
                 self._handed = events
                 return events
             if inbox.items:
-                await self._pass(inbox.take_other())
+                await self._pass(inbox.items[0])
             elif not inbox.is_over:
                 await inbox.wait()
             elif inbox.error is not None:
@@ -435,13 +443,15 @@ class Reader(Generic[T]):
                 return []
 
     async def _pass(self, item: Gap | MegaphoneError) -> None:
-        if isinstance(item, MegaphoneError):
-            raise item
-        if self._on_gap is None:
-            raise EventsLost
-        result = self._on_gap()
-        if isawaitable(result):
-            await result
+        """Let the app know of an item that is no event."""
+        if isinstance(item, Gap) and self._on_gap is not None:
+            result = self._on_gap()
+            if isawaitable(result):
+                await result
+            self._inbox.drop(item)  # not before, because this call may be cancelled
+            return
+        self._inbox.drop(item)
+        raise EventsLost if isinstance(item, Gap) else item
 
     def _deal(self) -> None:
         """Count as dealt with what the app was given."""
@@ -458,7 +468,7 @@ class Reader(Generic[T]):
 
     def __del__(self) -> None:
         if not getattr(self, "_is_closed", True):
-            self._source.abandon()
+            self._source.abandon(self._handed if self._deals else ())
 
 
 RunPumps = Callable[
@@ -537,7 +547,7 @@ class Reads:
             await asyncio.gather(*(pump.finish() for pump in self._pumps))
         self._closed(self)
 
-    def abandon(self) -> None:
+    def abandon(self, undealt: Sequence[Event[Any]] = ()) -> None:
         if self._loop is None or self._loop.is_closed():
             return
 

@@ -299,6 +299,19 @@ class Prefix:
     def __init__(self) -> None:
         self._is_dealt: OrderedDict[Event[Any], bool] = OrderedDict()
 
+    def __len__(self) -> int:
+        """How many events are not dealt with, or are behind one that is not."""
+        return len(self._is_dealt)
+
+    def __contains__(self, event: Event[Any]) -> bool:
+        """Whether an event is not dealt with, or is behind one that is not."""
+        return event in self._is_dealt
+
+    @property
+    def first(self) -> Event[Any] | None:
+        """The first event that is not dealt with."""
+        return next(iter(self._is_dealt), None)
+
     def add(self, event: Event[Any]) -> None:
         self._is_dealt[event] = False
 

@@ -13,13 +13,18 @@ from typing import Any, Final, TypeVar, overload
 from megaphone_client.bodies import decoder
 from megaphone_client.errors import ChannelNotFound
 from megaphone_client.events import Event
-from megaphone_client.reading import Inbox, OnGap, Pump, Reader, Sink
+from megaphone_client.reading import Gap, Inbox, OnGap, Pump, Reader, Sink
 from megaphone_client.state import Backoff, Prefix
 
 log = logging.getLogger("megaphone_client")
 
 T = TypeVar("T")
 KEPT_EVENTS: Final = 100
+LEFT_EVENTS: Final = 50
+"""How many events may wait for an acknowledgement behind one that a reader left. It is less than
+the broker holds, so that such an event does not hold back the channel."""
+LEFT_S: Final = 1.0
+"""How long more of them may wait, so that an app that ends has time to close the subscription."""
 FULL_WARNING_S: Final = 5.0
 Renew = Callable[[str], Awaitable[str]]
 """Gets the consumer address of a channel that has gone; returns that of a new one."""
@@ -52,15 +57,16 @@ class Stream:
     async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
         self._switchboard.unsubscribe(self._name, self, undealt)
 
-    def abandon(self) -> None:
-        self._switchboard.abandon(self._name, self)
+    def abandon(self, undealt: Sequence[Event[Any]] = ()) -> None:
+        self._switchboard.abandon(self._name, self, undealt)
 
 
 class Subscriptions:
     """The streams of a channel.
 
     An event of a stream that nobody reads counts as dealt with. The last 100 of them are kept for
-    readers that come later.
+    readers that come later. What a reader leaves is kept too, and counts as dealt with only when
+    more than 50 events wait behind it for a second, or when it is among the last 100 no more.
     """
 
     def __init__(
@@ -78,7 +84,11 @@ class Subscriptions:
         self._on_gap = on_gap
         self._renew = renew
         self._streams: dict[str, Stream] = {}
-        self._kept: deque[Event[Any]] = deque()
+        self._kept: deque[Event[Any] | Gap] = deque()
+        """For readers that come later; one gap at most, which the next reader gets."""
+        self._left: set[Event[Any]] = set()
+        """What is kept and not dealt with."""
+        self._leaving: asyncio.TimerHandle | None = None
         self._prefix = Prefix()
         self._pump: Pump | None = None
         self._task: asyncio.Task[None] | None = None
@@ -117,15 +127,24 @@ class Subscriptions:
             raise ValueError(f"the stream {stream!r} has a reader already")
         one = Stream(self, stream, buffer, decode)
         self._streams[stream] = one
-        kept = [event for event in self._kept if event.stream == stream]
-        if kept:
-            self._kept = deque(event for event in self._kept if event.stream != stream)
-            for event in kept:
-                event._decode = one.decode
-            one.inbox.put(kept)
+        self._give_kept(one, stream)
         if self._is_over:
             one.inbox.end(self._error)
         return Reader(one, deals=self._deals, on_gap=self._on_gap)
+
+    def _give_kept(self, to: Stream, name: str) -> None:
+        """Give a new reader what was kept for it."""
+        others: deque[Event[Any] | Gap] = deque()
+        for item in self._kept:
+            if isinstance(item, Gap):
+                to.inbox.gap()
+            elif item.stream == name:
+                item._decode = to.decode
+                self._left.discard(item)
+                to.inbox.put((item,))
+            else:
+                others.append(item)
+        self._kept = others
 
     @overload
     async def first(
@@ -175,13 +194,17 @@ class Subscriptions:
             stream = self._streams.get(event.stream)
             if stream is None:
                 self._keep(event)
+                self.dealt(event)
             else:
                 event._decode = stream.decode
                 stream.inbox.put((event,))
+        self._watch_left()
 
     def gap(self) -> None:
         for stream in self._streams.values():
             stream.inbox.gap()
+        if not self._streams:
+            self._keep_gap()
 
     @property
     def is_full(self) -> bool:
@@ -204,11 +227,43 @@ class Subscriptions:
         finally:
             warning.cancel()
 
+    # -- Keeping events
+
     def _keep(self, event: Event[Any]) -> None:
         self._kept.append(event)
-        self.dealt(event)
         if len(self._kept) > KEPT_EVENTS:
-            self._kept.popleft()
+            self._forget_oldest()
+
+    def _keep_gap(self) -> None:
+        if not any(isinstance(item, Gap) for item in self._kept):
+            self._kept.append(Gap())
+
+    def _forget_oldest(self) -> None:
+        oldest = self._kept.popleft()
+        if isinstance(oldest, Gap):  # which is never forgotten
+            gap, oldest = oldest, self._kept.popleft()
+            self._kept.appendleft(gap)
+        assert isinstance(oldest, Event)
+        self._deal_left(oldest)
+
+    def _deal_left(self, event: Event[Any]) -> None:
+        if event in self._left:
+            self._left.discard(event)
+            self.dealt(event)
+
+    def _watch_left(self) -> None:
+        """See to it that what readers left does not hold back the channel for long."""
+        if self._leaving is None and not self._is_over and self._left_too_long() is not None:
+            self._leaving = self._loop.call_later(LEFT_S, self._let_go)
+
+    def _left_too_long(self) -> Event[Any] | None:
+        first = self._prefix.first
+        return first if len(self._prefix) > LEFT_EVENTS and first in self._left else None
+
+    def _let_go(self) -> None:
+        self._leaving = None
+        while not self._is_over and (event := self._left_too_long()) is not None:
+            self._deal_left(event)
 
     # -- Dealing with events
 
@@ -216,6 +271,7 @@ class Subscriptions:
         last = self._prefix.deal(event)
         if last is not None and self._pump is not None:
             self._pump.dealt(last)
+            self._watch_left()
 
     async def acknowledge(self, event: Event[Any]) -> None:
         """Acknowledge an event and all before it in its stream. Returns when the broker knows, if
@@ -233,13 +289,19 @@ class Subscriptions:
         if self._streams.get(name) is not stream:
             return
         del self._streams[name]
-        for event in (*undealt, *stream.inbox.take(len(stream.inbox.items))):
-            self._keep(event)
+        for item in (*undealt, *stream.inbox.clear()):
+            if isinstance(item, Event):
+                if item in self._prefix:
+                    self._left.add(item)
+                self._keep(item)
+            else:
+                self._keep_gap()
         stream.inbox.end(None)
+        self._watch_left()
 
-    def abandon(self, name: str, stream: Stream) -> None:
+    def abandon(self, name: str, stream: Stream, undealt: Sequence[Event[Any]] = ()) -> None:
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.unsubscribe, name, stream)
+            self._loop.call_soon_threadsafe(self.unsubscribe, name, stream, undealt)
 
     # -- The read
 
@@ -260,6 +322,7 @@ class Subscriptions:
         while True:
             self._pump = self._make_pump(self._consumer, self)
             self._prefix = Prefix()
+            self._left.clear()
             error = await self._pump.run()
             if error is None:
                 return
@@ -270,9 +333,12 @@ class Subscriptions:
             self._consumer = await self._renew(self._consumer)
 
     async def aclose(self) -> None:
+        """End the read. Acknowledged is only what the app has dealt with."""
         self._is_over = True
-        for name, stream in list(self._streams.items()):
-            self.unsubscribe(name, stream)
+        if self._leaving is not None:
+            self._leaving.cancel()
+        for stream in self._streams.values():
+            stream.inbox.end(None)
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
