@@ -38,7 +38,8 @@ def decode_json(body: bytes, kind: type[T]) -> T:
 
 
 LONGEST_NAME = 40
-"""A longer name is not repeated: it is no misspelling, and may be a secret."""
+"""A longer name is not repeated, because it may be a secret. Nor is it compared with the known
+ones: it is no misspelling, and a name of a megabyte would hold the event loop."""
 UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?", re.DOTALL)
 STEP = re.compile(r"\.(\w+)|\[")
 
@@ -75,12 +76,13 @@ def bare(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
 
 
 def unknown(what: str, name: str, known: Sequence[str]) -> str:
-    """Return the second half of a sentence about a name that is not known, with the known name that
-    was probably meant, and all known ones."""
-    said = f"the unknown {what} `{name}`" if len(name) <= LONGEST_NAME else f"an unknown {what}"
+    """Return the second half of a sentence about a name that is not known, with all known names,
+    and with the one that was probably meant if the name is short enough to be a misspelling."""
+    is_short = len(name) <= LONGEST_NAME
+    said = f"the unknown {what} `{name}`" if is_short else f"an unknown {what}"
     if not known:
         return f"{said}; no {what} is allowed here"
-    meant = difflib.get_close_matches(name, known, n=1)
+    meant = difflib.get_close_matches(name, known, n=1) if is_short else []
     listed = f"allowed are {', '.join(f'`{one}`' for one in known)}"
     return f"{said}, did you mean `{meant[0]}`? {listed}" if meant else f"{said}; {listed}"
 

@@ -82,3 +82,12 @@ def test_an_unknown_member_is_refused_with_what_is_allowed(body: bytes, message:
 def test_where_nothing_is_allowed_it_is_said() -> None:
     said = "the unknown parameter `x`; no parameter is allowed here"
     assert unknown("parameter", "x", ()) == said
+
+
+def test_a_long_name_is_not_searched_for_what_was_meant() -> None:
+    known = "a" * 40
+    said = f"the unknown parameter `{known[1:]}`, did you mean `{known}`? allowed are `{known}`"
+    assert unknown("parameter", known[1:], [known]) == said
+    assert (
+        unknown("parameter", known + "a", [known]) == f"an unknown parameter; allowed are `{known}`"
+    )
