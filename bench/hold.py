@@ -380,6 +380,9 @@ def others() -> Iterator[Case]:
     yield Case("/ack, a body of empty lists", http("POST", "/ack/a", 400, body))
     body = b'{"%b":1}' % (b"a" * (MAX_BODY - 6))
     yield Case("/ack, an unknown member of 1 MiB", http("POST", "/ack/a", 400, body))
+    name = b"` - at `$[" * ((MAX_BODY - 6) // 10)
+    body = b'{"%b":1}' % name
+    yield Case("/ack, an unknown member like paths", http("POST", "/ack/a", 400, body))
     chunks = b"1\r\n \r\n" * 170_000 + b"2\r\n{}\r\n0\r\n\r\n"
     yield Case("/create, chunks of a byte", http("POST", "/create", 200, chunks, more=CHUNKED))
     query = "&".join(["after=x", *["a"] * 3_000])

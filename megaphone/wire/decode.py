@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
 
 import msgspec
@@ -24,14 +24,17 @@ def decode_json(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except UnicodeDecodeError:
-        raise BadRequest("the body is not valid UTF-8") from None
+        reason = "the body is not valid UTF-8"
     except RecursionError:
-        raise BadRequest("the body is nested too deep") from None
+        reason = "the body is nested too deep"
     except msgspec.ValidationError as error:
-        reason = explain_unknown(str(error), kind) or explain(error)
-        raise BadRequest(f"the body does not fit: {reason}") from None
+        found, reason = str(error), f"the body does not fit: {explain(error)}"
+        if found.startswith(UNKNOWN):
+            reason = f"the body does not fit: it has {unknown_member(found, body, kind)}"
     except msgspec.DecodeError as error:
-        raise BadRequest(f"the body is not JSON: {explain(error)}") from None
+        reason = f"the body is not JSON: {explain(error)}"
+    # Raised here, so that the error of the decoder, which repeats text of the body, is no context.
+    raise BadRequest(reason)
 
 
 # -- Names that are not known
@@ -40,23 +43,26 @@ def decode_json(body: bytes, kind: type[T]) -> T:
 LONGEST_NAME = 40
 """A longer name is not repeated, because it may be a secret. Nor is it compared with the known
 ones: it is no misspelling, and a name of a megabyte would hold the event loop."""
-UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`(?: - at `\$(.*)`)?", re.DOTALL)
+UNKNOWN = "Object contains unknown field `"
+AT = "` - at `$"
+"""Begins the path of the object, which the decoder writes behind the name. None means the top."""
+LIKE_AT = (AT.encode(), *(rb"\u%04x" % ord(one) for one in sorted({*AT})), rb"\u002D")
+"""One of them is in each body that has a name with the text `AT`: as it is, or partly escaped."""
 STEP = re.compile(r"\.(\w+)|\[")
 
 
-def explain_unknown(text: str, kind: type[Any]) -> str | None:
-    """Return in our words that a body has an unknown member, as the decoder has found for a type of
-    the body; None if it has found something else."""
-    found = UNKNOWN.fullmatch(text)
-    if found is None:
-        return None
-    members = members_at(msgspec.inspect.type_info(kind), STEP.finditer(found[2] or ""))
-    return f"it has {unknown('member', found[1], members)}"
+def unknown_member(found: str, body: bytes, kind: type[Any]) -> str:
+    """Return in our words which unknown member a body has, as the decoder has found it for a type
+    of the body."""
+    name, at, path = found.removeprefix(UNKNOWN).removesuffix("`").partition(AT)
+    if at and any(like in body for like in LIKE_AT):
+        return "an unknown member"  # the path may be part of the name
+    return unknown("member", name, members_at(msgspec.inspect.type_info(kind), path))
 
 
-def members_at(kind: msgspec.inspect.Type, steps: Iterable[re.Match[str]]) -> list[str]:
+def members_at(kind: msgspec.inspect.Type, path: str) -> list[str]:
     """Return the names of the members of the object that stands at a path within a type."""
-    for step in steps:
+    for step in STEP.finditer(path):
         if isinstance(kind, msgspec.inspect.ListType):
             kind = bare(kind.item_type)
         else:

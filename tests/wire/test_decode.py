@@ -1,9 +1,12 @@
 """Bodies that do not decode are refused in our words, and members are converted only when read."""
 
+import json
 from typing import Annotated
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megaphone.errors import BadRequest
 from megaphone.wire.decode import Converted, decode_json, unknown
@@ -77,6 +80,47 @@ def test_an_unknown_member_is_refused_with_what_is_allowed(body: bytes, message:
     with pytest.raises(BadRequest) as refused:
         decode_json(body, Outer)
     assert str(refused.value) == f"the body does not fit: {message}"
+
+
+NO_PATH = "a` - at `$["
+PARTS = ["` - at `", "$", ".inner", ".many", "[0]", "[", "]", ".x", "`", " - at ", "\\", '"']
+
+
+@pytest.mark.parametrize(
+    "name", [NO_PATH, "x` - at `$.inner", "x` - at `$.x", "x` - at `$.many[0]"]
+)
+@pytest.mark.parametrize("escaped", [False, *NO_PATH[1:]])
+def test_a_name_is_not_taken_for_a_path(name: str, escaped: str | bool) -> None:
+    spelt = name.replace(escaped, f"\\u{ord(escaped):04X}") if isinstance(escaped, str) else name
+    for spelling in (spelt, spelt.replace("002D", "002d")):
+        with pytest.raises(BadRequest) as refused:
+            decode_json(b'{"%b":1}' % spelling.encode(), Outer)
+        assert str(refused.value) == "the body does not fit: it has an unknown member"
+
+
+def test_text_like_a_path_elsewhere_does_no_harm() -> None:
+    body = b'{"many":[{"x":"a `word` - at `once`"}]}'
+    with pytest.raises(BadRequest, match="it has the unknown member `x`; allowed are `someName`"):
+        decode_json(body, Outer)
+
+
+@given(
+    st.text() | st.lists(st.sampled_from(PARTS) | st.text(max_size=3)).map("".join),
+    st.sampled_from(["{%s:1}", '{"inner":{%s:1}}', '{"many":[{},{%s:1}]}']),
+    st.booleans(),
+)
+def test_any_unknown_name_is_refused_and_leaves_no_trace(
+    name: str, around: str, is_ascii: bool
+) -> None:
+    spelt = json.dumps(f"{name}?", ensure_ascii=is_ascii)
+    try:
+        body = (around % spelt).encode()
+    except UnicodeEncodeError:
+        return  # half a surrogate pair is no text
+    with pytest.raises(BadRequest) as refused:
+        decode_json(body, Outer)
+    assert refused.value.__context__ is None
+    assert len(str(refused.value)) < 200
 
 
 def test_where_nothing_is_allowed_it_is_said() -> None:

@@ -280,6 +280,11 @@ def shape_cases() -> Iterator[Case]:
         nested = f'{{"x":{DEEP_ARRAYS.decode()}}}'
         for body in [*fields, "word", "[]", "null", '"\\ud800"', '{"x":NaN}', "[" * 5_000, nested]:
             yield Case(f"{path}: {body:.30}", posts(path, body), BadRequest, HTTP)
+        for name in ("` - at `$[", "` - at `$.x", "` - at `$.eid"):
+            body = json.dumps({name: 1})
+            yield Case(
+                f"{path}: the name of a member is {name}", posts(path, body), BadRequest, HTTP
+            )
     for path, body in {
         "/create": '{"x":[1]}',
         "/ack/{consumer}": '{"x":1,"eid":"x"}',
