@@ -1,6 +1,8 @@
 """Writing many events in batches, over both protocols."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -12,6 +14,7 @@ from megaphone_client import (
     ConnectionFailed,
     Megaphone,
     MegaphoneError,
+    ProtocolError,
     WriteTimeout,
 )
 from tests.client.conftest import url_of
@@ -21,6 +24,24 @@ from tests.support.proxy import proxy_to
 async def bodies(megaphone: Megaphone, channel: Channel, count: int) -> list[object]:
     async with megaphone.read(channel.consumer, limit=count) as reader:
         return [event.body async for event in reader]
+
+
+@asynccontextmanager
+async def faulty_broker(status: bytes, body: bytes) -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """Gives every HTTP request the same answer. Yields its URL, and an event that is set when a
+    client has an answer."""
+    answered = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+        writer.write(head % (status, len(body)) + body)
+        await reader.read()  # until the client closes the connection
+        answered.set()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", answered
 
 
 async def test_events_keep_their_order_in_each_channel(megaphone: Megaphone) -> None:
@@ -194,6 +215,70 @@ async def test_a_cancelled_block_leaves_no_task(megaphone: Megaphone, channel: C
     await asyncio.wait([writing])
     with pytest.raises(MegaphoneError, match="closed"):
         await results[0]
+
+
+async def test_nor_an_event_that_was_never_tried(megaphone: Megaphone, channel: Channel) -> None:
+    publisher = megaphone.publisher()
+    opened = await publisher.__aenter__()
+    result = await opened.send(channel.producer, "s", 1)
+    await publisher.__aexit__(asyncio.CancelledError, None, None)
+    with pytest.raises(MegaphoneError, match="closed"):
+        await result
+
+
+async def test_nor_one_that_would_be_tried_again() -> None:
+    async with (
+        faulty_broker(b"503 Later\r\nRetry-After: 9", b"") as (url, answered),
+        Megaphone.from_url(url) as megaphone,
+    ):
+        publisher = megaphone.publisher(max_pending=1)
+        opened = await publisher.__aenter__()
+        result = await opened.send("node.x", "s", 1)
+        elsewhere = asyncio.create_task(opened.send("node.x", "s", 2))
+        await answered.wait()
+        await publisher.__aexit__(asyncio.CancelledError, None, None)
+        with pytest.raises(MegaphoneError, match="closed"):
+            await result
+        with pytest.raises(RuntimeError, match="closed"):
+            await elsewhere
+
+
+async def test_a_send_that_is_cancelled_leaves_its_place_to_another(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    async with megaphone.publisher(max_pending=1) as publisher:
+        first = await publisher.send(channel.producer, "s", 0)
+        leaves, stays = (
+            asyncio.create_task(publisher.send(channel.producer, "s", number)) for number in (1, 2)
+        )
+        await first  # the same turn of the event loop wakes who waits for a place
+        leaves.cancel()
+        await stays
+
+
+@pytest.mark.settings(buffer_capacity=2, write_timeout_millis=20)
+async def test_events_beside_a_bad_one_keep_their_order(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    async with megaphone.publisher() as publisher:
+        bad = await publisher.send(channel.producer, "s\n", -1)
+        for number in range(8):
+            await publisher.send(channel.producer, "s", number)
+        with pytest.raises(BadRequest):
+            await bad
+        assert await bodies(megaphone, channel, 8) == list(range(8))
+
+
+async def test_an_answer_that_fits_no_request_fails_each_event() -> None:
+    answer = b'{"failures":[{"channel":"node.x","index":7,"reason":"TIMEOUT"}]}'
+    async with (
+        faulty_broker(b"200 OK", answer) as (url, _),
+        Megaphone.from_url(url) as megaphone,
+        megaphone.publisher() as publisher,
+    ):
+        for result in [await publisher.send("node.x", "s", number) for number in range(2)]:
+            with pytest.raises(ProtocolError):
+                await result
 
 
 async def test_a_function_for_headers_that_fails_fails_each_event(app: App, protocol: str) -> None:

@@ -133,6 +133,8 @@ class HttpTransport:
             ids = list(answer.eids)
         results: list[str | MegaphoneError | None] = [*ids]
         for failure in answer.failures:
+            if not 0 <= failure.index < len(messages):
+                raise ProtocolError("an answer names an event that the request does not have")
             error = refusal(failure.reason)
             # The key of a batch covers an event by its place, which it will not have in another.
             results[failure.index] = OutcomeUnknown(str(error)) if may_be_done(error) else error

@@ -17,6 +17,7 @@ from megaphone_client.errors import (
     MegaphoneError,
     OutcomeUnknown,
     PayloadTooLarge,
+    ProtocolError,
     may_be_done,
 )
 from megaphone_client.state import Backoff
@@ -49,6 +50,8 @@ class Lane:
 
     waiting: deque[Sent] = field(default_factory=deque)
     bytes: int = 0
+    in_hand: Sequence[Sent] = ()
+    """The events of the batch that is sent now, or that waits for its next try."""
     is_full: asyncio.Event = field(default_factory=asyncio.Event)
     """Whether a batch is full, so that it need not linger."""
     task: asyncio.Task[None] | None = None
@@ -109,10 +112,8 @@ class Publisher:
         """
         encoded = encode(body)
         transport = await self._transport()
-        while self._pending >= self._max_pending:
-            room = asyncio.get_running_loop().create_future()
-            self._room.append(room)
-            await room
+        while not self._is_closed and self._pending >= self._max_pending:
+            await self._any_room()
         if self._is_closed:
             raise RuntimeError("the publisher is closed")
         self._pending += 1
@@ -123,6 +124,16 @@ class Publisher:
         )
         self._add(transport, sent)
         return sent
+
+    async def _any_room(self) -> None:
+        """Wait until an event is settled, or the publisher is closed."""
+        room = asyncio.get_running_loop().create_future()
+        self._room.append(room)
+        try:
+            await room
+        except asyncio.CancelledError:
+            self._wake_one()  # because this one may have been woken already, and does not use it
+            raise
 
     async def flush(self) -> None:
         """Send everything, and wait for all answers. Raises: the first error of an event whose
@@ -152,11 +163,12 @@ class Publisher:
         tasks = [lane.task for lane in self._lanes.values() if lane.task is not None]
         for task in tasks:
             task.cancel()
+        for name in list(self._lanes):  # here, because a task that has not begun never ends its own
+            self._end_lane(name)
+        while self._room:
+            self._wake_one()
         if tasks:
             await asyncio.wait(tasks)
-        for room in self._room:
-            if not room.done():
-                room.set_result(None)
 
     # -- Lanes
 
@@ -188,8 +200,12 @@ class Publisher:
                 if wait_s is not None:
                     await asyncio.sleep(wait_s)
         finally:
-            del self._lanes[name]
-            for sent in lane.waiting:
+            self._end_lane(name)
+
+    def _end_lane(self, name: str) -> None:
+        """Forget a lane. Settles what is still in it, because nobody will send that."""
+        if (lane := self._lanes.pop(name, None)) is not None:
+            for sent in (*lane.in_hand, *lane.waiting):
                 self._settle(sent, OutcomeUnknown("the publisher was closed"))
 
     async def _linger(self, lane: Lane) -> None:
@@ -206,16 +222,28 @@ class Publisher:
             size += len(lane.waiting[0].message.body)
             if batch and size > self._max_bytes:
                 break
-            batch.append(lane.waiting.popleft())
-            lane.bytes -= len(batch[-1].message.body)
+            batch.append(self._next(lane))
         if not self._is_flushing and len(lane.waiting) < self._max_batch:
             lane.is_full.clear()
         return batch
+
+    @staticmethod
+    def _next(lane: Lane) -> Sent:
+        sent = lane.waiting.popleft()
+        lane.bytes -= len(sent.message.body)
+        return sent
+
+    @staticmethod
+    def _put_back(lane: Lane, batch: Sequence[Sent]) -> None:
+        """Let events be the next ones of their lane, in their order."""
+        lane.waiting.extendleft(reversed(batch))
+        lane.bytes += sum(len(sent.message.body) for sent in batch)
 
     async def _send(
         self, transport: Transport, lane: Lane, batch: list[Sent], backoff: Backoff
     ) -> float | None:
         """Send a batch until it is answered. Returns: how long its lane should rest."""
+        lane.in_hand = batch
         now = asyncio.get_running_loop().time
         for sent in batch:
             if sent.deadline is None:
@@ -226,11 +254,9 @@ class Publisher:
             try:
                 async with self._at_once:
                     results = await transport.publish([sent.message for sent in batch], left_s)
+                if len(results) != len(batch):
+                    raise ProtocolError(f"{len(results)} results came for {len(batch)} events")
                 break
-            except asyncio.CancelledError:
-                for sent in batch:
-                    self._settle(sent, OutcomeUnknown("the publisher was closed"))
-                raise
             except MegaphoneError as error:
                 if len(batch) > 1 and isinstance(error, BadRequest | PayloadTooLarge):
                     return await self._send_one_by_one(transport, lane, batch, backoff)
@@ -249,10 +275,10 @@ class Publisher:
         self, transport: Transport, lane: Lane, batch: list[Sent], backoff: Backoff
     ) -> float | None:
         """Find out which event of a refused batch is wrong. The broker took none of them."""
-        for at, sent in enumerate(batch):
-            wait_s = await self._send(transport, lane, [sent], backoff)
+        self._put_back(lane, batch)
+        for _ in batch:
+            wait_s = await self._send(transport, lane, [self._next(lane)], backoff)
             if wait_s is not None:
-                lane.waiting.extendleft(reversed(batch[at + 1 :]))
                 return wait_s
         return None
 
@@ -281,8 +307,7 @@ class Publisher:
                 sent.is_unknown = sent.is_unknown or may_be_done(result)
                 again.append(sent)
         if again:
-            lane.waiting.extendleft(reversed(again))
-            lane.bytes += sum(len(sent.message.body) for sent in again)
+            self._put_back(lane, again)
             lane.is_full.set()
         return wait_s
 
@@ -314,18 +339,24 @@ class Publisher:
         self._settle(sent, error)
 
     def _settle(self, sent: Sent, result: str | Exception | None) -> None:
-        if not sent.done.done():
-            if isinstance(result, Exception):
-                sent.done.set_exception(result)
-                sent.done.exception()  # `flush` raises what nobody awaited
-                self._failed.append(sent)
-            else:
-                sent.done.set_result(result)
+        if sent.done.done():
+            return
+        if isinstance(result, Exception):
+            sent.done.set_exception(result)
+            sent.done.exception()  # `flush` raises what nobody awaited
+            self._failed.append(sent)
+        else:
+            sent.done.set_result(result)
         self._pending -= 1
-        while self._room and self._pending < self._max_pending:
+        if self._pending < self._max_pending:
+            self._wake_one()
+        if not self._pending:
+            self._idle.set()
+
+    def _wake_one(self) -> None:
+        """Let one `send` go on that waits for room, if one does."""
+        while self._room:
             room = self._room.popleft()
             if not room.done():
                 room.set_result(None)
                 break
-        if not self._pending:
-            self._idle.set()
