@@ -42,7 +42,7 @@ the error itself says another number: the header `Retry-After`, or a `google.rpc
 {rows}
 
 - `{skipped}` is no error of a request, but the reason of an event in a batch or in a `Publish`
-  request: the broker did not try it, because an earlier event for the same channel timed out.
+  request: the broker did not try it, because the same channel could not take an earlier event.
 - Over HTTP, `NOT_FOUND` also means that there is no such route, and `BAD_REQUEST` also stands
   beside other statuses for requests that are wrong as HTTP, such as 405 for a method that the route
   does not have.

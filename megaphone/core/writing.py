@@ -36,18 +36,22 @@ from megaphone.errors import (
     AgentMoved,
     BadRequest,
     ChannelNotFound,
+    LimitExceeded,
     MegaphoneError,
     PayloadTooLarge,
     PermissionDenied,
     ShuttingDown,
+    Unavailable,
     WriteTimeout,
 )
 from megaphone.model import SKIPPED, BatchWritten, Event, NewEvent, WriteFailure, agent_of
 from megaphone.settings import Settings
 
 SKIPPED_WRITE = WriteFailure(
-    SKIPPED, "not tried: the channel was full for an earlier event of the request"
+    SKIPPED, "not tried: the channel could not take an earlier event of the request"
 )
+MAY_HEAL = (LimitExceeded, WriteTimeout, Unavailable)
+"""The errors after which a client sends the same event again."""
 WOULD_BLOCK = WouldBlock()
 PENDING = WouldBlock()
 """Stands for a result that the store has not returned yet."""
@@ -214,8 +218,9 @@ class Writing:
         """Write each event to the channel of its address, with the same rules as `write`.
 
         Writes to different channels run concurrently; the events of one channel keep their order.
-        After the first timeout on a channel its later events are skipped, so that a full channel
-        costs one write timeout, not one for each event.
+        After the first error of a channel that may heal its later events are skipped: they would
+        overtake the one that the writer sends again, and a full channel would cost a write timeout
+        for each.
 
         Returns: for each event its id, or the reason for which it was not accepted.
         Raises: PayloadTooLarge, when there are more than `max_batch_events` events. None of them is
@@ -229,7 +234,8 @@ class Writing:
             )
         results: list[str | WriteFailure] = [SKIPPED_WRITE] * count
         behind: dict[str, deque[Line]] = {}
-        """The events that still have to be written to full channels, in order, by address."""
+        """By address: the events that still have to be written to a full channel, in order; or,
+        behind an event that must be sent again, those that never will be."""
 
         async def write_in_order(address: str) -> None:
             queue = behind[address]
@@ -239,8 +245,8 @@ class Writing:
                     results[index] = await self._write_waiting(address, event, request_id)
                 except MegaphoneError as error:
                     results[index] = failure_of(error)
-                    if isinstance(error, WriteTimeout):
-                        return  # the rest of the queue is skipped
+                    if isinstance(error, MAY_HEAL):
+                        return  # the rest of the queue, and all that comes to it, is skipped
             del behind[address]
 
         async with many_tasks() as start:
@@ -251,15 +257,17 @@ class Writing:
                 lines, begun = await self._lines(writes, begun, results)
                 lines = self._accept_lines(lines, behind, results)
                 for line, result in await self._write_lines(lines, behind):
-                    if not isinstance(result, WouldBlock):
+                    if (queue := behind.get(line.address)) is not None:
+                        queue.append(line)
+                    elif isinstance(result, WouldBlock):
+                        behind[line.address] = deque([line])
+                        start(write_in_order(line.address))
+                    else:
                         results[line.number] = outcome_of(result)
                         if isinstance(result, ChannelNotFound):
                             self._observer.events_unroutable(1)
-                    elif (queue := behind.get(line.address)) is not None:
-                        queue.append(line)
-                    else:
-                        behind[line.address] = deque([line])
-                        start(write_in_order(line.address))
+                        elif isinstance(result, MAY_HEAL):
+                            behind[line.address] = deque()
         return results
 
     async def _lines(

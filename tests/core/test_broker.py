@@ -216,6 +216,38 @@ async def test_write_each_waits_once_for_a_channel_that_stays_full(node: Node) -
     assert await node.read(free, ReadOptions(wait_s=0)) == [7, 7]
 
 
+@pytest.mark.parametrize("waits", [False, True])
+async def test_write_each_lets_no_event_overtake_one_that_found_no_memory(waits: bool) -> None:
+    bounds = Settings(
+        agent_warmup_secs=0, max_buffered_bytes=1_048_576, buffer_capacity=4 if waits else 100
+    )
+    node = Node(bounds)
+    channel, other = await node.broker.create(), await node.broker.create()
+    large = NewEvent("s", b'"' + b"x" * 300_000 + b'"')
+    small = NewEvent("s", b"1")
+    await node.write(channel, *range(4))
+    for _ in range(3):
+        await node.broker.write(other.producer_address, large)
+    results = await node.broker.write_each(
+        [(channel.producer_address, new) for new in (large, small, small)]
+        + [(other.producer_address, small)]
+    )
+    reasons = [one.reason if isinstance(one, WriteFailure) else "" for one in results]
+    assert reasons == ["LIMIT_EXCEEDED", "SKIPPED", "SKIPPED", ""]
+    assert await node.read(channel, ReadOptions(wait_s=0)) == [0, 1, 2, 3]
+
+
+async def test_write_each_passes_over_an_event_that_is_wrong(node: Node) -> None:
+    channel = await node.broker.create()
+    bodies = (b"1", b"{", b"2")
+    results = await node.broker.write_each(
+        [(channel.producer_address, NewEvent("s", body)) for body in bodies]
+    )
+    reasons = [one.reason if isinstance(one, WriteFailure) else "" for one in results]
+    assert reasons == ["", "BAD_REQUEST", ""]
+    assert await node.read(channel, ReadOptions(wait_s=0)) == [1, 2]
+
+
 async def test_a_read_with_a_limit_ends_after_as_many_events(node: Node) -> None:
     channel = await node.broker.create()
     await node.write(channel, 1, 2, 3)

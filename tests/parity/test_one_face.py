@@ -132,6 +132,20 @@ async def test_published_event_that_finds_no_room_is_refused(grpc: GrpcFace) -> 
     assert all(bool(result.message) == bool(result.reason) for result in answer.results)
 
 
+@pytest.mark.settings(max_buffered_bytes=1_048_576, poll_duration_millis=150)
+async def test_no_published_event_overtakes_one_that_found_no_memory(
+    grpc: GrpcFace, reader: Face
+) -> None:
+    channel, other = await grpc.create(), await grpc.create()
+    large = b'"' + b"x" * 100_000 + b'"'
+    for _ in range(7):
+        await grpc.write(other.producer, "s", large)
+    bodies = (b"0", large, b"2", b"3")  # the request counts as well, while it is served
+    (answer,) = await grpc.publish([write_request(channel.producer, "s", body) for body in bodies])
+    assert reasons(answer) == ["", "LIMIT_EXCEEDED", "SKIPPED", "SKIPPED"]
+    assert numbers(await read_all(reader, channel.consumer)) == [0]
+
+
 @pytest.mark.settings(poll_duration_millis=150)
 async def test_published_event_that_repeats_a_request_id_is_stored_once(
     grpc: GrpcFace, reader: Face

@@ -329,7 +329,7 @@ class PublishResponse(_message.Message):
         event_id: _builtins.str
         """Set if the event was accepted; the other fields are empty then."""
         reason: _builtins.str
-        """An error code, or SKIPPED if an earlier event for the channel timed out."""
+        """An error code, or SKIPPED if an earlier event for the channel must be sent again first."""
         message: _builtins.str
         """The error in words, for people."""
         def __init__(

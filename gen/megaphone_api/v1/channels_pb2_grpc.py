@@ -118,8 +118,9 @@ class ChannelServiceServicer(object):
 
         The node processes one batch after the other. It answers each batch with one response, which
         has a result for each event in the same order. If a channel is full, the stream waits, so the
-        sender slows down too. A refused event does not end the stream. After the first TIMEOUT on a
-        channel, the remaining events for that channel in the batch are SKIPPED.
+        sender slows down too. A refused event does not end the stream. After an error of a channel that
+        may heal, such as TIMEOUT or LIMIT_EXCEEDED, the remaining events for that channel in the batch
+        are SKIPPED, so that none of them overtakes the one that the sender sends again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

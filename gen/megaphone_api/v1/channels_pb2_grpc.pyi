@@ -72,8 +72,9 @@ class ChannelServiceStub:
 
     The node processes one batch after the other. It answers each batch with one response, which
     has a result for each event in the same order. If a channel is full, the stream waits, so the
-    sender slows down too. A refused event does not end the stream. After the first TIMEOUT on a
-    channel, the remaining events for that channel in the batch are SKIPPED.
+    sender slows down too. A refused event does not end the stream. After an error of a channel that
+    may heal, such as TIMEOUT or LIMIT_EXCEEDED, the remaining events for that channel in the batch
+    are SKIPPED, so that none of them overtakes the one that the sender sends again.
     """
     Read: _grpc.UnaryStreamMultiCallable[_channels_pb2.ReadRequest, _channels_pb2.ReadResponse]
     """Read a channel: first the events that are ready, then each event when it is written.
@@ -136,8 +137,9 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
 
     The node processes one batch after the other. It answers each batch with one response, which
     has a result for each event in the same order. If a channel is full, the stream waits, so the
-    sender slows down too. A refused event does not end the stream. After the first TIMEOUT on a
-    channel, the remaining events for that channel in the batch are SKIPPED.
+    sender slows down too. A refused event does not end the stream. After an error of a channel that
+    may heal, such as TIMEOUT or LIMIT_EXCEEDED, the remaining events for that channel in the batch
+    are SKIPPED, so that none of them overtakes the one that the sender sends again.
     """
     Read: _aio.UnaryStreamMultiCallable[_channels_pb2.ReadRequest, _channels_pb2.ReadResponse]  # type: ignore[assignment]
     """Read a channel: first the events that are ready, then each event when it is written.
@@ -221,8 +223,9 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The node processes one batch after the other. It answers each batch with one response, which
         has a result for each event in the same order. If a channel is full, the stream waits, so the
-        sender slows down too. A refused event does not end the stream. After the first TIMEOUT on a
-        channel, the remaining events for that channel in the batch are SKIPPED.
+        sender slows down too. A refused event does not end the stream. After an error of a channel that
+        may heal, such as TIMEOUT or LIMIT_EXCEEDED, the remaining events for that channel in the batch
+        are SKIPPED, so that none of them overtakes the one that the sender sends again.
         """
 
     @_abc_1.abstractmethod
