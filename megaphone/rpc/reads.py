@@ -4,12 +4,15 @@ A small message costs grpc.aio as much as a large one, so batches make a read fa
 """
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from megaphone.core.budget import Budget
 from megaphone.core.many import ManyReader
+from megaphone.core.progress import LARGEST_UNSEEN_BATCH_BYTES
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
+from megaphone.model import Part
 from megaphone.wire import protobuf as wire
 
 if TYPE_CHECKING:
@@ -59,6 +62,26 @@ async def stream_many(
     """Do the same for a read of many channels."""
     async with reading:
         await context.send_initial_metadata(())
-        async for parts in reading:
-            with budget.lent(COPIES * reading.reader.size_of(parts)):
-                await context.write(wire.parts(parts))
+        reader = reading.reader
+        async for batch in reading:
+            for parts in messages_of(batch, reader):
+                with budget.lent(COPIES * reader.size_of(parts)):
+                    await context.write(wire.parts(parts))
+
+
+def messages_of(batch: list[Part], reader: ManyReader) -> Iterator[list[Part]]:
+    """Divide a batch into messages: one, unless an event in it is larger than batches are.
+
+    Such an event may come behind smaller ones. It has a message to itself, because clients have
+    room for the largest event, but not for what other channels have as well.
+    """
+    message: list[Part] = []
+    size = 0
+    for part in batch:
+        more = reader.size_of([part])
+        if message and size + more > LARGEST_UNSEEN_BATCH_BYTES:
+            yield message
+            message, size = [], 0
+        message.append(part)
+        size += more
+    yield message
