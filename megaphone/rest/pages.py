@@ -21,6 +21,7 @@ from aiohttp import web
 from megaphone import __version__
 from megaphone.rest import openapi
 from megaphone.rest.connection.answers import Answer, StreamedAnswer, json_answer
+from megaphone.rest.connection.guest import connection_of
 from megaphone.rest.requests import path_values, segment
 
 FOLDER = Path(__file__).with_name("site")
@@ -101,8 +102,7 @@ async def send(request: web.Request, response: web.StreamResponse, piece: bytes)
         async with asyncio.timeout(STALL_S):
             await response.write(piece)
     except TimeoutError:
-        if request.transport is not None:
-            request.transport.abort()  # closing would wait for the client
+        connection_of(request).abort()  # closing would wait for the client
         raise ConnectionResetError("the client takes nothing") from None
 
 
