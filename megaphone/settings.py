@@ -69,12 +69,12 @@ Url = Annotated[
     ),
 ]
 BASE64 = r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
-PLAIN = r"(?!whsec_|…\Z)\S(.*\S)?"
+NO_ELLIPSIS = r"(?!whsec_|…\Z)\S(.*\S)?"
 """`megaphone config show` prints `…` instead of a secret, so `…` is not allowed as a secret."""
 Secret = Annotated[
     str,
     Meta(
-        pattern=rf"^(whsec_{BASE64}|{PLAIN})\Z",
+        pattern=rf"^(whsec_{BASE64}|{NO_ELLIPSIS})\Z",
         description="a text without spaces around it, or whsec_ followed by a key in base64",
     ),
 ]
