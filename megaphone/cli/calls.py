@@ -146,18 +146,26 @@ def client_of(broker: Broker, timeout_s: float) -> "Megaphone":
 
 def fail(error: "MegaphoneError", broker: Broker, addresses: Sequence[str] = ()) -> Never:
     """Say what is wrong, and exit with the code for it."""
-    from megaphone_client import BadRequest, ChannelNotFound, ConnectionFailed, EventsLost
+    from megaphone_client import (
+        BadRequest,
+        ChannelNotFound,
+        ConnectionFailed,
+        EventsLost,
+        OutcomeUnknown,
+    )
     from megaphone_client import WriteTimeout as ChannelFull
 
     match error:
         case ChannelNotFound():
             if len(addresses) == 1:
-                saved.drop(addresses[0])
+                saved.drop(addresses[0], broker.url, broker.context)
             leave(Exit.GONE, f"the channel does not exist, or not any more ({error})")
         case EventsLost():
             leave(Exit.EVENTS_LOST, str(error))
         case ChannelFull():
             leave(Exit.TIME_IS_UP, str(error))
+        case OutcomeUnknown():
+            leave(Exit.FAILED, f"{error}; --key makes a write that can be repeated")
         case BadRequest():
             leave(Exit.WRONG_USAGE, str(error))
         case ConnectionFailed():

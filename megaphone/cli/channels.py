@@ -141,7 +141,7 @@ def exists(
     for given, address in real.items():
         typer.echo(f"{given} {'exists' if found[address] else 'gone'}")
         if not found[address]:
-            saved.drop(given)
+            saved.drop(given, broker.url, broker.context)
     if not all(found.values()):
         raise typer.Exit(Exit.GONE)
 

@@ -58,11 +58,19 @@ def address(text: str, side: Side) -> str:
     return channel.producer if side == "producer" else channel.consumer
 
 
-def drop(name: str) -> None:
-    """Forget a channel that has gone, if it was named so."""
+def drop(name: str, url: str, context: str | None) -> None:
+    """Forget a channel that its own broker does not know any more, if it was named so.
+
+    Another broker, which a flag has named, cannot know the channel.
+    """
     channels = load()
     plain = name.removeprefix(MARK)
-    if name.startswith(MARK) and channels.pop(plain, None) is not None:
+    channel = channels.get(plain) if name.startswith(MARK) else None
+    if channel is None:
+        return
+    is_home = context == channel.context if channel.context else url == channel.url
+    if is_home:
+        del channels[plain]
         store(channels)
         say(
             f"megaphone: {name} is forgotten, because the channel has gone;"

@@ -192,16 +192,33 @@ class Tail:
 
     async def _print_all(self, reader: "Reader[Any]") -> None:
         left = self.count
+        until = asyncio.get_running_loop().time() + PATIENCE_S
         while left is None or left > 0:
             # One at a time if each is dealt with by a command, so that the others are not lost.
             most = 1 if self.command else left or 100
             could_come = reader.has_begun
-            events = await reader.batch(min(most, 100), wait_s=None if self.follows else LOOK_S)
+            if not (self.follows or could_come or asyncio.get_running_loop().time() < until):
+                leave(Exit.FAILED, "no broker answers")
+            events = await self._next(reader, min(most, 100))
             if events:
                 await self._print(events)
                 left = left and left - len(events)
             elif self.follows or could_come:
                 return
+
+    async def _next(self, reader: "Reader[Any]", most: int) -> "list[Event[Any]]":
+        """Return the next events. Of several channels, those that go do not end the others."""
+        from megaphone_client import ChannelNotFound
+
+        left = len(self.labels)
+        while True:
+            try:
+                return await reader.batch(most, wait_s=None if self.follows else LOOK_S)
+            except ChannelNotFound:
+                left -= 1
+                if not left:
+                    raise
+                say("megaphone: one of the channels does not exist, or not any more")
 
     async def _print(self, events: Sequence["Event[Any]"]) -> None:
         if self.command is not None:
@@ -238,7 +255,7 @@ def first(
 ) -> None:
     """Wait for the next event of a stream, and print its body: a delayed answer.
 
-    Exits with 4 if none comes in time.
+    Exits with 4 if none comes in time. Events of other streams before it are not sent again.
 
     \b
     answer=$(megaphone first @job done --timeout 5m)
@@ -247,8 +264,9 @@ def first(
     address = saved.address(consumer, "consumer")
 
     async def wait(megaphone: "Megaphone") -> bytes:
-        async with megaphone.subscribe(address) as streams:
-            return await streams.first(stream, decode=bytes, timeout_s=timeout)
+        read = megaphone.read(address, streams=[stream], limit=1)
+        async with asyncio.timeout(timeout), read as reader:
+            return (await anext(reader)).raw
 
     try:
         body = run(broker, wait, addresses=[consumer], timeout_s=PATIENCE_S)

@@ -11,14 +11,7 @@ import msgspec
 import typer
 
 from megaphone.cli import saved
-from megaphone.cli.calls import (
-    PATIENCE_S,
-    ContextOption,
-    TimeoutOption,
-    UrlOption,
-    broker_for,
-    run,
-)
+from megaphone.cli.calls import ContextOption, TimeoutOption, UrlOption, broker_for, run
 from megaphone.cli.exits import Exit, leave, say
 from megaphone.cli.lines import lines_of
 
@@ -29,6 +22,9 @@ STANDARD_INPUT: Final = "-"
 PROGRESS_S: Final = 0.5
 UNANSWERED: Final = 1_000
 """So many events may be on their way."""
+PATIENCE_S: Final = 15.0
+"""Longer than a broker waits, unless it is set otherwise, for room in a full channel: so it is the
+broker that says whether the event was taken."""
 
 
 def write(
@@ -143,8 +139,12 @@ class Lines:
         self._stream = stream
         self._raw_string = raw_string
         self._rate = rate
-        self._sent: asyncio.Queue[Awaitable[str | None] | None] = asyncio.Queue()
+        self._sent: asyncio.Queue[tuple[int, Awaitable[str | None]] | None] = asyncio.Queue()
+        """Each event that was sent, with the number of its line; at the end None."""
         self._written = 0
+        self._not_written = 0
+        self._first_not_written = 0
+        """The number of its line."""
         self._failure: MegaphoneError | None = None
 
     async def write(self, megaphone: "Megaphone") -> None:
@@ -153,10 +153,11 @@ class Lines:
         counting = asyncio.create_task(self._count())
         try:
             async with megaphone.publisher(max_pending=UNANSWERED) as publisher:
-                async for body in self._bodies():
+                async for number, body in self._bodies():
                     if self._failure is not None:
                         break
-                    self._sent.put_nowait(await publisher.send(self._address, self._stream, body))
+                    sent = await publisher.send(self._address, self._stream, body)
+                    self._sent.put_nowait((number, sent))
         finally:
             self._sent.put_nowait(None)
             await asyncio.wait([counting])
@@ -166,28 +167,31 @@ class Lines:
             raise self._failure
 
     async def _count(self) -> None:
-        """Count the events that are written."""
+        """Count the events that are written, and those that are not."""
         from megaphone_client import MegaphoneError
 
-        while (sent := await self._sent.get()) is not None:
+        while (one := await self._sent.get()) is not None:
+            number, sent = one
             try:
                 await sent
             except MegaphoneError as error:
-                self._failure = self._failure or error
+                self._not_written += 1
+                if self._failure is None:
+                    self._failure = error
+                    self._first_not_written = number
             else:
                 self._written += 1
 
-    async def _bodies(self) -> AsyncIterator[bytes]:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
+    async def _bodies(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Yield the number of each line that is not empty, and its event."""
         number = 0
         async for line in lines_of(self._source):
             number += 1
             if not line.strip() and not self._raw_string:
                 continue
-            yield encoded(line, self._raw_string, f"line {number}")
+            yield number, encoded(line, self._raw_string, f"line {number}")
             if self._rate is not None:
-                await asyncio.sleep(begun + number / self._rate - loop.time())
+                await asyncio.sleep(1 / self._rate)
 
     async def _show_progress(self) -> None:
         while True:
@@ -198,3 +202,8 @@ class Lines:
         """Say how many events were written."""
         start = "\r" if sys.stderr.isatty() else ""
         say(f"{start}{self._written:,} event{'' if self._written == 1 else 's'} written")
+        if self._not_written:
+            say(
+                f"megaphone: {self._not_written:,} not written;"
+                f" the first is that of line {self._first_not_written}"
+            )

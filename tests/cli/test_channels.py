@@ -4,7 +4,10 @@ import json
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import User
+from tests.support.process import broker_process
 
 
 def lines(text: str) -> list[dict[str, object]]:
@@ -205,3 +208,42 @@ def test_a_look_at_many_channels_shows_all_of_them(at_room: User) -> None:
     at_room.run("write", "@other", "s", "2")
     printed = at_room.run("tail", "@room", "@other", "--no-follow", "-o", "raw").stdout
     assert sorted(printed.split()) == ["1", "2"]
+
+
+def test_a_saved_channel_is_kept_when_another_broker_does_not_know_it(
+    at_room: User, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with broker_process(tmp_path_factory.mktemp("other")) as other:
+        assert at_room.run("exists", "@room", "-u", other.url).returncode == 3
+    assert at_room.run("exists", "@room").returncode == 0
+
+
+def test_first_leaves_the_events_behind_it(at_room: User) -> None:
+    for number, stream in enumerate(("done", "other", "done")):
+        at_room.run("write", "@room", stream, str(number))
+    assert at_room.run("first", "@room", "done").stdout == "0\n"
+    assert at_room.run("tail", "@room", "--no-follow", "-o", "raw").stdout == "1\n2\n"
+
+
+def test_one_channel_that_has_gone_does_not_end_the_tail_of_another(at_room: User) -> None:
+    at_room.run("create", "--save", "other")
+    file = at_room.home / ".local/state/megaphone/channels.json"
+    channels = json.loads(file.read_text())
+    gone = channels["other"]["consumer"]
+    at_room.run("write", "@room", "s", "1")
+    broken = gone[:-10] + ("a" if gone[-10] != "a" else "b") + gone[-9:]
+    done = at_room.run("tail", "@room", broken, "-n", "1", "-o", "raw")
+    assert (done.returncode, done.stdout) == (0, "1\n")
+
+
+def test_events_that_a_full_channel_takes_and_does_not_take_are_counted(
+    user: User, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with broker_process(tmp_path_factory.mktemp("small"), write_timeout_millis=500) as small:
+        there = User(user.home, {"MEGAPHONE_URL": small.url})
+        there.run("create", "--save", "full")
+        done = there.run("write", "@full", "s", "-", "--timeout", "3s", text="1\n" * 150)
+    assert done.returncode == 4
+    assert "100 events written\nmegaphone: 50 not written; the first is that of line 101\n" in (
+        done.stderr
+    )

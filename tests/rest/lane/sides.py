@@ -69,7 +69,12 @@ METRICS = "/metrics"
 QUICK_BARRIERS = 2
 QUICK_TURNS = 4
 """See `Side.is_thorough`."""
-SETTINGS = {"poll_duration_millis": 1_000, "max_body_bytes": 20_000, "channel_ttl_secs": 1e6}
+SETTINGS = {
+    "poll_duration_millis": 1_000,
+    "max_read_secs": 1.0,  # odd requests ask for long reads, which must end
+    "max_body_bytes": 20_000,
+    "channel_ttl_secs": 1e6,
+}
 
 _OURS = frozenset(
     (
