@@ -28,13 +28,28 @@ def decode_json(body: bytes, kind: type[T]) -> T:
     except RecursionError:
         reason = "the body is nested too deep"
     except msgspec.ValidationError as error:
-        found, reason = str(error), f"the body does not fit: {explain(error)}"
-        if found.startswith(UNKNOWN):
-            reason = f"the body does not fit: it has {unknown_member(found, body, kind)}"
+        reason = f"the body does not fit: {misfit(error, body, kind)}"
     except msgspec.DecodeError as error:
         reason = f"the body is not JSON: {explain(error)}"
     # Raised here, so that the error of the decoder, which repeats text of the body, is no context.
     raise BadRequest(reason)
+
+
+# -- Bodies that do not fit
+
+
+NOT_ALLOWED = "Invalid enum value "
+
+
+def misfit(error: msgspec.ValidationError, body: bytes, kind: type[Any]) -> str:
+    """Return in our words what the decoder has found wrong in a body for a type, without values of
+    the body, which may be long or secret."""
+    found = str(error)
+    if found.startswith(UNKNOWN):
+        return f"it has {unknown_member(found, body, kind)}"
+    if found.startswith(NOT_ALLOWED):
+        return f"a value is none of those that are allowed - at `${found.rpartition(PATH)[2]}"
+    return explain(error)
 
 
 # -- Names that are not known
@@ -44,8 +59,9 @@ LONGEST_NAME = 40
 """A longer name is not repeated, because it may be a secret. Nor is it compared with the known
 ones: it is no misspelling, and a name of a megabyte would hold the event loop."""
 UNKNOWN = "Object contains unknown field `"
-AT = "` - at `$"
-"""Begins the path of the object, which the decoder writes behind the name. None means the top."""
+PATH = " - at `$"
+"""Begins the path of an object, which the decoder writes last. Without one it means the top."""
+AT = f"`{PATH}"
 LIKE_AT = (AT.encode(), *(rb"\u%04x" % ord(one) for one in sorted({*AT})), rb"\u002D")
 """One of them is in each body that has a name with the text `AT`: as it is, or partly escaped."""
 STEP = re.compile(r"\.(\w+)|\[")

@@ -1,7 +1,7 @@
 """Bodies that do not decode are refused in our words, and members are converted only when read."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -53,6 +53,7 @@ class Inner(msgspec.Struct, forbid_unknown_fields=True, rename="camel"):
 class Outer(msgspec.Struct, forbid_unknown_fields=True):
     inner: Inner | None = None
     many: Annotated[list[Inner], msgspec.Meta(description="many")] = []
+    way: Literal["up", "down"] = "up"
 
 
 @pytest.mark.parametrize(
@@ -60,9 +61,10 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
     [
         (
             b'{"iner":{}}',
-            "it has the unknown member `iner`, did you mean `inner`? allowed are `inner`, `many`",
+            "it has the unknown member `iner`, did you mean `inner`?"
+            " allowed are `inner`, `many`, `way`",
         ),
-        (b'{"x":1}', "it has the unknown member `x`; allowed are `inner`, `many`"),
+        (b'{"x":1}', "it has the unknown member `x`; allowed are `inner`, `many`, `way`"),
         (
             b'{"inner":{"someNam":1}}',
             "it has the unknown member `someNam`, did you mean `someName`? allowed are `someName`",
@@ -72,11 +74,13 @@ class Outer(msgspec.Struct, forbid_unknown_fields=True):
             "it has the unknown member `some_name`, did you mean `someName`?"
             " allowed are `someName`",
         ),
-        (b'{"%b":1}' % (b"x" * 41), "it has an unknown member; allowed are `inner`, `many`"),
+        (b'{"%b":1}' % (b"x" * 41), "it has an unknown member; allowed are `inner`, `many`, `way`"),
+        (b'{"way":"a secret"}', "a value is none of those that are allowed - at `$.way`"),
+        (b'{"way":"x - at `$.inner"}', "a value is none of those that are allowed - at `$.way`"),
         (b'{"inner":1}', "expected `object | null`, got `int` - at `$.inner`"),
     ],
 )
-def test_an_unknown_member_is_refused_with_what_is_allowed(body: bytes, message: str) -> None:
+def test_a_misfit_is_refused_with_what_is_allowed(body: bytes, message: str) -> None:
     with pytest.raises(BadRequest) as refused:
         decode_json(body, Outer)
     assert str(refused.value) == f"the body does not fit: {message}"
