@@ -3,8 +3,9 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -103,6 +104,57 @@ async def test_silence_is_noticed() -> None:
         megaphone.read("node.x.1", heartbeat_s=0.02),
     ):
         await third.wait()
+
+
+async def test_a_broker_that_ends_each_read_at_once_is_not_asked_all_the_time() -> None:
+    asked_at: list[float] = []
+    fourth = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                asked_at.append(asyncio.get_running_loop().time())
+                if len(asked_at) == 4:
+                    fourth.set()
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        Megaphone.from_url(f"http://127.0.0.1:{port}") as megaphone,
+        megaphone.read("node.x.1"),
+    ):
+        await fourth.wait()
+    assert all(later - earlier > 0.05 for earlier, later in pairwise(asked_at))
+
+
+@pytest.mark.settings(poll_duration_millis=150)
+async def test_a_read_that_ends_with_a_limit_is_not_repeated_all_the_time(
+    app: App, protocol: str
+) -> None:
+    asked_at: list[float] = []
+    fourth = asyncio.Event()
+
+    async def headers() -> dict[str, str]:
+        asked_at.append(asyncio.get_running_loop().time())
+        if len(asked_at) == 4:
+            fourth.set()
+        return {}
+
+    async with (
+        Megaphone.from_url(url_of(app, protocol)) as other,
+        Megaphone.from_url(url_of(app, protocol), headers=headers) as megaphone,
+    ):
+        channel = await other.create()
+        await write(other, channel, *range(6))
+        async with megaphone.read(channel.consumer, limit=10) as reader:
+            await fourth.wait()
+            await write(other, channel, *range(6, 12))
+            assert await take(reader, 10) == list(range(10))
+    reads_at = asked_at[:4]  # the app asked for no event, so that nothing was acknowledged
+    assert all(later - earlier > 0.1 for earlier, later in pairwise(reads_at))
 
 
 async def test_a_channel_that_ends_ends_the_read(

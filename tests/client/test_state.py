@@ -91,12 +91,52 @@ def test_a_read_that_was_never_answered_takes_nothing_over() -> None:
 
 
 def test_the_limit_counts_what_came() -> None:
-    state = state_of(limit=3)
+    state = state_of(limit=3, acknowledges=False)
     assert state.ask().limit == 3
     receive(state, "e1", "e2")
     assert (state.ask().limit, state.is_finished) == (1, False)
     receive(state, "e2", "e3")
     assert state.is_finished
+
+
+def test_the_limit_leaves_room_for_what_comes_again() -> None:
+    state = state_of(limit=10)
+    events = receive(state, *(f"e{number}" for number in range(6)))
+    assert state.ask().limit == 10
+    state.dealt(events[3], 0.0)
+    assert (state.ask().after, state.ask().limit) == ("e3", 6)
+
+
+# -- After a clean end
+
+
+def test_the_next_read_begins_at_once() -> None:
+    state = state_of()
+    for lasted_s in (0.1, 20.0):
+        state.ask()
+        assert state.ended(lasted_s) == 0.0
+    state.ask()
+    receive(state, "e1")
+    assert state.ended(0.0) == 0.0
+
+
+def test_but_not_if_each_ends_at_once_and_brings_nothing_new() -> None:
+    state = state_of()
+    receive(state, "e1")
+    rests = []
+    for _ in range(7):
+        state.ask()
+        receive(state, "e1")
+        rests.append(state.ended(0.01))
+    assert rests == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0]
+    state.ask()
+    assert state.ended(1.0) == 0.0
+    state.ask()
+    assert state.ended(0.01) == 0.1
+
+
+def test_the_rest_is_never_shorter_than_that() -> None:
+    assert ReadState(CONSUMER, random=lambda: 0.0).ended(0.0) == 0.1
 
 
 # -- What is new

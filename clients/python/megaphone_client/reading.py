@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Literal, Protocol, Self, TypeVar, cast
 
 from megaphone_client.errors import ConnectionFailed, EventsLost, MegaphoneError
 from megaphone_client.events import Arrived, Event
-from megaphone_client.state import Backoff, ReadState
+from megaphone_client.state import Ask, Backoff, ReadState
 from megaphone_client.transport import OpenRead, Transport
 
 log = logging.getLogger("megaphone_client")
@@ -80,6 +80,7 @@ class Pump:
         self._decode = decode
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
+        self._asked_at = 0.0
         self._ack_timer: asyncio.TimerHandle | None = None
         self._ack_timer_at = 0.0
         self._acking: asyncio.Task[None] | None = None
@@ -95,13 +96,23 @@ class Pump:
         while not self.state.is_finished:
             try:
                 await self._read_once()
-                self.state.alive()
+                wait_s: float | None = self.ended()
             except MegaphoneError as error:
                 wait_s = self.wait_s(error)
                 if wait_s is None:
                     return error
+            if wait_s:
                 await asyncio.sleep(wait_s)
         return None
+
+    def ask(self) -> Ask:
+        """Return what to ask for now."""
+        self._asked_at = self._loop.time()
+        return self.state.ask()
+
+    def ended(self) -> float:
+        """Note that the read ended cleanly. Returns: how long to wait before the next one."""
+        return self.state.ended(self._loop.time() - self._asked_at)
 
     def wait_s(self, error: MegaphoneError) -> float | None:
         """Return how long to wait before the next try; None if the error ends the read."""
@@ -114,7 +125,7 @@ class Pump:
     async def _read_once(self) -> None:
         """Read until the broker ends the read. Raises: MegaphoneError."""
         transport = await self._transport()
-        asked = self.state.ask()
+        asked = self.ask()
         connection = transport.connection
         try:
             read = await patiently(transport.read(asked), self.state.silence_s)

@@ -15,6 +15,10 @@ from megaphone_client.events import Arrived, Event, Owner
 
 FIRST_WAIT_S: Final = 0.1
 LONGEST_WAIT_S: Final = 30.0
+QUICK_END_S: Final = 0.1
+"""A read that ends sooner and brings nothing new is not tried again at once."""
+LONGEST_REST_S: Final = 2.0
+"""How long the client rests at most after such a read. A failure may need longer."""
 BUSY_WAIT_S: Final = 30.0
 """How long a first read waits for the end of another one."""
 SILENT_HEARTBEATS: Final = 2.5
@@ -47,16 +51,19 @@ class Ask:
 class Backoff:
     """How long to wait before the next try: a random part of a time that doubles each time."""
 
-    __slots__ = ("_random", "failures")
+    __slots__ = ("_longest_s", "_random", "failures")
 
-    def __init__(self, random: Callable[[], float] = random.random) -> None:
+    def __init__(
+        self, random: Callable[[], float] = random.random, longest_s: float = LONGEST_WAIT_S
+    ) -> None:
+        self._longest_s = longest_s
         self.failures = 0
         """How many there were since the last success."""
         self._random = random
 
     def next_s(self, at_least_s: float | None = None) -> float:
         """Count a failure. Returns: how long to wait."""
-        most = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** min(self.failures, 20))
+        most = min(self._longest_s, FIRST_WAIT_S * 2.0 ** min(self.failures, 20))
         self.failures += 1
         return max(self._random() * most, at_least_s or 0.0)
 
@@ -112,6 +119,7 @@ class ReadState:
         self._streams = None if streams is None else frozenset(streams)
         self._named_streams = self._streams_of_broker()
         self._backoff = Backoff(random)
+        self._rest = Backoff(random, LONGEST_REST_S)
         self._repeats = Repeats()
         self.has_begun = False
         """Whether the broker has ever answered a request for the read."""
@@ -123,6 +131,7 @@ class ReadState:
         self._number = 0  # of the last event that came
         self._dealt = 0  # the number of the last event dealt with
         self._acknowledged = 0
+        self._asked_after = 0  # how many events had come at the last request for a read
         self._asked = 0  # the number of the event that the last request for a read named
         self._sending = 0  # the number of the event that an open request acknowledges
         self._due_since = 0.0
@@ -148,11 +157,16 @@ class ReadState:
 
         If the broker passes over the streams that are not wanted, the log may drop the last wanted
         event, so that a cursor would look like a gap. What is acknowledged needs no cursor.
+
+        What is here and not dealt with comes again, and counts in the limit of the request.
         """
         self._asked = self._dealt
-        after = self.cursor
+        self._asked_after = self._number
+        after, limit = self.cursor, self._left
         if not self.acknowledges:
             after = self._received or (START if self._may_have_read else None)
+        elif limit is not None:
+            limit += self._number - self._dealt
         if self._named_streams and self.has_begun and self._dealt == self._acknowledged:
             after = None
         return Ask(
@@ -160,7 +174,7 @@ class ReadState:
             after,
             self.acknowledges,
             self.has_begun or self._takes_over,
-            self._left,
+            limit,
             self._heartbeat_s,
             self._named_streams,
         )
@@ -192,8 +206,20 @@ class ReadState:
         return is_gap
 
     def alive(self) -> None:
-        """Note that bytes came, or that the read ended cleanly."""
+        """Note that bytes came."""
         self._backoff.reset()
+
+    def ended(self, lasted_s: float) -> float:
+        """Note that a read ended cleanly, so long after it was asked for. Returns: how long to wait
+        before the next one.
+
+        That is no time, unless something between client and broker ends each read at once.
+        """
+        self._backoff.reset()
+        if lasted_s >= QUICK_END_S or self._number > self._asked_after:
+            self._rest.reset()
+            return 0.0
+        return self._rest.next_s(at_least_s=FIRST_WAIT_S)
 
     def received(
         self,

@@ -108,7 +108,7 @@ class Together:
     async def _read_parts(self, reading: dict[int, Pump]) -> None:
         """Read until all is done. Each channel whose read is done leaves `reading`."""
         silence_s = reading[0].state.silence_s
-        asks = [pump.state.ask() for pump in reading.values()]
+        asks = [pump.ask() for pump in reading.values()]
         read = await patiently(self._transport.read_many(asks), silence_s)
         try:
             while reading:
@@ -141,11 +141,7 @@ class Together:
 
     def _done(self, pump: Pump, error: MegaphoneError | None) -> float:
         """Note the end of the read of a channel. Returns: how long to wait, if it is read again."""
-        wait_s: float | None = 0.0
-        if error is None:
-            pump.state.alive()
-        else:
-            wait_s = pump.wait_s(error)
+        wait_s = pump.ended() if error is None else pump.wait_s(error)
         if wait_s is None:
             self._ended(error)
             return 0.0
