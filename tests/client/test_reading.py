@@ -231,6 +231,68 @@ async def test_an_acknowledgement_of_a_channel_that_has_gone_fails(
             await event.ack()
 
 
+async def test_an_acknowledgement_after_the_end_fails_at_once(
+    app: App, protocol: str, megaphone: Megaphone, channel: Channel
+) -> None:
+    await write(megaphone, channel, 1, 2)
+    async with Megaphone.from_url(url_of(app, protocol)) as client:
+        async with client.read(channel.consumer, ack="manual") as reader:
+            first, second = [await anext(reader) for _ in range(2)]
+            await first.ack()
+        with pytest.raises(RuntimeError, match="the reader is closed"):
+            await second.ack()
+        await first.ack()  # which the broker knows
+    with pytest.raises(RuntimeError, match="the reader is closed"):
+        await second.ack()
+
+
+async def test_an_error_of_the_app_ends_an_acknowledgement_and_is_not_repeated(
+    app: App, protocol: str, megaphone: Megaphone, channel: Channel
+) -> None:
+    calls, fails = 0, False
+
+    async def headers() -> dict[str, str]:
+        nonlocal calls
+        calls += 1
+        if fails:
+            raise LookupError("no password")
+        return {}
+
+    await write(megaphone, channel, 1)
+    async with (
+        Megaphone.from_url(url_of(app, protocol), headers=headers) as client,
+        client.read(channel.consumer, ack="manual") as reader,
+    ):
+        event = await anext(reader)
+        before, fails = calls, True
+        with pytest.raises(LookupError, match="no password"):
+            await event.ack()
+        assert calls == before + 1
+        fails = False
+        await event.ack()
+
+
+async def test_an_error_of_the_app_does_not_hinder_the_end(
+    app: App, protocol: str, megaphone: Megaphone, channel: Channel
+) -> None:
+    fails = False
+
+    async def headers() -> dict[str, str]:
+        if fails:
+            raise LookupError("no password")
+        return {}
+
+    await write(megaphone, channel, 1)
+    async with (
+        Megaphone.from_url(url_of(app, protocol), headers=headers) as client,
+        client.read(channel.consumer) as reader,
+    ):
+        assert await take(reader, 1) == [1]
+        fails = True
+    async with megaphone.read(channel.consumer) as reader:
+        assert await take(reader, 1) == [1]
+
+
 async def test_a_display_acknowledges_nothing_and_can_go_on_later(
     megaphone: Megaphone, channel: Channel
 ) -> None:

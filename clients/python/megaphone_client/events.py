@@ -92,7 +92,9 @@ class Event(Generic[T]):
         """Acknowledge this event and every event before it. Returns when the broker knows.
 
         Calls at the same time share a request. Raises: MegaphoneError, if the broker does not
-        answer for long. The event still counts as dealt with then: the next read says so.
+        answer for long; the event still counts as dealt with then: the next read says so.
+        RuntimeError, if the reader is closed and the broker does not know yet; the error of the
+        app's function for headers.
         """
         await self._owner.acknowledge(self)
 

@@ -85,7 +85,7 @@ class Pump:
         self._ack_timer_at = 0.0
         self._acking: asyncio.Task[None] | None = None
         self._ack_backoff = Backoff()
-        self._ack_error: MegaphoneError | None = None
+        self._ack_error: Exception | None = None
         self._is_closed = False
 
     # -- Reading
@@ -177,13 +177,19 @@ class Pump:
         try:
             async with asyncio.timeout(self._timeout_s):
                 while not self.state.is_known(event):
-                    if self._acking is None:
-                        self._begin_ack()
-                    await asyncio.wait([cast("asyncio.Task[None]", self._acking)])
-                    if self._ack_error is not None and not self._ack_error.may_heal:
-                        raise self._ack_error
+                    await self._next_ack()
         except TimeoutError:
             raise ConnectionFailed("no answer to an acknowledgement in time") from None
+
+    async def _next_ack(self) -> None:
+        """Wait for the end of a request. Raises: its error, if it is not repeated."""
+        if self._is_closed:
+            raise RuntimeError("the reader is closed")
+        self._begin_ack()
+        await asyncio.wait([cast("asyncio.Task[None]", self._acking)])
+        error = self._ack_error
+        if error is not None and not (isinstance(error, MegaphoneError) and error.may_heal):
+            raise error.with_traceback(None)
 
     def _plan_ack(self) -> None:
         if self._acking is not None or self._is_closed:
@@ -204,7 +210,8 @@ class Pump:
             self._acking = self._loop.create_task(self._ack())
 
     async def _ack(self) -> None:
-        """Acknowledge once. A failure is repeated after a pause: nothing else depends on it."""
+        """Acknowledge once. A failure is repeated after a pause: nothing else depends on it. It is
+        not repeated if it is one of the app, such as of its function for headers."""
         event_id, number = self.state.begin_ack(self._loop.time())
         is_known = False
         try:
@@ -217,24 +224,28 @@ class Pump:
             self._ack_error = error
             log.debug("an acknowledgement failed: %s", error)
             await asyncio.sleep(self._ack_backoff.next_s(error.retry_after_s))
+        except Exception as error:
+            self._ack_error = error
         finally:
             self.state.end_ack(number, is_known=is_known)
             self._acking = None
-        self._plan_ack()
+        if self._ack_error is None or isinstance(self._ack_error, MegaphoneError):
+            self._plan_ack()
 
     async def finish(self) -> None:
         """Acknowledge what is dealt with, in `LAST_ACK_S` at most. The reading has ended."""
         self._is_closed = True
         if self._ack_timer is not None:
             self._ack_timer.cancel()
-        with suppress(TimeoutError, MegaphoneError):
+        with suppress(Exception):  # also of the app's function for headers
             async with asyncio.timeout(LAST_ACK_S):
                 if self._acking is not None:
                     await asyncio.wait([self._acking])
                 if self.state.ack_at() is not None:
-                    event_id, _ = self.state.begin_ack(self._loop.time())
+                    event_id, number = self.state.begin_ack(self._loop.time())
                     transport = await self._transport()
                     await transport.acknowledge(self.state.consumer, event_id, LAST_ACK_S)
+                    self.state.end_ack(number, is_known=True)
         if self._acking is not None:
             self._acking.cancel()
             await asyncio.wait([self._acking])
