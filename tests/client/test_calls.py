@@ -16,7 +16,7 @@ from megaphone_client import (
     WriteTimeout,
 )
 from megaphone_client.errors import CLASSES
-from tests.client.conftest import url_of
+from tests.client.conftest import faulty_broker, url_of
 from tests.support.proxy import proxy_to
 
 GONE = "node." + "x" * 50 + ".1"
@@ -64,6 +64,13 @@ async def test_a_batch_is_written_to_every_channel(megaphone: Megaphone, channel
     assert await megaphone.write_batch([channel.producer, other.producer], messages) == []
     assert await bodies(megaphone, channel, 2) == [1, {"two": 2}]
     assert await bodies(megaphone, other, 2) == [1, {"two": 2}]
+
+
+async def test_a_batch_that_ends_without_some_channels_names_only_these() -> None:
+    answer = b'{"failures":[{"channel":"node.a","index":0,"reason":"STORE_UNAVAILABLE"}]}'
+    async with faulty_broker(b"200 OK", answer) as (url, _), Megaphone.from_url(url) as megaphone:
+        failures = await megaphone.write_batch(["node.a", "node.b"], [("s", 1)], timeout_s=0.3)
+    assert failures == [Failure("node.a", 0, "STORE_UNAVAILABLE")]
 
 
 @pytest.mark.settings(buffer_capacity=1, write_timeout_millis=50)

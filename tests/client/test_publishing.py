@@ -1,8 +1,6 @@
 """Writing many events in batches, over both protocols."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
@@ -17,31 +15,13 @@ from megaphone_client import (
     ProtocolError,
     WriteTimeout,
 )
-from tests.client.conftest import url_of
+from tests.client.conftest import faulty_broker, url_of
 from tests.support.proxy import proxy_to
 
 
 async def bodies(megaphone: Megaphone, channel: Channel, count: int) -> list[object]:
     async with megaphone.read(channel.consumer, limit=count) as reader:
         return [event.body async for event in reader]
-
-
-@asynccontextmanager
-async def faulty_broker(status: bytes, body: bytes) -> AsyncIterator[tuple[str, asyncio.Event]]:
-    """Gives every HTTP request the same answer. Yields its URL, and an event that is set when a
-    client has an answer."""
-    answered = asyncio.Event()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        head = b"HTTP/1.1 %b\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
-        writer.write(head % (status, len(body)) + body)
-        await reader.read()  # until the client closes the connection
-        answered.set()
-        writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", answered
 
 
 async def test_events_keep_their_order_in_each_channel(megaphone: Megaphone) -> None:

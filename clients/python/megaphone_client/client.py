@@ -194,7 +194,8 @@ class Megaphone:
             except NotYet as error:
                 return error.failures
             except MegaphoneError as error:
-                return error
+                # The broker answered for each channel: it is not unknown what the others took.
+                return error.__cause__.failures if isinstance(error.__cause__, NotYet) else error
 
         groups = by_agent(producers) or [[]]
         results = await asyncio.gather(*map(write, groups))
