@@ -63,8 +63,8 @@ TimeoutOption = Annotated[
 class Broker:
     """The broker that a command calls."""
 
-    url: str
-    headers: Mapping[str, str] = field(default_factory=dict)
+    url: str = field(repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     context: str | None = None
 
     @property

@@ -29,7 +29,7 @@ context_app = typer.Typer(help="Give brokers names.", no_args_is_help=True)
 class Context:
     """A broker that has a name."""
 
-    url: str
+    url: str = field(repr=False)
     socket: str | None = None
     """The path of its admin socket."""
     headers: Mapping[str, str] = field(default_factory=dict)

@@ -23,6 +23,9 @@ class Saved(msgspec.Struct):
     url: str | None = None
     context: str | None = None
 
+    def __repr__(self) -> str:
+        return "<Saved channel>"
+
 
 def load() -> dict[str, Saved]:
     """Return the channels by name. Exits if their file is not as it must be."""

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 from megaphone import __version__
+from megaphone.cli.calls import Broker
+from megaphone.cli.contexts import Context
+from megaphone.cli.saved import Saved
 from tests.cli.conftest import User
 from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, wait_until_it_serves
 
@@ -146,3 +149,13 @@ def test_help_imports_nothing_that_is_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stderr == "[]\n"
+
+
+def test_what_a_command_keeps_shows_no_secret() -> None:
+    url = "http://me:secret@host"
+    for value in (
+        Broker(url, {"Authorization": "secret"}),
+        Context(url),
+        Saved("secret", "secret", url),
+    ):
+        assert "secret" not in repr(value)

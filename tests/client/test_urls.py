@@ -1,8 +1,14 @@
 """Which URLs a client takes, and what they mean."""
 
+import asyncio
+from base64 import b64encode
+
 import pytest
 
 from megaphone_client import Megaphone
+from megaphone_client.publishing import Sent
+from megaphone_client.state import Ask
+from megaphone_client.transport import Message, Part
 from megaphone_client.urls import DEFAULT, Target, parse_url
 
 
@@ -38,12 +44,27 @@ def test_without_a_url_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -
         "grpc://me:secret@host/prefix",
         "http://me:secret@host:99999",
         "http://me:secret@host:x",
+        "http://me:secret@[host",
+        "http://me:secret\u2100@host",
     ],
 )
 def test_anything_else_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(ValueError, match="URL of a broker") as refused:
         parse_url(url)
     assert "secret" not in str(refused.value)
+
+
+async def test_what_the_client_keeps_shows_no_secret() -> None:
+    message = Message("secret", "s", b"secret", "secret")
+    for value in (
+        parse_url("http://secret:secret@host"),
+        message,
+        Sent(message, asyncio.get_running_loop().create_future()),
+        Ask("secret", None, True, False, None, 1.0, ()),
+        Part(0, [("s", "1", 0, b"secret")]),
+    ):
+        assert "secret" not in repr(value)
+        assert b64encode(b"secret:secret").decode() not in repr(value)
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, 55.1])

@@ -7,7 +7,7 @@ are in seconds, on a clock that the caller chooses.
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from megaphone_client.errors import ConnectionFailed, MegaphoneError, ReaderBusy
@@ -38,7 +38,7 @@ ACK_AGE_S: Final = 1.0
 class Ask:
     """What one request for a read says."""
 
-    consumer: str
+    consumer: str = field(repr=False)
     after: str | None
     acknowledges: bool
     takes_over: bool

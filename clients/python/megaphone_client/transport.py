@@ -25,6 +25,9 @@ class Message(NamedTuple):
     body: bytes
     key: str | None
 
+    def __repr__(self) -> str:
+        return f"<Message of {len(self.body)} bytes>"
+
 
 class OpenRead(Protocol):
     """A read that the broker has begun to answer."""
@@ -48,7 +51,7 @@ class Part:
     """What came of one channel of a read of many. `channel` is its index in the request."""
 
     channel: int
-    events: list[Arrived] = field(default_factory=list)
+    events: list[Arrived] = field(default_factory=list, repr=False)
     has_begun: bool = False
     position: str | None = None
     recovered: bool | None = None

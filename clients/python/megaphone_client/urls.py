@@ -2,7 +2,7 @@
 
 import os
 from base64 import b64encode
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -22,7 +22,7 @@ class Target:
     port: int
     prefix: str
     """What the paths of all HTTP requests begin with: nothing, or a slash and more."""
-    authorization: str | None
+    authorization: str | None = field(repr=False)
     """The value of the header `Authorization`, if the URL has a user and a password."""
 
     @property
@@ -36,7 +36,10 @@ def parse_url(url: str | None) -> Target:
 
     Raises: ValueError. Its text does not repeat the URL, which may contain a password.
     """
-    parts = urlsplit(url or os.environ.get(VARIABLE) or DEFAULT)
+    try:
+        parts = urlsplit(url or os.environ.get(VARIABLE) or DEFAULT)
+    except ValueError:
+        raise ValueError(f"the URL of a broker looks like {ALLOWED}") from None
     if parts.scheme not in PORTS or not parts.hostname:
         raise ValueError(f"the URL of a broker looks like {ALLOWED}")
     is_grpc = parts.scheme.startswith("grpc")
