@@ -1,5 +1,8 @@
 """The calls of the client that are neither reads nor batches of a publisher."""
 
+import asyncio
+
+import aiohttp
 import pytest
 
 from megaphone.app import App
@@ -166,6 +169,58 @@ async def test_without_keys_it_is_not_tried_again(app: App) -> None:
             channel = await megaphone.create()
             with pytest.raises(OutcomeUnknown):
                 await megaphone.write(channel.producer, "s", 1)
+
+
+@pytest.mark.parametrize("failure", [ConnectionRefusedError, TimeoutError])
+async def test_a_function_for_headers_without_a_connection_is_asked_again(
+    app: App, protocol: str, failure: type[Exception]
+) -> None:
+    failures = [failure(), failure()]
+
+    async def headers() -> dict[str, str]:
+        if failures:
+            raise failures.pop()
+        return {}
+
+    async with Megaphone.from_url(url_of(app, protocol), headers=headers) as megaphone:
+        channel = await megaphone.create()
+        failures += [failure(), failure()]
+        await megaphone.write(channel.producer, "s", 1)
+        failures += [failure(), failure()]
+        assert await bodies(megaphone, channel, 1) == [1]
+        failures += [failure()] * 100
+        with pytest.raises(ConnectionFailed, match="headers"):
+            await megaphone.write(channel.producer, "s", 1, timeout_s=0.2)
+
+
+async def test_any_other_error_of_it_is_raised(app: App, protocol: str) -> None:
+    failures: list[Exception] = []
+
+    async def headers() -> dict[str, str]:
+        if failures:
+            raise failures.pop()
+        return {}
+
+    async with Megaphone.from_url(url_of(app, protocol), headers=headers) as megaphone:
+        channel = await megaphone.create()
+        failures.append(aiohttp.ClientPayloadError())
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await megaphone.write(channel.producer, "s", 1)
+        failures.append(aiohttp.ClientPayloadError())
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await bodies(megaphone, channel, 1)
+
+
+async def test_headers_that_never_come_are_not_awaited_for_ever(app: App, protocol: str) -> None:
+    async def headers() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    async with Megaphone.from_url(
+        url_of(app, protocol), headers=headers, timeout_s=0.1
+    ) as megaphone:
+        with pytest.raises(ConnectionFailed, match="headers"):
+            await megaphone.create()
 
 
 async def test_headers_are_asked_for_before_each_call(app: App, protocol: str) -> None:

@@ -6,8 +6,8 @@ Needs the extra `grpc` of the distribution.
 import asyncio
 import ssl as tls
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 try:
@@ -126,23 +126,12 @@ class GrpcTransport:
 
     async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel:
         request = pb.CreateChannelRequest(protocols=protocols)
-        with failing_by_code():
-            answer = whole(
-                await self._stub.CreateChannel(
-                    request, timeout=timeout_s, metadata=await self._metadata()
-                )
-            )
+        answer = await self._call(self._stub.CreateChannel, request, timeout_s)
         return Channel(answer.producer_address, answer.consumer_address, tuple(answer.protocols))
 
     async def write(self, message: Message, timeout_s: float) -> str:
-        with failing_by_code():
-            answer = whole(
-                await self._stub.Write(
-                    write_request(message),
-                    timeout=timeout_s,
-                    metadata=await self._metadata(message.producer),
-                )
-            )
+        request = write_request(message)
+        answer = await self._call(self._stub.Write, request, timeout_s, message.producer)
         return answer.event_id
 
     async def write_batch(
@@ -160,12 +149,7 @@ class GrpcTransport:
             ],
             request_id=key or "",
         )
-        with failing_by_code():
-            answer = whole(
-                await self._stub.WriteBatch(
-                    request, timeout=timeout_s, metadata=await self._metadata(*producers[:1])
-                )
-            )
+        answer = await self._call(self._stub.WriteBatch, request, timeout_s, *producers[:1])
         return [Failure(one.channel, one.index, one.reason) for one in answer.failures]
 
     async def publish(
@@ -174,14 +158,16 @@ class GrpcTransport:
         producer = messages[0].producer
         lane = self.lane_of(producer)
         request = pb.PublishRequest(events=[write_request(message) for message in messages])
-        async with self._turns[lane]:
+        until = asyncio.get_running_loop().time() + timeout_s
+        async with self._turn(lane, until):
             call = self._publishing.get(lane)
             try:
+                if call is None:
+                    left_s = until - asyncio.get_running_loop().time()
+                    metadata = await self._metadata(producer, timeout_s=left_s)
+                    call = self._publishing[lane] = self._stub.Publish(metadata=metadata)
                 with failing_by_code():
-                    async with asyncio.timeout(timeout_s):
-                        if call is None:
-                            call = self._stub.Publish(metadata=await self._metadata(producer))
-                            self._publishing[lane] = call
+                    async with asyncio.timeout_at(until):
                         await call.write(request)
                         answer: Any = await call.read()
                 if answer is grpc.aio.EOF:
@@ -193,24 +179,28 @@ class GrpcTransport:
                 raise
         return [result_of(one) for one in whole(answer).results]
 
+    @asynccontextmanager
+    async def _turn(self, lane: str, until: float) -> AsyncIterator[None]:
+        """Hold the stream of events of a lane. Raises: ConnectionFailed, if another publisher does
+        so until a time."""
+        try:
+            async with asyncio.timeout_at(until):
+                await self._turns[lane].acquire()
+        except TimeoutError:
+            raise ConnectionFailed("no turn in time", may_have_arrived=False) from None
+        try:
+            yield
+        finally:
+            self._turns[lane].release()
+
     async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int:
         request = pb.AcknowledgeRequest(consumer_address=consumer, event_id=event_id)
-        with failing_by_code():
-            answer = whole(
-                await self._stub.Acknowledge(
-                    request, timeout=timeout_s, metadata=await self._metadata(consumer)
-                )
-            )
+        answer = await self._call(self._stub.Acknowledge, request, timeout_s, consumer)
         return answer.acknowledged
 
     async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]:
         request = pb.ChannelsExistRequest(channels=addresses)
-        with failing_by_code():
-            answer = whole(
-                await self._stub.ChannelsExist(
-                    request, timeout=timeout_s, metadata=await self._metadata(*addresses[:1])
-                )
-            )
+        answer = await self._call(self._stub.ChannelsExist, request, timeout_s, *addresses[:1])
         return dict(answer.channels)
 
     async def read(self, ask: Ask) -> "GrpcRead":
@@ -254,10 +244,24 @@ class GrpcTransport:
             await asyncio.wait(self._closing)
         await self._channel.close()
 
-    async def _metadata(self, *addresses: str) -> Metadata:
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[T]],
+        request: object,
+        timeout_s: float,
+        *addresses: str,
+    ) -> T:
+        """Return the answer to a call for the channel of the first address."""
+        now = asyncio.get_running_loop().time
+        until = now() + timeout_s
+        metadata = await self._metadata(*addresses, timeout_s=timeout_s)
+        with failing_by_code():
+            return whole(await method(request, timeout=max(0.0, until - now()), metadata=metadata))
+
+    async def _metadata(self, *addresses: str, timeout_s: float | None = None) -> Metadata:
         """Return the metadata of a call for the channel of the first address."""
         agents = tuple((AGENT_KEY, agent) for agent in map(agent_of, addresses[:1]) if agent)
-        more = await headers_now(self._headers)
+        more = await headers_now(self._headers, timeout_s)
         return (*self._authorization, *agents, *((key.lower(), more[key]) for key in more))
 
 

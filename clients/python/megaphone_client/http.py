@@ -176,13 +176,15 @@ class HttpTransport:
             headers = headers | {"Megaphone-Agent": agent}
         # aiohttp warns about more than a megabyte of bytes; it sends a file of any size.
         data = body if len(body) < BUFFER_BYTES else BytesIO(body)
+        until = asyncio.get_running_loop().time() + timeout_s
+        all_headers = await self._all_headers(headers, timeout_s)
         with failing_by_code():
             async with (
-                asyncio.timeout(timeout_s),
+                asyncio.timeout_at(until),
                 self._session.post(
                     URL(self._base + path, encoded=True),
                     data=data,
-                    headers=await self._all_headers(headers),
+                    headers=all_headers,
                     allow_redirects=False,
                 ) as response,
             ):
@@ -210,12 +212,13 @@ class HttpTransport:
         self, method: str, path: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> aiohttp.ClientResponse:
         """Return an answer whose body is still to come. Raises: the error of the broker."""
+        all_headers = await self._all_headers(headers)
         with failing_by_code():
             response = await self._session.request(
                 method,
                 URL(self._base + path, encoded=True),
                 data=body,
-                headers=await self._all_headers(headers),
+                headers=all_headers,
                 allow_redirects=False,
             )
             try:
@@ -230,8 +233,11 @@ class HttpTransport:
     async def aclose(self) -> None:
         await self._session.close()
 
-    async def _all_headers(self, headers: Mapping[str, str]) -> dict[str, str]:
-        return {**self._authorization, **headers, **await headers_now(self._headers)}
+    async def _all_headers(
+        self, headers: Mapping[str, str], timeout_s: float | None = None
+    ) -> dict[str, str]:
+        more = await headers_now(self._headers, timeout_s)
+        return {**self._authorization, **headers, **more}
 
 
 class HttpReadOfMany:

@@ -1,11 +1,12 @@
 """What the client needs of a protocol. `http` and `grpc` implement it."""
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
-from megaphone_client.errors import MegaphoneError
+from megaphone_client.errors import ConnectionFailed, MegaphoneError
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.state import Ask
 
@@ -130,11 +131,20 @@ class Transport(Protocol):
     async def aclose(self) -> None: ...
 
 
-async def headers_now(headers: Headers | None) -> dict[str, str]:
-    """Return the headers for one call."""
-    if headers is None:
-        return {}
-    return dict(headers if isinstance(headers, Mapping) else await headers())
+async def headers_now(headers: Headers | None, timeout_s: float | None) -> dict[str, str]:
+    """Return the headers for one call.
+
+    Raises: ConnectionFailed, if the function of the app found no connection or had no time; any
+        other error of it.
+    """
+    if headers is None or isinstance(headers, Mapping):
+        return dict(headers or {})
+    try:
+        async with asyncio.timeout(timeout_s):
+            return dict(await headers())
+    except OSError as error:  # TimeoutError is one too
+        name = type(error).__name__
+        raise ConnectionFailed(f"no headers: {name}", may_have_arrived=False) from error
 
 
 AGENT: Final = re.compile(r"[A-Za-z0-9_-]+")
