@@ -12,8 +12,10 @@ from megaphone_client import (
     ConnectionFailed,
     Megaphone,
     MegaphoneError,
+    OutcomeUnknown,
     ProtocolError,
     WriteTimeout,
+    publishing,
 )
 from tests.client.conftest import faulty_broker, url_of
 from tests.support.proxy import proxy_to
@@ -221,6 +223,33 @@ async def test_nor_one_that_would_be_tried_again() -> None:
             await result
         with pytest.raises(RuntimeError, match="closed"):
             await elsewhere
+
+
+async def test_an_event_whose_time_is_up_is_not_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publishing, "LANES_AT_ONCE", 1)
+    tries = {b"first": 0, b"other": 0}
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        name = b"first" if b"Megaphone-Agent: first" in head else b"other"
+        tries[name] += 1
+        if name == b"first":
+            writer.write(b"HTTP/1.1 503 Later\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+        await reader.read()  # until the client has no time left
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with (
+        server,
+        Megaphone.from_url(url, timeout_s=0.5) as megaphone,
+        megaphone.publisher() as publisher,
+    ):
+        results = [await publisher.send(f"{agent}.x", "s", 1) for agent in ("first", "other")]
+        for result in results:
+            with pytest.raises(OutcomeUnknown):
+                await result
+    assert tries == {b"first": 1, b"other": 1}
 
 
 async def test_a_send_that_is_cancelled_leaves_its_place_to_another(

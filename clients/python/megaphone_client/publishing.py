@@ -36,6 +36,8 @@ class Sent(Awaitable[str | None]):
     is_observed: bool = False
     deadline: float | None = None
     """Until when it may be tried, once it was tried first."""
+    last: MegaphoneError | None = None
+    """Why the last try failed."""
     is_unknown: bool = False
     """Whether a try may have had its effect."""
 
@@ -245,19 +247,21 @@ class Publisher:
         """Send a batch until it is answered. Returns: how long its lane should rest."""
         lane.in_hand = batch
         now = asyncio.get_running_loop().time
-        for sent in batch:
-            if sent.deadline is None:
-                sent.deadline = now() + self._timeout_s
+        begun = now()
         while True:
-            begun = now()
-            left_s = max(0.001, min(sent.deadline or 0.0 for sent in batch) - begun)
             try:
                 async with self._at_once:
+                    begun = now()
+                    if (left_s := self._left_s(batch, begun)) <= 0:
+                        self._refuse_late(lane, batch, begun)
+                        return None
                     results = await transport.publish([sent.message for sent in batch], left_s)
                 if len(results) != len(batch):
                     raise ProtocolError(f"{len(results)} results came for {len(batch)} events")
                 break
             except MegaphoneError as error:
+                for sent in batch:
+                    sent.last = error
                 if len(batch) > 1 and isinstance(error, BadRequest | PayloadTooLarge):
                     return await self._send_one_by_one(transport, lane, batch, backoff)
                 if (wait_s := self._pause_s(batch, error, backoff, now() - begun)) is None:
@@ -270,6 +274,25 @@ class Publisher:
                     self._settle(sent, error)
                 return None
         return self._answered(lane, batch, results, backoff, now() - begun)
+
+    def _left_s(self, batch: Sequence[Sent], now: float) -> float:
+        """Return how long the next try of a batch may take. The first one of an event begins its
+        time."""
+        deadlines = []
+        for sent in batch:
+            if sent.deadline is None:
+                sent.deadline = now + self._timeout_s
+            deadlines.append(sent.deadline)
+        return min(deadlines) - now
+
+    def _refuse_late(self, lane: Lane, batch: Sequence[Sent], now: float) -> None:
+        """Refuse the events whose time was up before it was their turn. The others go on in another
+        batch, unless they may be taken already: the broker knows those by their place in this."""
+        for sent in batch:
+            is_late = sent.deadline is not None and sent.deadline <= now
+            if sent.last is not None and (is_late or sent.is_unknown):
+                self._refuse(sent, sent.last)
+        self._put_back(lane, [sent for sent in batch if not sent.done.done()])
 
     async def _send_one_by_one(
         self, transport: Transport, lane: Lane, batch: list[Sent], backoff: Backoff
@@ -305,6 +328,7 @@ class Publisher:
             else:
                 wait_s = pause_s
                 sent.is_unknown = sent.is_unknown or may_be_done(result)
+                sent.last = result
                 again.append(sent)
         if again:
             self._put_back(lane, again)
