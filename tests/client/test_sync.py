@@ -1,5 +1,6 @@
 """The client for programs without asyncio, over both protocols."""
 
+import gc
 import inspect
 import os
 import signal
@@ -213,6 +214,32 @@ def test_what_came_ahead_is_kept_for_the_next_reader(
         with streams.stream("s") as reader:
             assert next(reader).body == 1
         assert [streams.first("s") for _ in range(2)] == [2, 3]
+
+
+def test_a_forgotten_reader_leaves_what_it_has_not_dealt_with(
+    megaphone: sync.Megaphone, channel: aio.Channel
+) -> None:
+    with megaphone.subscribe(channel.consumer) as streams:
+        write(megaphone, channel, 1, 2, 3)
+        for event in streams.stream("s"):
+            if event.body == 2:
+                break
+        gc.collect()
+        assert [streams.first("s", timeout_s=30) for _ in range(2)] == [2, 3]
+
+
+def test_the_app_hears_of_a_gap_before_the_first_event(
+    megaphone: sync.Megaphone, channel: aio.Channel
+) -> None:
+    seen: list[object] = []
+
+    def on_gap() -> None:
+        seen.append("gap")
+
+    write(megaphone, channel, 1)
+    with megaphone.subscribe(channel.consumer, after="x" * 23, on_gap=on_gap) as streams:
+        seen.append(streams.first("s"))
+    assert seen == ["gap", 1]
 
 
 # -- Threads, interrupts and forks

@@ -209,6 +209,20 @@ class Reader(Generic[T]):
         self._given, self._ahead = [], deque()
         await self._reader.aclose()
 
+    def __del__(self) -> None:
+        if not self._reader._is_closed:
+            undealt = [*self._given, *self._ahead]
+            self._thread.loop.call_soon_threadsafe(_leave, self._reader, self._dealt, undealt)
+
+
+def _leave(
+    reader: aio.Reader[Any], dealt: list[aio.Event[Any]], undealt: list[aio.Event[Any]]
+) -> None:
+    """Runs in the loop, when the app has forgotten a reader. Then the loop forgets it too."""
+    reader._handed = dealt
+    reader._deal()
+    reader._handed = undealt
+
 
 class Subscriptions:
     """The streams of a channel, as in `megaphone_client.Subscriptions`."""
@@ -245,8 +259,15 @@ class Subscriptions:
     @overload
     def first(self, stream: str, *, timeout_s: float | None = None) -> Any: ...
     def first(self, stream: str, **options: Any) -> Any:
-        """Return the body of the next event of a stream. Raises: TimeoutError."""
-        return self._thread.run(self._subscriptions.first(stream, **options))
+        """Return the body of the next event of a stream. Raises: TimeoutError, if none comes in
+        `timeout_s`, which begins anew after a gap."""
+        while True:
+            try:
+                return self._thread.run(self._subscriptions.first(stream, **options))
+            except EventsLost:
+                if self._on_gap is None:
+                    raise
+                self._on_gap()
 
     @property
     def cursor(self) -> str | None:
