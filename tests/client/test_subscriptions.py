@@ -352,6 +352,17 @@ async def test_a_reader_that_is_forgotten_leaves_what_it_has_not_dealt_with(
         assert [await streams.first("s") for _ in range(2)] == [1, 2]
 
 
+async def test_the_next_reader_decodes_in_its_own_way(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    await write(megaphone, channel, "s", {"text": "tea"})
+    async with megaphone.subscribe(channel.consumer) as streams:
+        reader = streams.stream("s")
+        assert (await anext(reader)).body == {"text": "tea"}
+        await reader.aclose()
+        assert await streams.first("s", type=Answer) == Answer("tea")
+
+
 # -- Gaps that nobody hears of at once
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, overload
 
 from megaphone_client.bodies import decoder
 from megaphone_client.errors import ChannelNotFound
-from megaphone_client.events import Event
+from megaphone_client.events import UNDECODED, Event
 from megaphone_client.reading import Gap, Inbox, OnGap, Pump, Reader, Sink
 from megaphone_client.state import Backoff, Prefix
 
@@ -139,7 +139,7 @@ class Subscriptions:
             if isinstance(item, Gap):
                 to.inbox.gap()
             elif item.stream == name:
-                item._decode = to.decode
+                item._decode, item._body = to.decode, UNDECODED
                 self._left.discard(item)
                 to.inbox.put((item,))
             else:
