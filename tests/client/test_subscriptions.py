@@ -405,5 +405,5 @@ async def test_a_gap_is_kept_longer_than_the_events_behind_it(
                 await publisher.send(channel.producer, "s", number)
         with pytest.raises(EventsLost):
             await streams.first("s")
-        got = await streams.first("s")
-        assert got >= 149
+        # The broker takes event 249 when the client has acknowledged 149: 50 were forgotten then.
+        assert await streams.first("s") >= 50
