@@ -127,7 +127,9 @@ def test_a_tail_ends_when_the_next_program_of_the_pipe_does(at_room: User) -> No
     at_room.run("write", "@room", "s", "1")
     process = at_room.start("tail", "@room", "-o", "raw")
     assert process.stdout is not None
+    assert process.stdin is not None
     assert process.stdout.readline() == "1\n"
+    process.stdin.close()
     process.stdout.close()
     at_room.run("write", "@room", "s", "2")
     process.wait(timeout=20)
