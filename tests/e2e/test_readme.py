@@ -19,7 +19,7 @@ pytestmark = pytest.mark.xdist_group("README")
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-INSTALL, START, READ, WRITE = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+INSTALL, START, TAIL, SEND, READ, WRITE = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 [PROGRAM] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -51,6 +51,26 @@ def test_pip_installs_the_broker(tmp_path: Path) -> None:
         assert wait_until_it_serves(process.stderr)
     finally:
         stop(process)
+
+
+def test_the_commands_show_an_event_in_the_other_terminal(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("XDG_")}
+    path = f"{Path(sys.executable).parent}:{clean['PATH']}"
+    user = clean | {"PATH": path, "HOME": str(tmp_path), "MEGAPHONE_URL": broker.url}
+    reading = subprocess.Popen(
+        ["bash", "-ec", TAIL], env=user, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert reading.stdout is not None
+    try:
+        wait_for_channel(tmp_path / ".local/state/megaphone/channels.json")
+        event_id = subprocess.check_output(["bash", "-ec", SEND], env=user, text=True).strip()
+        line = json.loads(reading.stdout.readline())
+    finally:
+        os.killpg(reading.pid, signal.SIGINT)
+        reading.communicate(timeout=10)
+    assert (line["sid"], line["eid"], line["body"]) == ("greetings", event_id, {"hello": "world"})
 
 
 def test_an_event_appears_in_the_other_terminal(broker: BrokerProcess, tmp_path: Path) -> None:
