@@ -46,6 +46,7 @@ MAX_UNDER_WAY = 20_000
 """The connection takes no more calls while it has so many without an answer."""
 MIN_VERSION = {"redis": (7, 0), "valkey": (7, 2)}
 
+UNHANDLED = "this node could not handle the answer of the store"
 _NOTHING = object()
 
 
@@ -265,6 +266,7 @@ class Connection(asyncio.Protocol):
                         pending.set_result(reply)
                     except Exception:
                         log.exception("an answer of the store could not be handled")
+                        fail(pending, UNHANDLED, True)
         except HiredisError as error:
             self.end(f"the server does not speak its protocol: {error}")
             return
@@ -289,7 +291,11 @@ class Connection(asyncio.Protocol):
 
     def _fail(self, pending: Pending, error: Exception) -> None:
         if not pending.done():
-            pending.set_exception(error)
+            try:
+                pending.set_exception(error)
+            except Exception:
+                log.exception("an answer of the store could not be handled")
+                fail(pending, UNHANDLED, True)
         if isinstance(error, ReadOnly) and not self.is_retired:
             self.is_retired = True
             self._tell_owner()
@@ -318,11 +324,15 @@ def pack(args: tuple[Argument, ...]) -> bytes:
 
 
 def fail(pending: Pending, why: str, may_have_happened: bool) -> None:
-    """Fail a call, if it has no result yet."""
-    if not pending.done():
-        if may_have_happened:
-            why += ": the call may have happened"
+    """Fail a call, if it has no result yet. Never raises: other calls are to fail too."""
+    if pending.done():
+        return
+    if may_have_happened:
+        why += ": the call may have happened"
+    try:
         pending.set_exception(StoreUnavailable(why, may_have_happened=may_have_happened))
+    except Exception:
+        log.exception("a failed call to the store could not be handled")
 
 
 async def dial(

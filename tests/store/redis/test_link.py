@@ -16,7 +16,7 @@ from megaphone.errors import LimitExceeded, StoreUnavailable
 from megaphone.store.redis import connection as connections
 from megaphone.store.redis import errors
 from megaphone.store.redis import link as links
-from megaphone.store.redis.connection import Connection, RoundTrips, dial
+from megaphone.store.redis.connection import Connection, RoundTrips, dial, pack
 from megaphone.store.redis.link import Greeted, Link
 from megaphone.store.redis.url import StoreUrl
 from tests.store.redis.conftest import MakeLink
@@ -104,6 +104,53 @@ async def test_a_cancelled_call_does_not_shift_the_answers(
     first, second, third = (link.call("INCR", "n") for _ in range(3))
     second.cancel()
     assert (await first, await third) == (1, 3)
+
+
+class Clumsy:
+    """Wants an answer, and fails at the first that it gets."""
+
+    def __init__(self) -> None:
+        self.errors: list[Exception] = []
+        self.has_failed = False
+
+    def done(self) -> bool:
+        return bool(self.errors)
+
+    def set_result(self, reply: object, /) -> None:
+        self._stumble()
+
+    def set_exception(self, error: Exception, /) -> None:
+        self._stumble()
+        self.errors.append(error)
+
+    def _stumble(self) -> None:
+        if not self.has_failed:
+            self.has_failed = True
+            raise ValueError
+
+
+@pytest.mark.parametrize("command", ["PING", "NONSENSE"])
+async def test_an_answer_that_cannot_be_handled_fails_its_call_alone(
+    server: RedisServer, make_link: MakeLink, command: str
+) -> None:
+    link = await make_link(server.url)
+    clumsy = Clumsy()
+    link.send(pack((command,)), clumsy)
+    assert await link.call("INCR", "n") == 1
+    assert [type(error) for error in clumsy.errors] == [StoreUnavailable]
+    assert link.connections == 1
+
+
+async def test_an_end_that_cannot_be_handled_harms_no_other_call(
+    server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(server.url)
+    server.call("CLIENT", "PAUSE", 100)
+    link.send(pack(("PING",)), Clumsy())
+    behind = link.call("INCR", "n")
+    await asyncio.sleep(0)
+    link.reconnect("a test wants it")
+    assert (await unavailable(behind)).may_have_happened
 
 
 async def test_a_cancelled_call_that_fails_harms_nobody(
