@@ -149,8 +149,9 @@ class Call(ABC):
 
     def confirmation(self) -> asyncio.Future[None] | None:
         """Return, after the reply, what the replicas answer, as `Functions.confirmed` does."""
-        if self._stores and self._sent.link is not self._asked_master:
-            self._ask_replicas()  # the call went on to another master
+        sent = self._sent
+        if self._stores and (sent.is_sent_again or sent.link is not self._asked_master):
+            self._ask_replicas()  # the master was asked before it took the call, or another one was
         return self._asked
 
     @abstractmethod

@@ -31,7 +31,15 @@ from megaphone.store.redis.errors import (
     TryAgain,
     UnusableStore,
 )
-from megaphone.store.redis.link import Greet, Greeted, Link, connect_to, tls_of
+from megaphone.store.redis.link import (
+    MAX_WAITING_BYTES,
+    MAX_WAITING_CALLS,
+    Greet,
+    Greeted,
+    Link,
+    connect_to,
+    tls_of,
+)
 from megaphone.store.redis.masters import OneServer
 from megaphone.store.redis.slots import SlotMap, slot_of
 from megaphone.store.redis.url import StoreUrl, Topology
@@ -43,7 +51,9 @@ AGAIN_FOR_S = 2.0
 PAUSE_S = 0.002
 MAX_PAUSE_S = 0.05
 """How long such a call waits before it is sent again: first, and at most."""
-MAX_HELD_CALLS = 20_000
+MAX_HELD_CALLS = MAX_WAITING_CALLS
+MAX_HELD_BYTES = MAX_WAITING_BYTES
+"""How many calls are held at most, and how long they are together."""
 MAP_S = 1.0
 """How often this node asks for the slots, if nothing tells it that they have changed."""
 MAP_AGAIN_S = 0.2
@@ -63,6 +73,7 @@ class SlotCall:
         "_cluster",
         "_pending",
         "again_until",
+        "is_sent_again",
         "link",
         "number",
         "packed",
@@ -89,6 +100,7 @@ class SlotCall:
         self.pause_s = 0.0
         self.link: Link | None = None
         """The link by which it was sent last."""
+        self.is_sent_again = False
 
     def done(self) -> bool:
         return self._pending.done()
@@ -142,6 +154,7 @@ class ClusterLink:
         self._held: dict[int, Held] = {}
         """By their slots."""
         self._held_calls = 0
+        self._held_bytes = 0
         self._heard_at: Endpoint | None = None
         """The server that sends messages."""
         self._followers: list[Callable[[Place], None]] = []
@@ -237,6 +250,7 @@ class ClusterLink:
         loop = asyncio.get_running_loop()
         if self._is_closed or loop.time() >= call.again_until:
             return False
+        call.is_sent_again = True
         if isinstance(error, Redirected):
             place = _place_in(error.address, call)
             self._redirected_at[place] = loop.time()
@@ -260,11 +274,13 @@ class ClusterLink:
         call.link.send(call.packed, call)
 
     def _hold(self, call: SlotCall, held: Held) -> None:
-        if self._held_calls >= MAX_HELD_CALLS:
+        size = len(call.packed)
+        if self._held_calls >= MAX_HELD_CALLS or self._held_bytes + size > MAX_HELD_BYTES:
             text = "too many calls wait for the store of channels"
             asyncio.get_running_loop().call_soon(fail, call, text, False)
             return
         self._held_calls += 1
+        self._held_bytes += size
         held.calls.append(call)
 
     def _held_in(self, slot: int) -> Held:
@@ -304,6 +320,7 @@ class ClusterLink:
             return
         del self._held[slot]
         self._held_calls -= len(held.calls)
+        self._held_bytes -= sum(len(call.packed) for call in held.calls)
         for call in sorted(held.calls, key=lambda one: one.number):
             if not call.done():
                 self._send(call)

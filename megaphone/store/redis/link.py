@@ -65,6 +65,8 @@ class Link:
     has_slots = False
     """Whether all keys of a command must be in one slot, and whether commands for different slots
     may be carried out in another order than that in which they were made."""
+    is_sent_again = False
+    """See `send`."""
 
     def __init__(
         self,
@@ -165,7 +167,8 @@ class Link:
         """Do the same as `call` for a command that is packed already, and that has a key, if one is
         named. `pending` gets the answer, or the exception, in a later turn of the loop.
 
-        Returns: something whose `link` is the link by which the command was sent last.
+        Returns: something whose `link` is the link by which the command was sent last, and whose
+            `is_sent_again` says whether a master has refused it before.
         """
         connection = self._open
         if connection is not None:

@@ -207,10 +207,11 @@ async def test_a_move_that_is_never_finished_makes_the_store_unavailable(
         assert await link.call("MGET", "{k}1", "{k}2") == [b"a", None]
 
 
+@pytest.mark.parametrize(("limit", "value"), [("MAX_HELD_CALLS", 2), ("MAX_HELD_BYTES", 80)])
 async def test_only_so_many_calls_wait(
-    cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch
+    cluster: RedisCluster, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
-    monkeypatch.setattr(cluster_link, "MAX_HELD_CALLS", 2)
+    monkeypatch.setattr(cluster_link, limit, value)
     slot, source, target = end_with(cluster, "{k}1")
     async with link_to(cluster.url) as link:
         await link.call("MSET", "{k}1", "a", "{k}2", "b")
@@ -259,6 +260,17 @@ async def test_an_error_of_another_kind_fails_the_call(cluster: RedisCluster) ->
         await link.call("SET", "k", "v")
         with pytest.raises(ReplyError, match="WRONGTYPE"):
             await link.call("RPUSH", "k", "v")
+
+
+async def test_a_redirection_to_nowhere_fails_only_the_call(cluster: RedisCluster) -> None:
+    async with link_to(cluster.url) as link:
+        calls = [
+            link.call("EVAL", "return redis.error_reply('MOVED 1 nowhere')", 0),
+            *(link.call("SET", f"k{number}", number) for number in range(9)),
+        ]
+        first, *others = await asyncio.gather(*calls, return_exceptions=True)
+        assert isinstance(first, StoreUnavailable)
+        assert others == [b"OK"] * 9
 
 
 async def test_connections_that_break_are_made_again(cluster: RedisCluster) -> None:
@@ -477,17 +489,46 @@ async def test_replicas_of_the_master_confirm_wherever_it_is() -> None:
             slot, _, target = end_with(cluster, store.keys_of(b"c")[0])
             await asyncio.to_thread(cluster.move, slot, target)
             assert await append(store, "b") == Stored("b", is_new=True)
-            replica = next(
-                one
-                for one in cluster.servers
-                if one.info("replication").get("master_port") == str(target.port)
-            )
+            replica = replica_of(cluster, target)
             replica.freeze()
             result = await append(store, "c", "key")
             assert isinstance(result, StoreUnavailable)
             assert "0 of 1 replicas" in str(result)
             replica.thaw()
             assert await append(store, "d", "key") == Stored("c", is_new=False)
+
+
+async def test_replicas_confirm_what_a_master_has_taken_only_at_the_second_try() -> None:
+    with redis_cluster(masters=2, replicas=2) as cluster:
+        async with store_of(cluster.url, replicas=1) as store:
+            await store.create(b"c", ADDRESS)
+            slot, source, target = end_with(cluster, store.keys_of(b"c")[0])
+            begin_move(slot, source, target)  # the source takes nothing that has a new key
+            waits = waits_at(source)
+            writing = asyncio.create_task(append(store, "a", "key"))
+            await until(lambda: waits_at(source) > waits)
+            replica = replica_of(cluster, source)
+            replica.freeze()
+            for server in (source, target):
+                server.call("CLUSTER", "SETSLOT", slot, "STABLE")
+            result = await writing
+            replica.thaw()
+            assert isinstance(result, StoreUnavailable)
+            assert "0 of 1 replicas" in str(result)
+            assert await append(store, "b", "key") == Stored("a", is_new=False)
+
+
+def replica_of(cluster: RedisCluster, master: RedisServer) -> RedisServer:
+    port = str(master.port)
+    return next(
+        one for one in cluster.servers if one.info("replication").get("master_port") == port
+    )
+
+
+def waits_at(server: RedisServer) -> int:
+    """Return how often a server was asked how many replicas have something."""
+    stats = server.info("commandstats").get("cmdstat_wait", "calls=0")
+    return int(stats.split(",")[0].removeprefix("calls="))
 
 
 async def test_a_mark_for_replicas_that_has_moved_is_made_elsewhere() -> None:
