@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, Stored, WouldBlock
-from megaphone.errors import ChannelNotFound, MegaphoneError
+from megaphone.errors import ChannelNotFound, MegaphoneError, StoreUnavailable
 from megaphone.model import Event
 from megaphone.store.redis.calls import BEGUN_WORDS, Awaited, Call, Command, Functions, word
 from megaphone.store.redis.connection import Reply
@@ -41,15 +41,19 @@ class Appending:
         functions: Functions,
         membership: Membership,
         writers: Writers,
+        *,
         on_handed: Callable[[str, int, Sequence[Event], bool], None],
+        on_lost: Callable[[bytes], None],
     ) -> None:
         """`on_handed` is called for events that a reader of this node is sent by a writer of this
         node: with the handle of its lease, the first offset, the events, and whether the lease must
-        ask to get more."""
+        ask to get more. `on_lost` is called with the channel of a write that may have happened,
+        although the answer with such events is lost."""
         self.functions = functions
         self._membership = membership
         self._writers = writers
         self._on_handed = on_handed
+        self._on_lost = on_lost
         self._channels_at_once = CHANNELS_AT_ONCE if functions.takes_many_channels else 1
 
     def begin(self, write: Append, on_result: Callable[[AppendResult | Exception], None]) -> None:
@@ -90,6 +94,7 @@ class Appending:
             )
             results.append(result)
             if not isinstance(result, Stored):
+                self.note_failure(write.channel_id, result)
                 break
         return results + [results[-1]] * (len(run) - len(results))
 
@@ -176,6 +181,8 @@ class Appending:
             ]
             await started.confirmed()
         except MegaphoneError as error:
+            for run in group:
+                self.note_failure(run.writes[0].channel_id, error)
             return [[error] * size] * len(group)
         return results
 
@@ -190,6 +197,11 @@ class Appending:
         return stored + [WouldBlock()] * (len(run) - count)
 
     # -- Readers of this node
+
+    def note_failure(self, channel_id: bytes, error: object) -> None:
+        """Note that a write to a channel has failed, and perhaps happened."""
+        if isinstance(error, StoreUnavailable) and error.may_have_happened:
+            self._on_lost(channel_id)
 
     def _on_accepted(self, write: Append, handed: object) -> None:
         self._hand(handed, [write.event])
@@ -235,6 +247,7 @@ class RunCall(Call):
             self._conclude(results)
 
     def fail(self, error: Exception) -> None:
+        self._appending.note_failure(self._run[0].channel_id, error)
         self._conclude([error] * len(self._run) if isinstance(error, MegaphoneError) else error)
 
     def _conclude(self, results: Sequence[AppendResult] | Exception) -> None:

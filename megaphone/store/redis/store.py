@@ -24,6 +24,7 @@ from megaphone.errors import (
 )
 from megaphone.model import ChannelLimits, Event, ReadOptions, agent_of
 from megaphone.store.redis.appending import Appending
+from megaphone.store.redis.asking import keep_asking
 from megaphone.store.redis.calls import Functions
 from megaphone.store.redis.cluster_link import link_of
 from megaphone.store.redis.connection import Place, Reply
@@ -105,7 +106,13 @@ class RedisStore:
         self._writers = Writers(
             self.functions, self.membership.node, write_timeout_s, limits.max_waiting_writers
         )
-        self._appending = Appending(self.functions, self.membership, self._writers, self._on_handed)
+        self._appending = Appending(
+            self.functions,
+            self.membership,
+            self._writers,
+            on_handed=self._on_handed,
+            on_lost=self._on_lost,
+        )
         self._sweeper = Sweeper(self.link, self.functions, names, self.membership, on_removed)
         self._handles = itertools.count(1)
         self._leases: dict[str, RemoteLease] = {}
@@ -134,6 +141,7 @@ class RedisStore:
             stack.push_async_callback(self._sweeper.aclose)
             await self._count()
             self._start_task(self._keep_counting(), self._tasks)
+            self._start_task(keep_asking(self._leases), self._tasks)
             stack.push_async_callback(self._end_tasks)
             self._stack = stack.pop_all()
 
@@ -277,6 +285,11 @@ class RedisStore:
         if events:
             lease.sent(first_offset, events)
         if must_ask:
+            lease.ask()
+
+    def _on_lost(self, channel_id: bytes) -> None:
+        """Let a reader of this node ask: an answer to a writer may have had events for it."""
+        if (lease := self._by_channel.get(channel_id)) is not None:
             lease.ask()
 
     # -- Reading

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
 from megaphone.model import Event, ReadOptions
+from megaphone.store.redis.asking import keep_asking
 from megaphone.store.redis.lease import RemoteLease, Taken
 
 
@@ -107,6 +109,35 @@ def test_a_lost_message_is_mended_by_a_take(asked: Asked) -> None:
     lease.taken(answer(2, 2, 3, 4))
     lease.sent(2, events(2, 3, 4, 5))  # the answer and a message may have the same events
     assert take(lease) == [2, 3, 4, 5]
+
+
+async def test_leases_ask_now_and_then_but_not_all_in_one_turn(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.asking.ASK_EVERY_S", 0.5)
+    loop = asyncio.get_running_loop()
+    leases = {str(number): opened(asked) for number in range(1, 1_001)}
+    turns: list[int] = []
+    this_turn: list[RemoteLease] = []
+
+    def end_turn() -> None:
+        turns.append(len(this_turn))
+        this_turn.clear()
+
+    def notify(lease: RemoteLease) -> None:
+        if not this_turn:
+            loop.call_soon(end_turn)
+        this_turn.append(lease)
+        take(lease)
+
+    for lease in leases.values():
+        lease.on_ready = partial(notify, lease)
+    asking = asyncio.create_task(keep_asking(leases))
+    async with asyncio.timeout(20):
+        while len(asked.takes) < 1_000:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    asking.cancel()
+    assert set(turns) == {10}
 
 
 def test_it_asks_for_more_only_when_it_has_handed_out_all(asked: Asked) -> None:

@@ -386,6 +386,38 @@ async def test_a_read_learns_at_last_what_a_lost_message_said(
     assert own_server.call("PUBSUB", "NUMSUB", inbox)[1] == 1
 
 
+async def test_a_read_learns_after_a_while_what_was_lost_without_notice(
+    own_server: RedisServer, other: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.asking.ASK_EVERY_S", 0.5)
+    store = await started(own_server)
+    await store.create(b"c", ADDRESS)
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    connection = store._subscription._keeper.connection
+    assert connection is not None
+    inbox = store.membership.inbox
+    connection.tell("UNSUBSCRIBE", inbox)
+    await until(lambda: own_server.call("PUBSUB", "NUMSUB", inbox)[1] == 0)
+    await append(other, "a")
+    assert await take(lease) == "a"
+    await store.aclose()
+
+
+@pytest.mark.parametrize("wait", [False, True])
+async def test_a_read_gets_at_once_the_event_whose_answer_was_lost(
+    own_server: RedisServer, store: RedisStore, wait: bool
+) -> None:
+    """Its writer is on the same node, and so no message brings the event."""
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    taking = asyncio.create_task(take(lease, within_s=10))
+    own_server.freeze()
+    [result] = await append(store, "a", wait=wait)
+    own_server.thaw()
+    assert isinstance(result, StoreUnavailable)
+    assert result.may_have_happened
+    assert await taking == "a"
+
+
 async def test_a_store_that_has_lost_events_ends_all_reads(
     own_server: RedisServer, store: RedisStore
 ) -> None:

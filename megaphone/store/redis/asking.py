@@ -1,0 +1,23 @@
+"""Lets each open read ask the store now and then: messages may be lost without notice."""
+
+import asyncio
+from collections.abc import Mapping
+from itertools import cycle
+
+from megaphone.store.redis.lease import RemoteLease
+
+ASK_EVERY_S = 20.0
+"""How often a read asks, although nothing says that there is more for it."""
+PARTS = 100
+"""The reads ask in so many parts, one after the other, so that not all ask in one turn."""
+
+
+async def keep_asking(leases: Mapping[str, RemoteLease]) -> None:
+    """Let each lease ask once in `ASK_EVERY_S`. Never returns.
+
+    The keys are the handles of the leases, which are numbers.
+    """
+    for part in cycle(range(PARTS)):
+        await asyncio.sleep(ASK_EVERY_S / PARTS)
+        for lease in [one for handle, one in leases.items() if int(handle) % PARTS == part]:
+            lease.ask()
