@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from megaphone.app import App
-from megaphone.core import progress, reader
+from megaphone.core import open_read, progress
 from megaphone.errors import MegaphoneError
 from megaphone.model import ReadOptions
 from tests.support.checker import Seen
@@ -49,7 +49,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the time after which a reader stalls, so that the tests are faster."""
     monkeypatch.setattr(progress, "STALL_S", SHORT_S)
     monkeypatch.setattr(progress, "SLOWEST_BYTES_PER_S", 300_000)
-    monkeypatch.setattr(reader, "LOOK_S", SHORT_S / 8)
+    monkeypatch.setattr(open_read, "LOOK_S", SHORT_S / 8)
 
 
 async def backlog(node: Node, count: int, size: int = EVENT_BYTES) -> str:
