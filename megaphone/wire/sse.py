@@ -33,8 +33,8 @@ def events(batch: Sequence[Event]) -> list[bytes]:
 
 
 def many_events(batch: Sequence[Part]) -> list[bytes]:
-    """Return the bytes of a batch of many channels in parts. What is said of a channel itself is an
-    event named `channel`. There are no ids, because no single one could name the cursors of all."""
+    """Return the bytes of a batch of many channels in parts. News of a channel itself is an event
+    named `channel`. There are no ids, because no single one could name the cursors of all."""
     parts: list[bytes] = []
     for part in batch:
         if isinstance(part, ChannelEvents):

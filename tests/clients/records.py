@@ -3,7 +3,7 @@
 The promise of a client library to its application is stronger than that of the broker to one read:
 within one life of the application, a read of the library shows each event once and in order,
 whatever happens to connections. So the judge sees all that a `Reader` gave as one read, or, after
-each gap that was reported, as one more read that was told of a loss.
+each gap that was reported, as one more read to which a loss was reported.
 """
 
 import random

@@ -112,7 +112,7 @@ async def test_large_events_of_many_channels_come_in_several_batches(node: Node)
     assert len([batch for batch in batches if batch]) > 1
 
 
-# What is confirmed
+# Confirmation
 
 
 async def test_what_was_sent_is_confirmed_by_the_next_call() -> None:

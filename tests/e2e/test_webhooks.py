@@ -1,4 +1,4 @@
-"""A receiver is told which channels have gone, set up and checked as docs/webhooks.md says."""
+"""Webhooks report channels that have gone, to a receiver that docs/webhooks.md describes."""
 
 import asyncio
 import json

@@ -67,7 +67,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What an operator who watches is told at a tick."""
+    """The report that a watching operator gets at each tick."""
 
     at: datetime
     counts: dict[str, int]

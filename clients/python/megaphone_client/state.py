@@ -156,9 +156,10 @@ class ReadState:
         begins at the oldest event that there is.
 
         If the broker passes over the streams that are not wanted, the log may drop the last wanted
-        event, so that a cursor would look like a gap. What is acknowledged needs no cursor.
+        event, so that a cursor would look like a gap. Events that are acknowledged need no cursor.
 
-        What is here and not dealt with comes again, and counts in the limit of the request.
+        The broker sends events that are here, but not dealt with, again. They count in the limit of
+        the request.
         """
         self._asked = self._dealt
         self._asked_after = self._number

@@ -118,7 +118,7 @@ class Turn:
     def _run(self) -> None:
         # After a quiet turn the first request of this one has been answered already.
         self._is_quiet = len(self._requests) <= (0 if self._is_quiet else 1)
-        # What is added during this call needs no second one, unless it is left.
+        # Requests that are added during this call need no second one, unless they are left.
         self.answer_requests()
         self._send()
         if self._answers:
