@@ -779,7 +779,7 @@ async def test_events_that_nobody_wants_do_not_fill_the_window_of_an_acknowledgi
         async with asyncio.timeout(5):
             (*_, first) = await write_to(writer, channel, *"bbbbbbbbba")
         assert [event.event_id for event in await take(read, 1)] == [first]
-        # What is not acknowledged keeps its place, and so do the events behind it.
+        # An event that is not acknowledged keeps its place, and so do the events behind it.
         behind = asyncio.create_task(write_to(writer, channel, *"bbbbba"))
         await eventually(writers_wait(app, 1))
         assert await writer.acknowledge(channel.consumer, first) == 1
