@@ -28,16 +28,44 @@ class BadRequest(MegaphoneError):
 
 
 class Unauthenticated(MegaphoneError):
-    """Two nodes have not proved to each other that they have the same secret. Only nodes and
-    operators get this error."""
+    """The call needs a token, or another proof of who calls, and has none that is valid here. Why a
+    proof is not valid is only in the log of the node."""
 
     code = "UNAUTHENTICATED"
 
+    def __init__(self, message: str, *, was_presented: bool = False) -> None:
+        super().__init__(message)
+        self.was_presented = was_presented
+        """Whether the call had a proof, which is not valid."""
+
+
+class NodeUnauthenticated(Unauthenticated):
+    """Two nodes have not proved to each other that they have the same secret. Only nodes and
+    operators get this error."""
+
+
+class TokenExpired(MegaphoneError):
+    """The token has expired. Get a new one and call again."""
+
+    code = "TOKEN_EXPIRED"
+
+    def __init__(
+        self, message: str = "the token has expired: get a new one and call again"
+    ) -> None:
+        super().__init__(message)
+
 
 class PermissionDenied(MegaphoneError):
-    """A consumer address cannot write."""
+    """The token does not allow this call; or a consumer address was used to write, which it cannot
+    do."""
 
     code = "PERMISSION_DENIED"
+
+    def __init__(self, message: str, *, action: str | None = None) -> None:
+        super().__init__(message)
+        self.action = action
+        """The name of the action that the token of the caller does not allow; None if the call is
+        refused for another reason."""
 
 
 class ChannelNotFound(MegaphoneError):
@@ -96,6 +124,17 @@ class LimitExceeded(MegaphoneError):
     retry_after_s = 10.0
 
     def __init__(self, message: str, *, retry_after_s: float = 10.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RateLimited(MegaphoneError):
+    """The caller, or its tenant, calls more often than it may. Call again after the given delay."""
+
+    code = "RATE_LIMITED"
+    retry_after_s = 1.0
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -159,6 +198,17 @@ class StoreUnavailable(Unavailable):
         super().__init__(message)
         self.may_have_happened = may_have_happened
         """Whether the store may have done what it was asked, because only its answer is missing."""
+
+
+class KeysUnavailable(Unavailable):
+    """The node cannot get the keys of the issuer of the token, so it cannot check the token. Try
+    again."""
+
+    code = "KEYS_UNAVAILABLE"
+    retry_after_s = 1.0
+
+    def __init__(self, message: str = "the keys of the token's issuer cannot be had now") -> None:
+        super().__init__(message)
 
 
 class TargetUnavailable(Unavailable):

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Final, NamedTuple, Self
 
 from megaphone.errors import MegaphoneError
@@ -59,6 +59,18 @@ class Endpoint:
     def __str__(self) -> str:
         """Return the text that `parse` reads."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Action(StrEnum):
+    """What a caller may be allowed to do. The values are the names in settings and in tokens."""
+
+    CREATE = "create"
+    WRITE = "write"
+    READ = "read"
+    ACK = "ack"
+    EXISTS = "exists"
+    DISPOSE = "dispose"
+    METRICS = "metrics"
 
 
 class AgentMode(Enum):

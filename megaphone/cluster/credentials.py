@@ -9,7 +9,7 @@ import time
 import grpc
 
 from megaphone.cluster.node_secret import GREETING, HAS_NOT_PROVED, NodeSigner, Proof
-from megaphone.errors import Unauthenticated
+from megaphone.errors import NodeUnauthenticated
 from megaphone.settings import Nodes
 from megaphone.wire.sync import PROOF_KEY, proof_of
 from megaphone_api.sync_pb2 import FindChannelsInUseRequest
@@ -46,7 +46,7 @@ class Credentials:
             return metadata_of(self._signer.prove(FORWARDING, time.time(), target_id))
         if self._is_open:
             return ()
-        raise Unauthenticated(HAS_NOT_PROVED)
+        raise NodeUnauthenticated(HAS_NOT_PROVED)
 
     def for_question(self) -> Metadata:
         """Return the metadata of a `FindChannelsInUse` call."""

@@ -20,7 +20,7 @@ import re
 import secrets
 from dataclasses import dataclass, field
 
-from megaphone.errors import LimitExceeded, Unauthenticated
+from megaphone.errors import LimitExceeded, NodeUnauthenticated
 from megaphone.settings import Nodes
 
 GREETING = "/megaphone.SyncService/FindChannelsInUse"
@@ -114,16 +114,16 @@ class NodeGuard:
         if proof is not None and self._keys:
             return self._verified(method, proof, now)
         if self._needs_proof:
-            raise Unauthenticated(ASKS_FOR_A_PROOF if self._keys else REFUSES_ALL)
+            raise NodeUnauthenticated(ASKS_FOR_A_PROOF if self._keys else REFUSES_ALL)
         return None
 
     def _verified(self, method: str, proof: str, now: float) -> str:
         if (found := PROOF.fullmatch(proof)) is None:
-            raise Unauthenticated("the proof of the calling node has an unknown form")
+            raise NodeUnauthenticated("the proof of the calling node has an unknown form")
         time, nonce, mac = found.groups()
         key = self._key_of(method, time, nonce, mac)
         if abs(now - int(time)) > CLOCKS_MAY_DIFFER_S:
-            raise Unauthenticated(
+            raise NodeUnauthenticated(
                 f"the clocks of the two nodes differ by more than {CLOCKS_MAY_DIFFER_S} s"
             )
         self._remember(nonce, now)
@@ -135,7 +135,7 @@ class NodeGuard:
         for key in self._keys:
             if hmac.compare_digest(mac, mac_of_call(key, method, time, nonce, target_id)):
                 return key
-        raise Unauthenticated(
+        raise NodeUnauthenticated(
             "the proof of the calling node is not valid for this call: is `nodes.secret` the same"
             " on both?"
         )
@@ -145,7 +145,7 @@ class NodeGuard:
         while self._seen and next(iter(self._seen.values())) < now:
             del self._seen[next(iter(self._seen))]
         if nonce in self._seen:
-            raise Unauthenticated("the proof of the calling node was used before")
+            raise NodeUnauthenticated("the proof of the calling node was used before")
         if len(self._seen) >= MAX_REMEMBERED:
             raise LimitExceeded(
                 f"other nodes call too often: at most {MAX_REMEMBERED} calls in {REMEMBERED_S} s"

@@ -14,8 +14,8 @@ from megaphone.cluster.credentials import Credentials
 from megaphone.errors import (
     BadRequest,
     MegaphoneError,
+    NodeUnauthenticated,
     TargetUnavailable,
-    Unauthenticated,
     WrongMode,
 )
 from megaphone.model import ENDPOINT_PATTERN, Endpoint
@@ -91,7 +91,7 @@ async def is_reachable(endpoint: Endpoint) -> bool:
 def refusal(status: grpc.StatusCode, details: str | None) -> MegaphoneError:
     """Return the error for the gRPC status with which a target ended a call."""
     if status is grpc.StatusCode.UNAUTHENTICATED:
-        return Unauthenticated(f"the target refuses this node: {details}")
+        return NodeUnauthenticated(f"the target refuses this node: {details}")
     kind = REFUSED.get(status, TargetUnavailable)
     return kind(f"the target ended the stream: {details or status.name}")
 

@@ -6,6 +6,7 @@ No interface may require that channels live in this process, because a store may
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from megaphone.core.access import Caller, Peer
 from megaphone.core.log import Batch
 from megaphone.errors import MegaphoneError
 from megaphone.model import DrainProgress, Event, PipeInfo, ReadOptions
@@ -288,6 +289,24 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Free everything that the store has in this process. No other call may follow."""
+
+
+class Doorkeeper(Protocol):
+    """Decides who calls. `proof` is the whole value of the header `Authorization`; None if the call
+    has none."""
+
+    def known(self, proof: str | None) -> Caller | None:
+        """Return the caller with a proof, if that is known at once; None if `admit` must be asked.
+
+        The caller may have expired, or may not be allowed what it calls for: see `Caller.check`.
+        """
+
+    async def admit(self, proof: str | None, peer: Peer) -> Caller:
+        """Return the caller with a proof, whose calls come from `peer`.
+
+        Raises: Unauthenticated, when the proof is not valid here; TokenExpired; RateLimited, when
+            too many proofs of the peer were refused; KeysUnavailable.
+        """
 
 
 class Drains(Protocol):

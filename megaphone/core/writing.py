@@ -40,6 +40,7 @@ from megaphone.errors import (
     MegaphoneError,
     PayloadTooLarge,
     PermissionDenied,
+    RateLimited,
     ShuttingDown,
     Unavailable,
     WriteTimeout,
@@ -50,7 +51,7 @@ from megaphone.settings import Settings
 SKIPPED_WRITE = WriteFailure(
     SKIPPED, "not tried: the channel could not take an earlier event of the request"
 )
-MAY_HEAL = (LimitExceeded, WriteTimeout, Unavailable)
+MAY_HEAL = (LimitExceeded, RateLimited, WriteTimeout, Unavailable)
 """The errors after which a client sends the same event again."""
 WOULD_BLOCK = WouldBlock()
 PENDING = WouldBlock()

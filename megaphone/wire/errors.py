@@ -10,6 +10,9 @@ from megaphone.errors import MegaphoneError
 
 DOMAIN = "megaphone"
 """The domain of `google.rpc.ErrorInfo`."""
+BEARER = 'Bearer realm="megaphone"'
+SCOPE_PREFIX = "megaphone:"
+"""The scope of a token that allows an action is this and the name of the action."""
 INTERNAL_CODE = "INTERNAL_SERVER_ERROR"
 INTERNAL_MESSAGE = "something went wrong inside the broker; its log says what"
 
@@ -25,6 +28,7 @@ class Row:
 TABLE = (
     Row(errors.BadRequest, 400, "INVALID_ARGUMENT"),
     Row(errors.Unauthenticated, 401, "UNAUTHENTICATED"),
+    Row(errors.TokenExpired, 401, "UNAUTHENTICATED"),
     Row(errors.PermissionDenied, 403, "PERMISSION_DENIED"),
     Row(errors.ChannelNotFound, 404, "NOT_FOUND"),
     Row(errors.AgentNotFound, 404, "NOT_FOUND"),
@@ -35,10 +39,12 @@ TABLE = (
     Row(errors.UnsupportedMediaType, 415, "INVALID_ARGUMENT"),
     Row(errors.AgentMoved, 421, "UNAVAILABLE"),
     Row(errors.LimitExceeded, 429, "RESOURCE_EXHAUSTED"),
+    Row(errors.RateLimited, 429, "RESOURCE_EXHAUSTED"),
     Row(errors.WriteTimeout, 503, "UNAVAILABLE"),
     Row(errors.NoAgentAvailable, 503, "UNAVAILABLE"),
     Row(errors.ShuttingDown, 503, "UNAVAILABLE"),
     Row(errors.StoreUnavailable, 503, "UNAVAILABLE"),
+    Row(errors.KeysUnavailable, 503, "UNAVAILABLE"),
     Row(errors.TargetUnavailable, 503, "UNAVAILABLE"),
 )
 
@@ -50,6 +56,22 @@ _BY_CODE = {row.error.code: row for row in TABLE}
 
 def row_of(error: MegaphoneError) -> Row:
     return _BY_CODE[error.code]
+
+
+def challenge_of(error: MegaphoneError) -> str | None:
+    """Return the value of `WWW-Authenticate` beside an error, as RFC 6750 has it; None if there is
+    none. HTTP requires it beside the status 401."""
+    match error:
+        case errors.NodeUnauthenticated():
+            return "Megaphone-Node"
+        case errors.Unauthenticated(was_presented=False):
+            return BEARER
+        case errors.Unauthenticated() | errors.TokenExpired():
+            return f'{BEARER}, error="invalid_token"'
+        case errors.PermissionDenied(action=str(action)):
+            return f'{BEARER}, error="insufficient_scope", scope="{SCOPE_PREFIX}{action}"'
+        case _:
+            return None
 
 
 def error_from(code: str, message: str) -> MegaphoneError | None:

@@ -5,10 +5,22 @@ from operator import attrgetter
 import grpc
 import pytest
 
-from megaphone.errors import MegaphoneError
+from megaphone.errors import (
+    MegaphoneError,
+    NodeUnauthenticated,
+    PermissionDenied,
+    TokenExpired,
+    Unauthenticated,
+)
 from megaphone.rest.connection.answers import error_answer
 from megaphone.store.redis.errors import NoReplicas, OutOfMemory
-from megaphone.wire.errors import INTERNAL_GRPC_STATUS, TABLE, error_from, row_of
+from megaphone.wire.errors import (
+    INTERNAL_GRPC_STATUS,
+    TABLE,
+    challenge_of,
+    error_from,
+    row_of,
+)
 
 
 def concrete(kind: type[MegaphoneError] = MegaphoneError) -> set[type[MegaphoneError]]:
@@ -55,3 +67,31 @@ def test_an_error_of_a_store_in_redis_is_told_as_its_parent() -> None:
         row = row_of(error)
         assert isinstance(error, row.error)
         assert error_answer(error).status == row.http_status
+
+
+@pytest.mark.parametrize(
+    ("error", "challenge"),
+    [
+        (Unauthenticated("x"), 'Bearer realm="megaphone"'),
+        (
+            Unauthenticated("x", was_presented=True),
+            'Bearer realm="megaphone", error="invalid_token"',
+        ),
+        (TokenExpired(), 'Bearer realm="megaphone", error="invalid_token"'),
+        (
+            PermissionDenied("x", action="create"),
+            'Bearer realm="megaphone", error="insufficient_scope", scope="megaphone:create"',
+        ),
+        (PermissionDenied("x"), None),
+        (NodeUnauthenticated("x"), "Megaphone-Node"),
+    ],
+)
+def test_http_says_which_proof_is_wanted(error: MegaphoneError, challenge: str | None) -> None:
+    assert challenge_of(error) == challenge
+    assert error_answer(error).headers.get("WWW-Authenticate") == challenge
+
+
+@pytest.mark.parametrize("kind", BY_CODE)
+def test_every_401_says_which_proof_is_wanted(kind: type[MegaphoneError]) -> None:
+    is_401 = row_of(kind("as told")).http_status == 401
+    assert (challenge_of(kind("as told")) is not None) == is_401

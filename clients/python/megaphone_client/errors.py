@@ -5,12 +5,15 @@ and contain no address.
 
     MegaphoneError
      ├── BadRequest            the request itself is wrong; it would fail again
+     ├── Unauthenticated       the broker wants a token, and the one it got is not valid there
+     │    └── TokenExpired     the token has expired; another one may do
      ├── PermissionDenied      the request is not allowed
      ├── ChannelNotFound       the channel does not exist, or does not exist any more
      ├── ReaderBusy            the channel has another reader
      ├── TooSlow               the broker waited too long for our bytes, or for us to take its own
      ├── PayloadTooLarge       the request has more bytes or events than one may have
      ├── LimitExceeded         a limit of the node is reached; try again later
+     ├── RateLimited           the caller or its tenant calls too often; try again later
      ├── WriteTimeout          the channel stayed full: the event was not taken
      ├── Unavailable           the broker cannot serve the request now; another try may succeed
      ├── ConnectionFailed      there is no connection, or it broke, or nothing came for too long
@@ -46,6 +49,14 @@ class BadRequest(MegaphoneError):
     """The request itself is wrong; it would fail again."""
 
 
+class Unauthenticated(MegaphoneError):
+    """The broker wants a token, and got none that is valid there."""
+
+
+class TokenExpired(Unauthenticated):
+    """The token has expired. The same request with another token may succeed."""
+
+
 class PermissionDenied(MegaphoneError):
     """The request is not allowed."""
 
@@ -72,6 +83,12 @@ class PayloadTooLarge(MegaphoneError):
 
 class LimitExceeded(MegaphoneError):
     """A limit of the node is reached. Try again after `retry_after_s`."""
+
+    may_heal = True
+
+
+class RateLimited(MegaphoneError):
+    """The caller or its tenant calls more often than it may. Try again after `retry_after_s`."""
 
     may_heal = True
 
@@ -124,7 +141,8 @@ class ProtocolError(MegaphoneError):
 
 CLASSES: Final[dict[str, type[MegaphoneError]]] = {
     "BAD_REQUEST": BadRequest,
-    "UNAUTHENTICATED": PermissionDenied,
+    "UNAUTHENTICATED": Unauthenticated,
+    "TOKEN_EXPIRED": TokenExpired,
     "PERMISSION_DENIED": PermissionDenied,
     "NOT_FOUND": ChannelNotFound,
     "NO_SUCH_AGENT": MegaphoneError,
@@ -134,19 +152,23 @@ CLASSES: Final[dict[str, type[MegaphoneError]]] = {
     "PAYLOAD_TOO_LARGE": PayloadTooLarge,
     "UNSUPPORTED_MEDIA_TYPE": BadRequest,
     "LIMIT_EXCEEDED": LimitExceeded,
+    "RATE_LIMITED": RateLimited,
     "TIMEOUT": WriteTimeout,
     "SKIPPED": WriteTimeout,
     "MOVED": Unavailable,
     "NO_AGENT": Unavailable,
     "SHUTTING_DOWN": Unavailable,
     "STORE_UNAVAILABLE": Unavailable,
+    "KEYS_UNAVAILABLE": Unavailable,
     "TARGET_UNAVAILABLE": Unavailable,
     "INTERNAL_SERVER_ERROR": Unavailable,
 }
 """The class of each code of the broker. An operator's errors, which no call here can get, have none
 of their own."""
 
-NOT_TAKEN: Final = frozenset({"MOVED", "NO_AGENT", "SHUTTING_DOWN", "TARGET_UNAVAILABLE"})
+NOT_TAKEN: Final = frozenset(
+    {"MOVED", "NO_AGENT", "SHUTTING_DOWN", "KEYS_UNAVAILABLE", "TARGET_UNAVAILABLE"}
+)
 """Codes of `Unavailable` with which the broker says that it has done nothing."""
 
 

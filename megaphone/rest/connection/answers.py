@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
-from megaphone.errors import MegaphoneError, Unauthenticated
+from megaphone.errors import MegaphoneError
 from megaphone.rest.connection.answer_bytes import (
     CREATED_LINE,
     WHOLE_ANSWER_BYTES,
@@ -76,8 +76,8 @@ def error_answer(error: MegaphoneError) -> Answer:
     headers = {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after_s))
-    if isinstance(error, Unauthenticated):  # HTTP requires it beside the status 401
-        headers["WWW-Authenticate"] = "Megaphone-Node"
+    if (challenge := errors.challenge_of(error)) is not None:
+        headers["WWW-Authenticate"] = challenge
     return json_answer(json.error(error.code, str(error), status), status, headers)
 
 
