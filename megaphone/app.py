@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -28,9 +28,11 @@ from megaphone.listen.sockets import (
     unlink_unix,
 )
 from megaphone.model import AgentMode
-from megaphone.observe.metrics import LogCounts, Metrics
+from megaphone.observe.metrics import Family, LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
+from megaphone.process.terminal import has_terminal
+from megaphone.reload import Reloader
 from megaphone.rest.admin import AdminApi
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.cors import headers_of
@@ -76,6 +78,7 @@ class App:
     metrics: Metrics
     http_port: int
     grpc_port: int
+    reloader: Reloader
     leave: Callable[[], Awaitable[None]]
     """Stop listening, and wait until all clients have gone without a refused call. For workers."""
 
@@ -101,7 +104,9 @@ async def running(
     webhooks = Webhooks(settings.webhooks)
     budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients(settings.workers))
     connections = Connections(connections_of_each_face(settings))
+    reloader = Reloader(settings)
     metrics = Metrics(webhooks, budget, connections, logs)
+    metrics.add(lambda: families_of(reloader))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(webhooks)  # ends last, to report the channels of the store
         built = await stack.enter_async_context(backend(settings, budget, metrics, webhooks))
@@ -152,7 +157,17 @@ async def running(
                 group.create_task(http.leave())
                 group.create_task(grpc.leave(broker.end_all_reads))
 
-        yield App(broker, admin, built.agents, built.pipes, metrics, http_port, grpc_port, leave)
+        yield App(
+            broker,
+            admin,
+            built.agents,
+            built.pipes,
+            metrics,
+            http_port,
+            grpc_port,
+            reloader,
+            leave,
+        )
 
 
 async def report_health(broker: Broker, grpc: GrpcServer) -> None:
@@ -294,22 +309,45 @@ def connections_of_each_face(settings: Settings) -> int:
     return min(most, wanted)
 
 
-async def serve(
-    settings: Settings, announce: Callable[[App], None], logs: LogCounts | None = None
-) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then stop in order.
+def families_of(reloader: Reloader) -> list[Family]:
+    outcomes = {"success": reloader.succeeded, "failure": reloader.failed}
+    samples = [({"outcome": outcome}, count) for outcome, count in outcomes.items()]
+    meaning = "How often the settings were read again while the node served."
+    return [Family("counter", "reloads_total", meaning, samples)]
 
-    A second SIGTERM or SIGINT ends the process at once. A second SIGHUP does not, because terminals
-    and service managers send SIGHUP together with other signals. `announce` is called when every
-    server listens.
+
+async def serve(
+    settings: Settings,
+    announce: Callable[[App], None],
+    load: Callable[[Settings], Settings],
+    logs: LogCounts | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then stop in order. A second one ends the process at once.
+
+    After SIGHUP `load` gets the settings that are in effect, and returns the new ones. It raises
+    ValueError if they are wrong. If the terminal of this process was closed, SIGHUP stops the
+    process in order. `announce` is called when every server listens.
     """
-    stopped = asyncio.Event()
-    handle_signals(stopped, (*ENDING_SIGNALS, signal.SIGHUP))
+    stopped, hung_up = asyncio.Event(), asyncio.Event()
+    handle_signals(stopped)
+    handle_hangups(stopped, hung_up)
     async with running(settings, logs) as app:
         log_start(log, settings, app.http_port, app.grpc_port)
         announce(app)
+        reloading = asyncio.create_task(reload_when_asked(app.reloader, hung_up, load))
         await stopped.wait()
+        reloading.cancel()
     log.info("stopped")
+
+
+async def reload_when_asked(
+    reloader: Reloader, asked: asyncio.Event, load: Callable[[Settings], Settings]
+) -> None:
+    """Reload the settings whenever the event is set, forever."""
+    while True:
+        await asked.wait()
+        asked.clear()
+        await reloader.reload(load)
 
 
 async def serve_as_worker(worker: Worker, logs: LogCounts | None = None) -> None:
@@ -317,7 +355,7 @@ async def serve_as_worker(worker: Worker, logs: LogCounts | None = None) -> None
     settings = worker.settings
     # SIGHUP is for the supervisor, but a terminal may send it to all.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    handle_signals(worker.stopping, ENDING_SIGNALS)
+    handle_signals(worker.stopping)
     if worker.number > 1:  # because the first one says of the store what all would say
         logging.getLogger("megaphone.backend").setLevel(logging.WARNING)
     async with worker.linked():
@@ -348,20 +386,34 @@ async def first_of(*awaited: Awaitable[Any]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def handle_signals(stopped: asyncio.Event, numbers: Sequence[signal.Signals]) -> None:
-    """Set an event when one of these signals asks this process to stop."""
+def handle_signals(stopped: asyncio.Event) -> None:
+    """Set an event when a signal asks this process to stop."""
     loop = asyncio.get_running_loop()
 
     def stop(number: signal.Signals) -> None:
         if not stopped.is_set():
             log.info("%s: stopping", number.name)
             stopped.set()
-        if number is not signal.SIGHUP:
-            for ending in ENDING_SIGNALS:
-                loop.remove_signal_handler(ending)
-                signal.signal(ending, signal.SIG_DFL)
+        for ending in ENDING_SIGNALS:
+            loop.remove_signal_handler(ending)
+            signal.signal(ending, signal.SIG_DFL)
 
-    for number in numbers:
-        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # as `nohup` wants it
+    for number in ENDING_SIGNALS:
         loop.add_signal_handler(number, stop, number)
+
+
+def handle_hangups(stopped: asyncio.Event, hung_up: asyncio.Event) -> None:
+    """Set one of the events at SIGHUP: `stopped` if the terminal of this process was closed, else
+    `hung_up`. Do nothing if SIGHUP is ignored, as `nohup` wants it."""
+    had_terminal = has_terminal()
+
+    def hang_up() -> None:
+        if had_terminal and not has_terminal():
+            if not stopped.is_set():
+                log.info("SIGHUP: stopping, because the terminal was closed")
+                stopped.set()
+        else:
+            hung_up.set()
+
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hang_up)

@@ -49,6 +49,8 @@ STORE = "store"
 WARMUP = "agent_warmup_secs"
 WORKERS = "workers"
 BUFFERED = "max_buffered_bytes"
+COMPUTED = (AGENT, WARMUP, SOCKET, BUFFERED)
+"""The keys whose defaults depend on the machine or on chance."""
 
 TYPES = get_type_hints(Settings, include_extras=True)
 KEYS = [setting.name for setting in fields(Settings)]

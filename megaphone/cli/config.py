@@ -4,7 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import typer
 
-from megaphone.config import DEFAULT, KEYS, VARIABLE, Config, ConfigError, load_here
+from megaphone.config import COMPUTED, DEFAULT, KEYS, VARIABLE, Config, ConfigError, load_here
 from megaphone.settings import Nodes, Settings, Webhook
 
 config_app = typer.Typer(help="Check and show the configuration.", no_args_is_help=True)
@@ -39,6 +39,23 @@ def load_or_exit(file: Path | None, options: Mapping[str, Any] | None = None) ->
     except ConfigError as error:
         typer.echo(f"megaphone: {error}", err=True)
         raise typer.Exit(WRONG_CONFIGURATION) from None
+
+
+def load_again(
+    present: Settings, file: Path | None, options: Mapping[str, Any] | None = None
+) -> Settings:
+    """Return the configuration as it is now, for a broker that runs with the `present` settings.
+
+    Defaults that were computed at its start stay as they were.
+
+    Raises: ValueError, if the configuration is not allowed.
+    """
+    try:
+        loaded = load_here(file, options)
+    except ConfigError as error:
+        raise ValueError(str(error)) from None
+    kept = {key: getattr(present, key) for key in COMPUTED if loaded.sources[key] == DEFAULT}
+    return replace(loaded.settings, **kept)
 
 
 @config_app.command()

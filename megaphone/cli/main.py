@@ -13,7 +13,7 @@ from megaphone.build import build_kind
 from megaphone.cli.admin import megactl_app
 from megaphone.cli.bench import bench
 from megaphone.cli.channels import ack, create, exists
-from megaphone.cli.config import config_app, load_or_exit
+from megaphone.cli.config import config_app, load_again, load_or_exit
 from megaphone.cli.contexts import context_app
 from megaphone.cli.output import open_standard_streams
 from megaphone.cli.store import store_app
@@ -96,15 +96,16 @@ def serve(
         typer.Option("--grpc-port", metavar="PORT", min=0, max=65_535, help="The port of gRPC."),
     ] = None,
 ) -> None:
-    """Start the broker; Ctrl-C, SIGTERM or SIGHUP stops it in order.
+    """Start the broker; Ctrl-C or SIGTERM stops it in order.
+
+    SIGHUP lets it read the configuration again.
 
     Nothing has to be set: HTTP is on port 3000 and gRPC on port 3001, both for this machine only.
     `megaphone config show` lists what can be set.
     """
     options: dict[str, object] = {} if workers is None else {"workers": workers}
     options |= addresses(load_or_exit(config).settings, host, port, grpc_port)
-    settings = load_or_exit(config, options).settings
-    settings = replace(settings, workers=workers_for(settings.workers))
+    settings = with_workers(load_or_exit(config, options).settings)
     if settings.workers > 1:
         from megaphone.cli.supervise import supervise_until_stopped
 
@@ -116,7 +117,14 @@ def serve(
     from megaphone.cli.serve import serve_until_stopped
 
     gc.enable()
-    serve_until_stopped(settings)
+    serve_until_stopped(
+        settings, lambda present: with_workers(load_again(present, config, options))
+    )
+
+
+def with_workers(settings: Settings) -> Settings:
+    """Return settings with the number of workers that this machine shall have."""
+    return replace(settings, workers=workers_for(settings.workers))
 
 
 def addresses(

@@ -1,6 +1,7 @@
 """`megaphone serve` in one process, from the settings to the exit code."""
 
 import asyncio
+from collections.abc import Callable
 
 import typer
 import uvloop
@@ -16,8 +17,11 @@ from megaphone.settings import Settings
 from megaphone.store.errors import UnusableStore
 
 
-def serve_until_stopped(settings: Settings) -> None:
-    """Serve until a signal stops the process. Exits with 1 if the node cannot listen."""
+def serve_until_stopped(settings: Settings, load: Callable[[Settings], Settings]) -> None:
+    """Serve until a signal stops the process. Exits with 1 if the node cannot listen.
+
+    `load` is as `megaphone.app.serve` needs it.
+    """
     return_freed_memory()
     descriptors.raise_limit()
     with (
@@ -30,6 +34,7 @@ def serve_until_stopped(settings: Settings) -> None:
                 serve(
                     settings,
                     lambda app: announce(settings, app.http_port, app.grpc_port),
+                    load,
                     lines,
                 )
             )

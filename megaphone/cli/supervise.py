@@ -4,13 +4,12 @@ The supervisor imports neither gRPC nor aiohttp: it serves nobody, and starts fa
 """
 
 import asyncio
-from dataclasses import replace
 from pathlib import Path
 
 import typer
 
 from megaphone.cli.banner import announce
-from megaphone.config import AGENT, DEFAULT, ConfigError, load_here
+from megaphone.cli.config import load_again
 from megaphone.observe.logs import logging_to_stderr
 from megaphone.process import descriptors
 from megaphone.settings import Settings
@@ -26,14 +25,8 @@ def supervise_until_stopped(settings: Settings, config: Path | None) -> None:
     descriptors.raise_limit()
 
     def reload(present: Settings) -> Settings:
-        try:
-            # With the number of workers, because the default of some settings depends on it.
-            loaded = load_here(config, {"workers": present.workers, "store": present.store})
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
-        if loaded.sources[AGENT] == DEFAULT:
-            return replace(loaded.settings, agent=present.agent)
-        return loaded.settings
+        # With the number of workers, because the default of some settings depends on it.
+        return load_again(present, config, {"workers": present.workers, "store": present.store})
 
     with logging_to_stderr(settings.log_format) as lines:
         supervisor = Supervisor(settings, reload)

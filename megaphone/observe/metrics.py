@@ -7,10 +7,10 @@ and that library renders only those of the process and the interpreter.
 """
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, generate_latest
 
@@ -81,6 +81,18 @@ class NoLogs:
     dropped: int = 0
 
 
+class Family(NamedTuple):
+    """A metric that has labels."""
+
+    kind: str
+    """`counter` or `gauge`."""
+    name: str
+    """Its name without `megaphone_`."""
+    meaning: str
+    samples: Sequence[tuple[Mapping[str, str], float]]
+    """Each of its values, with its labels."""
+
+
 class Metrics:
     """Implements `core.ports.Observer`, and reads the counts of webhooks, connections and logs."""
 
@@ -114,6 +126,7 @@ class Metrics:
         self._durations_sum_s = 0.0
         self.store: Callable[[], Mapping[str, object]] | None = None
         """Returns what a shared store is, by the names of labels."""
+        self._families: list[Callable[[], Iterable[Family]]] = []
         self._process = CollectorRegistry()
         self._process.register(PROCESS_COLLECTOR)
         self._process.register(GC_COLLECTOR)
@@ -179,6 +192,10 @@ class Metrics:
 
     # -- The text
 
+    def add(self, families: Callable[[], Iterable[Family]]) -> None:
+        """Render some metrics of another part of the node too."""
+        self._families.append(families)
+
     def render(self) -> bytes:
         """Return all metrics as Prometheus text, format 0.0.4."""
         lines = [
@@ -186,6 +203,9 @@ class Metrics:
             *of_kind("gauge", self._gauges()),
             *self._duration_histogram(),
         ]
+        for families in self._families:
+            for one in families():
+                lines += labelled(one)
         if self.store is not None:
             lines += info("store_info", "The shared store, and what 201 means.", self.store())
         return "\n".join([*lines, ""]).encode() + generate_latest(self._process)
@@ -277,11 +297,20 @@ class Metrics:
         yield f"megaphone_channel_duration_count {cumulated[-1]}"
 
 
+def labelled(metric: Family) -> Iterator[str]:
+    yield from family(metric.name, metric.kind, metric.meaning)
+    for labels, value in metric.samples:
+        yield f"megaphone_{metric.name}{{{pairs(labels)}}} {value}"
+
+
 def info(name: str, meaning: str, labels: Mapping[str, object]) -> Iterator[str]:
     """Yield a metric that says something by its labels."""
     yield from family(name, "gauge", meaning)
-    pairs = ",".join(f'{label}="{escaped(str(value))}"' for label, value in labels.items())
-    yield f"megaphone_{name}{{{pairs}}} 1"
+    yield f"megaphone_{name}{{{pairs(labels)}}} 1"
+
+
+def pairs(labels: Mapping[str, object]) -> str:
+    return ",".join(f'{label}="{escaped(str(value))}"' for label, value in labels.items())
 
 
 def escaped(value: str) -> str:

@@ -20,6 +20,7 @@ from megaphone.listen.exposure import log_start
 from megaphone.listen.sockets import bind_shared, check_unused, grpc_path, reserve
 from megaphone.model import AgentMode
 from megaphone.observe.summing import lasting, summed
+from megaphone.process.terminal import has_terminal
 from megaphone.settings import Settings
 from megaphone.workers.member import Member, StartFailed
 
@@ -336,12 +337,3 @@ def admin_path(path: str, number: int) -> str:
     if number == 1:
         return path
     return f"{path.removesuffix('.sock')}.{number}{'.sock' if path.endswith('.sock') else ''}"
-
-
-def has_terminal() -> bool:
-    """Return whether this process belongs to a terminal that is still there."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True

@@ -2,7 +2,10 @@
 
 import asyncio
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from urllib.request import urlopen
@@ -13,9 +16,23 @@ import pytest
 
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
-from tests.support.process import MEGAPHONE, BrokerProcess, broker_process
+from tests.support.process import (
+    MEGAPHONE,
+    BrokerProcess,
+    broker_process,
+    environment,
+    next_line,
+    wait_for,
+)
 
 READS = 50
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Runs a command whose terminal is its standard input."""
 GONE_WITHIN_S = 3.0
 
 
@@ -48,7 +65,7 @@ async def open_grpc_read(connection: grpc.aio.Channel, opened: asyncio.Semaphore
     return bodies
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 async def test_open_reads_end_cleanly_and_the_process_is_gone(
     tmp_path: Path, signal_number: signal.Signals
 ) -> None:
@@ -88,13 +105,56 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         assert broker.process.wait(10) in (0, -signal.SIGTERM)
 
 
-def test_a_hangup_never_ends_it_at_once(tmp_path: Path) -> None:
-    """Terminals send it twice, and service managers after SIGTERM."""
-    for signals in ([signal.SIGHUP] * 3, [signal.SIGTERM, signal.SIGHUP, signal.SIGHUP]):
-        with broker_process(tmp_path) as broker:
-            for number in signals:
-                broker.process.send_signal(number)
-            assert broker.process.wait(10) == 0
+def test_a_hangup_reads_the_settings_again_and_refuses_wrong_ones(tmp_path: Path) -> None:
+    file = tmp_path / "megaphone.toml"
+    file.write_text("buffer_capacity = 1\n")
+    with broker_process(tmp_path) as broker:
+        file.write_text("buffer_capacity = 0\n")
+        broker.process.send_signal(signal.SIGHUP)
+        line = next_line(broker, "the settings stay as they were")
+        assert "megaphone.toml: buffer_capacity = 0 is not allowed" in line
+        file.write_text("buffer_capacity = 3\n")
+        broker.process.send_signal(signal.SIGHUP)
+        next_line(broker, "the settings were read again; changed: none")
+        line = next_line(broker, "change only at the next start")
+        assert line.endswith("next start: buffer_capacity")
+        with urlopen(f"{broker.url}/metrics", timeout=10) as answer:
+            metrics = answer.read().decode()
+        assert 'megaphone_reloads_total{outcome="success"} 1\n' in metrics
+        assert 'megaphone_reloads_total{outcome="failure"} 1\n' in metrics
+        broker.process.send_signal(signal.SIGTERM)
+        assert broker.process.wait(10) == 0
+
+
+def test_a_hangup_does_not_end_a_broker_that_stops(tmp_path: Path) -> None:
+    """Service managers send it after SIGTERM."""
+    with broker_process(tmp_path) as broker:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
+            broker.process.send_signal(number)
+        assert broker.process.wait(10) == 0
+
+
+def test_a_broker_stops_when_its_terminal_is_closed(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    log = tmp_path / "log"
+    with log.open("w") as written:
+        process = subprocess.Popen(
+            [sys.executable, "-c", OWN_TERMINAL, MEGAPHONE, "serve"],
+            cwd=tmp_path,
+            env=environment(tmp_path, {}),
+            stdin=theirs,
+            stdout=subprocess.DEVNULL,
+            stderr=written,
+        )
+    os.close(theirs)
+    try:
+        wait_for(lambda: "serves HTTP" in log.read_text())
+        os.close(ours)
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "SIGHUP: stopping, because the terminal was closed" in log.read_text()
 
 
 def test_a_hangup_is_ignored_under_nohup(tmp_path: Path) -> None:

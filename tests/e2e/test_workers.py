@@ -22,7 +22,14 @@ import pytest
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.busy_clients import GrpcClient, HttpClient, Record, be_busy
-from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, environment
+from tests.support.process import (
+    MEGAPHONE,
+    BrokerProcess,
+    broker_process,
+    environment,
+    next_line,
+    wait_for,
+)
 from tests.support.redis_fixtures import shared_server
 from tests.support.redis_server import redis_server
 
@@ -70,13 +77,6 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], within_s: float = WITHIN_S) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def post(broker: BrokerProcess, path: str, body: bytes = b"") -> Any:
     headers = {"Content-Type": "application/json"}
     request = Request(f"{broker.url}{path}", body, headers, method="POST")
@@ -89,16 +89,6 @@ def metrics(broker: BrokerProcess) -> dict[str, float]:
         lines = answer.read().decode().splitlines()
     pairs = (line.rpartition(" ") for line in lines if not line.startswith("#"))
     return {name: float(value) for name, _, value in pairs}
-
-
-def next_line(broker: BrokerProcess, words: str) -> str:
-    """Return the next line of the log with these words."""
-    assert broker.process.stderr is not None
-    for line in broker.process.stderr:
-        print(line, end="")
-        if words in line:
-            return str(json.loads(line)["message"])
-    raise AssertionError(f"the log ends without: {words}")
 
 
 def finished(

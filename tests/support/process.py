@@ -1,10 +1,12 @@
 """A broker as a separate process, as users run it."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,23 @@ def start_line(log: IO[str]) -> str:
             return line
         lines.append(line)
     raise AssertionError(f"the broker did not start: {''.join(lines)}")
+
+
+def next_line(broker: BrokerProcess, words: str) -> str:
+    """Return the next line of the log with these words."""
+    assert broker.process.stderr is not None
+    for line in broker.process.stderr:
+        print(line, end="")
+        if words in line:
+            return str(json.loads(line)["message"])
+    raise AssertionError(f"the log ends without: {words}")
+
+
+def wait_for(condition: Callable[[], bool], within_s: float = 40.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def ports_of(line: str) -> tuple[int, int]:

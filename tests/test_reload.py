@@ -1,0 +1,89 @@
+"""New settings take effect in every part of a node, or in none."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from megaphone.reload import Reloadable, Reloader
+from megaphone.settings import Settings
+
+OLD = Settings(max_channels=1, cors_allow_origin="https://old.example")
+NEW = replace(OLD, max_channels=2, cors_allow_origin="https://new.example")
+
+
+class Part:
+    """Has one setting, and refuses to have more than ten channels."""
+
+    def __init__(self) -> None:
+        self.channels = OLD.max_channels
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        if settings.max_channels > 10:
+            raise ValueError("at most ten")
+
+        def apply() -> None:
+            self.channels = settings.max_channels
+
+        return apply
+
+
+class Defective:
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        raise KeyError("not foreseen")
+
+
+def reloader(*parts: Reloadable) -> Reloader:
+    made = Reloader(OLD)
+    for part in parts:
+        made.add(part, "max_channels")
+    return made
+
+
+async def test_new_settings_take_effect_in_all_parts() -> None:
+    parts = Part(), Part()
+    node = reloader(*parts)
+    assert await node.reload(lambda present: NEW)
+    assert [part.channels for part in parts] == [2, 2]
+    assert (node.succeeded, node.failed) == (1, 0)
+
+
+async def test_settings_that_need_a_start_are_named_and_stay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    node = reloader(Part())
+    await node.reload(lambda present: NEW)
+    assert node.settings == replace(OLD, max_channels=2)
+    [warning] = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+    assert warning == "these settings change only at the next start: cors_allow_origin"
+
+
+async def test_when_one_part_refuses_nothing_has_changed(caplog: pytest.LogCaptureFixture) -> None:
+    parts = Part(), Part()
+    node = reloader(*parts, Part())
+    assert not await node.reload(lambda present: replace(NEW, max_channels=11))
+    assert [part.channels for part in parts] == [1, 1]
+    assert node.settings is OLD
+    assert (node.succeeded, node.failed) == (0, 1)
+    [line] = [one.message for one in caplog.records]
+    assert line == "the settings stay as they were: at most ten"
+
+
+async def test_settings_that_cannot_be_read_change_nothing() -> None:
+    part = Part()
+    node = reloader(part)
+
+    def unreadable(present: Settings) -> Settings:
+        raise ValueError("megaphone.toml: is not TOML")
+
+    assert not await node.reload(unreadable)
+    assert (part.channels, node.settings, node.failed) == (1, OLD, 1)
+
+
+async def test_a_defect_changes_nothing_either() -> None:
+    part = Part()
+    node = reloader(part, Defective())
+    assert not await node.reload(lambda present: NEW)
+    assert (part.channels, node.failed) == (1, 1)
+    assert await node.reload(lambda present: OLD) is False
