@@ -101,7 +101,7 @@ async def running(
 
     Raises: OSError, if the node cannot listen.
     """
-    webhooks = Webhooks(settings.webhooks)
+    webhooks = Webhooks(settings.webhooks, allow=settings.webhooks_allow)
     budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients(settings.workers))
     connections = Connections(connections_of_each_face(settings))
     reloader = Reloader(settings)

@@ -18,10 +18,12 @@ from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 import yaml
 
+from megaphone.core.destinations import Destinations
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
 from megaphone.process import memory
 from megaphone.process.cores import workers_for
@@ -31,6 +33,7 @@ PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
 AGENT = "agent"
 WEBHOOKS = "webhooks"
+WEBHOOKS_ALLOW = "webhooks_allow"
 NODES = "nodes"
 CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
 """The modes in which an agent may start. An agent cannot start as PIPED, because that mode needs a
@@ -251,6 +254,7 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
             " memory, because each worker would have channels of its own that the others do not"
             " find; set store to the URL of a Redis or Valkey"
         )
+    check_webhooks(settings, sources)
     return Config(settings, sources)
 
 
@@ -259,13 +263,23 @@ def convert(key: str, value: Value) -> Any:
         return webhooks_table(value)
     if key == NODES:
         return nodes_table(value)
-    raw = agents_table(value) if key == AGENT else value.raw
+    if key == AGENT:
+        raw: Any = agents_table(value)
+    else:
+        raw = listed(value.raw) if get_origin(TYPES[key]) is tuple else value.raw
     try:
         return msgspec.convert(raw, TYPES[key], strict=False)
     except msgspec.ValidationError as error:
         if key == STORE:
             raise refused_unshown(key, value.source, allowed(TYPES[key]) or "") from None
         raise refused(key, value, allowed(TYPES[key]) or str(error)) from None
+
+
+def listed(raw: Any) -> Any:
+    """Return the entries of a list, if a file or a variable has them in one text with commas."""
+    if not isinstance(raw, str):
+        return raw
+    return [entry.strip() for entry in raw.split(",") if entry.strip()]
 
 
 def refused(key: str, value: Value, what_is_allowed: str) -> ConfigError:
@@ -290,6 +304,8 @@ def allowed(kind: Any) -> str | None:
     for note in getattr(kind, "__metadata__", ()):
         if isinstance(note, msgspec.Meta) and note.description:
             return note.description
+    if get_origin(kind) is tuple:
+        return f"a list, each entry of which is {allowed(get_args(kind)[0])}"
     if get_origin(kind) is Union:  # a type or None, which means "not set"
         return allowed(get_args(kind)[0])
     return None
@@ -328,6 +344,21 @@ def webhooks_table(value: Value) -> dict[str, Webhook]:
         if not fits(name, names):
             raise refused_unshown(WEBHOOKS, value.source, f"as a name {allowed(names)}")
     return {name: checked_table(Webhook, WEBHOOKS, value, name) for name in value.raw}
+
+
+def check_webhooks(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Raises: ConfigError, if a webhook could never be called. A name is checked at each call."""
+    try:
+        destinations = Destinations.parse(settings.webhooks_allow)
+    except ValueError as error:
+        raise ConfigError(f"{sources[WEBHOOKS_ALLOW]}: {WEBHOOKS_ALLOW}: {error}") from None
+    for name, webhook in settings.webhooks.items():
+        if not destinations.may_allow(urlsplit(webhook.endpoint).hostname or ""):
+            path = f"{WEBHOOKS}.{name}.endpoint"
+            raise ConfigError(
+                f"{sources[path]}: {path} = … is not allowed, because its address is not public:"
+                f" {WEBHOOKS_ALLOW} lists the networks and hosts that webhooks may call besides"
+            )
 
 
 def nodes_table(value: Value) -> Nodes:

@@ -68,6 +68,13 @@ Url = Annotated[
         description="an http or https URL in ASCII, such as https://example.com/gone",
     ),
 ]
+Destination = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9_.:/-]{1,255}\Z",
+        description="a network such as 10.0.0.0/8, an address, or the name of a host",
+    ),
+]
 BASE64 = r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
 NO_ELLIPSIS = r"(?!whsec_|…\Z)\S(.*\S)?"
 """`megaphone config show` prints `…` instead of a secret, so `…` is not allowed as a secret."""
@@ -263,6 +270,11 @@ class Settings:
 
     webhooks: Mapping[Name, Webhook] = field(default_factory=dict)
     """Services to which the node reports channels that have ended, each under its own name."""
+    webhooks_allow: tuple[Destination, ...] = ()
+    """What webhooks may call besides public addresses: networks, addresses, and names of hosts,
+    whose addresses may be any. Without it, the node refuses endpoints on loopback, in private
+    networks and at other special addresses, whether the endpoint is such an address or a name that
+    has it. An environment variable has commas between the entries."""
     cors_allow_origin: Origin | None = None
     """The origin whose pages may read and acknowledge in a browser, or `*` for all origins. Without
     it, only pages of the same origin as the broker can do so. If a proxy stands before the broker,

@@ -169,7 +169,7 @@ AUDIT = Webhook(endpoint="https://example.com/gone", secret="x y")
 
 def test_webhooks_of_existing_configurations_are_understood(tmp_path: Path) -> None:
     hook = '{hook = "on-channel-deleted", endpoint = "http://localhost:1/?key=secret"}'
-    write(tmp_path, f"[webhooks]\nbilling = {hook}")
+    write(tmp_path, f'webhooks_allow = ["localhost"]\n[webhooks]\nbilling = {hook}')
     webhooks = load(tmp_path, {}).settings.webhooks
     assert webhooks == {"billing": Webhook(endpoint="http://localhost:1/?key=secret")}
     assert webhooks["billing"].hook == "on-channel-deleted"
@@ -229,7 +229,11 @@ def test_a_webhook_may_have_its_secret_from_the_environment(tmp_path: Path) -> N
     ],
 )
 def test_an_endpoint_is_any_http_url(tmp_path: Path, endpoint: str) -> None:
-    config = load(tmp_path, {"megaphone_webhooks.audit.endpoint": endpoint})
+    environment = {
+        "megaphone_webhooks.audit.endpoint": endpoint,
+        "megaphone_webhooks_allow": "127.0.0.0/8, 10.0.0.1,::1",
+    }
+    config = load(tmp_path, environment)
     assert config.settings.webhooks["audit"].endpoint == endpoint
 
 
@@ -262,7 +266,7 @@ def test_another_endpoint_is_refused_without_being_shown(tmp_path: Path, endpoin
 
 @pytest.mark.parametrize("secret", ["s", "a secret", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"])
 def test_a_secret_is_a_text_or_a_key(tmp_path: Path, secret: str) -> None:
-    write(tmp_path, '[webhooks.audit]\nendpoint = "http://localhost"\n')
+    write(tmp_path, '[webhooks.audit]\nendpoint = "http://example.com"\n')
     config = load(tmp_path, {"megaphone_webhooks.audit.secret": secret})
     assert config.settings.webhooks["audit"].secret == secret
 
@@ -301,6 +305,48 @@ def test_a_wrong_webhook_is_refused_without_its_secrets(
     message = error_of(tmp_path)
     assert message.startswith(f"megaphone.toml: {answer}")
     assert "geheim" not in message
+
+
+@pytest.mark.parametrize(
+    "host", ["localhost", "127.0.0.1:8080", "10.0.0.1", "[::1]", "2130706433", "169.254.169.254"]
+)
+def test_an_endpoint_at_a_private_address_is_refused_by_the_name_of_the_setting(
+    tmp_path: Path, host: str
+) -> None:
+    write(tmp_path, f'[webhooks.audit]\nendpoint = "http://u:geheim@{host}/geheim"\n')
+    assert error_of(tmp_path) == (
+        "megaphone.toml: webhooks.audit.endpoint = … is not allowed, because its address is not"
+        " public: webhooks_allow lists the networks and hosts that webhooks may call besides"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [
+        ("webhooks_allow: [10.0.0.0/8, billing]", ("10.0.0.0/8", "billing")),
+        ("webhooks_allow: 10.0.0.0/8, billing", ("10.0.0.0/8", "billing")),
+        ("webhooks_allow: []", ()),
+    ],
+)
+def test_the_destinations_of_webhooks_are_a_list(
+    tmp_path: Path, text: str, allowed: tuple[str, ...]
+) -> None:
+    write(tmp_path, text, "megaphone.yaml")
+    assert load(tmp_path, {}).settings.webhooks_allow == allowed
+
+
+@pytest.mark.parametrize(
+    ("entry", "error"),
+    [
+        ("10.0.0.1/8", "10.0.0.1/8 has host bits set"),
+        ("https://x", "'https://x' does not appear to be an IPv4 or IPv6 network"),
+        ("", "is not allowed; allowed is a list, each entry of which is a network such as"),
+    ],
+)
+def test_a_wrong_destination_of_webhooks_is_refused(tmp_path: Path, entry: str, error: str) -> None:
+    write(tmp_path, f'webhooks_allow = ["{entry}"]')
+    assert error_of(tmp_path).startswith("megaphone.toml: webhooks_allow")
+    assert error in error_of(tmp_path)
 
 
 def test_a_wrong_part_of_a_webhook_is_looked_for_where_it_stands(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
@@ -113,6 +114,8 @@ def default_of(field: "Field[Any]") -> str:
 def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -123,6 +126,8 @@ def allowed_by(kind: Any) -> str:
             return meta.description
     if get_origin(kind) is Literal:
         return " or ".join(f"`{word}`" for word in get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"a list, each entry of which is {allowed_by(get_args(kind)[0])}"
     members = [one for one in get_args(kind) if one is not type(None)]
     if type(None) in get_args(kind) and len(members) == 1:
         return allowed_by(members[0])

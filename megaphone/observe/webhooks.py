@@ -5,6 +5,9 @@ collects channels for a second and reports them together, with one request at a 
 does not accept a request, the hook tries it again for some minutes, with growing pauses. Channels
 that are not reported in the end are counted as lost. Every queue has a limit.
 
+A hook calls only addresses that `core.destinations` allows. Its name is resolved once for each try,
+and the connection goes to one of the addresses that were checked. Redirects are not followed.
+
 Requests have the form of the Standard Webhooks specification: an id, which is the same in every try
 of a request; the time of the try; and, if a secret is set, a signature of both and of the body. Log
 lines contain the name of a hook, but never an address, a secret, or an endpoint, which may contain
@@ -17,6 +20,7 @@ import json
 import logging
 import os
 import random
+import socket
 import time
 from base64 import b64decode, b64encode
 from collections import deque
@@ -30,6 +34,8 @@ import aiohttp
 from yarl import URL
 
 from megaphone import __version__
+from megaphone.core.destinations import Destinations
+from megaphone.observe.resolver import AddressRefused, CheckedResolver
 from megaphone.settings import Webhook
 
 log = logging.getLogger(__name__)
@@ -73,10 +79,21 @@ class Webhooks:
     """
 
     def __init__(
-        self, hooks: Mapping[str, Webhook], *, limits: WebhookLimits = DEFAULT_LIMITS
+        self,
+        hooks: Mapping[str, Webhook],
+        *,
+        allow: Sequence[str] = (),
+        limits: WebhookLimits = DEFAULT_LIMITS,
     ) -> None:
+        """`allow` are the destinations that the hooks may call besides public addresses.
+
+        Raises: ValueError, if one of `allow` is wrong.
+        """
         self._limits = limits
-        self._hooks = [Hook(name, webhook, limits) for name, webhook in hooks.items()]
+        self._destinations = Destinations.parse(allow)
+        self._hooks = [
+            Hook(name, webhook, self._destinations, limits) for name, webhook in hooks.items()
+        ]
         self._tasks: list[asyncio.Task[None]] = []
         self._session: aiohttp.ClientSession | None = None
 
@@ -102,8 +119,10 @@ class Webhooks:
 
     async def __aenter__(self) -> Self:
         if self._hooks:
-            self._session = session = new_session(self._limits.timeout_s)
+            resolver = CheckedResolver(self._destinations)
+            self._session = session = new_session(resolver, self._limits.timeout_s)
             self._tasks = [asyncio.create_task(hook.run(session)) for hook in self._hooks]
+            self._tasks += [asyncio.create_task(hook.look_up(resolver)) for hook in self._hooks]
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -124,12 +143,17 @@ class Webhooks:
             await self._session.close()
 
 
-def new_session(timeout_s: float) -> aiohttp.ClientSession:
+def new_session(resolver: CheckedResolver, timeout_s: float) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         # Each request has a connection of its own, because an endpoint may close a kept connection
         # at the moment of its next use. The hooks limit the number of connections. With a limit
         # here, a slow endpoint could delay other hooks.
-        connector=aiohttp.TCPConnector(force_close=True, limit=0),
+        connector=aiohttp.TCPConnector(
+            force_close=True,
+            limit=0,
+            resolver=resolver,
+            use_dns_cache=False,  # so that each try checks the addresses of that moment
+        ),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=timeout_s),
         headers={"Content-Type": "application/json", "User-Agent": f"megaphone/{__version__}"},
@@ -153,13 +177,17 @@ class Request:
 class Hook:
     """One hook: its queue, its requests and its counts."""
 
-    def __init__(self, name: str, webhook: Webhook, limits: WebhookLimits) -> None:
+    def __init__(
+        self, name: str, webhook: Webhook, destinations: Destinations, limits: WebhookLimits
+    ) -> None:
         self.sent = 0
         self.failed = 0
         self.lost = 0
         self._name = name
         url = URL(webhook.endpoint, encoded=True)  # is sent exactly as it is written in the setting
         self._url = url.with_user(None)
+        self._host = url.raw_host or ""
+        self._may_call = destinations.may_allow(self._host)
         self._authorization = authorization_of(url)
         self._key = None if webhook.secret is None else key_of(webhook.secret)
         self._limits = limits
@@ -177,6 +205,16 @@ class Hook:
             self._waiting.append(address)
         else:
             self._overflow()
+
+    async def look_up(self, resolver: CheckedResolver) -> None:
+        """Log it now, and not only when channels have ended, if the endpoint may not be called."""
+        try:
+            async with asyncio.timeout(self._limits.timeout_s):
+                await resolver.resolve(self._host, family=socket.AF_UNSPEC)
+        except AddressRefused as error:
+            self._note(reason_of(error))
+        except OSError:
+            pass  # a name that is not known yet, or a name server that is away
 
     async def run(self, session: aiohttp.ClientSession) -> None:
         """Until `stop` is called, send the waiting addresses once per interval, or at once when
@@ -264,6 +302,8 @@ class Hook:
         """Send a request. Returns: the reason of a failure; None on success."""
         headers = self._authorization | request.headers(int(time.time()), self._key)
         try:
+            if not self._may_call:  # aiohttp resolves names only, so it would call any address
+                raise AddressRefused
             async with session.post(
                 self._url, data=request.body, headers=headers, allow_redirects=False
             ) as response:
@@ -278,8 +318,12 @@ class Hook:
             self._log("requests are accepted again", level=logging.INFO)
 
     def _failed(self, reason: str) -> None:
-        """Count a failure. Log it, unless the request before failed for the same reason."""
+        """Count a failure, and log it."""
         self.failed += 1
+        self._note(reason)
+
+    def _note(self, reason: str) -> None:
+        """Log why a request fails, unless the one before failed for the same reason."""
         if reason != self._last_reason:
             self._last_reason = reason
             self._log("a request was not accepted (%s)", reason)
@@ -313,6 +357,8 @@ def reason_of(error: Exception) -> str:
     """Describe an error without its own text, because that may contain the endpoint."""
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, AddressRefused):
+        return "its address is not public, and not in `webhooks_allow`"
     # The `errno` of an error of TLS or DNS is not a number of the operating system.
     is_numbered = not isinstance(error, (aiohttp.ClientSSLError, aiohttp.ClientConnectorDNSError))
     if isinstance(error, OSError) and error.errno and is_numbered:

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from aiohttp import web
 from tests.support.process import BrokerProcess, broker_process
 
 PAGE = (Path(__file__).parents[2] / "docs" / "webhooks.md").read_text()
-[CONFIGURATION] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+[CONFIGURATION, ALLOWED] = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
 [VERIFICATION] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 [MAKE_SECRET] = re.findall(r"`(echo whsec_.*?)`", PAGE)
 QUIET_S = 2.5
@@ -79,7 +80,7 @@ async def receiver(secret: str) -> AsyncIterator[Receiver]:
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/gone"
+    receiver.url = f"http://localhost:{runner.addresses[0][1]}/gone"
     yield receiver
     await runner.cleanup()
 
@@ -87,7 +88,7 @@ async def receiver(secret: str) -> AsyncIterator[Receiver]:
 @pytest.fixture
 def directory(tmp_path: Path, receiver: Receiver) -> Path:
     """A working directory with the configuration of the page."""
-    text = CONFIGURATION.replace("https://example.com/gone", receiver.url)
+    text = ALLOWED + CONFIGURATION.replace("https://example.com/gone", receiver.url)
     (tmp_path / "megaphone.toml").write_text(text.replace("whsec_…", receiver.secret))
     return tmp_path
 
@@ -187,6 +188,25 @@ async def test_a_receiver_that_refuses_does_not_hold_up_the_stop_and_the_loss_is
     assert time.monotonic() - started < 3
     assert receiver.told == []
     assert "webhook audit: stopped; 3 channels in total were not reported" in log
+
+
+async def test_a_node_does_not_start_with_an_endpoint_that_it_may_not_call(
+    directory: Path, receiver: Receiver
+) -> None:
+    file = directory / "megaphone.toml"
+    file.write_text(file.read_text().replace(ALLOWED, ""))
+    started = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "megaphone", "serve"],
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert started.returncode == 2
+    assert "webhooks.audit.endpoint" in started.stderr
+    assert "webhooks_allow" in started.stderr
+    assert receiver.url not in started.stderr
 
 
 async def test_what_the_broker_did_not_sign_is_not_genuine(receiver: Receiver) -> None:

@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import re
+import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -160,6 +161,11 @@ async def nothing_more(endpoint: Endpoint, for_s: float = 0.15) -> bool:
     return len(endpoint.received) == before
 
 
+def hooks_of(hooks: Mapping[str, Webhook], *, limits: WebhookLimits = FAST) -> Webhooks:
+    """Return hooks that may call the endpoints of these tests."""
+    return Webhooks(hooks, allow=["127.0.0.1"], limits=limits)
+
+
 def addresses(amount: int) -> list[str]:
     return [f"node.{number:050d}.1" for number in range(amount)]
 
@@ -187,7 +193,7 @@ def lines_of(caplog: pytest.LogCaptureFixture, text: str) -> list[str]:
 async def test_removed_channels_are_reported_in_the_form_of_the_contract(
     endpoint: Endpoint,
 ) -> None:
-    async with Webhooks({"audit": endpoint.hook("/gone")}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": endpoint.hook("/gone")}) as webhooks:
         remove(webhooks, addresses(3))
         (request, *others) = await endpoint.has(1)
         await until(lambda: webhooks.sent == 1)
@@ -200,7 +206,7 @@ async def test_removed_channels_are_reported_in_the_form_of_the_contract(
 
 async def test_every_hook_gets_the_report(endpoint: Endpoint) -> None:
     hooks = {"a": endpoint.hook("/a"), "b": endpoint.hook("/b")}
-    async with Webhooks(hooks, limits=FAST) as webhooks:
+    async with hooks_of(hooks) as webhooks:
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.sent == 2)
     assert sorted(request.path for request in endpoint.received) == ["/a", "/b"]
@@ -208,7 +214,7 @@ async def test_every_hook_gets_the_report(endpoint: Endpoint) -> None:
 
 async def test_an_endpoint_is_called_just_as_it_is_written(endpoint: Endpoint) -> None:
     hook = endpoint.hook("/a%2Fb/%41?sig=x%3D%2B+%7e/", user="me:p%40ss%E2%82%AC@")
-    async with Webhooks({"audit": hook}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": hook}) as webhooks:
         remove(webhooks, addresses(1))
         (request,) = await endpoint.has(1)
     assert request.path == "/a%2Fb/%41?sig=x%3D%2B+%7e/"
@@ -220,7 +226,7 @@ async def test_the_headers_name_the_request_and_the_time_of_the_try(endpoint: En
     endpoint.answers = [Answer(503), Answer(503)]
     started = time.time()
     pauses = limits(retry_s=0.6, longest_retry_s=0.6)
-    async with Webhooks({"a": endpoint.hook()}, limits=pauses) as webhooks:
+    async with hooks_of({"a": endpoint.hook()}, limits=pauses) as webhooks:
         remove(webhooks, addresses(1))
         first, second, third = await endpoint.has(3)
         await until(lambda: webhooks.sent == 1)
@@ -247,7 +253,7 @@ async def test_every_try_is_signed_anew_with_the_secret(
 ) -> None:
     endpoint.answers = [Answer(500)]
     hook, pauses = endpoint.hook(secret=secret), limits(retry_s=1.0, longest_retry_s=1.0)
-    async with Webhooks({"audit": hook}, limits=pauses) as webhooks:
+    async with hooks_of({"audit": hook}, limits=pauses) as webhooks:
         remove(webhooks, addresses(2))
         requests = await endpoint.has(2)
     for request in requests:
@@ -269,7 +275,7 @@ def test_a_secret_may_be_any_bytes_that_a_variable_can_hold() -> None:
 
 
 async def test_without_a_secret_nothing_is_signed(endpoint: Endpoint) -> None:
-    async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}) as webhooks:
         remove(webhooks, addresses(1))
         (request,) = await endpoint.has(1)
     assert "Webhook-Signature" not in request.headers
@@ -277,7 +283,7 @@ async def test_without_a_secret_nothing_is_signed(endpoint: Endpoint) -> None:
 
 async def test_cookies_of_an_endpoint_are_not_sent_back(endpoint: Endpoint) -> None:
     endpoint.then = Answer(headers={"Set-Cookie": "a=b"})
-    async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}) as webhooks:
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.sent == 1)
         remove(webhooks, addresses(1))
@@ -289,7 +295,7 @@ async def test_cookies_of_an_endpoint_are_not_sent_back(endpoint: Endpoint) -> N
 
 
 async def test_a_request_has_at_most_a_thousand_addresses(endpoint: Endpoint) -> None:
-    async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}) as webhooks:
         remove(webhooks, addresses(2_500))
         await until(lambda: webhooks.sent == 3)
     assert [len(request.channels) for request in endpoint.received] == [1_000, 1_000, 500]
@@ -299,7 +305,7 @@ async def test_a_request_has_at_most_a_thousand_addresses(endpoint: Endpoint) ->
 async def test_channels_removed_within_the_interval_are_reported_together(
     endpoint: Endpoint,
 ) -> None:
-    async with Webhooks({"audit": endpoint.hook()}, limits=limits(interval_s=0.4)) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=limits(interval_s=0.4)) as webhooks:
         for address in addresses(4):
             webhooks.channel_removed(address)
             await asyncio.sleep(0.02)
@@ -312,7 +318,7 @@ async def test_channels_removed_within_the_interval_are_reported_together(
 
 async def test_a_slow_endpoint_gets_one_request_at_a_time(endpoint: Endpoint) -> None:
     endpoint.then = Answer(after_s=0.1)
-    async with Webhooks({"audit": endpoint.hook()}, limits=limits(interval_s=0.3)) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=limits(interval_s=0.3)) as webhooks:
         for address in addresses(30):
             webhooks.channel_removed(address)
             await asyncio.sleep(0.02)
@@ -322,7 +328,7 @@ async def test_a_slow_endpoint_gets_one_request_at_a_time(endpoint: Endpoint) ->
 
 async def test_a_whole_batch_does_not_wait_for_the_interval(endpoint: Endpoint) -> None:
     patient = limits(interval_s=0.4, batch=10)
-    async with Webhooks({"audit": endpoint.hook()}, limits=patient) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=patient) as webhooks:
         remove(webhooks, addresses(25))
         first, second, third = await endpoint.has(3)
     assert second.at - first.at < 0.2
@@ -330,7 +336,7 @@ async def test_a_whole_batch_does_not_wait_for_the_interval(endpoint: Endpoint) 
 
 
 async def test_an_empty_list_is_never_sent(endpoint: Endpoint) -> None:
-    async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}) as webhooks:
         assert await nothing_more(endpoint)
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.sent == 1)
@@ -352,7 +358,7 @@ def test_the_limits_are_those_that_are_promised() -> None:
 @pytest.mark.parametrize("status", [304, 400, 401, 404, 408, 410, 413, 429, 500, 502, 503, 504])
 async def test_a_refused_request_is_tried_again(endpoint: Endpoint, status: int) -> None:
     endpoint.answers = [Answer(status), Answer(status)]
-    async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}) as webhooks:
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.sent == 1)
     assert [request.channels for request in endpoint.received] == [addresses(1)] * 3
@@ -364,7 +370,7 @@ async def test_a_redirect_is_not_followed(endpoint: Endpoint, status: int) -> No
     async with serving() as target:
         location = f"http://127.0.0.1:{target.port}/"
         endpoint.answers = [Answer(status, {"Location": location})]
-        async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
+        async with hooks_of({"audit": endpoint.hook()}) as webhooks:
             remove(webhooks, addresses(1))
             await until(lambda: webhooks.sent == 1)
         assert (len(endpoint.received), webhooks.failed) == (2, 1)
@@ -373,7 +379,7 @@ async def test_a_redirect_is_not_followed(endpoint: Endpoint, status: int) -> No
 
 async def test_an_endpoint_that_does_not_answer_in_time_is_tried_again(endpoint: Endpoint) -> None:
     endpoint.answers = [HANG]
-    async with Webhooks({"audit": endpoint.hook()}, limits=limits(timeout_s=0.2)) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=limits(timeout_s=0.2)) as webhooks:
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.sent == 1)
     first, second = endpoint.received
@@ -386,7 +392,7 @@ async def test_an_endpoint_that_cannot_be_reached_is_tried_again(
 ) -> None:
     async with serving() as gone:
         hook = gone.hook()
-    async with Webhooks({"audit": hook}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": hook}) as webhooks:
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.failed == 3)
     assert (webhooks.sent, webhooks.lost) == (0, 1)
@@ -398,7 +404,7 @@ async def test_an_answer_need_not_be_read_to_its_end() -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\nand so on"
     async with answering(answer) as port:
         hook = Webhook(endpoint=f"http://127.0.0.1:{port}/")
-        async with Webhooks({"audit": hook}, limits=limits(timeout_s=NEVER_S)) as webhooks:
+        async with hooks_of({"audit": hook}, limits=limits(timeout_s=NEVER_S)) as webhooks:
             remove(webhooks, addresses(1))
             await until(lambda: webhooks.sent == 1)
 
@@ -406,7 +412,7 @@ async def test_an_answer_need_not_be_read_to_its_end() -> None:
 async def test_the_pauses_between_tries_grow(endpoint: Endpoint) -> None:
     endpoint.answers = [Answer(500)] * 4
     pauses = limits(retry_s=0.05, longest_retry_s=0.2)
-    async with Webhooks({"audit": endpoint.hook()}, limits=pauses) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=pauses) as webhooks:
         remove(webhooks, addresses(1))
         requests = await endpoint.has(5)
     for gap, least in zip(gaps(requests), [0.05, 0.1, 0.2, 0.2], strict=True):
@@ -417,7 +423,7 @@ async def test_a_request_is_given_up_in_the_end_and_the_next_one_goes_out(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint.then = Answer(500)
-    async with Webhooks({"audit": endpoint.hook()}, limits=limits(give_up_s=0.3)) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=limits(give_up_s=0.3)) as webhooks:
         remove(webhooks, addresses(7))
         await until(lambda: webhooks.lost == 7)
         tried = endpoint.received[:]
@@ -438,7 +444,7 @@ async def test_a_failure_is_logged_once_until_requests_are_accepted_again(
 ) -> None:
     caplog.set_level(logging.INFO)
     endpoint.answers = [Answer(500)] * 4
-    async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}) as webhooks:
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.sent == 1)
         endpoint.answers = [Answer(500)]
@@ -454,7 +460,7 @@ async def test_a_slow_endpoint_does_not_hold_back_another(endpoint: Endpoint) ->
     async with serving() as slow:
         slow.then = HANG
         hooks = {"slow": slow.hook(), "quick": endpoint.hook()}
-        async with Webhooks(hooks, limits=limits(stop_s=0.1)) as webhooks:
+        async with hooks_of(hooks, limits=limits(stop_s=0.1)) as webhooks:
             remove(webhooks, addresses(1))
             await slow.has(1)
             for sent in range(1, 6):
@@ -470,7 +476,7 @@ async def test_slow_endpoints_on_one_host_do_not_hold_back_another_there(
     endpoint.answers = [HANG] * 150
     hooks = {f"slow{number}": endpoint.hook() for number in range(150)}
     quick = {"quick": endpoint.hook()}
-    async with Webhooks(hooks | quick, limits=limits(stop_s=0.1)) as webhooks:
+    async with hooks_of(hooks | quick, limits=limits(stop_s=0.1)) as webhooks:
         remove(webhooks, addresses(1))
         await until(lambda: webhooks.sent == 1)
     assert len(endpoint.received) == 151
@@ -480,7 +486,7 @@ async def test_channels_beyond_the_limit_are_counted_as_lost_and_logged_once(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint.answers = [Answer(after_s=0.2)]
-    async with Webhooks({"a": endpoint.hook()}, limits=limits(capacity=100, batch=30)) as webhooks:
+    async with hooks_of({"a": endpoint.hook()}, limits=limits(capacity=100, batch=30)) as webhooks:
         remove(webhooks, addresses(10))
         await endpoint.has(1)  # and is under way
         remove(webhooks, addresses(160)[10:])
@@ -495,7 +501,7 @@ async def test_being_full_is_logged_again_only_after_nothing_waited(
     endpoint: Endpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     endpoint.then = Answer(after_s=0.05)
-    async with Webhooks({"a": endpoint.hook()}, limits=limits(capacity=10, batch=1)) as webhooks:
+    async with hooks_of({"a": endpoint.hook()}, limits=limits(capacity=10, batch=1)) as webhooks:
         remove(webhooks, addresses(11))
         await until(lambda: webhooks.sent >= 1)
         remove(webhooks, addresses(11))
@@ -508,13 +514,13 @@ async def test_being_full_is_logged_again_only_after_nothing_waited(
 
 def test_before_the_start_channels_wait_within_the_bound() -> None:
     hook = Webhook(endpoint="http://127.0.0.1:1/")
-    webhooks = Webhooks({"a": hook, "b": hook})
+    webhooks = hooks_of({"a": hook, "b": hook})
     remove(webhooks, addresses(100_010))
     assert webhooks.lost == 20
 
 
 async def test_channels_removed_before_the_start_are_reported(endpoint: Endpoint) -> None:
-    webhooks = Webhooks({"audit": endpoint.hook()}, limits=FAST)
+    webhooks = hooks_of({"audit": endpoint.hook()})
     remove(webhooks, addresses(3))
     async with webhooks:
         await endpoint.has(1)
@@ -534,7 +540,7 @@ async def test_without_hooks_there_is_nothing_to_do() -> None:
 
 async def test_at_the_end_waiting_channels_are_reported_at_once(endpoint: Endpoint) -> None:
     patient = limits(interval_s=NEVER_S, stop_s=10)
-    async with Webhooks({"audit": endpoint.hook()}, limits=patient) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=patient) as webhooks:
         await a_moment()  # by now it gathers
         remove(webhooks, addresses(2_500))
         assert await nothing_more(endpoint)
@@ -547,7 +553,7 @@ async def test_at_the_end_waiting_channels_are_reported_at_once(endpoint: Endpoi
 async def test_at_the_end_a_request_that_pauses_is_tried_once_more(endpoint: Endpoint) -> None:
     endpoint.answers = [Answer(503)]
     patient = limits(retry_s=NEVER_S, longest_retry_s=NEVER_S, give_up_s=10 * NEVER_S, stop_s=10)
-    async with Webhooks({"audit": endpoint.hook()}, limits=patient) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=patient) as webhooks:
         remove(webhooks, addresses(2))
         await until(lambda: webhooks.failed == 1)
     first, second = endpoint.received
@@ -560,7 +566,7 @@ async def test_at_the_end_nothing_is_tried_twice(
 ) -> None:
     endpoint.then = Answer(500)
     patient = limits(retry_s=NEVER_S, longest_retry_s=NEVER_S, give_up_s=10 * NEVER_S, stop_s=10)
-    async with Webhooks({"audit": endpoint.hook()}, limits=patient) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=patient) as webhooks:
         remove(webhooks, addresses(2))
         await until(lambda: webhooks.failed == 1)
         remove(webhooks, addresses(3))
@@ -575,7 +581,7 @@ async def test_the_end_is_not_delayed_and_unreported_channels_are_counted_and_lo
 ) -> None:
     endpoint.then = HANG
     hooks = {"a": endpoint.hook(), "b": endpoint.hook()}
-    async with Webhooks(hooks, limits=limits(timeout_s=NEVER_S, batch=10)) as webhooks:
+    async with hooks_of(hooks, limits=limits(timeout_s=NEVER_S, batch=10)) as webhooks:
         remove(webhooks, addresses(200))
         await endpoint.has(2)
         assert len(hook_tasks()) == 2
@@ -591,7 +597,7 @@ async def test_at_the_end_a_request_that_hangs_does_not_keep_others_from_their_t
 ) -> None:
     endpoint.answers = [HANG]
     quick = limits(timeout_s=NEVER_S, batch=10)
-    async with Webhooks({"audit": endpoint.hook()}, limits=quick) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=quick) as webhooks:
         remove(webhooks, addresses(10))
         await endpoint.has(1)
         remove(webhooks, addresses(60)[10:])
@@ -600,7 +606,7 @@ async def test_at_the_end_a_request_that_hangs_does_not_keep_others_from_their_t
 
 async def test_at_the_end_several_requests_go_out_at_once(endpoint: Endpoint) -> None:
     endpoint.then = Answer(after_s=0.2)
-    async with Webhooks({"a": endpoint.hook()}, limits=limits(batch=1, stop_s=2)) as webhooks:
+    async with hooks_of({"a": endpoint.hook()}, limits=limits(batch=1, stop_s=2)) as webhooks:
         remove(webhooks, addresses(16))
         started = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - started < 1.5  # one by one it would be 3.2
@@ -608,7 +614,7 @@ async def test_at_the_end_several_requests_go_out_at_once(endpoint: Endpoint) ->
 
 
 async def test_channels_removed_after_the_end_are_counted_as_lost(endpoint: Endpoint) -> None:
-    async with Webhooks({"audit": endpoint.hook()}, limits=FAST) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}) as webhooks:
         pass
     remove(webhooks, addresses(3))
     assert webhooks.lost == 3
@@ -624,7 +630,7 @@ async def test_an_end_that_is_cancelled_leaves_nothing_running(endpoint: Endpoin
             remove(webhooks, addresses(1))
             await endpoint.has(1)
 
-    webhooks = Webhooks(hooks, limits=limits(timeout_s=NEVER_S, stop_s=NEVER_S))
+    webhooks = hooks_of(hooks, limits=limits(timeout_s=NEVER_S, stop_s=NEVER_S))
     serving_task = asyncio.create_task(serve_briefly(webhooks))
     await endpoint.has(1)
     await asyncio.sleep(0.05)  # by now it waits for the last try
@@ -633,6 +639,137 @@ async def test_an_end_that_is_cancelled_leaves_nothing_running(endpoint: Endpoin
         await serving_task
     assert webhooks.lost == 1
     assert not hook_tasks()
+
+
+# -- Where a hook may call
+
+
+class Names:
+    """What the name server of these tests says: each answer once, and the last one for ever."""
+
+    def __init__(self, *answers: str) -> None:
+        self._answers = list(answers)
+        self.asked = 0
+
+    async def getaddrinfo(self, host: str, port: int, **options: object) -> list[object]:
+        self.asked += 1
+        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
+            if ":" in address
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in answer.split()
+        ]
+
+
+def named(monkeypatch: pytest.MonkeyPatch, *answers: str) -> Names:
+    """Let all names have these addresses, one answer after the other."""
+    names = Names(*answers)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", names.getaddrinfo)
+    return names
+
+
+async def answered_wrongly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Close a connection that should not have been made."""
+    writer.close()
+
+
+def hook_at(host: str, endpoint: Endpoint) -> Webhook:
+    return Webhook(endpoint=f"http://{host}:{endpoint.port}/inpath")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "127.1",
+        "2130706433",
+        "0x7f000001",
+        "0177.0.0.1",
+        "0",
+        "localhost",
+        "[::ffff:127.0.0.1]",
+        "[::ffff:7f00:1]",
+    ],
+)
+async def test_a_hook_does_not_call_its_own_machine_unless_that_is_allowed(
+    endpoint: Endpoint, caplog: pytest.LogCaptureFixture, host: str
+) -> None:
+    async with Webhooks({"audit": hook_at(host, endpoint)}, limits=FAST) as webhooks:
+        remove(webhooks, addresses(1))
+        await until(lambda: webhooks.failed > 1)
+    assert endpoint.received == []
+    (line,) = lines_of(caplog, "not accepted")
+    assert line.endswith("(its address is not public, and not in `webhooks_allow`)")
+
+
+@pytest.mark.parametrize("answer", ["127.0.0.1", "::ffff:127.0.0.1", "127.0.0.1 ::1", "0.0.0.0"])
+async def test_a_hook_does_not_call_a_name_that_leads_to_its_own_machine(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    named(monkeypatch, answer)
+    async with Webhooks({"audit": hook_at("evil.example", endpoint)}, limits=FAST) as webhooks:
+        remove(webhooks, addresses(1))
+        await until(lambda: webhooks.failed > 1)
+    assert endpoint.received == []
+
+
+async def test_a_hook_that_may_not_be_called_is_logged_at_the_start(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    named(monkeypatch, "10.0.0.1")
+    async with Webhooks({"audit": hook_at("internal.example", endpoint)}, limits=FAST) as webhooks:
+        await until(lambda: lines_of(caplog, "`webhooks_allow`") != [])
+    assert webhooks.failed == 0
+    assert "internal.example" not in caplog.text
+
+
+@pytest.mark.parametrize("entry", ["127.0.0.0/8", "127.0.0.1", "Hooks.Example"])
+async def test_a_hook_calls_what_is_allowed_by_its_network_or_by_its_name(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, entry: str
+) -> None:
+    named(monkeypatch, "127.0.0.1")
+    hooks = {"audit": hook_at("hooks.example", endpoint)}
+    async with Webhooks(hooks, allow=[entry], limits=FAST) as webhooks:
+        remove(webhooks, addresses(1))
+        await until(lambda: webhooks.sent == 1)
+    (request,) = endpoint.received
+    assert request.headers["Host"] == f"hooks.example:{endpoint.port}"
+
+
+async def test_of_the_addresses_of_a_name_only_allowed_ones_are_called(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named(monkeypatch, "127.0.0.2 127.0.0.1")
+    async with await asyncio.start_server(answered_wrongly, "127.0.0.2", endpoint.port):
+        hooks = {"audit": hook_at("hooks.example", endpoint)}
+        async with Webhooks(hooks, allow=["127.0.0.1"], limits=FAST) as webhooks:
+            remove(webhooks, addresses(1))
+            await until(lambda: webhooks.sent == 1)
+    assert webhooks.failed == 0
+
+
+async def test_a_name_is_resolved_once_for_each_try_and_what_was_checked_is_called(
+    endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that gives another address after the check gains nothing."""
+    endpoint.answers = [Answer(500)]
+    start, first, second = "127.0.0.1", "127.0.0.1", "127.0.0.1"
+    names = named(monkeypatch, start, first, second, "169.254.169.254")
+    hooks = {"audit": hook_at("hooks.example", endpoint)}
+    async with Webhooks(hooks, allow=["127.0.0.1"], limits=FAST) as webhooks:
+        await until(lambda: names.asked == 1)
+        remove(webhooks, addresses(1))
+        await until(lambda: webhooks.sent == 1)
+        assert names.asked == 3
+        remove(webhooks, addresses(1))
+        await until(lambda: webhooks.failed > 2)
+    assert len(endpoint.received) == 2
+
+
+def test_a_wrong_entry_of_the_allowed_destinations_is_refused() -> None:
+    with pytest.raises(ValueError, match="host bits set"):
+        Webhooks({}, allow=["10.0.0.1/8"])
 
 
 # -- Secrets
@@ -652,7 +789,7 @@ async def test_no_address_secret_or_endpoint_gets_into_the_log(
             for name, at in (("audit", endpoint), ("down", gone), ("odd", Endpoint(port)))
         }
         few = limits(timeout_s=0.1, give_up_s=0.3, capacity=3, batch=1)
-        async with Webhooks(hooks, limits=few) as webhooks:
+        async with hooks_of(hooks, limits=few) as webhooks:
             remove(webhooks, [f"inaddress{number}" for number in range(9)])
             await until(lambda: len(endpoint.received) > 6 and webhooks.lost > 20)
             remove(webhooks, [f"inaddress{number}" for number in range(9)])
@@ -667,7 +804,7 @@ async def test_an_answer_that_is_not_http_is_a_failure_that_may_pass(
 ) -> None:
     async with answering(b"nonsense\r\n\r\n") as port:
         hook = Webhook(endpoint=f"http://127.0.0.1:{port}/")
-        async with Webhooks({"audit": hook}, limits=FAST) as webhooks:
+        async with hooks_of({"audit": hook}) as webhooks:
             remove(webhooks, addresses(1))
             await until(lambda: webhooks.failed > 2)
     (line,) = lines_of(caplog, "not accepted")
@@ -679,7 +816,7 @@ async def test_an_answer_that_is_not_http_is_a_failure_that_may_pass(
 
 async def test_metrics_contain_the_counts_of_webhooks(endpoint: Endpoint) -> None:
     endpoint.answers = [Answer(500), Answer(404)]
-    async with Webhooks({"audit": endpoint.hook()}, limits=limits(capacity=5)) as webhooks:
+    async with hooks_of({"audit": endpoint.hook()}, limits=limits(capacity=5)) as webhooks:
         remove(webhooks, addresses(10))
         await until(lambda: webhooks.sent == 1)
         text = Metrics(webhooks).render().decode()
