@@ -12,8 +12,9 @@ from megaphone.backend import Backend, backend
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
-from megaphone.core.broker import Broker, loop_time
+from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
+from megaphone.core.pace import loop_time
 from megaphone.core.ports import Pipes
 from megaphone.errors import BadRequest, ShuttingDown, StoreUnavailable
 from megaphone.listen.exposure import is_loopback, log_start

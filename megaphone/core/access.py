@@ -37,6 +37,7 @@ MAY_NOT: Final = {
     Action.DISPOSE: "dispose of channels",
     Action.METRICS: "read the metrics",
 }
+OF_STREAMS: Final = {Action.WRITE: "write to", Action.READ: "read"}
 
 
 class Peer(NamedTuple):
@@ -92,7 +93,8 @@ class Caller:
         self._has_proof: Final = has_proof
         self._is_revoked = False
         self._streams: dict[Action, Patterns] = {}
-        """By each action that the caller may do: on which streams."""
+        """By each action that the caller may do: on which streams. Other actions than those of
+        `OF_STREAMS` have all streams."""
         self._known_streams: dict[tuple[Action, str], bool] = {}
         self.change(grants, required)
 
@@ -101,7 +103,8 @@ class Caller:
         streams = dict.fromkeys(frozenset(Action).difference(required), EVERY_STREAM)
         for grant in grants:
             for action in grant.actions:
-                streams[action] = streams.get(action, ()) + grant.streams
+                patterns = grant.streams if action in OF_STREAMS else EVERY_STREAM
+                streams[action] = streams.get(action, ()) + patterns
         self._streams = {
             action: EVERY_STREAM if "*" in patterns else patterns
             for action, patterns in streams.items()
@@ -136,7 +139,7 @@ class Caller:
         if stream_ids is None:
             allowed = ", ".join(streams)
             raise PermissionDenied(
-                f"this token may {MAY_NOT[action]} only some streams; name them: {allowed}",
+                f"this token may {OF_STREAMS[action]} only some streams; allowed are {allowed}",
                 action=action.value,
             )
         for stream_id in stream_ids:
@@ -159,7 +162,7 @@ class Caller:
             known[action, stream_id] = allowed
         if not allowed:
             raise PermissionDenied(
-                f"this token may not {MAY_NOT[action]} this stream", action=action.value
+                f"this token may not {OF_STREAMS[action]} this stream", action=action.value
             )
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
-from megaphone.core.broker import loop_time
+from megaphone.core.pace import loop_time
 from megaphone.core.ports import Counts, Drains, Pipes, Store
 from megaphone.core.watching import Watching, asked
 from megaphone.model import AgentInfo, AgentMode, DrainProgress, NodeView

@@ -11,11 +11,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TypeAlias
 
+from megaphone.core.access import ANYONE, Action, Caller
 from megaphone.core.addresses import ConsumerAddress, is_consumer_shaped
 from megaphone.core.agents import Agents
 from megaphone.core.content import checked_id, checked_stream_id
 from megaphone.core.many import ManyReader
-from megaphone.core.pace import ADDRESS_WORK, SLICE
+from megaphone.core.pace import ADDRESS_WORK, SLICE, loop_time
 from megaphone.core.ports import Lease, Observer, Store, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
@@ -43,6 +44,8 @@ DRAIN_GRACE_S = 1.0
 class Broker(Writing):
     """The channels of one node, as clients use them.
 
+    Each method asks the caller first whether it may do this, before it looks at anything else.
+
     After `begin_shutdown`, each method that would create, write or read raises ShuttingDown.
     """
 
@@ -62,31 +65,32 @@ class Broker(Writing):
 
     # -- Channels
 
-    async def create(self, protocols: Sequence[str] = ()) -> NewChannel:
+    async def create(self, caller: Caller, protocols: Sequence[str] = ()) -> NewChannel:
         """Create a channel under one of the agents that take new channels.
 
-        Raises: BadRequest, when `protocols` is not empty and none of them is supported;
-            PayloadTooLarge, when there are more than `MAX_PROTOCOLS`; NoAgentAvailable;
-            LimitExceeded; ShuttingDown.
+        Raises: the errors of `Caller.check`; BadRequest, when `protocols` is not empty and none of
+            them is supported; PayloadTooLarge, when there are more than `MAX_PROTOCOLS`;
+            NoAgentAvailable; LimitExceeded; ShuttingDown.
         """
-        channel_id, channel = self._new_channel(protocols)
+        channel_id, channel = self._new_channel(caller, protocols)
         await self._store.create(channel_id, channel.consumer_address)
         self._observer.channel_created()
         return channel
 
-    def create_nowait(self, protocols: Sequence[str] = ()) -> NewChannel:
+    def create_nowait(self, caller: Caller, protocols: Sequence[str] = ()) -> NewChannel:
         """Do the same as `create`, without waiting.
 
         Raises: WouldBlock, when the store would have to wait; nothing has changed then. Also the
             errors of `create`.
         """
-        channel_id, channel = self._new_channel(protocols)
+        channel_id, channel = self._new_channel(caller, protocols)
         self._store.create_nowait(channel_id, channel.consumer_address)
         self._observer.channel_created()
         return channel
 
-    def _new_channel(self, protocols: Sequence[str]) -> tuple[bytes, NewChannel]:
+    def _new_channel(self, caller: Caller, protocols: Sequence[str]) -> tuple[bytes, NewChannel]:
         """Return the id and the addresses for a new channel, which is not in the store yet."""
+        check(caller, Action.CREATE)
         self._refuse_if_shutting_down()
         chosen = negotiate(protocols)
         agent = self._agents.pick_for_new_channel(loop_time())
@@ -96,11 +100,13 @@ class Broker(Writing):
         producer_address = f"{name}.{self._agents.keys.of(name).seal(channel_id)}"
         return channel_id, NewChannel(name, producer_address, str(consumer), chosen)
 
-    async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
+    async def exists(self, caller: Caller, addresses: Sequence[str]) -> dict[str, bool]:
         """Return for each producer or consumer address whether its channel exists.
 
-        Raises: PayloadTooLarge, when there are more than `max_addresses` addresses.
+        Raises: the errors of `Caller.check`; PayloadTooLarge, when there are more than
+            `max_addresses` addresses.
         """
+        check(caller, Action.EXISTS)
         self._check_number(addresses)
         alive: dict[str, bool] = {}
         for start in range(0, len(addresses), ADDRESSES_AT_ONCE):
@@ -110,12 +116,13 @@ class Broker(Writing):
             alive |= await self._are_alive(some)
         return alive
 
-    def exists_nowait(self, addresses: Sequence[str]) -> dict[str, bool]:
+    def exists_nowait(self, caller: Caller, addresses: Sequence[str]) -> dict[str, bool]:
         """Do the same as `exists`, without waiting.
 
         Raises: WouldBlock, when the call would have to wait, or would hold the event loop for long.
-            Also the error of `exists`.
+            Also the errors of `exists`.
         """
+        check(caller, Action.EXISTS)
         self._check_number(addresses)
         if self._agents.any_unsettled or len(addresses) > ADDRESSES_AT_ONCE:
             raise WouldBlock
@@ -145,21 +152,32 @@ class Broker(Writing):
     # -- Reading
 
     def read(
-        self, address: str, options: ReadOptions | None = None, *, within_s: float = math.inf
+        self,
+        caller: Caller,
+        address: str,
+        options: ReadOptions | None = None,
+        *,
+        within_s: float = math.inf,
     ) -> Reading[Reader]:
         """Return a read for a face that waits. It takes the lease when its context is entered."""
-        return Reading(lambda: self.open_read(address, options or ReadOptions(), within_s=within_s))
+        chosen = options or ReadOptions()
+        return Reading(lambda: self.open_read(caller, address, chosen, within_s=within_s))
 
     async def open_read(
-        self, address: str, options: ReadOptions, *, within_s: float = math.inf
+        self, caller: Caller, address: str, options: ReadOptions, *, within_s: float = math.inf
     ) -> Reader:
         """Take the lease of a channel. The caller must close the reader.
 
         The read time is `options.wait_s`, at most `max_read_secs`, or without it the poll duration;
         and it is at most `within_s`.
 
-        Raises: BadRequest; ChannelNotFound; ReaderBusy; AgentMoved; ShuttingDown.
+        Raises: the errors of `Caller.check_streams`; BadRequest; ChannelNotFound; ReaderBusy;
+            AgentMoved; ShuttingDown.
         """
+        check_read(caller, options)
+        return await self._open(address, options, within_s)
+
+    async def _open(self, address: str, options: ReadOptions, within_s: float) -> Reader:
         self._refuse_if_shutting_down()
         await self._settled((address,))
         consumer = self._consumer(address)
@@ -167,13 +185,23 @@ class Broker(Writing):
         return self._reader(lease, address, options, within_s)
 
     def read_many(
-        self, channels: Sequence[ManyChannel], options: ReadOptions, *, within_s: float = math.inf
+        self,
+        caller: Caller,
+        channels: Sequence[ManyChannel],
+        options: ReadOptions,
+        *,
+        within_s: float = math.inf,
     ) -> Reading[ManyReader]:
         """Do the same as `read` for many channels: see `open_many`."""
-        return Reading(lambda: self.open_many(channels, options, within_s=within_s))
+        return Reading(lambda: self.open_many(caller, channels, options, within_s=within_s))
 
     async def open_many(
-        self, channels: Sequence[ManyChannel], options: ReadOptions, *, within_s: float = math.inf
+        self,
+        caller: Caller,
+        channels: Sequence[ManyChannel],
+        options: ReadOptions,
+        *,
+        within_s: float = math.inf,
     ) -> ManyReader:
         """Take the leases of many channels, at most `MAX_CHANNELS_OF_A_READ`. The caller must close
         the reader.
@@ -181,8 +209,10 @@ class Broker(Writing):
         Each channel has a cursor of its own, so `options` has none. A channel that cannot be read
         is reported by the reader, and disturbs no other.
 
-        Raises: BadRequest, also if two channels are the same; PayloadTooLarge; ShuttingDown.
+        Raises: the errors of `Caller.check_streams`; BadRequest, also if two channels are the same;
+            PayloadTooLarge; ShuttingDown.
         """
+        check_read(caller, options)
         self._refuse_if_shutting_down()
         check_channels(channels)
         checked_options(options)
@@ -191,9 +221,8 @@ class Broker(Writing):
 
         async def open_one(index: int, address: str, cursor: str | None) -> None:
             try:
-                opened[index] = await self.open_read(
-                    address, replace(of_each, cursor=cursor), within_s=within_s
-                )
+                of_one = replace(of_each, cursor=cursor)
+                opened[index] = await self._open(address, of_one, within_s)
             except MegaphoneError as error:
                 opened[index] = error
 
@@ -208,12 +237,13 @@ class Broker(Writing):
             raise
         return ManyReader(opened, options, self._observer)
 
-    def open_read_nowait(self, address: str, options: ReadOptions) -> Reader:
+    def open_read_nowait(self, caller: Caller, address: str, options: ReadOptions) -> Reader:
         """Do the same as `open_read`, without waiting.
 
         Raises: WouldBlock, when the call would have to wait; nothing has changed then. Also the
             errors of `open_read`.
         """
+        check_read(caller, options)
         self._refuse_if_shutting_down()
         if self._agents.any_unsettled:
             raise WouldBlock
@@ -236,25 +266,27 @@ class Broker(Writing):
         self._readers.add(reader)
         return reader
 
-    async def acknowledge(self, address: str, event_id: str) -> int:
+    async def acknowledge(self, caller: Caller, address: str, event_id: str) -> int:
         """Deliver an event of a channel and all events before it.
 
         The call may be repeated, and needs no open read.
 
         Returns: how many events were not delivered before; 0 if the log does not have the event.
-        Raises: BadRequest; ChannelNotFound; AgentMoved.
+        Raises: the errors of `Caller.check`; BadRequest; ChannelNotFound; AgentMoved.
         """
+        check(caller, Action.ACK)
         await self._settled((address,))
         consumer = self._consumer(address)
         checked_id("event id", event_id)
         return await self._store.acknowledge(consumer.channel_id, address, event_id)
 
-    def acknowledge_nowait(self, address: str, event_id: str) -> int:
+    def acknowledge_nowait(self, caller: Caller, address: str, event_id: str) -> int:
         """Do the same as `acknowledge`, without waiting.
 
         Raises: WouldBlock, when the call would have to wait; nothing has changed then. Also the
             errors of `acknowledge`.
         """
+        check(caller, Action.ACK)
         if self._agents.any_unsettled:
             raise WouldBlock
         consumer = self._consumer(address)
@@ -324,8 +356,19 @@ class Broker(Writing):
         self.end_all_reads()
 
 
-def loop_time() -> float:
-    return asyncio.get_running_loop().time()
+def check(caller: Caller, action: Action) -> None:
+    """Raises: the errors of `Caller.check`."""
+    if caller is not ANYONE:
+        caller.check(action, loop_time())
+
+
+def check_read(caller: Caller, options: ReadOptions) -> None:
+    """Check whether a caller may read the streams for which it asks.
+
+    Raises: the errors of `Caller.check_streams`.
+    """
+    if caller is not ANYONE:
+        caller.check_streams(Action.READ, loop_time(), options.streams)
 
 
 def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:

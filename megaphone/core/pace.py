@@ -83,3 +83,8 @@ def free_in_slices(mapping: Mapping) -> None:
         mapping.popitem()
     if len(mapping):
         asyncio.get_running_loop().call_soon(free_in_slices, mapping)
+
+
+def loop_time() -> float:
+    """Return the time of the event loop, in seconds."""
+    return asyncio.get_running_loop().time()

@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from megaphone.core.access import ANYONE, Action, Caller
 from megaphone.core.addresses import (
     CANNOT_WRITE,
     ConsumerAddress,
@@ -30,7 +31,7 @@ from megaphone.core.content import (
     work_of_all,
 )
 from megaphone.core.log import new_tuple
-from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE, Pace, many_tasks
+from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE, Pace, loop_time, many_tasks
 from megaphone.core.ports import Append, AppendResult, Observer, Store, Stored, WouldBlock
 from megaphone.errors import (
     AgentMoved,
@@ -73,7 +74,7 @@ class Writing:
 
     # -- Writing
 
-    async def write(self, address: str, new: NewEvent) -> str:
+    async def write(self, caller: Caller, address: str, new: NewEvent) -> str:
         """Write one event. When the method returns, the channel has accepted the event.
 
         Waits for a free place, first come, first served, for at most the write timeout. If the call
@@ -81,11 +82,11 @@ class Writing:
 
         Returns: the id of the event, or of an earlier event that was accepted with the same
             idempotency key less than 60 s ago.
-        Raises: BadRequest; PermissionDenied, for a consumer address; ChannelNotFound;
-            PayloadTooLarge; LimitExceeded; WriteTimeout; AgentMoved; ShuttingDown.
+        Raises: BadRequest; the errors of `Caller.check`; PermissionDenied, for a consumer address;
+            ChannelNotFound; PayloadTooLarge; LimitExceeded; WriteTimeout; AgentMoved; ShuttingDown.
         """
         try:
-            return self.write_nowait(address, new)
+            return self.write_nowait(caller, address, new)
         except WouldBlock:
             event = await self._new_event(new)
             return await self._write_waiting(address, event, new.request_id)
@@ -93,25 +94,25 @@ class Writing:
             self._observer.events_unroutable(1)
             raise
 
-    def write_nowait(self, address: str, new: NewEvent) -> str:
+    def write_nowait(self, caller: Caller, address: str, new: NewEvent) -> str:
         """Do the same as `write`, without waiting.
 
         Raises: WouldBlock, when the call would have to wait for a free place, for the check of a
             large body, or for a cut-over; also the errors of `write`. In each case nothing has
             changed, and nothing was counted, so that the caller may call `write` instead.
         """
-        return self._append_nowait(self._checked_write(address, new))
+        return self._append_nowait(self._checked_write(caller, address, new))
 
     def write_all_nowait(
-        self, writes: Sequence[tuple[str, NewEvent]]
+        self, writes: Sequence[tuple[Caller, str, NewEvent]]
     ) -> list[str | MegaphoneError | WouldBlock]:
         """Do the same as `write_nowait` for each of some writes: first one step of all of them, and
         then the next, which takes less time. Errors are returned, not raised."""
-        events = self._simple_events([new for _, new in writes])
+        events = self._simple_events([new for _, _, new in writes])
         checked: list[Append | MegaphoneError | WouldBlock] = []
-        for (address, new), event in zip(writes, events, strict=True):
+        for (caller, address, new), event in zip(writes, events, strict=True):
             try:
-                checked.append(self._checked_write(address, new, event))
+                checked.append(self._checked_write(caller, address, new, event))
             except (MegaphoneError, WouldBlock) as error:
                 checked.append(error)
         results: list[str | MegaphoneError | WouldBlock] = []
@@ -131,9 +132,13 @@ class Writing:
                 return events_of(new, bodies)
         return [None] * len(bodies)
 
-    def _checked_write(self, address: str, new: NewEvent, event: Event | None = None) -> Append:
+    def _checked_write(
+        self, caller: Caller, address: str, new: NewEvent, event: Event | None = None
+    ) -> Append:
         if self._shutting_down:
             raise ShuttingDown
+        if caller is not ANYONE:
+            caller.check(Action.WRITE, loop_time(), new.stream_id)
         if len(new.body) > CHECKED_AT_ONCE:
             raise WouldBlock
         agents = self._agents
@@ -152,7 +157,11 @@ class Writing:
         return stored.event_id
 
     def begin_write(
-        self, address: str, new: NewEvent, on_result: Callable[[str | Exception], None]
+        self,
+        caller: Caller,
+        address: str,
+        new: NewEvent,
+        on_result: Callable[[str | Exception], None],
     ) -> None:
         """Begin to do the same as `write`, if the channel has a place then, and return at once.
 
@@ -164,7 +173,7 @@ class Writing:
         Raises: as `write_nowait`. Then `on_result` is not called.
         """
         self._store.begin_append(
-            self._checked_write(address, new), partial(self._conclude, on_result)
+            self._checked_write(caller, address, new), partial(self._conclude, on_result)
         )
 
     def _conclude(
@@ -215,7 +224,9 @@ class Writing:
             raise asyncio.CancelledError
         return results
 
-    async def write_each(self, writes: Sequence[tuple[str, NewEvent]]) -> list[str | WriteFailure]:
+    async def write_each(
+        self, caller: Caller, writes: Sequence[tuple[str, NewEvent]]
+    ) -> list[str | WriteFailure]:
         """Write each event to the channel of its address, with the same rules as `write`.
 
         Writes to different channels run concurrently; the events of one channel keep their order.
@@ -224,9 +235,12 @@ class Writing:
         for each.
 
         Returns: for each event its id, or the reason for which it was not accepted.
-        Raises: PayloadTooLarge, when there are more than `max_batch_events` events. None of them is
-            written then.
+        Raises: TokenExpired, Unauthenticated or PermissionDenied, when the caller may not write at
+            all; PayloadTooLarge, when there are more than `max_batch_events` events. None of them
+            is written then.
         """
+        if caller is not ANYONE:
+            caller.check(Action.WRITE, loop_time())
         count, allowed = len(writes), self._settings.max_batch_events
         if count > allowed:
             raise PayloadTooLarge(
@@ -255,7 +269,7 @@ class Writing:
             while begun < count:
                 if begun:
                     await asyncio.sleep(0)
-                lines, begun = await self._lines(writes, begun, results)
+                lines, begun = await self._lines(caller, writes, begun, results)
                 lines = self._accept_lines(lines, behind, results)
                 for line, result in await self._write_lines(lines, behind):
                     if (queue := behind.get(line.address)) is not None:
@@ -273,6 +287,7 @@ class Writing:
 
     async def _lines(
         self,
+        caller: Caller,
         writes: Sequence[tuple[str, NewEvent]],
         first: int,
         results: list[str | WriteFailure],
@@ -289,6 +304,8 @@ class Writing:
             try:
                 if self._shutting_down:
                     raise ShuttingDown
+                if caller is not ANYONE:
+                    caller.check(Action.WRITE, loop_time(), new.stream_id)
                 is_small = len(new.body) <= CHECKED_AT_ONCE
                 event = self._small_event(new) if is_small else await self._new_event(new)
                 lines.append(new_tuple(Line, (index, address, event, new.request_id)))
@@ -367,7 +384,11 @@ class Writing:
             return error
 
     async def write_batch(
-        self, addresses: Sequence[str], new: Sequence[NewEvent], request_id: str | None = None
+        self,
+        caller: Caller,
+        addresses: Sequence[str],
+        new: Sequence[NewEvent],
+        request_id: str | None = None,
     ) -> BatchWritten:
         """Write the same events to many channels. An address that is repeated counts once.
 
@@ -376,8 +397,10 @@ class Writing:
         that did not accept it before. After the first timeout on a channel its later events are
         skipped.
 
-        Raises: BadRequest, PayloadTooLarge, ShuttingDown. Nothing is written then.
+        Raises: the errors of `Caller.check`, BadRequest, PayloadTooLarge, ShuttingDown. Nothing is
+            written then.
         """
+        check_batch(caller, new)
         addresses = self._checked_addresses(addresses, len(new))
         if request_id is not None:
             checked_id("request id", request_id)
@@ -394,7 +417,7 @@ class Writing:
         return await self._write_to_all(addresses, Batch(events, request_id, pace), {})
 
     def begin_batch(
-        self, addresses: Sequence[str], new: Sequence[NewEvent]
+        self, caller: Caller, addresses: Sequence[str], new: Sequence[NewEvent]
     ) -> BatchWritten | Coroutine[Any, Any, BatchWritten]:
         """Do the same as `write_batch`, without waiting.
 
@@ -404,6 +427,7 @@ class Writing:
             loop for long; nothing has changed then. Also the errors of `write_batch`, without the
             number of the message.
         """
+        check_batch(caller, new)
         addresses = self._checked_addresses(addresses, len(new))
         work_of_each = ADDRESS_WORK + EVENT_WORK * len(new)
         if self._agents.any_unsettled or len(addresses) * work_of_each > SLICE:
@@ -546,6 +570,12 @@ class Writing:
     def _refuse_if_shutting_down(self) -> None:
         if self._shutting_down:
             raise ShuttingDown
+
+
+def check_batch(caller: Caller, new: Sequence[NewEvent]) -> None:
+    """Check whether a caller may write some events. Raises: the errors of `Caller.check`."""
+    if caller is not ANYONE:
+        caller.check_streams(Action.WRITE, loop_time(), {one.stream_id for one in new})
 
 
 def event_of(new: NewEvent, body: bytes) -> Event:

@@ -11,6 +11,7 @@ POST /channelsExists
 
 from aiohttp import web
 
+from megaphone.core.access import ANYONE
 from megaphone.core.broker import Broker
 from megaphone.model import NewEvent
 from megaphone.rest.connection.answers import WrittenAnswer, json_answer, json_answer_in_pieces
@@ -58,21 +59,21 @@ class ChannelApi:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await body_of(request) if is_json(request) else b""
-        channel = await self._broker.create(json.parse_create(body) if body else ())
+        channel = await self._broker.create(ANYONE, json.parse_create(body) if body else ())
         return json_answer(json.created(channel))
 
     async def write(self, request: web.Request) -> web.StreamResponse:
         address, stream_id = path_values(request)
         require_json(request)
         event = NewEvent(stream_id, await body_of(request), request.headers.get(IDEMPOTENCY_KEY))
-        event_id = await self._broker.write(address, event)
+        event_id = await self._broker.write(ANYONE, address, event)
         return WrittenAnswer(event_id)
 
     async def write_batch(self, request: web.Request) -> web.StreamResponse:
         require_json(request)
         channels, messages = json.parse_batch(await body_of(request))
         written = await self._broker.write_batch(
-            channels, messages, request.headers.get(IDEMPOTENCY_KEY)
+            ANYONE, channels, messages, request.headers.get(IDEMPOTENCY_KEY)
         )
         return await json_answer_in_pieces(request, json.batch_written(written), status=201)
 
@@ -83,24 +84,24 @@ class ChannelApi:
         options = options_of(
             framing, query, request.headers.get(LAST_EVENT_ID), query.getall("stream", ())
         )
-        reader = await self._broker.open_read(address, options)
+        reader = await self._broker.open_read(ANYONE, address, options)
         stream_events(request, reader, framing, request.app[READERS_HEADERS])
 
     async def read_many(self, request: web.Request) -> web.StreamResponse:
         require_json(request)
         channels, options = json.parse_read_many(await body_of(request))
         framing = framing_of(request.headers.get("Accept", ""))
-        reader = await self._broker.open_many(channels, of_framing(framing, options))
+        reader = await self._broker.open_many(ANYONE, channels, of_framing(framing, options))
         stream_many(request, reader, framing, request.app[READERS_HEADERS])
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)
         require_json(request)
         event_id = json.parse_ack(await body_of(request))
-        count = await self._broker.acknowledge(address, event_id)
+        count = await self._broker.acknowledge(ANYONE, address, event_id)
         return json_answer(json.acknowledged(count))
 
     async def channels_exist(self, request: web.Request) -> web.Response:
         require_json(request)
-        channels = await self._broker.exists(json.parse_exists(await body_of(request)))
+        channels = await self._broker.exists(ANYONE, json.parse_exists(await body_of(request)))
         return json_answer(json.existing(channels))

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import httptools
 
+from megaphone.core.access import ANYONE
 from megaphone.core.broker import Broker
 from megaphone.core.ports import WouldBlock
 from megaphone.errors import MegaphoneError, StoreUnavailable
@@ -253,7 +254,9 @@ class Lane:
             for number, write in writes:
                 outcomes[number] = self._begin(write)
             return
-        results = self.broker.write_all_nowait([(one.address, one.event) for _, one in writes])
+        results = self.broker.write_all_nowait(
+            [(ANYONE, one.address, one.event) for _, one in writes]
+        )
         for (number, _), result in zip(writes, results, strict=True):
             outcomes[number] = (
                 with_json(CREATED_LINE, json.written(result))
@@ -282,7 +285,7 @@ class Lane:
         if url == b"/channelsExists":
             if self.broker.has_remote_store:
                 return Later(answered(self._found(json.parse_exists(request.body))))
-            alive = self.broker.exists_nowait(json.parse_exists(request.body))
+            alive = self.broker.exists_nowait(ANYONE, json.parse_exists(request.body))
             return with_json(OK_LINE, json.existing(alive))
         if url == b"/write-batch":
             return self._write_batch(request)
@@ -290,7 +293,7 @@ class Lane:
             event_id = json.parse_ack(request.body)
             if self.broker.has_remote_store:
                 return Later(answered(self._acknowledged(ack[1].decode(), event_id)))
-            count = self.broker.acknowledge_nowait(ack[1].decode(), event_id)
+            count = self.broker.acknowledge_nowait(ANYONE, ack[1].decode(), event_id)
             return with_json(OK_LINE, json.acknowledged(count))
         return NOT_HERE
 
@@ -302,7 +305,7 @@ class Lane:
             return NOT_HERE
         if self.broker.has_remote_store:
             return Later(answered(self._created(protocols)))
-        return with_json(OK_LINE, json.created(self.broker.create_nowait(protocols)))
+        return with_json(OK_LINE, json.created(self.broker.create_nowait(ANYONE, protocols)))
 
     def _write(self, request: Request, found: re.Match[bytes]) -> Outcome:
         address, stream_id = found.groups()
@@ -316,11 +319,11 @@ class Lane:
         key = request.header(b"idempotency-key")
         if key is None:
             with suppress(WouldBlock):
-                written = self.broker.begin_batch(channels, messages)
+                written = self.broker.begin_batch(ANYONE, channels, messages)
                 if isinstance(written, BatchWritten):
                     return with_json(CREATED_LINE, b"".join(json.batch_written(written)))
                 return Later(pieces_when_written(written))
-        return Later(pieces_when_written(self.broker.write_batch(channels, messages, key)))
+        return Later(pieces_when_written(self.broker.write_batch(ANYONE, channels, messages, key)))
 
     def _read(self, request: Request) -> Outcome:
         found = _READ.fullmatch(request.url)
@@ -334,7 +337,7 @@ class Lane:
         options = options_of(framing, query, request.header(b"last-event-id"), streams)
         if self.broker.has_remote_store:
             return Later(answered(self._opened(found[1].decode(), options, framing)))
-        reader = self.broker.open_read_nowait(found[1].decode(), options)
+        reader = self.broker.open_read_nowait(ANYONE, found[1].decode(), options)
         head = head_of_answer(framing, reader, self.readers_headers)
         return Opened(head, reader, framing)
 
@@ -346,23 +349,28 @@ class Lane:
         begun = Begun()
         try:
             self.broker.begin_write(
-                write.address, write.event, lambda result: begun.conclude(outcome_of(result))
+                ANYONE,
+                write.address,
+                write.event,
+                lambda result: begun.conclude(outcome_of(result)),
             )
         except (MegaphoneError, WouldBlock):
             return NOT_HERE
         return begun
 
     async def _created(self, protocols: list[str]) -> Answered:
-        return whole(OK_LINE, json.created(await self.broker.create(protocols)))
+        return whole(OK_LINE, json.created(await self.broker.create(ANYONE, protocols)))
 
     async def _found(self, addresses: list[str]) -> Answered:
-        return whole(OK_LINE, json.existing(await self.broker.exists(addresses)))
+        return whole(OK_LINE, json.existing(await self.broker.exists(ANYONE, addresses)))
 
     async def _acknowledged(self, address: str, event_id: str) -> Answered:
-        return whole(OK_LINE, json.acknowledged(await self.broker.acknowledge(address, event_id)))
+        return whole(
+            OK_LINE, json.acknowledged(await self.broker.acknowledge(ANYONE, address, event_id))
+        )
 
     async def _opened(self, address: str, options: ReadOptions, framing: Framing) -> Answered:
-        reader = await self.broker.open_read(address, options)
+        reader = await self.broker.open_read(ANYONE, address, options)
         head = head_of_answer(framing, reader, self.readers_headers)
         return Opened(head, reader, framing)
 

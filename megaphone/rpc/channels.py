@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
+from megaphone.core.access import ANYONE
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.rpc.answers import joined
@@ -39,11 +40,13 @@ class ChannelServicer(ChannelServiceServicer):
     async def CreateChannel(
         self, request: pb.CreateChannelRequest, context: Context
     ) -> pb.CreateChannelResponse:
-        return wire.created(await self._broker.create(request.protocols))
+        return wire.created(await self._broker.create(ANYONE, request.protocols))
 
     async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
         with self._held(request):
-            event_id = await self._broker.write(request.producer_address, wire.new_event(request))
+            event_id = await self._broker.write(
+                ANYONE, request.producer_address, wire.new_event(request)
+            )
         return wire.written(event_id)
 
     async def WriteBatch(  # type: ignore[override]
@@ -51,7 +54,10 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> bytes:
         with self._held(request):
             written = await self._broker.write_batch(
-                request.channels, wire.batch_events(request), wire.optional(request.request_id)
+                ANYONE,
+                request.channels,
+                wire.batch_events(request),
+                wire.optional(request.request_id),
             )
         return await joined(wire.batch_written(written))
 
@@ -60,13 +66,14 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> AsyncIterator[bytes]:
         async for request in requests:
             with self._held(request):
-                results = await self._broker.write_each(wire.writes(request))
+                results = await self._broker.write_each(ANYONE, wire.writes(request))
             yield await joined(wire.published(results))
 
     # This is a coroutine that writes, and not a generator: the generator of a lost client would
     # hang at its `yield` and keep the lease of the channel.
     async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # type: ignore[override]
         reading = self._broker.read(
+            ANYONE,
             request.consumer_address,
             wire.read_options(request),
             within_s=read_time_s(context.time_remaining()),
@@ -75,6 +82,7 @@ class ChannelServicer(ChannelServiceServicer):
 
     async def ReadMany(self, request: pb.ReadManyRequest, context: Context) -> None:  # type: ignore[override]
         reading = self._broker.read_many(
+            ANYONE,
             wire.many_channels(request),
             wire.many_options(request),
             within_s=read_time_s(context.time_remaining()),
@@ -84,10 +92,10 @@ class ChannelServicer(ChannelServiceServicer):
     async def Acknowledge(
         self, request: pb.AcknowledgeRequest, context: Context
     ) -> pb.AcknowledgeResponse:
-        count = await self._broker.acknowledge(request.consumer_address, request.event_id)
+        count = await self._broker.acknowledge(ANYONE, request.consumer_address, request.event_id)
         return wire.acknowledged(count)
 
     async def ChannelsExist(
         self, request: pb.ChannelsExistRequest, context: Context
     ) -> pb.ChannelsExistResponse:
-        return wire.existing(await self._broker.exists(request.channels))
+        return wire.existing(await self._broker.exists(ANYONE, request.channels))

@@ -12,6 +12,7 @@ import pytest
 from megaphone.app import App, running
 from megaphone.cluster import moves, outgoing
 from megaphone.cluster.outgoing import OutgoingPipes
+from megaphone.core.access import ANYONE
 from megaphone.errors import (
     AgentMoved,
     BadRequest,
@@ -170,10 +171,10 @@ async def test_a_writer_that_waits_for_room_is_told_to_call_again(
     stack: AsyncExitStack, target: App
 ) -> None:
     source = await node(stack, "a", buffer_capacity=1)
-    channel = await source.broker.create()
-    await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+    channel = await source.broker.create(ANYONE)
+    await source.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
     waiting = asyncio.create_task(
-        source.broker.write(channel.producer_address, NewEvent("s", b"2"))
+        source.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"2"))
     )
     await until(lambda: source.metrics.writers_waiting == 1)
     await drain(source, url(target))
@@ -185,12 +186,12 @@ async def test_a_writer_that_waits_for_room_is_told_to_call_again(
 async def test_a_reader_that_takes_nothing_is_broken_off_and_gets_it_again(
     source: App, target: App
 ) -> None:
-    channel = await source.broker.create()
-    await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+    channel = await source.broker.create(ANYONE)
+    await source.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
     taken = asyncio.get_running_loop().create_future()
 
     async def stall() -> None:
-        async with source.broker.read(channel.consumer_address) as reader:
+        async with source.broker.read(ANYONE, channel.consumer_address) as reader:
             taken.set_result(await anext(reader))
             await asyncio.Event().wait()
 
@@ -199,7 +200,7 @@ async def test_a_reader_that_takes_nothing_is_broken_off_and_gets_it_again(
     await drain(source, url(target))
     with pytest.raises(AgentMoved):
         await stalling
-    async with target.broker.read(channel.consumer_address, READY) as reader:
+    async with target.broker.read(ANYONE, channel.consumer_address, READY) as reader:
         assert [event.id for event in await anext(reader)] == [stalled.id]
 
 
@@ -219,10 +220,10 @@ async def end_of(read: OpenRead) -> str:
 async def test_the_client_of_a_read_that_is_broken_off_sees_a_broken_end(
     source: App, target: App, transport: str, end: str
 ) -> None:
-    channel = await source.broker.create()
+    channel = await source.broker.create(ANYONE)
     body = b'"' + b"x" * 200_000 + b'"'
     for _ in range(50):  # more than the buffers on the way hold
-        await source.broker.write(channel.producer_address, NewEvent("s", body))
+        await source.broker.write(ANYONE, channel.producer_address, NewEvent("s", body))
     here = Node(source.http_port, source.grpc_port)
     async with grpc_connection(here) as connection:
         read: OpenRead
@@ -240,7 +241,7 @@ async def test_the_client_of_a_read_that_is_broken_off_sees_a_broken_end(
         finally:
             read.close()
     options = ReadOptions(wait_s=0.0, cursor=START)
-    async with target.broker.read(channel.consumer_address, options) as again:
+    async with target.broker.read(ANYONE, channel.consumer_address, options) as again:
         assert sum([len(batch) async for batch in again]) == 50
 
 
@@ -279,8 +280,8 @@ async def test_a_node_that_stops_looks_for_a_target_until_there_is_one(
         source = await node(
             stopping, "a", drain_target=f"http://{endpoint}", drain_timeout_secs=WITHIN_S
         )
-        channel = await source.broker.create()
-        await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+        channel = await source.broker.create(ANYONE)
+        await source.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
         stop = asyncio.create_task(stopping.aclose())
         await until(lambda: "cannot be reached" in caplog.text)
         await asyncio.sleep(2.5 * moves.RETRY_S)  # it tries again meanwhile, and says so once
@@ -288,7 +289,7 @@ async def test_a_node_that_stops_looks_for_a_target_until_there_is_one(
         successor = await node(stack, "b", grpc_address=endpoint)
         await stop
     assert caplog.text.count("cannot be reached") == 1
-    async with successor.broker.read(channel.consumer_address, READY) as reader:
+    async with successor.broker.read(ANYONE, channel.consumer_address, READY) as reader:
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
@@ -298,14 +299,14 @@ async def test_a_node_that_stops_asks_a_target_again_that_refuses(
     target = await node(stack, "a")  # it has an agent of the same name
     async with AsyncExitStack() as stopping:
         source = await node(stopping, "a", drain_target=url(target), drain_timeout_secs=WITHIN_S)
-        channel = await source.broker.create()
+        channel = await source.broker.create(ANYONE)
         stop = asyncio.create_task(stopping.aclose())
         await until(lambda: "agent a stays here" in caplog.text)
         assert not stop.done()
         target.agents.remove("a")
         await stop
     assert caplog.text.count("agent a stays here") == 1
-    assert await target.broker.exists([channel.consumer_address]) == {
+    assert await target.broker.exists(ANYONE, [channel.consumer_address]) == {
         channel.consumer_address: True
     }
 
@@ -320,7 +321,7 @@ async def test_a_node_that_finds_no_target_stops_in_time_and_says_what_is_lost(
             stopping, "a", drain_target="http://127.0.0.1:1", drain_timeout_secs=timeout_s
         )
         for _ in range(channels):
-            await source.broker.create()
+            await source.broker.create(ANYONE)
         await stopping.aclose()
     assert ("1 channels are lost with this node; their agents: a" in caplog.text) is bool(channels)
 
@@ -334,25 +335,25 @@ async def test_without_a_target_everything_stays(source: App) -> None:
     with pytest.raises(BadRequest):
         await drain(source, "nowhere")
     assert modes(source) == MASTERS
-    await source.broker.create()
+    await source.broker.create(ANYONE)
 
 
 async def test_an_agent_that_the_target_refuses_stays_and_the_others_move(
     stack: AsyncExitStack, source: App
 ) -> None:
     target = await node(stack, "a")  # another agent of that name
-    channels = [await source.broker.create() for _ in range(20)]
+    channels = [await source.broker.create(ANYONE) for _ in range(20)]
     with pytest.raises(WrongMode, match="these agents have not moved, and are as before: a; "):
         await drain(source, url(target))
     assert modes(source) == {"a": AgentMode.MASTER}
     assert modes(target) == MASTERS
     for channel in channels:
         owner = source if channel.agent == "a" else target
-        await owner.broker.write(channel.producer_address, NewEvent("s", b"1"))
+        await owner.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
 
 
 async def test_a_node_cannot_be_drained_to_itself(source: App) -> None:
-    await source.broker.create()
+    await source.broker.create(ANYONE)
     with pytest.raises(TargetUnavailable, match="is being drained"):
         await drain(source, url(source))
     assert modes(source) == MASTERS
@@ -390,11 +391,11 @@ async def test_an_agent_that_another_node_feeds_is_not_moved(
     stack: AsyncExitStack, source: App, target: App
 ) -> None:
     feeder = await node(stack, "fed")
-    channel = await feeder.broker.create()
+    channel = await feeder.broker.create(ANYONE)
     await feeder.pipes.pipe("fed", url(source))
     await drain(source, url(target))
     assert modes(source) == {"fed": AgentMode.REPLICA}
-    await feeder.broker.write(channel.producer_address, NewEvent("s", b"1"))
+    await feeder.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
     await until(lambda: source.metrics.messages_fed == 1)
 
 
@@ -403,8 +404,8 @@ async def test_a_replica_that_nobody_feeds_moves_as_a_replica(
 ) -> None:
     async with AsyncExitStack() as life:
         feeder = await node(life, "fed")
-        channel = await feeder.broker.create()
-        await feeder.broker.write(channel.producer_address, NewEvent("s", b"1"))
+        channel = await feeder.broker.create(ANYONE)
+        await feeder.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
         await feeder.pipes.pipe("fed", url(source))
         await until(lambda: source.metrics.messages_fed == 1)
         assert isinstance(feeder.pipes, OutgoingPipes)
@@ -414,7 +415,7 @@ async def test_a_replica_that_nobody_feeds_moves_as_a_replica(
     await until(lambda: not source.agents.named("fed").sources)
     await drain(source, url(target))
     assert modes(target)["fed"] is AgentMode.REPLICA
-    async with target.broker.read(channel.consumer_address, READY) as reader:
+    async with target.broker.read(ANYONE, channel.consumer_address, READY) as reader:
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
@@ -431,7 +432,7 @@ async def test_an_agent_that_has_come_for_its_channels_goes_with_them(
 async def test_an_agent_that_is_forwarded_there_already_moves_through_its_pipe(
     source: App, target: App
 ) -> None:
-    channel = await source.broker.create()
+    channel = await source.broker.create(ANYONE)
     await source.pipes.pipe(channel.agent, url(target))
     await drain(source, url(target))
     assert modes(source) == {}
@@ -443,7 +444,7 @@ async def test_a_copy_elsewhere_stays_a_copy(
     stack: AsyncExitStack, source: App, target: App
 ) -> None:
     other = await node(stack, "other")
-    await source.broker.create()
+    await source.broker.create(ANYONE)
     await source.pipes.pipe("a", url(other))
     await drain(source, url(target))
     assert modes(target)["a"] is AgentMode.MASTER
@@ -501,13 +502,13 @@ async def test_where_the_answer_is_lost_it_is_asked_again(stack: AsyncExitStack)
     source = await node(stack, "a")
     answers = iter([grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION])
     servicer = Target("pipe_agent_end", lambda context: context.abort(next(answers)))
-    channel = await source.broker.create()
+    channel = await source.broker.create(ANYONE)
     async with served(servicer) as target:
         await drain(source, target)
     assert servicer.streams == 2
     assert modes(source) == {}
     with pytest.raises(AgentMoved):
-        await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+        await source.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
 
 
 async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here(
@@ -516,18 +517,18 @@ async def test_a_target_that_never_says_that_it_has_it_all_leaves_the_agent_here
     monkeypatch.setattr(outgoing, "COMPLETE_S", 0.3)
     source = await node(stack, "a")
     servicer = Target("pipe_agent_end", be_silent)
-    channel = await source.broker.create()
+    channel = await source.broker.create(ANYONE)
     async with served(servicer) as target:
         draining = asyncio.create_task(drain(source, target))
         await servicer.reached.wait()
         waiting = asyncio.create_task(
-            source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+            source.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
         )
         with pytest.raises(TargetUnavailable, match="did not confirm that it has everything"):
             await draining
     assert modes(source) == {"a": AgentMode.MASTER}
     await waiting
-    async with source.broker.read(channel.consumer_address, READY) as reader:
+    async with source.broker.read(ANYONE, channel.consumer_address, READY) as reader:
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
@@ -536,7 +537,7 @@ async def test_a_refusal_after_a_move_that_failed_is_not_mistaken_for_an_arrival
 ) -> None:
     monkeypatch.setattr(outgoing, "COMPLETE_S", 0.3)
     source = await node(stack, "a")
-    channel = await source.broker.create()
+    channel = await source.broker.create(ANYONE)
     answers = iter([be_silent])
 
     async def answer(context: Context) -> None:
@@ -549,12 +550,12 @@ async def test_a_refusal_after_a_move_that_failed_is_not_mistaken_for_an_arrival
         with pytest.raises(TargetUnavailable):
             await drain(source, target)
         await source.broker.write(
-            channel.producer_address, NewEvent("s", b"1")
+            ANYONE, channel.producer_address, NewEvent("s", b"1")
         )  # the target lacks it
         monkeypatch.setattr(moves, "TARGET_LOST_S", 0.1)
         with pytest.raises(MegaphoneError):
             await drain(source, target)
-    async with source.broker.read(channel.consumer_address, READY) as reader:
+    async with source.broker.read(ANYONE, channel.consumer_address, READY) as reader:
         assert [event.body for event in await anext(reader)] == [b"1"]
 
 
@@ -564,7 +565,7 @@ async def test_a_target_that_goes_away_leaves_the_agent_here(
     monkeypatch.setattr(moves, "TARGET_LOST_S", 0.1)
     monkeypatch.setattr(moves, "CUT_OVER_BACKLOG", -1)  # it is never thought to have it all
     source = await node(stack, "a")
-    await source.broker.create()
+    await source.broker.create(ANYONE)
     servicer = Target("channel_created", be_silent)
     async with served(servicer) as target:
         draining = asyncio.create_task(drain(source, target))
@@ -572,7 +573,7 @@ async def test_a_target_that_goes_away_leaves_the_agent_here(
     with pytest.raises(TargetUnavailable, match="the target does not answer any more"):
         await draining
     assert modes(source) == {"a": AgentMode.MASTER}
-    await source.broker.create()
+    await source.broker.create(ANYONE)
 
 
 async def test_a_drain_that_is_given_up_leaves_the_agent_here(
@@ -580,7 +581,7 @@ async def test_a_drain_that_is_given_up_leaves_the_agent_here(
 ) -> None:
     monkeypatch.setattr(moves, "CUT_OVER_BACKLOG", -1)
     source = await node(stack, "a")
-    channel = await source.broker.create()
+    channel = await source.broker.create(ANYONE)
     servicer = Target("channel_created", be_silent)
     async with served(servicer) as target:
         draining = asyncio.create_task(drain(source, target))
@@ -590,7 +591,7 @@ async def test_a_drain_that_is_given_up_leaves_the_agent_here(
         with pytest.raises(asyncio.CancelledError):
             await draining
     assert modes(source) == {"a": AgentMode.MASTER}
-    await source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+    await source.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
     with pytest.raises(MegaphoneError):
         await drain(source, "http://127.0.0.1:1")  # and not: it is being drained
 
@@ -599,7 +600,7 @@ async def test_a_drain_that_is_given_up_during_the_cut_comes_to_its_end(
     stack: AsyncExitStack,
 ) -> None:
     source = await node(stack, "a")
-    channel = await source.broker.create()
+    channel = await source.broker.create(ANYONE)
     answering = asyncio.Event()
 
     async def answer_late(context: Context) -> None:
@@ -611,7 +612,7 @@ async def test_a_drain_that_is_given_up_during_the_cut_comes_to_its_end(
         await servicer.reached.wait()
         draining.cancel()
         writing = asyncio.create_task(
-            source.broker.write(channel.producer_address, NewEvent("s", b"1"))
+            source.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
         )
         answering.set()
         with pytest.raises(AgentMoved):

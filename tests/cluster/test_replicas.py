@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from megaphone.cluster.incoming import SOURCES_REMEMBERED, IncomingPipe, IncomingPipes
+from megaphone.core.access import ANYONE
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
@@ -59,7 +60,7 @@ class Node:
 
     async def read(self, agent: str) -> list[bytes]:
         """Read what is ready in the first channel of an agent."""
-        async with self.broker.read(address(agent), ReadOptions(wait_s=0.0)) as reader:
+        async with self.broker.read(ANYONE, address(agent), ReadOptions(wait_s=0.0)) as reader:
             return [event.body async for batch in reader for event in batch]
 
 
@@ -183,7 +184,7 @@ async def test_the_only_master_stays_because_it_takes_new_channels() -> None:
         await node.replicate("b")
         await asyncio.sleep(A_WHILE_S)
         assert node.names() == ["a"]
-        await node.broker.create()
+        await node.broker.create(ANYONE)
 
 
 async def test_what_is_known_of_sources_is_bounded() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from megaphone.app import App, running
 from megaphone.cluster import expiry, outgoing
+from megaphone.core.access import ANYONE
 from megaphone.errors import MegaphoneError, Unauthenticated
 from megaphone.model import AgentMode, NewEvent, ReadOptions
 from megaphone.settings import Nodes
@@ -49,7 +50,7 @@ def url(target: App) -> str:
 
 
 async def read_at(target: App, address: str) -> list[bytes]:
-    async with target.broker.read(address, ReadOptions(wait_s=0.0)) as reader:
+    async with target.broker.read(ANYONE, address, ReadOptions(wait_s=0.0)) as reader:
         return [event.body async for batch in reader for event in batch]
 
 
@@ -69,8 +70,8 @@ async def test_agents_move_between_nodes_with_the_same_secret(
 ) -> None:
     to_node = await start(stack, "home", target)
     from_node = await start(stack, "moving", source)
-    channel = await from_node.broker.create()
-    await from_node.broker.write(channel.producer_address, NewEvent("s", b"1"))
+    channel = await from_node.broker.create(ANYONE)
+    await from_node.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
     async for progress in from_node.admin.drain(url(to_node)):
         last = progress
     assert last.done
@@ -102,7 +103,7 @@ async def test_agents_stay_where_the_secrets_are_not_the_same(
             await step
     assert from_node.agents.named("moving").mode is AgentMode.MASTER
     assert to_node.agents.get("moving") is None
-    await from_node.broker.create()
+    await from_node.broker.create(ANYONE)
 
 
 async def drained(source: App, target: App) -> None:
@@ -114,8 +115,8 @@ async def test_a_node_that_stops_hands_over_with_its_secret(stack: AsyncExitStac
     to_node = await start(stack, "home", BOTH)
     async with AsyncExitStack() as going:
         from_node = await start(going, "moving", OLD, drain_target=url(to_node))
-        channel = await from_node.broker.create()
-        await from_node.broker.write(channel.producer_address, NewEvent("s", b"1"))
+        channel = await from_node.broker.create(ANYONE)
+        await from_node.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
     assert to_node.agents.named("moving").mode is AgentMode.MASTER
     assert await read_at(to_node, channel.consumer_address) == [b"1"]
 
@@ -126,7 +127,7 @@ async def test_a_source_asks_its_target_with_its_secret_before_a_channel_expires
     monkeypatch.setattr(expiry, "CHECK_S", 0.05)
     to_node = await start(stack, "home", NEW)
     from_node = await start(stack, "moving", NEW, channel_ttl_secs=0.2)
-    channel = await from_node.broker.create()
+    channel = await from_node.broker.create(ANYONE)
     await from_node.pipes.pipe("moving", url(to_node))
     async with asyncio.timeout(WITHIN_S):
         for node in (from_node, to_node):
@@ -136,7 +137,7 @@ async def test_a_source_asks_its_target_with_its_secret_before_a_channel_expires
 
 
 async def exists(node: App, address: str) -> bool:
-    return (await node.broker.exists([address]))[address]
+    return (await node.broker.exists(ANYONE, [address]))[address]
 
 
 class Recorder(SyncServiceServicer):

@@ -9,6 +9,7 @@ from typing import Any
 from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.moves import Drains
 from megaphone.cluster.outgoing import OutgoingPipes
+from megaphone.core.access import ANYONE
 from megaphone.core.admin import Admin
 from megaphone.core.agents import AgentDirectory, Agents
 from megaphone.core.broker import Broker
@@ -83,10 +84,12 @@ class Node:
 
     async def write(self, channel: NewChannel, *numbers: int) -> None:
         for number in numbers:
-            await self.broker.write(channel.producer_address, NewEvent("s", str(number).encode()))
+            await self.broker.write(
+                ANYONE, channel.producer_address, NewEvent("s", str(number).encode())
+            )
 
     def open(self, channel: NewChannel, options: ReadOptions | None = None) -> Reading[Reader]:
-        return self.broker.read(channel.consumer_address, options)
+        return self.broker.read(ANYONE, channel.consumer_address, options)
 
     async def read(self, channel: NewChannel, options: ReadOptions | None = None) -> list[int]:
         """Read to the clean end."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from megaphone.core.access import ANYONE
 from megaphone.core.many import ManyReader
 from megaphone.core.open_read import BATCH_EVENTS
 from megaphone.core.reading import Reading
@@ -35,14 +36,14 @@ def node() -> Node:
 
 
 async def channels_of(node: Node, count: int) -> list[NewChannel]:
-    return [await node.broker.create() for _ in range(count)]
+    return [await node.broker.create(ANYONE) for _ in range(count)]
 
 
 def opened(
     node: Node, channels: list[NewChannel], options: ReadOptions | None = None
 ) -> Reading[ManyReader]:
     named = [(channel.consumer_address, None) for channel in channels]
-    return node.broker.read_many(named, options or ReadOptions())
+    return node.broker.read_many(ANYONE, named, options or ReadOptions())
 
 
 def read_of(parts: list[Part]) -> list[tuple[int, list[int]]]:
@@ -105,7 +106,9 @@ async def test_a_batch_is_no_larger_than_that_of_one_channel(node: Node) -> None
 async def test_large_events_of_many_channels_come_in_several_batches(node: Node) -> None:
     channels = await channels_of(node, 4)
     for channel in channels:
-        await node.broker.write(channel.producer_address, NewEvent("s", b"1" + b" " * 70_000))
+        await node.broker.write(
+            ANYONE, channel.producer_address, NewEvent("s", b"1" + b" " * 70_000)
+        )
     async with opened(node, channels, AT_ONCE) as reading:
         batches = [read_of(batch) async for batch in reading]
     assert [one for batch in batches for one in batch] == [(index, [1]) for index in range(4)]
@@ -208,9 +211,9 @@ async def test_a_read_without_any_channel_is_over_at_once(node: Node) -> None:
 
 async def two_agents(node: Node) -> tuple[NewChannel, NewChannel]:
     """Return a channel of the agent `node`, and one of the agent `other`."""
-    leaves = await node.broker.create()
+    leaves = await node.broker.create(ANYONE)
     await node.admin.add_agent("other")
-    while (stays := await node.broker.create()).agent != "other":
+    while (stays := await node.broker.create(ANYONE)).agent != "other":
         pass
     return leaves, stays
 
@@ -283,7 +286,7 @@ class Unseen:
 
 async def test_a_reader_that_is_closed_calls_nobody(node: Node) -> None:
     (channel,) = await channels_of(node, 1)
-    reader = await node.broker.open_many([(channel.consumer_address, None)], ReadOptions())
+    reader = await node.broker.open_many(ANYONE, [(channel.consumer_address, None)], ReadOptions())
     called: list[None] = []
     client = Unseen(reader)
     reader.attach(client, lambda: called.append(None))

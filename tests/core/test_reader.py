@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from megaphone.core.access import ANYONE
 from megaphone.core.open_read import BATCH_EVENTS
 from megaphone.core.reader import PASSED_AT_ONCE, Reader
 from megaphone.core.reading import Reading
@@ -60,7 +61,7 @@ class SeenClient:
 
 
 async def test_a_client_that_takes_nothing_for_5_seconds_loses_its_read(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1)
     started = now()
     with pytest.raises(TooSlow, match="took nothing for 5 s"):
@@ -73,8 +74,10 @@ async def test_a_client_that_takes_nothing_for_5_seconds_loses_its_read(node: No
 async def test_a_client_that_is_only_seen_to_take_whole_batches_has_more_time_for_large_ones(
     node: Node,
 ) -> None:
-    channel = await node.broker.create()
-    await node.broker.write(channel.producer_address, NewEvent("s", b'"%s"' % (b"1" * 59_900)))
+    channel = await node.broker.create(ANYONE)
+    await node.broker.write(
+        ANYONE, channel.producer_address, NewEvent("s", b'"%s"' % (b"1" * 59_900))
+    )
     started = now()
     with pytest.raises(TooSlow):
         await take_one_batch(node.open(channel), FOR_EVER_S)
@@ -82,18 +85,18 @@ async def test_a_client_that_is_only_seen_to_take_whole_batches_has_more_time_fo
 
 
 async def test_a_client_that_takes_a_byte_now_and_then_keeps_its_read(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1)
-    reader = await node.broker.open_read(channel.consumer_address, ReadOptions())
+    reader = await node.broker.open_read(ANYONE, channel.consumer_address, ReadOptions())
     await SeenClient(reader, [3, 6, 9, 12]).take_one_batch(15.0)
     assert await node.read(channel, AT_ONCE) == []
 
 
 async def test_a_client_that_stops_in_the_middle_of_a_batch_loses_its_read(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1)
     started = now()
-    reader = await node.broker.open_read(channel.consumer_address, ReadOptions())
+    reader = await node.broker.open_read(ANYONE, channel.consumer_address, ReadOptions())
     with pytest.raises(TooSlow):
         await SeenClient(reader, [3, 6, 9]).take_one_batch(FOR_EVER_S)
     assert now() - started == pytest.approx(14, abs=1.01)
@@ -102,7 +105,7 @@ async def test_a_client_that_stops_in_the_middle_of_a_batch_loses_its_read(node:
 async def test_a_client_does_not_stall_while_it_waits_for_events_and_may_stall_after(
     node: Node,
 ) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1)
 
     async def read() -> None:
@@ -120,7 +123,7 @@ async def test_a_client_does_not_stall_while_it_waits_for_events_and_may_stall_a
 
 
 async def test_a_client_that_does_not_take_the_end_of_its_read_loses_it(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1)
 
     async def read() -> None:
@@ -137,7 +140,7 @@ async def test_a_client_that_does_not_take_the_end_of_its_read_loses_it(node: No
 
 
 async def test_a_read_says_after_what_it_starts(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1, 2)
     async with node.open(channel) as reading:
         assert start_of(reading) == (START, None)
@@ -161,7 +164,7 @@ HOUR_S = 3600.0
 
 
 async def test_a_read_of_an_hour_keeps_its_channel_and_gets_its_events(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
 
     async def write_late() -> None:
         await asyncio.sleep(HOUR_S - 1)
@@ -173,9 +176,13 @@ async def test_a_read_of_an_hour_keeps_its_channel_and_gets_its_events(node: Nod
     assert now() - began == pytest.approx(HOUR_S, abs=0.1)
     await writing
     await asyncio.sleep(59)
-    assert await node.broker.exists([channel.consumer_address]) == {channel.consumer_address: True}
+    assert await node.broker.exists(ANYONE, [channel.consumer_address]) == {
+        channel.consumer_address: True
+    }
     await asyncio.sleep(2)
-    assert await node.broker.exists([channel.consumer_address]) == {channel.consumer_address: False}
+    assert await node.broker.exists(ANYONE, [channel.consumer_address]) == {
+        channel.consumer_address: False
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,14 +200,14 @@ async def test_the_read_time_is_what_the_client_asks_for_within_the_limits(
     wait_s: float | None, poll_s: int, max_s: float, expected_s: float
 ) -> None:
     node = Node(replace(WARM, poll_duration_millis=1000 * poll_s, max_read_secs=max_s))
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     began = now()
     assert await node.read(channel, ReadOptions(wait_s=wait_s)) == []
     assert now() - began == pytest.approx(expected_s, abs=0.1)
 
 
 async def test_a_long_read_has_its_lease_and_its_window_to_the_end(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     options = ReadOptions(acknowledge=True, in_flight=2, wait_s=HOUR_S)
     await node.write(channel, 1, 2, 3)
     async with node.open(channel, options) as reading:
@@ -209,16 +216,16 @@ async def test_a_long_read_has_its_lease_and_its_window_to_the_end(node: Node) -
         waiting = asyncio.create_task(anext(reading))
         await asyncio.sleep(HOUR_S - 60)
         with pytest.raises(ReaderBusy):
-            await node.broker.open_read(channel.consumer_address, options)
+            await node.broker.open_read(ANYONE, channel.consumer_address, options)
         assert not waiting.done()
-        assert await node.broker.acknowledge(channel.consumer_address, first.id) == 1
+        assert await node.broker.acknowledge(ANYONE, channel.consumer_address, first.id) == 1
         assert [event.body for event in await waiting] == [b"3"]
     assert await node.read(channel, AT_ONCE) == [2, 3]
     assert second.body == b"2"
 
 
 async def test_a_long_read_ends_cleanly_when_its_agent_leaves(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     reading = asyncio.create_task(node.read(channel, ReadOptions(wait_s=HOUR_S)))
     await asyncio.sleep(HOUR_S / 2)
     await node.write(channel, 1)
@@ -233,9 +240,9 @@ async def test_a_long_read_ends_cleanly_when_its_agent_leaves(node: Node) -> Non
 
 async def test_a_reader_that_passes_over_many_events_lets_other_tasks_run() -> None:
     node = Node(replace(WARM, buffer_capacity=20_000))
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, *range(10_000))
-    await node.broker.write(channel.producer_address, NewEvent("wanted", b"-1"))
+    await node.broker.write(ANYONE, channel.producer_address, NewEvent("wanted", b"-1"))
     turns = 0
 
     async def count_turns() -> None:
@@ -254,7 +261,7 @@ async def test_a_reader_that_passes_over_many_events_lets_other_tasks_run() -> N
 async def test_a_reader_that_passes_over_events_all_the_time_gets_its_heartbeats(
     node: Node,
 ) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
 
     async def write() -> None:
         while True:
@@ -269,16 +276,16 @@ async def test_a_reader_that_passes_over_events_all_the_time_gets_its_heartbeats
 
 
 async def test_the_limit_counts_events_that_are_sent(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     for stream in "ababab":
-        await node.broker.write(channel.producer_address, NewEvent(stream, b"1"))
+        await node.broker.write(ANYONE, channel.producer_address, NewEvent(stream, b"1"))
     options = ReadOptions(streams=frozenset("b"), limit=2)
     assert await node.read(channel, options) == [1, 1]
     assert len(await node.read(channel, AT_ONCE)) == 2
 
 
 async def test_a_read_that_is_cancelled_is_broken(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1)
     reading = asyncio.create_task(take_one_batch(node.open(channel), FOR_EVER_S))
     await asyncio.sleep(1.0)
@@ -293,7 +300,7 @@ async def test_a_read_that_is_cancelled_is_broken(node: Node) -> None:
 
 async def channel_of(node: Node, agent: str) -> NewChannel:
     """Make a channel of one of several agents."""
-    while (channel := await node.broker.create()).agent != agent:
+    while (channel := await node.broker.create(ANYONE)).agent != agent:
         pass
     return channel
 
@@ -319,7 +326,7 @@ async def test_the_reads_of_an_agent_that_leaves_end_cleanly_and_others_go_on(no
 async def test_each_read_of_an_agent_that_leaves_has_a_second_to_send_what_it_has(
     node: Node,
 ) -> None:
-    channels = [await node.broker.create() for _ in range(3)]
+    channels = [await node.broker.create(ANYONE) for _ in range(3)]
     for channel in channels:
         await node.write(channel, 1)
     quick, slow, stuck = (
@@ -339,7 +346,7 @@ async def test_each_read_of_an_agent_that_leaves_has_a_second_to_send_what_it_ha
 
 
 async def test_without_reads_there_is_nothing_to_end(node: Node) -> None:
-    await node.broker.create()
+    await node.broker.create(ANYONE)
     await node.broker.end_reads("node")
     assert now() == 0.0
 
@@ -347,7 +354,7 @@ async def test_without_reads_there_is_nothing_to_end(node: Node) -> None:
 async def test_a_read_that_is_aborted_while_it_waits_for_events_does_not_end_cleanly(
     node: Node,
 ) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     reading = node.open(channel)
     task = asyncio.create_task(take_one_batch(reading, FOR_EVER_S))
     await asyncio.sleep(1.0)
@@ -358,7 +365,7 @@ async def test_a_read_that_is_aborted_while_it_waits_for_events_does_not_end_cle
 
 
 async def test_a_read_that_is_aborted_gives_no_further_batch(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1)
     reading = node.open(channel)
 
@@ -378,7 +385,7 @@ async def test_a_read_that_is_aborted_gives_no_further_batch(node: Node) -> None
 
 
 async def test_a_read_ends_in_time_although_its_window_keeps_events_back(node: Node) -> None:
-    channel = await node.broker.create()
+    channel = await node.broker.create(ANYONE)
     await node.write(channel, 1, 2, 3)
     options = ReadOptions(acknowledge=True, in_flight=2, wait_s=1.0)
     assert await node.read(channel, options) == [1, 2]

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 
+from megaphone.core.access import ANYONE
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
@@ -102,12 +103,12 @@ class Node:
         self.turns = 0
 
     async def create(self, count: int) -> list[NewChannel]:
-        return [await self.broker.create() for _ in range(count)]
+        return [await self.broker.create(ANYONE) for _ in range(count)]
 
     async def events(self, channel: NewChannel) -> list[int]:
         """Read all there is, and return what numbers it holds."""
         options = ReadOptions(wait_s=0)
-        async with self.broker.read(channel.consumer_address, options) as reader:
+        async with self.broker.read(ANYONE, channel.consumer_address, options) as reader:
             return [int(event.body) async for batch in reader for event in batch]
 
     @asynccontextmanager
@@ -147,7 +148,7 @@ async def test_many_addresses_are_looked_up_in_slices() -> None:
     channels = await node.create(1_000)
     asked = [channel.producer_address for channel in channels] + bad_addresses(9_000)
     async with node.beside():
-        alive = await node.broker.exists(asked)
+        alive = await node.broker.exists(ANYONE, asked)
     assert alive == {address: index < 1_000 for index, address in enumerate(asked)}
     assert list(alive) == asked
     assert node.turns >= 10_000 * ADDRESS_WORK // SLICE
@@ -158,7 +159,7 @@ async def test_an_address_that_is_named_often_is_looked_up_once() -> None:
     node = Node(ROOMY)
     one, other = await node.create(2)
     asked = [one.producer_address, other.consumer_address] * 5_000
-    assert await node.broker.exists(asked) == dict.fromkeys(asked, True)
+    assert await node.broker.exists(ANYONE, asked) == dict.fromkeys(asked, True)
     assert node.store.calls == 2
 
 
@@ -166,7 +167,10 @@ async def test_more_addresses_than_allowed_are_refused_before_one_is_looked_up()
     node = Node(replace(ROOMY, max_addresses=2))
     asked = [(await node.create(1))[0].producer_address] * 3
     said = "the request names 3 addresses; at most 2 are allowed (max_addresses)"
-    for call in (node.broker.exists(asked), node.broker.write_batch(asked, messages(1))):
+    for call in (
+        node.broker.exists(ANYONE, asked),
+        node.broker.write_batch(ANYONE, asked, messages(1)),
+    ):
         with pytest.raises(PayloadTooLarge) as refused:
             await call
         assert str(refused.value) == said
@@ -196,7 +200,7 @@ async def test_a_batch_to_many_channels_is_written_in_slices() -> None:
     channels = await node.create(1_000)
     async with node.beside():
         written = await node.broker.write_batch(
-            [channel.producer_address for channel in channels], messages(20)
+            ANYONE, [channel.producer_address for channel in channels], messages(20)
         )
     assert written.failures == []
     assert node.turns >= 20_000 * EVENT_WORK // SLICE
@@ -209,7 +213,7 @@ async def test_a_batch_of_many_messages_to_one_channel_is_written_in_slices() ->
     node = Node(ROOMY)
     (channel,) = await node.create(1)
     async with node.beside():
-        written = await node.broker.write_batch([channel.producer_address], messages(9_000))
+        written = await node.broker.write_batch(ANYONE, [channel.producer_address], messages(9_000))
     assert written.failures == []
     assert node.turns >= 2 * 9_000 * EVENT_WORK // SLICE - 2  # to make them, and to write them
     assert node.store.most_in_a_turn <= MOST_IN_A_TURN
@@ -220,7 +224,7 @@ async def test_a_batch_to_bad_addresses_is_answered_in_slices_and_in_order() -> 
     node = Node(ROOMY)
     asked = bad_addresses(5_000)
     async with node.beside():
-        written = await node.broker.write_batch(asked, messages(2))
+        written = await node.broker.write_batch(ANYONE, asked, messages(2))
     assert [(one.channel, one.index) for one in written.failures] == [
         (address, index) for address in asked for index in range(2)
     ]
@@ -232,7 +236,7 @@ async def test_a_batch_with_an_address_that_is_too_long_writes_nothing() -> None
     node = Node(ROOMY)
     (channel,) = await node.create(1)
     with pytest.raises(BadRequest) as refused:
-        await node.broker.write_batch([channel.producer_address, "a" * 401], messages(2))
+        await node.broker.write_batch(ANYONE, [channel.producer_address, "a" * 401], messages(2))
     assert str(refused.value) == "address 1 has 401 characters; no address has more than 400"
     assert await node.events(channel) == []
 
@@ -242,15 +246,17 @@ async def test_full_channels_of_a_batch_wait_beside_the_others() -> None:
     channels = await node.create(200)
     full = channels[::2]
     for channel in full:
-        await node.broker.write(channel.producer_address, NewEvent("s", b"-1"))
-        await node.broker.write(channel.producer_address, NewEvent("s", b"-2"))
+        await node.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"-1"))
+        await node.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"-2"))
     writing = asyncio.create_task(
-        node.broker.write_batch([c.producer_address for c in channels], messages(3))
+        node.broker.write_batch(ANYONE, [c.producer_address for c in channels], messages(3))
     )
     await asyncio.sleep(1)
     for channel in channels[1::2]:
         assert await node.events(channel) == [0, 1, 2]
-    behind = asyncio.create_task(node.broker.write(full[0].producer_address, NewEvent("s", b"9")))
+    behind = asyncio.create_task(
+        node.broker.write(ANYONE, full[0].producer_address, NewEvent("s", b"9"))
+    )
     await asyncio.sleep(1)
     # Those that are read now take the rest, each in its turn; the others time out.
     for channel in full[:50]:
@@ -270,7 +276,7 @@ async def test_a_batch_that_is_cancelled_leaves_no_writer_behind() -> None:
     node = Node(TIGHT)
     channels = await node.create(50)
     writing = asyncio.create_task(
-        node.broker.write_batch([c.producer_address for c in channels], messages(5))
+        node.broker.write_batch(ANYONE, [c.producer_address for c in channels], messages(5))
     )
     await asyncio.sleep(1)
     writing.cancel()
@@ -285,7 +291,7 @@ async def test_a_batch_with_many_writers_that_wait_is_cancelled_in_slices() -> N
     node = Node(TIGHT)
     channels = await node.create(2_000)
     writing = asyncio.create_task(
-        node.broker.write_batch([c.producer_address for c in channels], messages(4))
+        node.broker.write_batch(ANYONE, [c.producer_address for c in channels], messages(4))
     )
     await asyncio.sleep(1)
     node.store.calls = node.store.most_in_a_turn = 0
@@ -301,7 +307,7 @@ async def test_what_a_batch_has_not_written_when_its_agent_leaves_is_told() -> N
     node = Node(ROOMY)
     one, other = await node.create(2)
     addresses = [one.producer_address, other.producer_address]
-    writing = asyncio.create_task(node.broker.write_batch(addresses, messages(500)))
+    writing = asyncio.create_task(node.broker.write_batch(ANYONE, addresses, messages(500)))
     for _ in range(6):
         await asyncio.sleep(0)
     with node.agents.moving("node"):
@@ -328,7 +334,7 @@ async def test_published_events_are_written_in_slices() -> None:
         for number in range(5_000)
     ]
     async with node.beside():
-        results = await node.broker.write_each(writes)
+        results = await node.broker.write_each(ANYONE, writes)
     assert len(set(map(str, results))) == 5_000
     assert node.turns >= 5_000 * EVENT_WORK // SLICE
     assert node.store.most_in_a_turn <= MOST_IN_A_TURN
@@ -343,7 +349,7 @@ async def test_published_events_keep_their_order_behind_one_that_waits() -> None
         ((one, other)[number % 2].producer_address, NewEvent("s", b"%d" % number))
         for number in range(12)
     ]
-    publishing = asyncio.create_task(node.broker.write_each(writes))
+    publishing = asyncio.create_task(node.broker.write_each(ANYONE, writes))
     await asyncio.sleep(1)
     assert await node.events(one) == [0, 2, 4]
     await asyncio.sleep(1)
@@ -361,7 +367,7 @@ async def test_more_published_events_than_allowed_are_refused_before_one_is_writ
     node = Node(replace(ROOMY, max_batch_events=2))
     (channel,) = await node.create(1)
     with pytest.raises(PayloadTooLarge) as refused:
-        await node.broker.write_each([(channel.producer_address, NewEvent("s", b"1"))] * 3)
+        await node.broker.write_each(ANYONE, [(channel.producer_address, NewEvent("s", b"1"))] * 3)
     assert str(refused.value) == (
         "the message publishes 3 events; at most 2 are allowed (max_batch_events)"
     )

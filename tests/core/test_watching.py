@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from megaphone.core.access import ANYONE
 from megaphone.core.progress import STALL_S
 from megaphone.errors import BadRequest, TooSlow, WriteTimeout
 from megaphone.model import NewChannel, NodeView, ReadOptions
@@ -25,7 +26,7 @@ async def channels_with(node: Node, *depths: int) -> list[NewChannel]:
     """Make channels with so many events, a second after each other."""
     channels = []
     for depth in depths:
-        channels.append(await node.broker.create())
+        channels.append(await node.broker.create(ANYONE))
         await node.write(channels[-1], *range(depth))
         await asyncio.sleep(1)
     return channels
@@ -138,7 +139,7 @@ async def test_a_watcher_who_leaves_disturbs_no_other(node: Node) -> None:
 async def test_many_channels_are_looked_through_in_slices() -> None:
     node = Node(replace(WARM, max_channels=10_000))
     for _ in range(5_000):
-        await node.broker.create()
+        await node.broker.create(ANYONE)
     turns = 0
 
     async def count_turns() -> None:

@@ -17,6 +17,7 @@ from google.rpc.status_pb2 import Status
 from grpc_reflection.v1alpha import reflection_pb2
 
 from megaphone.app import App, running
+from megaphone.core.access import ANYONE
 from megaphone.errors import (
     AgentNotFound,
     BadRequest,
@@ -350,7 +351,7 @@ async def operator(
 
 
 async def create(node: App, count: int) -> Sequence[str]:
-    return [(await node.broker.create()).consumer_address for _ in range(count)]
+    return [(await node.broker.create(ANYONE)).consumer_address for _ in range(count)]
 
 
 async def test_agents_are_listed(node: App, operator: Operator) -> None:
@@ -452,7 +453,7 @@ async def test_channels_are_listed_in_pages_and_by_agent(node: App, operator: Op
 
 
 async def test_a_long_list_of_channels_is_whole(node: App, operator: Operator) -> None:
-    created = [(await node.broker.create()).consumer_address for _ in range(1_201)]
+    created = [(await node.broker.create(ANYONE)).consumer_address for _ in range(1_201)]
     assert await operator.list_channels(limit=1_300) == [(one, "node") for one in created]
     assert await operator.list_channels(limit=500) == [(one, "node") for one in created[:500]]
 
@@ -493,10 +494,10 @@ async def reflected(address: str) -> set[str]:
 
 
 async def test_a_node_is_watched(target: App, node: App, operator: Operator) -> None:
-    quiet, busy = await node.broker.create(), await node.broker.create()
+    quiet, busy = await node.broker.create(ANYONE), await node.broker.create(ANYONE)
     for number in range(3):
         event = NewEvent("s", str(number).encode())
-        await node.broker.write(busy.producer_address, event)
+        await node.broker.write(ANYONE, busy.producer_address, event)
     async with operator.watch(interval_ms=100, limit=5, sort="depth") as views:
         first = await anext(views)
         assert first.at <= datetime.now(UTC)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from megaphone.core.access import ANYONE
 from megaphone.model import ReadOptions
 from megaphone.process.garbage import BYTES_AN_OBJECT, Freezer
 from tests.core.test_slices import ROOMY, Node
@@ -93,7 +94,7 @@ async def test_a_read_leaves_no_cycle_behind(is_cut: bool) -> None:
     node = Node(ROOMY)
     (channel,) = await node.create(1)
     for _ in range(3):
-        reader = node.broker.read(channel.consumer_address, ReadOptions(wait_s=1))
+        reader = node.broker.read(ANYONE, channel.consumer_address, ReadOptions(wait_s=1))
         async with reader:
             if not is_cut:
                 assert [batch async for batch in reader] == []

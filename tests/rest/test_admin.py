@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from megaphone.app import App, running
+from megaphone.core.access import ANYONE
 from megaphone.listen.sockets import grpc_path, is_served, listen_unix
 from megaphone.model import AgentMode
 from tests.support.owners import ANOTHER_USER, needs_root, open_to_all
@@ -54,7 +55,7 @@ async def answer(
 
 
 async def test_agents_are_listed_byte_for_byte(node: App, operator: aiohttp.ClientSession) -> None:
-    await node.broker.create()
+    await node.broker.create(ANYONE)
     status, body = await answer(operator, "GET", "/vagent/list")
     since = json.loads(body)[0]["since"]
     assert datetime.fromisoformat(since).tzinfo is not None
@@ -132,7 +133,7 @@ async def test_an_unknown_agent_is_reported(operator: aiohttp.ClientSession, com
 async def test_channels_are_listed_byte_for_byte_in_pages(
     node: App, operator: aiohttp.ClientSession
 ) -> None:
-    made = [(await node.broker.create()).consumer_address for _ in range(60)]
+    made = [(await node.broker.create(ANYONE)).consumer_address for _ in range(60)]
     assert await answer(operator, "GET", "/channel/list") == (200, listing(made[:50]))
     page = await answer(operator, "GET", "/channel/list?skip=50&limit=5")
     assert page == (200, listing(made[50:55]))
@@ -142,7 +143,7 @@ async def test_channels_are_listed_byte_for_byte_in_pages(
 
 
 async def test_channels_are_listed_by_agent(node: App, operator: aiohttp.ClientSession) -> None:
-    made = [(await node.broker.create()).consumer_address for _ in range(2)]
+    made = [(await node.broker.create(ANYONE)).consumer_address for _ in range(2)]
     await node.admin.add_agent("second")
     mine = await answer(operator, "GET", "/channel/list?agent=node&skip=1")
     assert mine == (200, listing(made[1:]))
@@ -157,11 +158,11 @@ def listing(addresses: list[str]) -> bytes:
 
 
 async def test_a_channel_is_disposed_of(node: App, operator: aiohttp.ClientSession) -> None:
-    address = (await node.broker.create()).consumer_address
+    address = (await node.broker.create(ANYONE)).consumer_address
     assert await answer(operator, "DELETE", f"/channel/{address}") == (200, OK)
     status, body = await answer(operator, "DELETE", f"/channel/{address}")
     assert (status, json.loads(body)["code"]) == (404, "NOT_FOUND")
-    assert await node.broker.exists([address]) == {address: False}
+    assert await node.broker.exists(ANYONE, [address]) == {address: False}
 
 
 async def test_only_the_owner_may_use_the_sockets(node: App, socket_path: str) -> None:

@@ -16,6 +16,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from megaphone.app import App, running
+from megaphone.core.access import ANYONE
 from megaphone.core.addresses import AddressKey, ConsumerAddress
 from megaphone.model import AgentMode, NewChannel, NewEvent, ReadOptions
 from megaphone_api import sync_pb2 as pb
@@ -155,12 +156,12 @@ def id_of(number: int) -> str:
 
 
 async def read(node: App, address: str = ADDRESS, options: ReadOptions = READY) -> list[int]:
-    async with node.broker.read(address, options) as reader:
+    async with node.broker.read(ANYONE, address, options) as reader:
         return [int(event.body) async for batch in reader for event in batch]
 
 
 async def exists(node: App, address: str = ADDRESS) -> bool:
-    return (await node.broker.exists([address]))[address]
+    return (await node.broker.exists(ANYONE, [address]))[address]
 
 
 async def until_fed(node: App, count: int) -> None:
@@ -177,8 +178,8 @@ def mode(node: App) -> AgentMode | None:
 
 async def own_channel(node: App) -> NewChannel:
     """Make a channel of the node's own agent, with an event in it."""
-    channel = await node.broker.create()
-    await node.broker.write(channel.producer_address, NewEvent("s", b"7"))
+    channel = await node.broker.create(ANYONE)
+    await node.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"7"))
     return channel
 
 
@@ -199,7 +200,7 @@ async def test_an_old_source_feeds_channels_and_events_and_its_end_makes_a_maste
         assert await old.status() is grpc.StatusCode.OK
     assert mode(node) is AgentMode.MASTER
     assert await read(node) == [1, 2]
-    await node.broker.write(PRODUCER, NewEvent("s", b"3"))
+    await node.broker.write(ANYONE, PRODUCER, NewEvent("s", b"3"))
 
 
 async def test_a_source_that_breaks_off_leaves_a_replica_with_all_that_it_sent(node: App) -> None:
@@ -286,7 +287,7 @@ async def test_a_channel_that_lives_is_not_made_anew(node: App) -> None:
     async with feeding(node) as old:
         await old.send(created(), event(1))
         await until_fed(node, 1)
-        async with node.broker.read(ADDRESS) as reader:
+        async with node.broker.read(ANYONE, ADDRESS) as reader:
             await old.send(created(), event(2))
             got: list[int] = []
             async with asyncio.timeout(WITHIN_S):
@@ -306,7 +307,7 @@ async def test_of_an_old_source_a_full_channel_evicts_the_oldest_and_its_reader_
         await old.send(created(), *(event(number) for number in range(RUST_CAPACITY + 2)))
         assert await old.half_close() is grpc.StatusCode.OK
     assert node.metrics.messages_lost == 2
-    async with node.broker.read(ADDRESS, READY) as reader:
+    async with node.broker.read(ANYONE, ADDRESS, READY) as reader:
         assert reader.reader.recovered is False
         assert [int(one.body) async for batch in reader for one in batch] == list(range(2, 102))
 
@@ -329,7 +330,7 @@ async def test_a_channel_holds_what_it_holds_on_its_source_and_more_until_it_is_
         assert await new.status() is grpc.StatusCode.OK
     assert node.metrics.messages_lost == 0
     writing = asyncio.gather(
-        *(node.broker.write(PRODUCER, NewEvent("s", b"%d" % n)) for n in (31, 32, 33))
+        *(node.broker.write(ANYONE, PRODUCER, NewEvent("s", b"%d" % n)) for n in (31, 32, 33))
     )
     await asyncio.sleep(0)
     assert node.metrics.writers_waiting == 1
@@ -352,7 +353,7 @@ async def test_a_copy_that_was_used_here_is_not_replaced(node: App) -> None:
     async with feeding(node, "s1") as first:
         await first.send(created(), event(2, 2))
         await until_fed(node, 1)
-    await node.broker.write(PRODUCER, NewEvent("s", b"9"))
+    await node.broker.write(ANYONE, PRODUCER, NewEvent("s", b"9"))
     async with feeding(node, "s2") as second:
         await second.send(created(), *(event(number, number) for number in (2, 3)), end())
         assert await second.status() is grpc.StatusCode.OK
@@ -380,8 +381,8 @@ async def test_keys_come_with_their_events_and_without(node: App) -> None:
         await new.send(created(), key_taken("old", 7), event(1, 1, request_id="k", age_ms=5))
         await new.send(event(2, 2, request_id="batch 0", age_ms=60_001), end())
         assert await new.status() is grpc.StatusCode.OK
-    assert await node.broker.write(PRODUCER, NewEvent("s", b"9", "k")) == id_of(1)
-    assert await node.broker.write(PRODUCER, NewEvent("s", b"9", "old")) == id_of(7)
+    assert await node.broker.write(ANYONE, PRODUCER, NewEvent("s", b"9", "k")) == id_of(1)
+    assert await node.broker.write(ANYONE, PRODUCER, NewEvent("s", b"9", "old")) == id_of(7)
     assert await read(node) == [1, 2]
 
 
@@ -399,8 +400,8 @@ async def test_only_what_the_source_has_sent_can_be_acknowledged(node: App) -> N
         await new.send(created(), event(1, 1), event(2, 2), position("-", sent=id_of(1)))
         await new.send(end())
         assert await new.status() is grpc.StatusCode.OK
-    assert await node.broker.acknowledge(ADDRESS, id_of(2)) == 0
-    assert await node.broker.acknowledge(ADDRESS, id_of(1)) == 1
+    assert await node.broker.acknowledge(ANYONE, ADDRESS, id_of(2)) == 0
+    assert await node.broker.acknowledge(ANYONE, ADDRESS, id_of(1)) == 1
 
 
 async def test_events_that_the_source_has_dropped_are_not_read_here_and_are_no_cursors(
@@ -412,7 +413,7 @@ async def test_events_that_the_source_has_dropped_are_not_read_here_and_are_no_c
         assert await new.status() is grpc.StatusCode.OK
     for cursor, recovered in ((1, False), (5, True)):
         options = ReadOptions(wait_s=0.0, cursor=id_of(cursor))
-        async with node.broker.read(ADDRESS, options) as reader:
+        async with node.broker.read(ANYONE, ADDRESS, options) as reader:
             assert reader.reader.recovered is recovered
             assert [int(one.body) async for batch in reader for one in batch] == [6]
 
@@ -438,7 +439,7 @@ async def test_a_channel_that_is_disposed_of_goes_unless_it_is_read(node: App) -
     async with feeding(node) as old:
         await old.send(created(), event(1))
         await until_fed(node, 1)
-        async with node.broker.read(ADDRESS) as reader:
+        async with node.broker.read(ANYONE, ADDRESS) as reader:
             await old.send(disposed(), event(2))
             await until_fed(node, 2)
             assert [int(one.body) for one in await anext(reader)] == [1, 2]
@@ -462,8 +463,8 @@ async def test_a_position_moves_where_the_next_read_begins_until_somebody_reads_
 @pytest.mark.parametrize("mode_here", [AgentMode.MASTER, AgentMode.PIPED])
 async def test_an_agent_that_is_at_home_here_has_no_incoming_pipe(mode_here: AgentMode) -> None:
     async with started() as target, started(agent={"fed": AgentMode.MASTER}) as node:
-        channel = await node.broker.create()
-        await node.broker.write(channel.producer_address, NewEvent("s", b"7"))
+        channel = await node.broker.create(ANYONE)
+        await node.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"7"))
         if mode_here is AgentMode.PIPED:
             await node.pipes.pipe("fed", f"http://127.0.0.1:{target.grpc_port}")
         async with source(node) as old:
@@ -490,7 +491,7 @@ async def test_a_second_source_needs_the_same_key_and_does_not_disturb_the_first
         assert await first.status() is grpc.StatusCode.OK
     assert mode(node) is AgentMode.MASTER
     assert sorted(await read(node)) == [1, 2, 3]
-    await node.broker.write(PRODUCER, NewEvent("s", b"4"))  # under the first key
+    await node.broker.write(ANYONE, PRODUCER, NewEvent("s", b"4"))  # under the first key
 
 
 # -- What is refused
@@ -646,7 +647,7 @@ async def test_more_channels_than_the_node_may_hold_end_the_stream(node: App) ->
         addresses = [str(ConsumerAddress("fed", f"{n:050d}", "1")) for n in range(10)]
         await greedy.send(*map(created, addresses))
         assert await greedy.status() is FULL
-    assert await node.broker.exists(addresses) == dict.fromkeys(addresses[:9], True) | {
+    assert await node.broker.exists(ANYONE, addresses) == dict.fromkeys(addresses[:9], True) | {
         addresses[9]: False
     }
     await serves_on(node, channel)

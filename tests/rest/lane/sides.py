@@ -24,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 from megaphone.app import App, running
+from megaphone.core.access import ANYONE
 from megaphone.core.budget import Budget
 from megaphone.errors import MegaphoneError
 from megaphone.listen.sockets import listen_tcp
@@ -289,9 +290,9 @@ class Side:
     async def _call(self, exchange: Exchange) -> "Call":
         """Make the channels of an exchange, and connect."""
         broker = self.app.broker
-        channels = [await broker.create() for _ in range(2)]
+        channels = [await broker.create(ANYONE) for _ in range(2)]
         written = [
-            await broker.write(channels[0].producer_address, NewEvent("before", body))
+            await broker.write(ANYONE, channels[0].producer_address, NewEvent("before", body))
             for body in (b"1", b"2")
         ]
         return Call(self, exchange, channels, written)
@@ -444,7 +445,7 @@ class Call:
 
     async def _left_in(self, channel: NewChannel, options: ReadOptions) -> Any:
         try:
-            async with self._broker.read(channel.consumer_address, options) as reading:
+            async with self._broker.read(ANYONE, channel.consumer_address, options) as reading:
                 events = [
                     (event.stream_id, self._translated(event.body))
                     async for batch in reading
@@ -475,7 +476,7 @@ async def side(
         )
         port = await server.start(listen_tcp(Endpoint("127.0.0.1", 0)))
         stack.push_async_callback(server.stop)
-        gone = await app.broker.create()
+        gone = await app.broker.create(ANYONE)
         await app.admin.dispose(gone.consumer_address)
         one = Side(app, server, port, budget, lane, gone, clock)
         if app.broker.has_remote_store:

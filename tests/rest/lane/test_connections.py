@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from megaphone.core.access import ANYONE
 from megaphone.model import NewEvent
 from megaphone.rest import server as http_server
 from megaphone.rest.connection.protocol import BODY_WAIT_S, HEADER_TIMEOUT_S
@@ -167,8 +168,8 @@ async def turns_until_answered(one: Side, lane: WatchedLane, count: int) -> None
 async def test_what_comes_behind_a_waiting_batch_is_not_read_yet() -> None:
     full = {"buffer_capacity": 1, "write_timeout_millis": 30_000}
     async with lane_side(**full) as (one, lane, clock), connected(one) as [client]:
-        channel = await one.app.broker.create()
-        one.app.broker.write_nowait(channel.producer_address, NewEvent("s", b"1"))
+        channel = await one.app.broker.create(ANYONE)
+        one.app.broker.write_nowait(ANYONE, channel.producer_address, NewEvent("s", b"1"))
         await client.send(
             request_of("POST", "/write-batch", batch_for(channel.producer_address), JSON)
         )
@@ -353,7 +354,7 @@ async def test_reads_are_ended_by_the_broker(long_grace: float) -> None:
         lane_side(poll_duration_millis=600_000) as (one, lane, _),
         connected(one) as [client],
     ):
-        channel = await one.app.broker.create()
+        channel = await one.app.broker.create(ANYONE)
         await client.send(request_of("GET", f"/read/{channel.consumer_address}"))
         await client.receive_until(b"\r\n\r\n")
         assert len(lane.answered) == 1
