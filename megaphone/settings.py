@@ -94,6 +94,30 @@ NodeSecret = Annotated[
         ),
     ),
 ]
+IssuerText = Annotated[
+    str,
+    Meta(
+        pattern=r"^[!-~]{1,1000}\Z",
+        description="1 to 1000 ASCII characters without spaces, such as https://id.example.com",
+    ),
+]
+KeysUrl = Annotated[
+    str,
+    Meta(
+        pattern=(
+            rf"^(https://{HOST}|http://(127(\.[0-9]{{1,3}}){{3}}|\[::1\]))"
+            rf"(:{PORT_PATTERN})?{PATH}{QUERY}\Z"
+        ),
+        description=(
+            "an https URL in ASCII, such as https://id.example.com/keys; http is allowed only for"
+            " an address of this machine such as 127.0.0.1"
+        ),
+    ),
+]
+Algorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
+    "Ed25519", "HS256",
+]  # fmt: skip
 MEMORY = "memory"
 StoreText = Annotated[
     str,
@@ -155,6 +179,47 @@ class Nodes:
     """Accept agents from everybody who can reach this node, and replicate agents to targets that
     have not proved that they have the secret. Set this for the Rust broker (0.10), which has no
     secret."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Issuer:
+    """An identity provider, or a service of your own, whose tokens (JWT) are valid here. Its keys
+    come from `public_key_file`, from `secret` or from `jwks_url`; without all of them, the issuer
+    says where they are, by OpenID Connect Discovery. The secret is never logged."""
+
+    issuer: IssuerText
+    """The `iss` of its tokens, letter by letter. For discovery it is also a URL."""
+    audience: IssuerText
+    """The `aud` that its tokens have if they are meant for this broker, such as the URL at which
+    clients reach it."""
+    jwks_url: KeysUrl | None = None
+    """Where its public keys are, as a set of JWKs. The node gets them at its start, every five
+    minutes, and when a token names a key that it does not know. It follows no redirect."""
+    public_key_file: Annotated[str, Meta(min_length=1, description="a path")] | None = None
+    """A file with its public key or certificate in PEM, or with a set of JWKs."""
+    secret: NodeSecret | None = field(default=None, repr=False)
+    """A secret that it shares with this node, to sign by HS256."""
+    algorithms: tuple[Algorithm, ...] = ()
+    """The algorithms with which its tokens may be signed. Default: RS256, ES256 and EdDSA, or with
+    a secret HS256."""
+    tenant: Name = "default"
+    """The tenant of all its tokens, unless `tenant_claim` is set."""
+    tenant_claim: Annotated[str, Meta(min_length=1, description="the name of a claim")] | None = (
+        None
+    )
+    """The claim of its tokens that names their tenant. A token without it is not valid here, nor is
+    one that names a tenant that is not in the settings."""
+    rfc9068: bool = False
+    """Accept only tokens whose header has the `typ` of RFC 9068, `at+jwt`."""
+    leeway_secs: Annotated[float, seconds(0, 300)] = 30.0
+    """By how much the clock of the issuer may differ from that of this node."""
+
+    @property
+    def allowed_algorithms(self) -> tuple[str, ...]:
+        """`algorithms`, or what stands for it."""
+        if self.algorithms:
+            return self.algorithms
+        return ("RS256", "ES256", "EdDSA") if self.secret is None else ("HS256",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
