@@ -13,17 +13,16 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 import typer
-from typer.core import TyperGroup
 
 from megaphone import __version__
 from megaphone.cli.config import WRONG_CONFIGURATION
+from megaphone.cli.help import App, Group
 from megaphone.cli.output import open_standard_streams
-from megaphone.config import ConfigError, load_here
 
 OUTPUT_FLAGS = ("--output", "--out-format", "-o")
 
 
-class OutputAnywhere(TyperGroup):
+class OutputAnywhere(Group):
     """Lets the flag for the output stand behind the command too, where most tools have it."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
@@ -46,13 +45,10 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-megactl_app = typer.Typer(
+megactl_app = App(
     name="megactl",
     help="Look after the agents and channels of a node.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
     cls=OutputAnywhere,
 )
 
@@ -149,6 +145,8 @@ class Node:
     def _path(self) -> str:
         if self._socket_path:
             return self._socket_path
+        from megaphone.config import ConfigError, load_here
+
         try:
             path = load_here().settings.mng_socket_path
         except ConfigError as error:

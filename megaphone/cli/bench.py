@@ -17,7 +17,6 @@ import msgspec
 import typer
 
 import megaphone
-from megaphone.build import build_kind
 from megaphone.cli import contexts
 from megaphone.cli.calls import Broker, ContextOption, UrlOption, broker_for, run
 from megaphone.cli.durations import duration
@@ -138,6 +137,7 @@ def default_rate(kind: Kind, channels: int) -> float | None:
 def measured(plan: Plan, broker: Broker) -> dict[str, Any]:
     """Run a load. Returns: the figures, and all that one must know to judge them."""
     # Imported here, because no other command needs it.
+    from megaphone.build import build_kind
     from megaphone.cli.load import Load
     from megaphone.process import descriptors
 

@@ -17,12 +17,13 @@ import typer
 
 from megaphone.cli.exits import Exit, leave
 from megaphone.cli.files import configuration_file, replace_file
+from megaphone.cli.help import App
 
 FILE: Final = "contexts.toml"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MEMBERS: Final = {"url", "socket", "headers"}
 
-context_app = typer.Typer(help="Give brokers names.", no_args_is_help=True)
+context_app = App(help="Give brokers names.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,32 +4,30 @@ import gc
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from megaphone import __version__
-from megaphone.build import build_kind
 from megaphone.cli.admin import megactl_app
 from megaphone.cli.bench import bench
 from megaphone.cli.channels import ack, create, exists
 from megaphone.cli.config import config_app, load_again, load_or_exit
 from megaphone.cli.contexts import context_app
+from megaphone.cli.help import App
 from megaphone.cli.output import open_standard_streams
 from megaphone.cli.store import store_app
 from megaphone.cli.tail import first, tail
 from megaphone.cli.top import top
 from megaphone.cli.write import write
-from megaphone.model import Endpoint
 from megaphone.process.cores import workers_for
-from megaphone.settings import Settings
 
-app = typer.Typer(
+if TYPE_CHECKING:
+    from megaphone.settings import Settings
+
+app = App(
     name="megaphone",
     help="Push events to browsers, phones and services over HTTP streaming and gRPC.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
 NODES, CLIENTS = "Nodes", "Clients"
 app.command(rich_help_panel=CLIENTS)(create)
@@ -57,6 +55,8 @@ ConfigOption = Annotated[
 
 def show_version(wanted: bool) -> None:
     if wanted:
+        from megaphone.build import build_kind
+
         typer.echo(f"megaphone {__version__} ({build_kind()})")
         raise typer.Exit
 
@@ -122,15 +122,17 @@ def serve(
     )
 
 
-def with_workers(settings: Settings) -> Settings:
+def with_workers(settings: "Settings") -> "Settings":
     """Return settings with the number of workers that this machine shall have."""
     return replace(settings, workers=workers_for(settings.workers))
 
 
 def addresses(
-    settings: Settings, host: str | None, port: int | None, grpc_port: int | None
+    settings: "Settings", host: str | None, port: int | None, grpc_port: int | None
 ) -> dict[str, str]:
     """Return the settings of the addresses that flags change, in whole or in part."""
+    from megaphone.model import Endpoint
+
     changed = {}
     for name, endpoint, new_port in (
         ("address", settings.http_endpoint, port),

@@ -8,11 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from megaphone.cli.config import ConfigOption, load_or_exit
-from megaphone.errors import MegaphoneError
-from megaphone.settings import MEMORY
-from megaphone.store.errors import UnusableStore
+from megaphone.cli.help import App
 
-store_app = typer.Typer(help="Check a shared store in Redis or Valkey.", no_args_is_help=True)
+store_app = App(help="Check a shared store in Redis or Valkey.")
 
 MIB = 1_048_576
 WILL_NOT_DO = 1
@@ -51,6 +49,11 @@ def check(
     This writes some thousand events to channels of its own, and removes them again. It exits with
     1 if the store will not do.
     """
+    # Not above, because `--help` does not need them.
+    from megaphone.errors import MegaphoneError
+    from megaphone.settings import MEMORY
+    from megaphone.store.errors import UnusableStore
+
     settings = load_or_exit(config).settings
     text = url or settings.store
     file = str(password_file) if password_file else None if url else settings.store_password_file
@@ -76,8 +79,9 @@ async def look(
     text: str, password_file: str | None, prefix: str, wait_replicas: int
 ) -> dict[str, Any]:
     """Return what there is to say about a store. Raises: UnusableStore; MegaphoneError."""
-    # Not above, because only this command needs the packages for it.
-    try:
+    from megaphone.store.errors import UnusableStore
+
+    try:  # only this command needs the packages for it
         from megaphone.store.redis.errors import ReplyError
         from megaphone.store.redis.measure import looking_at, measure
         from megaphone.store.redis.url import StoreUrl

@@ -31,7 +31,12 @@ def test_the_version_is_printed_and_whether_the_code_is_compiled(tmp_path: Path)
 
 
 def test_without_a_command_there_is_help(tmp_path: Path) -> None:
-    assert "serve" in megaphone(tmp_path).stdout + megaphone(tmp_path).stderr
+    done = megaphone(tmp_path)
+    _, clients = (done.stdout + done.stderr).split("\nClients:\n")
+    clients, nodes = clients.split("\nNodes:\n")
+    assert "  exists   Ask which channels exist. Exits with 3 if one does not.\n" in clients
+    assert "  serve   Start the broker;" in nodes
+    assert "\x1b[" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("command", [["serve"], ["config", "check"], ["config", "show"]])

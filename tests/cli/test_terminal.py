@@ -36,3 +36,8 @@ def test_a_new_channel_is_shown_for_people(user: User) -> None:
     first, second = user.on_terminal("create").splitlines()
     assert first.startswith("producer  ")
     assert second.startswith("consumer  ")
+
+
+def test_the_headings_of_help_are_bold(user: User) -> None:
+    assert "\x1b[1mNodes:\x1b[0m" in user.on_terminal("--help")
+    assert "\x1b[1mOptions:\x1b[0m" in user.on_terminal("write", "--help")

@@ -1,0 +1,85 @@
+"""The settings of a node, as the lines of a megaphone.toml."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from enum import Enum
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from megaphone.config import DEFAULT, KEYS, VARIABLE, Config
+from megaphone.settings import Nodes, Settings, Webhook
+
+HIDDEN = "…"
+
+
+def kinds_of_sources(loaded: Config) -> Counter[str]:
+    """Return how many settings each kind of source has set."""
+    return Counter(kind_of(loaded.sources[key]) for key in KEYS)
+
+
+def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
+    """Return every setting and its source. Without `secrets`, those are comments."""
+    for setting in fields(Settings):
+        value = getattr(loaded.settings, setting.name)
+        source = loaded.sources[setting.name]
+        if isinstance(value, Nodes):
+            continue
+        if not isinstance(value, Mapping):
+            yield line_of(setting.name, value, source, secrets)
+        elif source == DEFAULT:  # because the agent gets another name at the next start
+            yield line(setting.name, None, source)
+    if (source := loaded.sources["agent"]) != DEFAULT:
+        yield f"\n[agent.virtual]  # {source}"
+        for name, mode in loaded.settings.agent.items():
+            yield f"{name} = {toml(mode)}"
+    yield from table("nodes", loaded.settings.nodes, loaded.sources, secrets)
+    for name, webhook in loaded.settings.webhooks.items():
+        yield from table(f"webhooks.{name}", webhook, loaded.sources, secrets)
+
+
+def table(
+    path: str, members: Nodes | Webhook, sources: Mapping[str, str], secrets: bool
+) -> Iterator[str]:
+    yield f"\n[{path}]"
+    for member in fields(members):
+        source = sources[f"{path}.{member.name}"]
+        yield line_of(member.name, getattr(members, member.name), source, secrets)
+
+
+def line_of(key: str, value: Any, source: str, secrets: bool) -> str:
+    shown = value if secrets else without_secrets(key, value)
+    if shown == value:
+        return line(key, value, source)
+    comment = f'# {key} = "{shown}"'
+    return f"{comment:<43} # {source}; --secrets shows it"
+
+
+def without_secrets(key: str, value: Any) -> Any:
+    if key in ("secret", "previous_secret"):
+        return value and HIDDEN
+    if key not in ("endpoint", "store") or value is None:
+        return value
+    parts = urlsplit(value)
+    if "@" not in parts.netloc and not parts.query:
+        return value
+    netloc = re.sub(".*@", f"{HIDDEN}@", parts.netloc)
+    return urlunsplit(parts._replace(netloc=netloc, query=parts.query and HIDDEN))
+
+
+def kind_of(source: str) -> str:
+    if source == DEFAULT:
+        return "defaults"
+    return "the environment" if source.startswith(VARIABLE) else source
+
+
+def line(key: str, value: Any, source: str) -> str:
+    if value is None:  # TOML has no null
+        return f"{f'# {key} is not set':<43} # {source}"
+    return f"{f'{key} = {toml(value)}':<43} # {source}"
+
+
+def toml(value: Any) -> str:
+    return json.dumps(value.value if isinstance(value, Enum) else value, ensure_ascii=False)
