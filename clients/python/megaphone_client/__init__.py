@@ -7,30 +7,34 @@
 `megaphone_client.sync` has the same for programs without asyncio.
 """
 
-from megaphone_client.client import Megaphone
-from megaphone_client.errors import (
-    BadRequest,
-    ChannelNotFound,
-    ConnectionFailed,
-    EventsLost,
-    LimitExceeded,
-    MegaphoneError,
-    OutcomeUnknown,
-    PayloadTooLarge,
-    PermissionDenied,
-    ProtocolError,
-    RateLimited,
-    ReaderBusy,
-    TokenExpired,
-    TooSlow,
-    Unauthenticated,
-    Unavailable,
-    WriteTimeout,
-)
-from megaphone_client.events import Channel, Event, Failure
-from megaphone_client.publishing import Publisher
-from megaphone_client.reading import Reader
-from megaphone_client.subscriptions import Subscriptions
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from megaphone_client.client import Megaphone
+    from megaphone_client.errors import (
+        BadRequest,
+        ChannelNotFound,
+        ConnectionFailed,
+        EventsLost,
+        LimitExceeded,
+        MegaphoneError,
+        OutcomeUnknown,
+        PayloadTooLarge,
+        PermissionDenied,
+        ProtocolError,
+        RateLimited,
+        ReaderBusy,
+        TokenExpired,
+        TooSlow,
+        Unauthenticated,
+        Unavailable,
+        WriteTimeout,
+    )
+    from megaphone_client.events import Channel, Event, Failure
+    from megaphone_client.publishing import Publisher
+    from megaphone_client.reading import Reader
+    from megaphone_client.subscriptions import Subscriptions
 
 __all__ = [
     "BadRequest",
@@ -58,3 +62,29 @@ __all__ = [
     "Unavailable",
     "WriteTimeout",
 ]
+
+HOMES: Final = {
+    "Channel": "events",
+    "Event": "events",
+    "Failure": "events",
+    "Megaphone": "client",
+    "Publisher": "publishing",
+    "Reader": "reading",
+    "Subscriptions": "subscriptions",
+}
+"""The module of each name that is no error. It is imported with the first of its names that a
+program uses, because asyncio alone takes longer to import than this package may."""
+
+
+if not TYPE_CHECKING:  # with it, a type checker would believe that any name is here
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{HOMES.get(name, 'errors')}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return __all__
