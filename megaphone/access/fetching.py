@@ -1,0 +1,118 @@
+"""When to get the keys of an issuer: at the start, every five minutes, and for an unknown key.
+
+Anybody can send tokens that name unknown keys, so they cause at most one request in 30 seconds, and
+all calls that need its result wait for the same one. While the issuer does not answer, its old keys
+stay valid for a day.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, final
+
+from megaphone.access.jwks import FetchFailed
+from megaphone.access.keys import NO_KEYS, Key, KeySet
+from megaphone.errors import KeysUnavailable
+
+log = logging.getLogger(__name__)
+
+EVERY_S: Final = 300.0
+AFTER_FAILURE_S: Final = 30.0
+"""How soon the keys are fetched again if that has failed."""
+ASK_AGAIN_S: Final = 30.0
+"""How often unknown keys may cause a request."""
+VALID_S: Final = 86_400.0
+"""How long keys are valid after they were fetched."""
+
+
+@final
+class FetchedKeys:
+    """The keys that an issuer publishes. They are fetched from `start` until `close`."""
+
+    def __init__(self, name: str, fetch: Callable[[], Awaitable[KeySet]]) -> None:
+        """`fetch` returns the keys, or raises FetchFailed. It ends by itself. `name` is for the
+        log."""
+        self._name = name
+        self._fetch = fetch
+        self._keys = NO_KEYS
+        self._valid_until = -1.0
+        self._may_ask_at = -1.0
+        self._failed = False
+        self._fetching: asyncio.Task[None] | None = None
+        self._repeating: asyncio.Task[None] | None = None
+        self.fetched_at = 0.0
+        """The Unix time at which the keys were fetched last; 0 if they never were."""
+
+    def start(self) -> None:
+        """Fetch the keys now, and again and again. Returns at once."""
+        if self._repeating is None:
+            self._repeating = asyncio.create_task(self._repeat())
+
+    def close(self) -> None:
+        """Fetch no keys any more. Calls that wait for some get KeysUnavailable."""
+        for task in (self._repeating, self._fetching):
+            if task is not None:
+                task.cancel()
+
+    async def find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
+        """Return the keys that may have signed a token. If it names an unknown key, they may be
+        fetched before.
+
+        Raises: KeysUnavailable, if the issuer may have such a key, but does not answer.
+        """
+        if not self._has(kid):
+            await self._ask()
+            if not self._has(kid) and (self._failed or not self._are_valid()):
+                raise KeysUnavailable  # because the issuer may have this key
+        return self._keys.find(algorithm, kid)
+
+    def _has(self, kid: str | None) -> bool:
+        return self._are_valid() and self._keys.has(kid)
+
+    def _are_valid(self) -> bool:
+        return asyncio.get_running_loop().time() < self._valid_until
+
+    async def _ask(self) -> None:
+        """Fetch the keys for a call, unless that has happened shortly before. If they are being
+        fetched, wait for it."""
+        now = asyncio.get_running_loop().time()
+        if self._fetching is None:
+            if now < self._may_ask_at:
+                return
+            self._may_ask_at = now + ASK_AGAIN_S
+        await self._fetched()
+
+    async def _repeat(self) -> None:
+        while True:
+            await self._fetched()
+            await asyncio.sleep(AFTER_FAILURE_S if self._failed else EVERY_S)
+
+    async def _fetched(self) -> None:
+        """Fetch the keys, together with all others who want that now."""
+        if self._fetching is None:
+            self._fetching = asyncio.create_task(self._update())
+        fetching = self._fetching
+        await asyncio.wait([fetching])
+        if fetching.cancelled():
+            raise KeysUnavailable
+
+    async def _update(self) -> None:
+        try:
+            keys = await self._fetch()
+        except FetchFailed as error:
+            if not self._failed:
+                log.warning("the keys of issuer %s cannot be fetched: %s", self._name, error)
+            self._failed = True
+        except Exception:
+            log.exception("the keys of issuer %s cannot be fetched", self._name)
+            self._failed = True
+        else:
+            if self._failed:
+                log.info("the keys of issuer %s can be fetched again", self._name)
+            self._failed = False
+            self._keys = keys
+            self._valid_until = asyncio.get_running_loop().time() + VALID_S
+            self.fetched_at = time.time()
+        finally:
+            self._fetching = None
