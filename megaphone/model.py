@@ -220,6 +220,18 @@ class NewEvent:
         self.request_id = request_id
 
 
+@dataclass(frozen=True, slots=True)
+class ChannelOptions:
+    """What one channel has instead of what the channels of its node have."""
+
+    capacity: int | None = None
+    """The capacity; None means that of the node."""
+    ttl_s: float | None = None
+    """The TTL; None means that of the node."""
+    label: str = ""
+    """The name by which operators shall recognise the channel; empty if it has none."""
+
+
 @dataclass(slots=True)
 class NewChannel:
     """A channel that was created, as its creator gets it."""
@@ -356,6 +368,10 @@ class ChannelAdded:
     """The consumer address, as in every change."""
     capacity: int = 0
     """The capacity of the channel; 0 if the source does not say."""
+    ttl_s: float = 0.0
+    """The TTL of the channel; 0 if the source does not say."""
+    label: str = ""
+    """As in `ChannelOptions`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -426,8 +442,8 @@ class ChannelState:
 
 @dataclass(frozen=True, slots=True)
 class ChannelLimits:
-    """The limits of a channel. All channels of a store have the same, except for the capacity: a
-    channel from another node keeps its own."""
+    """The limits of a channel. All channels of a store have the same, except for the capacity and
+    the TTL: a creator may ask for others, and a channel from another node keeps its own."""
 
     capacity: int
     """How many places the channel has, and how many delivered events it keeps for replay."""
@@ -439,6 +455,10 @@ class ChannelLimits:
     """How many writers may wait for a free place at once."""
     idempotency_window_s: float = 60.0
     """How long a channel remembers an idempotency key. This is not a setting."""
+
+
+NO_OPTIONS: Final = ChannelOptions()
+"""The options of a channel whose creator asks for nothing."""
 
 
 def agent_of(address: str) -> str:

@@ -294,7 +294,8 @@ class Settings:
     duration."""
     channel_ttl_secs: Seconds = 60.0
     """How long a channel lives after its last read has ended, or, if it was never read, after it
-    was created."""
+    was created, unless its creator asks for another time. A channel that comes from another node
+    keeps the time that it had there."""
     redelivery_window_secs: SecondsOrZero = 10.0
     """After a broken read, a plain reader gets again the events that it was sent within this time.
     With 0 it gets again only events that were not completely sent."""
@@ -304,8 +305,15 @@ class Settings:
     # -- Limits
 
     buffer_capacity: Annotated[int, whole(1, MAX_CAPACITY)] = 100
-    """How many places a channel has for events that are not delivered yet. A channel that comes
-    from another node keeps the capacity that it had there."""
+    """How many places a channel has for events that are not delivered yet, unless its creator asks
+    for another number. A channel that comes from another node keeps the capacity that it had there.
+    """
+    max_channel_ttl_secs: Seconds = 3600.0
+    """The longest TTL for which the creator of a channel may ask, if that is longer than
+    `channel_ttl_secs`."""
+    max_buffer_capacity: Annotated[int, whole(1, MAX_CAPACITY)] = 10_000
+    """The largest capacity for which the creator of a channel may ask, if that is larger than
+    `buffer_capacity`."""
     max_channels: Annotated[int, whole(1, 100_000_000)] = 100_000
     """The largest number of channels on this node."""
     max_replicas: Annotated[int, whole(1, 100_000)] = 1_000

@@ -148,21 +148,29 @@ class ChannelCreated(_message.Message):
 
     CHANNEL_ID_FIELD_NUMBER: _builtins.int
     CAPACITY_FIELD_NUMBER: _builtins.int
+    TTL_MS_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.str
     """The consumer address."""
     capacity: _builtins.int
     """Extension: the capacity of the channel, at the source and wherever the channel goes; 0 means
     that the source does not say.
     """
+    ttl_ms: _builtins.int
+    """Extension: the TTL of the channel, likewise."""
+    label: _builtins.str
+    """Extension: the label of the channel; empty if it has none."""
     def __init__(
         self,
         *,
         channel_id: _builtins.str = ...,
         capacity: _builtins.int = ...,
+        ttl_ms: _builtins.int = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "channel_id", b"channel_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "channel_id", b"channel_id", "label", b"label", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

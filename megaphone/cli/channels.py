@@ -19,6 +19,7 @@ from megaphone.cli.calls import (
     run,
 )
 from megaphone.cli.contexts import NAME
+from megaphone.cli.durations import duration
 from megaphone.cli.exits import Exit, leave, say
 
 if TYPE_CHECKING:
@@ -50,6 +51,26 @@ def create(
             help="A protocol that the consumer can read, the best one first. May be repeated.",
         ),
     ] = None,
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            metavar="TIME",
+            parser=duration,
+            help="How long the channel lives unread, such as 10m. Default: as the broker is set.",
+        ),
+    ] = None,
+    capacity: Annotated[
+        int | None,
+        typer.Option(
+            metavar="EVENTS",
+            min=1,
+            help="How many undelivered events fit into it. Default: as the broker is set.",
+        ),
+    ] = None,
+    label: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="A name by which operators recognise the channel."),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -76,13 +97,20 @@ def create(
     megaphone create --save room           remembers them: megaphone tail @room
     eval "$(megaphone create --export)"    sets PRODUCER and CONSUMER
     megaphone create -o json | jq          for programs
+    megaphone create --ttl 10m --capacity 500 --label orders
 
-    A channel that nobody reads ends after a minute.
+    A channel that nobody reads ends after a minute, unless --ttl or the broker says otherwise.
     """
     if name is not None and not NAME.fullmatch(name):
         leave(Exit.WRONG_USAGE, "a name has letters, digits, `.`, `_` and `-`")
     broker = broker_for(url, context)
-    channel = run(broker, lambda megaphone: megaphone.create(protocols or ()), timeout_s=timeout)
+    channel = run(
+        broker,
+        lambda megaphone: megaphone.create(
+            protocols or (), ttl_s=ttl, capacity=capacity, label=label
+        ),
+        timeout_s=timeout,
+    )
     if name is not None:
         home = {"context": broker.context} if broker.context else {"url": broker.url}
         saved.save(name, saved.Saved(channel.producer, channel.consumer, **home))

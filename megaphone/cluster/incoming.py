@@ -15,7 +15,13 @@ from megaphone.cluster.ports import Replicable, Usage
 from megaphone.cluster.replicas import Replicas
 from megaphone.core.addresses import ConsumerAddress, SealedAddress, is_consumer_shaped
 from megaphone.core.agents import Agent, Agents
-from megaphone.core.content import accepted_body, checked_id, checked_key, checked_stream_id
+from megaphone.core.content import (
+    accepted_body,
+    checked_id,
+    checked_key,
+    checked_label,
+    checked_stream_id,
+)
 from megaphone.core.pace import ADDRESS_WORK, Pace, free_in_slices
 from megaphone.core.ports import Observer, Store
 from megaphone.errors import (
@@ -30,6 +36,7 @@ from megaphone.model import (
     ChannelAdded,
     ChannelChange,
     ChannelEnded,
+    ChannelOptions,
     ChannelState,
     EventAdded,
     EventsForgotten,
@@ -37,7 +44,7 @@ from megaphone.model import (
     KeyAdded,
     ProgressMade,
 )
-from megaphone.settings import MAX_CAPACITY, Settings
+from megaphone.settings import DAY_S, MAX_CAPACITY, Settings
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +203,8 @@ class IncomingPipe:
         if not self._is_open:
             raise BadRequest("this stream is over: its source has begun another one")
         match change:
-            case ChannelAdded(address, capacity):
-                await self._add(self._own(address), capacity)
+            case ChannelAdded(address):
+                await self._add(self._own(address), change)
             case ChannelEnded(address):
                 await self._end(self._own(address).channel_id)
             case EventAdded(address):
@@ -243,17 +250,22 @@ class IncomingPipe:
 
     # -- Changes
 
-    async def _add(self, address: ConsumerAddress, capacity: int) -> None:
+    async def _add(self, address: ConsumerAddress, added: ChannelAdded) -> None:
         state = await self._replication.state(address.channel_id)
         if state is not None:
             if not self._is_outdated(address.channel_id, state):
                 return
             await self._release(address.channel_id)
-        if capacity > MAX_CAPACITY:
-            raise BadRequest(f"a channel holds at most {MAX_CAPACITY} events, not {capacity}")
-        if not capacity:
-            capacity = max(RUST_CAPACITY, self._pipes.settings.buffer_capacity)
-        await self._store.create(address.channel_id, str(address), capacity)
+        if added.capacity > MAX_CAPACITY:
+            raise BadRequest(f"a channel holds at most {MAX_CAPACITY} events, not {added.capacity}")
+        if not 0 <= added.ttl_s <= DAY_S:
+            raise BadRequest(f"a channel lives at most {DAY_S} s unread, not {added.ttl_s:g}")
+        options = ChannelOptions(
+            added.capacity or max(RUST_CAPACITY, self._pipes.settings.buffer_capacity),
+            added.ttl_s or None,
+            checked_label(added.label),
+        )
+        await self._store.create(address.channel_id, str(address), options)
         self._pipes.observer.channel_applied()
 
     def _is_outdated(self, channel_id: bytes, state: ChannelState) -> bool:

@@ -15,6 +15,7 @@ from megaphone.core.access import ANYONE, Action, Caller
 from megaphone.core.addresses import ConsumerAddress, is_consumer_shaped
 from megaphone.core.agents import Agents
 from megaphone.core.content import checked_id, checked_stream_id
+from megaphone.core.creation import AllowedOptions
 from megaphone.core.many import ManyReader
 from megaphone.core.pace import ADDRESS_WORK, SLICE, loop_time
 from megaphone.core.ports import Lease, Observer, Store, WouldBlock
@@ -22,7 +23,14 @@ from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.core.writing import Writing
 from megaphone.errors import BadRequest, ChannelNotFound, MegaphoneError, PayloadTooLarge
-from megaphone.model import NewChannel, ReadOptions, ReadProtocol, agent_of
+from megaphone.model import (
+    NO_OPTIONS,
+    ChannelOptions,
+    NewChannel,
+    ReadOptions,
+    ReadProtocol,
+    agent_of,
+)
 from megaphone.settings import Settings
 
 DEFAULT_PROTOCOL = ReadProtocol.HTTP_STREAM_NDJSON_V1
@@ -55,6 +63,10 @@ class Broker(Writing):
         super().__init__(store=store, agents=agents, settings=settings, observer=observer)
         self._poll_duration_s = settings.poll_duration_millis / 1000
         self._max_read_s = max(self._poll_duration_s, settings.max_read_secs)
+        self._allowed = AllowedOptions(
+            max_ttl_s=max(settings.max_channel_ttl_secs, settings.channel_ttl_secs),
+            max_capacity=max(settings.max_buffer_capacity, settings.buffer_capacity),
+        )
         self.has_remote_store = store.is_remote
         """Whether the calls that do not wait always raise WouldBlock."""
         self._readers: set[Reader] = set()
@@ -65,26 +77,41 @@ class Broker(Writing):
 
     # -- Channels
 
-    async def create(self, caller: Caller, protocols: Sequence[str] = ()) -> NewChannel:
+    async def create(
+        self,
+        caller: Caller,
+        protocols: Sequence[str] = (),
+        options: ChannelOptions = NO_OPTIONS,
+    ) -> NewChannel:
         """Create a channel under one of the agents that take new channels.
 
         Raises: the errors of `Caller.check`; BadRequest, when `protocols` is not empty and none of
-            them is supported; PayloadTooLarge, when there are more than `MAX_PROTOCOLS`;
-            NoAgentAvailable; LimitExceeded; ShuttingDown.
+            them is supported, or when `options` asks for more than the settings allow;
+            PayloadTooLarge, when there are more than `MAX_PROTOCOLS`; NoAgentAvailable;
+            LimitExceeded; ShuttingDown.
         """
         channel_id, channel = self._new_channel(caller, protocols)
-        await self._store.create(channel_id, channel.consumer_address)
+        await self._store.create(
+            channel_id, channel.consumer_address, self._allowed.checked(options)
+        )
         self._observer.channel_created()
         return channel
 
-    def create_nowait(self, caller: Caller, protocols: Sequence[str] = ()) -> NewChannel:
+    def create_nowait(
+        self,
+        caller: Caller,
+        protocols: Sequence[str] = (),
+        options: ChannelOptions = NO_OPTIONS,
+    ) -> NewChannel:
         """Do the same as `create`, without waiting.
 
         Raises: WouldBlock, when the store would have to wait; nothing has changed then. Also the
             errors of `create`.
         """
         channel_id, channel = self._new_channel(caller, protocols)
-        self._store.create_nowait(channel_id, channel.consumer_address)
+        self._store.create_nowait(
+            channel_id, channel.consumer_address, self._allowed.checked(options)
+        )
         self._observer.channel_created()
         return channel
 

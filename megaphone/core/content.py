@@ -20,6 +20,8 @@ MAX_STREAM_ID_BYTES = 1_024
 STREAM_IDS_REMEMBERED = 1_000
 """How many valid stream ids are not checked again, because most of them are used again."""
 MAX_ID_LENGTH = 200
+MAX_LABEL_LENGTH = 64
+"""A shared store keeps a channel with a longer text in a form that needs far more memory."""
 MAX_INDEX_DIGITS = 8
 """How many digits the index of an event in its batch may have, in a key from another node."""
 MAX_DEPTH: Final = 127
@@ -29,6 +31,7 @@ of their reads for good."""
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _ID = re.compile(rf"[!-~]{{1,{MAX_ID_LENGTH}}}")
+_LABEL = re.compile(rf"[ -~]{{0,{MAX_LABEL_LENGTH}}}")
 _LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 # All quantifiers are possessive, so that a match takes linear time and constant memory.
@@ -306,6 +309,19 @@ def checked_stream_id(stream_id: str) -> str:
     if _CONTROL_CHARACTER.search(stream_id):
         raise BadRequest("the stream id holds a control character; none is allowed")
     return stream_id
+
+
+def checked_label(label: str) -> str:
+    """Check and return the label of a channel. An empty one means that the channel has none.
+
+    Raises: BadRequest, when it is longer than 64 characters, or has a character that is neither
+        visible ASCII nor a space.
+    """
+    if not _LABEL.fullmatch(label):
+        raise BadRequest(
+            f"the label must be at most {MAX_LABEL_LENGTH} visible ASCII characters and spaces"
+        )
+    return label
 
 
 def checked_key(text: str) -> str:

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from megaphone.core.access import Caller, Peer
 from megaphone.core.log import Batch
 from megaphone.errors import MegaphoneError
-from megaphone.model import DrainProgress, Event, PipeInfo, ReadOptions
+from megaphone.model import (
+    NO_OPTIONS,
+    ChannelOptions,
+    DrainProgress,
+    Event,
+    PipeInfo,
+    ReadOptions,
+)
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -166,16 +173,16 @@ class Store(Protocol):
     """Whether the calls that do not wait always raise WouldBlock: the store is elsewhere."""
 
     async def create(
-        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
     ) -> None:
-        """Add an empty channel. Without `capacity` it has the capacity from the settings.
+        """Add an empty channel. It has the limits from the settings where `options` has none.
 
         Raises: LimitExceeded, when the store has as many channels as it may have, or no memory for
             one more.
         """
 
     def create_nowait(
-        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
     ) -> None:
         """Do the same as `create`, without waiting.
 

@@ -59,7 +59,8 @@ class ChannelApi:
 
     async def create(self, request: web.Request) -> web.Response:
         body = await body_of(request) if is_json(request) else b""
-        channel = await self._broker.create(ANYONE, json.parse_create(body) if body else ())
+        protocols, options = json.parse_create(body)
+        channel = await self._broker.create(ANYONE, protocols, options)
         return json_answer(json.created(channel))
 
     async def write(self, request: web.Request) -> web.StreamResponse:

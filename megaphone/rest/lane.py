@@ -23,7 +23,7 @@ from megaphone.core.access import ANYONE
 from megaphone.core.broker import Broker
 from megaphone.core.ports import WouldBlock
 from megaphone.errors import MegaphoneError, StoreUnavailable
-from megaphone.model import BatchWritten, NewEvent, ReadOptions
+from megaphone.model import BatchWritten, ChannelOptions, NewEvent, ReadOptions
 from megaphone.rest.connection.answer_bytes import (
     CREATED_LINE,
     OK_LINE,
@@ -298,14 +298,14 @@ class Lane:
         return NOT_HERE
 
     def _create(self, request: Request) -> Outcome:
-        protocols: list[str] = []
-        if request.headers.get(b"content-type") == b"application/json":
-            protocols = json.parse_create(request.body) if request.body else []
-        elif not request.has_no_body:
+        if request.headers.get(b"content-type") != b"application/json" and not request.has_no_body:
             return NOT_HERE
+        protocols, options = json.parse_create(request.body)
         if self.broker.has_remote_store:
-            return Later(answered(self._created(protocols)))
-        return with_json(OK_LINE, json.created(self.broker.create_nowait(ANYONE, protocols)))
+            return Later(answered(self._created(protocols, options)))
+        return with_json(
+            OK_LINE, json.created(self.broker.create_nowait(ANYONE, protocols, options))
+        )
 
     def _write(self, request: Request, found: re.Match[bytes]) -> Outcome:
         address, stream_id = found.groups()
@@ -358,8 +358,8 @@ class Lane:
             return NOT_HERE
         return begun
 
-    async def _created(self, protocols: list[str]) -> Answered:
-        return whole(OK_LINE, json.created(await self.broker.create(ANYONE, protocols)))
+    async def _created(self, protocols: list[str], options: ChannelOptions) -> Answered:
+        return whole(OK_LINE, json.created(await self.broker.create(ANYONE, protocols, options)))
 
     async def _found(self, addresses: list[str]) -> Answered:
         return whole(OK_LINE, json.existing(await self.broker.exists(ANYONE, addresses)))

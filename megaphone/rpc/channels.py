@@ -40,7 +40,8 @@ class ChannelServicer(ChannelServiceServicer):
     async def CreateChannel(
         self, request: pb.CreateChannelRequest, context: Context
     ) -> pb.CreateChannelResponse:
-        return wire.created(await self._broker.create(ANYONE, request.protocols))
+        options = wire.channel_options(request)
+        return wire.created(await self._broker.create(ANYONE, request.protocols, options))
 
     async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
         with self._held(request):

@@ -23,8 +23,8 @@ def text(description: str, *, deprecated: bool = False) -> Meta:
 # -- Requests of clients
 
 
-class CreateRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """How the consumer of a channel will read."""
+class CreateRequest(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """How the consumer of a channel will read, and what the channel has of its own."""
 
     protocols: Annotated[
         list[str],
@@ -33,6 +33,29 @@ class CreateRequest(msgspec.Struct, forbid_unknown_fields=True):
             " `HTTP_STREAM_SSE_V1`, `GRPC_STREAM_V1`. An empty list means no preference."
         ),
     ] = []
+    ttl_secs: Annotated[
+        float | None,
+        text(
+            "How many seconds the channel lives after its last read, or after its creation: at"
+            " least 0.001, and at most the `max_channel_ttl_secs` of the node. Without it, the"
+            " `channel_ttl_secs` of the node."
+        ),
+    ] = None
+    capacity: Annotated[
+        int | None,
+        text(
+            "How many places the channel has for events that are not delivered yet: at least 1, and"
+            " at most the `max_buffer_capacity` of the node. Without it, the `buffer_capacity` of"
+            " the node."
+        ),
+    ] = None
+    label: Annotated[
+        str | None,
+        text(
+            "A name by which operators shall recognise the channel: at most 64 visible ASCII"
+            " characters and spaces."
+        ),
+    ] = None
 
 
 class BatchMessage(msgspec.Struct, rename="camel", gc=False, forbid_unknown_fields=True):

@@ -12,8 +12,10 @@ import msgspec
 from megaphone.errors import BadRequest
 from megaphone.model import (
     DEFAULT_IN_FLIGHT,
+    NO_OPTIONS,
     AgentInfo,
     BatchWritten,
+    ChannelOptions,
     DrainProgress,
     NewChannel,
     NewEvent,
@@ -33,9 +35,14 @@ encode = msgspec.json.Encoder().encode
 T = TypeVar("T")
 
 
-def parse_create(body: bytes) -> list[str]:
-    """Return the protocols in a request to create a channel."""
-    return decode_json(body, bodies.CreateRequest).protocols
+def parse_create(body: bytes) -> tuple[list[str], ChannelOptions]:
+    """Return the protocols and the options in a request to create a channel. An empty body has
+    none."""
+    if not body:
+        return [], NO_OPTIONS
+    request = decode_json(body, bodies.CreateRequest)
+    options = ChannelOptions(request.capacity, request.ttl_secs, request.label or "")
+    return request.protocols, options
 
 
 def parse_batch(body: bytes) -> tuple[list[str], Sequence[NewEvent]]:

@@ -20,6 +20,7 @@ from megaphone.model import (
     BatchWritten,
     ChannelBegun,
     ChannelEvents,
+    ChannelOptions,
     DrainProgress,
     Event,
     NewChannel,
@@ -109,6 +110,15 @@ def many_options(request: pb.ReadManyRequest | pb.ReadRequest) -> ReadOptions:
         wait_s=request.wait_ms / 1000 if request.HasField("wait_ms") else None,
         heartbeat_s=request.heartbeat_ms / 1000 if request.heartbeat_ms else None,
         streams=frozenset(request.streams) or None,
+    )
+
+
+def channel_options(request: pb.CreateChannelRequest) -> ChannelOptions:
+    """Return the options in a request to create a channel."""
+    return ChannelOptions(
+        request.capacity if request.HasField("capacity") else None,
+        request.ttl_secs if request.HasField("ttl_secs") else None,
+        request.label,
     )
 
 

@@ -49,15 +49,23 @@ def requests(changes: Sequence[ChannelChange], *, extended: bool) -> Iterator[pb
     """Yield the messages for some changes; without extensions, only those that every node knows."""
     for change in changes:
         match change:
-            case ChannelAdded(address, capacity):
-                created = pb.ChannelCreated(channel_id=address, capacity=capacity)
-                yield pb.SyncRequest(channel_created=created)
+            case ChannelAdded():
+                yield pb.SyncRequest(channel_created=created_message(change))
             case ChannelEnded(address):
                 yield pb.SyncRequest(channel_disposed=pb.ChannelDisposed(channel_id=address))
             case EventAdded(address, event, offset, key):
                 yield pb.SyncRequest(event_received=event_message(address, event, offset, key))
             case _ if extended:
                 yield extension(change)
+
+
+def created_message(added: ChannelAdded) -> pb.ChannelCreated:
+    return pb.ChannelCreated(
+        channel_id=added.address,
+        capacity=added.capacity,
+        ttl_ms=milliseconds(added.ttl_s),
+        label=added.label,
+    )
 
 
 def extension(change: KeyAdded | ProgressMade | EventsForgotten) -> pb.SyncRequest:
@@ -123,7 +131,9 @@ def change_of(request: pb.SyncRequest) -> ChannelChange:
     match request.WhichOneof("sync_event"):
         case "channel_created":
             created = request.channel_created
-            return ChannelAdded(created.channel_id, created.capacity)
+            return ChannelAdded(
+                created.channel_id, created.capacity, created.ttl_ms / 1000, created.label
+            )
         case "channel_disposed":
             return ChannelEnded(request.channel_disposed.channel_id)
         case "channel_position":

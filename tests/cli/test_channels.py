@@ -21,6 +21,16 @@ def test_a_new_channel_is_json_in_a_pipe(user: User) -> None:
     assert (event["sid"], event["body"]) == ("s", 1)
 
 
+def test_a_new_channel_has_what_is_asked_for(user: User) -> None:
+    asked = ("--ttl", "2m", "--capacity", "1", "--label", "orders")
+    channel = json.loads(user.run("create", *asked).stdout)
+    assert user.run("write", channel["producerAddress"], "s", "1").returncode == 0
+    full = user.run("write", channel["producerAddress"], "s", "2", "--timeout", "300ms")
+    assert full.returncode != 0
+    too_much = user.run("create", "--ttl", "1000h")
+    assert "the TTL must be 0.001 to 3600 seconds" in too_much.stderr
+
+
 def test_a_new_channel_can_be_variables_of_a_shell(user: User) -> None:
     printed = user.run("create", "--export").stdout
     assert printed.startswith("export PRODUCER=")

@@ -53,6 +53,18 @@ async def test_a_channel_is_made_for_the_wanted_protocol(megaphone: Megaphone) -
         await megaphone.create(["CARRIER_PIGEON_V1"])
 
 
+@pytest.mark.settings(write_timeout_millis=50)
+async def test_a_channel_gets_what_its_creator_asks_for(megaphone: Megaphone) -> None:
+    channel = await megaphone.create(ttl_s=30, capacity=2, label="orders")
+    for number in range(2):
+        await megaphone.write(channel.producer, "s", number)
+    with pytest.raises(WriteTimeout):
+        await megaphone.write(channel.producer, "s", 2, timeout_s=0.2)
+    for asked in ({"ttl_s": 1e9}, {"capacity": 10**9}, {"label": "\n"}):
+        with pytest.raises(BadRequest):
+            await megaphone.create(**asked)
+
+
 async def test_which_channels_exist(megaphone: Megaphone, channel: Channel) -> None:
     assert await megaphone.exists([channel.producer, channel.consumer, GONE]) == {
         channel.producer: True,

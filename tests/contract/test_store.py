@@ -10,7 +10,7 @@ import pytest
 
 from megaphone.core.ports import Append, Stored, WouldBlock
 from megaphone.errors import ChannelNotFound, LimitExceeded, MegaphoneError, ReaderBusy
-from megaphone.model import START, Event, ReadOptions
+from megaphone.model import START, ChannelOptions, Event, ReadOptions
 from tests.contract.conftest import (
     CAPACITY,
     LONG_S,
@@ -543,3 +543,15 @@ async def run(client: Client, events: list[Event]) -> int:
         if isinstance(results[0], MegaphoneError):
             raise results[0] from None
         return sum(isinstance(result, Stored) for result in results)
+
+
+async def test_a_channel_has_the_options_that_it_is_created_with(client: Client) -> None:
+    options = ChannelOptions(capacity=5, ttl_s=0.3, label="orders")
+    await client.store.create(b"c", client.address("c"), options)
+    await client.create("d")
+    assert await client.append("abcdef") == ["a", "b", "c", "d", "e", "WouldBlock"]
+    assert await client.append("abcd", channel="d") == ["a", "b", "c", "WouldBlock"]
+    started = now()
+    await client.gone("c")
+    assert now() - started < TTL_S
+    await client.gone("d")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from megaphone.errors import AgentMoved, WriteTimeout
+from megaphone.model import ChannelOptions
 from megaphone.store.memory.waiting import WOKEN_AT_ONCE
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ async def test_blocked_channels_are_listed_also_while_all_writers_leave(bench: B
 async def test_the_largest_capacity_is_that_of_the_channels_there_are(bench: Bench) -> None:
     assert await bench.replication.largest_capacity("agent") == 0
     for channel, capacity in (("a", 5), ("b", 9), ("c", 9), ("d", None)):
-        await bench.store.create(channel.encode(), bench.address(channel), capacity)
+        await bench.store.create(channel.encode(), bench.address(channel), ChannelOptions(capacity))
     assert await bench.replication.largest_capacity("agent") == 9
     assert await bench.replication.largest_capacity("agent2") == 0
     await bench.remove("b")

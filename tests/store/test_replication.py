@@ -22,6 +22,7 @@ from megaphone.model import (
     ChannelAdded,
     ChannelChange,
     ChannelEnded,
+    ChannelOptions,
     Event,
     EventAdded,
     EventsForgotten,
@@ -764,6 +765,39 @@ async def test_a_channel_keeps_its_capacity(bench: Bench, make_bench: Callable[.
 
 
 @virtual_time
+async def test_a_channel_keeps_its_ttl_and_its_label(
+    bench: Bench, make_bench: Callable[..., Bench]
+) -> None:
+    options = ChannelOptions(ttl_s=7.5, label="orders")
+    await bench.store.create(b"c", bench.address("c"), options)
+    changes = follow(bench, with_read=True)
+    told = await told_at_once(changes)
+    assert told[0] == ChannelAdded(bench.address("c"), 3, 7.5, "orders")
+    copy = make_bench(ttl_s=1.0)
+    await Copy(copy).apply(told)
+    await asyncio.sleep(7.4)
+    assert await copy.store.exists([b"c"])
+    await asyncio.sleep(0.2)
+    assert not await copy.store.exists([b"c"])
+
+
+@virtual_time
+async def test_a_channel_that_was_kept_alive_lives_for_its_own_ttl(bench: Bench) -> None:
+    for name, ttl_s in (("c", 0.5), ("d", 200.0)):
+        await bench.store.create(name.encode(), bench.address(name), ChannelOptions(ttl_s=ttl_s))
+    with bench.replication.keep_alive("agent"):
+        await asyncio.sleep(300)
+    await asyncio.sleep(0.4)
+    assert len(await bench.store.exists([b"c", b"d"])) == 2
+    await asyncio.sleep(0.2)
+    assert await bench.store.exists([b"c", b"d"]) == {b"d"}
+    await asyncio.sleep(199)
+    assert await bench.store.exists([b"d"])
+    await asyncio.sleep(1)
+    assert not await bench.store.exists([b"d"])
+
+
+@virtual_time
 async def test_it_is_returned_how_many_events_were_lost(bench: Bench) -> None:
     await bench.create()
     lost = [await bench.replication.apply(b"c", added(event_id)) for event_id in "abcde"]
@@ -902,7 +936,8 @@ class Copy:
             match change:
                 case ChannelAdded():
                     if not await store.exists([channel_id]):
-                        await store.create(channel_id, change.address, change.capacity)
+                        options = ChannelOptions(change.capacity, change.ttl_s, change.label)
+                        await store.create(channel_id, change.address, options)
                 case ChannelEnded():
                     await replication.release(channel_id)
                 case _:

@@ -25,7 +25,14 @@ from yarl import URL
 from megaphone.app import App
 from megaphone.core.agents import AGENT_NAME
 from megaphone.errors import MegaphoneError
-from megaphone.model import DEFAULT_IN_FLIGHT, BatchFailure, NewEvent, ReadOptions
+from megaphone.model import (
+    DEFAULT_IN_FLIGHT,
+    NO_OPTIONS,
+    BatchFailure,
+    ChannelOptions,
+    NewEvent,
+    ReadOptions,
+)
 from megaphone.wire.errors import DOMAIN, error_from, row_of
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
@@ -156,7 +163,9 @@ class Face(Protocol):
 
     name: str
 
-    async def create(self, protocols: Sequence[str] = ()) -> Created: ...
+    async def create(
+        self, protocols: Sequence[str] = (), options: ChannelOptions = NO_OPTIONS
+    ) -> Created: ...
 
     async def write(
         self, address: str, stream_id: str, body: bytes, request_id: str | None = None
@@ -235,8 +244,14 @@ class HttpFace:
         """Return the URL of a path that is already percent-encoded."""
         return URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
 
-    async def create(self, protocols: Sequence[str] = ()) -> Created:
-        request = json.dumps({"protocols": list(protocols)}).encode()
+    async def create(
+        self, protocols: Sequence[str] = (), options: ChannelOptions = NO_OPTIONS
+    ) -> Created:
+        chosen = {"ttlSecs": options.ttl_s, "capacity": options.capacity, "label": options.label}
+        request = json.dumps(
+            {"protocols": list(protocols)}
+            | {name: one for name, one in chosen.items() if one not in (None, "")}
+        ).encode()
         answer = await self.post("/create", request, status=200)
         assert answer["channelId"] == answer["consumerAddress"]
         assert answer["agentName"] == answer["consumerAddress"].partition(".")[0]
@@ -476,9 +491,17 @@ class GrpcFace:
         self.channel = channel
         self.stub: ChannelServiceAsyncStub = ChannelServiceStub(channel)
 
-    async def create(self, protocols: Sequence[str] = ()) -> Created:
+    async def create(
+        self, protocols: Sequence[str] = (), options: ChannelOptions = NO_OPTIONS
+    ) -> Created:
+        request = pb.CreateChannelRequest(
+            protocols=protocols,
+            ttl_secs=options.ttl_s,
+            capacity=options.capacity,
+            label=options.label,
+        )
         with telling_errors():
-            answer = await self.stub.CreateChannel(pb.CreateChannelRequest(protocols=protocols))
+            answer = await self.stub.CreateChannel(request)
         return Created(answer.producer_address, answer.consumer_address, list(answer.protocols))
 
     async def write(

@@ -8,10 +8,12 @@ import pytest
 
 from megaphone.errors import BadRequest
 from megaphone.model import (
+    NO_OPTIONS,
     AgentInfo,
     AgentMode,
     BatchFailure,
     BatchWritten,
+    ChannelOptions,
     DrainProgress,
     Event,
     NewChannel,
@@ -25,8 +27,11 @@ from megaphone.wire import json as wire
 
 
 def test_the_members_of_requests() -> None:
-    assert wire.parse_create(b"{}") == []
-    assert wire.parse_create(b'{"protocols":["x"]}') == ["x"]
+    assert wire.parse_create(b"") == wire.parse_create(b"{}") == ([], NO_OPTIONS)
+    assert wire.parse_create(b'{"protocols":["x"]}') == (["x"], NO_OPTIONS)
+    asked = b'{"ttlSecs":0.5,"capacity":7,"label":"orders"}'
+    assert wire.parse_create(asked) == ([], ChannelOptions(7, 0.5, "orders"))
+    assert wire.parse_create(b'{"ttlSecs":null,"capacity":null,"label":null}') == ([], NO_OPTIONS)
     assert wire.parse_exists(b'{"channels":["a","b"]}') == ["a", "b"]
     assert wire.parse_exists(b'{"channelIds":["a"]}') == ["a"]
     assert wire.parse_ack(b'{"eid":"e1"}') == "e1"

@@ -27,7 +27,7 @@ from megaphone_client.retrying import repeated
 from megaphone_client.state import ReadState
 from megaphone_client.subscriptions import Renew, Subscriptions
 from megaphone_client.together import Together
-from megaphone_client.transport import Headers, Message, Transport, by_agent
+from megaphone_client.transport import Create, Headers, Message, Transport, by_agent
 from megaphone_client.urls import Target, parse_url
 
 T = TypeVar("T")
@@ -121,14 +121,28 @@ class Megaphone:
 
     # -- Writing
 
-    async def create(self, protocols: Sequence[str] = ()) -> Channel:
+    async def create(
+        self,
+        protocols: Sequence[str] = (),
+        *,
+        ttl_s: float | None = None,
+        capacity: int | None = None,
+        label: str | None = None,
+    ) -> Channel:
         """Create a channel. `protocols` are those that the consumer can read, best first.
 
-        Raises: LimitExceeded, Unavailable, ConnectionFailed, and other errors of the broker.
+        The channel lives for `ttl_s` seconds after its last read, or after its creation, and has
+        `capacity` places for events that are not delivered yet. Without them it has what the broker
+        gives each channel. `label` is a name by which the operators of the broker recognise the
+        channel: at most 64 visible ASCII characters and spaces.
+
+        Raises: BadRequest, if the channel asks for more than the broker allows; LimitExceeded,
+            Unavailable, ConnectionFailed, and other errors of the broker.
         """
+        request = Create(protocols, ttl_s, capacity, label)
         transport = await self._connected()
         return await repeated(
-            lambda left_s: transport.create(protocols, left_s), self._timeout_s, is_write=False
+            lambda left_s: transport.create(request, left_s), self._timeout_s, is_write=False
         )
 
     async def write(

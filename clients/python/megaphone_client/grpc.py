@@ -25,7 +25,15 @@ except ImportError as error:  # pragma: no cover
 from megaphone_client.errors import ConnectionFailed, MegaphoneError, ProtocolError, error_of
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.state import Ask
-from megaphone_client.transport import Headers, Message, NotOffered, Part, agent_of, headers_now
+from megaphone_client.transport import (
+    Create,
+    Headers,
+    Message,
+    NotOffered,
+    Part,
+    agent_of,
+    headers_now,
+)
 from megaphone_client.urls import Target
 
 if TYPE_CHECKING:
@@ -124,9 +132,14 @@ class GrpcTransport:
     def lane_of(self, producer: str) -> str:
         return agent_of(producer)  # a proxy routes a stream of events by its agent
 
-    async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel:
-        request = pb.CreateChannelRequest(protocols=protocols)
-        answer = await self._call(self._stub.CreateChannel, request, timeout_s)
+    async def create(self, request: Create, timeout_s: float) -> Channel:
+        message = pb.CreateChannelRequest(
+            protocols=request.protocols,
+            ttl_secs=request.ttl_s,
+            capacity=request.capacity,
+            label=request.label or "",
+        )
+        answer = await self._call(self._stub.CreateChannel, message, timeout_s)
         return Channel(answer.producer_address, answer.consumer_address, tuple(answer.protocols))
 
     async def write(self, message: Message, timeout_s: float) -> str:

@@ -24,7 +24,15 @@ from megaphone_client.errors import (
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.lines import Splitter, events_of, parts_of
 from megaphone_client.state import Ask
-from megaphone_client.transport import Headers, Message, NotOffered, Part, agent_of, headers_now
+from megaphone_client.transport import (
+    Create,
+    Headers,
+    Message,
+    NotOffered,
+    Part,
+    agent_of,
+    headers_now,
+)
 from megaphone_client.urls import Target
 
 T = TypeVar("T")
@@ -103,8 +111,11 @@ class HttpTransport:
     def distrust(self, connection: object) -> None:
         pass
 
-    async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel:
-        body = encode({"protocols": list(protocols)})
+    async def create(self, request: Create, timeout_s: float) -> Channel:
+        # What is not asked for is not sent, because older brokers refuse members they do not know.
+        options = {"ttlSecs": request.ttl_s, "capacity": request.capacity, "label": request.label}
+        chosen = {name: value for name, value in options.items() if value is not None}
+        body = encode({"protocols": list(request.protocols)} | chosen)
         created = parsed(await self._post("/create", body, timeout_s), Created)
         return Channel(created.producer_address, created.consumer_address, created.protocols)
 

@@ -385,10 +385,17 @@ class Megaphone:
 
     # -- Writing
 
-    def create(self, protocols: Sequence[str] = ()) -> Channel:
+    def create(
+        self,
+        protocols: Sequence[str] = (),
+        *,
+        ttl_s: float | None = None,
+        capacity: int | None = None,
+        label: str | None = None,
+    ) -> Channel:
         """Create a channel."""
         client, thread = self._here()
-        return thread.run(client.create(protocols))
+        return thread.run(client.create(protocols, ttl_s=ttl_s, capacity=capacity, label=label))
 
     def write(
         self,

@@ -30,6 +30,15 @@ class Message(NamedTuple):
         return f"<Message of {len(self.body)} bytes>"
 
 
+class Create(NamedTuple):
+    """What the creator of a channel asks for. None means what the broker gives each channel."""
+
+    protocols: Sequence[str]
+    ttl_s: float | None
+    capacity: int | None
+    label: str | None
+
+
 class OpenRead(Protocol):
     """A read that the broker has begun to answer."""
 
@@ -91,7 +100,7 @@ class Transport(Protocol):
         """Return the name of what a channel shares `publish` with. One call of `publish` has events
         of one lane."""
 
-    async def create(self, protocols: Sequence[str], timeout_s: float) -> Channel: ...
+    async def create(self, request: Create, timeout_s: float) -> Channel: ...
 
     async def write(self, message: Message, timeout_s: float) -> str: ...
 

@@ -77,6 +77,21 @@ class CreateChannelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PROTOCOLS_FIELD_NUMBER: _builtins.int
+    TTL_SECS_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    ttl_secs: _builtins.float
+    """How many seconds the channel lives after its last read, or after its creation; at least 0.001,
+    and at most what the node allows. Without it the channel lives as long as others of the node.
+    """
+    capacity: _builtins.int
+    """How many places the channel has for events that are not delivered yet; at least 1, and at most
+    what the node allows. Without it the channel has as many as others of the node.
+    """
+    label: _builtins.str
+    """A name by which operators shall recognise the channel: at most 64 visible ASCII characters and
+    spaces.
+    """
     @_builtins.property
     def protocols(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The read protocols that the consumer supports, best first, for example "HTTP_STREAM_NDJSON_V1"
@@ -87,12 +102,22 @@ class CreateChannelRequest(_message.Message):
         self,
         *,
         protocols: _abc.Iterable[_builtins.str] | None = ...,
+        ttl_secs: _builtins.float | None = ...,
+        capacity: _builtins.int | None = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_capacity", b"_capacity", "_ttl_secs", b"_ttl_secs", "capacity", b"capacity", "ttl_secs", b"ttl_secs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["protocols", b"protocols"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_capacity", b"_capacity", "_ttl_secs", b"_ttl_secs", "capacity", b"capacity", "label", b"label", "protocols", b"protocols", "ttl_secs", b"ttl_secs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__capacity: _TypeAlias = _typing.Literal["capacity"]  # noqa: Y015
+    _WhichOneofArgType__capacity: _TypeAlias = _typing.Literal["_capacity", b"_capacity"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_secs: _TypeAlias = _typing.Literal["ttl_secs"]  # noqa: Y015
+    _WhichOneofArgType__ttl_secs: _TypeAlias = _typing.Literal["_ttl_secs", b"_ttl_secs"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__capacity) -> _WhichOneofReturnType__capacity | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_secs) -> _WhichOneofReturnType__ttl_secs | None: ...
 
 Global___CreateChannelRequest: _TypeAlias = CreateChannelRequest  # noqa: Y015
 

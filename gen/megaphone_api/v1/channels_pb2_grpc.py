@@ -85,7 +85,8 @@ class ChannelServiceServicer(object):
         """Create a channel on this node.
 
         Fails with UNAVAILABLE (NO_AGENT) if no agent of the node takes new channels at the moment, and
-        with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel.
+        with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel, and with
+        INVALID_ARGUMENT (BAD_REQUEST) if the request asks for more than the node allows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

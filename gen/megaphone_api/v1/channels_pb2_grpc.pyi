@@ -51,7 +51,8 @@ class ChannelServiceStub:
     """Create a channel on this node.
 
     Fails with UNAVAILABLE (NO_AGENT) if no agent of the node takes new channels at the moment, and
-    with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel.
+    with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel, and with
+    INVALID_ARGUMENT (BAD_REQUEST) if the request asks for more than the node allows.
     """
     Write: _grpc.UnaryUnaryMultiCallable[_channels_pb2.WriteRequest, _channels_pb2.WriteResponse]
     """Write one event.
@@ -116,7 +117,8 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     """Create a channel on this node.
 
     Fails with UNAVAILABLE (NO_AGENT) if no agent of the node takes new channels at the moment, and
-    with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel.
+    with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel, and with
+    INVALID_ARGUMENT (BAD_REQUEST) if the request asks for more than the node allows.
     """
     Write: _aio.UnaryUnaryMultiCallable[_channels_pb2.WriteRequest, _channels_pb2.WriteResponse]  # type: ignore[assignment]
     """Write one event.
@@ -184,7 +186,8 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Create a channel on this node.
 
         Fails with UNAVAILABLE (NO_AGENT) if no agent of the node takes new channels at the moment, and
-        with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel.
+        with RESOURCE_EXHAUSTED (LIMIT_EXCEEDED) if the node has no room for one more channel, and with
+        INVALID_ARGUMENT (BAD_REQUEST) if the request asks for more than the node allows.
         """
 
     @_abc_1.abstractmethod

@@ -164,7 +164,10 @@ class MemoryChanges:
         if (state := self._states.get(channel.channel_id)) is None:
             state = FollowerState(0 if self.with_read else channel.log.delivered)
             self._states[channel.channel_id] = state
-            changes.append(ChannelAdded(channel.consumer_address, channel.capacity))
+            limits = channel.log.limits
+            changes.append(
+                ChannelAdded(channel.consumer_address, limits.capacity, limits.ttl_s, channel.label)
+            )
         first, events = channel.log.after(state.offset, limit)
         if self.with_read and first > state.offset + 1:
             state.progress = Progress(channel.log.before_first)

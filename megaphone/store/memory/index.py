@@ -7,6 +7,7 @@ while channels are added and removed, because the channels form a linked list.
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from heapq import merge
+from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class StoredChannel(Channel):
     """A channel with its address and its links in the index."""
 
-    __slots__ = ("consumer_address", "home", "may_expire", "newer", "older")
+    __slots__ = ("consumer_address", "home", "label", "may_expire", "newer", "older")
 
     def __init__(
         self,
@@ -35,12 +36,15 @@ class StoredChannel(Channel):
         now: float,
         budget: Budget,
         epoch: int,
+        label: str = "",
     ) -> None:
         super().__init__(limits, now, budget, epoch=epoch, channel_id=channel_id)
         self.consumer_address = consumer_address
         self.log.listener = home.on_changed
         self.home = home
         """The channels of its agent. The attribute stays when the channel is removed."""
+        self.label = label
+        """As in `ChannelOptions`."""
         self.may_expire = False
         """Whether the channel may expire although its agent is kept alive."""
         self.newer: StoredChannel | None = None
@@ -82,13 +86,16 @@ class StoredChannel(Channel):
 
     @property
     def expires_at(self) -> float | None:
-        """When the channel expires if its agent is not kept alive: its deadline, or `alive_until`
-        of its agent if that is later. None while the channel is read."""
-        return None if self.deadline is None else max(self.deadline, self.home.alive_until)
+        """When the channel expires if its agent is not kept alive: its deadline, or a TTL after
+        `kept_until` of its agent if that is later. None while the channel is read."""
+        if self.deadline is None:
+            return None
+        return max(self.deadline, self.home.kept_until + self.log.limits.ttl_s)
 
     def is_past_deadline(self, now: float) -> bool:
         """Return whether the channel has expired or would have, if it were not kept alive."""
-        return self.deadline is not None and now >= max(self.deadline, self.home.alive_until)
+        expires_at = self.expires_at
+        return expires_at is not None and now >= expires_at
 
     def is_expired(self, now: float) -> bool:
         """Return whether the channel has expired, so that no call may use it any more."""
@@ -104,13 +111,13 @@ class AgentChannels:
     """The channels of one agent, oldest first, and the state that they share."""
 
     __slots__ = (
-        "alive_until",
         "blocked",
         "capacities",
         "count",
         "followers",
         "keepers",
         "kept",
+        "kept_until",
         "name",
         "newest",
         "oldest",
@@ -131,9 +138,10 @@ class AgentChannels:
         self.keepers = 0
         """How many contexts keep the agent alive. While there is one, its channels do not
         expire."""
-        self.alive_until = 0.0
-        """Before this time no channel of the agent expires. It is one number for all its channels,
-        because to change each of very many channels would take long."""
+        self.kept_until = -inf
+        """Until when the agent was kept alive. No channel expires within its TTL after this time.
+        It is one number for all channels, because to change each of very many channels would take
+        long."""
         self.kept = Parts[StoredChannel]()
         """The channels that were past their deadline at their last check, but were kept alive."""
         self.followers: tuple[MemoryChanges, ...] = ()

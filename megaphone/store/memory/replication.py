@@ -123,7 +123,7 @@ class MemoryReplication:
             yield
         finally:
             home.keepers -= 1
-            home.alive_until = self._loop.time() + self._table.limits.ttl_s
+            home.kept_until = self._loop.time()
             kept, home.kept = home.kept, Parts()
             free_in_slices(kept)
             self._index.tidy(home)

@@ -12,7 +12,7 @@ from megaphone.core.channel import Lease
 from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
 from megaphone.errors import MegaphoneError
-from megaphone.model import ChannelLimits, Event, ReadOptions
+from megaphone.model import NO_OPTIONS, ChannelLimits, ChannelOptions, Event, ReadOptions
 from megaphone.store.memory.index import StoredChannel
 from megaphone.store.memory.replication import MemoryReplication
 from megaphone.store.memory.table import Table
@@ -49,14 +49,14 @@ class MemoryStore:
         """The calls for replication to other nodes, and from them."""
 
     async def create(
-        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
     ) -> None:
-        self._table.create(channel_id, consumer_address, capacity)
+        self._table.create(channel_id, consumer_address, options)
 
     def create_nowait(
-        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
     ) -> None:
-        self._table.create(channel_id, consumer_address, capacity)
+        self._table.create(channel_id, consumer_address, options)
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         results: list[AppendResult] = []

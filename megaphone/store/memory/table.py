@@ -7,12 +7,14 @@ from dataclasses import replace
 from megaphone.core.budget import CHANNEL_BYTES, Budget
 from megaphone.core.ports import OnRemoved
 from megaphone.errors import ChannelNotFound, LimitExceeded
-from megaphone.model import ChannelLimits, agent_of
+from megaphone.model import ChannelLimits, ChannelOptions, agent_of
 from megaphone.store.memory.deadlines import Deadlines
 from megaphone.store.memory.index import Index, StoredChannel
 
 ENDED_AT_ONCE = 50
 """How many channels are removed before other tasks get a turn."""
+SHARED_LIMITS = 1_000
+"""How many different limits are remembered, so that channels with equal limits share an object."""
 
 
 class Table:
@@ -24,7 +26,8 @@ class Table:
         self.index = Index()
         self.limits = limits
         self.budget = budget
-        self._limits_by_capacity = {limits.capacity: limits}
+        self._shared_limits: dict[tuple[int, float], ChannelLimits] = {}
+        """By capacity and TTL."""
         self._max_channels = max_channels
         self._on_removed = on_removed
         self._loop = asyncio.get_running_loop()
@@ -45,7 +48,7 @@ class Table:
             )
         self.budget.ensure(CHANNEL_BYTES, self._loop.time())
 
-    def create(self, channel_id: bytes, consumer_address: str, capacity: int | None) -> None:
+    def create(self, channel_id: bytes, consumer_address: str, options: ChannelOptions) -> None:
         """Add an empty channel. Replaces a channel with the same id that has expired but is not
         removed yet.
 
@@ -59,10 +62,11 @@ class Table:
             channel_id,
             consumer_address,
             home,
-            self._limits_of(capacity),
+            self._limits_of(options),
             self._loop.time(),
             self.budget,
             self._epoch,
+            options.label,
         )
         self.index.add(channel)
         for changes in home.followers:
@@ -72,13 +76,20 @@ class Table:
         if self._sweep_timer is None:
             self._schedule_sweep()
 
-    def _limits_of(self, capacity: int | None) -> ChannelLimits:
-        """Return the limits for a capacity: one object for all channels of the same capacity."""
-        if capacity is None:
-            return self.limits
-        if capacity not in self._limits_by_capacity:
-            self._limits_by_capacity[capacity] = replace(self.limits, capacity=capacity)
-        return self._limits_by_capacity[capacity]
+    def _limits_of(self, options: ChannelOptions) -> ChannelLimits:
+        """Return the limits for a channel: mostly one object for all channels with equal limits."""
+        limits = self.limits
+        capacity = limits.capacity if options.capacity is None else options.capacity
+        ttl_s = limits.ttl_s if options.ttl_s is None else options.ttl_s
+        if capacity == limits.capacity and ttl_s == limits.ttl_s:
+            return limits
+        shared = self._shared_limits.get((capacity, ttl_s))
+        if shared is None:
+            if len(self._shared_limits) >= SHARED_LIMITS:
+                self._shared_limits.clear()
+            shared = replace(limits, capacity=capacity, ttl_s=ttl_s)
+            self._shared_limits[capacity, ttl_s] = shared
+        return shared
 
     # -- Finding
 
@@ -149,6 +160,6 @@ class Table:
             expires_at = channel.expires_at
             if expires_at is None or expires_at <= now:
                 # A channel that is read or kept alive now cannot expire within the next TTL.
-                expires_at = now + self.limits.ttl_s
+                expires_at = now + channel.log.limits.ttl_s
             self._deadlines.add(channel_id, expires_at)
         self._schedule_sweep()

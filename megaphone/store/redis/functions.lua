@@ -23,6 +23,7 @@
 --   x   deadline, 0 while read    o   node of the lease
 --   C   capacity                  q   handle of the lease on its node
 --   T   TTL                       k   1 if the reader acknowledges
+--   L   label
 --   e   epoch                     w   largest number of events in flight
 --   p   events up to this offset  u   offset up to which a broken end sends nothing again
 --       may have followers that   v   offset after which the next read starts, if the node
@@ -52,7 +53,7 @@ local EVENT_OVERHEAD = 200    -- as `core.log.EVENT_OVERHEAD_BYTES`
 local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked for
 local FETCHED_AT_ONCE = 16
 local KEPT_AT_LEAST_MS = 86400000
-local TEXTS = {'a', 'A', 'o', 'q', 'b'}
+local TEXTS = {'a', 'A', 'L', 'o', 'q', 'b'}
 local NUMBERS = {'c', 'x', 'C', 'T', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't', 'f', 'h'}
 
 local function time_of(argument)
@@ -394,7 +395,7 @@ end
 
 local functions = {}
 
--- time, address, capacity, TTL, epoch -> 1; 0 if the channel is there already
+-- time, address, capacity, TTL, epoch, label -> 1; 0 if the channel is there already
 function functions.create(keys, args)
     local now = time_of(args[1])
     if redis.call('EXISTS', keys[1]) == 1 then
@@ -405,6 +406,9 @@ function functions.create(keys, args)
     local agent, rest = string.match(args[2], '^([^.]*)(.*)$')
     -- The other fields come when they are neither 0 nor empty: most channels are idle.
     redis.call('HSET', keys[1], 'a', agent, 'A', rest, 'c', time, 'C', args[3], 'T', args[4], 'e', args[5])
+    if args[6] and args[6] ~= '' then
+        redis.call('HSET', keys[1], 'L', args[6])
+    end
     redis.call('PEXPIRE', keys[1], ttl + KEPT_AT_LEAST_MS)
     return 1
 end

@@ -22,7 +22,14 @@ from megaphone.errors import (
     ReaderBusy,
     StoreUnavailable,
 )
-from megaphone.model import ChannelLimits, Event, ReadOptions, agent_of
+from megaphone.model import (
+    NO_OPTIONS,
+    ChannelLimits,
+    ChannelOptions,
+    Event,
+    ReadOptions,
+    agent_of,
+)
 from megaphone.store.redis.appending import Appending
 from megaphone.store.redis.asking import keep_asking
 from megaphone.store.redis.calls import Functions
@@ -163,11 +170,12 @@ class RedisStore:
     # -- Channels
 
     async def create(
-        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
     ) -> None:
         await self.check_room()
         names, agent = self._names, agent_of(consumer_address)
-        now, ttl_ms = self.membership.store_time_ms(), round(self._limits.ttl_s * 1000)
+        ttl_s = self._limits.ttl_s if options.ttl_s is None else options.ttl_s
+        now, ttl_ms = self.membership.store_time_ms(), max(1, round(ttl_s * 1000))
         call = self.link.call
         due, tag = names.due(names.shard_of(channel_id)), tag_of(channel_id)
         first: list[Awaitable[Reply]] = [call("ZADD", due, now + ttl_ms, tag)]
@@ -180,9 +188,10 @@ class RedisStore:
             "create",
             channel_id,
             consumer_address,
-            capacity or self._limits.capacity,
+            options.capacity or self._limits.capacity,
             ttl_ms,
             self.membership.epoch,
+            options.label,
         )
         self._counted += 1
         try:
@@ -194,7 +203,7 @@ class RedisStore:
         self._known_agents.add(agent)
 
     def create_nowait(
-        self, channel_id: bytes, consumer_address: str, capacity: int | None = None
+        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
     ) -> None:
         raise WouldBlock
 

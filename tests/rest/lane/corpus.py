@@ -101,7 +101,14 @@ def creates() -> Iterator[tuple[str, bytes]]:
     yield "create without a body", CREATE_ONE
     yield "create of length 0", request(b"POST", b"/create", (*HOST, b"Content-Length: 0"))
     yield "create of JSON of length 0", post(b"/create", b"")
-    for body in (b"{}", b' {"protocols": []}\n', b'{"protocols":["HTTP_STREAM_NDJSON_V1","Z"]}'):
+    for body in (
+        b"{}",
+        b' {"protocols": []}\n',
+        b'{"protocols":["HTTP_STREAM_NDJSON_V1","Z"]}',
+        b'{"ttlSecs":30,"capacity":7,"label":"orders of 5"}',
+        b'{"ttlSecs":30.5}',
+        b'{"ttlSecs":null,"capacity":null,"label":null}',
+    ):
         yield f"create {body!r}", post(b"/create", body)
 
 
