@@ -251,7 +251,7 @@ class Broker(Writing):
                 of_one = replace(of_each, cursor=cursor)
                 opened[index] = await self._open(address, of_one, within_s)
             except MegaphoneError as error:
-                opened[index] = error
+                opened[index] = error.with_traceback(None)
 
         try:
             async with asyncio.TaskGroup() as group:

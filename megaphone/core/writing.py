@@ -114,13 +114,13 @@ class Writing:
             try:
                 checked.append(self._checked_write(caller, address, new, event))
             except (MegaphoneError, WouldBlock) as error:
-                checked.append(error)
+                checked.append(error.with_traceback(None))
         results: list[str | MegaphoneError | WouldBlock] = []
         for one in checked:
             try:
                 results.append(self._append_nowait(one) if isinstance(one, Append) else one)
             except (MegaphoneError, WouldBlock) as error:
-                results.append(error)
+                results.append(error.with_traceback(None))
         return results
 
     def _simple_events(self, new: Sequence[NewEvent]) -> Sequence[Event | None]:
@@ -207,7 +207,10 @@ class Writing:
             self._observer.events_unroutable(1)
         elif isinstance(result, WriteTimeout):
             self._observer.writer_timed_out()
-        raise result
+        try:
+            raise result
+        finally:
+            del result  # or the error and this frame, with the event, would refer to each other
 
     async def _append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         """Append events, and count the new ones.
@@ -381,7 +384,7 @@ class Writing:
         try:
             return self._writable_channel(address)
         except MegaphoneError as error:
-            return error
+            return error.with_traceback(None)
 
     async def write_batch(
         self,

@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ LEAST_FOR_CLIENTS = 16 << 20
 SMALL_BYTES = 1 << 31
 """A process that may use at most this much gives smaller blocks back to the system too. That takes
 some milliseconds for each 100 MB, which is not worthwhile in a larger process."""
+YOUNG = 1
+"""The generation up to which objects are collected then, because garbage is seldom old."""
 TRIM_EVERY_S = 5.0
 TRIM_SELDOM_S = 80.0
 WORTHWHILE = 0.02
@@ -115,8 +118,9 @@ def return_freed_memory() -> None:
 async def keep_small(workers: int = 1) -> None:
     """Return the memory of small blocks to the system too, again and again, if memory is scarce.
 
-    The C library does that by itself only at the end of its heap. If memory is not scarce, this
-    coroutine ends at once.
+    The C library does that by itself only at the end of its heap. And the interpreter collects
+    garbage only while new objects are made, so an idle process would keep what refers to itself.
+    If memory is not scarce, this coroutine ends at once.
     """
     library = ctypes.CDLL(None)
     if allowed_bytes(workers) > SMALL_BYTES or not hasattr(library, "malloc_trim"):
@@ -125,6 +129,7 @@ async def keep_small(workers: int = 1) -> None:
     while True:
         await asyncio.sleep(pause_s)
         before = resident_pages()
+        gc.collect(YOUNG)
         library.malloc_trim(0)
         freed = before - resident_pages()
         pause_s = TRIM_EVERY_S if freed > WORTHWHILE * before else min(2 * pause_s, TRIM_SELDOM_S)

@@ -120,7 +120,8 @@ async def main():
         freed.append(b"x" * 10_000)
         kept.append(b"y" * 1_000)
     full = memory.resident_pages()
-    freed.clear()
+    freed.append(freed)  # so that only a collection frees it
+    del freed
     trimming = asyncio.create_task(memory.keep_small())
     await asyncio.wait({trimming}, timeout=0.5)
     print((full - memory.resident_pages()) * 4096)

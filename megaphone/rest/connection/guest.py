@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Container
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Never, cast
 
 from aiohttp import StreamReader, web
@@ -67,7 +68,17 @@ class Guest(web.RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._count_head(-self._head_bytes)
+        self._body = None  # it refers to this object
         super().connection_lost(exc)
+
+    async def start(self) -> None:
+        """Serve the requests. The end of the connection cancels this task.
+
+        A task that is cancelled keeps the exception, and with it the frame of aiohttp, which may
+        refer to the task and to a body that was refused. Only a collection would free them.
+        """
+        with suppress(asyncio.CancelledError):
+            await super().start()
 
     def _process_keepalive(self) -> None:
         """Do nothing. `connection.protocol` closes idle connections, because aiohttp would close

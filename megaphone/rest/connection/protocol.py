@@ -307,12 +307,15 @@ class Connection:
         self._host.connections.leave()
         self._take_held()
         self._stop_idle_timer()
-        if self._task is not None:
-            self._task.cancel()
+        # They refer to the connection, so that only a collection would free it.
+        task, self._task = self._task, None
+        guest, self._guest = self._guest, None
+        if task is not None:
+            task.cancel()
         if self._stream is not None:
             self._stream.lost()
-        if self._guest is not None:
-            self._guest.connection_lost(exc)
+        if guest is not None:
+            guest.connection_lost(exc)
 
     def eof_received(self) -> bool:
         """Keep the connection for an answer that the lane still owes. A reader that closes its

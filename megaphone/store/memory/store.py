@@ -76,7 +76,7 @@ class MemoryStore:
         try:
             return self.append_nowait(write)
         except (MegaphoneError, WouldBlock) as result:
-            return result
+            return result.with_traceback(None)
 
     async def _append(self, write: Append) -> AppendResult:
         try:
@@ -84,11 +84,11 @@ class MemoryStore:
         except WouldBlock:
             pass
         except MegaphoneError as error:
-            return error
+            return error.with_traceback(None)
         try:
             return await self._wait_for_room(write)
         except MegaphoneError as error:
-            return error
+            return error.with_traceback(None)
 
     def begin_append(
         self, write: Append, on_result: Callable[[AppendResult | Exception], None]

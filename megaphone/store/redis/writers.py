@@ -121,9 +121,9 @@ class Writers:
             return Stored(result[1:].decode(), is_new=False)
         except StoreUnavailable as error:
             self._withdraw_behind(write.channel_id, token)
-            return error
+            return error.with_traceback(None)
         except MegaphoneError as error:
-            return error
+            return error.with_traceback(None)
         finally:
             del self._waiting[token]
 

@@ -1,0 +1,46 @@
+"""A closed connection is freed at once. An idle process collects no garbage, so what refers to
+itself would keep the bodies of its requests until the next calls come."""
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from megaphone.app import App
+from megaphone.rest.connection.guest import Guest
+from megaphone.rest.connection.protocol import Connection
+from tests.support.connections import answer_of, connected
+from tests.support.raw_http import JSON, request_of
+from tests.support.scenes import UNKNOWN_ADDRESS, eventually
+
+PART = 100_000
+
+
+@pytest.fixture(autouse=True)
+def no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+async def all_are_freed() -> bool:
+    return not any(isinstance(one, (Connection, Guest)) for one in gc.get_objects())
+
+
+async def test_after_a_refused_request(app: App) -> None:
+    async with connected(app) as [connection]:
+        head, _ = await answer_of(
+            connection, request_of("POST", f"/write/{UNKNOWN_ADDRESS}/s", b"1", JSON)
+        )
+        assert head.status == 404
+    await eventually(all_are_freed)
+
+
+@pytest.mark.settings(max_body_bytes=2 * PART)
+async def test_after_a_body_that_is_refused_before_it_has_arrived(app: App) -> None:
+    request = request_of("POST", f"/write/{UNKNOWN_ADDRESS}/s", bytes(3 * PART), JSON)
+    async with connected(app) as [connection]:
+        head, _ = await answer_of(connection, request[:-PART])
+        assert head.status == 413
+    await eventually(all_are_freed)
