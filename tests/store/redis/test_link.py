@@ -331,7 +331,7 @@ async def test_calls_do_not_wait_for_ever(own_server: RedisServer, make_link: Ma
     first, cancelled = link.call("PING"), link.call("PING")
     cancelled.cancel()
     assert not (await unavailable(first)).may_have_happened
-    assert time.monotonic() - begun >= links.WAIT_S
+    assert time.monotonic() - begun > 0.9 * links.WAIT_S  # a timer of uvloop may be 1 ms early
     assert not (await unavailable(link.call("PING"))).may_have_happened
 
 
