@@ -36,7 +36,7 @@ from megaphone.process.terminal import has_terminal
 from megaphone.reload import Reloader
 from megaphone.rest.admin import AdminApi
 from megaphone.rest.connection.limits import Connections
-from megaphone.rest.cors import headers_of
+from megaphone.rest.cors import Origins
 from megaphone.rest.lane import Lane
 from megaphone.rest.public import public_routes
 from megaphone.rest.server import HttpServer
@@ -203,7 +203,7 @@ def faces(
         public_routes(broker, all_metrics, with_pages=settings.http_pages),
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
-        cors_origin=settings.cors_allow_origin,
+        origins=Origins(settings.cors_allow_origin),
         connections=connections,
         lane=lane_of(broker, settings),
     )
@@ -254,7 +254,7 @@ def lane_of(broker: Broker, settings: Settings) -> Lane | None:
     """Return the lane of the HTTP face, unless it is switched off."""
     if not settings.http_lane:
         return None
-    return Lane(broker, settings.max_body_bytes, headers_of(settings.cors_allow_origin))
+    return Lane(broker, settings.max_body_bytes, Origins(settings.cors_allow_origin))
 
 
 async def let_clients_go(

@@ -57,7 +57,7 @@ class TokenExpired(MegaphoneError):
 
 class PermissionDenied(MegaphoneError):
     """The token does not allow this call; or a consumer address was used to write, which it cannot
-    do."""
+    do; or a page of another origin tried to create a channel."""
 
     code = "PERMISSION_DENIED"
 

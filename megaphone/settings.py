@@ -50,7 +50,7 @@ EndpointText = Annotated[
 Origin = Annotated[
     str,
     Meta(
-        pattern=r"^(\*|https?://[^\s/]+)$",
+        pattern=r"^(\*|https?://[^\s/,]+)\Z",
         description="an origin such as https://example.com, or * for all",
     ),
 ]
@@ -348,10 +348,11 @@ class Settings:
     whose addresses may be any. Without it, the node refuses endpoints on loopback, in private
     networks and at other special addresses, whether the endpoint is such an address or a name that
     has it. An environment variable has commas between the entries."""
-    cors_allow_origin: Origin | None = None
-    """The origin whose pages may read and acknowledge in a browser, or `*` for all origins. Without
-    it, only pages of the same origin as the broker can do so. If a proxy stands before the broker,
-    that is the origin of the proxy."""
+    cors_allow_origin: tuple[Origin, ...] = ()
+    """The origins whose pages may read and acknowledge in a browser, or `*` for all origins.
+    Without it, only pages of the same origin as the broker can do so. If a proxy stands before the
+    broker, that is the origin of the proxy. Pages of these origins may also create channels; those
+    of the others, for which `*` stands, may not. A text has commas between the origins."""
     legacy_channel_id_writes: bool = False
     """Allow writes to consumer addresses, as the Rust broker (0.10) does."""
     http_lane: bool = True

@@ -9,8 +9,8 @@ import pytest
 from megaphone.reload import Reloadable, Reloader
 from megaphone.settings import Settings
 
-OLD = Settings(max_channels=1, cors_allow_origin="https://old.example")
-NEW = replace(OLD, max_channels=2, cors_allow_origin="https://new.example")
+OLD = Settings(max_channels=1, cors_allow_origin=("https://old.example",))
+NEW = replace(OLD, max_channels=2, cors_allow_origin=("https://new.example",))
 
 
 class Part:

@@ -9,13 +9,15 @@ POST /ack/{consumerAddress}
 POST /channelsExists
 """
 
-from aiohttp import web
+from collections.abc import Mapping
+
+from aiohttp import hdrs, web
 
 from megaphone.core.access import ANYONE
 from megaphone.core.broker import Broker
 from megaphone.model import NewEvent
 from megaphone.rest.connection.answers import WrittenAnswer, json_answer, json_answer_in_pieces
-from megaphone.rest.cors import READERS_HEADERS
+from megaphone.rest.cors import ORIGINS
 from megaphone.rest.reads import (
     LAST_EVENT_ID,
     framing_of,
@@ -58,6 +60,8 @@ class ChannelApi:
         ]
 
     async def create(self, request: web.Request) -> web.Response:
+        if not is_json(request):  # which a page of another origin can send without a preflight
+            request.app[ORIGINS].check(request)
         body = await body_of(request) if is_json(request) else b""
         protocols, options = json.parse_create(body)
         channel = await self._broker.create(ANYONE, protocols, options)
@@ -86,14 +90,14 @@ class ChannelApi:
             framing, query, request.headers.get(LAST_EVENT_ID), query.getall("stream", ())
         )
         reader = await self._broker.open_read(ANYONE, address, options)
-        stream_events(request, reader, framing, request.app[READERS_HEADERS])
+        stream_events(request, reader, framing, readers_headers(request))
 
     async def read_many(self, request: web.Request) -> web.StreamResponse:
         require_json(request)
         channels, options = json.parse_read_many(await body_of(request))
         framing = framing_of(request.headers.get("Accept", ""))
         reader = await self._broker.open_many(ANYONE, channels, of_framing(framing, options))
-        stream_many(request, reader, framing, request.app[READERS_HEADERS])
+        stream_many(request, reader, framing, readers_headers(request))
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)
@@ -106,3 +110,8 @@ class ChannelApi:
         require_json(request)
         channels = await self._broker.exists(ANYONE, json.parse_exists(await body_of(request)))
         return json_answer(json.existing(channels))
+
+
+def readers_headers(request: web.Request) -> Mapping[str, str]:
+    """Return further headers of the answer to a reader."""
+    return request.app[ORIGINS].headers(request.headers.get(hdrs.ORIGIN))

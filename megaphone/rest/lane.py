@@ -12,7 +12,7 @@ characters that nobody encodes.
 """
 
 import re
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -43,6 +43,7 @@ from megaphone.rest.connection.protocol import (
     Write,
 )
 from megaphone.rest.connection.stream import Framing
+from megaphone.rest.cors import Origins
 from megaphone.rest.reads import framing_of, head_of_answer, options_of
 from megaphone.wire import json
 
@@ -69,6 +70,9 @@ ODD_HEADERS = frozenset(
     )
 )
 """Headers that change how a message is read, or what may follow it."""
+
+PAGES_HEADERS = frozenset((b"origin", b"sec-fetch-site"))
+"""With one of these a page may make the request, which another origin may not do."""
 
 NOT_CERTAIN: Final = Unanswered(is_whole=False)
 NOT_HERE: Final = Unanswered(is_whole=True)
@@ -220,8 +224,8 @@ class Lane:
 
     broker: Broker
     max_body_bytes: int
-    readers_headers: Mapping[str, str]
-    """Further headers of answers to readers."""
+    origins: Origins
+    """The other origins whose pages may read."""
     request: Request = field(default_factory=Request)
 
     def answer(self, data: bytes) -> Outcome:
@@ -289,7 +293,7 @@ class Lane:
             return with_json(OK_LINE, json.existing(alive))
         if url == b"/write-batch":
             return self._write_batch(request)
-        if (ack := _ACK.fullmatch(url)) is not None and not self.readers_headers:
+        if (ack := _ACK.fullmatch(url)) is not None and not self.origins.are_any:
             event_id = json.parse_ack(request.body)
             if self.broker.has_remote_store:
                 return Later(answered(self._acknowledged(ack[1].decode(), event_id)))
@@ -298,7 +302,9 @@ class Lane:
         return NOT_HERE
 
     def _create(self, request: Request) -> Outcome:
-        if request.headers.get(b"content-type") != b"application/json" and not request.has_no_body:
+        if request.headers.get(b"content-type") != b"application/json" and not (
+            request.has_no_body and PAGES_HEADERS.isdisjoint(request.headers)
+        ):
             return NOT_HERE
         protocols, options = json.parse_create(request.body)
         if self.broker.has_remote_store:
@@ -335,10 +341,11 @@ class Lane:
         framing = framing_of(request.header(b"accept") or "")
         streams = (query["stream"],) if "stream" in query else ()
         options = options_of(framing, query, request.header(b"last-event-id"), streams)
+        origin = request.header(b"origin")
         if self.broker.has_remote_store:
-            return Later(answered(self._opened(found[1].decode(), options, framing)))
+            return Later(answered(self._opened(found[1].decode(), options, framing, origin)))
         reader = self.broker.open_read_nowait(ANYONE, found[1].decode(), options)
-        head = head_of_answer(framing, reader, self.readers_headers)
+        head = head_of_answer(framing, reader, self.origins.headers(origin))
         return Opened(head, reader, framing)
 
     # -- The same with a store elsewhere, whose answers come in a later turn
@@ -369,9 +376,11 @@ class Lane:
             OK_LINE, json.acknowledged(await self.broker.acknowledge(ANYONE, address, event_id))
         )
 
-    async def _opened(self, address: str, options: ReadOptions, framing: Framing) -> Answered:
+    async def _opened(
+        self, address: str, options: ReadOptions, framing: Framing, origin: str | None
+    ) -> Answered:
         reader = await self.broker.open_read(ANYONE, address, options)
-        head = head_of_answer(framing, reader, self.readers_headers)
+        head = head_of_answer(framing, reader, self.origins.headers(origin))
         return Opened(head, reader, framing)
 
 

@@ -182,7 +182,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         CHANNELS,
         "Create a channel",
         Answer(200, "The channel was created on this node.", {JSON: bodies.Created}),
-        (*OF_BODIES, errors.NoAgentAvailable, *UNAVAILABLE),
+        (errors.PermissionDenied, *OF_BODIES, errors.NoAgentAvailable, *UNAVAILABLE),
         body=bodies.CreateRequest,
         example={"protocols": ["HTTP_STREAM_NDJSON_V1"], "ttlSecs": 60, "label": "orders"},
         needs_body=False,

@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from megaphone.core.budget import Budget
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.connection.protocol import Answering, Host
-from megaphone.rest.cors import allow_origin
+from megaphone.rest.cors import Origins, allow_origins
 from megaphone.rest.errors import Handler, refuse_route, with_error_responses
 from megaphone.rest.probes import HEALTH_PATHS
 from megaphone.rest.requests import BUDGET
@@ -28,7 +28,7 @@ class HttpServer:
         *,
         budget: Budget,
         max_body_bytes: int,
-        cors_origin: str | None = None,
+        origins: Origins | None = None,
         connections: Connections | None = None,
         lane: Answering | None = None,
     ) -> None:
@@ -39,7 +39,7 @@ class HttpServer:
             app.router.add_route(route.method, route.path, route.handler)
             if route.path in HEALTH_PATHS:  # as probes of load balancers ask
                 app.router.add_route(hdrs.METH_HEAD, route.path, route.handler)
-        allow_origin(app, cors_origin)
+        allow_origins(app, origins or Origins())
         app.router.add_route("*", "/{anything:.*}", refuse_route)
         self._runner = web.AppRunner(
             app,

@@ -17,7 +17,7 @@ from tests.support.scenes import eventually
 pytestmark = [
     pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-    pytest.mark.settings(cors_allow_origin="*"),
+    pytest.mark.settings(cors_allow_origin=("*",)),
 ]
 
 ROOT = Path(__file__).parents[2]

@@ -9,6 +9,7 @@ import pytest
 from megaphone.app import App, running
 from megaphone.model import NewEvent
 from tests.support.chromium import CHROMIUM, DevTools, Page, tab
+from tests.support.connections import metric
 from tests.support.faces import Created, HttpFace, http_face
 from tests.support.proxy import proxy_to
 from tests.support.scenes import UNKNOWN_EVENT, numbers, read_once_free, write_numbers
@@ -17,7 +18,7 @@ from tests.support.settings import fast_settings
 pytestmark = [
     pytest.mark.xdist_group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-    pytest.mark.settings(cors_allow_origin="*", poll_duration_millis=250),
+    pytest.mark.settings(cors_allow_origin=("*",), poll_duration_millis=250),
 ]
 
 EVENTS = 1_000
@@ -269,7 +270,7 @@ async def read_and_acknowledge(page: Page, port: int, http: HttpFace, channel: C
     assert await page.call("readLines", url_of(port, "read", channel, "wait_ms=0")) == []
 
 
-@pytest.mark.settings(buffer_capacity=10, poll_duration_millis=10_000, cors_allow_origin=None)
+@pytest.mark.settings(buffer_capacity=10, poll_duration_millis=10_000, cors_allow_origin=())
 async def test_a_page_of_the_brokers_own_origin_reads_lines_and_acknowledges(
     app: App, http: HttpFace, channel: Created, tools: DevTools, html: str
 ) -> None:
@@ -307,7 +308,18 @@ async def test_a_page_of_another_origin_cannot_write(
     assert await page.call("readLines", url_of(app.http_port, "read", channel, "wait_ms=0")) == []
 
 
-@pytest.mark.settings(cors_allow_origin=None, poll_duration_millis=10_000)
+async def test_a_page_of_another_origin_cannot_create_a_channel_unseen(
+    app: App, page: Page
+) -> None:
+    """`no-cors` is how a page sends what it need not ask for."""
+    url = f"http://127.0.0.1:{app.http_port}/create"
+    before = await metric(app, "megaphone_channel_created")
+    options = "{method: 'POST', mode: 'no-cors', body: 'x'}"
+    assert await page.value(f"fetch('{url}', {options}).then(answer => answer.type)") == "opaque"
+    assert await metric(app, "megaphone_channel_created") == before
+
+
+@pytest.mark.settings(cors_allow_origin=(), poll_duration_millis=10_000)
 async def test_unless_it_is_set_no_page_of_another_origin_reads_and_nothing_is_lost(
     app: App, http: HttpFace, channel: Created, page: Page
 ) -> None:
@@ -327,7 +339,7 @@ async def test_only_pages_of_the_origin_that_is_set_read_and_acknowledge(
     tools: DevTools, site: str, site_port: int, host: str, allowed: bool
 ) -> None:
     async with (
-        running(fast_settings(cors_allow_origin=site)) as app,
+        running(fast_settings(cors_allow_origin=(site,))) as app,
         http_face(app) as http,
         tab(tools, f"http://{host}:{site_port}") as page,
     ):

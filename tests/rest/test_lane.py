@@ -76,8 +76,9 @@ async def test_requests_that_are_split_at_any_byte(pair: Pair, name: str, is_slo
 @pytest.mark.parametrize(
     "changes",
     [
-        {"cors_allow_origin": "*"},
-        {"cors_allow_origin": "https://example.com"},
+        {"cors_allow_origin": ["*"]},
+        {"cors_allow_origin": ["https://example.com"]},
+        {"cors_allow_origin": ["https://example.com", "https://example.org"]},
         {"buffer_capacity": 2, "write_timeout_millis": 500},  # each channel is full at the start
         {"legacy_channel_id_writes": True},
         {"max_batch_events": 2, "max_addresses": 1, "max_body_bytes": 100},

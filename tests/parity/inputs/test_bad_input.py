@@ -725,7 +725,7 @@ async def test_what_has_no_route_is_refused_in_our_form(
         "POST /write/x/s",
     ],
 )
-@pytest.mark.settings(cors_allow_origin="*")
+@pytest.mark.settings(cors_allow_origin=("*",))
 async def test_no_answer_names_the_server(http: HttpFace, request_line: str) -> None:
     channel = await http.create()
     line = request_line.format(consumer=channel.consumer, producer=channel.producer)

@@ -20,7 +20,7 @@ from megaphone.core.budget import Budget
 from megaphone.rest.channels import ChannelApi
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.connection.protocol import Host, protocol_of
-from megaphone.rest.cors import READERS_HEADERS
+from megaphone.rest.cors import ORIGINS, Origins
 from tests.support.faces import HttpFace
 
 BODIES = [b"1", b'"' + b"x" * 500_000 + b'"', b"2", b'"' + b"y" * 40_000 + b'"', b"3"]
@@ -62,7 +62,7 @@ async def encrypted(app: App, tmp_path: Path) -> AsyncIterator[aiohttp.ClientSes
     serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     serving.load_cert_chain(certificate)
     served = web.Application()
-    served[READERS_HEADERS] = {}
+    served[ORIGINS] = Origins()
     api = ChannelApi(app.broker)
     served.router.add_routes([route for route in api.routes() if route.path.startswith("/read/")])
     runner = web.AppRunner(served, handler_cancellation=True)

@@ -101,6 +101,7 @@ def creates() -> Iterator[tuple[str, bytes]]:
     yield "create without a body", CREATE_ONE
     yield "create of length 0", request(b"POST", b"/create", (*HOST, b"Content-Length: 0"))
     yield "create of JSON of length 0", post(b"/create", b"")
+    yield "create of JSON by a page", post(b"/create", b"{}", b"Origin: https://example.com")
     for body in (
         b"{}",
         b' {"protocols": []}\n',
@@ -441,6 +442,20 @@ ODD_LINES: tuple[Lines, ...] = (
     (b"Forwarded: for=1.2.3.4;host=x",),
     (b"Access-Control-Request-Method: POST", b"Origin: x"),
     (b"Sec-Fetch-Mode: cors",),
+    # What a browser says of the page that makes a request
+    (b"Origin: http://x",),
+    (b"Origin: https://x:443",),
+    (b"Origin: https://example.com",),
+    (b"Origin: https://example.com", b"Origin: http://x"),
+    (b"Origin: null",),
+    (b"Origin:",),
+    (b"Origin: \xff",),
+    (b"Sec-Fetch-Site: cross-site",),
+    (b"Sec-Fetch-Site: same-site", b"Origin: http://x"),
+    (b"Sec-Fetch-Site: same-origin", b"Origin: https://evil.example"),
+    (b"Sec-Fetch-Site: none",),
+    (b"Sec-Fetch-Site: cross-site", b"Origin: https://example.com"),
+    (b"Sec-Fetch-Site: \xff",),
 )
 
 

@@ -31,7 +31,7 @@ from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
 from megaphone.rest.channels import ChannelApi
 from megaphone.rest.connection.protocol import Answered, Begun, Later, Opened, Outcome, Write
-from megaphone.rest.cors import headers_of
+from megaphone.rest.cors import Origins
 from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
 from megaphone.rest.server import HttpServer
@@ -471,7 +471,7 @@ async def side(
             [*ChannelApi(app.broker).routes(), *(one for one in probes if one.path != METRICS)],
             budget=budget,
             max_body_bytes=settings.max_body_bytes,
-            cors_origin=settings.cors_allow_origin,
+            origins=Origins(settings.cors_allow_origin),
             lane=lane,
         )
         port = await server.start(listen_tcp(Endpoint("127.0.0.1", 0)))
@@ -486,7 +486,7 @@ async def side(
 
 
 def lane_over(app: App, settings: Settings) -> Lane:
-    return Lane(app.broker, settings.max_body_bytes, headers_of(settings.cors_allow_origin))
+    return Lane(app.broker, settings.max_body_bytes, Origins(settings.cors_allow_origin))
 
 
 # -- Both sides
