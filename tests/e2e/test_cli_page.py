@@ -9,11 +9,12 @@ import typer
 
 from megaphone.cli.exits import Exit
 from megaphone.cli.main import app
+from megaphone.cli.top import COLUMNS
 from tests.support.documented import ROOT, assert_printed, run_session, steps
 from tests.support.process import broker_process
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
-FOR_OPERATORS = {"serve", "top", "config", "store", "ctl"}
+FOR_OPERATORS = {"serve", "config", "store", "ctl"}
 
 
 @pytest.mark.timeout(240)
@@ -34,6 +35,10 @@ def test_each_command_has_a_heading() -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     headings = re.findall(r"^## `megaphone (\w+)`$", PAGE, re.MULTILINE)
     assert set(headings) == set(commands) - FOR_OPERATORS
+
+
+def test_each_column_of_top_has_a_row() -> None:
+    assert re.findall(r"^\| ([A-Z /]+) \|", PAGE, re.MULTILINE) == [*COLUMNS]
 
 
 def test_each_exit_code_has_a_row() -> None:

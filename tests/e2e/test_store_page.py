@@ -8,7 +8,7 @@ from urllib.request import urlopen
 from megaphone.config import load
 from megaphone.store.redis.connection import Server
 from megaphone.store.redis.requirements import CLUSTER_RIGHTS, Facts, rights_of
-from megaphone.store.redis.url import StoreUrl
+from megaphone.store.redis.url import StoreUrl, Topology
 from tests.support.process import broker_process, environment
 from tests.support.redis_fixtures import own_server
 from tests.support.redis_server import RedisServer
@@ -19,13 +19,13 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "store.md").read_text()
 
 
-def block(language: str) -> str:
-    [found] = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
-    return str(found)
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 def test_the_store_is_checked_as_it_says(own_server: RedisServer, tmp_path: Path) -> None:
-    command = block("bash").replace("127.0.0.1:6379", f"127.0.0.1:{own_server.port}")
+    [command] = blocks("bash")
+    command = command.replace("127.0.0.1:6379", f"127.0.0.1:{own_server.port}")
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=ROOT,
@@ -38,7 +38,10 @@ def test_the_store_is_checked_as_it_says(own_server: RedisServer, tmp_path: Path
 
 
 def test_the_settings_are_settings(tmp_path: Path) -> None:
-    (tmp_path / "megaphone.toml").write_text(block("toml"))
+    one, cluster = blocks("toml")
+    (tmp_path / "megaphone.toml").write_text(cluster)
+    assert StoreUrl.parse(load(tmp_path, {}).settings.store).topology is Topology.CLUSTER
+    (tmp_path / "megaphone.toml").write_text(one)
     settings = load(tmp_path, {}).settings
     assert StoreUrl.parse(settings.store).username == "megaphone"
     assert settings.store_wait_replicas == 1

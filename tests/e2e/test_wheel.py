@@ -16,6 +16,7 @@ from tests.support.process import broker_process, environment
 pytestmark = pytest.mark.xdist_group("wheel")
 
 ROOT = Path(__file__).parents[2]
+API_README = ROOT / "gen" / "README.md"
 SITE = "import sysconfig; print(sysconfig.get_path('purelib'))"
 UV = str(Path(sys.executable).with_name("uv"))
 """It installs as pip does, in a fifth of the time."""
@@ -82,7 +83,8 @@ def test_the_installed_wheel_serves(installed: Path, tmp_path: Path) -> None:
 
 @pytest.mark.timeout(400)
 def test_the_wheel_brings_the_generated_code_and_its_types(installed: Path, tmp_path: Path) -> None:
-    code = (
+    [imports] = re.findall(r"```python\n(.*?)```", API_README.read_text(), re.DOTALL)
+    code = imports + (
         "import megaphone_api.v1.channels_pb2_grpc as m, pathlib;"
         "print((pathlib.Path(m.__file__).parents[1] / 'py.typed').exists())"
     )
@@ -93,8 +95,13 @@ def test_the_wheel_brings_the_generated_code_and_its_types(installed: Path, tmp_
 def test_the_installed_schema_can_be_compiled_as_it_is(installed: Path, tmp_path: Path) -> None:
     site = Path(run(str(installed / "python"), "-c", SITE, cwd=tmp_path).strip())
     protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{site}/megaphone_api/proto"]
-    schema = ["megaphone/sync.proto", "megaphone/v1/admin.proto", "megaphone/v1/channels.proto"]
+    schema = ["megaphone/sync.proto", "megaphone/v1/admin.proto"]
     run(*protoc, f"--descriptor_set_out={tmp_path}/set", *schema, cwd=tmp_path)
+    [commands] = re.findall(r"```bash\n(.*?)```", API_README.read_text(), re.DOTALL)
+    here = f"export PATH='{installed}':$PATH"
+    as_installed = f"protoc() {{ '{sys.executable}' -m grpc_tools.protoc \"$@\"; }}"
+    run("bash", "-ec", f"{here}\n{as_installed}\n{commands}", cwd=tmp_path)
+    assert (tmp_path / "megaphone.binpb").stat().st_size > 0
 
 
 @pytest.mark.timeout(400)

@@ -1,0 +1,263 @@
+"""Each block of code on each page is run by a test, or is checked here: the blocks of `sh`, which
+need more machines than a test has, and the commands within sentences."""
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import typer
+import yaml
+
+from bench.__main__ import parsed as parsed_for_bench
+from megaphone.cli.admin import megactl_app
+from megaphone.cli.main import app
+from megaphone.config import KEYS, load
+from megaphone.testing import Broker
+from megaphone_client.sync import Megaphone
+from tests.support.documented import ROOT
+
+DRAWN = "mermaid"
+SHOWN = ("text", "json")
+"""What a command prints, or the broker answers. The test that runs the page compares it."""
+PAGES = {
+    "README.md": {
+        "bash": "e2e/test_readme.py",
+        "python": "e2e/test_readme.py",
+        "js": "browser/test_documents.py",
+    },
+    "clients/python/README.md": {"python": "client/test_readme.py"},
+    "docs/browsers.md": {"js": "browser/test_documents.py"},
+    "docs/cli.md": {"bash": "e2e/test_cli_page.py"},
+    "docs/delivery.md": {"http": "e2e/test_pages.py"},
+    "docs/deploy.md": {
+        "nginx": "deploy/test_nginx.py",
+        "python": "deploy/test_nginx.py",
+        "sh": "e2e/test_pages.py",
+    },
+    "docs/errors.md": {"json": "e2e/test_pages.py"},
+    "docs/grpc.md": {"python": "e2e/test_documents.py"},
+    "docs/http.md": {"bash": "e2e/test_http_page.py", "http": "e2e/test_http_page.py"},
+    "docs/nodes.md": {"toml": "e2e/test_pages.py", "sh": "e2e/test_pages.py"},
+    "docs/operating.md": {"bash": "e2e/test_documents.py"},
+    "docs/settings.md": {"bash": "e2e/test_documents.py"},
+    "docs/store.md": {
+        "bash": "e2e/test_store_page.py",
+        "nginx": "deploy/test_shared_store.py",
+        "sh": "e2e/test_pages.py",
+        "text": "e2e/test_store_page.py",
+        "toml": "e2e/test_store_page.py",
+    },
+    "gen/README.md": {"bash": "e2e/test_wheel.py", "python": "e2e/test_wheel.py"},
+    "docs/webhooks.md": {"toml": "e2e/test_webhooks.py", "python": "e2e/test_webhooks.py"},
+}
+"""The test that runs the blocks of each language on each page that has any."""
+
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+SPAN = re.compile(r"`([^`]+)`")
+COMMAND = re.compile(r"(?:\w+=\S+ )?(?:[./\w]*/)?(?:megaphone|megactl|make|docker|kubectl) \S")
+ASSIGNED = re.compile(r"(\w+)=(.*)")
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Return the language and the text of each block of a page."""
+    return [(language, text) for _, language, text in FENCE.findall((ROOT / page).read_text())]
+
+
+def block(page: str, language: str) -> str:
+    [found] = [text for its, text in blocks(page) if its == language]
+    return found
+
+
+def all_pages() -> list[str]:
+    return subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True).split()
+
+
+def test_each_page_with_code_has_a_test_that_runs_it() -> None:
+    found = {
+        page: languages
+        for page in all_pages()
+        if (languages := {language for language, _ in blocks(page)} - {DRAWN})
+    }
+    assert found.keys() == PAGES.keys()
+    for page, languages in found.items():
+        tests = PAGES[page]
+        assert tests.keys() <= languages <= {*tests, *SHOWN}, page
+        for test in tests.values():
+            assert Path(page).name in (ROOT / "tests" / test).read_text(), (page, test)
+
+
+# -- Commands, as far as the command line itself judges them
+
+
+def commands(page: str) -> Iterator[str]:
+    """Yield each command of a page that is not run by a test."""
+    for language, text in blocks(page):
+        if language == "sh":
+            yield from text.splitlines()
+    for span in SPAN.findall(FENCE.sub("", (ROOT / page).read_text())):
+        command = " ".join(span.split())
+        if COMMAND.match(command):
+            yield command
+
+
+@pytest.mark.parametrize("page", sorted(page for page in all_pages() if [*commands(page)]))
+def test_each_command_is_one_that_exists(page: str) -> None:
+    for command in commands(page):
+        try:
+            check(command)
+        except Exception as error:
+            raise AssertionError(f"{command}: {error}") from error
+
+
+def check(command: str) -> None:
+    """Check a command as far as one can without running it."""
+    if assigned := re.fullmatch(r"export (\w+)=(.*)", command):
+        is_the_output_of_a_command(assigned[2])
+        assert f"${{{assigned[1]}:?" in (ROOT / "deploy" / "compose.yaml").read_text()
+        return
+    if written := re.fullmatch(r'echo "(\w+)=(.*)" > (\S+)', command):
+        is_a_file_of_kubernetes(written[1], ROOT / written[3])
+        return
+    words = shlex.split(command)
+    while variable := ASSIGNED.fullmatch(words[0]):
+        assert variable[1].removeprefix("megaphone_") in KEYS or variable[1].isupper()
+        words.pop(0)
+    program, *arguments = words
+    CHECKS[Path(program).name](arguments)
+
+
+def is_the_output_of_a_command(text: str) -> None:
+    assert subprocess.check_output(["bash", "-c", f"echo -n {text}"])
+
+
+def is_a_file_of_kubernetes(key: str, file: Path) -> None:
+    """Check that Kubernetes gets this file, and that a node gets this key of it."""
+    kustomization = yaml.safe_load((file.parent / "kustomization.yaml").read_text())
+    [generator] = kustomization["secretGenerator"]
+    assert generator["envs"] == [file.name]
+    used = f"secretKeyRef: {{ name: {generator['name']}, key: {key} }}"
+    assert used in (file.parent / "kubernetes.yaml").read_text()
+
+
+def is_a_call_of(typer_app: typer.Typer, arguments: list[str]) -> None:
+    """Check the arguments of a command as it does itself, and do nothing else."""
+    command = typer.main.get_command(typer_app)
+    if is_only_named(command, arguments):
+        return
+    without_effect(command)
+    some = {"COMMAND": "write", "N": "1"}
+    command.main([some.get(word, word) for word in arguments], standalone_mode=False)
+
+
+def is_only_named(command: Any, words: list[str]) -> bool:
+    """Whether a text only names a command, or an option, without what it needs."""
+    for word in words:
+        if word not in getattr(command, "commands", {}):
+            return any(word in parameter.opts for parameter in command.params) and word == words[-1]
+        command = command.commands[word]
+    return True
+
+
+def without_effect(command: Any) -> None:
+    for sub in getattr(command, "commands", {}).values():
+        without_effect(sub)
+    command.callback = lambda **_: None
+
+
+def is_a_call_of_make(arguments: list[str]) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    target, *rest = arguments
+    assert target in targets
+    for variable in rest:
+        name, value = variable.split("=", 1)
+        assert name == "ARGS"
+        if target == "bench":
+            parsed_for_bench(shlex.split(value))
+        for word in shlex.split(value):
+            assert not word.startswith("tests/") or (ROOT / word).exists()
+
+
+def is_a_call_of_docker(arguments: list[str]) -> None:
+    image = (ROOT / "deploy" / "Dockerfile").read_text()
+    match arguments:
+        case ["compose", "-f", file, "up", "--build"]:
+            assert "build:" in (ROOT / file).read_text()
+        case ["build", "--build-arg", argument]:
+            assert f"\nARG {argument.partition('=')[0]}" in image
+        case ["exec", "NODE", program, *rest]:
+            assert f"{Path(program).name} /app/" in image
+            CHECKS[Path(program).name](rest)
+        case _:
+            pytest.fail(f"docker {' '.join(arguments)} is not known here")
+
+
+def is_a_call_of_kubectl(arguments: list[str]) -> None:
+    apply, flag, folder = arguments
+    assert (apply, flag) == ("apply", "-k")
+    assert (ROOT / folder / "kustomization.yaml").exists()
+
+
+CHECKS = {
+    "megaphone": lambda arguments: is_a_call_of(app, arguments),
+    "megactl": lambda arguments: is_a_call_of(megactl_app, arguments),
+    "make": is_a_call_of_make,
+    "docker": is_a_call_of_docker,
+    "kubectl": is_a_call_of_kubectl,
+}
+
+
+# -- Blocks of pages that have no test of their own
+
+
+@pytest.fixture
+def connection(megaphone_broker: Broker) -> Iterator[HTTPConnection]:
+    connection = HTTPConnection(urlsplit(megaphone_broker.url).netloc)
+    yield connection
+    connection.close()
+
+
+def test_the_acknowledgement_gets_the_answer_that_the_page_gives(
+    megaphone_broker: Broker, connection: HTTPConnection
+) -> None:
+    page = (ROOT / "docs" / "delivery.md").read_text()
+    [documented] = re.findall(r'`(\{"status": "OK", "acknowledged": 3\})`', page)
+    with Megaphone.from_url(megaphone_broker.url) as megaphone:
+        channel = megaphone.create()
+        *_, last = [megaphone.write(channel.producer, "s", number) for number in range(3)]
+    connection.request("GET", f"/read/{channel.consumer}?ack=explicit&limit=3")
+    assert last in connection.getresponse().read().decode()
+    head, body = block("docs/delivery.md", "http").split("\n\n")
+    request, *headers = head.splitlines()
+    method, path = request.replace("{consumerAddress}", channel.consumer).split()
+    connection.request(
+        method,
+        path,
+        json.dumps(json.loads(body) | {"eid": last}),
+        dict(line.split(": ") for line in headers),
+    )
+    assert json.load(connection.getresponse()) == json.loads(documented)
+
+
+def test_the_error_is_what_a_read_of_no_channel_gets(
+    megaphone_broker: Broker, connection: HTTPConnection
+) -> None:
+    with Megaphone.from_url(megaphone_broker.url) as megaphone:
+        agent, random, number = megaphone.create().consumer.split(".")
+    connection.request("GET", f"/read/{agent}.{random[::-1]}.{number}")
+    documented = json.loads(block("docs/errors.md", "json"))
+    assert json.load(connection.getresponse()) == documented
+
+
+def test_the_secret_of_nodes_is_a_setting(tmp_path: Path) -> None:
+    text = block("docs/nodes.md", "toml")
+    [command] = re.findall(r"# (openssl .*)", text)
+    secret = subprocess.check_output(shlex.split(command), text=True).strip()
+    (tmp_path / "megaphone.toml").write_text(text.replace("…", secret))
+    assert load(tmp_path, {}).settings.nodes.secret == secret
