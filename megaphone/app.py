@@ -16,6 +16,7 @@ from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Pipes
+from megaphone.core.tenants import Tenants
 from megaphone.errors import BadRequest, ShuttingDown, StoreUnavailable
 from megaphone.listen.exposure import is_loopback, log_start
 from megaphone.listen.sockets import (
@@ -106,11 +107,14 @@ async def running(
     budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients(settings.workers))
     connections = Connections(connections_of_each_face(settings))
     reloader = Reloader(settings)
+    tenants = Tenants()
     metrics = Metrics(webhooks, budget, connections, logs)
     metrics.add(lambda: families_of(reloader))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(webhooks)  # ends last, to report the channels of the store
-        built = await stack.enter_async_context(backend(settings, budget, metrics, webhooks))
+        built = await stack.enter_async_context(
+            backend(settings, budget, tenants, metrics, webhooks)
+        )
         broker = built.broker
         admin = Admin(
             store=built.store,

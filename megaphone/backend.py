@@ -20,6 +20,7 @@ from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.ports import OnRemoved, Store
+from megaphone.core.tenants import Tenants
 from megaphone.model import agent_of
 from megaphone.observe.metrics import Metrics
 from megaphone.observe.webhooks import Webhooks
@@ -48,20 +49,20 @@ class Backend:
 
 @asynccontextmanager
 async def backend(
-    settings: Settings, budget: Budget, metrics: Metrics, webhooks: Webhooks
+    settings: Settings, budget: Budget, tenants: Tenants, metrics: Metrics, webhooks: Webhooks
 ) -> AsyncIterator[Backend]:
     """Build the backend that the settings name. Its store is closed at the end of the context.
 
     Raises: UnusableStore, when the store will not do; StoreUnavailable, when it does not answer.
     """
     of_kind = of_memory if settings.store == MEMORY else of_shared_store
-    async with of_kind(settings, budget, metrics, webhooks) as built:
+    async with of_kind(settings, budget, tenants, metrics, webhooks) as built:
         yield built
 
 
 @asynccontextmanager
 async def of_memory(
-    settings: Settings, budget: Budget, metrics: Metrics, webhooks: Webhooks
+    settings: Settings, budget: Budget, tenants: Tenants, metrics: Metrics, webhooks: Webhooks
 ) -> AsyncIterator[Backend]:
     """Build a node that keeps its channels in memory. They end with it, and webhooks report them,
     unless its agents have moved away."""
@@ -78,7 +79,12 @@ async def of_memory(
     broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
     replication = store.replication
     incoming = IncomingPipes(
-        store=store, replication=replication, agents=agents, settings=settings, observer=metrics
+        store=store,
+        replication=replication,
+        agents=agents,
+        settings=settings,
+        observer=metrics,
+        tenants=tenants,
     )
     pipes = OutgoingPipes(
         agents=agents,
@@ -109,7 +115,7 @@ async def of_memory(
 
 @asynccontextmanager
 async def of_shared_store(
-    settings: Settings, budget: Budget, metrics: Metrics, webhooks: Webhooks
+    settings: Settings, budget: Budget, tenants: Tenants, metrics: Metrics, webhooks: Webhooks
 ) -> AsyncIterator[Backend]:
     """Build a node whose channels are in a shared store, and stay there when the node ends."""
     # Not above, because a node with its channels in memory does not need the packages for it.

@@ -15,6 +15,9 @@ DEFAULT_IN_FLIGHT = 100
 MAX_NAME_LENGTH = 100
 """The largest number of characters in the name of an agent."""
 
+MAX_TENANT_LENGTH = 64
+"""The largest number of characters in the name of a tenant."""
+
 START = "-"
 """A cursor before the first event of a channel, in place of an event id."""
 
@@ -372,6 +375,8 @@ class ChannelAdded:
     """The TTL of the channel; 0 if the source does not say."""
     label: str = ""
     """As in `ChannelOptions`."""
+    tenant: str = ""
+    """The name of the tenant to which the channel belongs; empty if the source does not say."""
 
 
 @dataclass(frozen=True, slots=True)

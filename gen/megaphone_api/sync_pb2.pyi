@@ -150,6 +150,7 @@ class ChannelCreated(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     TTL_MS_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.str
     """The consumer address."""
     capacity: _builtins.int
@@ -160,6 +161,8 @@ class ChannelCreated(_message.Message):
     """Extension: the TTL of the channel, likewise."""
     label: _builtins.str
     """Extension: the label of the channel; empty if it has none."""
+    tenant: _builtins.str
+    """Extension: the name of the tenant to which the channel belongs; empty means "default"."""
     def __init__(
         self,
         *,
@@ -167,10 +170,11 @@ class ChannelCreated(_message.Message):
         capacity: _builtins.int = ...,
         ttl_ms: _builtins.int = ...,
         label: _builtins.str = ...,
+        tenant: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "channel_id", b"channel_id", "label", b"label", "ttl_ms", b"ttl_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "channel_id", b"channel_id", "label", b"label", "tenant", b"tenant", "ttl_ms", b"ttl_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,6 +24,7 @@ from megaphone.core.content import (
 )
 from megaphone.core.pace import ADDRESS_WORK, Pace, free_in_slices
 from megaphone.core.ports import Observer, Store
+from megaphone.core.tenants import Tenants, checked_tenant
 from megaphone.errors import (
     BadRequest,
     ChannelNotFound,
@@ -72,12 +73,14 @@ class IncomingPipes:
         agents: Agents,
         settings: Settings,
         observer: Observer,
+        tenants: Tenants,
     ) -> None:
         self.store = store
         self.replication = replication
         self.agents = agents
         self.settings = settings
         self.observer = observer
+        self.tenants = tenants
         self._pipes: dict[tuple[str, str], IncomingPipe] = {}
         """The open pipes, by agent and source id. Pipes without a source id are not in it."""
         self._offsets: dict[str, dict[str, Offsets]] = {}
@@ -265,7 +268,8 @@ class IncomingPipe:
             added.ttl_s or None,
             checked_label(added.label),
         )
-        await self._store.create(address.channel_id, str(address), options)
+        tenant = self._pipes.tenants.named(checked_tenant(added.tenant))
+        await self._store.create(address.channel_id, str(address), options, tenant)
         self._pipes.observer.channel_applied()
 
     def _is_outdated(self, channel_id: bytes, state: ChannelState) -> bool:

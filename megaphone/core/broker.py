@@ -92,7 +92,10 @@ class Broker(Writing):
         """
         channel_id, channel = self._new_channel(caller, protocols)
         await self._store.create(
-            channel_id, channel.consumer_address, self._allowed.checked(options)
+            channel_id,
+            channel.consumer_address,
+            self._allowed.checked(options),
+            caller.tenant,
         )
         self._observer.channel_created()
         return channel
@@ -110,7 +113,10 @@ class Broker(Writing):
         """
         channel_id, channel = self._new_channel(caller, protocols)
         self._store.create_nowait(
-            channel_id, channel.consumer_address, self._allowed.checked(options)
+            channel_id,
+            channel.consumer_address,
+            self._allowed.checked(options),
+            caller.tenant,
         )
         self._observer.channel_created()
         return channel

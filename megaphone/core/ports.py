@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from megaphone.core.access import Caller, Peer
 from megaphone.core.log import Batch
+from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import MegaphoneError
 from megaphone.model import (
     NO_OPTIONS,
@@ -32,11 +33,15 @@ class WouldBlock(Exception):
 
 
 class Append(NamedTuple):
-    """One write: an event for a channel. `request_id` is its idempotency key."""
+    """One write: an event for a channel. `request_id` is its idempotency key.
+
+    With `tenant`, only a channel of this tenant can be found, as in the calls of `Store`.
+    """
 
     channel_id: bytes
     event: Event
     request_id: str | None = None
+    tenant: Tenant | None = None
 
 
 class Stored(NamedTuple):
@@ -167,22 +172,34 @@ class Store(Protocol):
     """The place where channels and their events live.
 
     A call that is cancelled has taken effect completely or not at all, but for `append`.
+
+    Each channel belongs to a tenant. For a call with `tenant`, the channels of all other tenants do
+    not exist.
     """
 
     is_remote: bool
     """Whether the calls that do not wait always raise WouldBlock: the store is elsewhere."""
 
     async def create(
-        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ChannelOptions = NO_OPTIONS,
+        tenant: Tenant = DEFAULT,
     ) -> None:
-        """Add an empty channel. It has the limits from the settings where `options` has none.
+        """Add an empty channel, which belongs to `tenant`. It has the limits from the
+        settings where `options` has none.
 
         Raises: LimitExceeded, when the store has as many channels as it may have, or no memory for
             one more.
         """
 
     def create_nowait(
-        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ChannelOptions = NO_OPTIONS,
+        tenant: Tenant = DEFAULT,
     ) -> None:
         """Do the same as `create`, without waiting.
 
@@ -190,7 +207,8 @@ class Store(Protocol):
         """
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
-        """Append each event to the log of its channel. Writes of one channel keep their order.
+        """Append each event to the log of its channel. Writes of one channel keep their order, and
+        have the same `tenant`.
 
         If a channel is full and `wait` is set, the call waits for a free place, first come, first
         served, and at most the write timeout for each event. Without `wait` the result is
@@ -223,7 +241,12 @@ class Store(Protocol):
             the errors that `append` returns.
         """
 
-    def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
+    def append_run_nowait(
+        self,
+        channel_id: bytes,
+        events: Sequence[Event],
+        tenant: Tenant | None = None,
+    ) -> int:
         """Append the first of some events that have no idempotency keys, as many as get a place at
         once.
 
@@ -231,43 +254,79 @@ class Store(Protocol):
         Raises: ChannelNotFound; WouldBlock; a remote store may raise it in each call.
         """
 
-    async def open(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
+    async def open(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ReadOptions,
+        tenant: Tenant | None = None,
+    ) -> Lease:
         """Take the lease of a channel. The caller must release it.
 
         Raises: ChannelNotFound, also when `consumer_address` is not exactly the address of the
             channel; ReaderBusy, when the channel has a lease and `options.take_over` is not set.
         """
 
-    def open_nowait(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
+    def open_nowait(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ReadOptions,
+        tenant: Tenant | None = None,
+    ) -> Lease:
         """Do the same as `open`, without waiting.
 
         Raises: WouldBlock; a remote store may raise it in each call. Also the errors of `open`.
         """
 
-    async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
+    async def acknowledge(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        event_id: str,
+        tenant: Tenant | None = None,
+    ) -> int:
         """Deliver an event and all events before it.
 
         Returns: how many of them were not delivered before.
         Raises: ChannelNotFound.
         """
 
-    def acknowledge_nowait(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
+    def acknowledge_nowait(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        event_id: str,
+        tenant: Tenant | None = None,
+    ) -> int:
         """Do the same as `acknowledge`, without waiting.
 
         Raises: WouldBlock; a remote store may raise it in each call. Also the error of
             `acknowledge`.
         """
 
-    async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+    async def exists(
+        self,
+        channel_ids: Sequence[bytes],
+        tenant: Tenant | None = None,
+    ) -> set[bytes]:
         """Return the ids of those channels that exist and have not expired."""
 
-    def exists_nowait(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+    def exists_nowait(
+        self,
+        channel_ids: Sequence[bytes],
+        tenant: Tenant | None = None,
+    ) -> set[bytes]:
         """Do the same as `exists`, without waiting.
 
         Raises: WouldBlock; a remote store may raise it in each call.
         """
 
-    async def remove(self, channel_id: bytes) -> None:
+    async def remove(
+        self,
+        channel_id: bytes,
+        tenant: Tenant | None = None,
+    ) -> None:
         """Remove a channel now: its open read ends cleanly, waiting writers get ChannelNotFound.
 
         Raises: ChannelNotFound.

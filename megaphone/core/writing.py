@@ -148,7 +148,7 @@ class Writing:
             event = self._small_event(new)
         else:
             check_request_id(new)
-        return new_tuple(Append, (self._writable_channel(address), event, new.request_id))
+        return new_tuple(Append, (self._writable_channel(address), event, new.request_id, None))
 
     def _append_nowait(self, append: Append) -> str:
         stored = self._store.append_nowait(append)
@@ -375,7 +375,7 @@ class Writing:
                 results.append(WOULD_BLOCK)
             else:
                 results.append(PENDING)
-                writes.append(new_tuple(Append, (channel, line.event, line.request_id)))
+                writes.append(new_tuple(Append, (channel, line.event, line.request_id, None)))
         tried = iter(await self._append(writes, wait=False))
         results = [next(tried) if result is PENDING else result for result in results]
         return zip(lines, results, strict=True)

@@ -65,6 +65,7 @@ def created_message(added: ChannelAdded) -> pb.ChannelCreated:
         capacity=added.capacity,
         ttl_ms=milliseconds(added.ttl_s),
         label=added.label,
+        tenant=added.tenant,
     )
 
 
@@ -132,7 +133,11 @@ def change_of(request: pb.SyncRequest) -> ChannelChange:
         case "channel_created":
             created = request.channel_created
             return ChannelAdded(
-                created.channel_id, created.capacity, created.ttl_ms / 1000, created.label
+                created.channel_id,
+                created.capacity,
+                created.ttl_ms / 1000,
+                created.label,
+                created.tenant,
             )
         case "channel_disposed":
             return ChannelEnded(request.channel_disposed.channel_id)

@@ -13,6 +13,7 @@ from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
+from megaphone.core.tenants import Tenants
 from megaphone.errors import LimitExceeded, WrongMode
 from megaphone.model import AgentMode, ChannelAdded, Event, EventAdded, ReadOptions
 from megaphone.observe.metrics import Metrics
@@ -43,6 +44,7 @@ class Node:
         self.incoming = IncomingPipes(
             replication=self.store.replication,
             observer=metrics,
+            tenants=Tenants(),
             **parts,  # type: ignore[arg-type]
         )
         self.broker = Broker(**parts, observer=metrics)  # type: ignore[arg-type]

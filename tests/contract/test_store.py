@@ -9,6 +9,7 @@ import asyncio
 import pytest
 
 from megaphone.core.ports import Append, Stored, WouldBlock
+from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import ChannelNotFound, LimitExceeded, MegaphoneError, ReaderBusy
 from megaphone.model import START, ChannelOptions, Event, ReadOptions
 from tests.contract.conftest import (
@@ -555,3 +556,51 @@ async def test_a_channel_has_the_options_that_it_is_created_with(client: Client)
     await client.gone("c")
     assert now() - started < TTL_S
     await client.gone("d")
+
+
+# -- Tenants
+
+
+async def test_a_channel_does_not_exist_for_other_tenants(client: Client) -> None:
+    store, shop, bank = client.store, Tenant("shop"), Tenant("bank")
+    await store.create(b"c", client.address("c"), tenant=shop)
+    await client.create("d")  # of the tenant `default`
+    event = append("c", "a").event
+    for other in (bank, DEFAULT):
+        assert not await store.exists([b"c"], other)
+        for wait in (False, True):
+            writes = [Append(b"c", event, key, other) for key in (None, "k")]
+            results = await store.append(writes, wait=wait)
+            assert [named(one) for one in results] == ["ChannelNotFound"] * 2
+        with pytest.raises(ChannelNotFound):
+            await store.open(b"c", client.address("c"), ReadOptions(), other)
+        with pytest.raises(ChannelNotFound):
+            await store.acknowledge(b"c", client.address("c"), "a", other)
+        with pytest.raises(ChannelNotFound):
+            await store.remove(b"c", other)
+    assert await store.exists([b"c", b"d"], shop) == {b"c"}
+    assert await store.exists([b"c", b"d"], Tenant("default")) == {b"d"}
+    assert await store.exists([b"c", b"d"]) == {b"c", b"d"}
+
+
+async def test_a_tenant_uses_its_own_channels(client: Client) -> None:
+    store, shop = client.store, Tenant("shop")
+    await store.create(b"c", client.address("c"), tenant=shop)
+    writes = [Append(b"c", append("c", one).event, None, shop) for one in "abcd"]
+    writing = asyncio.create_task(store.append(writes, wait=True))
+    lease = await store.open(b"c", client.address("c"), ReadOptions(), shop)
+    assert await client.take(lease, 4) == "abcd"
+    assert [named(one) for one in await writing] == ["a", "b", "c", "d"]
+    assert await store.acknowledge(b"c", client.address("c"), "d", shop) > 0
+    await store.remove(b"c", shop)
+    assert not await client.exists()
+
+
+async def test_a_batch_for_many_channels_finds_those_of_its_tenant(client: Client) -> None:
+    store, shop = client.store, Tenant("shop")
+    await store.create(b"c", client.address("c"), tenant=shop)
+    await client.create("d")
+    event = append("c", "a").event
+    for tenant, expected in ((shop, ["a", "ChannelNotFound"]), (None, ["a", "a"])):
+        writes = [Append(one, event, None, tenant) for one in (b"c", b"d")]
+        assert [named(one) for one in await store.append(writes, wait=False)] == expected

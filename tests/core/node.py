@@ -16,6 +16,7 @@ from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
+from megaphone.core.tenants import Tenants
 from megaphone.model import AgentMode, NewChannel, NewEvent, ReadOptions
 from megaphone.observe.metrics import Metrics
 from megaphone.settings import Settings
@@ -53,7 +54,9 @@ class Node:
         parts: Any = {"agents": self.agents, "store": self.store}
         more = parts | {"replication": self.store.replication}
         pipes = OutgoingPipes(**more, observer=self.metrics, nodes=Settings().nodes)
-        incoming = IncomingPipes(**more, settings=Settings(), observer=self.metrics)
+        incoming = IncomingPipes(
+            **more, settings=Settings(), observer=self.metrics, tenants=Tenants()
+        )
         drains = Drains(**more, broker=self.broker, incoming=incoming, pipes=pipes)
         return Admin(
             **parts,

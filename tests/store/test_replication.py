@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from megaphone.core.ports import Append
+from megaphone.core.tenants import Tenant
 from megaphone.errors import ChannelNotFound, ReaderBusy, WriteTimeout
 from megaphone.model import (
     START,
@@ -765,14 +766,14 @@ async def test_a_channel_keeps_its_capacity(bench: Bench, make_bench: Callable[.
 
 
 @virtual_time
-async def test_a_channel_keeps_its_ttl_and_its_label(
+async def test_a_channel_keeps_its_ttl_its_label_and_its_tenant(
     bench: Bench, make_bench: Callable[..., Bench]
 ) -> None:
     options = ChannelOptions(ttl_s=7.5, label="orders")
-    await bench.store.create(b"c", bench.address("c"), options)
+    await bench.store.create(b"c", bench.address("c"), options, Tenant("shop"))
     changes = follow(bench, with_read=True)
     told = await told_at_once(changes)
-    assert told[0] == ChannelAdded(bench.address("c"), 3, 7.5, "orders")
+    assert told[0] == ChannelAdded(bench.address("c"), 3, 7.5, "orders", "shop")
     copy = make_bench(ttl_s=1.0)
     await Copy(copy).apply(told)
     await asyncio.sleep(7.4)

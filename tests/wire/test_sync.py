@@ -27,7 +27,7 @@ KEY = KeyOf("request-1", 1.25)
 
 EVERY_NODE_KNOWS: list[ChannelChange] = [
     ChannelAdded(CHANNEL, 7),
-    ChannelAdded(CHANNEL, 7, 0.5, "orders"),
+    ChannelAdded(CHANNEL, 7, 0.5, "orders", "shop"),
     ChannelAdded(CHANNEL),
     ChannelEnded(CHANNEL),
     EventAdded(CHANNEL, EVENT, 3, KEY),

@@ -166,7 +166,13 @@ class MemoryChanges:
             self._states[channel.channel_id] = state
             limits = channel.log.limits
             changes.append(
-                ChannelAdded(channel.consumer_address, limits.capacity, limits.ttl_s, channel.label)
+                ChannelAdded(
+                    channel.consumer_address,
+                    limits.capacity,
+                    limits.ttl_s,
+                    channel.label,
+                    channel.tenant.name,
+                )
             )
         first, events = channel.log.after(state.offset, limit)
         if self.with_read and first > state.offset + 1:

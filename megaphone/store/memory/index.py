@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel
+from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.model import ChannelLimits
 from megaphone.store.memory.parts import Parts
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 class StoredChannel(Channel):
     """A channel with its address and its links in the index."""
 
-    __slots__ = ("consumer_address", "home", "label", "may_expire", "newer", "older")
+    __slots__ = ("consumer_address", "home", "label", "may_expire", "newer", "older", "tenant")
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class StoredChannel(Channel):
         budget: Budget,
         epoch: int,
         label: str = "",
+        tenant: Tenant = DEFAULT,
     ) -> None:
         super().__init__(limits, now, budget, epoch=epoch, channel_id=channel_id)
         self.consumer_address = consumer_address
@@ -45,6 +47,7 @@ class StoredChannel(Channel):
         """The channels of its agent. The attribute stays when the channel is removed."""
         self.label = label
         """As in `ChannelOptions`."""
+        self.tenant = tenant
         self.may_expire = False
         """Whether the channel may expire although its agent is kept alive."""
         self.newer: StoredChannel | None = None
@@ -55,6 +58,10 @@ class StoredChannel(Channel):
     @property
     def channel_id(self) -> bytes:
         return self.log.channel_id
+
+    def is_of(self, tenant: Tenant | None) -> bool:
+        """Return whether the channel belongs to a tenant; None stands for any."""
+        return tenant is None or tenant is self.tenant or tenant.name == self.tenant.name
 
     # -- A look at it
 

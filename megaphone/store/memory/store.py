@@ -11,6 +11,7 @@ from megaphone.core.budget import Budget
 from megaphone.core.channel import Lease
 from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
+from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import MegaphoneError
 from megaphone.model import NO_OPTIONS, ChannelLimits, ChannelOptions, Event, ReadOptions
 from megaphone.store.memory.index import StoredChannel
@@ -49,14 +50,22 @@ class MemoryStore:
         """The calls for replication to other nodes, and from them."""
 
     async def create(
-        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ChannelOptions = NO_OPTIONS,
+        tenant: Tenant = DEFAULT,
     ) -> None:
-        self._table.create(channel_id, consumer_address, options)
+        self._table.create(channel_id, consumer_address, options, tenant)
 
     def create_nowait(
-        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ChannelOptions = NO_OPTIONS,
+        tenant: Tenant = DEFAULT,
     ) -> None:
-        self._table.create(channel_id, consumer_address, options)
+        self._table.create(channel_id, consumer_address, options, tenant)
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         results: list[AppendResult] = []
@@ -96,9 +105,9 @@ class MemoryStore:
         asyncio.get_running_loop().call_soon(on_result, self._append_now(write))
 
     def append_nowait(self, write: Append) -> Stored:
-        channel_id, event, request_id = write
+        channel_id, event, request_id, tenant = write
         now = self._clock()
-        channel = self._table.living(channel_id, now)
+        channel = self._table.living(channel_id, now, tenant)
         accepted = channel.accept(event, now=now, request_id=request_id)
         if accepted is None:
             self._writers.evict_if_unread(channel)
@@ -107,44 +116,87 @@ class MemoryStore:
                 raise WouldBlock
         return new_tuple(Stored, (accepted, accepted == event.id))
 
-    def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
+    def append_run_nowait(
+        self,
+        channel_id: bytes,
+        events: Sequence[Event],
+        tenant: Tenant | None = None,
+    ) -> int:
         now = self._clock()
-        return self._table.living(channel_id, now).accept_run(events, now)
+        return self._table.living(channel_id, now, tenant).accept_run(events, now)
 
     async def _wait_for_room(self, write: Append) -> Stored:
         now = self._clock()
-        channel = self._table.living(write.channel_id, now)
+        channel = self._table.living(write.channel_id, now, write.tenant)
         answer = channel.offer(write.event, now=now, request_id=write.request_id)
         if isinstance(answer, str):  # the id of an earlier event with the same idempotency key
             return Stored(answer, is_new=False)
         return await self._writers.wait(channel, answer)
 
-    async def open(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
-        return self.open_nowait(channel_id, consumer_address, options)
+    async def open(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ReadOptions,
+        tenant: Tenant | None = None,
+    ) -> Lease:
+        return self.open_nowait(channel_id, consumer_address, options, tenant)
 
-    def open_nowait(self, channel_id: bytes, consumer_address: str, options: ReadOptions) -> Lease:
-        channel = self._table.readable(channel_id, consumer_address)
+    def open_nowait(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ReadOptions,
+        tenant: Tenant | None = None,
+    ) -> Lease:
+        channel = self._table.readable(channel_id, consumer_address, tenant)
         return channel.lease(options, self._clock())
 
-    async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
-        return self.acknowledge_nowait(channel_id, consumer_address, event_id)
+    async def acknowledge(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        event_id: str,
+        tenant: Tenant | None = None,
+    ) -> int:
+        return self.acknowledge_nowait(channel_id, consumer_address, event_id, tenant)
 
-    def acknowledge_nowait(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
-        channel = self._table.readable(channel_id, consumer_address)
+    def acknowledge_nowait(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        event_id: str,
+        tenant: Tenant | None = None,
+    ) -> int:
+        channel = self._table.readable(channel_id, consumer_address, tenant)
         return channel.acknowledge(event_id, self._clock())
 
-    async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
-        return self.exists_nowait(channel_ids)
+    async def exists(
+        self,
+        channel_ids: Sequence[bytes],
+        tenant: Tenant | None = None,
+    ) -> set[bytes]:
+        return self.exists_nowait(channel_ids, tenant)
 
-    def exists_nowait(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+    def exists_nowait(
+        self,
+        channel_ids: Sequence[bytes],
+        tenant: Tenant | None = None,
+    ) -> set[bytes]:
         now = self._clock()
         found = ((one, self._index.get(one)) for one in channel_ids)
         return {
-            one for one, channel in found if channel is not None and not channel.is_expired(now)
+            one
+            for one, channel in found
+            if channel is not None and not channel.is_expired(now) and channel.is_of(tenant)
         }
 
-    async def remove(self, channel_id: bytes) -> None:
-        self._table.remove(self._table.living(channel_id, self._clock()))
+    async def remove(
+        self,
+        channel_id: bytes,
+        tenant: Tenant | None = None,
+    ) -> None:
+        self._table.remove(self._table.living(channel_id, self._clock(), tenant))
 
     async def list(self, agent: str | None, skip: int, limit: int) -> Sequence[str]:
         addresses: list[str] = []

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from megaphone.core.budget import CHANNEL_BYTES, Budget
 from megaphone.core.ports import OnRemoved
+from megaphone.core.tenants import Tenant
 from megaphone.errors import ChannelNotFound, LimitExceeded
 from megaphone.model import ChannelLimits, ChannelOptions, agent_of
 from megaphone.store.memory.deadlines import Deadlines
@@ -48,7 +49,13 @@ class Table:
             )
         self.budget.ensure(CHANNEL_BYTES, self._loop.time())
 
-    def create(self, channel_id: bytes, consumer_address: str, options: ChannelOptions) -> None:
+    def create(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ChannelOptions,
+        tenant: Tenant,
+    ) -> None:
         """Add an empty channel. Replaces a channel with the same id that has expired but is not
         removed yet.
 
@@ -67,6 +74,7 @@ class Table:
             self.budget,
             self._epoch,
             options.label,
+            tenant,
         )
         self.index.add(channel)
         for changes in home.followers:
@@ -93,22 +101,27 @@ class Table:
 
     # -- Finding
 
-    def living(self, channel_id: bytes, now: float) -> StoredChannel:
-        """Return a channel. Raises: ChannelNotFound, also when the channel has expired."""
+    def living(self, channel_id: bytes, now: float, tenant: Tenant | None = None) -> StoredChannel:
+        """Return a channel.
+
+        Raises: ChannelNotFound, also when the channel has expired or belongs to another tenant.
+        """
         channel = self.index.get(channel_id)
-        if channel is None:
+        if channel is None or (tenant is not None and not channel.is_of(tenant)):
             raise ChannelNotFound
         deadline = channel.deadline
         if deadline is not None and deadline <= now and channel.is_expired(now):
             raise ChannelNotFound
         return channel
 
-    def readable(self, channel_id: bytes, consumer_address: str) -> StoredChannel:
+    def readable(
+        self, channel_id: bytes, consumer_address: str, tenant: Tenant | None
+    ) -> StoredChannel:
         """Return a channel for a reader.
 
-        Raises: ChannelNotFound, also when its consumer address is not exactly the given one.
+        Raises: as `living`; also when its consumer address is not exactly the given one.
         """
-        channel = self.living(channel_id, self._loop.time())
+        channel = self.living(channel_id, self._loop.time(), tenant)
         if channel.consumer_address != consumer_address:
             raise ChannelNotFound
         return channel

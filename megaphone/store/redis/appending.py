@@ -12,7 +12,7 @@ from megaphone.errors import ChannelNotFound, MegaphoneError, StoreUnavailable
 from megaphone.model import Event
 from megaphone.store.redis.calls import BEGUN_WORDS, Awaited, Call, Command, Functions, word
 from megaphone.store.redis.connection import Reply
-from megaphone.store.redis.encoding import encoded
+from megaphone.store.redis.encoding import encoded, name_of
 from megaphone.store.redis.membership import Membership
 from megaphone.store.redis.writers import Writers
 
@@ -21,7 +21,8 @@ EVENTS_AT_ONCE = 200
 """How many events one call appends at most, in all channels together, unless they are for one
 channel: Redis does nothing else meanwhile."""
 NO_CHANNEL = -1
-ORIGIN_WORDS = 3
+ORIGIN_WORDS = 4
+TENANTS_REMEMBERED = 100
 EVENT_WORDS = 3
 
 
@@ -141,7 +142,7 @@ class Appending:
         return functions.key_of(channel_id), b"*%d\r\n%b%b%b" % (
             BEGUN_WORDS + ORIGIN_WORDS + EVENT_WORDS * len(run),
             functions.begun("append", channel_id),
-            origin_of(functions.away, membership.epoch, membership.inbox),
+            origin_of(functions.away, membership.epoch, membership.inbox, name_of(run[0].tenant)),
             b"".join([words_of(write) for write in run]),
         )
 
@@ -152,14 +153,15 @@ class Appending:
         if len(group) == 1:
             return self._group_of_one(self._start(group[0].writes))
         arguments: list[Any] = []
-        for _, event, _ in group[0].writes:
-            arguments += (event.id, encoded(event))
+        for write in group[0].writes:
+            arguments += (write.event.id, encoded(write.event))
         membership = self._membership
         storing = self.functions.store_in_all(
             "append_to_all",
             [run.writes[0].channel_id for run in group],
             membership.epoch,
             membership.inbox,
+            name_of(group[0].writes[0].tenant),
             *arguments,
         )
         return self._group(group, storing)
@@ -256,16 +258,16 @@ class RunCall(Call):
             on_results(results)
 
 
-@lru_cache(1)
-def origin_of(away: str, epoch: int, inbox: str) -> bytes:
-    """Return the words of an append that are the same for all: how long the store was out of order,
-    the epoch, and the inbox of this node."""
-    return word(away) + word(str(epoch)) + word(inbox)
+@lru_cache(TENANTS_REMEMBERED)
+def origin_of(away: str, epoch: int, inbox: str, tenant: str) -> bytes:
+    """Return the words of an append that are the same for all writes of a tenant: how long the
+    store was out of order, the epoch, the inbox of this node, and the tenant."""
+    return word(away) + word(str(epoch)) + word(inbox) + word(tenant)
 
 
 def words_of(write: Append) -> bytes:
     """Return the words of an append that say what is written."""
-    _, event, request_id = write
+    _, event, request_id, _ = write
     key = b"" if request_id is None else request_id.encode()
     data = encoded(event)
     event_id = event.id.encode()
@@ -294,7 +296,7 @@ def runs_of(writes: Sequence[Append]) -> dict[bytes, Run]:
 def groups_of(runs: Iterable[Run], channels_at_once: int) -> Iterable[Sequence[Run]]:
     """Yield the runs in groups, each for one call: those with the same events and without keys go
     together, as far as one call may be for so many channels; the others go alone."""
-    alike: dict[tuple[int, ...], list[Run]] = {}
+    alike: dict[tuple[int, ...], list[Run]] = {}  # all have one tenant, because one client writes
     for run in runs:
         if any(write.request_id is not None for write in run.writes):
             yield [run]

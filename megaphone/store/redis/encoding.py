@@ -2,6 +2,7 @@
 
 import msgspec
 
+from megaphone.core.tenants import Tenant
 from megaphone.model import Event
 
 _encoder = msgspec.msgpack.Encoder()
@@ -14,3 +15,8 @@ def encoded(event: Event) -> bytes:
 
 def decoded(data: bytes) -> Event:
     return Event(*_decoder.decode(data))
+
+
+def name_of(tenant: Tenant | None) -> str:
+    """Return how the functions name a tenant; an empty text stands for any."""
+    return "" if tenant is None else tenant.name

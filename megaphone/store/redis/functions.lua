@@ -23,7 +23,7 @@
 --   x   deadline, 0 while read    o   node of the lease
 --   C   capacity                  q   handle of the lease on its node
 --   T   TTL                       k   1 if the reader acknowledges
---   L   label
+--   L   label                     N   tenant, if it is not `default`
 --   e   epoch                     w   largest number of events in flight
 --   p   events up to this offset  u   offset up to which a broken end sends nothing again
 --       may have followers that   v   offset after which the next read starts, if the node
@@ -53,7 +53,8 @@ local EVENT_OVERHEAD = 200    -- as `core.log.EVENT_OVERHEAD_BYTES`
 local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked for
 local FETCHED_AT_ONCE = 16
 local KEPT_AT_LEAST_MS = 86400000
-local TEXTS = {'a', 'A', 'L', 'o', 'q', 'b'}
+local DEFAULT_TENANT = 'default'
+local TEXTS = {'a', 'A', 'L', 'N', 'o', 'q', 'b'}
 local NUMBERS = {'c', 'x', 'C', 'T', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't', 'f', 'h'}
 
 local function time_of(argument)
@@ -80,8 +81,9 @@ for i = 1, #NUMBERS do
     IS_NUMBER[NUMBERS[i]] = true
 end
 
--- Returns the channel; nil if there is none, or if it has expired and only waits to be removed.
-local function load(keys, now, also_expired)
+-- Returns the channel; nil if there is none, if it has expired and only waits to be removed, or if it
+-- belongs to another tenant than the named one ('' stands for any).
+local function load(keys, now, also_expired, tenant)
     -- All fields, because Redis would search the whole hash for each one that is named.
     local stored = redis.call('HGETALL', keys[1])
     if #stored == 0 then
@@ -104,6 +106,9 @@ local function load(keys, now, also_expired)
         was.x = self.x
     end
     if self.x > 0 and now >= self.x and not also_expired then
+        return nil
+    end
+    if tenant and tenant ~= '' and tenant ~= (self.N == '' and DEFAULT_TENANT or self.N) then
         return nil
     end
     return self
@@ -395,7 +400,7 @@ end
 
 local functions = {}
 
--- time, address, capacity, TTL, epoch, label -> 1; 0 if the channel is there already
+-- time, address, capacity, TTL, epoch, label, tenant -> 1; 0 if the channel is there already
 function functions.create(keys, args)
     local now = time_of(args[1])
     if redis.call('EXISTS', keys[1]) == 1 then
@@ -409,6 +414,9 @@ function functions.create(keys, args)
     if args[6] and args[6] ~= '' then
         redis.call('HSET', keys[1], 'L', args[6])
     end
+    if args[7] and args[7] ~= DEFAULT_TENANT then
+        redis.call('HSET', keys[1], 'N', args[7])
+    end
     redis.call('PEXPIRE', keys[1], ttl + KEPT_AT_LEAST_MS)
     return 1
 end
@@ -421,19 +429,19 @@ function Channel:enter_epoch(epoch)
     end
 end
 
--- time, epoch, node, then for each event: id, key ('' without one), event
+-- time, epoch, node, tenant, then for each event: id, key ('' without one), event
 -- -> results, with a space between two, and then what the reader of this node must be told (or
 -- nothing). The result of an event is `A` (accepted), `K` and the id of an earlier event with the
 -- same key, or `F` (full). The later events are then not tried, and left out.
 function functions.append(keys, args)
-    local self = load(keys, time_of(args[1]))
+    local self = load(keys, time_of(args[1]), false, args[4])
     if not self then
         return nil
     end
     self:enter_epoch(tonumber(args[2]))
     local results, accepted = {}, {}
     local is_full = self:is_full()
-    for i = 4, #args, 3 do
+    for i = 5, #args, 3 do
         local id, key, event = args[i], args[i + 1], args[i + 2]
         local known, token
         if key ~= '' then
@@ -459,18 +467,19 @@ function functions.append(keys, args)
     return {table.concat(results, ' '), unpack(told)}
 end
 
--- time, epoch, node, then for each event: id, event; all to many channels, each with its keys
+-- time, epoch, node, tenant, then for each event: id, event; all to many channels, each with its keys
 -- -> for each channel: how many of the events found a place, -1 if there is no such channel; what
 -- its reader of this node must be told (or nothing)
 function functions.append_to_all(keys, args)
     local now, epoch = time_of(args[1]), tonumber(args[2])
     local answers = {}
     for first = 1, #keys, KEYS_OF_A_CHANNEL do
-        local self = load({unpack(keys, first, first + KEYS_OF_A_CHANNEL - 1)}, now)
+        local of_channel = {unpack(keys, first, first + KEYS_OF_A_CHANNEL - 1)}
+        local self = load(of_channel, now, false, args[4])
         local accepted, told = {}, nil
         if self then
             self:enter_epoch(epoch)
-            for i = 4, #args, 2 do
+            for i = 5, #args, 2 do
                 if self:is_full() then
                     break
                 end
@@ -485,10 +494,11 @@ function functions.append_to_all(keys, args)
     return answers
 end
 
--- time, epoch, node, token, how long the writer waits, most events that may wait, id, key, event
+-- time, epoch, node, token, how long the writer waits, most events that may wait, id, key, event,
+-- tenant
 -- -> as `append` for one event; or {{'W'}} if the writer waits; {{'L', n}} if too many wait
 function functions.wait(keys, args)
-    local self = load(keys, time_of(args[1]))
+    local self = load(keys, time_of(args[1]), false, args[10])
     if not self then
         return nil
     end
@@ -570,11 +580,11 @@ function functions.withdraw(keys, args)
 end
 
 -- time, epoch, node, handle, address, has cursor, cursor, acknowledges, window, takes over, node
--- that is dead (''), limit, bytes, credit
+-- that is dead (''), limit, bytes, credit, tenant
 -- -> {'B', node, handle} if another lease is open; else {'L', lease, recovered (1, 0, -1 for neither),
 -- cursor, position, backlog before the take, what `take` returns}
 function functions.lease(keys, args)
-    local self = load(keys, time_of(args[1]))
+    local self = load(keys, time_of(args[1]), false, args[15])
     if not self or self.a ~= args[5] then
         return nil
     end
@@ -653,9 +663,9 @@ function functions.give_back(keys, args)
     return 1
 end
 
--- time, address, id -> how many events were delivered by it
+-- time, address, id, tenant -> how many events were delivered by it
 function functions.acknowledge(keys, args)
-    local self = load(keys, time_of(args[1]))
+    local self = load(keys, time_of(args[1]), false, args[4])
     if not self or self.a ~= args[2] then
         return nil
     end
@@ -698,9 +708,9 @@ function functions.pass_over(keys, args)
     return 1
 end
 
--- time -> 1 if the channel lives
+-- time, tenant -> 1 if the channel lives
 function functions.exists(keys, args)
-    return load(keys, time_of(args[1])) and 1 or 0
+    return load(keys, time_of(args[1]), false, args[2]) and 1 or 0
 end
 
 -- time -> {1, address, age, lost events} if it has expired now; {2, when to look again}
@@ -719,9 +729,9 @@ function functions.expire(keys, args)
     return {2, self.x > 0 and self.x or self.now + self.T}
 end
 
--- time -> {1, address, age, lost events}
+-- time, tenant -> {1, address, age, lost events}
 function functions.remove(keys, args)
-    local self = load(keys, time_of(args[1]))
+    local self = load(keys, time_of(args[1]), false, args[2])
     return self and close(self) or nil
 end
 

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any
 
 from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
+from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import (
     ChannelNotFound,
     LimitExceeded,
@@ -34,9 +35,9 @@ from megaphone.store.redis.appending import Appending
 from megaphone.store.redis.asking import keep_asking
 from megaphone.store.redis.calls import Functions
 from megaphone.store.redis.cluster_link import link_of
-from megaphone.store.redis.connection import Place, Reply
+from megaphone.store.redis.connection import Argument, Place, Reply
 from megaphone.store.redis.directory import RedisDirectory
-from megaphone.store.redis.encoding import decoded
+from megaphone.store.redis.encoding import decoded, name_of
 from megaphone.store.redis.errors import FAILURES
 from megaphone.store.redis.expiry import Sweeper
 from megaphone.store.redis.keys import Names, id_of, tag_of
@@ -170,7 +171,11 @@ class RedisStore:
     # -- Channels
 
     async def create(
-        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ChannelOptions = NO_OPTIONS,
+        tenant: Tenant = DEFAULT,
     ) -> None:
         await self.check_room()
         names, agent = self._names, agent_of(consumer_address)
@@ -192,6 +197,7 @@ class RedisStore:
             ttl_ms,
             self.membership.epoch,
             options.label,
+            tenant.name,
         )
         self._counted += 1
         try:
@@ -203,7 +209,11 @@ class RedisStore:
         self._known_agents.add(agent)
 
     def create_nowait(
-        self, channel_id: bytes, consumer_address: str, options: ChannelOptions = NO_OPTIONS
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ChannelOptions = NO_OPTIONS,
+        tenant: Tenant = DEFAULT,
     ) -> None:
         raise WouldBlock
 
@@ -213,16 +223,28 @@ class RedisStore:
                 f"the store has {self._counted} channels; no more are allowed (max_channels)"
             )
 
-    async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+    async def exists(
+        self,
+        channel_ids: Sequence[bytes],
+        tenant: Tenant | None = None,
+    ) -> set[bytes]:
         different = list(dict.fromkeys(channel_ids))
-        alive = await self._each("exists", different)
+        alive = await self._each("exists", different, name_of(tenant))
         return {channel_id for channel_id, one in zip(different, alive, strict=True) if one}
 
-    def exists_nowait(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+    def exists_nowait(
+        self,
+        channel_ids: Sequence[bytes],
+        tenant: Tenant | None = None,
+    ) -> set[bytes]:
         raise WouldBlock
 
-    async def remove(self, channel_id: bytes) -> None:
-        result = await self.functions.start("remove", channel_id)
+    async def remove(
+        self,
+        channel_id: bytes,
+        tenant: Tenant | None = None,
+    ) -> None:
+        result = await self.functions.start("remove", channel_id, name_of(tenant))
         if result is None:
             raise ChannelNotFound
         self._counted -= 1
@@ -281,7 +303,12 @@ class RedisStore:
     def append_nowait(self, write: Append) -> Stored:
         raise WouldBlock
 
-    def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
+    def append_run_nowait(
+        self,
+        channel_id: bytes,
+        events: Sequence[Event],
+        tenant: Tenant | None = None,
+    ) -> int:
         raise WouldBlock
 
     def _on_handed(
@@ -304,7 +331,11 @@ class RedisStore:
     # -- Reading
 
     async def open(
-        self, channel_id: bytes, consumer_address: str, options: ReadOptions
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ReadOptions,
+        tenant: Tenant | None = None,
     ) -> RemoteLease:
         if options.take_over and (old := self._by_channel.get(channel_id)) is not None:
             self._end_as_broken(old)
@@ -318,7 +349,7 @@ class RedisStore:
         # A writer may send events before the answer is here.
         self._leases[lease.handle] = lease
         try:
-            answer = await self._opened(lease, consumer_address, options)
+            answer = await self._opened(lease, consumer_address, options, tenant)
         except (StoreUnavailable, asyncio.CancelledError):
             self._leases.pop(lease.handle, None)  # `aclose` may have removed it
             self._start_task(self._give_back(lease), self._releases)
@@ -332,11 +363,17 @@ class RedisStore:
         self._by_channel[channel_id] = lease
         return lease
 
-    async def _opened(self, lease: RemoteLease, consumer_address: str, options: ReadOptions) -> Any:
+    async def _opened(
+        self,
+        lease: RemoteLease,
+        consumer_address: str,
+        options: ReadOptions,
+        tenant: Tenant | None,
+    ) -> Any:
         """Take a lease in Redis. Returns: the answer of the function."""
         dead = ""
         for left in reversed(range(BUSY_TRIES)):
-            answer = await self._lease(lease, consumer_address, options, dead)
+            answer = await self._lease(lease, consumer_address, options, dead, tenant)
             if answer is None:
                 raise ChannelNotFound
             if answer[0] != b"B":
@@ -355,7 +392,12 @@ class RedisStore:
         raise ReaderBusy
 
     def _lease(
-        self, lease: RemoteLease, consumer_address: str, options: ReadOptions, dead: str
+        self,
+        lease: RemoteLease,
+        consumer_address: str,
+        options: ReadOptions,
+        dead: str,
+        tenant: Tenant | None,
     ) -> Awaitable[Reply]:
         return self.functions.start(
             "lease",
@@ -373,6 +415,7 @@ class RedisStore:
             self._limits.capacity if options.limit is None else options.limit,
             TAKE_BYTES,
             CREDIT_BYTES,
+            name_of(tenant),
         )
 
     async def _give_back(self, lease: RemoteLease) -> None:
@@ -395,17 +438,35 @@ class RedisStore:
             notify()
 
     def open_nowait(
-        self, channel_id: bytes, consumer_address: str, options: ReadOptions
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ReadOptions,
+        tenant: Tenant | None = None,
     ) -> RemoteLease:
         raise WouldBlock
 
-    async def acknowledge(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
-        count = await self.functions.start("acknowledge", channel_id, consumer_address, event_id)
+    async def acknowledge(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        event_id: str,
+        tenant: Tenant | None = None,
+    ) -> int:
+        count = await self.functions.start(
+            "acknowledge", channel_id, consumer_address, event_id, name_of(tenant)
+        )
         if count is None:
             raise ChannelNotFound
         return int(count)
 
-    def acknowledge_nowait(self, channel_id: bytes, consumer_address: str, event_id: str) -> int:
+    def acknowledge_nowait(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        event_id: str,
+        tenant: Tenant | None = None,
+    ) -> int:
         raise WouldBlock
 
     # -- What leases call
@@ -544,10 +605,12 @@ class RedisStore:
             task.cancel()
         await asyncio.wait(tasks)
 
-    async def _each(self, name: str, channel_ids: Sequence[bytes]) -> Sequence[Reply]:
+    async def _each(
+        self, name: str, channel_ids: Sequence[bytes], *arguments: Argument
+    ) -> Sequence[Reply]:
         """Call a function of many channels at once."""
         return await asyncio.gather(
-            *(self.functions.start(name, channel_id) for channel_id in channel_ids)
+            *(self.functions.start(name, channel_id, *arguments) for channel_id in channel_ids)
         )
 
 

@@ -16,7 +16,7 @@ from megaphone.errors import (
     WriteTimeout,
 )
 from megaphone.store.redis.calls import Functions
-from megaphone.store.redis.encoding import encoded
+from megaphone.store.redis.encoding import encoded, name_of
 from megaphone.store.redis.errors import FAILURES
 
 GRACE_S = 5.0
@@ -103,6 +103,7 @@ class Writers:
                 write.event.id,
                 write.request_id or "",
                 encoded(write.event),
+                name_of(write.tenant),
             )
             answer = await storing.reply
             if answer is None:

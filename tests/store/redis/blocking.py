@@ -202,7 +202,7 @@ class RemoteChannel:
 
     def offer(self, event: Event, *, now: float, request_id: str | None) -> str | Waiter:
         one = (event.id, request_id or "", encoded(event))
-        result = self.call("append", now, 1, "other", *one)[0]
+        result = self.call("append", now, 1, "other", "", *one)[0]
         self.hear()
         if result == b"F":
             token = f"t{next(self._tokens)}"
