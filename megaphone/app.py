@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from megaphone.core.pace import loop_time
 from megaphone.core.ports import Pipes
 from megaphone.core.tenants import Tenants
 from megaphone.errors import BadRequest, ShuttingDown, StoreUnavailable
+from megaphone.listen.certificates import Certificates, public_files
 from megaphone.listen.exposure import is_loopback, log_start
 from megaphone.listen.sockets import (
     begin_no_connections,
@@ -55,6 +56,8 @@ ADMIN_BODY_BYTES = 65_536
 FACES = 2
 CONNECTION_BYTES = 16_384
 """The memory of an idle connection, or of an open read."""
+TLS_CONNECTION_BYTES = 32_768
+"""The same, if the connection is encrypted."""
 CONNECTIONS_FRACTION = 8
 """Idle connections may use the memory divided by this number."""
 HEALTH_S = 1.0
@@ -103,6 +106,7 @@ async def running(
 
     Raises: OSError, if the node cannot listen.
     """
+    certificates = certificates_of(settings)
     webhooks = Webhooks(settings.webhooks, allow=settings.webhooks_allow)
     budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients(settings.workers))
     connections = Connections(connections_of_each_face(settings))
@@ -110,6 +114,9 @@ async def running(
     tenants = Tenants()
     metrics = Metrics(webhooks, budget, connections, logs)
     metrics.add(lambda: families_of(reloader))
+    if certificates is not None:
+        reloader.add(certificates, "tls")
+        metrics.add(lambda: families_of_certificates([certificates]))
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(webhooks)  # ends last, to report the channels of the store
         built = await stack.enter_async_context(
@@ -124,7 +131,10 @@ async def running(
             counts=metrics,
             let_others_have=None if worker is None else worker.let_others_have,
         )
-        http, grpc = faces(settings, built, budget, metrics, connections, worker)
+        http, grpc = faces(settings, built, budget, metrics, connections, worker, certificates)
+        if certificates is not None:
+            checking = asyncio.create_task(certificates.keep_current(reloader.one_at_a_time))
+            stack.callback(checking.cancel)
         trimming = asyncio.create_task(memory.keep_small(settings.workers))
         stack.callback(trimming.cancel)
         if settings.mng_socket_path is not None:
@@ -199,6 +209,7 @@ def faces(
     metrics: Metrics,
     connections: Connections,
     worker: Worker | None,
+    certificates: Certificates | None,
 ) -> tuple[HttpServer, GrpcServer]:
     """Build both faces for clients."""
     broker = built.broker
@@ -210,6 +221,7 @@ def faces(
         origins=Origins(settings.cors_allow_origin),
         connections=connections,
         lane=lane_of(broker, settings),
+        tls=None if certificates is None else lambda: certificates.identity.context,
     )
     grpc = GrpcServer(
         ChannelServicer(broker, budget),
@@ -222,6 +234,7 @@ def faces(
         with_reflection=settings.grpc_reflection,
         connection_age_s=None if settings.store == MEMORY else settings.grpc_connection_age_secs,
         shares_port=worker is not None,
+        tls=None if certificates is None else lambda: certificates.identity.contents,
     )
     return http, grpc
 
@@ -304,14 +317,42 @@ def connections_of_each_face(settings: Settings) -> int:
     The number leaves descriptors for the rest of the node. Without them an operator could not even
     reach the admin socket.
     """
+    bytes_of_each = CONNECTION_BYTES if public_files(settings) is None else TLS_CONNECTION_BYTES
     most = max(1, descriptors.for_clients() // FACES)
     wanted = settings.max_connections
     if wanted is None:
         of_memory = memory.allowed_bytes(settings.workers) // CONNECTIONS_FRACTION
-        return min(most, max(1, of_memory // CONNECTION_BYTES // FACES))
+        return min(most, max(1, of_memory // bytes_of_each // FACES))
     if wanted > most:
         log.warning("max_connections is %d, not %d: there are too few descriptors", most, wanted)
     return min(most, wanted)
+
+
+def certificates_of(settings: Settings) -> Certificates | None:
+    """Return the certificates of the ports for clients. Raises: UnusableCertificate."""
+    if public_files(settings) is None:
+        return None
+    return Certificates("public", public_files, settings)
+
+
+def families_of_certificates(some: Sequence[Certificates]) -> list[Family]:
+    return [
+        Family(
+            "gauge",
+            "certificate_not_after_timestamp_seconds",
+            "Until when the certificate is valid.",
+            [({"door": one.door}, one.identity.not_after.timestamp()) for one in some],
+        ),
+        Family(
+            "counter",
+            "certificate_reloads_total",
+            "How often other files of a certificate were read while the node served.",
+            [
+                ({"outcome": "success"}, sum(one.succeeded for one in some)),
+                ({"outcome": "failure"}, sum(one.failed for one in some)),
+            ],
+        ),
+    ]
 
 
 def families_of(reloader: Reloader) -> list[Family]:

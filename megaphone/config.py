@@ -27,7 +27,7 @@ from megaphone.core.destinations import Destinations
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
 from megaphone.process import memory
 from megaphone.process.cores import workers_for
-from megaphone.settings import MEMORY, Name, Nodes, Settings, Webhook
+from megaphone.settings import MEMORY, Name, Nodes, Settings, Tls, Webhook
 
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
@@ -35,6 +35,9 @@ AGENT = "agent"
 WEBHOOKS = "webhooks"
 WEBHOOKS_ALLOW = "webhooks_allow"
 NODES = "nodes"
+TLS = "tls"
+TABLES = {NODES: Nodes, TLS: Tls}
+"""The keys whose value is one table, and the type of that table."""
 CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
 """The modes in which an agent may start. An agent cannot start as PIPED, because that mode needs a
 target."""
@@ -42,6 +45,7 @@ FORMS = {
     AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
     WEBHOOKS: 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
     NODES: "a table such as nodes = {secret = TEXT, open = false}",
+    TLS: "a table such as tls = {certificate = FILE, key = FILE}",
 }
 """The allowed forms of keys with more than one value."""
 DEFAULT = "default"
@@ -171,7 +175,7 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
         key = key.lower()
         check_known(key, f"{VARIABLE}{name}")
         # The names of agents and webhooks stay as they are, because their case counts.
-        if key == NODES:
+        if key in TABLES:
             path = [name.lower() for name in path]
         values[key] = overlay(values.get(key), Value(nested(path, text), f"{VARIABLE}{name}"))
     return values
@@ -240,7 +244,8 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
     if WEBHOOKS in values:
         for name in checked[WEBHOOKS]:
             sources |= member_sources(WEBHOOKS, Webhook, values[WEBHOOKS], name)
-    sources |= member_sources(NODES, Nodes, values.get(NODES, Value({}, DEFAULT)))
+    for key, kind in TABLES.items():
+        sources |= member_sources(key, kind, values.get(key, Value({}, DEFAULT)))
     if not checked.get(AGENT):
         checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
@@ -263,6 +268,8 @@ def convert(key: str, value: Value) -> Any:
         return webhooks_table(value)
     if key == NODES:
         return nodes_table(value)
+    if key == TLS:
+        return tls_table(value)
     if key == AGENT:
         raw: Any = agents_table(value)
     else:
@@ -369,6 +376,27 @@ def nodes_table(value: Value) -> Nodes:
             " nodes.secret, which takes its place"
         )
     return nodes
+
+
+def tls_table(value: Value) -> Tls:
+    tls = checked_table(Tls, TLS, value)
+    check_whole(value, "tls", certificate=tls.certificate, key=tls.key)
+    if tls.client_ca is not None and tls.certificate is None:
+        raise ConfigError(
+            f"{value.source_of('client_ca')}: tls.client_ca is set, but not tls.certificate,"
+            " without which clients do not use TLS"
+        )
+    return tls
+
+
+def check_whole(value: Value, table: str, **members: object) -> None:
+    """Check that of some members of a table all are set or none. Raises: ConfigError."""
+    missing = [name for name, member in members.items() if member is None]
+    if missing and len(missing) < len(members):
+        present = next(name for name in members if name not in missing)
+        raise ConfigError(
+            f"{value.source_of(present)}: {table}.{present} is set, but not {table}.{missing[0]}"
+        )
 
 
 def checked_table(kind: type[Table], key: str, value: Value, inner: str = "") -> Table:

@@ -41,7 +41,8 @@ class Reloader:
         """How often everything stayed as it was, because a setting or a file was wrong."""
         self._parts: list[Reloadable] = []
         self._names: set[str] = set()
-        self._one_at_a_time = asyncio.Lock()
+        self.one_at_a_time = asyncio.Lock()
+        """Held while something is read again."""
 
     def add(self, part: Reloadable, *names: str) -> None:
         """Let new values of some settings take effect in a part of the node."""
@@ -56,7 +57,7 @@ class Reloader:
 
         Returns: whether the settings have taken effect.
         """
-        async with self._one_at_a_time:
+        async with self.one_at_a_time:
             try:
                 loaded, prepared = await asyncio.to_thread(self._prepare, load)
             except (ValueError, OSError) as error:

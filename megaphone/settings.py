@@ -130,6 +130,7 @@ StoreText = Annotated[
         ),
     ),
 ]
+Path = Annotated[str, Meta(min_length=1, description="a path")]
 Prefix = Annotated[
     str,
     Meta(
@@ -195,7 +196,7 @@ class Issuer:
     jwks_url: KeysUrl | None = None
     """Where its public keys are, as a set of JWKs. The node gets them at its start, every five
     minutes, and when a token names a key that it does not know. It follows no redirect."""
-    public_key_file: Annotated[str, Meta(min_length=1, description="a path")] | None = None
+    public_key_file: Path | None = None
     """A file with its public key or certificate in PEM, or with a set of JWKs."""
     secret: NodeSecret | None = field(default=None, repr=False)
     """A secret that it shares with this node, to sign by HS256."""
@@ -223,6 +224,21 @@ class Issuer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """The certificate of this node, for HTTP and gRPC. The files are in PEM form. They are read
+    again when their contents change, and new connections use the new ones."""
+
+    certificate: Path | None = None
+    """The file of the certificate, followed by those of its issuers except the root. With it, both
+    ports take only TLS. Its key may be of the kinds P-256, P-384 and RSA."""
+    key: Path | None = None
+    """The file of the private key of the certificate. It must not be encrypted."""
+    client_ca: Path | None = None
+    """The file of the authorities that issue client certificates. With it, every client of both
+    ports needs a certificate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that an operator can set. No setting is required."""
 
@@ -233,9 +249,12 @@ class Settings:
     addresses of the machine."""
     grpc_address: EndpointText = "127.0.0.1:3001"
     """The host and port on which gRPC listens, as for `address`."""
-    mng_socket_path: Annotated[str, Meta(min_length=1, description="a path")] | None = None
+    mng_socket_path: Path | None = None
     """The Unix socket of the admin API. Default: /run/megaphone.sock if this user may write there,
     otherwise a socket in the user's runtime directory or in the directory for temporary files."""
+
+    tls: Tls = field(default_factory=Tls)
+    """The certificate of this node. Without it, both ports are plain text."""
 
     # -- Agents
 
@@ -267,7 +286,7 @@ class Settings:
     store_wait_replicas: Annotated[int, whole(0, 10)] = 0
     """How many replicas of the store must have an event before its writer gets 201. If too few have
     it within a second, the writer gets STORE_UNAVAILABLE instead."""
-    store_password_file: Annotated[str, Meta(min_length=1, description="a path")] | None = None
+    store_password_file: Path | None = None
     """A file whose first line is the password of the store, if its URL has none."""
     store_prefix: Prefix = "megaphone"
     """What the names of all keys of the store begin with. Nodes share their channels if they have
@@ -329,8 +348,8 @@ class Settings:
     max_connections: Annotated[int, whole(1, 1_000_000)] | None = None
     """The largest number of open connections for HTTP, and the same number for gRPC. The node
     refuses further connections. Default: half of the number for which the descriptors (`ulimit -n`)
-    and an eighth of the memory are enough, at 16 KB per connection. The number is never larger than
-    the descriptors allow."""
+    and an eighth of the memory are enough, at 16 KB per connection, or 32 KB with TLS. The number
+    is never larger than the descriptors allow."""
     max_body_bytes: Annotated[int, whole(1, 1_073_741_824)] = 1_048_576
     """The size of the largest request body, and so of the largest event."""
     max_batch_events: Annotated[int, whole(1, 10_000_000)] = 100_000

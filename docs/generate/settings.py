@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from msgspec import Meta
 
 from megaphone.config import FORMS
-from megaphone.settings import Nodes, Settings, Webhook
+from megaphone.settings import Nodes, Settings, Tls, Webhook
 
 INTRODUCTION = """\
 # Settings
@@ -43,6 +43,7 @@ too; the image sets these two. [security.md](security.md) says whom they may fac
 SECTION = re.compile(r"^    # -- (.+)$")
 TABLES: Mapping[str, tuple[str, type]] = {
     "nodes": ("nodes.", Nodes),
+    "tls": ("tls.", Tls),
     "webhooks": ("webhooks.NAME.", Webhook),
 }
 """The settings that are tables: what stands before the names of their members, and their class."""

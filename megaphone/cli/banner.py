@@ -15,7 +15,8 @@ def announce(settings: Settings, http_port: int, grpc_port: int) -> None:
     process log."""
     if not os.isatty(STANDARD_OUTPUT):
         return
-    http = f"http://{reachable(settings.http_endpoint.with_port(http_port))}"
+    scheme = "http" if settings.tls.certificate is None else "https"
+    http = f"{scheme}://{reachable(settings.http_endpoint.with_port(http_port))}"
     text = (
         f"\n  Megaphone {__version__} is ready.\n\n"
         f"    HTTP   {http}\n"

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from megaphone.config import DEFAULT, KEYS, VARIABLE, Config
-from megaphone.settings import Nodes, Settings, Webhook
+from megaphone.settings import Nodes, Settings, Tls, Webhook
 
 HIDDEN = "…"
 
@@ -25,7 +25,7 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
     for setting in fields(Settings):
         value = getattr(loaded.settings, setting.name)
         source = loaded.sources[setting.name]
-        if isinstance(value, Nodes):
+        if isinstance(value, Nodes | Tls):
             continue
         if not isinstance(value, Mapping):
             yield line_of(setting.name, value, source, secrets)
@@ -35,13 +35,14 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
         yield f"\n[agent.virtual]  # {source}"
         for name, mode in loaded.settings.agent.items():
             yield f"{name} = {toml(mode)}"
+    yield from table("tls", loaded.settings.tls, loaded.sources, secrets)
     yield from table("nodes", loaded.settings.nodes, loaded.sources, secrets)
     for name, webhook in loaded.settings.webhooks.items():
         yield from table(f"webhooks.{name}", webhook, loaded.sources, secrets)
 
 
 def table(
-    path: str, members: Nodes | Webhook, sources: Mapping[str, str], secrets: bool
+    path: str, members: Nodes | Tls | Webhook, sources: Mapping[str, str], secrets: bool
 ) -> Iterator[str]:
     yield f"\n[{path}]"
     for member in fields(members):

@@ -1,6 +1,7 @@
 """`megaphone`: serve, look after a node, and use a broker as its clients do."""
 
 import gc
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,8 @@ def serve(
 
         supervise_until_stopped(settings, config)
         return
+    # Without it gRPC prints lines to standard error for each client that fails to shake hands.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     # Imported here, because it is slow to import and no other command needs it. Nothing of that is
     # garbage, and looking for some takes a tenth of the time.
     gc.disable()

@@ -7,7 +7,7 @@ COUNTING = ("counter", "histogram")
 """The types of metrics that only grow, so that they must not shrink when a process ends."""
 CHANNELS = "megaphone_channels"
 """A gauge that is a difference of counters: one process may remove a channel of another one."""
-OLDEST = ("process_start_time_seconds",)
+EARLIEST = ("process_start_time_seconds", "megaphone_certificate_not_after_timestamp_seconds")
 INFO = "_info"
 """How the name of a metric ends whose labels are what it says."""
 
@@ -24,7 +24,7 @@ class Family:
 def summed(texts: Iterable[bytes]) -> bytes:
     """Return the sum of the metrics of several processes.
 
-    Counters, gauges and histograms are added up. Of start times the earliest is kept, and metrics
+    Counters, gauges and histograms are added up. Of times the earliest is kept, and metrics
     that say something by their labels stay as they are.
     """
     families: dict[str, Family] = {}
@@ -42,7 +42,7 @@ def summed(texts: Iterable[bytes]) -> bytes:
 def merged(name: str, one: float | None, other: float) -> float:
     if one is None:
         return other
-    if name in OLDEST:
+    if name in EARLIEST:
         return min(one, other)
     return max(one, other) if name.endswith(INFO) else one + other
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import hdrs, web
@@ -31,8 +32,10 @@ class HttpServer:
         origins: Origins | None = None,
         connections: Connections | None = None,
         lane: Answering | None = None,
+        tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        """`lane` answers the most frequent requests without aiohttp, if it is given."""
+        """`lane` answers the most frequent requests without aiohttp, if it is given. `tls` returns
+        what each new connection needs for TLS; without it, connections are plain."""
         app = web.Application(client_max_size=max_body_bytes)
         app[BUDGET] = budget
         for route in routes:
@@ -51,6 +54,7 @@ class HttpServer:
         self._connections = connections or Connections()
         self._budget = budget
         self._lane = lane
+        self._tls = tls
         self._host: Host | None = None
         self._listener: asyncio.Server | None = None
 
@@ -61,7 +65,9 @@ class HttpServer:
         assert server is not None
         # Around the handler of all requests, so that it sees the errors of the router too.
         handler = with_error_responses(server.request_handler)
-        self._host = Host(server, self._connections, self._budget, HEALTH_PATHS, self._lane)
+        self._host = Host(
+            server, self._connections, self._budget, HEALTH_PATHS, self._lane, self._tls
+        )
         server.request_handler = self._announcing(handler)
         self._listener = await self._host.serve(listening)
         return 0 if listening.family == socket.AF_UNIX else int(listening.getsockname()[1])

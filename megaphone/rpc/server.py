@@ -11,6 +11,7 @@ import grpc
 
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.budget import Budget
+from megaphone.listen.certificates import Contents
 from megaphone.listen.sockets import (
     begin_no_connections,
     end_listening,
@@ -20,6 +21,7 @@ from megaphone.listen.sockets import (
 from megaphone.model import Endpoint
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
+from megaphone.rpc.encryption import server_credentials
 from megaphone.rpc.errors import ErrorInterceptor
 from megaphone.rpc.nodes import NodeInterceptor
 from megaphone.rpc.probes import HEALTH_SERVICE, Health
@@ -81,8 +83,11 @@ class GrpcServer:
         with_reflection: bool,
         connection_age_s: float | None = None,
         shares_port: bool = False,
+        tls: Callable[[], Contents] | None = None,
     ) -> None:
-        """With `shares_port`, other processes of the same user may listen on the same port.
+        """`tls` returns the certificate for each new connection; without it, connections are plain.
+
+        With `shares_port`, other processes of the same user may listen on the same port.
 
         Clients of a connection that is older than `connection_age_s` make their next calls on
         another one; calls that are under way go on. There is no other way to empty a server without
@@ -117,6 +122,7 @@ class GrpcServer:
             ],
         )
         self._port = 0
+        self._tls = tls
         self._connection_age_s = connection_age_s or 0.0
         self._health = Health(self._server, CHANNEL_SERVICE)
         add_ChannelServiceServicer_to_server(channels, self._server)
@@ -130,7 +136,11 @@ class GrpcServer:
         Raises: OSError, if the endpoint is in use or does not belong to this machine.
         """
         try:
-            port = self._server.add_insecure_port(str(endpoint))
+            if self._tls is None:
+                port = self._server.add_insecure_port(str(endpoint))
+            else:
+                credentials = server_credentials(self._tls)
+                port = self._server.add_secure_port(str(endpoint), credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {endpoint} for gRPC: is it in use?") from error
         await self._server.start()

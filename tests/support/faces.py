@@ -7,6 +7,7 @@ retry delay agree with the table in `megaphone.wire.errors`.
 
 import json
 import re
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -36,6 +37,7 @@ from megaphone.model import (
 from megaphone.wire.errors import DOMAIN, error_from, row_of
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+from tests.support.settings import certificates
 
 if TYPE_CHECKING:
     from megaphone_api.v1.channels_pb2_grpc import ChannelServiceAsyncStub
@@ -229,20 +231,25 @@ async def read_some(
 
 @asynccontextmanager
 async def http_face(app: App) -> AsyncIterator["HttpFace"]:
-    async with aiohttp.ClientSession() as session:
-        yield HttpFace(session, app.http_port)
+    connector, scheme = None, "http"
+    if app.reloader.settings.tls.certificate is not None:
+        trusting = ssl.create_default_context(cafile=certificates().authority)
+        connector, scheme = aiohttp.TCPConnector(ssl=trusting), "https"
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield HttpFace(session, app.http_port, scheme)
 
 
 class HttpFace:
     name = "http"
 
-    def __init__(self, session: aiohttp.ClientSession, port: int) -> None:
+    def __init__(self, session: aiohttp.ClientSession, port: int, scheme: str = "http") -> None:
         self.session = session
         self.port = port
+        self.scheme = scheme
 
     def url(self, path: str) -> URL:
         """Return the URL of a path that is already percent-encoded."""
-        return URL(f"http://127.0.0.1:{self.port}{path}", encoded=True)
+        return URL(f"{self.scheme}://127.0.0.1:{self.port}{path}", encoded=True)
 
     async def create(
         self, protocols: Sequence[str] = (), options: ChannelOptions = NO_OPTIONS
@@ -474,8 +481,16 @@ async def http_error(response: aiohttp.ClientResponse) -> MegaphoneError:
 
 @asynccontextmanager
 async def grpc_face(app: App) -> AsyncIterator["GrpcFace"]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
+    async with grpc_channel(app) as channel:
         yield GrpcFace(channel)
+
+
+def grpc_channel(app: App) -> grpc.aio.Channel:
+    target = f"127.0.0.1:{app.grpc_port}"
+    if app.reloader.settings.tls.certificate is None:
+        return grpc.aio.insecure_channel(target)
+    authority = certificates().authority.read_bytes()
+    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(authority))
 
 
 def agent_of(*addresses: str) -> tuple[tuple[str, str], ...]:

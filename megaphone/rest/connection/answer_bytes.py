@@ -43,6 +43,15 @@ def error_bytes(error: MegaphoneError) -> bytes:
     return with_json(line, json.error(error.code, str(error), status.value), more)
 
 
+def refused_plain_text() -> bytes:
+    """Return the answer, in plain text, for a client that does not speak TLS as it should. It is
+    the last on its connection."""
+    status = HTTPStatus.BAD_REQUEST
+    body = json.error("BAD_REQUEST", "this port takes only TLS: call https://", status.value)
+    line = f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
+    return with_json(line, body, b"Connection: close\r\n")
+
+
 def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """Yield an answer with JSON that is made in pieces. A long one has chunks, and no length, so
     that its first pieces can be sent before the last ones are made."""

@@ -10,6 +10,7 @@ read in two ways. When a read begins, the connection becomes a *stream*.
 import asyncio
 import logging
 import socket
+import ssl
 from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
 from megaphone.model import NewEvent
 from megaphone.rest.connection.answer_bytes import internal_error
+from megaphone.rest.connection.encryption import EncryptedTransport
 from megaphone.rest.connection.guest import Guest
 from megaphone.rest.connection.limits import REFUSAL, Admission, Connections
 from megaphone.rest.connection.stream import EventStream, Framing
@@ -146,6 +148,8 @@ class Host:
     probe_paths: Container[str]
     lane: Answering | None
     """None if aiohttp answers every request."""
+    tls: Callable[[], ssl.SSLContext] | None = None
+    """Returns what a new connection needs for TLS; None if the face is plain."""
     turn: Turn = field(init=False)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     open: set["Connection"] = field(default_factory=set)
@@ -220,7 +224,10 @@ class Host:
 
 def protocol_of(host: Host) -> asyncio.Protocol:
     """Return the protocol of a new connection for an event loop."""
-    return cast("asyncio.Protocol", Connection(host))
+    connection = cast("asyncio.Protocol", Connection(host))
+    if host.tls is None:
+        return connection
+    return cast("asyncio.Protocol", EncryptedTransport(host.tls(), connection))
 
 
 class Connection:
@@ -341,6 +348,12 @@ class Connection:
         """Reset the connection."""
         if self._transport is not None:
             self._transport.abort()
+
+    @property
+    def certificate_names(self) -> tuple[str, ...]:
+        """The names in the certificate of the client, if it was asked for one."""
+        transport: object = self._transport
+        return transport.certificate_names if isinstance(transport, EncryptedTransport) else ()
 
     @property
     def _is_busy(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 from megaphone.core.budget import Budget
 from megaphone.core.open_read import OpenRead
 from megaphone.errors import MegaphoneError
+from megaphone.rest.connection.encryption import EncryptedTransport
 from megaphone.rest.connection.peers import probe_often
 from megaphone.rest.connection.turn import Turn
 
@@ -109,6 +110,7 @@ class EventStream:
         "_reader",
         "_sent",
         "_socket",
+        "_tls",
         "_transport",
         "_turn",
     )
@@ -124,13 +126,14 @@ class EventStream:
         is_chunked: bool = True,
     ) -> None:
         """`is_chunked` is False for a client of HTTP/1.0."""
-        self._transport = transport
+        self._tls = transport if isinstance(transport, EncryptedTransport) else None
+        self._transport = transport if self._tls is None else self._tls.tcp
         self._reader = reader
         self._framing = framing
         self._turn = turn
         self._budget = budget
         self._is_chunked = is_chunked
-        self._socket = socket_under(transport)
+        self._socket = socket_under(self._transport)
         self._sent = 0
         self._open_bytes = 0
         """How many bytes were sent since the kernel last checked its limit."""
@@ -152,12 +155,10 @@ class EventStream:
 
     def start(self, head: bytes) -> None:
         """Send the first bytes of the answer, and what is ready."""
-        # The default of 64 KiB would count events as sent that are still in this process. With a
-        # limit of 0, a transport that encrypts would pause for ever.
-        high = 0 if self._socket is not None else 1
-        self._transport.set_write_buffer_limits(high=high)
+        # The default of 64 KiB would count events as sent that are still in this process.
+        self._transport.set_write_buffer_limits(high=0)
         # Because answers to earlier requests may still be in the transport.
-        self._is_paused = self._transport.get_write_buffer_size() > high
+        self._is_paused = self._transport.get_write_buffer_size() > 0
         probe_often(self._transport)
         reader = self._reader
         reader.attach(self, self._on_ready)
@@ -291,6 +292,8 @@ class EventStream:
 
     def _send(self, piece: Piece) -> bool:
         """Send up to about one piece. Returns: whether the kernel has all of it."""
+        if self._tls is not None:
+            piece = self._tls.sealed(piece)
         size = len(piece)
         self._sent += size
         connection = self._socket
@@ -344,15 +347,18 @@ class EventStream:
 
     def _end(self) -> None:
         self._reader.close(clean=True)
-        self._give_socket_back()
-        self._transport.close()
+        self._close()
 
     def _cut_off(self) -> None:
         """Close the connection before the end of the answer. The client still gets what was
         sent."""
         self._reader.close(clean=False)
+        self._close()
+
+    def _close(self) -> None:
+        """Close the connection when everything is sent."""
         self._give_socket_back()
-        self._transport.close()
+        (self._tls or self._transport).close()
 
     def _break(self) -> None:
         """End the connection so that the client sees that the answer is incomplete."""
@@ -367,13 +373,13 @@ class EventStream:
 
 
 def socket_under(transport: asyncio.Transport) -> socket.socket | None:
-    """Return the socket of a transport; None if the transport encrypts what it sends.
+    """Return the socket of a transport, if it has one.
 
     The caller may use the socket only while the transport is not closing, and must detach it in
     the end, because the transport closes it.
     """
     connection = transport.get_extra_info("socket")
-    if connection is None or transport.get_extra_info("sslcontext") is not None:
+    if connection is None:
         return None
     return socket.socket(connection.family, connection.type, fileno=connection.fileno())
 

@@ -1,0 +1,155 @@
+"""The certificate changes while clients of both faces read and write."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import grpc
+import pytest
+
+from megaphone.app import App, running
+from megaphone.settings import Settings
+from megaphone_api.v1 import channels_pb2 as pb
+from tests.support.certificates import Authority, Certificates
+from tests.support.faces import Created, Face, GrpcFace, HttpFace, OpenRead, take
+from tests.support.scenes import numbers
+from tests.support.settings import IS_LONG, fast_settings
+
+READS = 500 if IS_LONG else 10
+"""How many reads are open on each face."""
+RELOADS = 100 if IS_LONG else 10
+
+pytestmark = pytest.mark.timeout(600 if IS_LONG else 60)
+
+
+@asynccontextmanager
+async def http_client(
+    app: App, trusted: bytes, client: Certificates | None = None
+) -> AsyncIterator[HttpFace]:
+    context = ssl.create_default_context(cadata=trusted.decode())
+    if client is not None:
+        context.load_cert_chain(client.certificate, client.key)
+    connector = aiohttp.TCPConnector(ssl=context, limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        yield HttpFace(session, app.http_port, "https")
+
+
+@asynccontextmanager
+async def grpc_client(
+    app: App, trusted: bytes, client: Certificates | None = None
+) -> AsyncIterator[GrpcFace]:
+    own = () if client is None else (client.key.read_bytes(), client.certificate.read_bytes())
+    # Without the option, channels with the same credentials share their connections.
+    async with grpc.aio.secure_channel(
+        f"127.0.0.1:{app.grpc_port}",
+        grpc.ssl_channel_credentials(trusted, *own),
+        options=[("grpc.use_local_subchannel_pool", 1)],
+    ) as channel:
+        yield GrpcFace(channel)
+
+
+Client = Callable[
+    [App, bytes, Certificates | None], AbstractAsyncContextManager[HttpFace | GrpcFace]
+]
+CLIENTS: dict[str, Client] = {"http": http_client, "grpc": grpc_client}
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+async def reload(app: App, change: Callable[[Settings], Settings] = lambda same: same) -> bool:
+    return await app.reloader.reload(change)
+
+
+async def serves(app: App, trusted: bytes, name: str, client: Certificates | None = None) -> bool:
+    """Return whether a new connection can be made to a face."""
+    try:
+        async with CLIENTS[name](app, trusted, client) as face, asyncio.timeout(10):
+            if isinstance(face, GrpcFace):
+                await face.stub.CreateChannel(pb.CreateChannelRequest())
+            else:
+                await face.create()
+    except (aiohttp.ClientConnectionError, grpc.aio.AioRpcError):
+        return False
+    return True
+
+
+async def test_no_open_read_notices_that_the_certificate_changes(authority: Authority) -> None:
+    made = authority.issue()
+    trusted = authority.file.read_bytes()
+    settings = fast_settings(tls=made.tls, poll_duration_millis=600_000)
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(running(settings))
+        reads: list[tuple[Face, Created, OpenRead]] = []
+        for name, client in CLIENTS.items():
+            for number in range(READS):
+                if number % 50 == 0:  # streams of a connection
+                    face: Face = await stack.enter_async_context(client(app, trusted, None))
+                channel = await face.create()
+                read = await stack.enter_async_context(face.read(channel.consumer))
+                reads.append((face, channel, read))
+            assert len(reads) % READS == 0, name
+        for round_ in range(RELOADS):
+            authority.issue(days=2 + round_)
+            assert await reload(app)
+            for face, channel, read in reads[round_ :: max(1, RELOADS // 5)]:
+                await face.write(channel.producer, "s", b"%d" % round_)
+                assert numbers(await take(read, 1)) == [round_]
+            for name in CLIENTS:
+                assert await serves(app, trusted, name)
+        assert app.metrics.reads_open == len(reads)
+        count = f'megaphone_certificate_reloads_total{{outcome="success"}} {RELOADS}\n'
+        assert count in app.metrics.render().decode()
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+async def test_new_connections_get_the_new_certificate(
+    authority: Authority, name: str, tmp_path: Path
+) -> None:
+    made = authority.issue()
+    trusted = authority.file.read_bytes()
+    (tmp_path / "other").mkdir()
+    other = Authority(tmp_path / "other")
+    async with running(fast_settings(tls=made.tls)) as app:
+        assert await serves(app, trusted, name)
+        theirs = other.issue()
+        made.certificate.write_bytes(theirs.certificate.read_bytes())
+        assert not await reload(app)  # the key is still that of the first
+        assert await serves(app, trusted, name)
+        made.key.write_bytes(theirs.key.read_bytes())
+        assert await reload(app)
+        assert not await serves(app, trusted, name)
+        assert await serves(app, other.file.read_bytes(), name)
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+async def test_the_authority_of_clients_changes(
+    authority: Authority, name: str, tmp_path: Path
+) -> None:
+    made = authority.issue()
+    trusted = authority.file.read_bytes()
+    (tmp_path / "other").mkdir()
+    other = Authority(tmp_path / "other")
+    first, second = authority.issue("first"), other.issue("second")
+    async with running(fast_settings(tls=made.tls_for_known_clients)) as app:
+        assert not await serves(app, trusted, name)
+        assert await serves(app, trusted, name, first)
+        assert not await serves(app, trusted, name, second)
+        async with CLIENTS[name](app, trusted, first) as face:
+            channel = await face.create()
+            async with face.read(channel.consumer) as read:
+                await face.write(channel.producer, "s", b"1")
+                assert numbers(await take(read, 1)) == [1]
+                tls = replace(made.tls, client_ca=str(other.file))
+                assert await reload(app, lambda present: replace(present, tls=tls))
+                assert not await serves(app, trusted, name, first)
+                assert await serves(app, trusted, name, second)
+                async with CLIENTS[name](app, trusted, second) as writer:
+                    await writer.write(channel.producer, "s", b"2")
+                assert numbers(await take(read, 1)) == [2]
