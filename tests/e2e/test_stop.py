@@ -33,7 +33,8 @@ fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 """Runs a command whose terminal is its standard input."""
-GONE_WITHIN_S = 3.0
+GONE_WITHIN_S = 8.0
+"""Less than a read or a waiting writer has. It takes a second, but several on a busy machine."""
 
 
 async def open_http_read(

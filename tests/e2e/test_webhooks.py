@@ -185,7 +185,7 @@ async def test_a_receiver_that_refuses_does_not_hold_up_the_stop_and_the_loss_is
         await create(broker, 3)
         started = time.monotonic()
         log = await stopped(broker)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 8  # it takes two seconds, but more on a busy machine
     assert receiver.told == []
     assert "webhook audit: stopped; 3 channels in total were not reported" in log
 

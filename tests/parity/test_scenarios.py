@@ -47,6 +47,8 @@ from tests.support.scenes import (
 
 pytestmark = pytest.mark.timeout(30)
 
+LATE_S = 8
+"""A busy machine may be late, but not so late that a read or a writer comes to its usual end."""
 ACKNOWLEDGING = ReadOptions(acknowledge=True)
 READS = [
     pytest.param(PLAIN, id="plain"),
@@ -241,7 +243,7 @@ async def test_read_ends_cleanly_after_the_poll_duration(face: Face) -> None:
     began = now()
     async with face.read(channel.consumer) as read:
         assert [event async for event in read] == []
-    assert 0.39 <= now() - began < 3
+    assert 0.35 <= now() - began < LATE_S
     assert read.heartbeats == 0, "heartbeats must be asked for"
 
 
@@ -251,7 +253,7 @@ async def test_read_ends_cleanly_in_the_middle_of_traffic(writer: Face, reader: 
     async with traffic(writer, channel):
         began = now()
         events = await read_all(reader, channel.consumer)
-        assert 0.19 <= now() - began < 3
+        assert 0.15 <= now() - began < LATE_S
         events += await read_all(reader, channel.consumer)
     assert len(events) > 10
     assert numbers(events) == list(range(len(events)))
@@ -286,7 +288,7 @@ async def test_read_ends_cleanly_after_its_own_wait(face: Face) -> None:
     channel = await face.create()
     began = now()
     assert await read_all(face, channel.consumer, ReadOptions(wait_s=0.2)) == []
-    assert 0.19 <= now() - began < 3
+    assert 0.15 <= now() - began < LATE_S
 
 
 async def test_read_without_a_wait_takes_what_is_ready(face: Face) -> None:
@@ -302,7 +304,7 @@ async def test_read_without_a_wait_ends_at_once_when_nothing_is_ready(face: Face
     channel = await face.create()
     began = now()
     assert await read_all(face, channel.consumer, ReadOptions(wait_s=0)) == []
-    assert now() - began < 2
+    assert now() - began < LATE_S
 
 
 async def test_read_shows_signs_of_life_when_asked(face: Face) -> None:
@@ -957,7 +959,7 @@ async def test_shutdown_ends_reads_cleanly_and_refuses_waiting_writers(
             waiting = asyncio.create_task(write_numbers(face, full_channel, [1]))
             await eventually(writers_wait(app, 1))
             began = now()
-        assert now() - began < 2
+        assert now() - began < LATE_S
         assert [event async for event in read] == []
         with pytest.raises(ShuttingDown):
             await waiting
