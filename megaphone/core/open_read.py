@@ -7,6 +7,7 @@ ready, sends what it gets, and calls `next` again when the connection has all th
 
 import asyncio
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -42,7 +43,7 @@ class Client(Protocol):
         """
 
 
-class OpenRead(Generic[T]):
+class OpenRead(ABC, Generic[T]):
     """Batches for one client. A subclass says where they come from.
 
     The owner of the connection must call `attach` before it first calls `next`, and must call
@@ -84,6 +85,7 @@ class OpenRead(Generic[T]):
         read waited for a store that had nothing more."""
         self._look_timer: asyncio.TimerHandle | None = None
 
+    @abstractmethod
     def attach(self, client: Client | None, on_ready: Callable[[], None]) -> None:
         """Say who takes the batches.
 
@@ -91,8 +93,8 @@ class OpenRead(Generic[T]):
         over; and sometimes in vain. It is called in the middle of other calls, so it must only note
         that something is ready.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def next(self) -> list[T] | None:
         """Return the next batch: all that is ready, in order, up to a size that fits the speed of
         the client.
@@ -103,37 +105,36 @@ class OpenRead(Generic[T]):
         Returns an empty list if a heartbeat is due. Returns None if nothing is ready, or if the
         read is over (`is_over`).
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def size_of(self, batch: list[T]) -> int:
         """Return how many bytes a batch counts: bodies, and an overhead for each event."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self) -> None:
         """End the read after the present batch, so that it can end cleanly."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settle(self) -> "asyncio.Future[bool] | None":
         """End the read cleanly in the store before its client learns of the end.
 
         The owner of the connection calls this once `is_over` is set. Returns: None, if `close` does
         it at once. Otherwise a future, which says whether the client may see a clean end.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self, *, clean: bool) -> None:
         """Release what the read has. A second call changes nothing.
 
         After a clean end all events of the read count as sent. After another end the next reader
         may get events of this read again.
         """
-        raise NotImplementedError
 
     # -- Inside: heartbeats
 
+    @abstractmethod
     def _wake(self) -> None:
         """Call `on_ready`."""
-        raise NotImplementedError
 
     def _heartbeat(self, now: float) -> list[T] | None:
         if now < self._heartbeat_at:
