@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from megaphone.access.doorkeeper import Doorkeeper
 from megaphone.backend import Backend, backend
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.admin import Admin
@@ -37,6 +38,7 @@ from megaphone.process import descriptors, memory
 from megaphone.process.terminal import has_terminal
 from megaphone.reload import Reloader
 from megaphone.rest.admin import AdminApi
+from megaphone.rest.callers import Callers
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.cors import Origins
 from megaphone.rest.lane import Lane
@@ -84,6 +86,7 @@ class App:
     http_port: int
     grpc_port: int
     reloader: Reloader
+    doorkeeper: Doorkeeper
     leave: Callable[[], Awaitable[None]]
     """Stop listening, and wait until all clients have gone without a refused call. For workers."""
 
@@ -131,7 +134,14 @@ async def running(
             counts=metrics,
             let_others_have=None if worker is None else worker.let_others_have,
         )
-        http, grpc = faces(settings, built, budget, metrics, connections, worker, certificates)
+        doorkeeper = Doorkeeper(
+            settings, tenants=tenants, clock=loop_time, on_change=broker.end_refused_reads
+        )
+        reloader.add(doorkeeper, "auth")
+        metrics.add(lambda: refusals_of(doorkeeper))
+        http, grpc = faces(
+            settings, built, doorkeeper, budget, metrics, connections, worker, certificates
+        )
         if certificates is not None:
             checking = asyncio.create_task(certificates.keep_current(reloader.one_at_a_time))
             stack.callback(checking.cancel)
@@ -181,6 +191,7 @@ async def running(
             http_port,
             grpc_port,
             reloader,
+            doorkeeper,
             leave,
         )
 
@@ -205,6 +216,7 @@ async def report_health(broker: Broker, grpc: GrpcServer) -> None:
 def faces(
     settings: Settings,
     built: Backend,
+    doorkeeper: Doorkeeper,
     budget: Budget,
     metrics: Metrics,
     connections: Connections,
@@ -215,18 +227,19 @@ def faces(
     broker = built.broker
     all_metrics = metrics.text if worker is None else worker.gather
     http = HttpServer(
-        public_routes(broker, all_metrics, with_pages=settings.http_pages),
+        public_routes(broker, Callers(doorkeeper), all_metrics, with_pages=settings.http_pages),
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         origins=Origins(settings.cors_allow_origin),
         connections=connections,
-        lane=lane_of(broker, settings),
+        lane=lane_of(broker, doorkeeper, settings),
         tls=None if certificates is None else lambda: certificates.identity.context,
     )
     grpc = GrpcServer(
-        ChannelServicer(broker, budget),
+        ChannelServicer(broker, budget, doorkeeper),
         SyncServicer(built.incoming),
         NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_endpoint)),
+        doorkeeper,
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         max_members=max(settings.max_batch_events, settings.max_addresses),
@@ -267,11 +280,11 @@ async def serving_admin(
         yield
 
 
-def lane_of(broker: Broker, settings: Settings) -> Lane | None:
+def lane_of(broker: Broker, doorkeeper: Doorkeeper, settings: Settings) -> Lane | None:
     """Return the lane of the HTTP face, unless it is switched off."""
     if not settings.http_lane:
         return None
-    return Lane(broker, settings.max_body_bytes, Origins(settings.cors_allow_origin))
+    return Lane(broker, doorkeeper, settings.max_body_bytes, Origins(settings.cors_allow_origin))
 
 
 async def let_clients_go(
@@ -360,6 +373,12 @@ def families_of(reloader: Reloader) -> list[Family]:
     samples = [({"outcome": outcome}, count) for outcome, count in outcomes.items()]
     meaning = "How often the settings were read again while the node served."
     return [Family("counter", "reloads_total", meaning, samples)]
+
+
+def refusals_of(doorkeeper: Doorkeeper) -> list[Family]:
+    samples = [({"reason": code}, count) for code, count in doorkeeper.refused.counts.items()]
+    meaning = "How many tokens and other proofs were refused, by the code of the error."
+    return [Family("counter", "auth_failures_total", meaning, samples)]
 
 
 async def serve(

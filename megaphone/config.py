@@ -16,6 +16,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -27,7 +28,7 @@ from megaphone.core.destinations import Destinations
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
 from megaphone.process import memory
 from megaphone.process.cores import workers_for
-from megaphone.settings import MEMORY, Name, Nodes, Settings, Tls, Webhook
+from megaphone.settings import MEMORY, Auth, Name, Nodes, Settings, Tls, Token, Webhook
 
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
@@ -38,12 +39,15 @@ NODES = "nodes"
 TLS = "tls"
 TABLES = {NODES: Nodes, TLS: Tls}
 """The keys whose value is one table, and the type of that table."""
+AUTH = "auth"
+TOKENS = "tokens"
 CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
 """The modes in which an agent may start. An agent cannot start as PIPED, because that mode needs a
 target."""
 FORMS = {
     AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
     WEBHOOKS: 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
+    AUTH: 'tables such as auth = {require = ["create"]} and auth.tokens.name = {sha256 = TEXT, …}',
     NODES: "a table such as nodes = {secret = TEXT, open = false}",
     TLS: "a table such as tls = {certificate = FILE, key = FILE}",
 }
@@ -177,6 +181,8 @@ def read_environment(environment: Mapping[str, str]) -> dict[str, Value]:
         # The names of agents and webhooks stay as they are, because their case counts.
         if key in TABLES:
             path = [name.lower() for name in path]
+        elif key == AUTH:  # only the second one is a name that somebody has chosen
+            path = [name if place == 1 else name.lower() for place, name in enumerate(path)]
         values[key] = overlay(values.get(key), Value(nested(path, text), f"{VARIABLE}{name}"))
     return values
 
@@ -246,6 +252,7 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
             sources |= member_sources(WEBHOOKS, Webhook, values[WEBHOOKS], name)
     for key, kind in TABLES.items():
         sources |= member_sources(key, kind, values.get(key, Value({}, DEFAULT)))
+    sources |= auth_sources(values.get(AUTH, Value({}, DEFAULT)))
     if not checked.get(AGENT):
         checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
         checked.setdefault(WARMUP, 0.0)
@@ -270,10 +277,12 @@ def convert(key: str, value: Value) -> Any:
         return nodes_table(value)
     if key == TLS:
         return tls_table(value)
+    if key == AUTH:
+        return auth_table(value)
     if key == AGENT:
         raw: Any = agents_table(value)
     else:
-        raw = listed(value.raw) if get_origin(TYPES[key]) is tuple else value.raw
+        raw = listed(value.raw, TYPES[key])
     try:
         return msgspec.convert(raw, TYPES[key], strict=False)
     except msgspec.ValidationError as error:
@@ -282,9 +291,9 @@ def convert(key: str, value: Value) -> Any:
         raise refused(key, value, allowed(TYPES[key]) or str(error)) from None
 
 
-def listed(raw: Any) -> Any:
+def listed(raw: Any, kind: Any) -> Any:
     """Return the entries of a list, if a file or a variable has them in one text with commas."""
-    if not isinstance(raw, str):
+    if not isinstance(raw, str) or get_origin(kind) is not tuple:
         return raw
     return [entry.strip() for entry in raw.split(",") if entry.strip()]
 
@@ -308,6 +317,8 @@ def allowed(kind: Any) -> str | None:
         return "true or false"
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "one of " + ", ".join(member.value for member in kind)
     for note in getattr(kind, "__metadata__", ()):
         if isinstance(note, msgspec.Meta) and note.description:
             return note.description
@@ -399,15 +410,55 @@ def check_whole(value: Value, table: str, **members: object) -> None:
         )
 
 
-def checked_table(kind: type[Table], key: str, value: Value, inner: str = "") -> Table:
+def auth_table(value: Value) -> Auth:
+    tokens = named_tables(Token, AUTH, value, TOKENS)
+    auth = checked_table(Auth, AUTH, value, ready={TOKENS: tokens})
+    owners: dict[str, str] = {}
+    for name, token in tokens.items():
+        for digest in filter(None, (token.sha256, token.previous_sha256)):
+            if (owner := owners.setdefault(digest, name)) != name:
+                raise ConfigError(
+                    f"{value.source_of(TOKENS)}: {AUTH}.{TOKENS}.{name} has the same token as"
+                    f" {AUTH}.{TOKENS}.{owner}"
+                )
+    return auth
+
+
+def auth_sources(value: Value) -> dict[str, str]:
+    sources = member_sources(AUTH, Auth, value)
+    for name in value.raw.get(TOKENS, {}):
+        sources |= member_sources(AUTH, Token, value, within(TOKENS, name))
+    return sources
+
+
+def named_tables(kind: type[Table], key: str, value: Value, group: str) -> dict[str, Table]:
+    """Check the tables of one kind that stand, each under its own name, in the table `group` of a
+    table. An error does not repeat a value."""
+    if not isinstance(value.raw, dict) or not isinstance(value.raw.get(group, {}), dict):
+        raise refused_unshown(key, value.source_of(group), FORMS[key])
+    named = value.raw.get(group, {})
+    for name in named:
+        if not fits(name, Name):
+            path = within(key, group)
+            raise refused_unshown(path, value.source_of(group), f"as a name {allowed(Name)}")
+    return {name: checked_table(kind, key, value, within(group, name)) for name in named}
+
+
+def checked_table(
+    kind: type[Table],
+    key: str,
+    value: Value,
+    inner: str = "",
+    ready: Mapping[str, Any] | None = None,
+) -> Table:
     """Check member by member a table whose keys are the fields of a dataclass.
 
-    The table is the value itself, or the one at the path `inner` within it. An error names the
-    place of a mistake without repeating a value that may be secret.
+    The table is the value itself, or the one at the path `inner` within it. The members in `ready`
+    are checked already. An error names the place of a mistake without repeating a value that may be
+    secret.
     """
-    path, table = within(key, inner) if inner else key, value.raw
-    if inner:
-        table = table[inner]
+    path, table = within(key, inner) if inner else key, table_at(value.raw, inner)
+    ready = ready or {}
     if not isinstance(table, dict):
         raise refused_unshown(path, value.source_of(inner), FORMS[key])
     types = get_type_hints(kind, include_extras=True)
@@ -416,13 +467,24 @@ def checked_table(kind: type[Table], key: str, value: Value, inner: str = "") ->
         if not fits(name, Name):
             raise refused_unshown(path, source, FORMS[key])
         check_known(name, source, f"{path}.", list(types))
-        if not fits(raw, types[name]):
+        if name not in ready and not fits(listed(raw, types[name]), types[name]):
             raise refused_unshown(f"{path}.{name}", source, allowed(types[name]) or FORMS[key])
     for member in fields(kind):  # type: ignore[arg-type]
         if member.name not in table and member.default is member.default_factory is MISSING:
             form = allowed(types[member.name])
             raise ConfigError(f"{value.source}: {path}.{member.name} is missing; allowed is {form}")
-    return msgspec.convert(table, kind, strict=False)
+    members = {
+        name: msgspec.convert(listed(raw, types[name]), types[name], strict=False)
+        for name, raw in table.items()
+        if name not in ready
+    }
+    return kind(**members, **ready)
+
+
+def table_at(raw: Any, path: str) -> Any:
+    for name in path.split(".") if path else ():
+        raw = raw[name]
+    return raw
 
 
 def fits(raw: Any, kind: Any) -> bool:
@@ -436,7 +498,7 @@ def fits(raw: Any, kind: Any) -> bool:
 
 def member_sources(key: str, kind: Any, value: Value, inner: str = "") -> dict[str, str]:
     """Return the source of each member of a checked table."""
-    table = value.raw[inner] if inner else value.raw
+    table = table_at(value.raw, inner)
     return {
         within(within(key, inner) if inner else key, member.name): (
             value.source_of(within(inner, member.name)) if member.name in table else DEFAULT

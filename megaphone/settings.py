@@ -15,7 +15,9 @@ from msgspec import Meta
 from megaphone.model import (
     ENDPOINT_PATTERN,
     MAX_NAME_LENGTH,
+    MAX_TENANT_LENGTH,
     PORT_PATTERN,
+    Action,
     AgentMode,
     ChannelLimits,
     Endpoint,
@@ -31,6 +33,8 @@ def seconds(least: float, most: float) -> Meta:
 
 
 DAY_S = 86_400
+DEFAULT_TENANT = "default"
+"""The name of the tenant of callers for whom no other one is set."""
 MAX_CAPACITY = 100_000
 
 Name = Annotated[
@@ -38,6 +42,13 @@ Name = Annotated[
     Meta(
         pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_NAME_LENGTH}}}\Z",
         description=f"1 to {MAX_NAME_LENGTH} letters, digits, underscores and hyphens",
+    ),
+]
+TenantName = Annotated[
+    str,
+    Meta(
+        pattern=rf"^[A-Za-z0-9_-]{{1,{MAX_TENANT_LENGTH}}}\Z",
+        description=f"1 to {MAX_TENANT_LENGTH} letters, digits, underscores and hyphens",
     ),
 ]
 EndpointText = Annotated[
@@ -145,6 +156,20 @@ NodeUrl = Annotated[
         description="the gRPC address of a node, such as http://host:3001",
     ),
 ]
+Sha256 = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-f]{64}\Z",
+        description="64 hexadecimal digits in small letters: `megaphone token new` prints them",
+    ),
+]
+StreamPattern = Annotated[
+    str,
+    Meta(
+        pattern=r"^[^*,]+\*?\Z|^\*\Z",
+        description="the id of a stream, or the beginning of such ids and then *",
+    ),
+]
 Milliseconds = Annotated[int, whole(1, DAY_S * 1000)]
 Seconds = Annotated[float, seconds(0.001, DAY_S)]
 SecondsOrZero = Annotated[float, seconds(0, DAY_S)]
@@ -239,6 +264,36 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """A token, and what its owner may do. The settings have only a hash of it."""
+
+    sha256: Sha256 = field(repr=False)
+    """The SHA-256 of the token."""
+    previous_sha256: Sha256 | None = field(default=None, repr=False)
+    """The SHA-256 of a second token, which is as good as the first. Set it while you change the
+    token."""
+    tenant: TenantName = DEFAULT_TENANT
+    """The tenant to which the owner of the token belongs."""
+    actions: tuple[Action, ...]
+    """What the owner of the token may do besides what everybody may do."""
+    streams: tuple[StreamPattern, ...] = ("*",)
+    """The streams to which the token allows writes, and which it allows to be read. A read with a
+    token for some streams must name the streams that it wants."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Who may do what. Without any of this, everybody who reaches the node may do everything, and
+    the node looks at no token."""
+
+    require: tuple[Action, ...] = ()
+    """The actions that need a token. Everybody may do the others. An environment variable has
+    commas between the actions."""
+    tokens: Mapping[Name, Token] = field(default_factory=dict)
+    """Tokens, each under its own name. `megaphone token new NAME` makes one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Everything that an operator can set. No setting is required."""
 
@@ -277,6 +332,11 @@ class Settings:
     drain_timeout_secs: Seconds = 30.0
     """How long a stopping node may take to move its agents, or, if the channels are in a shared
     store, to serve its gRPC clients until they have gone."""
+
+    # -- Who may do what
+
+    auth: Auth = field(default_factory=Auth)
+    """Who may do what. SIGHUP lets changes take effect."""
 
     # -- The store
 

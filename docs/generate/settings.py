@@ -6,13 +6,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
+from enum import Enum
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Meta
 
 from megaphone.config import FORMS
-from megaphone.settings import Nodes, Settings, Tls, Webhook
+from megaphone.settings import Auth, Nodes, Settings, Tls, Token, Webhook
 
 INTRODUCTION = """\
 # Settings
@@ -42,6 +43,8 @@ too; the image sets these two. [security.md](security.md) says whom they may fac
 """
 SECTION = re.compile(r"^    # -- (.+)$")
 TABLES: Mapping[str, tuple[str, type]] = {
+    "auth": ("auth.", Auth),
+    "auth.tokens": ("auth.tokens.NAME.", Token),
     "nodes": ("nodes.", Nodes),
     "tls": ("tls.", Tls),
     "webhooks": ("webhooks.NAME.", Webhook),
@@ -72,8 +75,8 @@ def described(owner: type, prefix: str) -> Iterator[str]:
             yield f"## {section}\n"
         yield f"### `{prefix}{field.name}`\n"
         yield f"{source.docstrings[field.name]}\n"
-        if not prefix and field.name in TABLES:
-            yield from described(TABLES[field.name][1], TABLES[field.name][0])
+        if (table := TABLES.get(prefix + field.name)) is not None:
+            yield from described(table[1], table[0])
         else:
             yield f"{facts(field, types[field.name])}\n"
 
@@ -127,6 +130,8 @@ def allowed_by(kind: Any) -> str:
             return meta.description
     if get_origin(kind) is Literal:
         return " or ".join(f"`{word}`" for word in get_args(kind))
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return " or ".join(f"`{member.value}`" for member in kind)
     if get_origin(kind) is tuple:
         return f"a list, each entry of which is {allowed_by(get_args(kind)[0])}"
     members = [one for one in get_args(kind) if one is not type(None)]

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from megaphone.config import DEFAULT, KEYS, VARIABLE, Config
-from megaphone.settings import Nodes, Settings, Tls, Webhook
+from megaphone.settings import Auth, Nodes, Settings, Tls, Token, Webhook
 
 HIDDEN = "…"
 
@@ -25,7 +25,7 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
     for setting in fields(Settings):
         value = getattr(loaded.settings, setting.name)
         source = loaded.sources[setting.name]
-        if isinstance(value, Nodes | Tls):
+        if isinstance(value, Nodes | Tls | Auth):
             continue
         if not isinstance(value, Mapping):
             yield line_of(setting.name, value, source, secrets)
@@ -37,17 +37,24 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
             yield f"{name} = {toml(mode)}"
     yield from table("tls", loaded.settings.tls, loaded.sources, secrets)
     yield from table("nodes", loaded.settings.nodes, loaded.sources, secrets)
+    yield from table("auth", loaded.settings.auth, loaded.sources, secrets)
+    for name, token in loaded.settings.auth.tokens.items():
+        yield from table(f"auth.tokens.{name}", token, loaded.sources, secrets)
     for name, webhook in loaded.settings.webhooks.items():
         yield from table(f"webhooks.{name}", webhook, loaded.sources, secrets)
 
 
 def table(
-    path: str, members: Nodes | Tls | Webhook, sources: Mapping[str, str], secrets: bool
+    path: str,
+    members: Nodes | Tls | Webhook | Auth | Token,
+    sources: Mapping[str, str],
+    secrets: bool,
 ) -> Iterator[str]:
     yield f"\n[{path}]"
     for member in fields(members):
-        source = sources[f"{path}.{member.name}"]
-        yield line_of(member.name, getattr(members, member.name), source, secrets)
+        value, source = getattr(members, member.name), sources[f"{path}.{member.name}"]
+        if not isinstance(value, Mapping):  # which has tables of its own
+            yield line_of(member.name, value, source, secrets)
 
 
 def line_of(key: str, value: Any, source: str, secrets: bool) -> str:

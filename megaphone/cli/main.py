@@ -19,6 +19,7 @@ from megaphone.cli.help import App
 from megaphone.cli.output import open_standard_streams
 from megaphone.cli.store import store_app
 from megaphone.cli.tail import first, tail
+from megaphone.cli.token import token_app
 from megaphone.cli.top import top
 from megaphone.cli.write import write
 from megaphone.process.cores import workers_for
@@ -42,6 +43,7 @@ app.add_typer(context_app, name="context", rich_help_panel=CLIENTS)
 app.command(rich_help_panel=NODES)(top)
 app.add_typer(config_app, name="config", rich_help_panel=NODES)
 app.add_typer(store_app, name="store", rich_help_panel=NODES)
+app.add_typer(token_app, name="token", rich_help_panel=NODES)
 app.add_typer(megactl_app, name="ctl", rich_help_panel=NODES)
 
 ConfigOption = Annotated[

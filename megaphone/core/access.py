@@ -65,6 +65,7 @@ class Caller:
 
     __slots__ = (
         "__weakref__",
+        "_grants",
         "_has_proof",
         "_is_revoked",
         "_known_streams",
@@ -92,6 +93,7 @@ class Caller:
         """When the credential expires, in the time of the event loop; infinite if it does not."""
         self._has_proof: Final = has_proof
         self._is_revoked = False
+        self._grants: Sequence[Grant] = ()
         self._streams: dict[Action, Patterns] = {}
         """By each action that the caller may do: on which streams. Other actions than those of
         `OF_STREAMS` have all streams."""
@@ -99,9 +101,14 @@ class Caller:
         self.change(grants, required)
 
     def change(self, grants: Sequence[Grant], required: Iterable[Action]) -> None:
-        """Let the caller do these things from now on, and what is required of nobody."""
+        """Let the caller do these things from now on, and what needs no proof."""
+        self._grants = grants
+        self.require(required)
+
+    def require(self, required: Iterable[Action]) -> None:
+        """Let everything but these actions need no proof from now on."""
         streams = dict.fromkeys(frozenset(Action).difference(required), EVERY_STREAM)
-        for grant in grants:
+        for grant in self._grants:
             for action in grant.actions:
                 patterns = grant.streams if action in OF_STREAMS else EVERY_STREAM
                 streams[action] = streams.get(action, ()) + patterns
@@ -114,6 +121,7 @@ class Caller:
     def revoke(self) -> None:
         """Let the caller do nothing from now on."""
         self._is_revoked = True
+        self._grants = ()
         self._streams = {}
 
     def check(self, action: Action, now: float, stream_id: str | None = None) -> None:

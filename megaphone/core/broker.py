@@ -208,14 +208,16 @@ class Broker(Writing):
             AgentMoved; ShuttingDown.
         """
         check_read(caller, options)
-        return await self._open(address, options, within_s)
+        return await self._open(caller, address, options, within_s)
 
-    async def _open(self, address: str, options: ReadOptions, within_s: float) -> Reader:
+    async def _open(
+        self, caller: Caller, address: str, options: ReadOptions, within_s: float
+    ) -> Reader:
         self._refuse_if_shutting_down()
         await self._settled((address,))
         consumer = self._consumer(address)
         lease = await self._store.open(consumer.channel_id, address, checked_options(options))
-        return self._reader(lease, address, options, within_s)
+        return self._reader(caller, lease, address, options, within_s)
 
     def read_many(
         self,
@@ -255,7 +257,7 @@ class Broker(Writing):
         async def open_one(index: int, address: str, cursor: str | None) -> None:
             try:
                 of_one = replace(of_each, cursor=cursor)
-                opened[index] = await self._open(address, of_one, within_s)
+                opened[index] = await self._open(caller, address, of_one, within_s)
             except MegaphoneError as error:
                 opened[index] = error.with_traceback(None)
 
@@ -282,15 +284,21 @@ class Broker(Writing):
             raise WouldBlock
         consumer = self._consumer(address)
         lease = self._store.open_nowait(consumer.channel_id, address, checked_options(options))
-        return self._reader(lease, address, options)
+        return self._reader(caller, lease, address, options)
 
     def _reader(
-        self, lease: Lease, address: str, options: ReadOptions, within_s: float = math.inf
+        self,
+        caller: Caller,
+        lease: Lease,
+        address: str,
+        options: ReadOptions,
+        within_s: float = math.inf,
     ) -> Reader:
         wait_s = self._poll_duration_s if options.wait_s is None else options.wait_s
         reader = Reader(
             lease,
             options,
+            caller=caller,
             agent=agent_of(address),
             time_s=min(wait_s, self._max_read_s, within_s),
             observer=self._observer,
@@ -381,6 +389,17 @@ class Broker(Writing):
         """End all open reads cleanly. Clients may read again at once."""
         for reader in self._readers:
             reader.end()
+
+    def end_refused_reads(self, nobody: Caller) -> None:
+        """End cleanly all open reads whose callers may not read any more. `nobody` is the caller
+        who has no proof, in place of whom ANYONE may have begun a read."""
+        now = loop_time()
+        for reader in self._readers:
+            caller = nobody if reader.caller is ANYONE else reader.caller
+            try:
+                caller.check_streams(Action.READ, now, reader.streams)
+            except MegaphoneError:
+                reader.end()
 
     async def begin_shutdown(self) -> None:
         """Refuse new calls and waiting writers from now on, and end all open reads cleanly."""

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from megaphone.core.access import Caller
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
 from megaphone.core.ports import Lease, Observer
@@ -33,6 +34,7 @@ class Reader(OpenRead[Event]):
         "_streams",
         "_until",
         "agent",
+        "caller",
     )
 
     def __init__(
@@ -40,6 +42,7 @@ class Reader(OpenRead[Event]):
         lease: Lease,
         options: ReadOptions,
         *,
+        caller: Caller,
         agent: str,
         time_s: float,
         observer: Observer,
@@ -56,6 +59,8 @@ class Reader(OpenRead[Event]):
         """The streams whose events the client wants; None if it wants all."""
         self._last_wanted = 0
         """The offset of the last wanted event."""
+        self.caller = caller
+        """Who reads."""
         self.agent = agent
         """The agent of the channel."""
         self._until = self._loop.time() + time_s
@@ -77,6 +82,11 @@ class Reader(OpenRead[Event]):
         """Whether the cursor that the reader named was still known. If the reader named none: False
         if the channel has a gap, else None."""
         return self._lease.recovered
+
+    @property
+    def streams(self) -> frozenset[str] | None:
+        """The streams whose events the client wants; None if it wants all."""
+        return self._streams
 
     # -- Batches
 

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 
 from aiohttp import hdrs, web
 
-from megaphone.core.access import ANYONE
+from megaphone.core.access import Action
 from megaphone.core.broker import Broker
 from megaphone.model import NewEvent
+from megaphone.rest.callers import Callers
 from megaphone.rest.connection.answers import WrittenAnswer, json_answer, json_answer_in_pieces
 from megaphone.rest.cors import ORIGINS
 from megaphone.rest.reads import (
@@ -42,8 +43,9 @@ IDEMPOTENCY_KEY = "Idempotency-Key"
 class ChannelApi:
     """The handlers of the calls of clients."""
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, callers: Callers) -> None:
         self._broker = broker
+        self._callers = callers
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -62,53 +64,60 @@ class ChannelApi:
     async def create(self, request: web.Request) -> web.Response:
         if not is_json(request):  # which a page of another origin can send without a preflight
             request.app[ORIGINS].check(request)
+        caller = await self._callers.of(request, Action.CREATE)
         body = await body_of(request) if is_json(request) else b""
         protocols, options = json.parse_create(body)
-        channel = await self._broker.create(ANYONE, protocols, options)
+        channel = await self._broker.create(caller, protocols, options)
         return json_answer(json.created(channel))
 
     async def write(self, request: web.Request) -> web.StreamResponse:
+        caller = await self._callers.of(request, Action.WRITE)
         address, stream_id = path_values(request)
         require_json(request)
         event = NewEvent(stream_id, await body_of(request), request.headers.get(IDEMPOTENCY_KEY))
-        event_id = await self._broker.write(ANYONE, address, event)
+        event_id = await self._broker.write(caller, address, event)
         return WrittenAnswer(event_id)
 
     async def write_batch(self, request: web.Request) -> web.StreamResponse:
+        caller = await self._callers.of(request, Action.WRITE)
         require_json(request)
         channels, messages = json.parse_batch(await body_of(request))
         written = await self._broker.write_batch(
-            ANYONE, channels, messages, request.headers.get(IDEMPOTENCY_KEY)
+            caller, channels, messages, request.headers.get(IDEMPOTENCY_KEY)
         )
         return await json_answer_in_pieces(request, json.batch_written(written), status=201)
 
     async def read(self, request: web.Request) -> web.StreamResponse:
+        caller = await self._callers.of(request, Action.READ)
         (address,) = path_values(request)
         framing = framing_of(request.headers.get("Accept", ""))
         query = request.query
         options = options_of(
             framing, query, request.headers.get(LAST_EVENT_ID), query.getall("stream", ())
         )
-        reader = await self._broker.open_read(ANYONE, address, options)
+        reader = await self._broker.open_read(caller, address, options)
         stream_events(request, reader, framing, readers_headers(request))
 
     async def read_many(self, request: web.Request) -> web.StreamResponse:
+        caller = await self._callers.of(request, Action.READ)
         require_json(request)
         channels, options = json.parse_read_many(await body_of(request))
         framing = framing_of(request.headers.get("Accept", ""))
-        reader = await self._broker.open_many(ANYONE, channels, of_framing(framing, options))
+        reader = await self._broker.open_many(caller, channels, of_framing(framing, options))
         stream_many(request, reader, framing, readers_headers(request))
 
     async def acknowledge(self, request: web.Request) -> web.Response:
+        caller = await self._callers.of(request, Action.ACK)
         (address,) = path_values(request)
         require_json(request)
         event_id = json.parse_ack(await body_of(request))
-        count = await self._broker.acknowledge(ANYONE, address, event_id)
+        count = await self._broker.acknowledge(caller, address, event_id)
         return json_answer(json.acknowledged(count))
 
     async def channels_exist(self, request: web.Request) -> web.Response:
+        caller = await self._callers.of(request, Action.EXISTS)
         require_json(request)
-        channels = await self._broker.exists(ANYONE, json.parse_exists(await body_of(request)))
+        channels = await self._broker.exists(caller, json.parse_exists(await body_of(request)))
         return json_answer(json.existing(channels))
 
 

@@ -19,9 +19,10 @@ from typing import Any, Final
 
 import httptools
 
-from megaphone.core.access import ANYONE
+from megaphone.core.access import ANYONE, Action, Caller
 from megaphone.core.broker import Broker
-from megaphone.core.ports import WouldBlock
+from megaphone.core.pace import loop_time
+from megaphone.core.ports import Doorkeeper, WouldBlock
 from megaphone.errors import MegaphoneError, StoreUnavailable
 from megaphone.model import BatchWritten, ChannelOptions, NewEvent, ReadOptions
 from megaphone.rest.connection.answer_bytes import (
@@ -54,7 +55,7 @@ MAX_LENGTH_DIGITS = 9
 MAX_BODY_BYTES = 1_048_576
 """A larger body is left to aiohttp, which receives it in pieces."""
 KNOWN_FIELDS = 500
-KNOWN_FIELDS_BYTES = 512
+KNOWN_FIELDS_BYTES = 2_048
 """How many header sections the lane remembers, and how long each may be."""
 ODD_HEADERS = frozenset(
     (
@@ -73,6 +74,14 @@ ODD_HEADERS = frozenset(
 
 PAGES_HEADERS = frozenset((b"origin", b"sec-fetch-site"))
 """With one of these a page may make the request, which another origin may not do."""
+ACTIONS: Final = {
+    b"create": Action.CREATE,
+    b"write": Action.WRITE,
+    b"write-batch": Action.WRITE,
+    b"ack": Action.ACK,
+    b"channelsExists": Action.EXISTS,
+}
+"""The action of each request with a body, by the first part of its path."""
 
 NOT_CERTAIN: Final = Unanswered(is_whole=False)
 NOT_HERE: Final = Unanswered(is_whole=True)
@@ -106,6 +115,7 @@ class Request:
         "headers",
         "length",
         "method",
+        "proof",
         "url",
     )
 
@@ -118,12 +128,14 @@ class Request:
         self.body = b""
         self.headers: dict[bytes, bytes] = {}
         """The headers, by their names in small letters."""
+        self.proof: str | None = None
+        """The value of `Authorization`."""
         self._is_odd = False
         """Whether there is a header twice, or one of `ODD_HEADERS`."""
         self._begun = self._ended = 0
         """How many messages have begun and ended."""
-        self._known: dict[bytes, tuple[dict[bytes, bytes], int]] = {}
-        """By the bytes of a header section: its headers, and the length of the body."""
+        self._known: dict[bytes, tuple[dict[bytes, bytes], int, str | None]] = {}
+        """By the bytes of a header section: its headers, the length of the body, and the proof."""
 
     def _renew(self) -> None:
         """Drop the state of the parser, because the bytes did not end with a message."""
@@ -140,7 +152,7 @@ class Request:
             return self._parse(data, head_bytes)
         fields = data[line.end() : head_bytes]
         if (known := self._known.get(fields)) is not None:
-            self.headers, self.length = known
+            self.headers, self.length, self.proof = known
             if len(data) == head_bytes + self.length:
                 self.method, self.url = line.groups()
                 self.body = data[head_bytes:]
@@ -149,7 +161,7 @@ class Request:
         if refused is None and len(fields) <= KNOWN_FIELDS_BYTES:
             if len(self._known) >= KNOWN_FIELDS:
                 self._known.clear()
-            self._known[fields] = (self.headers, self.length)
+            self._known[fields] = (self.headers, self.length, self.proof)
         return refused
 
     def _parse(self, data: bytes, head_bytes: int) -> Unanswered | Unfinished | None:
@@ -175,6 +187,8 @@ class Request:
         ):
             self._renew()
             return NOT_CERTAIN
+        proof = headers.get(b"authorization")
+        self.proof = None if proof is None else proof.decode("latin-1")
         self.method = self._parser.get_method()
         self.length = int(length)
         missing = head_bytes + self.length - len(data)
@@ -223,6 +237,7 @@ class Lane:
     """Fulfils `connection.protocol.Answering`."""
 
     broker: Broker
+    doorkeeper: Doorkeeper
     max_body_bytes: int
     origins: Origins
     """The other origins whose pages may read."""
@@ -237,12 +252,15 @@ class Lane:
             return refused
         if len(request.body) > self.max_body_bytes:
             return NOT_HERE
+        caller = self.doorkeeper.known(request.proof)
+        if caller is None:
+            return NOT_HERE
         try:
             match request.method:
                 case b"POST":
-                    return self._post(request)
+                    return self._post(caller, request)
                 case b"GET" if request.has_no_body:
-                    return self._read(request)
+                    return self._read(caller, request)
                 case _:
                     return NOT_HERE
         except (MegaphoneError, WouldBlock, UnicodeDecodeError):
@@ -259,7 +277,7 @@ class Lane:
                 outcomes[number] = self._begin(write)
             return
         results = self.broker.write_all_nowait(
-            [(ANYONE, one.address, one.event) for _, one in writes]
+            [(one.caller, one.address, one.event) for _, one in writes]
         )
         for (number, _), result in zip(writes, results, strict=True):
             outcomes[number] = (
@@ -270,68 +288,80 @@ class Lane:
 
     def _may_take(self, request: Request) -> bool:
         """Return whether the lane may answer a request whose body is incomplete. aiohttp refuses
-        others at once."""
+        others at once, also those of callers who may not call."""
         return (
             request.method == b"POST"
             and request.length <= self.max_body_bytes
             and request.headers.get(b"content-type") == b"application/json"
             and _WITH_BODY.fullmatch(request.url) is not None
+            and self._may_call(request)
         )
 
-    def _post(self, request: Request) -> Outcome:
+    def _may_call(self, request: Request) -> bool:
+        """Return whether the caller of a request may do what the request is for."""
+        caller = self.doorkeeper.known(request.proof)
+        if caller is None or caller is ANYONE:
+            return caller is ANYONE
+        try:
+            caller.check(ACTIONS[request.url.split(b"/", 2)[1]], loop_time())
+        except MegaphoneError:
+            return False
+        return True
+
+    def _post(self, caller: Caller, request: Request) -> Outcome:
         url = request.url
         if url == b"/create":
-            return self._create(request)
+            return self._create(caller, request)
         if request.headers.get(b"content-type") != b"application/json":
             return NOT_HERE
         if (write := _WRITE.fullmatch(url)) is not None:
-            return self._write(request, write)
+            return self._write(caller, request, write)
         if url == b"/channelsExists":
             if self.broker.has_remote_store:
-                return Later(answered(self._found(json.parse_exists(request.body))))
-            alive = self.broker.exists_nowait(ANYONE, json.parse_exists(request.body))
+                return Later(answered(self._found(caller, json.parse_exists(request.body))))
+            alive = self.broker.exists_nowait(caller, json.parse_exists(request.body))
             return with_json(OK_LINE, json.existing(alive))
         if url == b"/write-batch":
-            return self._write_batch(request)
+            return self._write_batch(caller, request)
         if (ack := _ACK.fullmatch(url)) is not None and not self.origins.are_any:
             event_id = json.parse_ack(request.body)
             if self.broker.has_remote_store:
-                return Later(answered(self._acknowledged(ack[1].decode(), event_id)))
-            count = self.broker.acknowledge_nowait(ANYONE, ack[1].decode(), event_id)
+                return Later(answered(self._acknowledged(caller, ack[1].decode(), event_id)))
+            count = self.broker.acknowledge_nowait(caller, ack[1].decode(), event_id)
             return with_json(OK_LINE, json.acknowledged(count))
         return NOT_HERE
 
-    def _create(self, request: Request) -> Outcome:
+    def _create(self, caller: Caller, request: Request) -> Outcome:
         if request.headers.get(b"content-type") != b"application/json" and not (
             request.has_no_body and PAGES_HEADERS.isdisjoint(request.headers)
         ):
             return NOT_HERE
         protocols, options = json.parse_create(request.body)
         if self.broker.has_remote_store:
-            return Later(answered(self._created(protocols, options)))
+            return Later(answered(self._created(caller, protocols, options)))
         return with_json(
-            OK_LINE, json.created(self.broker.create_nowait(ANYONE, protocols, options))
+            OK_LINE, json.created(self.broker.create_nowait(caller, protocols, options))
         )
 
-    def _write(self, request: Request, found: re.Match[bytes]) -> Outcome:
+    def _write(self, caller: Caller, request: Request, found: re.Match[bytes]) -> Outcome:
         address, stream_id = found.groups()
         if stream_id in _DOTS:  # which aiohttp takes for folders
             return NOT_HERE
         event = NewEvent(stream_id.decode(), request.body, request.header(b"idempotency-key"))
-        return Write(address.decode(), event)
+        return Write(caller, address.decode(), event)
 
-    def _write_batch(self, request: Request) -> Outcome:
+    def _write_batch(self, caller: Caller, request: Request) -> Outcome:
         channels, messages = json.parse_batch(request.body)
         key = request.header(b"idempotency-key")
         if key is None:
             with suppress(WouldBlock):
-                written = self.broker.begin_batch(ANYONE, channels, messages)
+                written = self.broker.begin_batch(caller, channels, messages)
                 if isinstance(written, BatchWritten):
                     return with_json(CREATED_LINE, b"".join(json.batch_written(written)))
                 return Later(pieces_when_written(written))
-        return Later(pieces_when_written(self.broker.write_batch(ANYONE, channels, messages, key)))
+        return Later(pieces_when_written(self.broker.write_batch(caller, channels, messages, key)))
 
-    def _read(self, request: Request) -> Outcome:
+    def _read(self, caller: Caller, request: Request) -> Outcome:
         found = _READ.fullmatch(request.url)
         if found is None:
             return NOT_HERE
@@ -343,8 +373,10 @@ class Lane:
         options = options_of(framing, query, request.header(b"last-event-id"), streams)
         origin = request.header(b"origin")
         if self.broker.has_remote_store:
-            return Later(answered(self._opened(found[1].decode(), options, framing, origin)))
-        reader = self.broker.open_read_nowait(ANYONE, found[1].decode(), options)
+            return Later(
+                answered(self._opened(caller, found[1].decode(), options, framing, origin))
+            )
+        reader = self.broker.open_read_nowait(caller, found[1].decode(), options)
         head = head_of_answer(framing, reader, self.origins.headers(origin))
         return Opened(head, reader, framing)
 
@@ -356,7 +388,7 @@ class Lane:
         begun = Begun()
         try:
             self.broker.begin_write(
-                ANYONE,
+                write.caller,
                 write.address,
                 write.event,
                 lambda result: begun.conclude(outcome_of(result)),
@@ -365,21 +397,28 @@ class Lane:
             return NOT_HERE
         return begun
 
-    async def _created(self, protocols: list[str], options: ChannelOptions) -> Answered:
-        return whole(OK_LINE, json.created(await self.broker.create(ANYONE, protocols, options)))
+    async def _created(
+        self, caller: Caller, protocols: list[str], options: ChannelOptions
+    ) -> Answered:
+        return whole(OK_LINE, json.created(await self.broker.create(caller, protocols, options)))
 
-    async def _found(self, addresses: list[str]) -> Answered:
-        return whole(OK_LINE, json.existing(await self.broker.exists(ANYONE, addresses)))
+    async def _found(self, caller: Caller, addresses: list[str]) -> Answered:
+        return whole(OK_LINE, json.existing(await self.broker.exists(caller, addresses)))
 
-    async def _acknowledged(self, address: str, event_id: str) -> Answered:
+    async def _acknowledged(self, caller: Caller, address: str, event_id: str) -> Answered:
         return whole(
-            OK_LINE, json.acknowledged(await self.broker.acknowledge(ANYONE, address, event_id))
+            OK_LINE, json.acknowledged(await self.broker.acknowledge(caller, address, event_id))
         )
 
     async def _opened(
-        self, address: str, options: ReadOptions, framing: Framing, origin: str | None
+        self,
+        caller: Caller,
+        address: str,
+        options: ReadOptions,
+        framing: Framing,
+        origin: str | None,
     ) -> Answered:
-        reader = await self.broker.open_read(ANYONE, address, options)
+        reader = await self.broker.open_read(caller, address, options)
         head = head_of_answer(framing, reader, self.origins.headers(origin))
         return Opened(head, reader, framing)
 

@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from megaphone.core.access import Action
 from megaphone.core.broker import Broker
 from megaphone.errors import AgentNotFound
 from megaphone.observe.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from megaphone.rest.callers import Callers
 from megaphone.rest.connection.answers import OK, Answer, json_answer
 from megaphone.rest.requests import path_values, segment
 
@@ -24,9 +26,12 @@ HEALTH_PATHS = frozenset({"/livez", "/readyz", "/readyz/create", "/metrics"})
 class ProbeApi:
     """The handlers of the probes."""
 
-    def __init__(self, broker: Broker, metrics: Callable[[], Awaitable[bytes]]) -> None:
+    def __init__(
+        self, broker: Broker, callers: Callers, metrics: Callable[[], Awaitable[bytes]]
+    ) -> None:
         """`metrics` returns what `/metrics` answers. Raises: TimeoutError, if it is not known."""
         self._broker = broker
+        self._callers = callers
         self._metrics = metrics
 
     def routes(self) -> list[web.RouteDef]:
@@ -56,6 +61,7 @@ class ProbeApi:
         return Answer(status=204)
 
     async def metrics(self, request: web.Request) -> web.Response:
+        await self._callers.of(request, Action.METRICS)
         try:
             body = await self._metrics()
         except TimeoutError:

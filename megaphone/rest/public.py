@@ -5,14 +5,19 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from megaphone.core.broker import Broker
+from megaphone.rest.callers import Callers
 from megaphone.rest.channels import ChannelApi
 from megaphone.rest.pages import PageApi
 from megaphone.rest.probes import ProbeApi
 
 
 def public_routes(
-    broker: Broker, metrics: Callable[[], Awaitable[bytes]], *, with_pages: bool
+    broker: Broker,
+    callers: Callers,
+    metrics: Callable[[], Awaitable[bytes]],
+    *,
+    with_pages: bool,
 ) -> list[web.RouteDef]:
     """Return all routes. `metrics` is as `ProbeApi` needs it."""
-    routes = [*ChannelApi(broker).routes(), *ProbeApi(broker, metrics).routes()]
+    routes = [*ChannelApi(broker, callers).routes(), *ProbeApi(broker, callers, metrics).routes()]
     return [*routes, *PageApi(routes).routes()] if with_pages else routes

@@ -8,10 +8,12 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from megaphone.core.access import ANYONE
+from megaphone.core.access import ANYONE, Caller
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
+from megaphone.core.ports import Doorkeeper
 from megaphone.rpc.answers import joined
+from megaphone.rpc.callers import caller
 from megaphone.rpc.reads import read_time_s, stream_events, stream_many
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
@@ -24,8 +26,9 @@ COPIES = 3
 
 
 class ChannelServicer(ChannelServiceServicer):
-    def __init__(self, broker: Broker, budget: Budget) -> None:
+    def __init__(self, broker: Broker, budget: Budget, doorkeeper: Doorkeeper) -> None:
         self._broker = broker
+        self._doorkeeper = doorkeeper
         self._budget = budget
         self._clock = asyncio.get_running_loop().time
 
@@ -37,16 +40,22 @@ class ChannelServicer(ChannelServiceServicer):
         """
         return self._budget.reserved(COPIES * request.ByteSize(), self._clock())
 
+    def _present(self, of_begin: Caller) -> Caller:
+        """Return the caller of a long call, who may have begun it when nobody needed a proof."""
+        if of_begin is not ANYONE:
+            return of_begin
+        return self._doorkeeper.known(None) or ANYONE
+
     async def CreateChannel(
         self, request: pb.CreateChannelRequest, context: Context
     ) -> pb.CreateChannelResponse:
         options = wire.channel_options(request)
-        return wire.created(await self._broker.create(ANYONE, request.protocols, options))
+        return wire.created(await self._broker.create(caller(), request.protocols, options))
 
     async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
         with self._held(request):
             event_id = await self._broker.write(
-                ANYONE, request.producer_address, wire.new_event(request)
+                caller(), request.producer_address, wire.new_event(request)
             )
         return wire.written(event_id)
 
@@ -55,7 +64,7 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> bytes:
         with self._held(request):
             written = await self._broker.write_batch(
-                ANYONE,
+                caller(),
                 request.channels,
                 wire.batch_events(request),
                 wire.optional(request.request_id),
@@ -67,14 +76,16 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> AsyncIterator[bytes]:
         async for request in requests:
             with self._held(request):
-                results = await self._broker.write_each(ANYONE, wire.writes(request))
+                results = await self._broker.write_each(
+                    self._present(caller()), wire.writes(request)
+                )
             yield await joined(wire.published(results))
 
     # This is a coroutine that writes, and not a generator: the generator of a lost client would
     # hang at its `yield` and keep the lease of the channel.
     async def Read(self, request: pb.ReadRequest, context: Context) -> None:  # type: ignore[override]
         reading = self._broker.read(
-            ANYONE,
+            caller(),
             request.consumer_address,
             wire.read_options(request),
             within_s=read_time_s(context.time_remaining()),
@@ -83,7 +94,7 @@ class ChannelServicer(ChannelServiceServicer):
 
     async def ReadMany(self, request: pb.ReadManyRequest, context: Context) -> None:  # type: ignore[override]
         reading = self._broker.read_many(
-            ANYONE,
+            caller(),
             wire.many_channels(request),
             wire.many_options(request),
             within_s=read_time_s(context.time_remaining()),
@@ -93,10 +104,10 @@ class ChannelServicer(ChannelServiceServicer):
     async def Acknowledge(
         self, request: pb.AcknowledgeRequest, context: Context
     ) -> pb.AcknowledgeResponse:
-        count = await self._broker.acknowledge(ANYONE, request.consumer_address, request.event_id)
+        count = await self._broker.acknowledge(caller(), request.consumer_address, request.event_id)
         return wire.acknowledged(count)
 
     async def ChannelsExist(
         self, request: pb.ChannelsExistRequest, context: Context
     ) -> pb.ChannelsExistResponse:
-        return wire.existing(await self._broker.exists(ANYONE, request.channels))
+        return wire.existing(await self._broker.exists(caller(), request.channels))

@@ -9,6 +9,7 @@ import grpc
 
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.errors import MegaphoneError
+from megaphone.rpc.answers import failing_handler
 from megaphone.wire.sync import PROOF_KEY, proof_of
 from megaphone_api import sync_pb2
 
@@ -56,19 +57,6 @@ class NodeInterceptor(grpc.aio.ServerInterceptor):
         self._report_from = time.monotonic() + REPORT_S
         log.warning("refused calls of other nodes: %d; the last error: %s", self._refused, error)
         self._refused = 0
-
-
-def failing_handler(error: MegaphoneError) -> Any:
-    """Return a handler that fails with an error.
-
-    It takes a stream, whether or not its method does. On the wire both are the same, but grpc would
-    read a single message before it calls a handler.
-    """
-
-    async def refuse(requests: Any, context: Any) -> Any:
-        raise error
-
-    return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 def with_proof(handler: Any, proof: str) -> Any:

@@ -11,6 +11,7 @@ import grpc
 
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.budget import Budget
+from megaphone.core.ports import Doorkeeper
 from megaphone.listen.certificates import Contents
 from megaphone.listen.sockets import (
     begin_no_connections,
@@ -20,6 +21,7 @@ from megaphone.listen.sockets import (
 )
 from megaphone.model import Endpoint
 from megaphone.rpc.admin import AdminServicer
+from megaphone.rpc.callers import CallerInterceptor
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.encryption import server_credentials
 from megaphone.rpc.errors import ErrorInterceptor
@@ -66,7 +68,8 @@ SYNC_SERVICE = sync_pb2.DESCRIPTOR.services_by_name["SyncService"].full_name
 class GrpcServer:
     """Serves ChannelService, SyncService, health and reflection, from `start` to `stop`.
 
-    SyncService admits only the nodes that `guard` admits. A request with more than `max_members`
+    SyncService admits only the nodes that `guard` admits, and ChannelService only the callers that
+    `doorkeeper` admits. A request with more than `max_members`
     members in its lists is refused.
     """
 
@@ -75,6 +78,7 @@ class GrpcServer:
         channels: ChannelServicer,
         sync: SyncServicer,
         guard: NodeGuard,
+        doorkeeper: Doorkeeper,
         *,
         budget: Budget,
         max_body_bytes: int,
@@ -98,7 +102,12 @@ class GrpcServer:
         reception = ReceptionInterceptor(budget.limit_of_requests, max_message_bytes)
         self._calls = ErrorInterceptor(max_members)
         self._server = grpc.aio.server(
-            interceptors=[self._calls, NodeInterceptor(guard), reception],
+            interceptors=[
+                self._calls,
+                NodeInterceptor(guard),
+                CallerInterceptor(doorkeeper),
+                reception,
+            ],
             options=[
                 # With 1, a second broker takes the same port without an error.
                 ("grpc.so_reuseport", int(shares_port)),

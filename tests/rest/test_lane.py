@@ -14,6 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from megaphone.access.tokens import digest_of
+from megaphone.model import Action
+from megaphone.settings import Auth, Token
 from tests.rest.lane import corpus, grammar
 from tests.rest.lane.exchange import Exchange
 from tests.rest.lane.sides import Pair, both_sides
@@ -90,6 +93,26 @@ async def test_ordinary_requests_under_other_settings(changes: dict[str, Any]) -
         assert await assert_same(pair, corpus.ordinary()) > 0
         assert await assert_same(pair, corpus.in_turn()) > 0
         assert pair.answered
+
+
+@pytest.mark.parametrize(
+    "required",
+    [tuple(Action), (Action.CREATE,), ()],
+    ids=["everything", "create", "nothing"],
+)
+async def test_requests_with_proofs(required: tuple[Action, ...]) -> None:
+    def token(text: bytes, *actions: Action) -> Token:
+        return Token(sha256=digest_of(text.decode()), actions=actions)
+
+    tokens = {
+        "right": token(corpus.RIGHT_TOKEN, *Action),
+        "few": token(corpus.FEW_RIGHTS_TOKEN, Action.WRITE, Action.EXISTS),
+    }
+    async with both_sides(auth=Auth(require=required, tokens=tokens)) as pair:
+        for _ in range(2):  # since the first time the callers are known
+            assert await assert_same(pair, corpus.with_proofs()) > 0
+        answered = set(pair.answered)
+    assert answered
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def routes_of_the_schema() -> set[tuple[str, str]]:
 def routes_served() -> set[tuple[str, str]]:
     no_broker: Any = None  # since nobody calls the routes
     app = web.Application()
-    app.add_routes(ChannelApi(no_broker).routes())
+    app.add_routes(ChannelApi(no_broker, no_broker).routes())
     return {
         (route.method, route.resource.canonical)
         for route in app.router.routes()

@@ -165,6 +165,9 @@ class Face(Protocol):
 
     name: str
 
+    def authorized(self, proof: str | None) -> "Face":
+        """Return the same client with a value of `Authorization`; None is for no such header."""
+
     async def create(
         self, protocols: Sequence[str] = (), options: ChannelOptions = NO_OPTIONS
     ) -> Created: ...
@@ -242,10 +245,22 @@ async def http_face(app: App) -> AsyncIterator["HttpFace"]:
 class HttpFace:
     name = "http"
 
-    def __init__(self, session: aiohttp.ClientSession, port: int, scheme: str = "http") -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        port: int,
+        scheme: str = "http",
+        more: Mapping[str, str] = {},
+    ) -> None:
+        """`more` are further headers of each request."""
         self.session = session
         self.port = port
         self.scheme = scheme
+        self.more = more
+
+    def authorized(self, proof: str | None) -> "HttpFace":
+        more = {} if proof is None else {"Authorization": proof}
+        return HttpFace(self.session, self.port, self.scheme, more)
 
     def url(self, path: str) -> URL:
         """Return the URL of a path that is already percent-encoded."""
@@ -293,7 +308,7 @@ class HttpFace:
     async def read(self, address: str, options: ReadOptions = PLAIN) -> AsyncIterator[OpenRead]:
         url = self.url(f"/read/{segment(address)}{query_of(options)}")
         timeout = aiohttp.ClientTimeout(total=None)
-        async with self.session.get(url, timeout=timeout) as response:
+        async with self.session.get(url, timeout=timeout, headers=self.more) as response:
             if response.status != 200:
                 raise await http_error(response)
             assert response.headers["Content-Type"] == "application/x-ndjson"
@@ -315,7 +330,7 @@ class HttpFace:
         body = json.dumps(many_body(addresses, options, after)).encode()
         timeout = aiohttp.ClientTimeout(total=None)
         async with self.session.post(
-            self.url("/read"), data=body, headers=JSON, timeout=timeout
+            self.url("/read"), data=body, headers={**JSON, **self.more}, timeout=timeout
         ) as response:
             if response.status != 200:
                 raise await http_error(response)
@@ -340,6 +355,7 @@ class HttpFace:
         self, path: str, body: bytes, headers: Mapping[str, str] = JSON, *, status: int
     ) -> dict[str, Any]:
         data = BytesIO(body)  # aiohttp warns about more than a megabyte of bytes
+        headers = {**headers, **self.more}
         async with self.session.post(self.url(path), data=data, headers=headers) as response:
             if response.status >= 400:
                 raise await http_error(response)
@@ -473,6 +489,7 @@ async def http_error(response: aiohttp.ClientResponse) -> MegaphoneError:
     assert response.status == told["status"] == row_of(error).http_status
     assert told["detail"] == told["message"]
     assert ("Retry-After" in response.headers) == (error.retry_after_s is not None)
+    assert "WWW-Authenticate" in response.headers or response.status != 401
     return error
 
 
@@ -502,9 +519,17 @@ def agent_of(*addresses: str) -> tuple[tuple[str, str], ...]:
 class GrpcFace:
     name = "grpc"
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
+    def __init__(self, channel: grpc.aio.Channel, more: tuple[tuple[str, str], ...] = ()) -> None:
+        """`more` is further metadata of each call."""
         self.channel = channel
+        self.more = more
         self.stub: ChannelServiceAsyncStub = ChannelServiceStub(channel)
+
+    def authorized(self, proof: str | None) -> "GrpcFace":
+        return GrpcFace(self.channel, () if proof is None else (("authorization", proof),))
+
+    def metadata(self, *addresses: str) -> tuple[tuple[str, str], ...]:
+        return (*agent_of(*addresses), *self.more)
 
     async def create(
         self, protocols: Sequence[str] = (), options: ChannelOptions = NO_OPTIONS
@@ -516,7 +541,7 @@ class GrpcFace:
             label=options.label,
         )
         with telling_errors():
-            answer = await self.stub.CreateChannel(request)
+            answer = await self.stub.CreateChannel(request, metadata=self.metadata())
         return Created(answer.producer_address, answer.consumer_address, list(answer.protocols))
 
     async def write(
@@ -524,7 +549,7 @@ class GrpcFace:
     ) -> str:
         with telling_errors():
             answer = await self.stub.Write(
-                write_request(address, stream_id, body, request_id), metadata=agent_of(address)
+                write_request(address, stream_id, body, request_id), metadata=self.metadata(address)
             )
         return answer.event_id
 
@@ -545,14 +570,14 @@ class GrpcFace:
             request_id=request_id or "",
         )
         with telling_errors():
-            answer = await self.stub.WriteBatch(request, metadata=agent_of(*addresses))
+            answer = await self.stub.WriteBatch(request, metadata=self.metadata(*addresses))
         failures = [BatchFailure(one.channel, one.index, one.reason) for one in answer.failures]
         assert len(answer.event_ids) == len(messages)
         return BatchAnswer([event_id or None for event_id in answer.event_ids], failures)
 
     @asynccontextmanager
     async def read(self, address: str, options: ReadOptions = PLAIN) -> AsyncIterator[OpenRead]:
-        call = self.stub.Read(read_request(address, options), metadata=agent_of(address))
+        call = self.stub.Read(read_request(address, options), metadata=self.metadata(address))
         try:
             metadata = await call.initial_metadata()
             recovered = metadata.get("megaphone-recovered")
@@ -585,7 +610,7 @@ class GrpcFace:
             heartbeat_ms=milliseconds(options.heartbeat_s or 0),
             streams=sorted(options.streams or ()),
         )
-        call = self.stub.ReadMany(request, metadata=agent_of(*addresses))
+        call = self.stub.ReadMany(request, metadata=self.metadata(*addresses))
         try:
             await call.initial_metadata()
             yield OpenMany(lambda: next_parts(call))
@@ -595,19 +620,21 @@ class GrpcFace:
     async def acknowledge(self, address: str, event_id: str) -> int:
         request = pb.AcknowledgeRequest(consumer_address=address, event_id=event_id)
         with telling_errors():
-            answer = await self.stub.Acknowledge(request, metadata=agent_of(address))
+            answer = await self.stub.Acknowledge(request, metadata=self.metadata(address))
         return answer.acknowledged
 
     async def exists(self, addresses: Sequence[str]) -> dict[str, bool]:
         with telling_errors():
             answer = await self.stub.ChannelsExist(
-                pb.ChannelsExistRequest(channels=addresses), metadata=agent_of(*addresses)
+                pb.ChannelsExistRequest(channels=addresses), metadata=self.metadata(*addresses)
             )
         return dict(answer.channels)
 
     async def publish(self, *batches: Sequence[pb.WriteRequest]) -> list[pb.PublishResponse]:
         """Send batches as one stream without pauses. Returns: one answer for each batch."""
-        call = self.stub.Publish(pb.PublishRequest(events=batch) for batch in batches)
+        call = self.stub.Publish(
+            (pb.PublishRequest(events=batch) for batch in batches), metadata=self.metadata()
+        )
         try:
             with telling_errors():
                 return [answer async for answer in call]

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from aiohttp import web
 
+from megaphone.core.access import Caller
 from megaphone.core.budget import Budget
 from megaphone.core.open_read import OpenRead
 from megaphone.errors import LimitExceeded
@@ -116,9 +117,10 @@ class Write:
     """The request writes an event. Nothing has happened yet: see `Answering.complete`."""
 
     # No dataclass, because there is one for each write, and a frozen one takes long to make.
-    __slots__ = ("address", "event")
+    __slots__ = ("address", "caller", "event")
 
-    def __init__(self, address: str, event: NewEvent) -> None:
+    def __init__(self, caller: Caller, address: str, event: NewEvent) -> None:
+        self.caller = caller
         self.address = address
         self.event = event
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from megaphone.core.access import ANYONE
 from megaphone.core.budget import Budget
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewEvent
@@ -44,7 +45,7 @@ class FailsAtOnce(NeverWrites):
 
 class FailsInTheWrite:
     def answer(self, data: bytes) -> Outcome:
-        return Write("address", NewEvent("s", b"1"))
+        return Write(ANYONE, "address", NewEvent("s", b"1"))
 
     def complete(self, outcomes: list[Outcome]) -> None:
         raise RuntimeError("in the write")
@@ -80,7 +81,7 @@ class Begins:
         self.begun: asyncio.Queue[Begun] = asyncio.Queue()
 
     def answer(self, data: bytes) -> Outcome:
-        return Write("address", NewEvent("s", b"1"))
+        return Write(ANYONE, "address", NewEvent("s", b"1"))
 
     def complete(self, outcomes: list[Outcome]) -> None:
         for number in range(len(outcomes)):

@@ -88,6 +88,41 @@ ENDING = {"read": READ_ONE, "invalid": INVALID_ONE}
 ALL = OF_LANE | OF_AIOHTTP | ENDING
 
 
+# -- Who calls
+
+RIGHT_TOKEN = b"mgp_" + b"r" * 43
+FEW_RIGHTS_TOKEN = b"mgp_" + b"f" * 43
+
+
+def with_proofs() -> Iterator[Exchange]:
+    """Requests with tokens: right ones, wrong ones, and headers that are odd."""
+    proofs: dict[str, Lines] = {
+        "no token": (),
+        "the right token": (b"Authorization: Bearer " + RIGHT_TOKEN,),
+        "the right token in small letters": (b"authorization: bearer " + RIGHT_TOKEN,),
+        "spaces around the token": (b"Authorization:  \tBearer   %b \t" % RIGHT_TOKEN,),
+        "few rights": (b"Authorization: Bearer " + FEW_RIGHTS_TOKEN,),
+        "an unknown token": (b"Authorization: Bearer mgp_x",),
+        "half a header": (b"Authorization: Bearer",),
+        "an empty header": (b"Authorization:",),
+        "another scheme": (b"Authorization: Basic " + RIGHT_TOKEN,),
+        "not ASCII": (b"Authorization: Bearer \xc3\xa9\xff",),
+        "two headers": (
+            b"Authorization: Bearer " + RIGHT_TOKEN,
+            b"Authorization: Bearer mgp_x",
+        ),
+        "a long header": (b"Authorization: Bearer " + b"x" * 3_000,),
+    }
+    for proof, lines in proofs.items():
+        for name, data in ALL.items():
+            head, end, body = data.partition(b"\r\n\r\n")
+            yield Exchange(f"{proof} {name}", b"\r\n".join((head, *lines)) + end + body)
+            if body:
+                cut = len(head) + sum(len(line) + 2 for line in lines) + len(end)
+                whole = b"\r\n".join((head, *lines)) + end + body
+                yield Exchange(f"{proof} {name}, then its body", whole, (cut,))
+
+
 # -- What the lane takes
 
 

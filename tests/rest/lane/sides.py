@@ -29,6 +29,7 @@ from megaphone.core.budget import Budget
 from megaphone.errors import MegaphoneError
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
+from megaphone.rest.callers import Callers
 from megaphone.rest.channels import ChannelApi
 from megaphone.rest.connection.protocol import Answered, Begun, Later, Opened, Outcome, Write
 from megaphone.rest.cors import Origins
@@ -466,9 +467,13 @@ async def side(
         app = await stack.enter_async_context(running(settings))
         budget = Budget(budget_bytes)
         lane = WatchedLane(lane_over(app, settings)) if with_lane else None
-        probes = ProbeApi(app.broker, app.metrics.text).routes()
+        callers = Callers(app.doorkeeper)
+        probes = ProbeApi(app.broker, callers, app.metrics.text).routes()
         server = HttpServer(
-            [*ChannelApi(app.broker).routes(), *(one for one in probes if one.path != METRICS)],
+            [
+                *ChannelApi(app.broker, callers).routes(),
+                *(one for one in probes if one.path != METRICS),
+            ],
             budget=budget,
             max_body_bytes=settings.max_body_bytes,
             origins=Origins(settings.cors_allow_origin),
@@ -486,7 +491,12 @@ async def side(
 
 
 def lane_over(app: App, settings: Settings) -> Lane:
-    return Lane(app.broker, settings.max_body_bytes, Origins(settings.cors_allow_origin))
+    return Lane(
+        app.broker,
+        app.doorkeeper,
+        settings.max_body_bytes,
+        Origins(settings.cors_allow_origin),
+    )
 
 
 # -- Both sides

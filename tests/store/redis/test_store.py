@@ -7,6 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from megaphone.cluster.shared import Unreplicated
+from megaphone.core.access import ANYONE
 from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
 from megaphone.core.many import ManyReader
@@ -550,6 +551,7 @@ async def read_to_the_end(lease: Lease) -> list[Part]:
         reader = Reader(
             lease,
             ReadOptions(),
+            caller=ANYONE,
             agent="agent",
             time_s=0.0,
             observer=Metrics(),

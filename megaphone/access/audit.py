@@ -1,0 +1,53 @@
+"""The audit log of proofs that were refused: at most one line a second for each network address."""
+
+import logging
+from collections.abc import Callable
+from ipaddress import IPv6Address, ip_address
+from typing import Final
+
+log = logging.getLogger("megaphone.audit")
+
+LINE_S: Final = 1.0
+"""The shortest time between two lines about the same address."""
+PEERS_REMEMBERED: Final = 1_000
+IPV6_PREFIX_BITS: Final = 64
+"""One customer of a network usually has a whole IPv6 network of this size."""
+
+
+class RefusedProofs:
+    """Logs and counts the proofs that were refused."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lines: dict[str, tuple[float, int]] = {}
+        """By the network of a peer: from when on it may have another line, and how many refusals no
+        line has reported."""
+        self.counts: dict[str, int] = {}
+        """How many proofs were refused, by the code of the error."""
+
+    def add(self, ip: str, code: str, reason: str) -> None:
+        """Count a refused proof. `reason` must not repeat anything of the proof."""
+        self.counts[code] = self.counts.get(code, 0) + 1
+        network, now = network_of(ip), self._clock()
+        next_line_at, unreported = self._lines.pop(network, (now, 0))
+        if now < next_line_at:
+            self._lines[network] = (next_line_at, unreported + 1)
+            return
+        more = f"; {unreported} more were refused since the last such line" if unreported else ""
+        log.warning("refused a token from %s: %s%s", ip or "a local process", reason, more)
+        if len(self._lines) >= PEERS_REMEMBERED:
+            del self._lines[next(iter(self._lines))]
+        self._lines[network] = (now + LINE_S, 0)
+
+
+def network_of(ip: str) -> str:
+    """Return the network of one customer: an IPv4 address, or the first half of an IPv6 address."""
+    try:
+        address = ip_address(ip)
+    except ValueError:
+        return ip
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None:
+            return str(address.ipv4_mapped)
+        return str(int(address) >> IPV6_PREFIX_BITS)
+    return str(address)

@@ -1,0 +1,178 @@
+"""The doorkeeper: finds the caller who has a proof, and remembers it.
+
+A proof is verified once. After that the caller is found by the text of the header, which costs a
+look-up in a dictionary.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+from weakref import WeakSet
+
+from megaphone.access.audit import RefusedProofs
+from megaphone.access.ports import InvalidToken, Verifier
+from megaphone.access.tokens import by_digest, digest_of, grant_of
+from megaphone.core.access import ANYONE, Caller, Peer
+from megaphone.core.tenants import DEFAULT, Tenants
+from megaphone.errors import MegaphoneError, TokenExpired
+from megaphone.settings import Auth, Settings, Token
+
+if TYPE_CHECKING:
+    from megaphone.model import Action
+
+REMEMBERED: Final = 10_000
+"""How many callers are found by their proofs. The one that was admitted first is dropped first."""
+REFUSED_REMEMBERED: Final = 10_000
+REFUSED_FOR_S: Final = 10.0
+"""For how long a proof that was refused is refused again without another look."""
+BEARER: Final = "bearer "
+
+
+class Refusal(NamedTuple):
+    """A proof that was refused a short time ago, and is refused again without another look."""
+
+    until: float
+    is_expired: bool
+    reason: str
+
+
+class Doorkeeper:
+    """Fulfils `core.ports.Doorkeeper` for the tokens of the settings, and for those that verifiers
+    recognise. Its methods belong to the event loop, but `prepare` may run in a thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        tenants: Tenants,
+        clock: Callable[[], float],
+        verifiers: Sequence[Verifier] = (),
+        on_change: Callable[[Caller], None] | None = None,
+    ) -> None:
+        """`clock` returns the time of the event loop. `on_change` is called with the
+        caller who has no proof, when callers may have lost what they were allowed."""
+        self._tenants = tenants
+        self._clock = clock
+        self._verifiers = verifiers
+        self._on_change = on_change
+        self._nobody = Caller("anyone", DEFAULT, has_proof=False)
+        """Who has no proof, if the settings ask anybody for one."""
+        self._tokens: dict[str, Caller] = {}
+        """The owners of the tokens in the settings, by the hashes of those."""
+        self._verified: WeakSet[Caller] = WeakSet()
+        """Those whom a verifier has admitted, and who still call or are remembered."""
+        self._known: dict[str, Caller] = {}
+        self._refused: dict[str, Refusal] = {}
+        """Those of the last seconds, by the hashes of the proofs."""
+        self._generation = 0
+        """Counts the settings that have taken effect."""
+        self.refused = RefusedProofs(clock)
+        self._required: frozenset[Action] = frozenset()
+        self._is_open = True
+        self._take(settings.auth)
+
+    # -- Settings
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Fulfils `megaphone.reload.Reloadable`. Each caller keeps its object, so that what it is
+        allowed changes for the calls and reads that it has open too."""
+        return lambda: self._take(settings.auth)
+
+    def _take(self, auth: Auth) -> None:
+        self._required = frozenset(auth.require)
+        self._is_open = not (auth.require or auth.tokens or self._verifiers)
+        self._nobody.change((), self._required)
+        self._take_tokens(auth.tokens.items())
+        for caller in self._verified:
+            caller.require(self._required)
+        self._generation += 1
+        self._known.clear()
+        self._refused.clear()
+        if self._on_change is not None:
+            self._on_change(ANYONE if self._is_open else self._nobody)
+
+    def _take_tokens(self, named: Iterable[tuple[str, Token]]) -> None:
+        before, self._tokens = self._tokens, {}
+        for digest, (name, token) in by_digest(dict(named)).items():
+            tenant, grants = self._tenants.named(token.tenant), (grant_of(token),)
+            caller = before.get(digest)
+            if caller is not None and caller.tenant is tenant:
+                del before[digest]
+                caller.change(grants, self._required)
+            else:
+                caller = Caller(f"token {name}", tenant, grants, required=self._required)
+            self._tokens[digest] = caller
+        for caller in before.values():
+            caller.revoke()
+
+    # -- Callers
+
+    def known(self, proof: str | None) -> Caller | None:
+        if self._is_open:
+            return ANYONE
+        if proof is None:
+            return self._nobody
+        caller = self._known.get(proof)
+        if caller is None and not is_bearer(proof):  # other schemes are for proxies before us
+            return self._nobody
+        return caller
+
+    async def admit(self, proof: str | None, peer: Peer) -> Caller:
+        caller = self.known(proof)
+        if caller is not None or proof is None:
+            return caller or self._nobody
+        token = proof[len(BEARER) :].strip(" ")
+        digest = digest_of(token)
+        try:
+            self._refuse_again(digest)
+            caller = await self._find(token, digest)
+        except MegaphoneError as error:
+            self._note_refused(digest, error, peer)
+            raise
+        if len(self._known) >= REMEMBERED:
+            del self._known[next(iter(self._known))]
+        self._known[proof] = caller
+        return caller
+
+    async def _find(self, token: str, digest: str) -> Caller:
+        """Raises: InvalidToken; TokenExpired; KeysUnavailable."""
+        while True:
+            generation = self._generation
+            caller = self._tokens.get(digest) or await self._verify(token)
+            if generation == self._generation:  # otherwise it is one of settings that have gone
+                return caller
+
+    async def _verify(self, token: str) -> Caller:
+        for verifier in self._verifiers:
+            if verifier.recognises(token):
+                caller = await verifier.verify(token, self._clock())
+                caller.require(self._required)
+                self._verified.add(caller)
+                return caller
+        raise InvalidToken("nobody knows it")
+
+    # -- Refusals
+
+    def _refuse_again(self, digest: str) -> None:
+        """Raises: InvalidToken or TokenExpired, if the same proof was refused so a short time
+        ago."""
+        refusal = self._refused.get(digest)
+        if refusal is not None and self._clock() < refusal.until:
+            raise TokenExpired if refusal.is_expired else InvalidToken(refusal.reason)
+
+    def _note_refused(self, digest: str, error: MegaphoneError, peer: Peer) -> None:
+        is_expired = isinstance(error, TokenExpired)
+        reason = error.reason if isinstance(error, InvalidToken) else str(error)
+        self.refused.add(peer.ip, error.code, reason)
+        if not (is_expired or isinstance(error, InvalidToken)):
+            return
+        now = self._clock()
+        if (known := self._refused.get(digest)) is not None and now < known.until:
+            return  # so that it is looked at again, however often it comes
+        self._refused.pop(digest, None)
+        if len(self._refused) >= REFUSED_REMEMBERED:
+            del self._refused[next(iter(self._refused))]
+        self._refused[digest] = Refusal(now + REFUSED_FOR_S, is_expired, reason)
+
+
+def is_bearer(proof: str) -> bool:
+    return proof[: len(BEARER)].lower() == BEARER

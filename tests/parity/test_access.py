@@ -1,0 +1,243 @@
+"""Who may do what is the same through both faces: each refused call gets the same code, and changes
+nothing."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+from multidict import CIMultiDict
+
+from megaphone.access.tokens import digest_of
+from megaphone.app import App
+from megaphone.core.access import Action
+from megaphone.errors import MegaphoneError
+from megaphone.model import NewEvent, ReadOptions
+from megaphone.settings import Auth, Token
+from megaphone_api.v1 import channels_pb2 as pb
+from tests.support.faces import (
+    Created,
+    Face,
+    GrpcFace,
+    HttpFace,
+    http_error,
+    read_all,
+    telling_errors,
+    write_request,
+)
+
+pytestmark = pytest.mark.timeout(60)
+
+ALL = tuple(Action)
+READY = ReadOptions(wait_s=0)
+ROOT = "mgp_" + "r" * 43
+
+
+def without(action: Action) -> str:
+    """Return the token that allows everything but one action."""
+    return f"mgp_{action.value:_<43}"
+
+
+TOKENS = {
+    "root": Token(sha256=digest_of(ROOT), actions=ALL),
+    **{
+        f"without_{action.value}": Token(
+            sha256=digest_of(without(action)),
+            actions=tuple(one for one in ALL if one is not action),
+        )
+        for action in ALL
+    },
+}
+AUTH = Auth(require=ALL, tokens=TOKENS)
+WITH_AUTH = pytest.mark.settings(auth=AUTH)
+
+Call = Callable[[Any, Created], Awaitable[object]]
+
+
+async def publish(face: GrpcFace, channel: Created) -> None:
+    await face.publish([write_request(channel.producer, "s", b"1")])
+
+
+async def read(face: Face, channel: Created) -> None:
+    await read_all(face, channel.consumer, READY)
+
+
+async def read_many(face: Face, channel: Created) -> None:
+    async with face.read_many([channel.consumer], READY) as reading:
+        async for _ in reading:
+            pass
+
+
+async def metrics(face: HttpFace, channel: Created) -> None:
+    async with face.session.get(face.url("/metrics"), headers=face.more) as response:
+        if response.status != 200:
+            raise await http_error(response)
+
+
+CALLS: Mapping[str, tuple[Action, Call]] = {
+    "create": (Action.CREATE, lambda face, channel: face.create()),
+    "write": (Action.WRITE, lambda face, channel: face.write(channel.producer, "s", b"1")),
+    "write_large": (
+        Action.WRITE,
+        lambda face, channel: face.write(channel.producer, "s", b'"%b"' % (b"x" * 200_000)),
+    ),
+    "batch": (
+        Action.WRITE,
+        lambda face, channel: face.write_batch([channel.producer], [NewEvent("s", b"1")]),
+    ),
+    "publish": (Action.WRITE, publish),
+    "read": (Action.READ, read),
+    "read_many": (Action.READ, read_many),
+    "ack": (Action.ACK, lambda face, channel: face.acknowledge(channel.consumer, "x" * 23)),
+    "exists": (Action.EXISTS, lambda face, channel: face.exists([channel.consumer])),
+    "metrics": (Action.METRICS, metrics),
+}
+ONLY: Mapping[str, str] = {"publish": "grpc", "metrics": "http"}
+"""The calls that only one face has."""
+
+
+def calls_of(face: Face) -> Mapping[str, tuple[Action, Call]]:
+    return {name: call for name, call in CALLS.items() if ONLY.get(name, face.name) == face.name}
+
+
+async def code_of(call: Awaitable[object]) -> str:
+    try:
+        await call
+    except MegaphoneError as error:
+        return error.code
+    return "OK"
+
+
+@WITH_AUTH
+async def test_every_call_needs_its_action(app: App, face: Face) -> None:
+    root = face.authorized(f"Bearer {ROOT}")
+    channel = await root.create()
+    for name, (action, call) in calls_of(face).items():
+        proofs = {
+            None: "UNAUTHENTICATED",
+            "Basic c2hvcDpzaG9w": "UNAUTHENTICATED",
+            f"Bearer mgp_{'u' * 43}": "UNAUTHENTICATED",
+            "Bearer ": "UNAUTHENTICATED",
+            f"Bearer {without(action)}": "PERMISSION_DENIED",
+        }
+        for proof, code in proofs.items():
+            for _ in range(2):  # the second time the caller may be known
+                got = await code_of(call(face.authorized(proof), channel))
+                assert got == code, (name, proof)
+    assert len(await app.admin.list_channels(0, 10)) == 1
+    assert await read_all(root, channel.consumer, READY) == []
+
+
+@WITH_AUTH
+async def test_the_right_token_is_admitted_and_then_known(face: Face) -> None:
+    channel = await face.authorized(f"Bearer {ROOT}").create()
+    for name, (action, call) in calls_of(face).items():
+        spelled = f"bearer  {ROOT}" if action is Action.ACK else f"Bearer {ROOT}"
+        for _ in range(3):
+            assert await code_of(call(face.authorized(spelled), channel)) == "OK", name
+
+
+@pytest.mark.settings(auth=Auth(require=(Action.CREATE,), tokens={"root": TOKENS["root"]}))
+async def test_what_is_not_required_is_open_to_all(face: Face) -> None:
+    assert await code_of(face.create()) == "UNAUTHENTICATED"
+    channel = await face.authorized(f"Bearer {ROOT}").create()
+    for name, (action, call) in calls_of(face).items():
+        if action is not Action.CREATE:
+            assert await code_of(call(face, channel)) == "OK", name
+            # Somebody who presents a token wants to know that it is wrong.
+            wrong = face.authorized(f"Bearer mgp_{'u' * 43}")
+            assert await code_of(call(wrong, channel)) == "UNAUTHENTICATED", name
+
+
+async def test_without_configuration_tokens_are_ignored(face: Face) -> None:
+    channel = await face.create()
+    for name, (_, call) in calls_of(face).items():
+        wrong = face.authorized(f"Bearer mgp_{'u' * 43}")
+        assert await code_of(call(wrong, channel)) == "OK", name
+
+
+@pytest.mark.settings(
+    auth=Auth(
+        require=(Action.WRITE, Action.READ),
+        tokens={
+            "shop": Token(
+                sha256=digest_of(ROOT),
+                actions=(Action.WRITE, Action.READ),
+                streams=("news", "orders.*"),
+            )
+        },
+    )
+)
+async def test_streams(face: Face) -> None:
+    channel = await face.create()
+    shop = face.authorized(f"Bearer {ROOT}")
+    await shop.write(channel.producer, "news", b"1")
+    await shop.write(channel.producer, "orders.eu", b"2")
+    news, other = NewEvent("news", b"3"), NewEvent("other", b"4")
+    refused = [
+        shop.write(channel.producer, "other", b"4"),
+        shop.write_batch([channel.producer], [news, other]),
+        read_all(shop, channel.consumer, READY),
+        read_all(shop, channel.consumer, ReadOptions(wait_s=0, streams=frozenset({"other"}))),
+    ]
+    for call in refused:
+        assert await code_of(call) == "PERMISSION_DENIED"
+    if isinstance(shop, GrpcFace):
+        [answer] = await shop.publish(
+            [write_request(channel.producer, stream, b"5") for stream in ("news", "other")]
+        )
+        assert [one.reason for one in answer.results] == ["", "PERMISSION_DENIED"]
+    wanted = ReadOptions(wait_s=0, streams=frozenset({"news", "orders.eu"}))
+    events = await read_all(shop, channel.consumer, wanted)
+    assert [event.body for event in events] == [b"1", b"2", b"5"][: 3 if face.name == "grpc" else 2]
+
+
+@WITH_AUTH
+async def test_two_proofs_are_none_that_is_valid(app: App, http: HttpFace, grpc: GrpcFace) -> None:
+    for code in await both_with_two(app, http, grpc):
+        assert code == "UNAUTHENTICATED"
+
+
+async def both_with_two(app: App, http: HttpFace, grpc: GrpcFace) -> list[str]:
+    right, wrong = f"Bearer {ROOT}", f"Bearer mgp_{'u' * 43}"
+    codes = []
+    for pair in ((right, wrong), (wrong, right), (right, right)):
+        doubled = GrpcFace(grpc.channel, tuple(("authorization", proof) for proof in pair))
+        codes.append(await code_of(doubled.create()))
+        headers = CIMultiDict([("Authorization", proof) for proof in pair])
+        async with http.session.post(http.url("/create"), headers=headers) as response:
+            codes.append((await response.json())["code"])
+    return codes
+
+
+@WITH_AUTH
+async def test_a_body_that_nobody_may_send_is_not_awaited(http: HttpFace, app: App) -> None:
+    """The client announces a body and sends none of it, and gets its answer all the same."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
+    writer.write(
+        b"POST /create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 1000\r\n\r\n"
+    )
+    async with asyncio.timeout(5):
+        head = await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    assert head.startswith(b"HTTP/1.1 401 ")
+    assert b'WWW-Authenticate: Bearer realm="megaphone"\r\n' in head
+
+
+@WITH_AUTH
+async def test_a_message_that_nobody_may_send_is_not_awaited(grpc: GrpcFace) -> None:
+    async def never() -> Any:
+        await asyncio.Event().wait()
+        yield pb.WriteRequest()
+
+    for metadata in ((), (("authorization", "Bearer x"),)):
+        face = GrpcFace(grpc.channel, metadata)
+        call = face.channel.stream_unary(
+            "/megaphone.v1.ChannelService/Write",
+            request_serializer=pb.WriteRequest.SerializeToString,
+            response_deserializer=pb.WriteResponse.FromString,
+        )(never(), metadata=metadata, timeout=5)
+        with pytest.raises(MegaphoneError) as raised, telling_errors():
+            await call
+        assert raised.value.code == "UNAUTHENTICATED"

@@ -1,0 +1,149 @@
+"""The settings that say who may do what."""
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from megaphone.access.tokens import digest_of
+from megaphone.cli.config import config_app
+from megaphone.cli.token import token_app
+from megaphone.config import ConfigError, load
+from megaphone.model import Action
+from megaphone.settings import Auth, Token
+
+A, B = "a" * 64, "b" * 64
+TOML = f"""
+[auth]
+require = ["create", "exists"]
+[auth.tokens.shop]
+sha256 = "{A}"
+previous_sha256 = "{B}"
+tenant = "shop"
+actions = ["create"]
+streams = ["a", "b.*"]
+"""
+SHOP = Token(
+    sha256=A,
+    previous_sha256=B,
+    tenant="shop",
+    actions=(Action.CREATE,),
+    streams=("a", "b.*"),
+)
+
+
+def auth_of(directory: Path, text: str = "", **variables: str) -> Auth:
+    (directory / "megaphone.toml").write_text(text)
+    environment = {f"megaphone_{key.replace('__', '.')}": text for key, text in variables.items()}
+    return load(directory, environment).settings.auth
+
+
+def test_nothing_is_required_unless_it_is_set(tmp_path: Path) -> None:
+    assert auth_of(tmp_path) == Auth(require=(), tokens={})
+
+
+def test_tokens_are_read_from_a_file(tmp_path: Path) -> None:
+    assert auth_of(tmp_path, TOML) == Auth(
+        require=(Action.CREATE, Action.EXISTS), tokens={"shop": SHOP}
+    )
+
+
+def test_tokens_are_read_from_the_environment(tmp_path: Path) -> None:
+    auth = auth_of(
+        tmp_path,
+        auth__require="create, metrics",
+        auth__tokens__Shop__sha256=A,
+        auth__tokens__Shop__actions="create,write",
+        auth__tokens__Shop__streams="a,b.*",
+    )
+    shop = Token(sha256=A, actions=(Action.CREATE, Action.WRITE), streams=("a", "b.*"))
+    assert auth == Auth(require=(Action.CREATE, Action.METRICS), tokens={"Shop": shop})
+
+
+def test_the_environment_overrides_single_members_of_a_token(tmp_path: Path) -> None:
+    auth = auth_of(tmp_path, TOML, auth__tokens__shop__actions="read")
+    assert auth.tokens["shop"].actions == (Action.READ,)
+    assert auth.tokens["shop"].sha256 == A
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("auth = 3", r"megaphone\.toml: auth = … is not allowed; allowed is tables such as"),
+        ("[auth]\nrequired = []", "auth.required is not a known key; did you mean require"),
+        ('[auth]\nrequire = ["creat"]', "each entry of which is one of create, write, read, ack"),
+        ("[auth]\ntokens = 3", "auth = … is not allowed"),
+        ("[auth.tokens]\nshop = 3", r"auth\.tokens\.shop = … is not allowed"),
+        (f'[auth.tokens."x y"]\nsha256 = "{A}"\nactions = []', "as a name 1 to 100 letters"),
+        (f'[auth.tokens.x]\nsha256 = "{A}"', r"auth\.tokens\.x\.actions is missing"),
+        ('[auth.tokens.x]\nactions = ["create"]', r"auth\.tokens\.x\.sha256 is missing"),
+        (
+            '[auth.tokens.x]\nactions = ["create"]\nsha256 = "mgp_secret"',
+            r"auth\.tokens\.x\.sha256 = … is not allowed; allowed is 64 hexadecimal digits",
+        ),
+        (
+            f'[auth.tokens.x]\nactions = ["create"]\nsha256 = "{A}"\nstreams = ["a*b"]',
+            r"auth\.tokens\.x\.streams = … is not allowed; .* the id of a stream, or the beginning",
+        ),
+        (
+            f'[auth.tokens]\nx = {{sha256 = "{A}", actions = []}}\ny = {{sha256 = "{B}",'
+            f' previous_sha256 = "{A}", actions = []}}',
+            r"auth\.tokens\.y has the same token as auth\.tokens\.x",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_named_and_not_shown(tmp_path: Path, text: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error) as raised:
+        auth_of(tmp_path, text)
+    assert "secret" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_show_prints_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = auth_of(tmp_path, TOML)
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(config_app, ["show"]).stdout
+    assert tomllib.loads(shown)["auth"]["tokens"]["shop"]["streams"] == ["a", "b.*"]
+    assert auth_of(tmp_path, shown) == before
+
+
+# -- megaphone token new
+
+
+def test_a_new_token_fits_the_lines_that_are_printed_with_it(tmp_path: Path) -> None:
+    arguments = ["new", "shop", "--action", "write", "--stream", "news", "--tenant", "acme"]
+    done = CliRunner().invoke(token_app, arguments)
+    assert done.exit_code == 0
+    token = done.stdout.strip()
+    assert token not in done.stderr
+    assert auth_of(tmp_path, done.stderr) == Auth(
+        tokens={
+            "shop": Token(
+                sha256=digest_of(token), actions=(Action.WRITE,), streams=("news",), tenant="acme"
+            )
+        }
+    )
+
+
+def test_a_new_token_is_for_a_back_end_unless_it_is_asked_for_otherwise(tmp_path: Path) -> None:
+    done = CliRunner().invoke(token_app, ["new", "shop"])
+    token = auth_of(tmp_path, done.stderr).tokens["shop"]
+    assert token.actions == (Action.CREATE, Action.WRITE, Action.EXISTS, Action.DISPOSE)
+    assert CliRunner().invoke(token_app, ["new", "shop"]).stdout != done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["x y"], "as a name; allowed is 1 to 100 letters"),
+        (["x", "--tenant", "a b"], "as a tenant; allowed is 1 to 64 letters"),
+        (["x", "--stream", "a*b"], "as a stream; allowed is the id of a stream"),
+        (["x", "--action", "fly"], "as an action; allowed is one of create, write, read"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments: list[str], error: str) -> None:
+    done = CliRunner().invoke(token_app, ["new", *arguments], env={"COLUMNS": "300"})
+    assert done.exit_code == 2
+    assert error in done.stderr
+    assert done.stdout == ""
