@@ -2,11 +2,13 @@
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, count
+from time import monotonic
 from typing import Any, TypeAlias
 
 from megaphone.errors import StoreUnavailable
@@ -14,6 +16,7 @@ from megaphone.model import Endpoint
 from megaphone.store.redis.connection import (
     CALL_S,
     Argument,
+    Calls,
     Connection,
     Pending,
     Place,
@@ -32,6 +35,7 @@ from megaphone.store.redis.errors import (
     UnusableStore,
 )
 from megaphone.store.redis.link import (
+    DOUBTFUL_S,
     MAX_WAITING_BYTES,
     MAX_WAITING_CALLS,
     Greet,
@@ -41,7 +45,7 @@ from megaphone.store.redis.link import (
     tls_of,
 )
 from megaphone.store.redis.masters import OneServer
-from megaphone.store.redis.slots import SlotMap, slot_of
+from megaphone.store.redis.slots import SlotMap, epochs_in, slot_of
 from megaphone.store.redis.url import StoreUrl, Topology
 
 log = logging.getLogger(__name__)
@@ -134,6 +138,10 @@ class ClusterLink:
     slot leave in the order in which they were made. Those that a slot on the move delays end within
     AGAIN_FOR_S more than others, whatever happens.
 
+    A master that another server has replaced gets no calls any more, even if it does not know of
+    that: no server is believed whose map is older than that of this node, unless most of them say
+    the same.
+
     `greet` is called with each new connection to a master.
     """
 
@@ -147,6 +155,14 @@ class ClusterLink:
         self._name = name
         self._greet = greet
         self._map = SlotMap([])
+        self._asked_at = monotonic()
+        """When this node asked for the map."""
+        self._replaced: set[Endpoint] = set()
+        """Former masters that other servers have replaced."""
+        self.replaced_at = -math.inf
+        self.on_old_answers: Callable[[], None] = lambda: None
+        """These are as those of `Link`."""
+        self._knows_epochs = True
         self._links: dict[Endpoint, Link] = {}
         self._redirected_at: dict[Endpoint, float] = {}
         """When a call was last sent to a master because another one had said so."""
@@ -257,7 +273,7 @@ class ClusterLink:
             if not error.is_for_ever:
                 self._ask(call, place)
                 return True
-            if not self.owns(place, call.slot):
+            if not (self.owns(place, call.slot) or place in self._replaced):
                 self._map.note(call.slot, place)
                 self._let_finish(call.link, [call.slot])
         self._doubt()
@@ -384,21 +400,26 @@ class ClusterLink:
                 async with asyncio.timeout(wait_s):
                     await self._is_outdated.wait()
             self._is_outdated.clear()
+            asked_at = monotonic()
             try:
                 found = await self._find_map()
             except (StoreUnavailable, UnusableStore) as error:
                 log.debug("nobody tells the slots of the store: %s", error)
             else:
-                self._use(found)
+                self._use(found, asked_at)
             await asyncio.sleep(MAP_AGAIN_S)
 
-    def _use(self, found: SlotMap) -> None:
+    def _use(self, found: SlotMap, asked_at: float) -> None:
         before, self._map = self._map, found
         if not found.is_as(before):
             for place, slots in before.lost_until(found).items():
                 if place in found.masters:  # else its link is closed at once
                     self._let_finish(self._links.get(place), slots)
-        needed = {*found.masters, *self._redirected_lately()}
+            self._replaced.difference_update(found.masters)
+            for place in before.replaced_until(found):
+                self._note_replaced(place)
+        self._asked_at = asked_at
+        needed = {*found.masters, *self._redirected_lately()} - self._replaced
         for place in found.masters:
             self._link_to(place)
         for place in [one for one in self._links if one not in needed]:
@@ -410,6 +431,16 @@ class ClusterLink:
             for follow in self._followers:
                 follow(found.masters[0])
 
+    def _note_replaced(self, place: Endpoint) -> None:
+        """Let a master that was replaced answer nothing any more."""
+        self._replaced.add(place)
+        self.replaced_at = monotonic()
+        link = self._links.get(place)
+        if link is not None:
+            link.reconnect("another server has replaced it")
+            if link.heard_at > self._asked_at - DOUBTFUL_S:
+                self.on_old_answers()
+
     def _redirected_lately(self) -> Iterator[Endpoint]:
         now = asyncio.get_running_loop().time()
         return (place for place, at in self._redirected_at.items() if now - at < KEPT_S)
@@ -420,23 +451,33 @@ class ClusterLink:
 
     async def _find_map(self) -> SlotMap:
         """Ask one server after the other for the slots, until one knows masters for all of them. A
-        server that has left the cluster may answer, and know none.
+        server that has left the cluster may answer, and know none. One that was cut off or stood
+        still may know old masters; if most servers do, the cluster was set up anew, and counts its
+        epochs from 0 again.
 
         Raises: StoreUnavailable; UnusableStore, when all refuse this node.
         """
         places = random.sample(list(self._links), len(self._links))
         places.sort(key=lambda place: not self._links[place].is_up)
         refusals: list[Exception] = []
-        for place in dict.fromkeys(chain(places, self.url.endpoints)):
+        outdated: list[SlotMap] = []
+        asked = dict.fromkeys(chain(places, self.url.endpoints))
+        for place in asked:
             try:
                 found = await self._ask_for_map(place)
             except (StoreUnavailable, UnusableStore) as error:
                 refusals.append(error)
             else:
-                if found.is_complete:
+                if not found.is_complete:
+                    text = f"the store at {place} knows slots without a master"
+                elif found.is_older_than(self._map):
+                    outdated.append(found)
+                    text = f"the store at {place} knows old masters"
+                else:
                     return found
-                text = f"the store at {place} knows slots without a master"
                 refusals.append(StoreUnavailable(text))
+        if len(outdated) > len(asked) // 2:
+            return outdated[0]
         raise next((one for one in refusals if isinstance(one, UnusableStore)), refusals[0])
 
     async def _ask_for_map(self, place: Endpoint) -> SlotMap:
@@ -453,7 +494,7 @@ class ClusterLink:
             )
         try:
             async with asyncio.timeout(CALL_S):
-                answer = await (connection or link).call("CLUSTER", "SLOTS")  # type: ignore[union-attr]
+                return await self._map_of(connection or link, place)  # type: ignore[arg-type]
         except TimeoutError:
             raise StoreUnavailable(f"the store at {place} does not answer") from None
         except NoPermission:
@@ -467,7 +508,22 @@ class ClusterLink:
         finally:
             if connection is not None:
                 connection.end("it has answered")
-        return SlotMap.read(answer, place)
+
+    async def _map_of(self, calls: Calls, place: Endpoint) -> SlotMap:
+        slots, epochs = await asyncio.gather(calls.call("CLUSTER", "SLOTS"), self._epochs_of(calls))
+        return SlotMap.read(slots, place, epochs)
+
+    async def _epochs_of(self, calls: Calls) -> dict[bytes, int]:
+        try:
+            return epochs_in(await calls.call("CLUSTER", "NODES"))
+        except NoPermission:  # nodes before 0.12 did without this right
+            self._note_missing_right()
+            return {}
+
+    def _note_missing_right(self) -> None:
+        if self._knows_epochs:
+            self._knows_epochs = False
+            log.warning("allow the store's user +cluster|nodes: else old masters may be believed")
 
     # Messages, which each server sends, whichever master they come from.
 

@@ -142,6 +142,11 @@ class Connection(asyncio.Protocol):
         """Whether its owner is to make calls now. Nothing enforces that."""
         return not (self._is_paused or self._is_full or self.is_over)
 
+    @property
+    def heard_at(self) -> float:
+        """When the server said something last, as `time.monotonic` counts."""
+        return self._heard_at
+
     def call(self, *args: Argument) -> asyncio.Future[Reply]:
         """Send a command. A future that is cancelled does not take the command back."""
         packed: bytes = pack_command(args)  # type: ignore[arg-type]

@@ -737,8 +737,8 @@ end
 
 -- These two concern the store, and have the keys of the nodes and of the whole store.
 
--- id of the run of the server, its time -> epoch. A run that the store does not know is a restart or
--- a new master, which may have lost events: it starts a new epoch.
+-- what only this run of the server has, and only since it became a master -> epoch. What the store
+-- does not know is a restart or a new master, which may have lost events: it starts a new epoch.
 function functions.greet(keys, args)
     local epoch = tonumber(redis.call('HGET', keys[2], 'epoch') or '0')
     if redis.call('HSETNX', keys[2], 'run:' .. args[1], '1') == 1 then

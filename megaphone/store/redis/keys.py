@@ -27,7 +27,7 @@ class Names:
         self.nodes = f"{prefix}:{{all}}:nodes"
         """HASH: when each node last showed that it lives."""
         self.meta = f"{prefix}:{{all}}:meta"
-        """HASH: the epoch, the runs of servers that the store knows, and its clock."""
+        """HASH: the epoch, the reigns of servers that the store knows, and its clock."""
         self.agents = f"{prefix}:agents"
         """HASH: the address key of each agent."""
         self.agents_with_channels = f"{prefix}:agents:used"

@@ -1,9 +1,11 @@
 """The link of this node to a master of the store: calls that survive the loss of a connection."""
 
 import asyncio
+import math
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Any, NamedTuple
 
 from megaphone.errors import StoreUnavailable
@@ -30,6 +32,10 @@ WAIT_S = 2.0
 """How long a call waits for a connection."""
 MAX_WAITING_CALLS = 20_000
 MAX_WAITING_BYTES = 33_554_432
+DOUBTFUL_S = 1.0
+"""A master that answered so shortly before this node learned that another one has replaced it, or
+later, may have answered after that. One that is dead was silent for longer, because nobody replaces
+it sooner."""
 
 
 class _Waiting(NamedTuple):
@@ -97,6 +103,12 @@ class Link:
         """To be called when another master has it."""
         self.on_down: Callable[[], None] = lambda: None
         """Called when a connection has ended."""
+        self.replaced_at = -math.inf
+        """When this node learned last that a server has replaced a master, as `time.monotonic`
+        counts."""
+        self.on_old_answers: Callable[[], None] = lambda: None
+        """Called when the link has left a server that may have answered calls when another one was
+        the master already. What these calls wrote is lost."""
         self._name = name
         self._greet = greet
         self._masters = masters or masters_of(url, self._tls)
@@ -106,6 +118,10 @@ class Link:
         self._keeper = Keeper(
             self._masters.name, self._connect, on_up=self._go_on, on_down=lambda: self.on_down()
         )
+        self._latest: Connection | None = None
+        """The connection to `place`, whether it has ended or not."""
+        self._left: Place | None = None
+        """The server that was replaced last, as far as this node knows."""
         self._open: Connection | None = None
         """The connection if calls can go to it at once."""
         self._waiting: deque[_Waiting] = deque()
@@ -145,6 +161,11 @@ class Link:
     def is_up(self) -> bool:
         connection = self._keeper.connection
         return connection is not None and not connection.is_over
+
+    @property
+    def heard_at(self) -> float:
+        """When the master answered last, as `time.monotonic` counts."""
+        return -math.inf if self._latest is None else self._latest.heard_at
 
     @property
     def down_since(self) -> float | None:
@@ -217,7 +238,9 @@ class Link:
         except BaseException:
             connection.end("this node cannot use it")
             raise
-        self.place = place
+        if self.place not in (None, place):
+            self._note_left(self.place)
+        self.place, self._left, self._latest = place, None, connection
         for follow in self._followers:
             follow(place)
         return connection
@@ -256,7 +279,14 @@ class Link:
     def _leave_old_master(self) -> None:
         if self.place is not None and not self._masters.is_master(self.place):
             self.reconnect("there is another master")
+            self._note_left(self.place)
         self._keeper.hurry()
+
+    def _note_left(self, place: Place | None) -> None:
+        self.replaced_at = monotonic()
+        if place != self._left and self.heard_at > monotonic() - DOUBTFUL_S:
+            self.on_old_answers()
+        self._left = place
 
     def _go_on(self, connection: Connection) -> None:
         self.connections += 1

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from time import monotonic
 
 from megaphone.errors import MegaphoneError
 from megaphone.store.redis.calls import Functions, load
-from megaphone.store.redis.errors import OutOfMemory, ReplyError
+from megaphone.store.redis.errors import FAILURES, OutOfMemory, ReplyError
 from megaphone.store.redis.functions import name_of
 from megaphone.store.redis.keys import Names
 from megaphone.store.redis.link import Greeted
@@ -19,6 +20,10 @@ BEAT_S = 1.0
 """How often a node shows that it lives."""
 SILENT_S = 5.0
 """A node that was silent for this long counts as dead: others may take its leases."""
+AGAIN_S = 0.1
+"""How long it waits before it tries again to tell the store of a loss."""
+KNOWN_S = 60.0
+"""How long after this node any other may learn at most that a master was replaced, and then die."""
 FORGOTTEN_S = 3600.0
 """A node that was silent for this long is removed from the list of nodes."""
 
@@ -63,11 +68,24 @@ class Membership:
         """
         with suppress(OutOfMemory):  # a full server may have them, and must be read empty
             await load(new.calls)
-        run_id = _run_id(await new.calls.call("INFO", "server"))
+        reign = _reign(await new.calls.call("INFO", "server", "replication"))
         names = self._names
         keys = (names.nodes, names.meta)
-        epoch = await new.home.call("FCALL", name_of("greet"), 2, *keys, run_id)
+        epoch = await new.home.call("FCALL", name_of("greet"), 2, *keys, reign)
         self._enter(int(epoch))
+
+    async def begin_epoch(self) -> None:
+        """Begin an epoch because this node, and nobody else, knows that the store has lost events.
+        Goes on until the store has it."""
+        reign = f"{self.node}:{secrets.token_hex(6)}"
+        while True:
+            try:
+                epoch = await self._functions.of_store("greet", reign)
+            except FAILURES:
+                await asyncio.sleep(AGAIN_S)
+            else:
+                self._enter(int(epoch))
+                return
 
     async def start(self) -> None:
         """Show for the first time that this node lives, and go on to do so.
@@ -98,11 +116,20 @@ class Membership:
         time, epoch, away, living = await self._functions.of_store(
             "beat", self.node, round(SILENT_S * 1000), round(FORGOTTEN_S * 1000)
         )
+        now_living = frozenset(node.decode() for node in living)
+        await self._tell_losses_of(self._living - now_living)
         self._beaten_at = asyncio.get_running_loop().time()
         self._functions.away = away.decode()
         self._offset_s = (int(time) - int(away)) / 1000 - self._beaten_at
-        self._living = frozenset(node.decode() for node in living)
+        self._living = now_living
         self._enter(int(epoch))
+
+    async def _tell_losses_of(self, dead: Iterable[str]) -> None:
+        """Begin an epoch for each node that has died not long after a master was replaced: it may
+        have known of losses, and told nobody. All nodes together begin one epoch for it."""
+        if monotonic() - self._functions.link.replaced_at < KNOWN_S:
+            for node in dead:
+                self._enter(int(await self._functions.of_store("greet", f"{node}:dead")))
 
     def _enter(self, epoch: int) -> None:
         if epoch > self.epoch:
@@ -113,10 +140,8 @@ class Membership:
                 self._on_epoch()
 
 
-def _run_id(info: bytes | str) -> str:
+def _reign(info: bytes | str) -> str:
+    """Return what no other run of a server has, nor the same run before it became the master."""
     text = info.decode() if isinstance(info, bytes) else info
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        if name == "run_id":
-            return value
-    raise ValueError("the server does not name its run")
+    facts = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    return f"{facts['run_id']}:{facts['master_replid']}"

@@ -31,7 +31,7 @@ RIGHTS = (
     "+subscribe",
 )
 """What the user of a node must be allowed, for `ACL SETUSER`."""
-CLUSTER_RIGHTS = ("+cluster|slots", "+asking")
+CLUSTER_RIGHTS = ("+cluster|slots", "+cluster|nodes", "+asking")
 """What it must be allowed besides in a cluster."""
 
 

@@ -2,7 +2,7 @@
 
 import random
 from binascii import crc_hqx
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import count
 from typing import Any
@@ -14,6 +14,7 @@ REMEMBERED = 5_000
 """Of how many keys the slots are remembered, because most channels are used again."""
 UNKNOWN_HOST = b"?"
 MANY = 1_000_000
+EPOCH_FIELD = 6
 
 
 @lru_cache(REMEMBERED)
@@ -30,25 +31,37 @@ def slot_of(key: str) -> int:
 class SlotMap:
     """Which master has which slots, as a server of the cluster sees it."""
 
-    def __init__(self, ranges: Sequence[tuple[int, int, Endpoint]]) -> None:
-        """A range has a first slot, a last slot and their master."""
+    def __init__(
+        self,
+        ranges: Sequence[tuple[int, int, Endpoint]],
+        epochs: Mapping[Endpoint, int] | None = None,
+    ) -> None:
+        """A range has a first slot, a last slot and their master. The epochs are those in which the
+        masters got slots last, as far as the server tells them: if two masters claim a slot, the
+        cluster follows the one with the higher epoch."""
         self._ranges = ranges
+        self._epochs = epochs or {}
         self._owners: dict[int, Endpoint] = {}
         self.masters: Sequence[Endpoint] = list(dict.fromkeys(place for _, _, place in ranges))
         """The masters that have slots."""
+        self._masters_without_notes = self.masters
         for first, last, place in ranges:
             self._owners.update(dict.fromkeys(range(first, last + 1), place))
 
     @classmethod
-    def read(cls, answer: Any, asked: Endpoint) -> "SlotMap":
+    def read(
+        cls, answer: Any, asked: Endpoint, epochs: Mapping[bytes, int] | None = None
+    ) -> "SlotMap":
         """Read the answer to CLUSTER SLOTS. A server that does not name its own host has the one at
-        which it was asked."""
-        ranges = []
-        for first, last, [host, port, *_], *_ in answer:
+        which it was asked. The epochs are by the ids of the servers."""
+        ranges, known = [], {}
+        for first, last, [host, port, *more], *_ in answer:
             if host != UNKNOWN_HOST:
                 place = Endpoint(host.decode() if host else asked.host, port)
                 ranges.append((first, last, place))
-        return cls(sorted(ranges, key=lambda one: one[0]))
+                if epochs and more[0] in epochs:
+                    known[place] = epochs[more[0]]
+        return cls(sorted(ranges, key=lambda one: one[0]), known)
 
     def owner_of(self, slot: int) -> Endpoint | None:
         """Return the master of a slot, None if nobody has it."""
@@ -64,6 +77,29 @@ class SlotMap:
     def is_as(self, other: "SlotMap") -> bool:
         """Return whether another map surely says the same."""
         return self._ranges == other._ranges
+
+    def is_older_than(self, other: "SlotMap") -> bool:
+        """Return whether this map names a master that another one has replaced since."""
+        if self.is_as(other):
+            return False
+        for slot, owner in self._owners.items():
+            later = other._owners.get(slot, owner)
+            if later != owner and self._epoch_of(owner) < other._epoch_of(later):
+                return True
+        return False
+
+    def _epoch_of(self, owner: Endpoint) -> int:
+        return self._epochs.get(owner, 0)
+
+    def replaced_until(self, later: "SlotMap") -> list[Endpoint]:
+        """Return the masters that have no slot later, because servers that were no masters have
+        taken over. Slots that move go to a server that is a master already."""
+        return [
+            place
+            for place, slots in self.lost_until(later).items()
+            if place not in later.masters
+            and any(later.owner_of(slot) not in self._masters_without_notes for slot in slots)
+        ]
 
     def lost_until(self, later: "SlotMap") -> dict[Endpoint, list[int]]:
         """Return the slots that have another master later, by the masters that they have here."""
@@ -82,3 +118,10 @@ class SlotMap:
         start = random.randrange(MANY)
         tags = map(str, count(start))
         return next(tag for tag in tags if self._owners.get(slot_of(tag)) == owner)
+
+
+def epochs_in(nodes: bytes | str) -> dict[bytes, int]:
+    """Read the answer to CLUSTER NODES. Returns: the config epochs of the servers, by their ids."""
+    data = nodes.encode() if isinstance(nodes, str) else nodes
+    fields = (line.split(b" ") for line in data.splitlines())
+    return {one[0]: int(one[EPOCH_FIELD]) for one in fields if len(one) > EPOCH_FIELD}

@@ -104,6 +104,7 @@ class RedisStore:
         self.functions = Functions(self.link, names, wait_replicas)
         self.directory = RedisDirectory(self.link, names)
         self.membership = Membership(self.functions, names, self._on_epoch)
+        self.link.on_old_answers = self._on_old_answers
         self._subscription = Subscription(
             self.link,
             [self.membership.inbox],
@@ -566,6 +567,12 @@ class RedisStore:
         """End the reads, so that their clients learn that events may be missing."""
         for lease in list(self._leases.values()):
             lease.interrupt()
+
+    def _on_old_answers(self) -> None:
+        """Let all nodes know that events may be missing. The new master began an epoch with its
+        first connection, but a server that it had replaced may have taken events after that."""
+        log.warning("a former master of the store may have taken events that are lost")
+        self._start_task(self.membership.begin_epoch(), self._releases)
 
     # -- Life cycle
 

@@ -9,7 +9,8 @@ import pytest
 from megaphone.core.ports import Append, AppendResult, Lease, Stored
 from megaphone.errors import StoreUnavailable
 from megaphone.model import Endpoint, Event, ReadOptions
-from megaphone.store.redis import cluster_link
+from megaphone.store.redis import cluster_link, membership
+from megaphone.store.redis import connection as connections
 from megaphone.store.redis.cluster_link import ClusterLink
 from megaphone.store.redis.connection import RoundTrips
 from megaphone.store.redis.errors import ReplyError, TryAgain, UnusableStore
@@ -25,8 +26,10 @@ from tests.support.redis_cluster import (
     cluster_server,
     eventually,
     id_of,
+    is_ready,
     migrate,
     redis_cluster,
+    role_of,
 )
 from tests.support.redis_fixtures import shared_cluster
 from tests.support.redis_server import RedisServer
@@ -292,6 +295,20 @@ async def test_one_server_that_answers_is_enough() -> None:
             assert len(link.masters()) == 2
 
 
+async def test_nodes_do_without_the_right_to_ask_for_epochs(
+    cluster: RedisCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    rights = rights_of("store", in_cluster=True).replace("+cluster|nodes", "")
+    for server in cluster.masters:
+        server.call("ACL", "SETUSER", "node", "reset", "on", ">secret", *rights.split())
+    async with store_of(
+        StoreUrl.parse(cluster.text_url.replace("://", "://node:secret@"))
+    ) as store:
+        await store.create(b"c", ADDRESS)
+        assert await append(store, "a") == Stored("a", is_new=True)
+    assert "allow the store's user +cluster|nodes" in caplog.text
+
+
 async def test_a_server_that_is_in_no_cluster_any_more_is_passed_over(
     cluster: RedisCluster,
 ) -> None:
@@ -451,6 +468,80 @@ async def test_a_replica_takes_over() -> None:
             assert again.recovered is False
             assert await take(again) == "a"
             store.check_serves()
+
+
+async def test_each_failover_begins_an_epoch_also_one_back_to_the_first_master() -> None:
+    """A master that becomes one again is the same run of a server, and may lack events all the
+    same."""
+    with redis_cluster(masters=1, replicas=1) as cluster:
+        async with store_of(cluster.url) as store:
+            for _ in range(3):
+                epoch = store.membership.epoch
+                replica = next(one for one in cluster.servers if role_of(one) == "slave")
+                await asyncio.to_thread(eventually, lambda: is_ready(replica))  # noqa: B023
+                replica.call("CLUSTER", "FAILOVER", "TAKEOVER")
+                await until(lambda: store.membership.epoch > epoch)  # noqa: B023
+
+
+async def test_what_a_master_takes_after_it_was_replaced_is_a_loss_that_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A node still writes to a master that stood still, when readers at the new one have learned of
+    all losses so far."""
+    monkeypatch.setattr(connections, "CALL_S", 60)
+    monkeypatch.setattr(connections, "SILENCE_S", 60)
+    monkeypatch.setattr(cluster_link, "MAP_S", 60)
+    with redis_cluster(replicas=3) as cluster:
+        async with store_of(cluster.url) as late:
+            await late.create(b"c", ADDRESS)
+            assert await append(late, "a") == Stored("a", is_new=True)
+            old = cluster.owner_of(slot_of(late.keys_of(b"c")[0]))
+            new = replica_of(cluster, old)
+            await asyncio.to_thread(eventually, lambda: is_ready(new))
+            # Else it may refuse calls at once when it goes on: nobody has answered it lately.
+            old.call("CONFIG", "SET", "cluster-node-timeout", 60_000)
+            old.freeze()
+            writing = asyncio.create_task(append(late, "lost"))
+            others = [one for one in cluster.servers if one is not old]
+            await until(lambda: role_of(new) == "master")
+            await asyncio.to_thread(eventually, lambda: all(is_ready(one) for one in others))
+            async with store_of(StoreUrl.parse(f"redis+cluster://127.0.0.1:{new.port}")) as store:
+                lease = await store.open(b"c", ADDRESS, ReadOptions())
+                assert lease.recovered is False
+                assert await append(store, "b") == Stored("b", is_new=True)
+                assert await take(lease) == "ab"
+                lease.release(clean=True, now=asyncio.get_running_loop().time())
+                epoch = store.membership.epoch
+                old.thaw()
+                assert await writing == Stored("lost", is_new=True)
+                await until(lambda: role_of(old) == "slave")
+                assert await append(late, "c") == Stored("c", is_new=True)
+                await until(lambda: store.membership.epoch > epoch)
+                again = await store.open(b"c", ADDRESS, ReadOptions(cursor="b"))
+                assert again.recovered is False
+                assert await take(again) == "c"
+
+
+async def test_a_node_that_dies_after_a_master_was_replaced_may_have_known_of_losses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership, "SILENT_S", 1.5)
+    with redis_cluster(masters=1, replicas=1) as cluster:
+        async with store_of(cluster.url) as store, store_of(cluster.url) as other:
+            async with store_of(cluster.url) as dead:
+                await until(lambda: dead.membership.node in store.membership.living)
+            await until(lambda: dead.membership.node not in store.membership.living)
+            assert store.membership.epoch == dead.membership.epoch  # nobody was replaced
+            [new] = [one for one in cluster.servers if role_of(one) == "slave"]
+            async with store_of(cluster.url) as dead:
+                await until(lambda: dead.membership.node in store.membership.living)
+                new.call("CLUSTER", "FAILOVER", "TAKEOVER")
+                await until(lambda: len({one.link.replaced_at for one in (store, dead)}) == 2)
+            await until(lambda: store.membership.epoch == other.membership.epoch > 0)
+            epoch = store.membership.epoch
+            await until(lambda: dead.membership.node not in store.membership.living)
+            assert store.membership.epoch > epoch
+            await until(lambda: store.membership.epoch == other.membership.epoch)
 
 
 async def test_messages_come_from_another_server() -> None:

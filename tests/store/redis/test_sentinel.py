@@ -116,9 +116,12 @@ async def test_the_link_follows_a_failover_that_an_operator_asks_for(
 ) -> None:
     await ready(watched)
     link = await make_link(watched.url)
+    losses: list[None] = []
+    link.on_old_answers = lambda: losses.append(None)
     watched.sentinels[0].call("SENTINEL", "FAILOVER", SERVICE)
     await until(lambda: link.is_up and is_at(link, watched.replica))
     assert await link.call("SET", "k", "v") == b"OK"
+    assert losses == [None]  # the old master lived, and may have taken what the new one lacks
 
 
 async def test_one_sentinel_is_enough(watched: Watched, make_link: MakeLink) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from megaphone.model import Endpoint
 from megaphone.store.redis.keys import Names
-from megaphone.store.redis.slots import SLOTS, SlotMap, slot_of
+from megaphone.store.redis.slots import SLOTS, SlotMap, epochs_in, slot_of
 from tests.support.redis_fixtures import shared_cluster
 
 ASKED = Endpoint("asked", 1)
@@ -65,3 +65,38 @@ def test_a_tag_is_in_a_slot_of_its_master() -> None:
     found = read([0, SLOTS // 2, [b"a", 1]], [SLOTS // 2 + 1, SLOTS - 1, [b"b", 2]])
     for owner in (A, B):
         assert found.owner_of(slot_of(f"x{{{found.tag_of(owner)}}}")) == owner
+
+
+NODES = b"""\
+a1 127.0.0.1:1@2 myself,master - 0 0 7 connected 0-9 [10->-b1]
+b1 127.0.0.1:3@4,host master - 0 1426238316232 2 connected 10-19
+"""
+
+
+def test_the_epochs_of_servers_are_read() -> None:
+    assert epochs_in(NODES) == epochs_in(NODES.decode()) == {b"a1": 7, b"b1": 2}
+
+
+def with_epoch(owner: str, epoch: int) -> SlotMap:
+    port = {"a": 1, "b": 2}[owner]
+    place: list[object] = [owner.encode(), port, b"id"]
+    return SlotMap.read([[0, 9, place]], ASKED, {b"id": epoch})
+
+
+def test_a_map_is_older_if_a_master_of_it_was_replaced() -> None:
+    old, new = with_epoch("a", 1), with_epoch("b", 3)
+    assert old.is_older_than(new)
+    assert not new.is_older_than(old)
+    assert not with_epoch("a", 3).is_older_than(new)
+    assert not old.is_older_than(with_epoch("a", 3))
+    assert not read([0, 9, [b"a", 1, b"id"]]).is_older_than(read([0, 9, [b"b", 2, b"id"]]))
+
+
+def test_a_master_is_replaced_by_a_server_that_was_none() -> None:
+    a, b, c = [b"a", 1], [b"b", 2], [b"c", 3]
+    before = read([0, 9, a], [10, 19, b])
+    assert before.replaced_until(read([0, 9, c], [10, 19, b])) == [A]
+    assert before.replaced_until(read([0, 19, b])) == []
+    assert before.replaced_until(read([0, 4, c], [5, 9, a], [10, 19, b])) == []
+    before.note(0, Endpoint("c", 3))
+    assert before.replaced_until(read([0, 9, c], [10, 19, b])) == [A]
