@@ -23,6 +23,7 @@ from megaphone.listen.certificates import Certificates, public_files
 from megaphone.listen.exposure import is_loopback, log_start
 from megaphone.listen.sockets import (
     begin_no_connections,
+    bind_shared,
     grpc_path,
     listen_tcp,
     listen_unix,
@@ -31,7 +32,7 @@ from megaphone.listen.sockets import (
     passing,
     unlink_unix,
 )
-from megaphone.model import AgentMode
+from megaphone.model import AgentMode, Endpoint
 from megaphone.observe.metrics import Family, LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
@@ -42,6 +43,7 @@ from megaphone.rest.callers import Callers
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.cors import Origins
 from megaphone.rest.lane import Lane
+from megaphone.rest.probes import ProbeApi
 from megaphone.rest.public import public_routes
 from megaphone.rest.server import HttpServer
 from megaphone.rpc.admin import AdminServicer
@@ -62,6 +64,8 @@ TLS_CONNECTION_BYTES = 32_768
 """The same, if the connection is encrypted."""
 CONNECTIONS_FRACTION = 8
 """Idle connections may use the memory divided by this number."""
+OPS_CONNECTIONS = 256
+"""How many connections the port for operators may have."""
 HEALTH_S = 1.0
 """How often the health service of gRPC looks whether the node serves."""
 QUIET_S = 0.01
@@ -85,6 +89,7 @@ class App:
     metrics: Metrics
     http_port: int
     grpc_port: int
+    ops_port: int | None
     reloader: Reloader
     doorkeeper: Doorkeeper
     leave: Callable[[], Awaitable[None]]
@@ -134,13 +139,14 @@ async def running(
             counts=metrics,
             let_others_have=None if worker is None else worker.let_others_have,
         )
+        all_metrics = metrics.text if worker is None else worker.gather
         doorkeeper = Doorkeeper(
             settings, tenants=tenants, clock=loop_time, on_change=broker.end_refused_reads
         )
         reloader.add(doorkeeper, "auth")
         metrics.add(lambda: refusals_of(doorkeeper))
         http, grpc = faces(
-            settings, built, doorkeeper, budget, metrics, connections, worker, certificates
+            settings, built, doorkeeper, budget, connections, worker, certificates, all_metrics
         )
         if certificates is not None:
             checking = asyncio.create_task(certificates.keep_current(reloader.one_at_a_time))
@@ -153,7 +159,7 @@ async def running(
                     admin,
                     budget,
                     settings.mng_socket_path,
-                    settings.grpc_reflection,
+                    settings.grpc_reflection is not False,
                     replaces=worker is not None,
                 )
             )
@@ -162,6 +168,17 @@ async def running(
         stack.push_async_callback(http.stop)
         grpc_port = await grpc.start(settings.grpc_endpoint)
         stack.push_async_callback(grpc.stop)
+        ops_port = None
+        if settings.ops_endpoint is not None:
+            ops_port = await stack.enter_async_context(
+                serving_ops(
+                    broker,
+                    budget,
+                    all_metrics,
+                    settings.ops_endpoint,
+                    shares_port=worker is not None,
+                )
+            )
         # The pipes are completed before the servers close. So a client that cannot reach this node
         # any more finds the agents at their targets.
         stack.push_async_callback(built.complete_pipes)
@@ -190,6 +207,7 @@ async def running(
             metrics,
             http_port,
             grpc_port,
+            ops_port,
             reloader,
             doorkeeper,
             leave,
@@ -218,16 +236,21 @@ def faces(
     built: Backend,
     doorkeeper: Doorkeeper,
     budget: Budget,
-    metrics: Metrics,
     connections: Connections,
     worker: Worker | None,
     certificates: Certificates | None,
+    all_metrics: Callable[[], Awaitable[bytes]],
 ) -> tuple[HttpServer, GrpcServer]:
     """Build both faces for clients."""
     broker = built.broker
-    all_metrics = metrics.text if worker is None else worker.gather
     http = HttpServer(
-        public_routes(broker, Callers(doorkeeper), all_metrics, with_pages=settings.http_pages),
+        public_routes(
+            broker,
+            Callers(doorkeeper),
+            all_metrics,
+            with_pages=settings.http_pages,
+            with_ops=settings.ops_address is None,
+        ),
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         origins=Origins(settings.cors_allow_origin),
@@ -244,12 +267,45 @@ def faces(
         max_body_bytes=settings.max_body_bytes,
         max_members=max(settings.max_batch_events, settings.max_addresses),
         max_connections=connections_of_each_face(settings),
-        with_reflection=settings.grpc_reflection,
+        with_reflection=reflects(settings),
         connection_age_s=None if settings.store == MEMORY else settings.grpc_connection_age_secs,
         shares_port=worker is not None,
         tls=None if certificates is None else lambda: certificates.identity.contents,
     )
     return http, grpc
+
+
+def reflects(settings: Settings) -> bool:
+    """Return whether the port for clients has reflection."""
+    if settings.grpc_reflection is None:
+        return is_loopback(settings.grpc_endpoint)
+    return settings.grpc_reflection
+
+
+@asynccontextmanager
+async def serving_ops(
+    broker: Broker,
+    budget: Budget,
+    all_metrics: Callable[[], Awaitable[bytes]],
+    endpoint: Endpoint,
+    *,
+    shares_port: bool,
+) -> AsyncIterator[int]:
+    """Answer the questions of operators within this context. Yields: the port.
+
+    Raises: OSError, if the endpoint is in use or does not belong to this machine.
+    """
+    http = HttpServer(
+        ProbeApi(broker, None, all_metrics).routes(),
+        budget=budget,
+        max_body_bytes=ADMIN_BODY_BYTES,
+        connections=Connections(OPS_CONNECTIONS),
+    )
+    port = await http.start(bind_shared(endpoint) if shares_port else listen_tcp(endpoint))
+    try:
+        yield port
+    finally:
+        await http.stop()
 
 
 @asynccontextmanager
@@ -397,7 +453,7 @@ async def serve(
     handle_signals(stopped)
     handle_hangups(stopped, hung_up)
     async with running(settings, logs) as app:
-        log_start(log, settings, app.http_port, app.grpc_port)
+        log_start(log, settings, app.http_port, app.grpc_port, app.ops_port)
         announce(app)
         reloading = asyncio.create_task(reload_when_asked(app.reloader, hung_up, load))
         await stopped.wait()

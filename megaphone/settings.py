@@ -300,10 +300,15 @@ class Settings:
     # -- Where it listens
 
     address: EndpointText = "127.0.0.1:3000"
-    """The host and port on which HTTP listens. Port 0 means any free port; 0.0.0.0 means all IPv4
-    addresses of the machine."""
+    """The host and port on which HTTP listens. Port 0 means any free port; 0.0.0.0 and [::] both
+    mean all addresses of the machine, IPv4 and IPv6. Of a name with several addresses the node
+    takes one, and rather IPv4."""
     grpc_address: EndpointText = "127.0.0.1:3001"
     """The host and port on which gRPC listens, as for `address`."""
+    ops_address: EndpointText | None = None
+    """The host and port on which `/livez`, `/readyz`, `/readyz/create`, `/metrics` and `/agents`
+    are answered, by HTTP without TLS and without tokens, for supervisors, Prometheus and proxies of
+    your own. With it, `/metrics` and `/agents` are not on the port of `address`."""
     mng_socket_path: Path | None = None
     """The Unix socket of the admin API. Default: /run/megaphone.sock if this user may write there,
     otherwise a socket in the user's runtime directory or in the directory for temporary files."""
@@ -440,8 +445,9 @@ class Settings:
     http_pages: bool = True
     """Serve pages for people: `/`, which shows whether the node is well and lets them try a
     channel, and `/docs`, the description of the HTTP API, which is also at `/openapi.json`."""
-    grpc_reflection: bool = True
-    """Serve gRPC reflection, which tools such as grpcurl use."""
+    grpc_reflection: bool | None = None
+    """Serve gRPC reflection, which tools such as grpcurl use. Default: true if gRPC listens on
+    loopback, otherwise false. The admin socket has reflection unless this is false."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """Log lines for people (`text`) or in JSON; `auto` means text on a terminal, JSON elsewhere."""
 
@@ -449,6 +455,11 @@ class Settings:
     def http_endpoint(self) -> Endpoint:
         """`address`, as a value."""
         return Endpoint.parse(self.address)
+
+    @property
+    def ops_endpoint(self) -> Endpoint | None:
+        """`ops_address`, as a value."""
+        return None if self.ops_address is None else Endpoint.parse(self.ops_address)
 
     @property
     def grpc_endpoint(self) -> Endpoint:

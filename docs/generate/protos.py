@@ -24,8 +24,8 @@ INTRODUCTION = """\
 
 This page repeats the schema in [proto](../proto) and its comments. `ChannelService` is for clients,
 on port 3001; `AdminService` is for operators, on a Unix socket; `SyncService` is for other nodes. A
-node also serves `grpc.health.v1` and, unless `grpc_reflection` is off, reflection, so that tools
-such as grpcurl need no schema. [errors.md](errors.md) has the errors.
+node also serves `grpc.health.v1` and, if gRPC listens on loopback or `grpc_reflection` is set,
+reflection, so that tools such as grpcurl need no schema. [errors.md](errors.md) has the errors.
 
 The Python client ([clients/python](../clients/python/README.md)) calls this API, reconnects and
 resumes by itself. This program uses the generated stubs alone; it writes an event and reads it:

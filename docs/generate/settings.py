@@ -38,8 +38,8 @@ and this one checks whether the broker would start with these settings:
 ```
 
 HTTP and gRPC listen on loopback. With `megaphone_address=0.0.0.0:3000` and
-`megaphone_grpc_address=0.0.0.0:3001`, other machines can reach them, and with `[::]:3000` over IPv6
-too; the image sets these two. [security.md](security.md) says whom they may face.
+`megaphone_grpc_address=0.0.0.0:3001`, other machines can reach them, by IPv4 and IPv6; the image
+sets these two. [security.md](security.md) says whom they may face.
 """
 SECTION = re.compile(r"^    # -- (.+)$")
 TABLES: Mapping[str, tuple[str, type]] = {

@@ -273,3 +273,8 @@ def names_of(certificate: bytes) -> tuple[str, ...]:
         return ()
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     return (*uris, *names.get_values_for_type(x509.DNSName))
+
+
+def names_of_pem(certificate: bytes) -> tuple[str, ...]:
+    """Do the same for a certificate in PEM form."""
+    return names_of(ssl.PEM_cert_to_DER_cert(certificate.decode("ascii")))

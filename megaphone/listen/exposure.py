@@ -43,9 +43,16 @@ def accepted_sources(settings: Settings) -> str:
 
 
 def log_start(
-    log: logging.Logger, settings: Settings, http_port: int, grpc_port: int, more: str = ""
+    log: logging.Logger,
+    settings: Settings,
+    http_port: int,
+    grpc_port: int,
+    ops_port: int | None,
+    more: str = "",
 ) -> None:
     """Log where a broker serves, and the warnings about it."""
+    if settings.ops_endpoint is not None and ops_port is not None:
+        more = f"; operators ask on {settings.ops_endpoint.with_port(ops_port)}{more}"
     log.info(
         "megaphone %s (%s) serves HTTP on %s and gRPC on %s; it accepts agents from %s%s",
         __version__,
@@ -64,10 +71,10 @@ def warnings(settings: Settings) -> list[str]:
     endpoints = {"HTTP": settings.http_endpoint, "gRPC": settings.grpc_endpoint}
     public = [face for face, endpoint in endpoints.items() if not is_loopback(endpoint)]
     lines = []
-    if public:
+    if public and not settings.auth.require and settings.tls.client_ca is None:
         lines.append(
             f"other machines can reach {' and '.join(public)}, where everybody may create channels:"
-            " let only your services and a proxy get there"
+            " set `auth.require`, or let only your services and a proxy get there"
         )
     if settings.nodes.open and "gRPC" in public:
         lines.append(

@@ -22,6 +22,8 @@ RECEIVE_BUFFER_BYTES = 32_768
 """The size of the kernel's receive buffer for each connection; the kernel doubles it. The event
 loop reads the whole buffer at once, before a handler can refuse it. With the kernel's default,
 thousands of connections could fill hundreds of megabytes."""
+EVERY_HOST = ("0.0.0.0", "::")  # noqa: S104
+EVERY_ADDRESS = "::"
 PROBE_TIMEOUT_S = 1.0
 SO_ATTACH_FILTER = 26
 NO_SYN = (
@@ -41,14 +43,32 @@ def listen_tcp(endpoint: Endpoint) -> socket.socket:
 
     Raises: OSError, if the endpoint is in use or does not belong to this machine.
     """
-    address = (endpoint.host, endpoint.port)
-    listening = socket.create_server(address, family=family_of(endpoint), backlog=BACKLOG)
+    family, host = bound_as(endpoint)
+    listening = socket.create_server(
+        (host, endpoint.port),
+        family=family,
+        backlog=BACKLOG,
+        dualstack_ipv6=host == EVERY_ADDRESS,
+    )
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
     return listening
 
 
-def family_of(endpoint: Endpoint) -> socket.AddressFamily:
-    return socket.AF_INET6 if ":" in endpoint.host else socket.AF_INET
+def bound_as(endpoint: Endpoint) -> tuple[socket.AddressFamily, str]:
+    """Return the family and the IP address on which a node listens, the same for HTTP and gRPC.
+
+    gRPC cannot listen on all addresses of one family only, so 0.0.0.0 and :: both stand for all of
+    both. Of a name with several addresses the first counts, and IPv4 comes first.
+
+    Raises: OSError, if the name has no address.
+    """
+    if endpoint.host in EVERY_HOST and socket.has_dualstack_ipv6():
+        return socket.AF_INET6, EVERY_ADDRESS
+    found = socket.getaddrinfo(
+        endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    return family, str(address[0])
 
 
 def reserve(endpoint: Endpoint) -> socket.socket:
@@ -59,13 +79,13 @@ def reserve(endpoint: Endpoint) -> socket.socket:
 
     Raises: OSError, if the endpoint is in use or does not belong to this machine.
     """
-    reserved = socket.socket(family_of(endpoint))
+    family, host = bound_as(endpoint)
+    reserved = socket.socket(family)
     try:
-        if reserved.family == socket.AF_INET6:
-            reserved.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        set_families(reserved, host)
         # For connections of an earlier process, which the kernel still remembers.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind((endpoint.host, endpoint.port))
+        reserved.bind((host, endpoint.port))
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         # Not before, because the port may not be one that others share already.
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -82,18 +102,24 @@ def bind_shared(endpoint: Endpoint) -> socket.socket:
 
     Raises: OSError, if the endpoint is in use or does not belong to this machine.
     """
-    bound = socket.socket(family_of(endpoint))
+    family, host = bound_as(endpoint)
+    bound = socket.socket(family)
     try:
-        if bound.family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        set_families(bound, host)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
-        bound.bind((endpoint.host, endpoint.port))
+        bound.bind((host, endpoint.port))
     except OSError:
         bound.close()
         raise
     return bound
+
+
+def set_families(bound: socket.socket, host: str) -> None:
+    """Let a socket for all addresses accept IPv4 and IPv6, and another one only its own."""
+    if bound.family == socket.AF_INET6:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != EVERY_ADDRESS))
 
 
 def own_sockets(port: int) -> Iterator[socket.socket]:

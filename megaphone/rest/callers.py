@@ -4,9 +4,10 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from megaphone.core.access import ANYONE, Action, Caller, Peer
+from megaphone.core.access import ANYONE, Action, Caller
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Doorkeeper
+from megaphone.rest.connection.guest import connection_of
 
 
 class Callers:
@@ -23,7 +24,7 @@ class Callers:
         proof = proof_of(request)
         caller = self._doorkeeper.known(proof)
         if caller is None:
-            caller = await self._doorkeeper.admit(proof, peer_of(request))
+            caller = await self._doorkeeper.admit(proof, connection_of(request).peer)
         if caller is not ANYONE:
             caller.check(action, loop_time())
         return caller
@@ -34,7 +35,3 @@ def proof_of(request: web.Request) -> str | None:
     so that nobody can choose which of them counts."""
     values = request.headers.getall(hdrs.AUTHORIZATION, ())
     return ", ".join(values) if values else None
-
-
-def peer_of(request: web.Request) -> Peer:
-    return Peer(request.remote or "")

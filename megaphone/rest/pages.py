@@ -44,6 +44,7 @@ SAFE = {
 }
 ASK_AGAIN = {"Cache-Control": "no-cache"}
 KEEP = {"Cache-Control": "public, max-age=31536000, immutable"}
+METRICS_LINK = b'<a href="metrics">Metrics</a>'
 PIECE_BYTES = 65_536
 """How much of a file is sent before others get their turn."""
 STALL_S = 30.0
@@ -56,6 +57,7 @@ class PageApi:
     def __init__(self, described: Sequence[web.RouteDef]) -> None:
         """`described` are the routes that the description has beside those of the pages."""
         self._described = described
+        self._has_metrics = any(route.path == "/metrics" for route in described)
         self._description: bytes | None = None
 
     def routes(self) -> list[web.RouteDef]:
@@ -67,10 +69,11 @@ class PageApi:
         ]
 
     async def home(self, request: web.Request) -> web.Response:
-        return page(HOME)
+        body = site().page(HOME)
+        return page(body if self._has_metrics else body.replace(METRICS_LINK, b""))
 
     async def docs(self, request: web.Request) -> web.Response:
-        return page(DOCS)
+        return page(site().page(DOCS))
 
     async def description(self, request: web.Request) -> web.Response:
         if self._description is None:
@@ -106,8 +109,8 @@ async def send(request: web.Request, response: web.StreamResponse, piece: bytes)
         raise ConnectionResetError("the client takes nothing") from None
 
 
-def page(name: str) -> Answer:
-    return Answer(body=site().page(name), headers=headers_of(name) | ASK_AGAIN)
+def page(body: bytes) -> Answer:
+    return Answer(body=body, headers=headers_of(HOME) | ASK_AGAIN)
 
 
 def headers_of(name: str) -> dict[str, str]:

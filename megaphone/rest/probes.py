@@ -27,18 +27,28 @@ class ProbeApi:
     """The handlers of the probes."""
 
     def __init__(
-        self, broker: Broker, callers: Callers, metrics: Callable[[], Awaitable[bytes]]
+        self, broker: Broker, callers: Callers | None, metrics: Callable[[], Awaitable[bytes]]
     ) -> None:
-        """`metrics` returns what `/metrics` answers. Raises: TimeoutError, if it is not known."""
+        """`metrics` returns what `/metrics` answers. Raises: TimeoutError, if it is not known.
+
+        Without `callers`, everybody may ask everything.
+        """
         self._broker = broker
         self._callers = callers
         self._metrics = metrics
 
-    def routes(self) -> list[web.RouteDef]:
-        return [
+    def routes(self, *, for_everybody: bool = False) -> list[web.RouteDef]:
+        """Return the routes. With `for_everybody`, only those that say no more than whether the
+        node is well."""
+        health = [
             web.get("/livez", self.live),
             web.get("/readyz", self.ready),
             web.get("/readyz/create", self.ready_to_create),
+        ]
+        if for_everybody:
+            return health
+        return [
+            *health,
             web.get(f"/agents/{segment('name')}", self.owns_agent),
             web.get("/metrics", self.metrics),
         ]
@@ -61,7 +71,8 @@ class ProbeApi:
         return Answer(status=204)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        await self._callers.of(request, Action.METRICS)
+        if self._callers is not None:
+            await self._callers.of(request, Action.METRICS)
         try:
             body = await self._metrics()
         except TimeoutError:

@@ -17,7 +17,10 @@ def public_routes(
     metrics: Callable[[], Awaitable[bytes]],
     *,
     with_pages: bool,
+    with_ops: bool = True,
 ) -> list[web.RouteDef]:
-    """Return all routes. `metrics` is as `ProbeApi` needs it."""
-    routes = [*ChannelApi(broker, callers).routes(), *ProbeApi(broker, callers, metrics).routes()]
+    """Return all routes. `metrics` is as `ProbeApi` needs it. Without `with_ops`, the probes that
+    are only for operators have a port of their own."""
+    probes = ProbeApi(broker, callers, metrics).routes(for_everybody=not with_ops)
+    routes = [*ChannelApi(broker, callers).routes(), *probes]
     return [*routes, *PageApi(routes).routes()] if with_pages else routes

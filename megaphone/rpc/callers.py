@@ -16,10 +16,13 @@ from megaphone.core.access import ANYONE, Action, Caller, Peer
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Doorkeeper
 from megaphone.errors import BadRequest, MegaphoneError
+from megaphone.listen.certificates import names_of_pem
 from megaphone.rpc.answers import failing_handler
 from megaphone_api.v1 import channels_pb2 as pb
 
 AUTHORIZATION = "authorization"
+CLIENT_CERTIFICATE = "x509_pem_cert"
+"""The key under which grpc has the certificate of a client, which it has checked."""
 SERVICE = f"/{pb.DESCRIPTOR.services_by_name['ChannelService'].full_name}/"
 ACTIONS = {
     f"{SERVICE}{method}": action
@@ -87,7 +90,7 @@ class Admission:
 
     async def admit(self, context: Any) -> None:
         """Raises: the errors of `Doorkeeper.admit` and `Caller.check`."""
-        admitted = await self._doorkeeper.admit(self._proof, peer_of(context.peer()))
+        admitted = await self._doorkeeper.admit(self._proof, peer_of(context))
         admitted.check(self._action, loop_time())
         _CALLER.set(admitted)
 
@@ -128,11 +131,18 @@ def proof_of(metadata: Any) -> str | None:
     return ", ".join(values) if values else None
 
 
-def peer_of(peer: str) -> Peer:
-    """Return who is at the other end, from the text of grpc, such as `ipv4:127.0.0.1:3001` or
+def peer_of(context: Any) -> Peer:
+    """Return who is at the other end of a call."""
+    certificates = context.auth_context().get(CLIENT_CERTIFICATE, ())
+    names = tuple(name for one in certificates for name in names_of_pem(one))
+    return Peer(ip_of(context.peer()), names)
+
+
+def ip_of(peer: str) -> str:
+    """Return the IP address in the text of grpc, such as `ipv4:127.0.0.1:3001` or
     `ipv6:%5B::1%5D:3001`."""
     kind, _, endpoint = peer.partition(":")
     if kind not in ("ipv4", "ipv6"):
-        return Peer("")
+        return ""
     host, _, _ = unquote(endpoint).rpartition(":")
-    return Peer(host.strip("[]"))
+    return host.strip("[]")

@@ -15,6 +15,7 @@ from megaphone.core.ports import Doorkeeper
 from megaphone.listen.certificates import Contents
 from megaphone.listen.sockets import (
     begin_no_connections,
+    bound_as,
     end_listening,
     open_connections,
     owner_only,
@@ -144,12 +145,13 @@ class GrpcServer:
 
         Raises: OSError, if the endpoint is in use or does not belong to this machine.
         """
+        _, host = bound_as(endpoint)
+        address = str(Endpoint(host, endpoint.port))
         try:
             if self._tls is None:
-                port = self._server.add_insecure_port(str(endpoint))
+                port = self._server.add_insecure_port(address)
             else:
-                credentials = server_credentials(self._tls)
-                port = self._server.add_secure_port(str(endpoint), credentials)
+                port = self._server.add_secure_port(address, server_credentials(self._tls))
         except RuntimeError as error:
             raise OSError(f"cannot listen on {endpoint} for gRPC: is it in use?") from error
         await self._server.start()

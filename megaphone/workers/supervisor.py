@@ -32,7 +32,15 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 STOPS_WITHIN_S = 30.0
 """How long a worker may take to stop in order."""
-FIXED = ("address", "grpc_address", "mng_socket_path", "workers", "store", "store_prefix")
+FIXED = (
+    "address",
+    "grpc_address",
+    "ops_address",
+    "mng_socket_path",
+    "workers",
+    "store",
+    "store_prefix",
+)
 """The settings that change only when the supervisor is started again, because the workers must
 agree on them."""
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -149,24 +157,34 @@ class Supervisor:
                 address=str(self.http),
                 grpc_address=str(settings.grpc_endpoint.with_port(port_of(grpc))),
             )
+            ops_port = None
+            if settings.ops_endpoint is not None:
+                ops = stack.enter_context(reserve(settings.ops_endpoint))
+                ops_port = port_of(ops)
+                address = str(settings.ops_endpoint.with_port(ops_port))
+                self._settings = replace(self._settings, ops_address=address)
             for path in self._admin_paths():
                 check_unused(path)
             for slot in self._slots:
                 stack.callback(slot.close)
             try:
-                await self._serve(announce, port_of(http), port_of(grpc))
+                await self._serve(announce, port_of(http), port_of(grpc), ops_port)
             finally:
                 await self._stop()
         log.info("stopped")
 
     async def _serve(
-        self, announce: Callable[[int, int], None], http_port: int, grpc_port: int
+        self,
+        announce: Callable[[int, int], None],
+        http_port: int,
+        grpc_port: int,
+        ops_port: int | None,
     ) -> None:
         if not await self._unless_stopping(self._start_all()):
             return
         pids = ", ".join(str(member.pid) for member in sorted(self._members, key=number_of))
         more = f"; {len(self._slots)} workers: processes {pids}"
-        log_start(log, self._settings, http_port, grpc_port, more)
+        log_start(log, self._settings, http_port, grpc_port, ops_port, more)
         announce(http_port, grpc_port)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(slot.keep()) for slot in self._slots]

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ import pytest
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.busy_clients import GrpcClient, HttpClient, Record, be_busy
+from tests.support.certificates import make_certificates
 from tests.support.process import (
     MEGAPHONE,
     BrokerProcess,
@@ -304,6 +306,31 @@ def test_a_hangup_takes_new_settings_and_refuses_wrong_ones(tmp_path: Path) -> N
         made = post(broker, "/create")
         for _ in range(3):
             post(broker, f"/write/{made['producerAddress']}/s", b"1")
+
+
+def test_workers_have_tls_and_a_port_for_operators_and_a_wrong_certificate_ends_none(
+    tmp_path: Path,
+) -> None:
+    made = make_certificates(tmp_path)
+    tls: dict[str, Any] = {"tls.certificate": made.certificate, "tls.key": made.key}
+    trusting = ssl.create_default_context(cafile=made.authority)
+    with workers(tmp_path, ops_address="127.0.0.1:0", **tls) as broker:
+        [port] = re.findall(r"operators ask on 127\.0\.0\.1:(\d+)", broker.start_line)
+        with urlopen(f"http://127.0.0.1:{port}/metrics", timeout=WITHIN_S) as answer:
+            metrics = answer.read().decode()
+        assert "\nmegaphone_workers 2\n" in metrics
+        until = 'megaphone_certificate_not_after_timestamp_seconds{door="public"} '
+        [at] = [float(line.split()[1]) for line in metrics.splitlines() if line.startswith(until)]
+        assert abs(at - time.time() - 86_400) < 3_600
+        before = processes(broker)
+        made.key.write_text("wrong")
+        broker.process.send_signal(signal.SIGHUP)
+        assert "those after it stay: tls.key" in next_line(broker, "those after it stay")
+        assert processes(broker) == before
+        with urlopen(
+            f"https://127.0.0.1:{broker.http_port}/livez", timeout=WITHIN_S, context=trusting
+        ) as answer:
+            assert answer.status == 200
 
 
 @pytest.mark.timeout(240)

@@ -3,8 +3,8 @@
 import pytest
 
 from megaphone.listen.exposure import accepted_sources, is_loopback, reachable, warnings
-from megaphone.model import Endpoint
-from megaphone.settings import Nodes, Settings
+from megaphone.model import Action, Endpoint
+from megaphone.settings import Auth, Nodes, Settings, Tls
 
 SECRET = "s" * 32
 
@@ -63,6 +63,23 @@ def test_a_node_warns_about_faces_that_other_machines_reach(
     lines = warnings(Settings(address=http, grpc_address=grpc, nodes=Nodes(open=is_open)))
     assert len(lines) == len(starts)
     assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+
+
+@pytest.mark.parametrize(
+    "safe",
+    [
+        Settings(grpc_address="0.0.0.0:0", auth=Auth(require=(Action.CREATE,))),
+        Settings(grpc_address="0.0.0.0:0", tls=Tls(client_ca="authority.pem")),
+    ],
+    ids=["auth.require", "tls.client_ca"],
+)
+def test_a_node_that_asks_who_calls_does_not_warn(safe: Settings) -> None:
+    assert warnings(safe) == []
+
+
+def test_the_warning_names_the_setting() -> None:
+    [line] = warnings(Settings(address="0.0.0.0:0"))
+    assert "`auth.require`" in line
 
 
 @pytest.mark.parametrize(

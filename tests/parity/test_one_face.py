@@ -34,6 +34,7 @@ from tests.support.scenes import (
     traffic,
     write_numbers,
 )
+from tests.support.settings import fast_settings
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -204,8 +205,12 @@ async def test_health_says_not_serving_once_the_node_stops(settings: Settings) -
         assert await next_status(call) == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-@pytest.mark.settings(grpc_reflection=False)
-async def test_reflection_can_be_turned_off(grpc: GrpcFace) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [fast_settings(grpc_reflection=False), fast_settings(grpc_address="0.0.0.0:0")],
+    ids=["switched off", "other machines can reach it"],
+)
+async def test_there_is_no_reflection(grpc: GrpcFace) -> None:
     # One request, not a stream of them: writing to a call that is refused may fail first.
     reflect: grpcio.aio.UnaryUnaryMultiCallable[bytes, bytes]
     reflect = grpc.channel.unary_unary(f"/{REFLECTION_SERVICE}/ServerReflectionInfo")

@@ -15,11 +15,11 @@ from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 from aiohttp import web
 
-from megaphone.core.access import Caller
+from megaphone.core.access import Caller, Peer
 from megaphone.core.budget import Budget
 from megaphone.core.open_read import OpenRead
 from megaphone.errors import LimitExceeded
@@ -49,6 +49,7 @@ says so. A client could send a request at that very moment. Most clients close a
 themselves that they have not used for 15 seconds."""
 LEAVING_CHECK_S = 0.1
 """How often a node that leaves looks for connections that it may close."""
+MAPPED: Final = "::ffff:"
 UNREAD_BYTES = 65_536
 """While a request is being answered, the connection reads no more than this behind it."""
 
@@ -352,10 +353,17 @@ class Connection:
             self._transport.abort()
 
     @property
-    def certificate_names(self) -> tuple[str, ...]:
-        """The names in the certificate of the client, if it was asked for one."""
-        transport: object = self._transport
-        return transport.certificate_names if isinstance(transport, EncryptedTransport) else ()
+    def peer(self) -> Peer:
+        """Who is at the other end."""
+        transport = self._transport
+        if transport is None:
+            return Peer("")
+        address = transport.get_extra_info("peername")
+        # Where one socket accepts both families, the address of IPv4 comes as one of IPv6.
+        ip = address[0].removeprefix(MAPPED) if isinstance(address, tuple) else ""
+        if isinstance(transport, EncryptedTransport):
+            return Peer(ip, transport.certificate_names)
+        return Peer(ip)
 
     @property
     def _is_busy(self) -> bool:
