@@ -12,7 +12,9 @@ import grpc
 import pytest
 
 from megaphone.app import App, running
-from megaphone.settings import Settings
+from megaphone.core.access import Caller, Peer
+from megaphone.model import Action
+from megaphone.settings import Auth, Settings
 from megaphone_api.v1 import channels_pb2 as pb
 from tests.support.certificates import Authority, Certificates
 from tests.support.faces import Created, Face, GrpcFace, HttpFace, OpenRead, take
@@ -153,3 +155,41 @@ async def test_the_authority_of_clients_changes(
                 async with CLIENTS[name](app, trusted, second) as writer:
                     await writer.write(channel.producer, "s", b"2")
                 assert numbers(await take(read, 1)) == [2]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+@pytest.mark.parametrize("name", CLIENTS)
+async def test_the_doorkeeper_hears_who_is_at_the_other_end(
+    authority: Authority, name: str, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = authority.issue()
+    trusted = authority.file.read_bytes()
+    names = ("spiffe://example.org/shop", "shop.example.org")
+    client = authority.issue("client", names=(*names, "192.0.2.1"))
+    settings = fast_settings(
+        address=f"{host}:0",
+        grpc_address=f"{host}:0",
+        tls=made.tls_for_known_clients,
+        auth=Auth(require=(Action.CREATE,)),
+    )
+    peers: list[Peer] = []
+    async with running(settings) as app:
+        admit = app.doorkeeper.admit
+
+        async def noted(proof: str | None, peer: Peer) -> Caller:
+            peers.append(peer)
+            return await admit(proof, peer)
+
+        monkeypatch.setattr(app.doorkeeper, "admit", noted)
+        async with CLIENTS[name](app, trusted, client) as face:
+            if isinstance(face, HttpFace):
+                async with face.session.post(
+                    face.url("/create"), headers={"Authorization": "Bearer x"}
+                ) as answer:
+                    assert answer.status == 401
+            else:
+                with pytest.raises(grpc.aio.AioRpcError):
+                    await face.stub.CreateChannel(
+                        pb.CreateChannelRequest(), metadata=[("authorization", "Bearer x")]
+                    )
+    assert peers == [Peer("127.0.0.1", names)]
