@@ -1,8 +1,9 @@
 """Who calls, and what that caller may do. Both faces find the proof of a caller in their own way;
 everything else about it is decided here.
 
-An action that the settings do not require a proof for is open to everybody. So a token cannot take
-away what its owner could do without it.
+An action that needs no proof, by the settings, is open to everybody, on every channel. So a token
+cannot take away what its owner could do without it. An action that needs one can be done only to
+the channels of the caller's own tenant: all others do not exist for it.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple, final
 
 from megaphone.core.tenants import DEFAULT, Tenant
-from megaphone.errors import PermissionDenied, TokenExpired, Unauthenticated
+from megaphone.errors import MegaphoneError, PermissionDenied, TokenExpired, Unauthenticated
 from megaphone.model import Action
 
 __all__ = ["ANYONE", "Action", "Caller", "Grant", "Peer"]
@@ -57,6 +58,14 @@ class Grant(NamedTuple):
     """Names of streams, or their beginnings followed by `*`. They limit only WRITE and READ."""
 
 
+class Right(NamedTuple):
+    """Where a caller may do something."""
+
+    streams: Patterns = EVERY_STREAM
+    tenant: Tenant | None = None
+    """The tenant whose channels alone it may be done to; None if it may be any channel."""
+
+
 @final
 class Caller:
     """Somebody who calls, with what its credential grants. All calls and reads with the same
@@ -69,7 +78,7 @@ class Caller:
         "_has_proof",
         "_is_revoked",
         "_known_streams",
-        "_streams",
+        "_rights",
         "expires_at",
         "name",
         "tenant",
@@ -94,9 +103,8 @@ class Caller:
         self._has_proof: Final = has_proof
         self._is_revoked = False
         self._grants: Sequence[Grant] = ()
-        self._streams: dict[Action, Patterns] = {}
-        """By each action that the caller may do: on which streams. Other actions than those of
-        `OF_STREAMS` have all streams."""
+        self._rights: dict[Action, Right] = {}
+        """By each action that the caller may do: where it may do it."""
         self._known_streams: dict[tuple[Action, str], bool] = {}
         self.change(grants, required)
 
@@ -107,43 +115,52 @@ class Caller:
 
     def require(self, required: Iterable[Action]) -> None:
         """Let everything but these actions need no proof from now on."""
-        streams = dict.fromkeys(frozenset(Action).difference(required), EVERY_STREAM)
+        self._known_streams = {}
+        if self._is_revoked:
+            return
+        streams: dict[Action, Patterns] = {}
         for grant in self._grants:
             for action in grant.actions:
                 patterns = grant.streams if action in OF_STREAMS else EVERY_STREAM
                 streams[action] = streams.get(action, ()) + patterns
-        self._streams = {
-            action: EVERY_STREAM if "*" in patterns else patterns
-            for action, patterns in streams.items()
-        }
-        self._known_streams = {}
+        self._rights = dict.fromkeys(frozenset(Action).difference(required), Right())
+        for action in streams.keys() & frozenset(required):
+            patterns = EVERY_STREAM if "*" in streams[action] else streams[action]
+            self._rights[action] = Right(patterns, self.tenant)
 
     def revoke(self) -> None:
         """Let the caller do nothing from now on."""
         self._is_revoked = True
         self._grants = ()
-        self._streams = {}
+        self._rights = {}
 
-    def check(self, action: Action, now: float, stream_id: str | None = None) -> None:
+    def check(self, action: Action, now: float, stream_id: str | None = None) -> Tenant | None:
         """Check whether the caller may do something; without `stream_id`, whether it may do it to
         any stream at all. `now` is the time of the event loop.
 
+        Returns: the tenant to whose channels the action is limited; None if it may be any channel,
+            because the action needs no proof.
         Raises: TokenExpired; Unauthenticated, if the action requires a proof and the caller has
             none, or if its credential was revoked; PermissionDenied.
         """
         if now >= self.expires_at:
             raise TokenExpired
-        streams = self._streams.get(action)
-        if streams is None:
-            self._refuse(action)
-        elif stream_id is not None and streams is not EVERY_STREAM:
+        right = self._rights.get(action)
+        if right is None:
+            raise self._refusal(action)
+        streams, tenant = right
+        if stream_id is not None and streams is not EVERY_STREAM:
             self._check_stream(action, stream_id, streams)
+        return tenant
 
-    def check_streams(self, action: Action, now: float, stream_ids: Iterable[str] | None) -> None:
+    def check_streams(
+        self, action: Action, now: float, stream_ids: Iterable[str] | None
+    ) -> Tenant | None:
         """Do the same as `check` for several streams; None stands for all streams."""
         self.check(action, now)
-        if (streams := self._streams[action]) is EVERY_STREAM:
-            return
+        streams, tenant = self._rights[action]
+        if streams is EVERY_STREAM:
+            return tenant
         if stream_ids is None:
             allowed = ", ".join(streams)
             raise PermissionDenied(
@@ -152,13 +169,14 @@ class Caller:
             )
         for stream_id in stream_ids:
             self._check_stream(action, stream_id, streams)
+        return tenant
 
-    def _refuse(self, action: Action) -> None:
+    def _refusal(self, action: Action) -> MegaphoneError:
         if self._is_revoked:
-            raise Unauthenticated("the token is not valid here", was_presented=True)
+            return Unauthenticated("the token is not valid here", was_presented=True)
         if not self._has_proof:
-            raise Unauthenticated(f"{DOING[action]} needs a token: send `Authorization: Bearer …`")
-        raise PermissionDenied(f"this token may not {MAY_NOT[action]}", action=action.value)
+            return Unauthenticated(f"{DOING[action]} needs a token: send `Authorization: Bearer …`")
+        return PermissionDenied(f"this token may not {MAY_NOT[action]}", action=action.value)
 
     def _check_stream(self, action: Action, stream_id: str, streams: Patterns) -> None:
         known = self._known_streams

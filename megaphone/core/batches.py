@@ -8,6 +8,7 @@ from megaphone.core.addresses import MAX_ADDRESS_LENGTH
 from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace
 from megaphone.core.ports import Stored
+from megaphone.core.tenants import Tenant
 from megaphone.errors import BadRequest, MegaphoneError, WriteTimeout
 from megaphone.model import SKIPPED, BatchFailure, BatchWritten, Event, WriteFailure
 
@@ -40,6 +41,8 @@ class Batch:
 
     events: Sequence[Event]
     request_id: str | None
+    tenant: Tenant | None
+    """The tenant to whose channels alone it may be written; None if it may be any."""
     pace: Pace
     earlier_ids: dict[int, str] = field(default_factory=dict)
     """By the index of an event: the id that an earlier batch with the same key gave it."""

@@ -21,7 +21,8 @@ from megaphone.core.pace import ADDRESS_WORK, SLICE, loop_time
 from megaphone.core.ports import Lease, Observer, Store, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
-from megaphone.core.writing import Writing
+from megaphone.core.tenants import Tenant
+from megaphone.core.writing import Writing, checked, checked_streams
 from megaphone.errors import BadRequest, ChannelNotFound, MegaphoneError, PayloadTooLarge
 from megaphone.model import (
     NO_OPTIONS,
@@ -123,7 +124,7 @@ class Broker(Writing):
 
     def _new_channel(self, caller: Caller, protocols: Sequence[str]) -> tuple[bytes, NewChannel]:
         """Return the id and the addresses for a new channel, which is not in the store yet."""
-        check(caller, Action.CREATE)
+        checked(caller, Action.CREATE)
         self._refuse_if_shutting_down()
         chosen = negotiate(protocols)
         agent = self._agents.pick_for_new_channel(loop_time())
@@ -139,14 +140,14 @@ class Broker(Writing):
         Raises: the errors of `Caller.check`; PayloadTooLarge, when there are more than
             `max_addresses` addresses.
         """
-        check(caller, Action.EXISTS)
+        tenant = checked(caller, Action.EXISTS)
         self._check_number(addresses)
         alive: dict[str, bool] = {}
         for start in range(0, len(addresses), ADDRESSES_AT_ONCE):
             if start:
                 await asyncio.sleep(0)
             some = [one for one in addresses[start : start + ADDRESSES_AT_ONCE] if one not in alive]
-            alive |= await self._are_alive(some)
+            alive |= await self._are_alive(some, tenant)
         return alive
 
     def exists_nowait(self, caller: Caller, addresses: Sequence[str]) -> dict[str, bool]:
@@ -155,18 +156,18 @@ class Broker(Writing):
         Raises: WouldBlock, when the call would have to wait, or would hold the event loop for long.
             Also the errors of `exists`.
         """
-        check(caller, Action.EXISTS)
+        tenant = checked(caller, Action.EXISTS)
         self._check_number(addresses)
         if self._agents.any_unsettled or len(addresses) > ADDRESSES_AT_ONCE:
             raise WouldBlock
         channel_ids = self._channels_of(addresses)
-        living = self._store.exists_nowait(list(channel_ids.values()))
+        living = self._store.exists_nowait(list(channel_ids.values()), tenant)
         return {address: channel_ids.get(address) in living for address in addresses}
 
-    async def _are_alive(self, addresses: Sequence[str]) -> dict[str, bool]:
+    async def _are_alive(self, addresses: Sequence[str], tenant: Tenant | None) -> dict[str, bool]:
         await self._settled(addresses)
         channel_ids = self._channels_of(addresses)
-        living = await self._store.exists(list(channel_ids.values()))
+        living = await self._store.exists(list(channel_ids.values()), tenant)
         return {address: channel_ids.get(address) in living for address in addresses}
 
     def _channels_of(self, addresses: Sequence[str]) -> dict[str, bytes]:
@@ -207,16 +208,23 @@ class Broker(Writing):
         Raises: the errors of `Caller.check_streams`; BadRequest; ChannelNotFound; ReaderBusy;
             AgentMoved; ShuttingDown.
         """
-        check_read(caller, options)
-        return await self._open(caller, address, options, within_s)
+        tenant = checked_streams(caller, Action.READ, options.streams)
+        return await self._open(caller, tenant, address, options, within_s)
 
     async def _open(
-        self, caller: Caller, address: str, options: ReadOptions, within_s: float
+        self,
+        caller: Caller,
+        tenant: Tenant | None,
+        address: str,
+        options: ReadOptions,
+        within_s: float,
     ) -> Reader:
         self._refuse_if_shutting_down()
         await self._settled((address,))
         consumer = self._consumer(address)
-        lease = await self._store.open(consumer.channel_id, address, checked_options(options))
+        lease = await self._store.open(
+            consumer.channel_id, address, checked_options(options), tenant
+        )
         return self._reader(caller, lease, address, options, within_s)
 
     def read_many(
@@ -247,7 +255,7 @@ class Broker(Writing):
         Raises: the errors of `Caller.check_streams`; BadRequest, also if two channels are the same;
             PayloadTooLarge; ShuttingDown.
         """
-        check_read(caller, options)
+        tenant = checked_streams(caller, Action.READ, options.streams)
         self._refuse_if_shutting_down()
         check_channels(channels)
         checked_options(options)
@@ -257,7 +265,7 @@ class Broker(Writing):
         async def open_one(index: int, address: str, cursor: str | None) -> None:
             try:
                 of_one = replace(of_each, cursor=cursor)
-                opened[index] = await self._open(caller, address, of_one, within_s)
+                opened[index] = await self._open(caller, tenant, address, of_one, within_s)
             except MegaphoneError as error:
                 opened[index] = error.with_traceback(None)
 
@@ -278,12 +286,14 @@ class Broker(Writing):
         Raises: WouldBlock, when the call would have to wait; nothing has changed then. Also the
             errors of `open_read`.
         """
-        check_read(caller, options)
+        tenant = checked_streams(caller, Action.READ, options.streams)
         self._refuse_if_shutting_down()
         if self._agents.any_unsettled:
             raise WouldBlock
         consumer = self._consumer(address)
-        lease = self._store.open_nowait(consumer.channel_id, address, checked_options(options))
+        lease = self._store.open_nowait(
+            consumer.channel_id, address, checked_options(options), tenant
+        )
         return self._reader(caller, lease, address, options)
 
     def _reader(
@@ -315,11 +325,11 @@ class Broker(Writing):
         Returns: how many events were not delivered before; 0 if the log does not have the event.
         Raises: the errors of `Caller.check`; BadRequest; ChannelNotFound; AgentMoved.
         """
-        check(caller, Action.ACK)
+        tenant = checked(caller, Action.ACK)
         await self._settled((address,))
         consumer = self._consumer(address)
         checked_id("event id", event_id)
-        return await self._store.acknowledge(consumer.channel_id, address, event_id)
+        return await self._store.acknowledge(consumer.channel_id, address, event_id, tenant)
 
     def acknowledge_nowait(self, caller: Caller, address: str, event_id: str) -> int:
         """Do the same as `acknowledge`, without waiting.
@@ -327,12 +337,12 @@ class Broker(Writing):
         Raises: WouldBlock, when the call would have to wait; nothing has changed then. Also the
             errors of `acknowledge`.
         """
-        check(caller, Action.ACK)
+        tenant = checked(caller, Action.ACK)
         if self._agents.any_unsettled:
             raise WouldBlock
         consumer = self._consumer(address)
         checked_id("event id", event_id)
-        return self._store.acknowledge_nowait(consumer.channel_id, address, event_id)
+        return self._store.acknowledge_nowait(consumer.channel_id, address, event_id, tenant)
 
     # -- Finding the right node
 
@@ -406,21 +416,6 @@ class Broker(Writing):
         self._shutting_down = True
         await self._store.quiesce()
         self.end_all_reads()
-
-
-def check(caller: Caller, action: Action) -> None:
-    """Raises: the errors of `Caller.check`."""
-    if caller is not ANYONE:
-        caller.check(action, loop_time())
-
-
-def check_read(caller: Caller, options: ReadOptions) -> None:
-    """Check whether a caller may read the streams for which it asks.
-
-    Raises: the errors of `Caller.check_streams`.
-    """
-    if caller is not ANYONE:
-        caller.check_streams(Action.READ, loop_time(), options.streams)
 
 
 def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:

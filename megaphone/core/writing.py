@@ -33,6 +33,7 @@ from megaphone.core.content import (
 from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE, Pace, loop_time, many_tasks
 from megaphone.core.ports import Append, AppendResult, Observer, Store, Stored, WouldBlock
+from megaphone.core.tenants import Tenant
 from megaphone.errors import (
     AgentMoved,
     BadRequest,
@@ -88,8 +89,9 @@ class Writing:
         try:
             return self.write_nowait(caller, address, new)
         except WouldBlock:
+            tenant = checked(caller, Action.WRITE, new.stream_id)
             event = await self._new_event(new)
-            return await self._write_waiting(address, event, new.request_id)
+            return await self._write_waiting(address, event, new.request_id, tenant)
         except ChannelNotFound:
             self._observer.events_unroutable(1)
             raise
@@ -137,8 +139,9 @@ class Writing:
     ) -> Append:
         if self._shutting_down:
             raise ShuttingDown
+        tenant = None
         if caller is not ANYONE:
-            caller.check(Action.WRITE, loop_time(), new.stream_id)
+            tenant = caller.check(Action.WRITE, loop_time(), new.stream_id)
         if len(new.body) > CHECKED_AT_ONCE:
             raise WouldBlock
         agents = self._agents
@@ -148,7 +151,7 @@ class Writing:
             event = self._small_event(new)
         else:
             check_request_id(new)
-        return new_tuple(Append, (self._writable_channel(address), event, new.request_id, None))
+        return new_tuple(Append, (self._writable_channel(address), event, new.request_id, tenant))
 
     def _append_nowait(self, append: Append) -> str:
         stored = self._store.append_nowait(append)
@@ -187,11 +190,13 @@ class Writing:
             self._observer.events_written(1)
         on_result(result.event_id)
 
-    async def _write_waiting(self, address: str, event: Event, request_id: str | None) -> str:
+    async def _write_waiting(
+        self, address: str, event: Event, request_id: str | None, tenant: Tenant | None
+    ) -> str:
         """Write an event. Waits for a free place, and for the end of a cut-over."""
         await self._settled((address,))
         try:
-            write = Append(self._writable_channel(address), event, request_id)
+            write = Append(self._writable_channel(address), event, request_id, tenant)
             [result] = await self._append([write], wait=False)
             if isinstance(result, WouldBlock):
                 self._observer.writer_waits()
@@ -242,8 +247,7 @@ class Writing:
             all; PayloadTooLarge, when there are more than `max_batch_events` events. None of them
             is written then.
         """
-        if caller is not ANYONE:
-            caller.check(Action.WRITE, loop_time())
+        tenant = checked(caller, Action.WRITE)
         count, allowed = len(writes), self._settings.max_batch_events
         if count > allowed:
             raise PayloadTooLarge(
@@ -260,7 +264,7 @@ class Writing:
             while queue:
                 index, _, event, request_id = queue.popleft()
                 try:
-                    results[index] = await self._write_waiting(address, event, request_id)
+                    results[index] = await self._write_waiting(address, event, request_id, tenant)
                 except MegaphoneError as error:
                     results[index] = failure_of(error)
                     if isinstance(error, MAY_HEAL):
@@ -273,8 +277,8 @@ class Writing:
                 if begun:
                     await asyncio.sleep(0)
                 lines, begun = await self._lines(caller, writes, begun, results)
-                lines = self._accept_lines(lines, behind, results)
-                for line, result in await self._write_lines(lines, behind):
+                lines = self._accept_lines(lines, tenant, behind, results)
+                for line, result in await self._write_lines(lines, tenant, behind):
                     if (queue := behind.get(line.address)) is not None:
                         queue.append(line)
                     elif isinstance(result, WouldBlock):
@@ -321,7 +325,11 @@ class Writing:
         return lines, len(writes)
 
     def _accept_lines(
-        self, lines: list["Line"], behind: Container[str], results: list[str | WriteFailure]
+        self,
+        lines: list["Line"],
+        tenant: Tenant | None,
+        behind: Container[str],
+        results: list[str | WriteFailure],
     ) -> list["Line"]:
         """Write the events that have a place at once, and put their ids into `results`.
 
@@ -334,13 +342,13 @@ class Writing:
         for address, some in by_address.items():
             accepted = 0
             if address not in behind and not any(line.request_id for line in some):
-                accepted = self._accept_run(address, [line.event for line in some])
+                accepted = self._accept_run(address, [line.event for line in some], tenant)
                 for line in some[:accepted]:
                     results[line.number] = line.event.id
             left += some[accepted:]
         return left
 
-    def _accept_run(self, address: str, events: Sequence[Event]) -> int:
+    def _accept_run(self, address: str, events: Sequence[Event], tenant: Tenant | None) -> int:
         """Write the first of some events to a channel, as many as have a place at once.
 
         Returns: how many. It may be 0 for any reason: `_write_lines` finds out which.
@@ -348,7 +356,9 @@ class Writing:
         if self._agents.any_unsettled:
             return 0
         try:
-            accepted = self._store.append_run_nowait(self._writable_channel(address), events)
+            accepted = self._store.append_run_nowait(
+                self._writable_channel(address), events, tenant
+            )
         except (MegaphoneError, WouldBlock):
             return 0
         if accepted:
@@ -356,7 +366,7 @@ class Writing:
         return accepted
 
     async def _write_lines(
-        self, lines: Sequence["Line"], behind: Container[str]
+        self, lines: Sequence["Line"], tenant: Tenant | None, behind: Container[str]
     ) -> Iterable[tuple["Line", AppendResult]]:
         """Write events without waiting. The result is WouldBlock for an address in `behind`,
         because earlier events of its channel still wait."""
@@ -375,7 +385,7 @@ class Writing:
                 results.append(WOULD_BLOCK)
             else:
                 results.append(PENDING)
-                writes.append(new_tuple(Append, (channel, line.event, line.request_id, None)))
+                writes.append(new_tuple(Append, (channel, line.event, line.request_id, tenant)))
         tried = iter(await self._append(writes, wait=False))
         results = [next(tried) if result is PENDING else result for result in results]
         return zip(lines, results, strict=True)
@@ -403,7 +413,7 @@ class Writing:
         Raises: the errors of `Caller.check`, BadRequest, PayloadTooLarge, ShuttingDown. Nothing is
             written then.
         """
-        check_batch(caller, new)
+        tenant = checked_streams(caller, Action.WRITE, {one.stream_id for one in new})
         addresses = self._checked_addresses(addresses, len(new))
         if request_id is not None:
             checked_id("request id", request_id)
@@ -417,7 +427,7 @@ class Writing:
                 raise type(error)(f"message {index}: {error}") from None
             if pace.is_used_up(EVENT_WORK + work_of(one.body)):
                 await asyncio.sleep(0)
-        return await self._write_to_all(addresses, Batch(events, request_id, pace), {})
+        return await self._write_to_all(addresses, Batch(events, request_id, tenant, pace), {})
 
     def begin_batch(
         self, caller: Caller, addresses: Sequence[str], new: Sequence[NewEvent]
@@ -430,7 +440,7 @@ class Writing:
             loop for long; nothing has changed then. Also the errors of `write_batch`, without the
             number of the message.
         """
-        check_batch(caller, new)
+        tenant = checked_streams(caller, Action.WRITE, {one.stream_id for one in new})
         addresses = self._checked_addresses(addresses, len(new))
         work_of_each = ADDRESS_WORK + EVENT_WORK * len(new)
         if self._agents.any_unsettled or len(addresses) * work_of_each > SLICE:
@@ -440,10 +450,10 @@ class Writing:
         if EVENT_WORK * len(bodies) + work_of_all(bodies) > SLICE:
             raise WouldBlock
         events = events_of(members, checked_bodies(bodies, self._max_body_bytes))
-        accepted = {address: self._accept_run(address, events) for address in addresses}
+        accepted = {address: self._accept_run(address, events, tenant) for address in addresses}
         if all(count == len(events) for count in accepted.values()):
             return BatchWritten(events, len(events) if addresses else 0, {}, ())
-        return self._write_to_all(addresses, Batch(events, None, Pace()), accepted)
+        return self._write_to_all(addresses, Batch(events, None, tenant, Pace()), accepted)
 
     def _checked_addresses(self, addresses: Sequence[str], messages: int) -> list[str]:
         """Return the different ones of the addresses for a batch with so many messages.
@@ -485,10 +495,12 @@ class Writing:
                     if run.address not in behind and run.address not in refused:
                         accepted = already.get(run.address, 0)
                         if request_id is None and not already:
-                            accepted = self._accept_run(run.address, run.events)
+                            accepted = self._accept_run(run.address, run.events, batch.tenant)
                         if accepted < len(run.events):
                             lines += batch.lines(run, accepted)
-                for line, result in await self._write_lines(lines, ()) if lines else ():
+                for line, result in (
+                    await self._write_lines(lines, batch.tenant, ()) if lines else ()
+                ):
                     address = line.address
                     if isinstance(result, Stored):
                         batch.accepted(line.number, result.event_id)
@@ -511,7 +523,9 @@ class Writing:
         """
         for index in range(first, len(batch.events)):
             try:
-                event_id = await self._write_waiting(address, batch.events[index], batch.key(index))
+                event_id = await self._write_waiting(
+                    address, batch.events[index], batch.key(index), batch.tenant
+                )
                 batch.accepted(index, event_id)
             except MegaphoneError as error:
                 if isinstance(error, ChannelNotFound):  # `_write_waiting` has counted one event
@@ -575,10 +589,20 @@ class Writing:
             raise ShuttingDown
 
 
-def check_batch(caller: Caller, new: Sequence[NewEvent]) -> None:
-    """Check whether a caller may write some events. Raises: the errors of `Caller.check`."""
-    if caller is not ANYONE:
-        caller.check_streams(Action.WRITE, loop_time(), {one.stream_id for one in new})
+def checked(caller: Caller, action: Action, stream_id: str | None = None) -> Tenant | None:
+    """Do what `Caller.check` does, at no cost for ANYONE."""
+    if caller is ANYONE:
+        return None
+    return caller.check(action, loop_time(), stream_id)
+
+
+def checked_streams(
+    caller: Caller, action: Action, stream_ids: Iterable[str] | None
+) -> Tenant | None:
+    """Do what `Caller.check_streams` does, at no cost for ANYONE."""
+    if caller is ANYONE:
+        return None
+    return caller.check_streams(action, loop_time(), stream_ids)
 
 
 def event_of(new: NewEvent, body: bytes) -> Event:

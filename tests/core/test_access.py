@@ -79,6 +79,15 @@ def test_streams_limit_writes() -> None:
             shop.check(Action.WRITE, 0, "secrets")
 
 
+def test_what_needs_a_proof_is_limited_to_the_channels_of_the_tenant() -> None:
+    shop = caller(Grant(ALL), required=WRITES)
+    assert shop.check(Action.WRITE, 0, "s") is DEFAULT
+    assert shop.check_streams(Action.WRITE, 0, ["s"]) is DEFAULT
+    assert shop.check(Action.READ, 0) is None
+    assert shop.check_streams(Action.READ, 0, None) is None
+    assert ANYONE.check(Action.WRITE, 0) is None
+
+
 def test_the_grants_of_one_action_say_nothing_of_another() -> None:
     shop = caller(Grant(WRITES, ("orders.*",)), Grant(frozenset({Action.READ}), ("news",)))
     with pytest.raises(PermissionDenied):

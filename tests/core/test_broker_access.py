@@ -7,9 +7,15 @@ import pytest
 
 from megaphone.core.access import ANYONE, Action, Caller, Grant
 from megaphone.core.broker import Broker
-from megaphone.core.tenants import DEFAULT
-from megaphone.errors import MegaphoneError, PermissionDenied, TokenExpired, Unauthenticated
-from megaphone.model import NewChannel, NewEvent, ReadOptions, WriteFailure
+from megaphone.core.tenants import DEFAULT, Tenant
+from megaphone.errors import (
+    ChannelNotFound,
+    MegaphoneError,
+    PermissionDenied,
+    TokenExpired,
+    Unauthenticated,
+)
+from megaphone.model import BatchWritten, NewChannel, NewEvent, ReadOptions, WriteFailure
 from tests.core.node import WARM, Node
 
 ALL = frozenset(Action)
@@ -32,7 +38,13 @@ async def first_result(broker: Broker, caller: Caller, channel: NewChannel) -> N
 async def begun(broker: Broker, caller: Caller, channel: NewChannel) -> None:
     done: asyncio.Future[object] = asyncio.get_running_loop().create_future()
     broker.begin_write(caller, channel.producer_address, ONE, done.set_result)
-    await done
+    if isinstance(result := await done, Exception):
+        raise result
+
+
+async def batch_begun(broker: Broker, caller: Caller, channel: NewChannel) -> BatchWritten:
+    written = broker.begin_batch(caller, [channel.producer_address], [ONE])
+    return written if isinstance(written, BatchWritten) else await written
 
 
 Call = Callable[[Broker, Caller, NewChannel], Awaitable[object]]
@@ -57,10 +69,7 @@ CALLS: dict[str, tuple[Action, Call]] = {
         Action.WRITE,
         lambda b, who, c: b.write_batch(who, [c.producer_address], [ONE]),
     ),
-    "begin_batch": (
-        Action.WRITE,
-        lambda b, who, c: at_once(lambda: b.begin_batch(who, [c.producer_address], [ONE])),
-    ),
+    "begin_batch": (Action.WRITE, batch_begun),
     "open_read": (Action.READ, lambda b, who, c: b.open_read(who, c.consumer_address, READY)),
     "open_read_nowait": (
         Action.READ,
@@ -100,6 +109,26 @@ async def test_a_call_needs_its_action_and_no_other(node: Node, name: str) -> No
         assert await node.store.list(None, 0, 10) == [channel.consumer_address]
         assert node.metrics.counts() == before  # nothing was counted, so nothing has happened
     await call(node.broker, Caller("token", DEFAULT, [Grant(frozenset({action}))]), channel)
+
+
+OTHER = Caller("token other", Tenant("other"), [Grant(ALL)], required=ALL)
+FINDS_NOTHING = ("create", "create_nowait", "exists", "exists_nowait", "open_many")
+"""The calls that do not fail for a channel that does not exist."""
+
+
+@pytest.mark.parametrize("name", CALLS.keys() - FINDS_NOTHING)
+async def test_a_channel_of_another_tenant_does_not_exist(node: Node, name: str) -> None:
+    channel = await node.broker.create(ANYONE)
+    _, call = CALLS[name]
+    try:
+        result = await call(node.broker, OTHER, channel)
+    except ChannelNotFound:
+        return
+    match result:
+        case [WriteFailure(reason="NOT_FOUND")] | BatchWritten(accepted=0):
+            pass
+        case _:
+            pytest.fail(f"{name} has found it: {result}")
 
 
 async def test_every_public_call_is_in_the_table() -> None:

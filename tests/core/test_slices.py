@@ -19,6 +19,7 @@ from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.pace import ADDRESS_WORK, CANCELLED_AT_ONCE, EVENT_WORK, SLICE
 from megaphone.core.ports import Append, AppendResult, Store
+from megaphone.core.tenants import Tenant
 from megaphone.errors import BadRequest, PayloadTooLarge, WriteTimeout
 from megaphone.model import (
     AgentMode,
@@ -60,12 +61,16 @@ class CountingStore:
         self.since_turn += times
         self.most_in_a_turn = max(self.most_in_a_turn, self.since_turn)
 
-    async def exists(self, channel_ids: Sequence[bytes]) -> set[bytes]:
+    async def exists(
+        self, channel_ids: Sequence[bytes], tenant: Tenant | None = None
+    ) -> set[bytes]:
         self.called(len(channel_ids))
-        return await self.store.exists(channel_ids)
+        return await self.store.exists(channel_ids, tenant)
 
-    def append_run_nowait(self, channel_id: bytes, events: Sequence[Event]) -> int:
-        accepted = self.store.append_run_nowait(channel_id, events)
+    def append_run_nowait(
+        self, channel_id: bytes, events: Sequence[Event], tenant: Tenant | None = None
+    ) -> int:
+        accepted = self.store.append_run_nowait(channel_id, events, tenant)
         self.called(accepted)
         return accepted
 

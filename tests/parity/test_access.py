@@ -17,6 +17,7 @@ from megaphone.settings import Auth, Token
 from megaphone_api.v1 import channels_pb2 as pb
 from tests.support.faces import (
     Created,
+    Done,
     Face,
     GrpcFace,
     HttpFace,
@@ -190,6 +191,64 @@ async def test_streams(face: Face) -> None:
     wanted = ReadOptions(wait_s=0, streams=frozenset({"news", "orders.eu"}))
     events = await read_all(shop, channel.consumer, wanted)
     assert [event.body for event in events] == [b"1", b"2", b"5"][: 3 if face.name == "grpc" else 2]
+
+
+SHOP, OTHER = "mgp_" + "s" * 43, "mgp_" + "o" * 43
+TENANTS = {
+    "shop": Token(sha256=digest_of(SHOP), actions=ALL, tenant="shop"),
+    "other": Token(sha256=digest_of(OTHER), actions=ALL, tenant="other"),
+}
+WITH_TENANTS = pytest.mark.settings(auth=Auth(require=ALL, tokens=TENANTS))
+
+
+@WITH_TENANTS
+async def test_the_channels_of_other_tenants_do_not_exist(app: App, face: Face) -> None:
+    """The same error as for a channel that has expired, so that nobody learns that it is there."""
+    shop, other = (face.authorized(f"Bearer {token}") for token in (SHOP, OTHER))
+    channel = await shop.create()
+    before = await shop.write(channel.producer, "s", b"0")
+    missing = await shop.create()
+    await app.admin.dispose(missing.consumer)
+    for name, (_, call) in calls_of(face).items():
+        if name in ("write", "write_large", "read", "ack"):
+            assert await code_of(call(other, channel)) == "NOT_FOUND", name
+    for caller, one in ((other, channel), (shop, missing)):
+        failures = await caller.write_batch([one.producer], [NewEvent("s", b"1")])
+        assert [failure.reason for failure in failures] == ["NOT_FOUND"]
+        assert await caller.exists([one.consumer, one.producer]) == {
+            one.consumer: False,
+            one.producer: False,
+        }
+        async with caller.read_many([one.consumer], READY) as reading:
+            assert [part async for part in reading] == [Done(0, "NOT_FOUND")]
+        if isinstance(caller, GrpcFace):
+            [answer] = await caller.publish([write_request(one.producer, "s", b"1")])
+            assert [result.reason for result in answer.results] == ["NOT_FOUND"]
+    assert await shop.exists([channel.consumer]) == {channel.consumer: True}
+    assert [one.event_id for one in await read_all(shop, channel.consumer, READY)] == [before]
+
+
+@pytest.mark.settings(auth=Auth(require=(Action.CREATE,), tokens=TENANTS))
+async def test_where_an_action_needs_no_token_it_finds_every_channel(face: Face) -> None:
+    channel = await face.authorized(f"Bearer {SHOP}").create()
+    for caller in (face, face.authorized(f"Bearer {OTHER}")):
+        for name, (action, call) in calls_of(face).items():
+            if action is not Action.CREATE:
+                assert await code_of(call(caller, channel)) == "OK", name
+        assert await caller.exists([channel.consumer]) == {channel.consumer: True}
+
+
+@pytest.mark.settings(
+    auth=Auth(require=ALL, tokens=TENANTS), buffer_capacity=1, write_timeout_millis=100
+)
+async def test_a_full_channel_of_another_tenant_does_not_exist_either(face: Face) -> None:
+    shop, other = (face.authorized(f"Bearer {token}") for token in (SHOP, OTHER))
+    channel = await shop.create()
+    await shop.write(channel.producer, "s", b"0")
+    assert await code_of(shop.write(channel.producer, "s", b"1")) == "TIMEOUT"
+    assert await code_of(other.write(channel.producer, "s", b"1")) == "NOT_FOUND"
+    failures = await other.write_batch([channel.producer], [NewEvent("s", b"1")], "key")
+    assert [failure.reason for failure in failures] == ["NOT_FOUND"]
 
 
 @WITH_AUTH
