@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megaphone.access.doorkeeper import Doorkeeper
+from megaphone.access.issuers import JwtVerifier
 from megaphone.backend import Backend, backend
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.admin import Admin
@@ -140,11 +141,17 @@ async def running(
             let_others_have=None if worker is None else worker.let_others_have,
         )
         all_metrics = metrics.text if worker is None else worker.gather
+        jwts = await stack.enter_async_context(JwtVerifier(settings, tenants=tenants))
         doorkeeper = Doorkeeper(
-            settings, tenants=tenants, clock=loop_time, on_change=broker.end_refused_reads
+            settings,
+            tenants=tenants,
+            clock=loop_time,
+            verifiers=[jwts],
+            on_change=broker.end_refused_reads,
         )
+        reloader.add(jwts, "auth")  # before the doorkeeper, who looks whom it has revoked
         reloader.add(doorkeeper, "auth")
-        metrics.add(lambda: refusals_of(doorkeeper))
+        metrics.add(lambda: [*refusals_of(doorkeeper), *fetch_times_of(jwts)])
         http, grpc = faces(
             settings, built, doorkeeper, budget, connections, worker, certificates, all_metrics
         )
@@ -435,6 +442,12 @@ def refusals_of(doorkeeper: Doorkeeper) -> list[Family]:
     samples = [({"reason": code}, count) for code, count in doorkeeper.refused.counts.items()]
     meaning = "How many tokens and other proofs were refused, by the code of the error."
     return [Family("counter", "auth_failures_total", meaning, samples)]
+
+
+def fetch_times_of(jwts: JwtVerifier) -> list[Family]:
+    samples = [({"issuer": name}, time) for name, time in jwts.fetch_times().items()]
+    meaning = "When the keys of an issuer were fetched last, in Unix time; 0 if they never were."
+    return [Family("gauge", "jwks_fetched_timestamp_seconds", meaning, samples)] if samples else []
 
 
 async def serve(

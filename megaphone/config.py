@@ -28,7 +28,18 @@ from megaphone.core.destinations import Destinations
 from megaphone.model import MAX_NAME_LENGTH, AgentMode
 from megaphone.process import memory
 from megaphone.process.cores import workers_for
-from megaphone.settings import MEMORY, Auth, Name, Nodes, Settings, Tls, Token, Webhook
+from megaphone.settings import (
+    MEMORY,
+    Auth,
+    Issuer,
+    KeysUrl,
+    Name,
+    Nodes,
+    Settings,
+    Tls,
+    Token,
+    Webhook,
+)
 
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
@@ -41,6 +52,8 @@ TABLES = {NODES: Nodes, TLS: Tls}
 """The keys whose value is one table, and the type of that table."""
 AUTH = "auth"
 TOKENS = "tokens"
+ISSUERS = "issuers"
+HMAC = "HS256"
 CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
 """The modes in which an agent may start. An agent cannot start as PIPED, because that mode needs a
 target."""
@@ -412,7 +425,8 @@ def check_whole(value: Value, table: str, **members: object) -> None:
 
 def auth_table(value: Value) -> Auth:
     tokens = named_tables(Token, AUTH, value, TOKENS)
-    auth = checked_table(Auth, AUTH, value, ready={TOKENS: tokens})
+    issuers = issuers_table(value)
+    auth = checked_table(Auth, AUTH, value, ready={TOKENS: tokens, ISSUERS: issuers})
     owners: dict[str, str] = {}
     for name, token in tokens.items():
         for digest in filter(None, (token.sha256, token.previous_sha256)):
@@ -428,7 +442,40 @@ def auth_sources(value: Value) -> dict[str, str]:
     sources = member_sources(AUTH, Auth, value)
     for name in value.raw.get(TOKENS, {}):
         sources |= member_sources(AUTH, Token, value, within(TOKENS, name))
+    for name in value.raw.get(ISSUERS, {}):
+        sources |= member_sources(AUTH, Issuer, value, within(ISSUERS, name))
     return sources
+
+
+def issuers_table(value: Value) -> dict[str, Issuer]:
+    issuers = named_tables(Issuer, AUTH, value, ISSUERS)
+    names: dict[str, str] = {}
+    for name, issuer in issuers.items():
+        path = within(ISSUERS, name)
+        where = f"{value.source_of(path)}: {AUTH}.{path}"
+        if wrong := contradiction_of(issuer):
+            raise ConfigError(f"{where}{wrong}")
+        if (first := names.setdefault(issuer.issuer, name)) != name:
+            raise ConfigError(f"{where}.issuer is that of {AUTH}.{ISSUERS}.{first} too")
+    return issuers
+
+
+def contradiction_of(issuer: Issuer) -> str | None:
+    """Return what the settings of an issuer say that cannot be, as the end of an error."""
+    keys = {name: getattr(issuer, name) for name in ("jwks_url", "public_key_file", "secret")}
+    given = [name for name, value in keys.items() if value is not None]
+    if len(given) > 1:
+        return f" has both {given[0]} and {given[1]}; allowed is one of {', '.join(keys)}, or none"
+    if not given and ("?" in issuer.issuer or not fits(issuer.issuer, KeysUrl)):
+        return (
+            f".issuer is no URL for discovery: set one of {', '.join(keys)}, or let it be"
+            f" {allowed(KeysUrl)}, without a query"
+        )
+    if given == ["secret"] and set(issuer.allowed_algorithms) != {HMAC}:
+        return f".algorithms is not allowed with a secret; allowed is {HMAC} alone"
+    if given != ["secret"] and HMAC in issuer.allowed_algorithms:
+        return f".algorithms has {HMAC}, which is allowed only with a secret"
+    return None
 
 
 def named_tables(kind: type[Table], key: str, value: Value, group: str) -> dict[str, Table]:

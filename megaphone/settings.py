@@ -127,7 +127,7 @@ KeysUrl = Annotated[
 ]
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA",
-    "Ed25519", "HS256",
+    "HS256",
 ]  # fmt: skip
 MEMORY = "memory"
 StoreText = Annotated[
@@ -226,15 +226,14 @@ class Issuer:
     secret: NodeSecret | None = field(default=None, repr=False)
     """A secret that it shares with this node, to sign by HS256."""
     algorithms: tuple[Algorithm, ...] = ()
-    """The algorithms with which its tokens may be signed. Default: RS256, ES256 and EdDSA, or with
-    a secret HS256."""
-    tenant: Name = "default"
+    """The algorithms with which its tokens may be signed. EdDSA is Ed25519, under both names.
+    Default: RS256, ES256 and EdDSA, or with a secret HS256."""
+    tenant: TenantName = DEFAULT_TENANT
     """The tenant of all its tokens, unless `tenant_claim` is set."""
     tenant_claim: Annotated[str, Meta(min_length=1, description="the name of a claim")] | None = (
         None
     )
-    """The claim of its tokens that names their tenant. A token without it is not valid here, nor is
-    one that names a tenant that is not in the settings."""
+    """The claim of its tokens that names their tenant. A token without it is not valid here."""
     rfc9068: bool = False
     """Accept only tokens whose header has the `typ` of RFC 9068, `at+jwt`."""
     leeway_secs: Annotated[float, seconds(0, 300)] = 30.0
@@ -291,6 +290,8 @@ class Auth:
     commas between the actions."""
     tokens: Mapping[Name, Token] = field(default_factory=dict)
     """Tokens, each under its own name. `megaphone token new NAME` makes one."""
+    issuers: Mapping[Name, Issuer] = field(default_factory=dict)
+    """Those whose tokens (JWT) are valid here, each under its own name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,6 +108,83 @@ def test_what_show_prints_means_the_same(tmp_path: Path, monkeypatch: pytest.Mon
     assert auth_of(tmp_path, shown) == before
 
 
+# -- Issuers
+
+SECRET = "s" * 32
+SHOP_ISSUER = """
+[auth.issuers.shop]
+issuer = "shop"
+audience = "here"
+"""
+
+
+def test_issuers_are_read_from_a_file_and_the_environment(tmp_path: Path) -> None:
+    auth = auth_of(
+        tmp_path,
+        f'{SHOP_ISSUER}tenant_claim = "org/tenant"\nleeway_secs = 5',
+        auth__issuers__shop__secret=SECRET,
+        auth__issuers__Main__issuer="https://id.example.com/realm",
+        auth__issuers__Main__audience="https://push.example.com",
+        auth__issuers__Main__algorithms="PS256, ES384",
+        auth__issuers__Main__rfc9068="true",
+    )
+    shop, main = auth.issuers["shop"], auth.issuers["Main"]
+    assert (shop.secret, shop.tenant_claim, shop.leeway_secs) == (SECRET, "org/tenant", 5.0)
+    assert shop.allowed_algorithms == ("HS256",)
+    assert (main.algorithms, main.rfc9068) == (("PS256", "ES384"), True)
+    assert main.tenant == "default"
+
+
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        ("", r"shop\.issuer is no URL for discovery: set one of jwks_url, public_key_file, secret"),
+        ('secret = "short"', r"shop\.secret = … is not allowed; allowed is at least 32 ASCII"),
+        (f'secret = "{SECRET}"\nalgorithms = ["RS256"]', "not allowed with a secret"),
+        (f'secret = "{SECRET}"\npublic_key_file = "x"', "has both public_key_file and secret"),
+        ('public_key_file = "x"\nalgorithms = ["ES256", "HS256"]', "allowed only with a secret"),
+        ('public_key_file = "x"\nalgorithms = ["none"]', r"algorithms = … is not allowed"),
+        ('jwks_url = "http://id.example.com/"', "https URL .* http is allowed only for an address"),
+        ('jwks_url = "http://127.0.0.1.example.com/"', r"jwks_url = … is not allowed"),
+        ('jwks_url = "http://localhost/"', r"jwks_url = … is not allowed"),
+        ('jwks_url = "https://id.example.com/#a"', r"jwks_url = … is not allowed"),
+        ('jwks_uri = "x"', "did you mean jwks_url"),
+        ('public_key_file = "x"\nleeway_secs = 301', "a number of seconds from 0 to 300"),
+        ('public_key_file = "x"\n[auth.issuers.b]\nissuer = "b"', r"b\.audience is missing"),
+        (
+            f'secret = "{SECRET}"\n[auth.issuers.b]\nissuer = "shop"\naudience = "x"\n'
+            'public_key_file = "x"',
+            r"auth\.issuers\.b\.issuer is that of auth\.issuers\.shop too",
+        ),
+    ],
+)
+def test_a_wrong_issuer_is_named_and_not_shown(tmp_path: Path, lines: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error) as raised:
+        auth_of(tmp_path, SHOP_ISSUER + lines)
+    assert SECRET not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8080/keys", "http://[::1]/k", "https://[2001:db8::1]/k"]
+)
+def test_keys_may_be_at_https_and_on_this_machine(tmp_path: Path, url: str) -> None:
+    auth = auth_of(tmp_path, f'{SHOP_ISSUER}jwks_url = "{url}"')
+    assert auth.issuers["shop"].jwks_url == url
+
+
+def test_show_hides_the_secret_of_an_issuer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    auth_of(tmp_path, f'{SHOP_ISSUER}secret = "{SECRET}"')
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(config_app, ["show"]).stdout
+    assert SECRET not in shown
+    assert 'audience = "here"' in shown
+    with_secrets = CliRunner().invoke(config_app, ["show", "--secrets"]).stdout
+    assert auth_of(tmp_path, with_secrets).issuers["shop"].secret == SECRET
+
+
 # -- megaphone token new
 
 

@@ -79,7 +79,7 @@ class Doorkeeper:
 
     def _take(self, auth: Auth) -> None:
         self._required = frozenset(auth.require)
-        self._is_open = not (auth.require or auth.tokens or self._verifiers)
+        self._is_open = not (auth.require or auth.tokens or auth.issuers)
         self._nobody.change((), self._required)
         self._take_tokens(auth.tokens.items())
         for caller in self._verified:

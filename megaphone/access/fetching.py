@@ -28,7 +28,10 @@ VALID_S: Final = 86_400.0
 
 @final
 class FetchedKeys:
-    """The keys that an issuer publishes. They are fetched from `start` until `close`."""
+    """Fulfils `KeySource` with the keys that an issuer publishes. They are fetched from `start`
+    until `close`."""
+
+    content = b""
 
     def __init__(self, name: str, fetch: Callable[[], Awaitable[KeySet]]) -> None:
         """`fetch` returns the keys, or raises FetchFailed. It ends by itself. `name` is for the
@@ -42,25 +45,23 @@ class FetchedKeys:
         self._fetching: asyncio.Task[None] | None = None
         self._repeating: asyncio.Task[None] | None = None
         self.fetched_at = 0.0
-        """The Unix time at which the keys were fetched last; 0 if they never were."""
 
     def start(self) -> None:
-        """Fetch the keys now, and again and again. Returns at once."""
         if self._repeating is None:
             self._repeating = asyncio.create_task(self._repeat())
 
     def close(self) -> None:
-        """Fetch no keys any more. Calls that wait for some get KeysUnavailable."""
-        for task in (self._repeating, self._fetching):
-            if task is not None:
-                task.cancel()
+        for task in self._tasks():
+            task.cancel()
+
+    async def aclose(self) -> None:
+        self.close()
+        await asyncio.gather(*self._tasks(), return_exceptions=True)
+
+    def _tasks(self) -> list[asyncio.Task[None]]:
+        return [task for task in (self._repeating, self._fetching) if task is not None]
 
     async def find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
-        """Return the keys that may have signed a token. If it names an unknown key, they may be
-        fetched before.
-
-        Raises: KeysUnavailable, if the issuer may have such a key, but does not answer.
-        """
         if not self._has(kid):
             await self._ask()
             if not self._has(kid) and (self._failed or not self._are_valid()):

@@ -7,8 +7,8 @@ token came.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple, final
 
 import msgspec
 from joserfc import jws
@@ -16,9 +16,11 @@ from joserfc.errors import JoseError, UnsupportedAlgorithmError
 from joserfc.jws import CompactSignature, JWSRegistry
 
 from megaphone.access.grants import MalformedGrant, grants_of
-from megaphone.access.keys import Key
+from megaphone.access.keys import EDWARDS, Key
+from megaphone.access.ports import InvalidToken, TrustedIssuer
 from megaphone.core.access import Grant
-from megaphone.errors import TokenExpired, Unauthenticated
+from megaphone.core.tenants import checked_tenant
+from megaphone.errors import BadRequest, TokenExpired
 from megaphone.settings import Issuer
 
 MAX_TOKEN_BYTES: Final = 8_192
@@ -27,33 +29,6 @@ ACCESS_TOKEN_TYPES: Final = frozenset({"at+jwt", "application/at+jwt"})
 TYPES: Final = ACCESS_TOKEN_TYPES | {"", "jwt", "application/jwt"}
 """The types that are allowed if the settings do not ask for RFC 9068. An issuer signs JWTs of other
 types, such as `logout+jwt`, with the same keys, but they are no access tokens (RFC 8725)."""
-
-
-class InvalidToken(Unauthenticated):
-    """A token is not valid here."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__("the token is not valid here", was_presented=True)
-        self.reason = reason
-        """Why, for the log. It repeats nothing of the token but names of claims."""
-
-
-class KeySource(Protocol):
-    """The keys of one issuer."""
-
-    async def find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
-        """Return the keys that may have signed a token, which names its algorithm and maybe a key.
-
-        Raises: KeysUnavailable, if the issuer may have such a key, but does not answer.
-        """
-
-
-class TrustedIssuer(NamedTuple):
-    """An issuer whose tokens are valid here."""
-
-    name: str
-    settings: Issuer
-    keys: KeySource
 
 
 class Verified(NamedTuple):
@@ -158,7 +133,8 @@ async def check_signature(
     signed: CompactSignature, header: Mapping[str, Any], issuer: TrustedIssuer
 ) -> None:
     algorithm, kid = header["alg"], header.get("kid")
-    if algorithm not in issuer.settings.allowed_algorithms:
+    of_settings = "EdDSA" if algorithm in EDWARDS else algorithm
+    if of_settings not in issuer.settings.allowed_algorithms:
         raise InvalidToken("its algorithm is not one of those in the settings of its issuer")
     keys = await issuer.keys.find(algorithm, kid)
     if not keys:
@@ -199,6 +175,9 @@ def tenant_of(payload: Mapping[str, Any], settings: Issuer) -> str:
     if settings.tenant_claim is None:
         return settings.tenant
     tenant = payload.get(settings.tenant_claim)
-    if not isinstance(tenant, str):
-        raise InvalidToken("its claim that names the tenant is missing or no text")
-    return tenant
+    if not isinstance(tenant, str) or not tenant:
+        raise InvalidToken("its claim that names the tenant is missing, empty or no text")
+    try:
+        return checked_tenant(tenant)
+    except BadRequest as error:
+        raise InvalidToken(f"its claim that names the tenant is wrong: {error}") from None

@@ -81,6 +81,25 @@ class KeySet:
 NO_KEYS: Final = KeySet()
 
 
+class FixedKeys:
+    """Fulfils `KeySource` with keys that the settings have."""
+
+    fetched_at = None
+
+    def __init__(self, keys: KeySet, content: bytes = b"") -> None:
+        self._keys = keys
+        self.content: Final = content
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+    async def find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
+        return self._keys.find(algorithm, kid)
+
+
 def secret_key(secret: str) -> KeySet:
     """Return a secret as the only key of its issuer. Raises: MalformedKeys."""
     try:

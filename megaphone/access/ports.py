@@ -1,9 +1,18 @@
-"""What the doorkeeper needs of those who verify tokens, and what they say to it."""
+"""What the doorkeeper needs of those who verify tokens, and what they need of issuers.
 
-from typing import Protocol
+The library for JWTs is loaded only if there are issuers, so nothing here imports it.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from megaphone.core.access import Caller
 from megaphone.errors import Unauthenticated
+from megaphone.settings import Issuer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from megaphone.access.keys import Key
 
 
 class InvalidToken(Unauthenticated):
@@ -26,3 +35,39 @@ class Verifier(Protocol):
 
         Raises: InvalidToken; TokenExpired; KeysUnavailable.
         """
+
+
+class KeySource(Protocol):
+    """The keys of one issuer."""
+
+    @property
+    def content(self) -> bytes:
+        """What the file of the keys contained, if they are from a file."""
+
+    @property
+    def fetched_at(self) -> float | None:
+        """The Unix time at which the keys were fetched last: 0 if they never were, None if the
+        settings have them."""
+
+    def start(self) -> None:
+        """Keep the keys up to date from now on, if the issuer publishes them. Returns at once."""
+
+    def close(self) -> None:
+        """End what `start` has begun. Calls that wait for keys get KeysUnavailable."""
+
+    async def aclose(self) -> None:
+        """Do the same as `close`, and wait until nothing is left of it."""
+
+    async def find(self, algorithm: str, kid: str | None) -> "Sequence[Key]":
+        """Return the keys that may have signed a token, which names its algorithm and maybe a key.
+
+        Raises: KeysUnavailable, if the issuer may have such a key, but does not answer.
+        """
+
+
+class TrustedIssuer(NamedTuple):
+    """An issuer whose tokens are valid here."""
+
+    name: str
+    settings: Issuer
+    keys: KeySource

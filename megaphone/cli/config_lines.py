@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from megaphone.config import DEFAULT, KEYS, VARIABLE, Config
-from megaphone.settings import Auth, Nodes, Settings, Tls, Token, Webhook
+from megaphone.settings import Auth, Issuer, Nodes, Settings, Tls, Token, Webhook
 
 HIDDEN = "…"
 
@@ -40,13 +40,15 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
     yield from table("auth", loaded.settings.auth, loaded.sources, secrets)
     for name, token in loaded.settings.auth.tokens.items():
         yield from table(f"auth.tokens.{name}", token, loaded.sources, secrets)
+    for name, issuer in loaded.settings.auth.issuers.items():
+        yield from table(f"auth.issuers.{name}", issuer, loaded.sources, secrets)
     for name, webhook in loaded.settings.webhooks.items():
         yield from table(f"webhooks.{name}", webhook, loaded.sources, secrets)
 
 
 def table(
     path: str,
-    members: Nodes | Tls | Webhook | Auth | Token,
+    members: Nodes | Tls | Webhook | Auth | Token | Issuer,
     sources: Mapping[str, str],
     secrets: bool,
 ) -> Iterator[str]:

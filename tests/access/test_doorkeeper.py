@@ -1,7 +1,7 @@
 """The doorkeeper: whom it lets in, what it remembers, and what a reload changes."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -12,7 +12,7 @@ from megaphone.access.tokens import PREFIX, digest_of, new_token
 from megaphone.core.access import ANYONE, Action, Caller, Grant, Peer
 from megaphone.core.tenants import DEFAULT, Tenants
 from megaphone.errors import KeysUnavailable, PermissionDenied, TokenExpired, Unauthenticated
-from megaphone.settings import Auth, Settings, Token
+from megaphone.settings import Auth, Issuer, Settings, Token
 
 TOKEN = "mgp_" + "a" * 43
 OTHER = "mgp_" + "b" * 43
@@ -22,6 +22,10 @@ READS = Token(sha256=digest_of(TOKEN), actions=(Action.READ,), tenant="shop")
 
 def settings(*require: Action, **tokens: Token) -> Settings:
     return Settings(auth=Auth(require=require, tokens=tokens))
+
+
+ISSUERS = {"main": Issuer(issuer="main", audience="here", secret="s" * 32)}
+"""Settings for which a verifier is needed."""
 
 
 @dataclass
@@ -34,6 +38,8 @@ class Door:
     changes: list[Caller] = field(default_factory=list)
 
     def keeper(self, settings: Settings) -> Doorkeeper:
+        if self.verifier is not None:
+            settings = Settings(auth=replace(settings.auth, issuers=ISSUERS))
         return Doorkeeper(
             settings,
             tenants=self.tenants,
