@@ -92,6 +92,15 @@ class ReaderBusy(MegaphoneError):
         super().__init__(message)
 
 
+class TakenOver(MegaphoneError):
+    """Another reader has taken the place of this one, which came back with `returning`."""
+
+    code = "TAKEN_OVER"
+
+    def __init__(self, message: str = "another reader reads the channel now") -> None:
+        super().__init__(message)
+
+
 class WrongMode(MegaphoneError):
     """The mode of the agent does not allow this command. Only operators get this error."""
 

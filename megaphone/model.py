@@ -29,6 +29,9 @@ PORT_PATTERN = r"(6553[0-5]|655[0-2][0-9]|65[0-4][0-9]{2}|6[0-4][0-9]{3}|[1-5][0
 HOST_PATTERN = r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/\s@]+)"
 ENDPOINT_PATTERN = rf"{HOST_PATTERN}:{PORT_PATTERN}"
 
+READER_PATTERN: Final = "[A-Za-z0-9_-]{1,64}"
+"""What the name of a reader may be."""
+
 LINE_BODY_BYTES: Final = 16_384
 """An event with a body up to this size is rendered once, as one line that all its readers share. A
 larger body is sent between the two halves of its line instead, because no reader may copy it."""
@@ -301,6 +304,11 @@ class ReadOptions:
     """The most events in flight, with `acknowledge`."""
     take_over: bool = False
     """End the open read of the channel, if there is one, as broken, and take its place."""
+    reader: str = ""
+    """The name that the reader has given itself, if it has."""
+    returning: bool = False
+    """Do that to an open read of the same `reader` only, and let a read of any other reader refuse
+    this one."""
     limit: int | None = None
     """End the read after this many events."""
     wait_s: float | None = None
@@ -311,6 +319,10 @@ class ReadOptions:
     streams: frozenset[str] | None = None
     """Send only the events of these streams; None means all. The others count as read by a plain
     reader, and as acknowledged by an acknowledging one that acknowledges all that it was sent."""
+
+    def ends_read_of(self, reader: str) -> bool:
+        """Return whether this read takes the place of an open one of the named reader."""
+        return reader == self.reader if self.returning else self.take_over
 
 
 class ChannelBegun(NamedTuple):

@@ -6,6 +6,7 @@ unchecked values from clients; these methods, or the code that they call, apply 
 
 import asyncio
 import math
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from megaphone.core.writing import Writing, checked, checked_streams
 from megaphone.errors import BadRequest, ChannelNotFound, MegaphoneError, PayloadTooLarge
 from megaphone.model import (
     NO_OPTIONS,
+    READER_PATTERN,
     ChannelOptions,
     NewChannel,
     ReadOptions,
@@ -440,6 +442,10 @@ def checked_options(options: ReadOptions) -> ReadOptions:
     """Check and return the options of a read. Raises: BadRequest."""
     if options.cursor is not None:
         checked_id("event id", options.cursor)
+    if options.reader and not re.fullmatch(READER_PATTERN, options.reader):
+        raise BadRequest("the name of a reader is 1 to 64 letters, digits, `-` or `_`")
+    if options.returning and not options.reader:
+        raise BadRequest("a reader that is `returning` must give its name: `reader`")
     if not 1 <= options.in_flight <= MAX_WINDOW:
         raise BadRequest(f"the window must be 1 to {MAX_WINDOW} events, not {options.in_flight}")
     if options.limit is not None and options.limit < 1:

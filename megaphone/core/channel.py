@@ -22,7 +22,7 @@ from megaphone.core.budget import CHANNEL_BYTES, Budget, cost
 from megaphone.core.idempotency import Key, Keys
 from megaphone.core.log import Batch, Log
 from megaphone.core.sendings import Sendings
-from megaphone.errors import LimitExceeded, ReaderBusy
+from megaphone.errors import LimitExceeded, ReaderBusy, TakenOver
 from megaphone.model import ChannelLimits, Event, Progress, ReadOptions
 
 REPLICA_SURPLUS = 1_000
@@ -84,6 +84,7 @@ class Lease:
         "is_over",
         "knows_gaps",
         "on_ready",
+        "reader",
         "recovered",
     )
 
@@ -91,6 +92,7 @@ class Lease:
         self._channel = channel
         self.acknowledging = options.acknowledge
         self.in_flight = options.in_flight
+        self.reader = options.reader
         self.on_ready: Callable[[], None] | None = None
         """The channel calls this when `take` may return something new, and sometimes in vain.
 
@@ -355,13 +357,15 @@ class Channel:
         count as delivered. If the event is not known any more, the read starts with the oldest
         event in the log. Without a cursor, `recovered` is False if the channel has a gap; the
         gap is reported to every reader until a read ends cleanly.
-        With `options.take_over` an open lease ends first, as if its read had broken just now.
+        If `options.ends_read_of` the reader of an open lease, that ends first, as if its read had
+        broken just now.
 
-        Raises: ReaderBusy, when another lease is open and `take_over` is not set.
+        Raises: when another lease stays open, TakenOver, if the reader is `returning`, and else
+            ReaderBusy.
         """
         if self._lease is not None:
-            if not options.take_over:
-                raise ReaderBusy
+            if not options.ends_read_of(self._lease.reader):
+                raise TakenOver if options.returning else ReaderBusy
             self._lose_lease(self._lease, now)
         recovered = False if self.log.has_gap else None
         if options.cursor is not None:

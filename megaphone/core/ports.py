@@ -264,7 +264,7 @@ class Store(Protocol):
         """Take the lease of a channel. The caller must release it.
 
         Raises: ChannelNotFound, also when `consumer_address` is not exactly the address of the
-            channel; ReaderBusy, when the channel has a lease and `options.take_over` is not set.
+            channel; ReaderBusy or TakenOver, as `core.channel.Channel.lease`.
         """
 
     def open_nowait(

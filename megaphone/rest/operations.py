@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from megaphone import errors
 from megaphone.errors import MegaphoneError
-from megaphone.model import DEFAULT_IN_FLIGHT
+from megaphone.model import DEFAULT_IN_FLIGHT, READER_PATTERN
 from megaphone.rest.requests import MAX_DIGITS
 from megaphone.wire import bodies
 
@@ -142,6 +142,21 @@ READING = (
         "With `true`, the open read of the channel ends, as broken, and this one takes its place.",
         {"type": "string", "enum": ["false", "true"], "default": "false"},
     ),
+    Parameter(
+        "reader",
+        "query",
+        "A name that the reader gives itself: 1 to 64 letters, digits, `-` and `_`. It is the same"
+        " in all its reads, and no other reader has it.",
+        {"type": "string", "pattern": f"^{READER_PATTERN}$"},
+    ),
+    Parameter(
+        "returning",
+        "query",
+        "With `true`, the reader that is named has read the channel before. An open read of its own"
+        " ends, as broken, and this one takes its place. If another reader has the channel, this"
+        " one has lost it: the answer is `TAKEN_OVER`, also with `takeover=true`.",
+        {"type": "string", "enum": ["false", "true"], "default": "false"},
+    ),
     Parameter("limit", "query", "The read ends after this many events.", whole_number(1)),
     Parameter(
         "wait_ms",
@@ -238,6 +253,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         (
             *OF_CHANNELS,
             errors.ReaderBusy,
+            errors.TakenOver,
             errors.PayloadTooLarge,
             errors.LimitExceeded,
             *UNAVAILABLE,

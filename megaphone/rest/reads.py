@@ -23,8 +23,20 @@ from megaphone.rest.connection.stream import Framing, chunk
 from megaphone.rest.requests import check_parameters, choice, seconds_of_ms, whole_number
 from megaphone.wire import lines, sse
 
-PARAMETERS = ("after", "ack", "window", "takeover", "limit", "wait_ms", "heartbeat_ms", "stream")
+PARAMETERS = (
+    "after",
+    "ack",
+    "window",
+    "takeover",
+    "reader",
+    "returning",
+    "limit",
+    "wait_ms",
+    "heartbeat_ms",
+    "stream",
+)
 LAST_EVENT_ID = "Last-Event-ID"
+YES_OR_NO = {"false": False, "true": True}
 SSE_HEARTBEAT_S = 10.0
 
 NDJSON = Framing("application/x-ndjson", heartbeat=b"\n", events=lines.event_lines)
@@ -73,7 +85,9 @@ def options_of(
         cursor=query.get("after") if last_event_id is None else last_event_id,
         acknowledge=choice(query, "ack", {"none": False, "explicit": True}, default=False),
         in_flight=DEFAULT_IN_FLIGHT if window is None else window,
-        take_over=choice(query, "takeover", {"false": False, "true": True}, default=False),
+        take_over=choice(query, "takeover", YES_OR_NO, default=False),
+        reader=query.get("reader", ""),
+        returning=choice(query, "returning", YES_OR_NO, default=False),
         limit=whole_number(query, "limit"),
         wait_s=seconds_of_ms(query, "wait_ms"),
         heartbeat_s=seconds_of_ms(query, "heartbeat_ms"),

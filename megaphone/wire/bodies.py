@@ -114,6 +114,8 @@ class ReadManyRequest(msgspec.Struct, forbid_unknown_fields=True):
     ack: Literal["none", "explicit"] = "none"
     window: int | None = None
     takeover: bool = False
+    reader: Annotated[str, text("The name of the reader; an empty text means none.")] = ""
+    returning: bool = False
     limit: Annotated[
         int | None, text("The read ends after this many events of all channels together.")
     ] = None

@@ -34,6 +34,7 @@ TABLE = (
     Row(errors.AgentNotFound, 404, "NOT_FOUND"),
     Row(errors.TooSlow, 408, "ABORTED"),
     Row(errors.ReaderBusy, 409, "ABORTED"),
+    Row(errors.TakenOver, 409, "ABORTED"),
     Row(errors.WrongMode, 409, "FAILED_PRECONDITION"),
     Row(errors.PayloadTooLarge, 413, "RESOURCE_EXHAUSTED"),
     Row(errors.UnsupportedMediaType, 415, "INVALID_ARGUMENT"),

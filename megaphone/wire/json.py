@@ -72,6 +72,8 @@ def parse_read_many(body: bytes) -> tuple[list[tuple[str, str | None]], ReadOpti
         acknowledge=request.ack == "explicit",
         in_flight=DEFAULT_IN_FLIGHT if request.window is None else request.window,
         take_over=request.takeover,
+        reader=request.reader,
+        returning=request.returning,
         limit=request.limit,
         wait_s=seconds("wait_ms", request.wait_ms),
         heartbeat_s=seconds("heartbeat_ms", request.heartbeat_ms),

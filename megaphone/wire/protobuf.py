@@ -106,6 +106,8 @@ def many_options(request: pb.ReadManyRequest | pb.ReadRequest) -> ReadOptions:
         acknowledge=request.acknowledge,
         in_flight=request.window or DEFAULT_IN_FLIGHT,
         take_over=request.take_over,
+        reader=request.reader,
+        returning=request.returning,
         limit=request.limit or None,
         wait_s=request.wait_ms / 1000 if request.HasField("wait_ms") else None,
         heartbeat_s=request.heartbeat_ms / 1000 if request.heartbeat_ms else None,

@@ -25,7 +25,9 @@ from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, envi
 
 TIMEOUT_S = 60
 forked = get_context("forkserver")
-forked.set_forkserver_preload(["megaphone.cli.main", "megaphone_client.http"])
+forked.set_forkserver_preload(
+    ["megaphone.cli.main", "megaphone.config", "megaphone_client.client", "megaphone_client.http"]
+)
 
 
 @pytest.fixture(scope="module")

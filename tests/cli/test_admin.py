@@ -140,6 +140,15 @@ def test_agents_are_added_and_promoted(broker: BrokerProcess, tmp_path: Path) ->
     assert modes(tmp_path) == dict.fromkeys(["node", "spare", "second", "third"], "MASTER")
 
 
+def test_what_succeeds_prints_the_answer_of_the_api(broker: BrokerProcess, tmp_path: Path) -> None:
+    [first] = create(broker, 1)
+    for arguments in (
+        ("dispose-channel", "-n", first),
+        ("promote-agent", "-n", "spare"),
+    ):
+        assert as_json(tmp_path, *arguments) == {"status": "OK"}
+
+
 def test_an_agent_is_forwarded(broker: BrokerProcess, tmp_path: Path) -> None:
     elsewhere = tmp_path / "target"
     elsewhere.mkdir()
@@ -149,6 +158,8 @@ def test_an_agent_is_forwarded(broker: BrokerProcess, tmp_path: Path) -> None:
         assert (done.returncode, done.stdout, done.stderr) == (0, DONE, "")
         assert modes(tmp_path)["node"] == "PIPED"
         assert modes(elsewhere)["node"] == "REPLICA"
+        megactl(tmp_path, "promote-agent", "-n", "spare")
+        assert as_json(tmp_path, "pipe-agent", "-n", "spare", "-t", url) == {"status": "OK"}
 
 
 def modes(directory: Path) -> dict[str, str]:

@@ -5,9 +5,17 @@ import signal
 from pathlib import Path
 
 import pytest
+import typer
 
+from megaphone.cli.calls import Broker, fail
+from megaphone.cli.exits import Exit
+from megaphone.errors import ReaderBusy as BusyChannel
+from megaphone_client import ReaderBusy
 from tests.cli.conftest import User
 from tests.support.process import broker_process
+from tests.support.settings import IS_LONG
+
+IS_READ = "megaphone: the channel is being read: one reader at a time (BUSY)"
 
 
 def lines(text: str) -> list[dict[str, object]]:
@@ -131,6 +139,46 @@ def test_ctrl_c_ends_a_tail_as_it_should(at_room: User) -> None:
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=20) == ("", "")
     assert process.returncode == 0
+
+
+def test_a_tail_ends_when_another_one_takes_over(at_room: User) -> None:
+    at_room.run("write", "@room", "s", "1")
+    older = at_room.start("tail", "@room", "-o", "raw")
+    assert older.stdout is not None
+    assert older.stdout.readline() == "1\n"
+    newer = at_room.start("tail", "@room", "-o", "raw", "--take-over")
+    assert older.communicate(timeout=20) == (
+        "",
+        "megaphone: another reader reads the channel now (TAKEN_OVER)\n",
+    )
+    assert older.returncode == 1
+    at_room.run("write", "@room", "s", "2")
+    assert newer.stdout is not None
+    assert "2\n" in iter(newer.stdout.readline, "")  # if 1 was not acknowledged, it comes before
+    newer.send_signal(signal.SIGINT)
+    assert newer.communicate(timeout=20) == ("", "")
+
+
+@pytest.mark.skipif(not IS_LONG, reason="the tail waits for up to a minute")
+def test_a_tail_waits_for_the_end_of_another_reader_and_then_says_so(at_room: User) -> None:
+    at_room.run("write", "@room", "s", "1")
+    reading = at_room.start("tail", "@room", "-o", "raw")
+    assert reading.stdout is not None
+    assert reading.stdout.readline() == "1\n"
+    done = at_room.run("tail", "@room", "-o", "raw")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == IS_READ
+    reading.send_signal(signal.SIGINT)
+    reading.communicate(timeout=20)
+
+
+def test_of_a_channel_with_another_reader_the_line_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(typer.Exit) as exited:
+        fail(ReaderBusy("BUSY", BusyChannel().args[0]), Broker("http://localhost:3000"))
+    assert exited.value.exit_code == Exit.FAILED
+    assert capsys.readouterr().err == f"{IS_READ}\n"
 
 
 def test_a_tail_ends_when_the_next_program_of_the_pipe_does(at_room: User) -> None:

@@ -18,6 +18,7 @@ from megaphone_client import (
     EventsLost,
     Megaphone,
     Reader,
+    TakenOver,
 )
 from tests.client.conftest import url_of
 from tests.support.proxy import Proxy, proxy_to
@@ -566,3 +567,20 @@ async def test_the_end_of_one_channel_is_not_that_of_the_others(
 def test_no_channel_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="no channel"):
         Megaphone.from_url().read_many([])
+
+
+# -- Two readers of one channel
+
+
+async def test_of_two_readers_that_take_over_the_newer_one_stays(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    async with megaphone.read(channel.consumer, take_over=True) as older:
+        await write(megaphone, channel, 1)
+        assert await take(older, 1) == [1]
+        async with megaphone.read(channel.consumer, take_over=True) as newer:
+            assert await take(newer, 1) == [1]
+            with pytest.raises(TakenOver, match="another reader"):
+                await anext(older)
+            await write(megaphone, channel, 2)
+            assert await take(newer, 1) == [2]

@@ -242,6 +242,19 @@ def test_the_app_hears_of_a_gap_before_the_first_event(
     assert seen == ["gap", 1]
 
 
+def test_of_two_readers_that_take_over_the_newer_one_stays(
+    megaphone: sync.Megaphone, channel: aio.Channel
+) -> None:
+    with (
+        megaphone.read(channel.consumer, take_over=True) as older,
+        megaphone.read(channel.consumer, take_over=True) as newer,
+    ):
+        with pytest.raises(aio.TakenOver):
+            next(older)
+        write(megaphone, channel, 1)
+        assert next(newer).body == 1
+
+
 # -- Threads, interrupts and forks
 
 

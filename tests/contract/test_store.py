@@ -10,7 +10,7 @@ import pytest
 
 from megaphone.core.ports import Append, Stored, WouldBlock
 from megaphone.core.tenants import DEFAULT, Tenant
-from megaphone.errors import ChannelNotFound, LimitExceeded, MegaphoneError, ReaderBusy
+from megaphone.errors import ChannelNotFound, LimitExceeded, MegaphoneError, ReaderBusy, TakenOver
 from megaphone.model import START, ChannelOptions, Event, ReadOptions
 from tests.contract.conftest import (
     CAPACITY,
@@ -336,6 +336,27 @@ async def test_a_reader_may_take_over(client: Client) -> None:
     release(old, clean=True)
     await client.append("c")
     assert await client.take(new, 1) == "c"
+
+
+async def test_a_reader_that_returns_takes_over_only_from_itself(client: Client) -> None:
+    await client.create("c")
+    await client.append("ab")
+    old = await client.open(reader="one")
+    assert await client.take(old, 2) == "ab"
+    with pytest.raises(ReaderBusy):
+        await client.open(reader="one")
+    new = await client.open(reader="one", returning=True)
+    assert await client.take(new, 2) == "ab"
+    assert (await taken(old, 100, 1_000_000, now() + LONG_S)) is None
+    other = await client.open(reader="two", take_over=True)
+    for take_over in (False, True):
+        with pytest.raises(TakenOver):
+            await client.open(reader="one", returning=True, take_over=take_over)
+    assert await client.take(other, 2) == "ab"
+    unnamed = await client.open(take_over=True)
+    with pytest.raises(TakenOver):
+        await client.open(reader="two", returning=True)
+    assert await client.take(unnamed, 2) == "ab"
 
 
 async def test_a_broken_read_is_sent_again_and_a_clean_one_is_not(client: Client) -> None:

@@ -22,6 +22,7 @@ from megaphone.errors import (
     PermissionDenied,
     ReaderBusy,
     ShuttingDown,
+    TakenOver,
     WriteTimeout,
 )
 from megaphone.model import START, AgentMode, BatchFailure, NewEvent, ReadOptions
@@ -225,6 +226,42 @@ async def test_reader_that_takes_over_ends_the_other_and_misses_nothing(
             assert [event async for event in other] == []
             await write_numbers(writer, channel, [3])
             assert numbers(await take(read, 1)) == [3]
+
+
+FIRST, BACK = ReadOptions(reader="first"), ReadOptions(reader="first", returning=True)
+
+
+async def test_a_reader_that_returns_takes_over_from_itself(writer: Face, reader: Face) -> None:
+    channel = await writer.create()
+    await write_numbers(writer, channel, range(3))
+    async with writer.read(channel.consumer, FIRST) as former:
+        assert numbers(await take(former, 3)) == [0, 1, 2]
+        async with reader.read(channel.consumer, BACK) as read:
+            assert numbers(await take(read, 3)) == [0, 1, 2]
+            assert [event async for event in former] == []
+
+
+@pytest.mark.parametrize("other", [ReadOptions(), ReadOptions(reader="other")])
+async def test_a_reader_that_returns_learns_that_another_one_has_its_place(
+    writer: Face, reader: Face, other: ReadOptions
+) -> None:
+    channel = await writer.create()
+    async with (
+        writer.read(channel.consumer, FIRST) as former,
+        reader.read(channel.consumer, replace(other, take_over=True)) as read,
+    ):
+        assert [event async for event in former] == []
+        for back in (BACK, replace(BACK, take_over=True)):
+            with pytest.raises(TakenOver):
+                await read_some(writer, channel.consumer, 1, back)
+        await write_numbers(writer, channel, [1])
+        assert numbers(await take(read, 1)) == [1]
+
+
+async def test_a_reader_that_returns_to_a_free_channel_reads_it(face: Face) -> None:
+    channel = await face.create()
+    await write_numbers(face, channel, [1])
+    assert numbers(await read_some(face, channel.consumer, 1, BACK)) == [1]
 
 
 async def test_reader_may_take_over_a_channel_that_is_free(face: Face) -> None:

@@ -393,6 +393,10 @@ def query_of(options: ReadOptions) -> str:
         asked["window"] = str(options.in_flight)
     if options.take_over:
         asked["takeover"] = "true"
+    if options.reader:
+        asked["reader"] = options.reader
+    if options.returning:
+        asked["returning"] = "true"
     if options.limit is not None:
         asked["limit"] = str(options.limit)
     if options.wait_s is not None:
@@ -422,6 +426,8 @@ def many_body(
         body["window"] = options.in_flight
     if options.take_over:
         body["takeover"] = True
+    if options.reader:
+        body |= {"reader": options.reader, "returning": options.returning}
     if options.limit is not None:
         body["limit"] = options.limit
     if options.wait_s is not None:
@@ -605,6 +611,8 @@ class GrpcFace:
             acknowledge=options.acknowledge,
             window=options.in_flight,
             take_over=options.take_over,
+            reader=options.reader,
+            returning=options.returning,
             limit=options.limit or 0,
             wait_ms=None if options.wait_s is None else milliseconds(options.wait_s),
             heartbeat_ms=milliseconds(options.heartbeat_s or 0),
@@ -657,6 +665,8 @@ def read_request(address: str, options: ReadOptions = PLAIN) -> pb.ReadRequest:
         acknowledge=options.acknowledge,
         window=options.in_flight,
         take_over=options.take_over,
+        reader=options.reader,
+        returning=options.returning,
         limit=options.limit or 0,
         wait_ms=None if options.wait_s is None else milliseconds(options.wait_s),
         heartbeat_ms=milliseconds(options.heartbeat_s or 0),

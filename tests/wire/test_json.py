@@ -126,13 +126,15 @@ def test_the_pieces_of_a_list_are_one_list(count: int) -> None:
 
 def test_a_read_of_many_channels_has_its_options() -> None:
     body = b"""{"channels":[{"address":"a","after":"e1"},{"address":"b"}],"ack":"explicit",
-        "window":7,"takeover":true,"limit":3,"wait_ms":1500,"heartbeat_ms":200,"stream":["s","t"]}"""
+        "window":7,"takeover":true,"reader":"r","returning":true,"limit":3,"wait_ms":1500,"heartbeat_ms":200,"stream":["s","t"]}"""
     channels, options = wire.parse_read_many(body)
     assert channels == [("a", "e1"), ("b", None)]
     assert options == ReadOptions(
         acknowledge=True,
         in_flight=7,
         take_over=True,
+        reader="r",
+        returning=True,
         limit=3,
         wait_s=1.5,
         heartbeat_s=0.2,

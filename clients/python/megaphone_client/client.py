@@ -318,9 +318,10 @@ class Megaphone:
         "manual" until `event.ack()`; with "none" it keeps only the last 100 events. `after` is the
         cursor of an earlier reader; "-" stands before the first event. `limit` ends the read after
         so many events. `take_over` ends the read of another reader; without it, the client waits 30
-        seconds for that one to leave, and then raises ReaderBusy. `on_gap` is called where events
-        are missing. After 2.5 times `heartbeat_s` without a byte from the broker the client
-        connects again.
+        seconds for that one to leave, and then raises ReaderBusy. If another reader takes over from
+        this one, or gets the channel while this one has lost its connection, this one raises
+        TakenOver. `on_gap` is called where events are missing. After 2.5 times `heartbeat_s`
+        without a byte from the broker the client connects again.
         """
         return self._reader(
             [self._state(consumer, after, ack, limit, heartbeat_s, streams, take_over=take_over)],
@@ -384,8 +385,11 @@ class Megaphone:
         """
         wanted = None if streams is None else list(streams)
         cursors = after or {}
+        name = name_of_reader()
         states = [
-            self._state(consumer, cursors.get(consumer), ack, None, heartbeat_s, wanted)
+            self._state(
+                consumer, cursors.get(consumer), ack, None, heartbeat_s, wanted, reader=name
+            )
             for consumer in dict.fromkeys(consumers)
         ]
         if not states:
@@ -471,6 +475,7 @@ class Megaphone:
         streams: Iterable[str] | None,
         *,
         take_over: bool = False,
+        reader: str | None = None,
     ) -> ReadState:
         if ack not in ("auto", "manual", "none"):
             raise ValueError('`ack` is "auto", "manual" or "none"')
@@ -486,6 +491,7 @@ class Megaphone:
             heartbeat_s=heartbeat_s,
             streams=streams,
             takes_over=take_over,
+            reader=reader or name_of_reader(),
         )
 
     def _pump(self, state: ReadState, sink: Sink, decode: Callable[[bytes], Any]) -> Pump:
@@ -537,6 +543,11 @@ def connect(
     from megaphone_client.http import HttpTransport
 
     return HttpTransport(target, headers, ssl, trust_env=trust_env)
+
+
+def name_of_reader() -> str:
+    """Return a name that no other reader has."""
+    return os.urandom(8).hex()
 
 
 def check_timeout(timeout_s: float) -> None:

@@ -10,6 +10,7 @@ and contain no address.
      ├── PermissionDenied      the request is not allowed
      ├── ChannelNotFound       the channel does not exist, or does not exist any more
      ├── ReaderBusy            the channel has another reader
+     │    └── TakenOver        another reader has taken the channel from this one
      ├── TooSlow               the broker waited too long for our bytes, or for us to take its own
      ├── PayloadTooLarge       the request has more bytes or events than one may have
      ├── LimitExceeded         a limit of the node is reached; try again later
@@ -69,6 +70,12 @@ class ReaderBusy(MegaphoneError):
     """The channel has another reader."""
 
     may_heal = True
+
+
+class TakenOver(ReaderBusy):
+    """Another reader has taken the channel from this one, or got it while this one was away."""
+
+    may_heal = False
 
 
 class TooSlow(MegaphoneError):
@@ -147,6 +154,7 @@ CLASSES: Final[dict[str, type[MegaphoneError]]] = {
     "NOT_FOUND": ChannelNotFound,
     "NO_SUCH_AGENT": MegaphoneError,
     "BUSY": ReaderBusy,
+    "TAKEN_OVER": TakenOver,
     "WRONG_MODE": MegaphoneError,
     "TOO_SLOW": TooSlow,
     "PAYLOAD_TOO_LARGE": PayloadTooLarge,

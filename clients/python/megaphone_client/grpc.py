@@ -241,6 +241,8 @@ class GrpcTransport:
             ],
             acknowledge=first.acknowledges,
             take_over=first.takes_over,
+            reader=first.reader,
+            returning=first.returns,
             heartbeat_ms=max(1, round(first.heartbeat_s * 1000)),
             streams=first.streams,
         )
@@ -339,6 +341,8 @@ def read_request(ask: Ask) -> pb.ReadRequest:
         after_event_id=ask.after or "",
         acknowledge=ask.acknowledges,
         take_over=ask.takes_over,
+        reader=ask.reader,
+        returning=ask.returns,
         limit=ask.limit or 0,
         heartbeat_ms=max(1, round(ask.heartbeat_s * 1000)),
         streams=ask.streams,

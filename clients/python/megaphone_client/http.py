@@ -329,6 +329,10 @@ def query_of(ask: Ask) -> str:
         query.append(("ack", "explicit"))
     if ask.takes_over:
         query.append(("takeover", "true"))
+    if ask.reader:
+        query.append(("reader", ask.reader))
+    if ask.returns:
+        query.append(("returning", "true"))
     if ask.limit is not None:
         query.append(("limit", str(ask.limit)))
     query += [("stream", stream) for stream in ask.streams]
@@ -347,6 +351,8 @@ def body_of(asks: Sequence[Ask]) -> bytes:
             "channels": channels,
             "ack": "explicit" if first.acknowledges else "none",
             "takeover": first.takes_over,
+            "reader": first.reader,
+            "returning": first.returns,
             "heartbeat_ms": heartbeat_ms(first),
             "stream": first.streams,
         }

@@ -46,6 +46,11 @@ class Ask:
     heartbeat_s: float
     streams: tuple[str, ...]
     """The only streams that the broker should send; none means all."""
+    reader: str = field(default="", repr=False)
+    """The name of the reader, the same in all its reads."""
+    returns: bool = False
+    """Whether the reader has read the channel before, so that the broker can tell whether it has
+    lost it to another one. An older broker does not look at this, but at `takes_over`."""
 
 
 class Backoff:
@@ -108,6 +113,7 @@ class ReadState:
         heartbeat_s: float = 10.0,
         streams: Iterable[str] | None = None,
         takes_over: bool = False,
+        reader: str = "",
         random: Callable[[], float] = random.random,
     ) -> None:
         self.cursor = after
@@ -124,6 +130,7 @@ class ReadState:
         self.has_begun = False
         """Whether the broker has ever answered a request for the read."""
         self._takes_over = takes_over
+        self._reader = reader
         self._may_have_read = False  # an answer to a request for a read may have been lost
         self._busy_since: float | None = None
         self._last: Event[Any] | None = None
@@ -150,10 +157,10 @@ class ReadState:
         """Return what to ask for now.
 
         A read that does not acknowledge resumes behind the last event that came, because the log
-        keeps too few events for an app that is far behind. Whoever has read before knows that its
-        former read is dead, so it takes over. If the answer to such a read was lost before it said
-        where it began, so may be events that the broker takes for delivered: then the next one
-        begins at the oldest event that there is.
+        keeps too few events for an app that is far behind. A reader that has read before knows that
+        its former read is dead, so it takes over from that, but not from another reader. If the
+        answer to such a read was lost before it said where it began, so may be events that the
+        broker takes for delivered: then the next one begins at the oldest event that there is.
 
         If the broker passes over the streams that are not wanted, the log may drop the last wanted
         event, so that a cursor would look like a gap. Events that are acknowledged need no cursor.
@@ -178,6 +185,8 @@ class ReadState:
             limit,
             self._heartbeat_s,
             self._named_streams,
+            self._reader,
+            self.has_begun and bool(self._reader),
         )
 
     @property

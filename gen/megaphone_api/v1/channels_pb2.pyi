@@ -401,6 +401,8 @@ class ReadRequest(_message.Message):
     WAIT_MS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
+    READER_FIELD_NUMBER: _builtins.int
+    RETURNING_FIELD_NUMBER: _builtins.int
     consumer_address: _builtins.str
     after_event_id: _builtins.str
     """An optional cursor. The read starts after this event, and the call acknowledges this event and
@@ -424,6 +426,15 @@ class ReadRequest(_message.Message):
     """
     heartbeat_ms: _builtins.int
     """After this many milliseconds without an event, send a response without events; 0 means never."""
+    reader: _builtins.str
+    """A name that the reader gives itself: 1 to 64 letters, digits, "-" and "_". It is the same in all
+    its reads, and no other reader has it. Empty means none.
+    """
+    returning: _builtins.bool
+    """The reader that is named has read the channel before. An open read of its own ends, as broken,
+    and this one takes its place. If another reader has the channel, this one has lost it: the call
+    fails with TAKEN_OVER, also with `take_over`.
+    """
     @_builtins.property
     def streams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Send only the events of these streams, at most 100; empty means all. A plain reader counts as
@@ -443,10 +454,12 @@ class ReadRequest(_message.Message):
         wait_ms: _builtins.int | None = ...,
         heartbeat_ms: _builtins.int = ...,
         streams: _abc.Iterable[_builtins.str] | None = ...,
+        reader: _builtins.str = ...,
+        returning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "wait_ms", b"wait_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "after_event_id", b"after_event_id", "consumer_address", b"consumer_address", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "streams", b"streams", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "after_event_id", b"after_event_id", "consumer_address", b"consumer_address", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "reader", b"reader", "returning", b"returning", "streams", b"streams", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait_ms: _TypeAlias = _typing.Literal["wait_ms"]  # noqa: Y015
     _WhichOneofArgType__wait_ms: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms"]  # noqa: Y015
@@ -509,6 +522,8 @@ class ReadManyRequest(_message.Message):
     WAIT_MS_FIELD_NUMBER: _builtins.int
     HEARTBEAT_MS_FIELD_NUMBER: _builtins.int
     STREAMS_FIELD_NUMBER: _builtins.int
+    READER_FIELD_NUMBER: _builtins.int
+    RETURNING_FIELD_NUMBER: _builtins.int
     acknowledge: _builtins.bool
     """The other fields mean what they mean in ReadRequest, for each channel; but `limit` counts the
     events of all channels together.
@@ -518,6 +533,8 @@ class ReadManyRequest(_message.Message):
     limit: _builtins.int
     wait_ms: _builtins.int
     heartbeat_ms: _builtins.int
+    reader: _builtins.str
+    returning: _builtins.bool
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadManyRequest.Channel]:
         """At most 100 channels, all different."""
@@ -535,10 +552,12 @@ class ReadManyRequest(_message.Message):
         wait_ms: _builtins.int | None = ...,
         heartbeat_ms: _builtins.int = ...,
         streams: _abc.Iterable[_builtins.str] | None = ...,
+        reader: _builtins.str = ...,
+        returning: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "wait_ms", b"wait_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "channels", b"channels", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "streams", b"streams", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "channels", b"channels", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "reader", b"reader", "returning", b"returning", "streams", b"streams", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait_ms: _TypeAlias = _typing.Literal["wait_ms"]  # noqa: Y015
     _WhichOneofArgType__wait_ms: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms"]  # noqa: Y015

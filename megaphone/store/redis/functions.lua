@@ -33,6 +33,7 @@
 --
 --   g dropped  d delivered  s sent  t end  f freed  h highest_sent   (offsets: see core/log.py)
 --   b   id of the last dropped event, "" without one
+--   i   name of the reader, "" if it has none
 --   m   offset up to which the connection of a plain reader has all bytes, as its node last said
 --
 -- Times are whole milliseconds. The first argument of each function is how long the store was out
@@ -54,7 +55,7 @@ local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked
 local FETCHED_AT_ONCE = 16
 local KEPT_AT_LEAST_MS = 86400000
 local DEFAULT_TENANT = 'default'
-local TEXTS = {'a', 'A', 'L', 'N', 'o', 'q', 'b'}
+local TEXTS = {'a', 'A', 'L', 'N', 'o', 'q', 'b', 'i'}
 local NUMBERS = {'c', 'x', 'C', 'T', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't', 'f', 'h'}
 
 local function time_of(argument)
@@ -377,7 +378,7 @@ function Channel:end_lease(clean, upto)
     if clean then
         self.y = 0
     end
-    self.l, self.r, self.o, self.q = 0, -1, '', ''
+    self.l, self.r, self.o, self.q, self.i = 0, -1, '', '', ''
     self.x = self.now + self.T
     self:free()
 end
@@ -579,8 +580,9 @@ function functions.withdraw(keys, args)
     return 0
 end
 
--- time, epoch, node, handle, address, has cursor, cursor, acknowledges, window, takes over, node
--- that is dead (''), limit, bytes, credit, tenant
+-- time, epoch, node, handle, address, has cursor, cursor, acknowledges, window, takes over (0 from
+-- nobody, 1 from anybody, 2 from a reader of the same name), node that is dead (''), limit, bytes,
+-- credit, tenant, name of the reader
 -- -> {'B', node, handle} if another lease is open; else {'L', lease, recovered (1, 0, -1 for neither),
 -- cursor, position, backlog before the take, what `take` returns}
 function functions.lease(keys, args)
@@ -590,7 +592,8 @@ function functions.lease(keys, args)
     end
     self:enter_epoch(tonumber(args[2]))
     if self.l > 0 then
-        if args[10] ~= '1' and self.o ~= args[11] then
+        local ends = args[10] == '1' or args[10] == '2' and self.i == args[16]
+        if not ends and self.o ~= args[11] then
             self:save()
             return {'B', self.o, self.q}
         end
@@ -604,7 +607,7 @@ function functions.lease(keys, args)
         self:rewind(offset or self.g)
     end
     self.n = self.n + 1
-    self.l, self.o, self.q = self.n, args[3], args[4]
+    self.l, self.o, self.q, self.i = self.n, args[3], args[4], args[16]
     self.k, self.w = tonumber(args[8]), tonumber(args[9])
     self.m, self.u, self.v, self.x = self.s, self.s, self.s, 0
     local cursor, position, ready = self:id_at(self.s), self.s, self.t - self.s

@@ -82,6 +82,7 @@ class RemoteLease:
         "is_open",
         "number",
         "on_ready",
+        "reader",
         "recovered",
     )
 
@@ -100,6 +101,7 @@ class RemoteLease:
         self.number = NOT_OPEN
         self.epoch = 0
         self.acknowledging = options.acknowledge
+        self.reader = options.reader
         self.on_ready: Callable[[], None] | None = None
         self.cursor = START
         self.recovered: bool | None = None

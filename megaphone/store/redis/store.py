@@ -22,6 +22,7 @@ from megaphone.errors import (
     MegaphoneError,
     ReaderBusy,
     StoreUnavailable,
+    TakenOver,
 )
 from megaphone.model import (
     NO_OPTIONS,
@@ -55,6 +56,8 @@ CREDIT_BYTES = 65_536
 """How many bytes of events a reader may be sent unasked, so that it takes a round trip less."""
 TAKE_BYTES = 262_144
 """The largest answer to a take, unless one event alone is larger."""
+FROM_OWN = 2
+"""What the function `lease` is given if a reader takes over only from itself."""
 BUSY_TRIES = 6
 BUSY_WAIT_S = 0.05
 """A client may have the end of its last read before Redis knows of it from another node. So a node
@@ -338,7 +341,8 @@ class RedisStore:
         options: ReadOptions,
         tenant: Tenant | None = None,
     ) -> RemoteLease:
-        if options.take_over and (old := self._by_channel.get(channel_id)) is not None:
+        old = self._by_channel.get(channel_id)
+        if old is not None and options.ends_read_of(old.reader):
             self._end_as_broken(old)
         lease = RemoteLease(
             self,
@@ -390,7 +394,7 @@ class RedisStore:
                 dead = inbox  # nobody has this lease any more
             else:
                 await asyncio.sleep(BUSY_WAIT_S)
-        raise ReaderBusy
+        raise TakenOver if options.returning else ReaderBusy
 
     def _lease(
         self,
@@ -411,12 +415,13 @@ class RedisStore:
             options.cursor or "",
             int(options.acknowledge),
             options.in_flight,
-            int(options.take_over),
+            FROM_OWN if options.returning else int(options.take_over),
             dead,
             self._limits.capacity if options.limit is None else options.limit,
             TAKE_BYTES,
             CREDIT_BYTES,
             name_of(tenant),
+            options.reader,
         )
 
     async def _give_back(self, lease: RemoteLease) -> None:

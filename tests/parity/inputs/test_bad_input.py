@@ -396,12 +396,24 @@ def option_cases() -> Iterator[Case]:
         options = ReadOptions(acknowledge=True, in_flight=window)
         yield Case(f"window: {window}", reads(options), BadRequest)
     yield Case("window of a plain read: too large", reads(ReadOptions(in_flight=10**6)), BadRequest)
+    for name in ("a b", "ä", "x" * 65):
+        yield Case(f"reader: {name}", reads(ReadOptions(reader=name)), BadRequest)
+    yield Case("reader: long", reads(ReadOptions(reader="x" * 64)), None)
+    yield Case("returning without a name", reads(ReadOptions(returning=True)), BadRequest)
     yield Case("heartbeat: too often", reads(ReadOptions(heartbeat_s=0.05)), BadRequest)
     yield Case("heartbeat: often", reads(ReadOptions(heartbeat_s=0.1)), None)
     for name in ("window", "limit", "wait_ms", "heartbeat_ms"):
         for value in ("-1", "", "x", "1.5", "1e3", "0x1", "%20", "+1", "%d9%a3", "9" * 30, "%ff"):
             yield Case(f"query: {name}={value}", gets(f"{name}={value}"), BadRequest, HTTP)
-    for query in ("window=0", "limit=0", "heartbeat_ms=0", "ack=maybe", "ack=", "takeover=maybe"):
+    for query in (
+        "window=0",
+        "limit=0",
+        "heartbeat_ms=0",
+        "ack=maybe",
+        "ack=",
+        "takeover=maybe",
+        "returning=yes",
+    ):
         yield Case(f"query: {query}", gets(query), BadRequest, HTTP)
     yield Case("query: well", gets("wait_ms=0&&limit=1"), None, HTTP)
     for query in ("x=1&wait_ms=0", "%ff=%ff&wait_ms=0", "=&wait_ms=0", "wait_ms=0&WAIT_MS=0"):
@@ -517,7 +529,8 @@ async def assert_refused_as_text(face: Face, address: bytes) -> None:
             "/read/{consumer}?limt=1",
             None,
             "the query has the unknown parameter `limt`, did you mean `limit`? allowed are `after`,"
-            " `ack`, `window`, `takeover`, `limit`, `wait_ms`, `heartbeat_ms`, `stream`",
+            " `ack`, `window`, `takeover`, `reader`, `returning`, `limit`, `wait_ms`,"
+            " `heartbeat_ms`, `stream`",
         ),
         (
             "/channelsExists?pretty=1",

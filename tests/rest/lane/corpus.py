@@ -233,6 +233,7 @@ def reads() -> Iterator[tuple[str, bytes]]:
         b"?ack=explicit&window=1&wait_ms=0",
         b"?ack=none&takeover=true&wait_ms=0",
         b"?takeover=false&heartbeat_ms=100&wait_ms=0",
+        b"?reader=a-B_1&returning=true&wait_ms=0",
     )
     kinds: tuple[Lines, ...] = (
         (),
@@ -927,6 +928,10 @@ QUERIES = (
     b"takeover=false",
     b"takeover=",
     b"takeover=1",
+    b"reader=a",
+    b"reader=a&returning=true",
+    b"returning=true",
+    b"returning=1",
     b"heartbeat_ms=0",
     b"heartbeat_ms=99",
     b"heartbeat_ms=100",

@@ -235,6 +235,7 @@ class RemoteChannel:
         answer = self.call(
             "lease", now, 1, NODE, handle, "agent.model.1", has_cursor, cursor,
             int(options.acknowledge), options.in_flight, int(options.take_over), "", 0, 0, CREDIT,
+            "", "",
         )  # fmt: skip
         if answer[0] == b"B":
             raise ReaderBusy
