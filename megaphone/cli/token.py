@@ -1,4 +1,4 @@
-"""`megaphone token`: make tokens for the callers of a node."""
+"""`megaphone token`: make and check the tokens of the callers of a node."""
 
 from typing import Annotated
 
@@ -6,8 +6,10 @@ import typer
 
 from megaphone.cli.exits import Exit, leave, say
 from megaphone.cli.help import App
+from megaphone.cli.token_check import check
 
-token_app = App(help="Make tokens for the callers of a node.")
+token_app = App(help="Make and check the tokens of the callers of a node.")
+token_app.command(name="check")(check)
 
 BACK_END = ["create", "write", "exists", "dispose"]
 """What a back end does."""
