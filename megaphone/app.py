@@ -46,6 +46,7 @@ from megaphone.rest.cors import Origins
 from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
 from megaphone.rest.public import public_routes
+from megaphone.rest.resource import ResourceMetadata
 from megaphone.rest.server import HttpServer
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
@@ -152,8 +153,19 @@ async def running(
         reloader.add(jwts, "auth")  # before the doorkeeper, who looks whom it has revoked
         reloader.add(doorkeeper, "auth")
         metrics.add(lambda: [*refusals_of(doorkeeper), *fetch_times_of(jwts)])
+        resource = None
+        if settings.public_url is not None:
+            resource = ResourceMetadata(settings.public_url, jwts.urls)
         http, grpc = faces(
-            settings, built, doorkeeper, budget, connections, worker, certificates, all_metrics
+            settings,
+            built,
+            doorkeeper,
+            budget,
+            connections,
+            worker,
+            certificates,
+            all_metrics,
+            resource,
         )
         if certificates is not None:
             checking = asyncio.create_task(certificates.keep_current(reloader.one_at_a_time))
@@ -247,6 +259,7 @@ def faces(
     worker: Worker | None,
     certificates: Certificates | None,
     all_metrics: Callable[[], Awaitable[bytes]],
+    resource: ResourceMetadata | None,
 ) -> tuple[HttpServer, GrpcServer]:
     """Build both faces for clients."""
     broker = built.broker
@@ -257,7 +270,9 @@ def faces(
             all_metrics,
             with_pages=settings.http_pages,
             with_ops=settings.ops_address is None,
+            resource=resource,
         ),
+        resource=resource,
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         origins=Origins(settings.cors_allow_origin),

@@ -112,6 +112,13 @@ IssuerText = Annotated[
         description="1 to 1000 ASCII characters without spaces, such as https://id.example.com",
     ),
 ]
+PublicUrl = Annotated[
+    str,
+    Meta(
+        pattern=rf"^https?://{HOST}(:{PORT_PATTERN})?{PATH}\Z",
+        description="an http or https URL without a query, such as https://push.example.com",
+    ),
+]
 KeysUrl = Annotated[
     str,
     Meta(
@@ -343,6 +350,9 @@ class Settings:
 
     auth: Auth = field(default_factory=Auth)
     """Who may do what. SIGHUP lets changes take effect."""
+    public_url: PublicUrl | None = None
+    """The URL at which clients reach HTTP, through a proxy or not. With it and an issuer, the node
+    says at `/.well-known/oauth-protected-resource` where clients get tokens (RFC 9728)."""
 
     # -- The store
 

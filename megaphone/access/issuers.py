@@ -66,6 +66,10 @@ class JwtVerifier:
             if issuer.keys.fetched_at is not None
         }
 
+    def urls(self) -> list[str]:
+        """Return the issuers whose names are URLs, where clients may get tokens."""
+        return [iss for iss in self._issuers if iss.startswith(("https://", "http://"))]
+
     # -- Settings
 
     def prepare(self, settings: Settings) -> Callable[[], None]:

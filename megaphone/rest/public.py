@@ -9,6 +9,7 @@ from megaphone.rest.callers import Callers
 from megaphone.rest.channels import ChannelApi
 from megaphone.rest.pages import PageApi
 from megaphone.rest.probes import ProbeApi
+from megaphone.rest.resource import ResourceMetadata
 
 
 def public_routes(
@@ -18,9 +19,11 @@ def public_routes(
     *,
     with_pages: bool,
     with_ops: bool = True,
+    resource: ResourceMetadata | None = None,
 ) -> list[web.RouteDef]:
     """Return all routes. `metrics` is as `ProbeApi` needs it. Without `with_ops`, the probes that
     are only for operators have a port of their own."""
     probes = ProbeApi(broker, callers, metrics).routes(for_everybody=not with_ops)
     routes = [*ChannelApi(broker, callers).routes(), *probes]
-    return [*routes, *PageApi(routes).routes()] if with_pages else routes
+    pages = PageApi(routes).routes() if with_pages else []
+    return [*routes, *pages, *(() if resource is None else resource.routes())]

@@ -15,6 +15,7 @@ from megaphone.rest.cors import Origins, allow_origins
 from megaphone.rest.errors import Handler, refuse_route, with_error_responses
 from megaphone.rest.probes import HEALTH_PATHS
 from megaphone.rest.requests import BUDGET
+from megaphone.rest.resource import ResourceMetadata
 
 STOP_TIMEOUT_S = 1.0
 """How long `stop` waits for requests that are under way."""
@@ -32,10 +33,12 @@ class HttpServer:
         origins: Origins | None = None,
         connections: Connections | None = None,
         lane: Answering | None = None,
+        resource: ResourceMetadata | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
     ) -> None:
-        """`lane` answers the most frequent requests without aiohttp, if it is given. `tls` returns
-        what each new connection needs for TLS; without it, connections are plain."""
+        """`lane` answers the most frequent requests without aiohttp, if it is given. `resource`
+        says where clients get tokens. `tls` returns what each new connection needs for TLS; without
+        it, connections are plain."""
         app = web.Application(client_max_size=max_body_bytes)
         app[BUDGET] = budget
         for route in routes:
@@ -43,6 +46,8 @@ class HttpServer:
             if route.path in HEALTH_PATHS:  # as probes of load balancers ask
                 app.router.add_route(hdrs.METH_HEAD, route.path, route.handler)
         allow_origins(app, origins or Origins())
+        if resource is not None:
+            resource.name_in_challenges(app)
         app.router.add_route("*", "/{anything:.*}", refuse_route)
         self._runner = web.AppRunner(
             app,

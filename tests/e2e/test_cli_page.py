@@ -14,7 +14,7 @@ from tests.support.documented import ROOT, assert_printed, run_session, steps
 from tests.support.process import broker_process
 
 PAGE = (ROOT / "docs" / "cli.md").read_text()
-FOR_OPERATORS = {"serve", "config", "store", "ctl"}
+FOR_OPERATORS = {"serve", "config", "store", "token", "ctl"}
 
 
 @pytest.mark.timeout(240)

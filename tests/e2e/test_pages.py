@@ -33,6 +33,7 @@ PAGES = {
         "js": "browser/test_documents.py",
     },
     "clients/python/README.md": {"python": "client/test_readme.py"},
+    "docs/access.md": {"bash": "e2e/test_access_page.py", "toml": "e2e/test_access_page.py"},
     "docs/browsers.md": {"js": "browser/test_documents.py"},
     "docs/cli.md": {"bash": "e2e/test_cli_page.py"},
     "docs/delivery.md": {"http": "e2e/test_pages.py"},
