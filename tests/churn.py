@@ -22,7 +22,7 @@ from statistics import mean
 
 import aiohttp
 
-from tests.support.process import BrokerProcess, broker_process
+from tests.support.process import MEGAPHONE, BrokerProcess, broker_process
 from tests.support.redis_server import RedisServer, redis_server
 
 CLIENTS = 40
@@ -171,6 +171,7 @@ async def churn(channels: int, seconds: float) -> int:
         redis_server() as server,
         broker_process(
             Path(folder),
+            MEGAPHONE,
             store=server.text_url,
             store_prefix="churn",
             channel_ttl_secs=TTL_S,

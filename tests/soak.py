@@ -27,7 +27,7 @@ from tests.support import move_runs
 from tests.support.checker import Kind
 from tests.support.fault_runs import Finished, Scenario, run_all
 from tests.support.move_scenarios import Scenario as MoveScenario
-from tests.support.process import BrokerProcess, broker_process
+from tests.support.process import MEGAPHONE, BrokerProcess, broker_process
 from tests.support.raw_http import Node
 
 WINDOW_S = 0.5
@@ -110,7 +110,10 @@ async def soak(minutes: float) -> list[str]:
     with (
         tempfile.TemporaryDirectory() as directory,
         broker_process(
-            Path(directory), poll_duration_millis=round(WINDOW_S * 1000), channel_ttl_secs=TTL_S
+            Path(directory),
+            MEGAPHONE,
+            poll_duration_millis=round(WINDOW_S * 1000),
+            channel_ttl_secs=TTL_S,
         ) as broker,
     ):
         run = Soak(broker, ends_at=time.monotonic() + minutes * 60)

@@ -15,6 +15,8 @@ from tests.support.process import broker_process
 if TYPE_CHECKING:
     import subprocess
 
+    from tests.support.forked import ForkedProcess
+
 
 @dataclass(frozen=True, slots=True)
 class Channel:
@@ -24,7 +26,7 @@ class Channel:
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    process: "subprocess.Popen[Any]"
+    process: "subprocess.Popen[Any] | ForkedProcess"
     http_port: int
     grpc_port: int
     socket_path: Path

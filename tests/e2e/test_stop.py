@@ -71,7 +71,7 @@ async def test_open_reads_end_cleanly_and_the_process_is_gone(
     tmp_path: Path, signal_number: signal.Signals
 ) -> None:
     opened = asyncio.Semaphore(0)
-    with broker_process(tmp_path) as broker:
+    with broker_process(tmp_path, MEGAPHONE) as broker:
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
             grpc.aio.insecure_channel(broker.grpc_target) as connection,
@@ -100,7 +100,7 @@ async def test_open_reads_end_cleanly_and_the_process_is_gone(
 
 
 def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
-    with broker_process(tmp_path) as broker:
+    with broker_process(tmp_path, MEGAPHONE) as broker:
         broker.process.send_signal(signal.SIGTERM)
         broker.process.send_signal(signal.SIGTERM)
         assert broker.process.wait(10) in (0, -signal.SIGTERM)
@@ -109,7 +109,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
 def test_a_hangup_reads_the_settings_again_and_refuses_wrong_ones(tmp_path: Path) -> None:
     file = tmp_path / "megaphone.toml"
     file.write_text("buffer_capacity = 1\n")
-    with broker_process(tmp_path) as broker:
+    with broker_process(tmp_path, MEGAPHONE) as broker:
         file.write_text("buffer_capacity = 0\n")
         broker.process.send_signal(signal.SIGHUP)
         line = next_line(broker, "the settings stay as they were")
@@ -129,7 +129,7 @@ def test_a_hangup_reads_the_settings_again_and_refuses_wrong_ones(tmp_path: Path
 
 def test_a_hangup_does_not_end_a_broker_that_stops(tmp_path: Path) -> None:
     """Service managers send it after SIGTERM."""
-    with broker_process(tmp_path) as broker:
+    with broker_process(tmp_path, MEGAPHONE) as broker:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
             broker.process.send_signal(number)
         assert broker.process.wait(10) == 0
@@ -171,7 +171,7 @@ def test_a_hangup_is_ignored_under_nohup(tmp_path: Path) -> None:
 
 
 async def test_a_writer_that_waits_is_told_and_its_event_was_not_accepted(tmp_path: Path) -> None:
-    with broker_process(tmp_path, buffer_capacity=1) as broker:
+    with broker_process(tmp_path, MEGAPHONE, buffer_capacity=1) as broker:
         async with aiohttp.ClientSession() as session:
             async with session.post(f"{broker.url}/create") as created:
                 address = (await created.json())["producerAddress"]

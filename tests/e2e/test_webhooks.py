@@ -126,8 +126,9 @@ async def counts(broker: BrokerProcess) -> dict[str, int]:
 async def stopped(broker: BrokerProcess) -> str:
     """Stop a broker. Returns: what it logged since it serves."""
     broker.process.send_signal(signal.SIGTERM)
-    _, log = await asyncio.to_thread(broker.process.communicate, timeout=10)
-    assert broker.process.returncode == 0
+    assert broker.process.stderr is not None
+    log = await asyncio.to_thread(broker.process.stderr.read)
+    assert await asyncio.to_thread(broker.process.wait, 10) == 0
     return log
 
 

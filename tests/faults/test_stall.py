@@ -13,7 +13,7 @@ from megaphone.model import ReadOptions
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.fault_readers import HttpRead
-from tests.support.process import BrokerProcess, broker_process
+from tests.support.process import MEGAPHONE, BrokerProcess, broker_process
 from tests.support.raw_http import Node
 
 CAPACITY = 100
@@ -44,7 +44,7 @@ async def write(session: aiohttp.ClientSession, producer: str) -> str:
 
 @pytest.mark.parametrize("over", ["http", "grpc"])
 async def test_a_stalled_acknowledging_reader_is_back_pressure(over: str, tmp_path: Path) -> None:
-    with broker_process(tmp_path, write_timeout_millis=300) as broker:
+    with broker_process(tmp_path, MEGAPHONE, write_timeout_millis=300) as broker:
         node = Node(broker.http_port, broker.grpc_port)
         async with (
             aiohttp.ClientSession(broker.url) as session,

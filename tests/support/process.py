@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tests.support.forked import ForkedProcess, without_own_settings
 from tests.support.settings import lane_settings
 
 MEGAPHONE = str(Path(sys.executable).with_name("megaphone"))
@@ -20,7 +21,7 @@ SERVES = re.compile(r"serves HTTP on \S+:(\d+) and gRPC on \S+:(\d+);")
 
 @dataclass(frozen=True, slots=True)
 class BrokerProcess:
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedProcess
     http_port: int
     grpc_port: int
     start_line: str
@@ -37,17 +38,14 @@ class BrokerProcess:
 
 @contextmanager
 def broker_process(
-    directory: Path, command: str = MEGAPHONE, **settings: object
+    directory: Path, command: str | None = None, **settings: object
 ) -> Iterator[BrokerProcess]:
     """Run `megaphone serve` in `directory` on free ports. It is killed at the end if it still
-    runs."""
-    process = subprocess.Popen(
-        [command, "serve"],
-        cwd=directory,
-        env=environment(directory, settings),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    runs.
+
+    A test that needs a process as users start it names the command, such as MEGAPHONE.
+    """
+    process = start(command, directory, environment(directory, settings))
     try:
         assert process.stderr is not None
         line = start_line(process.stderr)
@@ -59,10 +57,20 @@ def broker_process(
             process.stderr.close()
 
 
+def start(
+    command: str | None, directory: Path, variables: dict[str, str]
+) -> subprocess.Popen[str] | ForkedProcess:
+    if command is None:
+        return ForkedProcess(["megaphone", "serve"], directory=directory, environment=variables)
+    return subprocess.Popen(
+        [command, "serve"], cwd=directory, env=variables, stderr=subprocess.PIPE, text=True
+    )
+
+
 def environment(directory: Path, settings: dict[str, object]) -> dict[str, str]:
     """Return an environment without the developer's own configuration, and without certificates:
     aiohttp loads those of the system when it is imported, which takes a tenth of a start."""
-    kept = {k: v for k, v in os.environ.items() if not k.lower().startswith("megaphone_")}
+    kept = without_own_settings()
     defaults: dict[str, object] = {
         "address": "127.0.0.1:0",
         "grpc_address": "127.0.0.1:0",
