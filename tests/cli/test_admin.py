@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests.support import forked
 from tests.support.owners import ANOTHER_USER, acting_as, needs_root, open_to_all
 from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, environment
 
@@ -46,18 +47,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def megactl(directory: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Run `megactl` where the configuration names the socket of the broker of a test."""
-    return run(directory, MEGACTL, *arguments)
+    return run(directory, "megactl", *arguments)
 
 
 def run(directory: Path, *command: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        command,
-        cwd=directory,
-        env=environment(directory, {}),
-        capture_output=True,
-        text=True,
-        timeout=40,
-    )
+    return forked.run(command, directory=directory, environment=environment(directory, {}))
 
 
 def create(broker: BrokerProcess, count: int) -> list[str]:
@@ -191,7 +185,7 @@ def test_a_channel_is_disposed_of(broker: BrokerProcess, tmp_path: Path) -> None
 
 
 def test_it_is_a_command_of_megaphone_too(shared: Path) -> None:
-    done = run(shared, MEGAPHONE, "ctl", "-o", "json", "list-agents")
+    done = run(shared, "megaphone", "ctl", "-o", "json", "list-agents")
     assert (done.returncode, done.stdout) == (0, of_the_api(shared, "/vagent/list") + "\n")
 
 

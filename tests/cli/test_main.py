@@ -8,20 +8,18 @@ import pytest
 
 from megaphone import __version__
 from megaphone.build import build_kind
-from tests.support.process import MEGAPHONE, broker_process, environment
+from tests.support import forked
+from tests.support.process import broker_process, environment
 from tests.support.settings import lane_settings
 
 
 def megaphone(
     directory: Path, *arguments: str, **settings: object
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [MEGAPHONE, *arguments],
-        cwd=directory,
-        env=environment(directory, settings),
-        capture_output=True,
-        text=True,
-        timeout=20,
+    return forked.run(
+        ["megaphone", *arguments],
+        directory=directory,
+        environment=environment(directory, settings),
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.forked import ForkedProcess
+from tests.support.forked import ForkedProcess, run
 from tests.support.process import broker_process, environment
 
 
@@ -31,6 +31,13 @@ def test_the_signal_that_ends_a_forked_broker_is_known(tmp_path: Path) -> None:
 def test_a_forked_command_has_its_own_settings_and_errors(tmp_path: Path) -> None:
     variables = environment(tmp_path, {"buffer_capacity": "many"})
     process = ForkedProcess(["megaphone", "serve"], directory=tmp_path, environment=variables)
+    assert process.stderr is not None
     with process.stderr:
         assert "buffer_capacity" in process.stderr.read()
     assert process.wait(30) == 2
+
+
+def test_a_forked_command_has_standard_streams_of_its_own(tmp_path: Path) -> None:
+    done = run(["megactl", "--help"], directory=tmp_path, environment=environment(tmp_path, {}))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "list-agents" in done.stdout
