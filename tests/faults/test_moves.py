@@ -13,7 +13,7 @@ from tests.support.move_scenarios import Act, Scenario
 from tests.support.settings import IS_LONG
 
 AT_ONCE = 8
-RUNS = 40 if IS_LONG else 30
+RUNS = 40 if IS_LONG else 22
 RUNS_IN_PROCESSES = 2
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("heavy load")]

@@ -41,13 +41,13 @@ Load = Callable[[Node], Awaitable[Outcomes]]
 async def writes_of_a_mebibyte(node: Node) -> Outcomes:
     """2,000 writes of 1 MiB over 20 connections, to 40 channels that nobody reads.
 
-    In a short run there are 600, of which the node has room for less than a sixth.
+    In a short run there are 300, of which the node has room for less than a third.
     """
     producers = [(await new_channel(node))["producerAddress"] for _ in range(40)]
     outcomes: Outcomes = Counter()
 
     async def write_some(begin: int) -> None:
-        for number in range(begin, begin + (100 if IS_LONG else 30)):
+        for number in range(begin, begin + (100 if IS_LONG else 15)):
             outcomes[await call_once(node, write_of(producers[number % 40], LARGE))] += 1
 
     await asyncio.gather(*(write_some(number) for number in range(20)))
@@ -111,8 +111,8 @@ async def grpc_calls(node: Node) -> Outcomes:
 
 
 async def large_grpc_calls(node: Node) -> Outcomes:
-    """500 concurrent writes of 1 MiB over one connection to one channel."""
-    return await grpc_writes(node, 500, LARGE)
+    """500 concurrent writes of 1 MiB over one connection to one channel; in a short run 250."""
+    return await grpc_writes(node, 500 if IS_LONG else 250, LARGE)
 
 
 async def channels(node: Node) -> Outcomes:
