@@ -64,8 +64,9 @@ class Functions:
     def store_in_all(
         self, name: str, channel_ids: Sequence[bytes], *arguments: Argument
     ) -> "Awaited":
-        """Call a function of many channels that stores something: see `takes_many_channels`."""
-        keys = [key for channel_id in channel_ids for key in self._names.channel(channel_id)]
+        """Call a function of many channels that stores something, with the first key of each: see
+        `takes_many_channels`."""
+        keys = list(map(self.key_of, channel_ids))
         return Awaited(self, _command(name, keys, (self.away, *arguments)), stores=True)
 
     def command(self, name: str, channel_id: bytes, *arguments: Argument) -> Command:

@@ -47,7 +47,6 @@
 --   W token result           the event of a waiting writer is accepted (1, or 0 for a writer that
 --                            repeated the key of an earlier one), or the channel has ended (-1)
 
-local KEYS_OF_A_CHANNEL = 7
 local IDEMPOTENCY_MS = 60000
 local MOST_KEYS = 10000
 local EVENT_OVERHEAD = 200    -- as `core.log.EVENT_OVERHEAD_BYTES`
@@ -55,8 +54,13 @@ local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked
 local FETCHED_AT_ONCE = 16
 local KEPT_AT_LEAST_MS = 86400000
 local DEFAULT_TENANT = 'default'
-local TEXTS = {'a', 'A', 'L', 'N', 'o', 'q', 'b', 'i'}
-local NUMBERS = {'c', 'x', 'C', 'T', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't', 'f', 'h'}
+-- The fields that change: not what the channel was made with.
+local FIELDS = {
+    'o', 'q', 'b', 'i', 'x', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't',
+    'f', 'h',
+}
+-- These are as the nodes wrote them; all other fields are numbers.
+local IS_TEXT = {a = true, A = true, L = true, N = true, o = true, q = true, b = true, i = true}
 
 local function time_of(argument)
     if string.sub(argument, 1, 1) == '=' then
@@ -66,20 +70,29 @@ local function time_of(argument)
     return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) - tonumber(argument)
 end
 
+-- The keys of a channel whose first key is given, each made when it is needed: most are not.
+local SUFFIXES = {'', ':e', ':i', ':k', ':a', ':q', ':w'}
+local Keys = {}
+function Keys.__index(keys, i)
+    local key = SUFFIXES[i] and keys[1] .. SUFFIXES[i]
+    keys[i] = key
+    return key
+end
+
 -- The state
 
 local Channel = {}
 Channel.__index = Channel
--- What a field is that the hash does not have. Redis offers no `ipairs` while it loads a library.
-local FIELDS, IS_NUMBER = {}, {}
-for i = 1, #TEXTS do
-    FIELDS[i] = TEXTS[i]
-    Channel[TEXTS[i]] = ''
-end
-for i = 1, #NUMBERS do
-    FIELDS[#TEXTS + i] = NUMBERS[i]
-    Channel[NUMBERS[i]] = 0
-    IS_NUMBER[NUMBERS[i]] = true
+
+-- Returns a table with what a field is that the hash does not have. All are named here, because a
+-- table that grows field by field takes longer.
+local function defaults()
+    return {
+        a = '', A = '', L = '', N = '', o = '', q = '', b = '', i = '',
+        c = 0, x = false, C = 0, T = 0, e = 0, p = 0, y = 0, n = 0, l = 0, k = 0, w = 0, m = 0, u = 0,
+        v = 0, r = 0, g = 0, d = 0, s = 0, t = 0, f = 0, h = 0,
+        keys = false, now = 0, was = false,
+    }
 end
 
 -- Returns the channel; nil if there is none, if it has expired and only waits to be removed, or if it
@@ -90,19 +103,16 @@ local function load(keys, now, also_expired, tenant)
     if #stored == 0 then
         return nil
     end
-    local self, was = {keys = keys, now = now}, {}
+    local self, was = defaults(), defaults()
+    self.keys, self.now, self.was = keys, now, was
     for i = 1, #stored, 2 do
         local field, value = stored[i], stored[i + 1]
-        if IS_NUMBER[field] then
-            value = tonumber(value)
+        if not IS_TEXT[field] then
+            value = value + 0      -- quicker than `tonumber`
         end
         self[field], was[field] = value, value
     end
-    setmetatable(self, Channel)
-    self.was = setmetatable(was, Channel)
-    self.a = self.a .. self.A
-    was.a = self.a
-    if rawget(self, 'x') == nil then      -- it was not read since it was made
+    if not self.x then      -- it was not read since it was made
         self.x = self.c + self.T
         was.x = self.x
     end
@@ -112,21 +122,25 @@ local function load(keys, now, also_expired, tenant)
     if tenant and tenant ~= '' and tenant ~= (self.N == '' and DEFAULT_TENANT or self.N) then
         return nil
     end
-    return self
+    return setmetatable(self, Channel)
+end
+
+function Channel:address()
+    return self.a .. self.A
 end
 
 -- Writes the fields that have changed.
 function Channel:save()
-    local was, changed = self.was, {}
+    local was, changed, count = self.was, {}, 0
     for i = 1, #FIELDS do
         local field = FIELDS[i]
         local value = self[field]
-        if value ~= was[field] then
-            changed[#changed + 1] = field
-            changed[#changed + 1] = IS_NUMBER[field] and string.format('%.0f', value) or value
+        if value ~= was[field] then      -- Redis prints whole numbers exactly
+            changed[count + 1], changed[count + 2] = field, value
+            count = count + 2
         end
     end
-    if #changed > 0 then
+    if count > 0 then
         redis.call('HSET', self.keys[1], unpack(changed))
     end
 end
@@ -167,7 +181,11 @@ end
 -- Drops delivered events beyond the capacity.
 function Channel:trim()
     local surplus = self.d - self.C - self.g
-    if surplus > 0 then
+    if surplus == 1 then
+        self.b = redis.call('LPOP', self.keys[3])
+        redis.call('LPOP', self.keys[2])
+        self.g = self.g + 1
+    elseif surplus > 1 then
         self.b = redis.call('LINDEX', self.keys[3], surplus - 1)
         redis.call('LTRIM', self.keys[2], surplus, -1)
         redis.call('LTRIM', self.keys[3], surplus, -1)
@@ -394,7 +412,7 @@ local function close(self)
         self:tell_writers(cmsgpack.unpack(redis.call('HGET', self.keys[7], token)), false)
     end
     redis.call('DEL', unpack(self.keys))
-    return {1, self.a, self.now - self.c, math.max(0, lost)}
+    return {1, self:address(), self.now - self.c, math.max(0, lost)}
 end
 
 -- The functions. Each returns nothing (nil) if there is no such channel.
@@ -468,29 +486,34 @@ function functions.append(keys, args)
     return {table.concat(results, ' '), unpack(told)}
 end
 
--- time, epoch, node, tenant, then for each event: id, event; all to many channels, each with its keys
+local function append_to_one(keys, args, now, epoch)
+    local self = load(keys, now, false, args[4])
+    if not self then
+        return {-1}
+    end
+    self:enter_epoch(epoch)
+    local accepted = {}
+    for i = 5, #args, 2 do
+        if self:is_full() then
+            break
+        end
+        self:push(args[i + 1], args[i])
+        accepted[#accepted + 1] = args[i + 1]
+    end
+    local told = #accepted > 0 and self:hand_over(accepted, args[3]) or nil
+    self:save()
+    return {#accepted, told}
+end
+
+-- time, epoch, node, tenant, then for each event: id, event; all to many channels, of each of which
+-- only the first key is named: that is quicker, and only in a cluster slots move
 -- -> for each channel: how many of the events found a place, -1 if there is no such channel; what
 -- its reader of this node must be told (or nothing)
 function functions.append_to_all(keys, args)
     local now, epoch = time_of(args[1]), tonumber(args[2])
     local answers = {}
-    for first = 1, #keys, KEYS_OF_A_CHANNEL do
-        local of_channel = {unpack(keys, first, first + KEYS_OF_A_CHANNEL - 1)}
-        local self = load(of_channel, now, false, args[4])
-        local accepted, told = {}, nil
-        if self then
-            self:enter_epoch(epoch)
-            for i = 5, #args, 2 do
-                if self:is_full() then
-                    break
-                end
-                self:push(args[i + 1], args[i])
-                accepted[#accepted + 1] = args[i + 1]
-            end
-            told = #accepted > 0 and self:hand_over(accepted, args[3]) or nil
-            self:save()
-        end
-        answers[#answers + 1] = {self and #accepted or -1, told}
+    for i = 1, #keys do
+        answers[i] = append_to_one(setmetatable({keys[i]}, Keys), args, now, epoch)
     end
     return answers
 end
@@ -587,7 +610,7 @@ end
 -- cursor, position, backlog before the take, what `take` returns}
 function functions.lease(keys, args)
     local self = load(keys, time_of(args[1]), false, args[15])
-    if not self or self.a ~= args[5] then
+    if not self or self:address() ~= args[5] then
         return nil
     end
     self:enter_epoch(tonumber(args[2]))
@@ -669,7 +692,7 @@ end
 -- time, address, id, tenant -> how many events were delivered by it
 function functions.acknowledge(keys, args)
     local self = load(keys, time_of(args[1]), false, args[4])
-    if not self or self.a ~= args[2] then
+    if not self or self:address() ~= args[2] then
         return nil
     end
     local offset = self:find(args[3])
