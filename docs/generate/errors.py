@@ -45,7 +45,7 @@ the error itself says another number: the header `Retry-After`, or a `google.rpc
   request: the broker did not try it, because the same channel could not take an earlier event.
 - Over HTTP, `NOT_FOUND` also means that there is no such route, and `BAD_REQUEST` also stands
   beside other statuses for requests that are wrong as HTTP, such as 405 for a method that the route
-  does not have.
+  does not have, and 414 for a path that is too long.
 - Errors of gRPC itself, such as an unknown method, have no code.
 
 [delivery.md](delivery.md) says which errors a client should expect, and how it goes on.

@@ -7,12 +7,13 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Never, cast
 
 from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import BadHttpMessage
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from megaphone.core.budget import Budget
 from megaphone.errors import BadRequest
-from megaphone.rest.connection.answers import error_answer, internal_answer
+from megaphone.rest.connection.answers import error_answer, internal_answer, json_answer
 from megaphone.rest.connection.limits import for_probes_only
+from megaphone.wire import json
 from megaphone.wire.errors import INTERNAL_HTTP_STATUS
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ LINGERING_S = 5.0
 answer."""
 MAX_HEAD_BYTES = 32_768
 """The largest size of an incomplete request head."""
+MAX_TARGET_BYTES = 8_190
+"""The largest size of a path with its query. It is also that of a header."""
+LONGEST_METHOD_BYTES = 32
+URI_TOO_LONG = 414
 BYTES_PER_HEAD_BYTE = 2
 """Memory per byte of a head: aiohttp keeps a header as bytes and as text."""
 
@@ -39,7 +44,15 @@ class Guest(web.RequestHandler):
     """Serves the requests that a connection lends to it. The head of an incomplete request counts
     against the budget."""
 
-    __slots__ = ("_body", "_budget", "_counted", "_head_bytes", "connection")
+    __slots__ = (
+        "_body",
+        "_budget",
+        "_counted",
+        "_head_bytes",
+        "_is_target_too_long",
+        "_line",
+        "connection",
+    )
 
     def __init__(
         self,
@@ -54,6 +67,7 @@ class Guest(web.RequestHandler):
             loop=loop,
             access_log=None,  # type: ignore[arg-type]  # documented, and makes each request cheaper
             read_bufsize=PARSE_AHEAD_BYTES,
+            max_line_size=MAX_TARGET_BYTES,
             lingering_time=LINGERING_S,
             auto_decompress=False,  # `rest.requests` inflates bodies, within bounds
         )
@@ -65,6 +79,10 @@ class Guest(web.RequestHandler):
         """The body that is being received."""
         self._head_bytes = 0
         """How many bytes of an incomplete head have arrived."""
+        self._line = b""
+        """The beginning of an incomplete head, no longer than the path may be."""
+        self._is_target_too_long = False
+        """Whether the path of the last head is too long."""
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._count_head(-self._head_bytes)
@@ -114,9 +132,12 @@ class Guest(web.RequestHandler):
     # -- Heads that do not end
 
     def data_received(self, data: bytes) -> None:
+        if self._body is None:
+            self._note_line(data)
         super().data_received(data)
         if self._request_count != self._counted:
             self._counted = self._request_count
+            self._line = b""
             body = self._messages[-1][1]
             self._body = None if body.is_eof() else body
             if self._head_bytes:
@@ -128,6 +149,15 @@ class Guest(web.RequestHandler):
             self._count_head(len(data))
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._refuse_head()
+
+    def _note_line(self, data: bytes) -> None:
+        """Keep the beginning of a head, because aiohttp does not say which line is too long."""
+        line = self._line if self._head_bytes else b""
+        self._line = line + data[: MAX_TARGET_BYTES + LONGEST_METHOD_BYTES - len(line)]
+        self._is_target_too_long = False
+        if len(self._line) > MAX_TARGET_BYTES:
+            target = self._line.partition(b"\n")[0].partition(b" ")[2].partition(b" ")[0]
+            self._is_target_too_long = len(target) > MAX_TARGET_BYTES
 
     def _count_head(self, size: int) -> None:
         self._head_bytes += size
@@ -159,6 +189,10 @@ class Guest(web.RequestHandler):
         if status >= INTERNAL_HTTP_STATUS:
             log.error("a request failed", exc_info=exc)
             answer = internal_answer(request)
+        elif isinstance(exc, LineTooLong) and self._is_target_too_long:
+            message = f"the path is too long: at most {MAX_TARGET_BYTES} bytes are allowed"
+            body = json.error("BAD_REQUEST", message, URI_TOO_LONG)
+            answer = json_answer(body, URI_TOO_LONG)
         elif isinstance(exc, HeadTooLarge):
             answer = error_answer(
                 BadRequest(f"the headers are too large: at most {MAX_HEAD_BYTES} bytes are allowed")

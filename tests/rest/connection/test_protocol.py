@@ -8,7 +8,7 @@ import pytest
 
 from megaphone.app import App
 from megaphone.rest.connection import protocol
-from megaphone.rest.connection.guest import MAX_HEAD_BYTES
+from megaphone.rest.connection.guest import MAX_HEAD_BYTES, MAX_TARGET_BYTES
 from tests.support.connections import answer_of, connected, metric
 from tests.support.raw_http import JSON, Broken, Connection, request_of
 from tests.support.scenes import eventually
@@ -54,6 +54,32 @@ async def test_requests_before_such_headers_are_answered_first(app: App) -> None
         with suppress(Broken):
             await send_in_pieces(connection, [IDLE_HEAD, *headers(3 * MAX_HEAD_BYTES)])
         assert [(await answer_of(connection))[0].status for _ in range(2)] == [200, 400]
+
+
+@pytest.mark.parametrize("piece", [100_000, 1_000])
+@pytest.mark.parametrize(
+    ("target", "header", "status"),
+    [
+        (MAX_TARGET_BYTES, 0, 404),
+        (MAX_TARGET_BYTES + 1, 0, 414),
+        (3 * MAX_TARGET_BYTES, 0, 414),
+        (MAX_TARGET_BYTES, MAX_TARGET_BYTES + 1, 400),
+        (10, MAX_TARGET_BYTES + 1, 400),
+    ],
+)
+async def test_a_path_that_is_too_long_has_a_status_of_its_own(
+    app: App, piece: int, target: int, header: int, status: int
+) -> None:
+    path = b"/" + b"a" * (target - 1)
+    request = b"OPTIONS %b HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (path, b"/" * header)
+    async with connected(app) as [connection]:
+        with suppress(Broken):
+            await send_in_pieces(
+                connection, [request[at : at + piece] for at in range(0, len(request), piece)]
+            )
+        head, body = await answer_of(connection)
+        assert head.status == status
+        assert (b"the path is too long: at most 8190 bytes" in body) == (status == 414)
 
 
 async def test_large_headers_that_end_are_taken(app: App) -> None:
