@@ -53,6 +53,9 @@ _PRODUCER = re.compile(rf"{_AGENT}\.(?P<sealed>{_SEALED_FORM})")
 
 MALFORMED = "not an address: expected a producer or consumer address as POST /create returns it"
 CANNOT_WRITE = "a consumer address cannot write: use the channel's producer address"
+CANNOT_DISPOSE = (
+    "a consumer address cannot dispose of its channel: use the channel's producer address"
+)
 CANNOT_READ = "a producer address cannot read: use the channel's consumer address"
 
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from megaphone.core.access import ANYONE, Action, Caller
-from megaphone.core.addresses import ConsumerAddress, is_consumer_shaped
+from megaphone.core.addresses import CANNOT_DISPOSE, ConsumerAddress, is_consumer_shaped
 from megaphone.core.agents import Agents
 from megaphone.core.content import checked_id, checked_stream_id
 from megaphone.core.creation import AllowedOptions
@@ -24,7 +24,13 @@ from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.core.tenants import Tenant
 from megaphone.core.writing import Writing, checked, checked_streams
-from megaphone.errors import BadRequest, ChannelNotFound, MegaphoneError, PayloadTooLarge
+from megaphone.errors import (
+    BadRequest,
+    ChannelNotFound,
+    MegaphoneError,
+    PayloadTooLarge,
+    PermissionDenied,
+)
 from megaphone.model import (
     NO_OPTIONS,
     READER_PATTERN,
@@ -135,6 +141,18 @@ class Broker(Writing):
         channel_id = consumer.channel_id
         producer_address = f"{name}.{self._agents.keys.of(name).seal(channel_id)}"
         return channel_id, NewChannel(name, producer_address, str(consumer), chosen)
+
+    async def dispose(self, caller: Caller, address: str) -> None:
+        """Remove a channel with all its events now, by its producer address.
+
+        Raises: the errors of `Caller.check`; BadRequest; PermissionDenied, for a consumer address;
+            ChannelNotFound; AgentMoved.
+        """
+        tenant = checked(caller, Action.DISPOSE)
+        if is_consumer_shaped(address):
+            raise PermissionDenied(CANNOT_DISPOSE)
+        await self._settled((address,))
+        await self._store.remove(self._open_producer_address(address), tenant)
 
     async def exists(self, caller: Caller, addresses: Sequence[str]) -> dict[str, bool]:
         """Return for each producer or consumer address whether its channel exists.

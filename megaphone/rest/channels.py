@@ -7,6 +7,7 @@ GET  /read/{consumerAddress}
 POST /read                      many channels over one connection
 POST /ack/{consumerAddress}
 POST /channelsExists
+DELETE /channel/{producerAddress}
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from megaphone.core.access import Action
 from megaphone.core.broker import Broker
 from megaphone.model import NewEvent
 from megaphone.rest.callers import Callers
-from megaphone.rest.connection.answers import WrittenAnswer, json_answer, json_answer_in_pieces
+from megaphone.rest.connection.answers import OK, WrittenAnswer, json_answer, json_answer_in_pieces
 from megaphone.rest.cors import ORIGINS
 from megaphone.rest.reads import (
     LAST_EVENT_ID,
@@ -59,6 +60,7 @@ class ChannelApi:
             web.post("/read", without_query(self.read_many)),
             web.post(f"/ack/{segment('consumer_address')}", without_query(self.acknowledge)),
             web.post("/channelsExists", without_query(self.channels_exist)),
+            web.delete(f"/channel/{segment('producer_address')}", without_query(self.dispose)),
         ]
 
     async def create(self, request: web.Request) -> web.Response:
@@ -119,6 +121,12 @@ class ChannelApi:
         require_json(request)
         channels = await self._broker.exists(caller, json.parse_exists(await body_of(request)))
         return json_answer(json.existing(channels))
+
+    async def dispose(self, request: web.Request) -> web.Response:
+        caller = await self._callers.of(request, Action.DISPOSE)
+        (address,) = path_values(request)
+        await self._broker.dispose(caller, address)
+        return json_answer(OK)
 
 
 def readers_headers(request: web.Request) -> Mapping[str, str]:

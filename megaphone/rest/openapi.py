@@ -9,11 +9,27 @@ from aiohttp import web
 
 from megaphone import __version__
 from megaphone.errors import MegaphoneError
-from megaphone.rest.operations import GROUPS, JSON, OPERATIONS, Answer, Operation, Parameter
+from megaphone.rest.operations import (
+    GROUPS,
+    JSON,
+    OF_CALLERS,
+    OPERATIONS,
+    Answer,
+    Operation,
+    Parameter,
+)
 from megaphone.wire import bodies, errors
 
 VARIABLE = re.compile(r"\{(\w+):[^{}]*\}")
 ERROR = {"$ref": "#/components/schemas/Error"}
+BEARER = "bearer"
+SECURITY_SCHEMES = {
+    BEARER: {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token, for the actions for which the node requires one.",
+    }
+}
 RETRY_AFTER = {
     "Retry-After": {
         "description": "After how many seconds the same request may succeed.",
@@ -51,7 +67,7 @@ def document(routes: Iterable[web.RouteDef]) -> bytes:
             },
             "tags": [{"name": name, "description": text} for name, text in GROUPS.items()],
             "paths": paths,
-            "components": {"schemas": components},
+            "components": {"schemas": components, "securitySchemes": SECURITY_SCHEMES},
         }
     )
 
@@ -83,6 +99,8 @@ def operation(row: Operation, schemas: Mapping[Any, Any]) -> dict[str, Any]:
         "summary": row.summary,
         "responses": responses(row, schemas),
     }
+    if row.action is not None:
+        described["security"] = [{}, {BEARER: []}]
     if row.description:
         described["description"] = row.description
     if row.parameters:
@@ -109,7 +127,8 @@ def responses(row: Operation, schemas: Mapping[Any, Any]) -> dict[str, Any]:
     by_status: dict[int, dict[str, Any]] = {}
     for answer in (row.answer, *row.other_answers):
         by_status[answer.status] = response(answer, schemas)
-    for status, possible in sorted(errors_by_status(row.errors).items()):
+    of_caller = () if row.action is None else OF_CALLERS
+    for status, possible in sorted(errors_by_status((*row.errors, *of_caller)).items()):
         by_status[status] = refusal(possible)
     by_status[errors.INTERNAL_HTTP_STATUS] = refusal_with(f"`{errors.INTERNAL_CODE}`: a bug.")
     return {str(status): by_status[status] for status in sorted(by_status)}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from megaphone import errors
 from megaphone.errors import MegaphoneError
-from megaphone.model import DEFAULT_IN_FLIGHT, READER_PATTERN
+from megaphone.model import DEFAULT_IN_FLIGHT, READER_PATTERN, Action
 from megaphone.rest.requests import MAX_DIGITS
 from megaphone.wire import bodies
 
@@ -65,6 +65,8 @@ class Operation:
     needs_body: bool = True
     other_answers: tuple[Answer, ...] = ()
     """Errors in another form than the others."""
+    action: Action | None = None
+    """What the caller must be allowed to do. Such a call has the errors of `OF_CALLERS` too."""
 
 
 # -- Groups
@@ -83,6 +85,13 @@ GROUPS = {
 # -- Errors that many routes have in common
 
 
+OF_CALLERS = (
+    errors.Unauthenticated,
+    errors.TokenExpired,
+    errors.PermissionDenied,
+    errors.RateLimited,
+    errors.KeysUnavailable,
+)
 UNAVAILABLE = (errors.ShuttingDown, errors.StoreUnavailable)
 OF_BODIES = (
     errors.BadRequest,
@@ -197,22 +206,24 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         CHANNELS,
         "Create a channel",
         Answer(200, "The channel was created on this node.", {JSON: bodies.Created}),
-        (errors.PermissionDenied, *OF_BODIES, errors.NoAgentAvailable, *UNAVAILABLE),
+        (*OF_BODIES, errors.NoAgentAvailable, *UNAVAILABLE),
         body=bodies.CreateRequest,
         example={"protocols": ["HTTP_STREAM_NDJSON_V1"], "ttlSecs": 60, "label": "orders"},
         needs_body=False,
+        action=Action.CREATE,
     ),
     ("POST", "/write/{producer_address}/{stream_id}"): Operation(
         "write",
         CHANNELS,
         "Write an event",
         Answer(201, "The event is in the buffer of the owning node.", {JSON: bodies.Written}),
-        (*OF_CHANNELS, errors.PermissionDenied, *OF_BODIES, errors.WriteTimeout, *UNAVAILABLE),
+        (*OF_CHANNELS, *OF_BODIES, errors.WriteTimeout, *UNAVAILABLE),
         "If the channel is full, the request waits for a place, first come, first served. After the"
         " write timeout of the node it fails with `TIMEOUT`: the event was not accepted.",
         (PRODUCER, STREAM, IDEMPOTENCY_KEY),
         body=Any,
         example={"hello": "world"},
+        action=Action.WRITE,
     ),
     ("POST", "/write-batch"): Operation(
         "writeBatch",
@@ -232,6 +243,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             "channels": ["a producer address"],
             "messages": [{"streamId": "greetings", "body": {"hello": "world"}}],
         },
+        action=Action.WRITE,
     ),
     ("GET", "/read/{consumer_address}"): Operation(
         "read",
@@ -259,6 +271,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             *UNAVAILABLE,
         ),
         parameters=READING,
+        action=Action.READ,
     ),
     ("POST", "/read"): Operation(
         "readMany",
@@ -276,6 +289,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         " happens to one channel does not disturb the others.",
         body=bodies.ReadManyRequest,
         example={"channels": [{"address": "a consumer address", "after": "-"}]},
+        action=Action.READ,
     ),
     ("POST", "/ack/{consumer_address}"): Operation(
         "acknowledge",
@@ -287,6 +301,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         (CONSUMER,),
         body=bodies.AckRequest,
         example={"eid": "the id of an event"},
+        action=Action.ACK,
     ),
     ("POST", "/channelsExists"): Operation(
         "channelsExist",
@@ -296,6 +311,18 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         (*OF_BODIES, *UNAVAILABLE),
         body=bodies.ExistsRequest,
         example={"channels": ["an address"]},
+        action=Action.EXISTS,
+    ),
+    ("DELETE", "/channel/{producer_address}"): Operation(
+        "dispose",
+        CHANNELS,
+        "Remove a channel with all its events",
+        Answer(200, "The channel was removed.", {JSON: bodies.Done}),
+        (*OF_CHANNELS, *UNAVAILABLE),
+        "Its open read ends cleanly, and writers that wait get `NOT_FOUND`. If the request is"
+        " repeated, it is answered `NOT_FOUND`.",
+        (PRODUCER,),
+        action=Action.DISPOSE,
     ),
     ("GET", "/livez"): Operation("live", NODE, "Ask whether the process answers", OK),
     ("GET", "/readyz"): Operation(
@@ -324,6 +351,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         other_answers=(
             Answer(503, "The other workers of this broker do not answer.", {TEXT: str}),
         ),
+        action=Action.METRICS,
     ),
     ("GET", "/"): Operation(
         "home", PAGES, "A page about this broker", Answer(200, "The page.", {HTML: str})

@@ -35,6 +35,7 @@ ACTIONS = {
         "ReadMany": Action.READ,
         "Acknowledge": Action.ACK,
         "ChannelsExist": Action.EXISTS,
+        "DisposeChannel": Action.DISPOSE,
     }.items()
 }
 """The action of each method."""

@@ -111,3 +111,9 @@ class ChannelServicer(ChannelServiceServicer):
         self, request: pb.ChannelsExistRequest, context: Context
     ) -> pb.ChannelsExistResponse:
         return wire.existing(await self._broker.exists(caller(), request.channels))
+
+    async def DisposeChannel(
+        self, request: pb.ChannelServiceDisposeChannelRequest, context: Context
+    ) -> pb.ChannelServiceDisposeChannelResponse:
+        await self._broker.dispose(caller(), request.producer_address)
+        return pb.ChannelServiceDisposeChannelResponse()

@@ -92,6 +92,7 @@ CALLS: Mapping[str, tuple[Action, Call]] = {
     "ack": (Action.ACK, lambda face, channel: face.acknowledge(channel.consumer, "x" * 23)),
     "exists": (Action.EXISTS, lambda face, channel: face.exists([channel.consumer])),
     "metrics": (Action.METRICS, metrics),
+    "dispose": (Action.DISPOSE, lambda face, channel: face.dispose(channel.producer)),
 }
 ONLY: Mapping[str, str] = {"publish": "grpc", "metrics": "http"}
 """The calls that only one face has."""
@@ -135,7 +136,10 @@ async def test_the_right_token_is_admitted_and_then_known(face: Face) -> None:
     for name, (action, call) in calls_of(face).items():
         spelled = f"bearer  {ROOT}" if action is Action.ACK else f"Bearer {ROOT}"
         for _ in range(3):
-            assert await code_of(call(face.authorized(spelled), channel)) == "OK", name
+            used = (
+                channel if name != "dispose" else await face.authorized(f"Bearer {ROOT}").create()
+            )
+            assert await code_of(call(face.authorized(spelled), used)) == "OK", name
 
 
 @pytest.mark.settings(auth=Auth(require=(Action.CREATE,), tokens={"root": TOKENS["root"]}))
@@ -210,7 +214,7 @@ async def test_the_channels_of_other_tenants_do_not_exist(app: App, face: Face) 
     missing = await shop.create()
     await app.admin.dispose(missing.consumer)
     for name, (_, call) in calls_of(face).items():
-        if name in ("write", "write_large", "read", "ack"):
+        if name in ("write", "write_large", "read", "ack", "dispose"):
             assert await code_of(call(other, channel)) == "NOT_FOUND", name
     for caller, one in ((other, channel), (shop, missing)):
         failures = await caller.write_batch([one.producer], [NewEvent("s", b"1")])
@@ -233,7 +237,7 @@ async def test_where_an_action_needs_no_token_it_finds_every_channel(face: Face)
     channel = await face.authorized(f"Bearer {SHOP}").create()
     for caller in (face, face.authorized(f"Bearer {OTHER}")):
         for name, (action, call) in calls_of(face).items():
-            if action is not Action.CREATE:
+            if action not in (Action.CREATE, Action.DISPOSE):
                 assert await code_of(call(caller, channel)) == "OK", name
         assert await caller.exists([channel.consumer]) == {channel.consumer: True}
 

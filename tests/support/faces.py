@@ -209,6 +209,8 @@ class Face(Protocol):
 
     async def exists(self, addresses: Sequence[str]) -> dict[str, bool]: ...
 
+    async def dispose(self, address: str) -> None: ...
+
 
 async def take(read: OpenRead, count: int) -> list[ReadEvent]:
     """Return the next events of a read. Fails if the read ends first."""
@@ -350,6 +352,13 @@ class HttpFace:
         request = json.dumps({"channels": list(addresses)}).encode()
         answer = await self.post("/channelsExists", request, status=200)
         return dict(answer["channels"])
+
+    async def dispose(self, address: str) -> None:
+        url = self.url(f"/channel/{segment(address)}")
+        async with self.session.delete(url, headers=self.more) as response:
+            if response.status != 200:
+                raise await http_error(response)
+            assert await response.json() == {"status": "OK"}
 
     async def post(
         self, path: str, body: bytes, headers: Mapping[str, str] = JSON, *, status: int
@@ -637,6 +646,11 @@ class GrpcFace:
                 pb.ChannelsExistRequest(channels=addresses), metadata=self.metadata(*addresses)
             )
         return dict(answer.channels)
+
+    async def dispose(self, address: str) -> None:
+        request = pb.ChannelServiceDisposeChannelRequest(producer_address=address)
+        with telling_errors():
+            await self.stub.DisposeChannel(request, metadata=self.metadata(address))
 
     async def publish(self, *batches: Sequence[pb.WriteRequest]) -> list[pb.PublishResponse]:
         """Send batches as one stream without pauses. Returns: one answer for each batch."""

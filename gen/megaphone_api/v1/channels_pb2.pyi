@@ -780,3 +780,37 @@ class ChannelsExistResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChannelsExistResponse: _TypeAlias = ChannelsExistResponse  # noqa: Y015
+
+@_typing.final
+class ChannelServiceDisposeChannelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCER_ADDRESS_FIELD_NUMBER: _builtins.int
+    producer_address: _builtins.str
+    def __init__(
+        self,
+        *,
+        producer_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["producer_address", b"producer_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChannelServiceDisposeChannelRequest: _TypeAlias = ChannelServiceDisposeChannelRequest  # noqa: Y015
+
+@_typing.final
+class ChannelServiceDisposeChannelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChannelServiceDisposeChannelResponse: _TypeAlias = ChannelServiceDisposeChannelResponse  # noqa: Y015

@@ -75,6 +75,11 @@ class ChannelServiceStub(object):
                 request_serializer=megaphone__api_dot_v1_dot_channels__pb2.ChannelsExistRequest.SerializeToString,
                 response_deserializer=megaphone__api_dot_v1_dot_channels__pb2.ChannelsExistResponse.FromString,
                 _registered_method=True)
+        self.DisposeChannel = channel.unary_unary(
+                '/megaphone.v1.ChannelService/DisposeChannel',
+                request_serializer=megaphone__api_dot_v1_dot_channels__pb2.ChannelServiceDisposeChannelRequest.SerializeToString,
+                response_deserializer=megaphone__api_dot_v1_dot_channels__pb2.ChannelServiceDisposeChannelResponse.FromString,
+                _registered_method=True)
 
 
 class ChannelServiceServicer(object):
@@ -174,6 +179,16 @@ class ChannelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DisposeChannel(self, request, context):
+        """Remove a channel with all its events now.
+
+        Its open read ends cleanly, and writers that wait get NOT_FOUND. If the channel does not exist,
+        or does not exist any more, the call fails with NOT_FOUND, so a client may repeat it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ChannelServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -216,6 +231,11 @@ def add_ChannelServiceServicer_to_server(servicer, server):
                     servicer.ChannelsExist,
                     request_deserializer=megaphone__api_dot_v1_dot_channels__pb2.ChannelsExistRequest.FromString,
                     response_serializer=megaphone__api_dot_v1_dot_channels__pb2.ChannelsExistResponse.SerializeToString,
+            ),
+            'DisposeChannel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisposeChannel,
+                    request_deserializer=megaphone__api_dot_v1_dot_channels__pb2.ChannelServiceDisposeChannelRequest.FromString,
+                    response_serializer=megaphone__api_dot_v1_dot_channels__pb2.ChannelServiceDisposeChannelResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -435,6 +455,33 @@ class ChannelService(object):
             '/megaphone.v1.ChannelService/ChannelsExist',
             megaphone__api_dot_v1_dot_channels__pb2.ChannelsExistRequest.SerializeToString,
             megaphone__api_dot_v1_dot_channels__pb2.ChannelsExistResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisposeChannel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/megaphone.v1.ChannelService/DisposeChannel',
+            megaphone__api_dot_v1_dot_channels__pb2.ChannelServiceDisposeChannelRequest.SerializeToString,
+            megaphone__api_dot_v1_dot_channels__pb2.ChannelServiceDisposeChannelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -107,6 +107,12 @@ class ChannelServiceStub:
     """
     ChannelsExist: _grpc.UnaryUnaryMultiCallable[_channels_pb2.ChannelsExistRequest, _channels_pb2.ChannelsExistResponse]
     """Return for each given producer or consumer address whether its channel exists."""
+    DisposeChannel: _grpc.UnaryUnaryMultiCallable[_channels_pb2.ChannelServiceDisposeChannelRequest, _channels_pb2.ChannelServiceDisposeChannelResponse]
+    """Remove a channel with all its events now.
+
+    Its open read ends cleanly, and writers that wait get NOT_FOUND. If the channel does not exist,
+    or does not exist any more, the call fails with NOT_FOUND, so a client may repeat it.
+    """
 
 @_typing.type_check_only
 class ChannelServiceAsyncStub(ChannelServiceStub):
@@ -173,6 +179,12 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     """
     ChannelsExist: _aio.UnaryUnaryMultiCallable[_channels_pb2.ChannelsExistRequest, _channels_pb2.ChannelsExistResponse]  # type: ignore[assignment]
     """Return for each given producer or consumer address whether its channel exists."""
+    DisposeChannel: _aio.UnaryUnaryMultiCallable[_channels_pb2.ChannelServiceDisposeChannelRequest, _channels_pb2.ChannelServiceDisposeChannelResponse]  # type: ignore[assignment]
+    """Remove a channel with all its events now.
+
+    Its open read ends cleanly, and writers that wait get NOT_FOUND. If the channel does not exist,
+    or does not exist any more, the call fails with NOT_FOUND, so a client may repeat it.
+    """
 
 class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Channels: ordered, bounded, with one reader at a time."""
@@ -284,5 +296,17 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_channels_pb2.ChannelsExistResponse, _abc.Awaitable[_channels_pb2.ChannelsExistResponse]]:
         """Return for each given producer or consumer address whether its channel exists."""
+
+    @_abc_1.abstractmethod
+    def DisposeChannel(
+        self,
+        request: _channels_pb2.ChannelServiceDisposeChannelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_channels_pb2.ChannelServiceDisposeChannelResponse, _abc.Awaitable[_channels_pb2.ChannelServiceDisposeChannelResponse]]:
+        """Remove a channel with all its events now.
+
+        Its open read ends cleanly, and writers that wait get NOT_FOUND. If the channel does not exist,
+        or does not exist any more, the call fails with NOT_FOUND, so a client may repeat it.
+        """
 
 def add_ChannelServiceServicer_to_server(servicer: ChannelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
