@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import grpc
 import pytest
+from aiohttp import web
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from yarl import URL
 
+from megaphone.access.tokens import digest_of
 from megaphone_api import sync_pb2
 from megaphone_api.sync_pb2_grpc import SyncServiceStub
 from megaphone_api.v1 import channels_pb2 as pb
@@ -45,6 +47,7 @@ pytestmark = [needs_nginx, pytest.mark.xdist_group("nodes behind nginx")]
 
 HOSTS = {"n1": "127.0.0.21", "n2": "127.0.0.22", "n3": "127.0.0.23"}
 SECRET = "a" * 50
+TOKEN, READERS_TOKEN = "mgp_" + "s" * 43, "mgp_" + "r" * 43
 DOCS = Path(__file__).parents[2] / "docs" / "deploy.md"
 WITHIN_S = 10.0
 
@@ -86,7 +89,14 @@ def cluster(folder: Path, **settings: Any) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with cluster(tmp_path_factory.mktemp("lasting")) as nodes:
+    auth: dict[str, object] = {
+        "auth.require": "dispose",
+        "auth.tokens.shop.sha256": digest_of(TOKEN),
+        "auth.tokens.shop.actions": "dispose",
+        "auth.tokens.reader.sha256": digest_of(READERS_TOKEN),
+        "auth.tokens.reader.actions": "read",
+    }
+    with cluster(tmp_path_factory.mktemp("lasting"), **auth) as nodes:
         yield nodes
 
 
@@ -288,6 +298,97 @@ def text_of(size: int) -> BytesIO:
 async def test_the_nodes_are_seen_as_one(http: aiohttp.ClientSession) -> None:
     for path in ("/livez", "/readyz"):
         assert await call(http, "GET", path) == (200, {"status": "OK"})
+
+
+# -- Refusals
+
+
+async def test_who_may_not_do_something_learns_why(http: aiohttp.ClientSession) -> None:
+    """The look-up of nginx answers 401 too, with another meaning."""
+    channel = await create(http, "n2")
+    path = f"/channel/{channel['producerAddress']}"
+    refused = [
+        ({}, 401, "UNAUTHENTICATED", 'Bearer realm="megaphone"'),
+        (
+            bearer("mgp_x"),
+            401,
+            "UNAUTHENTICATED",
+            'Bearer realm="megaphone", error="invalid_token"',
+        ),
+        (
+            bearer(READERS_TOKEN),
+            403,
+            "PERMISSION_DENIED",
+            'Bearer realm="megaphone", error="insufficient_scope", scope="megaphone:dispose"',
+        ),
+    ]
+    for headers, status, code, challenge in refused:
+        async with http.delete(path, headers=headers) as response:
+            assert (response.status, (await response.json())["code"]) == (status, code)
+            assert response.headers["WWW-Authenticate"] == challenge
+    assert await call(http, "DELETE", path, headers=bearer(TOKEN)) == (200, {"status": "OK"})
+    status, answer = await call(http, "DELETE", path, headers=bearer(TOKEN))
+    assert (status, answer["code"]) == (404, "NOT_FOUND")
+
+
+async def test_grpc_callers_who_may_not_do_something_learn_why(
+    stub: "ChannelServiceAsyncStub",
+) -> None:
+    channel = await stub.CreateChannel(pb.CreateChannelRequest())
+    address = channel.producer_address
+    request = pb.ChannelServiceDisposeChannelRequest(producer_address=address)
+    for token, code in {
+        "mgp_x": grpc.StatusCode.UNAUTHENTICATED,
+        READERS_TOKEN: grpc.StatusCode.PERMISSION_DENIED,
+    }.items():
+        metadata = (*named(address), ("authorization", f"Bearer {token}"))
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await stub.DisposeChannel(request, metadata=metadata)
+        assert raised.value.code() is code
+    metadata = (*named(address), ("authorization", f"Bearer {TOKEN}"))
+    await stub.DisposeChannel(request, metadata=metadata)
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+async def test_each_refusal_of_a_node_reaches_the_client(tmp_path: Path) -> None:
+    """The node here has the agent, and refuses each call with the status that the path names."""
+    asked: list[int] = []
+
+    async def refuse(request: web.Request) -> web.Response:
+        status = int(request.path.rpartition("/")[2])
+        asked.append(status)
+        return web.json_response({"code": status}, status=status, headers={"Retry-After": "7"})
+
+    served = web.Application()
+    served.router.add_get("/agents/n1", no_content)
+    served.router.add_get("/readyz", no_content)
+    served.router.add_get("/readyz/create", no_content)
+    served.router.add_post("/write/{address}/{status}", refuse)
+    runner = web.AppRunner(served)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    nodes = static_nodes(["127.0.0.1"], port, port)
+    try:
+        with nginx(tmp_path / "nginx", nodes) as proxy:
+            async with aiohttp.ClientSession(proxy.url) as http:
+                for status in (400, 401, 403, 404, 409, 415, 421, 429, 503):
+                    async with http.post(f"/write/n1.x/{status}", json=1) as response:
+                        assert response.status == status
+                        assert await response.json() == {"code": status}
+                        assert response.headers["Retry-After"] == "7"
+    finally:
+        await runner.cleanup()
+    # After 421 the agent may be elsewhere, and nginx asks for it once more.
+    assert [status for status in asked if status == 421] == [421, 421]
+    assert len(asked) == 10
+
+
+async def no_content(request: web.Request) -> web.Response:
+    return web.Response(status=204)
 
 
 # -- gRPC
