@@ -121,7 +121,8 @@ async def running(
     budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients(settings.workers))
     connections = Connections(connections_of_each_face(settings))
     reloader = Reloader(settings)
-    tenants = Tenants()
+    tenants = Tenants(settings.tenants)
+    reloader.add(tenants, "tenants")  # before the doorkeeper, which asks it whether it has limits
     metrics = Metrics(webhooks, budget, connections, logs)
     metrics.add(lambda: families_of(reloader))
     if certificates is not None:
@@ -156,11 +157,13 @@ async def running(
         resource = None
         if settings.public_url is not None:
             resource = ResourceMetadata(settings.public_url, jwts.urls)
+        metrics.add(lambda: limits_of(metrics))
         http, grpc = faces(
             settings,
             built,
             doorkeeper,
             budget,
+            metrics,
             connections,
             worker,
             certificates,
@@ -255,6 +258,7 @@ def faces(
     built: Backend,
     doorkeeper: Doorkeeper,
     budget: Budget,
+    metrics: Metrics,
     connections: Connections,
     worker: Worker | None,
     certificates: Certificates | None,
@@ -279,6 +283,7 @@ def faces(
         connections=connections,
         lane=lane_of(broker, doorkeeper, settings),
         tls=None if certificates is None else lambda: certificates.identity.context,
+        on_error=metrics.refused,
     )
     grpc = GrpcServer(
         ChannelServicer(broker, budget, doorkeeper),
@@ -293,6 +298,7 @@ def faces(
         connection_age_s=None if settings.store == MEMORY else settings.grpc_connection_age_secs,
         shares_port=worker is not None,
         tls=None if certificates is None else lambda: certificates.identity.contents,
+        on_error=metrics.refused,
     )
     return http, grpc
 
@@ -451,6 +457,15 @@ def families_of(reloader: Reloader) -> list[Family]:
     samples = [({"outcome": outcome}, count) for outcome, count in outcomes.items()]
     meaning = "How often the settings were read again while the node served."
     return [Family("counter", "reloads_total", meaning, samples)]
+
+
+def limits_of(metrics: Metrics) -> list[Family]:
+    samples = [
+        ({"tenant": tenant, "limit": limit}, count)
+        for (tenant, limit), count in metrics.refusals.items()
+    ]
+    meaning = "How often a tenant was refused something, because it had reached a limit."
+    return [Family("counter", "limited_total", meaning, samples)]
 
 
 def refusals_of(doorkeeper: Doorkeeper) -> list[Family]:

@@ -76,7 +76,9 @@ async def of_memory(
         on_removed=removals(agents, metrics, webhooks),
         on_evicted=metrics.events_lost,
     )
-    broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
+    broker = Broker(
+        store=store, agents=agents, settings=settings, observer=metrics, tenants=tenants
+    )
     replication = store.replication
     incoming = IncomingPipes(
         store=store,
@@ -154,7 +156,9 @@ async def of_shared_store(
     try:
         agents = Agents(settings.agent_warmup_secs, directory=store.directory)
         await introduce(agents, settings)
-        broker = Broker(store=store, agents=agents, settings=settings, observer=metrics)
+        broker = Broker(
+            store=store, agents=agents, settings=settings, observer=metrics, tenants=tenants
+        )
         none = Unreplicated()
         yield Backend(store, agents, broker, none, none, none, nothing, nothing)
     finally:

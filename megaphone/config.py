@@ -29,6 +29,7 @@ from megaphone.model import MAX_NAME_LENGTH, AgentMode
 from megaphone.process import memory
 from megaphone.process.cores import workers_for
 from megaphone.settings import (
+    MAX_TENANTS,
     MEMORY,
     Auth,
     Issuer,
@@ -36,6 +37,8 @@ from megaphone.settings import (
     Name,
     Nodes,
     Settings,
+    TenantLimits,
+    TenantName,
     Tls,
     Token,
     Webhook,
@@ -45,6 +48,7 @@ PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
 AGENT = "agent"
 WEBHOOKS = "webhooks"
+TENANTS = "tenants"
 WEBHOOKS_ALLOW = "webhooks_allow"
 NODES = "nodes"
 TLS = "tls"
@@ -61,6 +65,7 @@ FORMS = {
     AGENT: 'a name, or a table such as agent.virtual.node1 = "MASTER"',
     WEBHOOKS: 'tables such as webhooks.name = {hook = "on-channel-deleted", endpoint = URL}',
     AUTH: 'tables such as auth = {require = ["create"]} and auth.tokens.name = {sha256 = TEXT, …}',
+    TENANTS: "tables such as tenants.name = {writes_per_s = 500, channels = 1000}",
     NODES: "a table such as nodes = {secret = TEXT, open = false}",
     TLS: "a table such as tls = {certificate = FILE, key = FILE}",
 }
@@ -263,6 +268,9 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
     if WEBHOOKS in values:
         for name in checked[WEBHOOKS]:
             sources |= member_sources(WEBHOOKS, Webhook, values[WEBHOOKS], name)
+    if TENANTS in values:
+        for name in checked[TENANTS]:
+            sources |= member_sources(TENANTS, TenantLimits, values[TENANTS], name)
     for key, kind in TABLES.items():
         sources |= member_sources(key, kind, values.get(key, Value({}, DEFAULT)))
     sources |= auth_sources(values.get(AUTH, Value({}, DEFAULT)))
@@ -286,6 +294,8 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
 def convert(key: str, value: Value) -> Any:
     if key == WEBHOOKS:
         return webhooks_table(value)
+    if key == TENANTS:
+        return tenants_table(value)
     if key == NODES:
         return nodes_table(value)
     if key == TLS:
@@ -390,6 +400,18 @@ def check_webhooks(settings: Settings, sources: Mapping[str, str]) -> None:
                 f"{sources[path]}: {path} = … is not allowed, because its address is not public:"
                 f" {WEBHOOKS_ALLOW} lists the networks and hosts that webhooks may call besides"
             )
+
+
+def tenants_table(value: Value) -> dict[str, TenantLimits]:
+    """Check the tables of tenants member by member."""
+    if not isinstance(value.raw, dict) or len(value.raw) > MAX_TENANTS:
+        raise refused_unshown(
+            TENANTS, value.source, f"at most {MAX_TENANTS} tables: {FORMS[TENANTS]}"
+        )
+    for name in value.raw:
+        if not fits(name, TenantName):
+            raise refused(TENANTS, Value(name, value.source), f"as a name {allowed(TenantName)}")
+    return {name: checked_table(TenantLimits, TENANTS, value, name) for name in value.raw}
 
 
 def nodes_table(value: Value) -> Nodes:

@@ -132,9 +132,24 @@ class LimitExceeded(MegaphoneError):
     code = "LIMIT_EXCEEDED"
     retry_after_s = 10.0
 
-    def __init__(self, message: str, *, retry_after_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float = 10.0,
+        limit: str | None = None,
+        most: int | None = None,
+        tenant: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.limit = limit
+        """The name of the limit of a tenant, or of callers at one address; None for a limit that
+        all clients of the node share."""
+        self.most = most
+        """The largest number that the limit allows, if it allows a number of things."""
+        self.tenant = tenant
+        """The name, in metrics, of the tenant that has reached the limit."""
 
 
 class RateLimited(MegaphoneError):
@@ -143,9 +158,23 @@ class RateLimited(MegaphoneError):
     code = "RATE_LIMITED"
     retry_after_s = 1.0
 
-    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float = 1.0,
+        limit: str | None = None,
+        per_s: float | None = None,
+        tenant: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.limit = limit
+        """The name of the limit; None if that is not known."""
+        self.per_s = per_s
+        """How much the limit allows in a second."""
+        self.tenant = tenant
+        """The name, in metrics, of the tenant that has reached the limit."""
 
 
 class WriteTimeout(MegaphoneError):

@@ -36,6 +36,7 @@ DAY_S = 86_400
 DEFAULT_TENANT = "default"
 """The name of the tenant of callers for whom no other one is set."""
 MAX_CAPACITY = 100_000
+MAX_TENANTS = 100
 
 Name = Annotated[
     str,
@@ -269,6 +270,36 @@ class Tls:
     ports needs a certificate."""
 
 
+PerSecond = Annotated[
+    float, Meta(ge=0.001, le=1e12, description="a number a second, from 0.001 to 1e12")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantLimits:
+    """The share of one tenant. What is not set has no limit but those of the node."""
+
+    creates_per_s: PerSecond | None = None
+    """How many channels the tenant may create in a second on this node."""
+    channels: Annotated[int, whole(0, 100_000_000)] | None = None
+    """The largest number of channels of the tenant on this node, with a store in memory."""
+    reads: Annotated[int, whole(0, 100_000_000)] | None = None
+    """The largest number of channels that the tenant may read at once on this node."""
+    writes_per_s: PerSecond | None = None
+    """How many events the tenant may write in a second on this node. A batch counts its channels
+    times its messages."""
+    bytes_per_s: PerSecond | None = None
+    """The same in bytes of events."""
+    channel_ttl_secs: Seconds | None = None
+    """The TTL of a channel whose creator asks for none, in place of that of the node."""
+    max_channel_ttl_secs: Seconds | None = None
+    """The longest TTL for which a creator may ask, in place of that of the node."""
+    buffer_capacity: Annotated[int, whole(1, MAX_CAPACITY)] | None = None
+    """The capacity of a channel whose creator asks for none, in place of that of the node."""
+    max_buffer_capacity: Annotated[int, whole(1, MAX_CAPACITY)] | None = None
+    """The largest capacity for which a creator may ask, in place of that of the node."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """A token, and what its owner may do. The settings have only a hash of it."""
@@ -433,6 +464,13 @@ class Settings:
     writes as many events as its channels times its messages."""
     max_addresses: Annotated[int, whole(1, 10_000_000)] = 10_000
     """The largest number of addresses that one request may name."""
+
+    tenants: Annotated[Mapping[TenantName, TenantLimits], Meta(max_length=MAX_TENANTS)] = field(
+        default_factory=dict
+    )
+    """The shares of tenants, each under its own name; at most 100. Callers without a token, or
+    whose token names no tenant, are the tenant `default`. A tenant that is not here has the limits
+    of `default`, but counts for itself. [limits.md](limits.md) explains all of them."""
 
     # -- Webhooks, browsers and tools
 

@@ -14,7 +14,7 @@ from megaphone.cli.config import config_app
 from megaphone.config import KEYS, ConfigError, load
 from megaphone.core.agents import AGENT_NAME
 from megaphone.model import AgentMode
-from megaphone.settings import Nodes, Settings, Webhook
+from megaphone.settings import Nodes, Settings, TenantLimits, Webhook
 
 
 def write(directory: Path, text: str, name: str = "megaphone.toml") -> Path:
@@ -207,6 +207,33 @@ def test_webhooks_are_read_from_the_environment(tmp_path: Path) -> None:
         "megaphone_webhooks.audit.secret": "x y",
     }
     assert load(tmp_path, environment).settings.webhooks == {"audit": AUDIT}
+
+
+def test_tenants_are_read_from_a_file_and_the_environment(tmp_path: Path) -> None:
+    write(tmp_path, "[tenants.shop]\nwrites_per_s = 500\nchannels = 10\n[tenants.default]\n")
+    config = load(tmp_path, {"megaphone_tenants.shop.channels": "20"})
+    shop = TenantLimits(writes_per_s=500, channels=20)
+    assert config.settings.tenants == {"shop": shop, "default": TenantLimits()}
+    assert config.sources["tenants.shop.channels"] == "variable megaphone_tenants.shop.channels"
+    assert config.sources["tenants.shop.reads"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ('tenants = "shop"', "allowed is at most 100 tables"),
+        ("\n".join(f"[tenants.t{n}]" for n in range(101)), "allowed is at most 100 tables"),
+        ('[tenants."a b"]', "allowed is as a name 1 to 64 letters"),
+        ("[tenants.shop]\nwrites = 5", "tenants.shop.writes is not a known key"),
+        ("[tenants.shop]\nwrites_per_s = 0", "tenants.shop.writes_per_s = … is not allowed"),
+        ("[tenants.shop]\nchannels = -1", "a whole number from 0 to 100000000"),
+    ],
+)
+def test_tenants_that_are_wrong_are_refused(tmp_path: Path, text: str, what: str) -> None:
+    write(tmp_path, text)
+    with pytest.raises(ConfigError) as refused:
+        load(tmp_path, {})
+    assert what in str(refused.value)
 
 
 def test_a_webhook_may_have_its_secret_from_the_environment(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from msgspec import Meta
 
 from megaphone.config import FORMS
-from megaphone.settings import Auth, Issuer, Nodes, Settings, Tls, Token, Webhook
+from megaphone.settings import Auth, Issuer, Nodes, Settings, TenantLimits, Tls, Token, Webhook
 
 INTRODUCTION = """\
 # Settings
@@ -47,6 +47,7 @@ TABLES: Mapping[str, tuple[str, type]] = {
     "auth.tokens": ("auth.tokens.NAME.", Token),
     "auth.issuers": ("auth.issuers.NAME.", Issuer),
     "nodes": ("nodes.", Nodes),
+    "tenants": ("tenants.NAME.", TenantLimits),
     "tls": ("tls.", Tls),
     "webhooks": ("webhooks.NAME.", Webhook),
 }

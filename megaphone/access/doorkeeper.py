@@ -12,7 +12,7 @@ from megaphone.access.audit import RefusedProofs
 from megaphone.access.ports import InvalidToken, Verifier
 from megaphone.access.tokens import by_digest, digest_of, grant_of
 from megaphone.core.access import ANYONE, Caller, Peer
-from megaphone.core.tenants import DEFAULT, Tenants
+from megaphone.core.tenants import Tenants
 from megaphone.errors import MegaphoneError, TokenExpired
 from megaphone.settings import Auth, Settings, Token
 
@@ -54,8 +54,8 @@ class Doorkeeper:
         self._clock = clock
         self._verifiers = verifiers
         self._on_change = on_change
-        self._nobody = Caller("anyone", DEFAULT, has_proof=False)
-        """Who has no proof, if the settings ask anybody for one."""
+        self._nobody = Caller("anyone", tenants.default, has_proof=False)
+        """Who has no proof, if the settings ask anybody for one or limit the tenant `default`."""
         self._tokens: dict[str, Caller] = {}
         """The owners of the tokens in the settings, by the hashes of those."""
         self._verified: WeakSet[Caller] = WeakSet()
@@ -79,7 +79,8 @@ class Doorkeeper:
 
     def _take(self, auth: Auth) -> None:
         self._required = frozenset(auth.require)
-        self._is_open = not (auth.require or auth.tokens or auth.issuers)
+        is_limited = self._tenants.default.is_limited
+        self._is_open = not (auth.require or auth.tokens or auth.issuers or is_limited)
         self._nobody.change((), self._required)
         self._take_tokens(auth.tokens.items())
         for caller in self._verified:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from megaphone.config import DEFAULT, KEYS, VARIABLE, Config
-from megaphone.settings import Auth, Issuer, Nodes, Settings, Tls, Token, Webhook
+from megaphone.settings import Auth, Issuer, Nodes, Settings, TenantLimits, Tls, Token, Webhook
 
 HIDDEN = "…"
 
@@ -44,11 +44,13 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
         yield from table(f"auth.issuers.{name}", issuer, loaded.sources, secrets)
     for name, webhook in loaded.settings.webhooks.items():
         yield from table(f"webhooks.{name}", webhook, loaded.sources, secrets)
+    for name, limits in loaded.settings.tenants.items():
+        yield from table(f"tenants.{name}", limits, loaded.sources, secrets)
 
 
 def table(
     path: str,
-    members: Nodes | Tls | Webhook | Auth | Token | Issuer,
+    members: Nodes | Tls | Webhook | Auth | Token | Issuer | TenantLimits,
     sources: Mapping[str, str],
     secrets: bool,
 ) -> Iterator[str]:

@@ -22,7 +22,7 @@ from megaphone.core.pace import ADDRESS_WORK, SLICE, loop_time
 from megaphone.core.ports import Lease, Observer, Store, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
-from megaphone.core.tenants import Tenant
+from megaphone.core.tenants import Tenant, Tenants
 from megaphone.core.writing import Writing, checked, checked_streams
 from megaphone.errors import (
     BadRequest,
@@ -67,9 +67,17 @@ class Broker(Writing):
     """
 
     def __init__(
-        self, *, store: Store, agents: Agents, settings: Settings, observer: Observer
+        self,
+        *,
+        store: Store,
+        agents: Agents,
+        settings: Settings,
+        observer: Observer,
+        tenants: Tenants | None = None,
     ) -> None:
+        """Without `tenants`, no tenant has a limit of its own."""
         super().__init__(store=store, agents=agents, settings=settings, observer=observer)
+        self._tenants = tenants or Tenants()
         self._poll_duration_s = settings.poll_duration_millis / 1000
         self._max_read_s = max(self._poll_duration_s, settings.max_read_secs)
         self._allowed = AllowedOptions(
@@ -97,15 +105,15 @@ class Broker(Writing):
         Raises: the errors of `Caller.check`; BadRequest, when `protocols` is not empty and none of
             them is supported, or when `options` asks for more than the settings allow;
             PayloadTooLarge, when there are more than `MAX_PROTOCOLS`; NoAgentAvailable;
-            LimitExceeded; ShuttingDown.
+            RateLimited; LimitExceeded; ShuttingDown.
         """
         channel_id, channel = self._new_channel(caller, protocols)
-        await self._store.create(
-            channel_id,
-            channel.consumer_address,
-            self._allowed.checked(options),
-            caller.tenant,
-        )
+        tenant, options = self._take_create(caller, options)
+        try:
+            await self._store.create(channel_id, channel.consumer_address, options, tenant)
+        except BaseException:
+            tenant.give_back_create()
+            raise
         self._observer.channel_created()
         return channel
 
@@ -121,14 +129,26 @@ class Broker(Writing):
             errors of `create`.
         """
         channel_id, channel = self._new_channel(caller, protocols)
-        self._store.create_nowait(
-            channel_id,
-            channel.consumer_address,
-            self._allowed.checked(options),
-            caller.tenant,
-        )
+        tenant, options = self._take_create(caller, options)
+        try:
+            self._store.create_nowait(channel_id, channel.consumer_address, options, tenant)
+        except BaseException:
+            tenant.give_back_create()
+            raise
         self._observer.channel_created()
         return channel
+
+    def _take_create(
+        self, caller: Caller, options: ChannelOptions
+    ) -> tuple[Tenant, ChannelOptions]:
+        """Count a creation. Returns: the tenant of the new channel, and its options.
+
+        Raises: BadRequest; RateLimited; LimitExceeded.
+        """
+        tenant = self._tenants.own(caller.tenant)
+        chosen = tenant.options_of(options, self._allowed)
+        tenant.take_create(loop_time(), count_channels=not self.has_remote_store)
+        return tenant, chosen
 
     def _new_channel(self, caller: Caller, protocols: Sequence[str]) -> tuple[bytes, NewChannel]:
         """Return the id and the addresses for a new channel, which is not in the store yet."""
@@ -226,6 +246,7 @@ class Broker(Writing):
         and it is at most `within_s`.
 
         Raises: the errors of `Caller.check_streams`; BadRequest; ChannelNotFound; ReaderBusy;
+            LimitExceeded, when the tenant of the caller reads as many channels as it may;
             AgentMoved; ShuttingDown.
         """
         tenant = checked_streams(caller, Action.READ, options.streams)
@@ -242,9 +263,14 @@ class Broker(Writing):
         self._refuse_if_shutting_down()
         await self._settled((address,))
         consumer = self._consumer(address)
-        lease = await self._store.open(
-            consumer.channel_id, address, checked_options(options), tenant
-        )
+        checked_options(options)
+        owner = self._tenants.own(caller.tenant)
+        owner.begin_read()
+        try:
+            lease = await self._store.open(consumer.channel_id, address, options, tenant)
+        except BaseException:
+            owner.end_read()
+            raise
         return self._reader(caller, lease, address, options, within_s)
 
     def read_many(
@@ -311,9 +337,14 @@ class Broker(Writing):
         if self._agents.any_unsettled:
             raise WouldBlock
         consumer = self._consumer(address)
-        lease = self._store.open_nowait(
-            consumer.channel_id, address, checked_options(options), tenant
-        )
+        checked_options(options)
+        owner = self._tenants.own(caller.tenant)
+        owner.begin_read()
+        try:
+            lease = self._store.open_nowait(consumer.channel_id, address, options, tenant)
+        except BaseException:
+            owner.end_read()
+            raise
         return self._reader(caller, lease, address, options)
 
     def _reader(
@@ -409,6 +440,7 @@ class Broker(Writing):
 
     def _on_read_end(self, reader: Reader) -> None:
         self._readers.discard(reader)
+        self._tenants.own(reader.caller.tenant).end_read()
         self._read_ended.set()
 
     @property

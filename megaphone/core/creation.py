@@ -15,9 +15,30 @@ class AllowedOptions:
 
     max_ttl_s: float
     max_capacity: int
+    ttl_s: float | None = None
+    """The TTL of a channel whose creator chooses none; None means that of the node."""
+    capacity: int | None = None
+    """The same for the capacity."""
+
+    def of_tenant(self, default: ChannelOptions, most: ChannelOptions) -> "AllowedOptions":
+        """Return what the creators of a tenant may choose. `default` is what its channels have, and
+        `most` the largest that they may have, as far as that differs from the node."""
+        ttl_s = self.ttl_s if default.ttl_s is None else default.ttl_s
+        capacity = self.capacity if default.capacity is None else default.capacity
+        return AllowedOptions(
+            max_ttl_s=max(ttl_s or 0.0, self.max_ttl_s if most.ttl_s is None else most.ttl_s),
+            max_capacity=max(
+                capacity or 0, self.max_capacity if most.capacity is None else most.capacity
+            ),
+            ttl_s=ttl_s,
+            capacity=capacity,
+        )
 
     def checked(self, options: ChannelOptions) -> ChannelOptions:
-        """Check and return the options of a new channel. Raises: BadRequest, naming the maximum."""
+        """Check the options of a new channel, and return them with the defaults.
+
+        Raises: BadRequest, naming the maximum.
+        """
         ttl_s, capacity = options.ttl_s, options.capacity
         # A comparison with NaN is false, so this refuses NaN too.
         if ttl_s is not None and not SHORTEST_TTL_S <= ttl_s <= self.max_ttl_s:
@@ -32,4 +53,8 @@ class AllowedOptions:
             )
         if options.label:
             checked_label(options.label)
-        return options
+        return ChannelOptions(
+            self.capacity if capacity is None else capacity,
+            self.ttl_s if ttl_s is None else ttl_s,
+            options.label,
+        )

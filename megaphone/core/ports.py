@@ -462,6 +462,10 @@ class Observer(Protocol):
     def events_unroutable(self, count: int) -> None:
         """`count` events were written to a channel that does not exist."""
 
+    def refused(self, error: MegaphoneError) -> None:
+        """A client got an error for its call, or for a part of it that a limit of its tenant
+        refuses. The faces report calls, and the core reports parts."""
+
     def writer_timed_out(self) -> None:
         """A writer has found no free place in time."""
 

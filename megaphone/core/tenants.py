@@ -1,28 +1,188 @@
-"""The tenants of a node: who has a share of it."""
+"""The tenants of a node: who has a share of it, and how large that share is."""
 
 import re
-from typing import final
+from collections.abc import Callable, Mapping
+from typing import Final, final
 from weakref import WeakValueDictionary
 
-from megaphone.errors import BadRequest
-from megaphone.model import MAX_TENANT_LENGTH
+from megaphone.core.creation import AllowedOptions
+from megaphone.core.quotas import Rate
+from megaphone.errors import BadRequest, LimitExceeded, RateLimited
+from megaphone.model import MAX_TENANT_LENGTH, ChannelOptions
+from megaphone.settings import Settings, TenantLimits
 
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TENANT_LENGTH}}}")
+NO_LIMITS: Final = TenantLimits()
+OTHER: Final = "other"
+"""What metrics call all tenants that are not in the settings."""
+READ_AGAIN_S: Final = 1.0
+"""When a client should ask again for a read, or for a channel, that its tenant may not have now."""
+CREATE_AGAIN_S: Final = 10.0
+SHORTEST_SHOWN_S: Final = 0.001
 
 
 @final
 class Tenant:
-    """One who has a share of the node. There is one object for each tenant, and callers and
-    channels of the same tenant refer to the same object."""
+    """One who has a share of the node. Callers and channels of the same tenant refer to the same
+    object. Each method takes effect at once; `now` is the time of the event loop."""
 
-    __slots__ = ("__weakref__", "name")
+    __slots__ = (
+        "__weakref__",
+        "_bytes",
+        "_creates",
+        "_writes",
+        "channels",
+        "label",
+        "limits",
+        "name",
+        "reads",
+    )
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, limits: TenantLimits = NO_LIMITS, label: str = OTHER) -> None:
+        self.name: Final = name
+        self.channels = 0
+        """How many channels of this tenant the store of this node has in memory."""
+        self.reads = 0
+        """How many channels this tenant reads on this node."""
+        self._creates: Rate | None = None
+        self._writes: Rate | None = None
+        self._bytes: Rate | None = None
+        self.change(limits, label)
+
+    def change(self, limits: TenantLimits, label: str) -> None:
+        """Set the size of the share. What was counted so far stays so."""
+        self.limits = limits
+        self.label = label
+        """The name of the tenant in metrics."""
+        self._creates = changed(self._creates, limits.creates_per_s)
+        self._writes = changed(self._writes, limits.writes_per_s)
+        self._bytes = changed(self._bytes, limits.bytes_per_s)
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether any limit is set."""
+        return self.limits != NO_LIMITS
+
+    # -- Channels
+
+    def options_of(self, asked: ChannelOptions, allowed: AllowedOptions) -> ChannelOptions:
+        """Return the options of a new channel of this tenant. `allowed` is what the node allows.
+
+        Raises: BadRequest, naming the maximum.
+        """
+        limits = self.limits
+        if limits is NO_LIMITS:
+            return allowed.checked(asked)
+        default = ChannelOptions(limits.buffer_capacity, limits.channel_ttl_secs)
+        return allowed.of_tenant(
+            default, ChannelOptions(limits.max_buffer_capacity, limits.max_channel_ttl_secs)
+        ).checked(asked)
+
+    def take_create(self, now: float, *, count_channels: bool) -> None:
+        """Count a channel that the tenant creates. With `count_channels`, the channels that the
+        tenant has are counted here, and not in a shared store.
+
+        Raises: RateLimited, LimitExceeded. Nothing is counted then.
+        """
+        most, rate = self.limits.channels, self._creates
+        if most is not None and count_channels and self.channels >= most:
+            raise self.too_many_channels(most)
+        if rate is not None:
+            if wait_s := rate.wait_s(1.0, now):
+                raise self.too_many_creates(rate.per_s, wait_s)
+            rate.take(1.0, now)
+
+    def give_back_create(self) -> None:
+        """Count a channel less, because it was not created."""
+        if self._creates is not None:
+            self._creates.give_back(1.0)
+
+    def too_many_channels(self, most: int) -> LimitExceeded:
+        return LimitExceeded(
+            f"tenant {self.name} has as many channels as it may: {most} (channels)",
+            retry_after_s=CREATE_AGAIN_S,
+            limit="channels",
+            most=most,
+            tenant=self.label,
+        )
+
+    def too_many_creates(self, per_s: float, wait_s: float) -> RateLimited:
+        return self._rate_limited(f"create {per_s:g} channels", "creates_per_s", per_s, wait_s)
+
+    # -- Writes
+
+    def take_writes(self, events: int, size: int, now: float) -> None:
+        """Count events that the tenant writes, of `size` bytes together.
+
+        Raises: RateLimited. Nothing is counted then.
+        """
+        writes, in_bytes = self._writes, self._bytes
+        if writes is not None and (wait_s := writes.wait_s(events, now)):
+            raise self._rate_limited(
+                f"write {writes.per_s:g} events", "writes_per_s", writes.per_s, wait_s
+            )
+        if in_bytes is not None:
+            if wait_s := in_bytes.wait_s(size, now):
+                raise self._rate_limited(
+                    f"write {in_bytes.per_s:.0f} bytes", "bytes_per_s", in_bytes.per_s, wait_s
+                )
+            in_bytes.take(size, now)
+        if writes is not None:
+            writes.take(events, now)
+
+    def give_back_writes(self, events: int, size: int) -> None:
+        """Count events less, because they were not written."""
+        if self._writes is not None:
+            self._writes.give_back(events)
+        if self._bytes is not None:
+            self._bytes.give_back(size)
+
+    # -- Reads
+
+    def begin_read(self) -> None:
+        """Count a channel that the tenant reads.
+
+        Raises: LimitExceeded, if it reads as many as it may. Nothing is counted then.
+        """
+        most = self.limits.reads
+        if most is not None and self.reads >= most:
+            raise LimitExceeded(
+                f"tenant {self.name} reads as many channels as it may: {most} (reads)",
+                retry_after_s=READ_AGAIN_S,
+                limit="reads",
+                most=most,
+                tenant=self.label,
+            )
+        self.reads += 1
+
+    def end_read(self) -> None:
+        """Count a read less."""
+        self.reads -= 1
+
+    def _rate_limited(self, may: str, limit: str, per_s: float, wait_s: float) -> RateLimited:
+        """Return the error for something that may happen again in `wait_s`."""
+        return RateLimited(
+            f"tenant {self.name} may {may} a second ({limit});"
+            f" call again in {max(SHORTEST_SHOWN_S, wait_s):.3g} s",
+            retry_after_s=wait_s,
+            limit=limit,
+            per_s=per_s,
+            tenant=self.label,
+        )
 
 
-DEFAULT = Tenant("default")
-"""The tenant of callers for whom no other one is configured."""
+def changed(rate: Rate | None, per_s: float | None) -> Rate | None:
+    """Return a rate for another limit. What is not paid off yet stays so."""
+    if per_s is None:
+        return None
+    if rate is None:
+        return Rate(per_s)
+    rate.change(per_s)
+    return rate
+
+
+DEFAULT: Final = Tenant("default", label="default")
+"""The tenant of callers on a node that has limited none."""
 
 
 def checked_tenant(name: str) -> str:
@@ -40,20 +200,52 @@ def checked_tenant(name: str) -> str:
 class Tenants:
     """The tenants of one node, by their names."""
 
-    def __init__(self) -> None:
-        self.default = DEFAULT
+    def __init__(self, limits: Mapping[str, TenantLimits] | None = None) -> None:
+        """`limits` are the shares, by the names of the tenants."""
+        self._limits = dict(limits or {})
+        of_default = self._limits.get(DEFAULT.name, NO_LIMITS)
+        self.default = Tenant(DEFAULT.name, of_default, DEFAULT.name)
         """The tenant of callers for whom no other one is configured."""
+        self._configured = {name: self._new(name) for name in self._limits}
         self._others: WeakValueDictionary[str, Tenant] = WeakValueDictionary()
-        """Tenants that only other nodes have configured. They live as long as their channels."""
+        """Tenants that are not in the settings. They live as long as their channels and callers."""
 
     def named(self, name: str) -> Tenant:
         """Return the tenant with a name. An empty name means `default`.
 
-        A tenant that is not configured here has no limits here, but its channels are its own.
+        A tenant that is not in the settings has the limits of `default`, and counts for itself.
         """
         if not name or name == self.default.name:
             return self.default
-        tenant = self._others.get(name)
+        tenant = self._configured.get(name) or self._others.get(name)
         if tenant is None:
-            tenant = self._others[name] = Tenant(name)
+            tenant = self._others[name] = self._new(name)
         return tenant
+
+    def own(self, tenant: Tenant) -> Tenant:
+        """Return the tenant of this node in place of `DEFAULT`, which all nodes have."""
+        return self.default if tenant is DEFAULT else tenant
+
+    def _new(self, name: str) -> Tenant:
+        return Tenant(name, *self._share_of(name))
+
+    def _share_of(self, name: str) -> tuple[TenantLimits, str]:
+        """Return the limits of a tenant, and its name in metrics."""
+        if name == DEFAULT.name or name in self._limits:
+            return self._limits.get(name, NO_LIMITS), name
+        return self._limits.get(DEFAULT.name, NO_LIMITS), OTHER
+
+    def prepare(self, settings: Settings) -> Callable[[], None]:
+        """Fulfils `megaphone.reload.Reloadable`. Each tenant keeps its object and its counts."""
+        return lambda: self._take(settings.tenants)
+
+    def _take(self, limits: Mapping[str, TenantLimits]) -> None:
+        known = {**self._others, **self._configured}
+        self._limits = dict(limits)
+        known[DEFAULT.name] = self.default
+        for name, tenant in known.items():
+            tenant.change(*self._share_of(name))
+        self._configured = {name: known.get(name) or self._new(name) for name in limits}
+        self._others = WeakValueDictionary(
+            {name: one for name, one in known.items() if name not in self._configured}
+        )

@@ -44,6 +44,7 @@ from megaphone.errors import (
     PermissionDenied,
     RateLimited,
     ShuttingDown,
+    StoreUnavailable,
     Unavailable,
     WriteTimeout,
 )
@@ -84,13 +85,15 @@ class Writing:
         Returns: the id of the event, or of an earlier event that was accepted with the same
             idempotency key less than 60 s ago.
         Raises: BadRequest; the errors of `Caller.check`; PermissionDenied, for a consumer address;
-            ChannelNotFound; PayloadTooLarge; LimitExceeded; WriteTimeout; AgentMoved; ShuttingDown.
+            ChannelNotFound; PayloadTooLarge; RateLimited; LimitExceeded; WriteTimeout; AgentMoved;
+            ShuttingDown.
         """
         try:
             return self.write_nowait(caller, address, new)
         except WouldBlock:
             tenant = checked(caller, Action.WRITE, new.stream_id)
             event = await self._new_event(new)
+            take_writes(caller, 1, len(new.body))
             return await self._write_waiting(address, event, new.request_id, tenant)
         except ChannelNotFound:
             self._observer.events_unroutable(1)
@@ -103,7 +106,7 @@ class Writing:
             large body, or for a cut-over; also the errors of `write`. In each case nothing has
             changed, and nothing was counted, so that the caller may call `write` instead.
         """
-        return self._append_nowait(self._checked_write(caller, address, new))
+        return self._append_nowait(caller, new, self._checked_write(caller, address, new))
 
     def write_all_nowait(
         self, writes: Sequence[tuple[Caller, str, NewEvent]]
@@ -118,9 +121,11 @@ class Writing:
             except (MegaphoneError, WouldBlock) as error:
                 checked.append(error.with_traceback(None))
         results: list[str | MegaphoneError | WouldBlock] = []
-        for one in checked:
+        for (caller, _, new), one in zip(writes, checked, strict=True):
             try:
-                results.append(self._append_nowait(one) if isinstance(one, Append) else one)
+                results.append(
+                    self._append_nowait(caller, new, one) if isinstance(one, Append) else one
+                )
             except (MegaphoneError, WouldBlock) as error:
                 results.append(error.with_traceback(None))
         return results
@@ -137,11 +142,24 @@ class Writing:
     def _checked_write(
         self, caller: Caller, address: str, new: NewEvent, event: Event | None = None
     ) -> Append:
+        """Check a write, and count it against the share of the caller's tenant. If it is not made,
+        `give_back_writes` must be called."""
         if self._shutting_down:
             raise ShuttingDown
-        tenant = None
-        if caller is not ANYONE:
-            tenant = caller.check(Action.WRITE, loop_time(), new.stream_id)
+        if caller is ANYONE:
+            return self._new_append(address, new, event, None)
+        now, size = loop_time(), len(new.body)
+        tenant = caller.check(Action.WRITE, now, new.stream_id)
+        caller.tenant.take_writes(1, size, now)
+        try:
+            return self._new_append(address, new, event, tenant)
+        except Exception:
+            caller.tenant.give_back_writes(1, size)
+            raise
+
+    def _new_append(
+        self, address: str, new: NewEvent, event: Event | None, tenant: Tenant | None
+    ) -> Append:
         if len(new.body) > CHECKED_AT_ONCE:
             raise WouldBlock
         agents = self._agents
@@ -153,8 +171,12 @@ class Writing:
             check_request_id(new)
         return new_tuple(Append, (self._writable_channel(address), event, new.request_id, tenant))
 
-    def _append_nowait(self, append: Append) -> str:
-        stored = self._store.append_nowait(append)
+    def _append_nowait(self, caller: Caller, new: NewEvent, append: Append) -> str:
+        try:
+            stored = self._store.append_nowait(append)
+        except Exception:
+            give_back_writes(caller, 1, len(new.body))
+            raise
         if stored.is_new:
             self._observer.events_written(1)
         return stored.event_id
@@ -176,14 +198,21 @@ class Writing:
         Raises: as `write_nowait`. Then `on_result` is not called.
         """
         self._store.begin_append(
-            self._checked_write(caller, address, new), partial(self._conclude, on_result)
+            self._checked_write(caller, address, new),
+            partial(self._conclude, caller, len(new.body), on_result),
         )
 
     def _conclude(
-        self, on_result: Callable[[str | Exception], None], result: AppendResult | Exception
+        self,
+        caller: Caller,
+        size: int,
+        on_result: Callable[[str | Exception], None],
+        result: AppendResult | Exception,
     ) -> None:
         """Count an event that was accepted, and say so."""
         if not isinstance(result, Stored):
+            if not (isinstance(result, StoreUnavailable) and result.may_have_happened):
+                give_back_writes(caller, 1, size)
             on_result(result)
             return
         if result.is_new:
@@ -254,6 +283,11 @@ class Writing:
                 f"the message publishes {count} events; at most {allowed} are allowed"
                 " (max_batch_events)"
             )
+        try:
+            take_writes(caller, count, size_of(caller, (new for _, new in writes)))
+        except RateLimited as error:
+            self._observer.refused(error)
+            return [failure_of(error)] * count
         results: list[str | WriteFailure] = [SKIPPED_WRITE] * count
         behind: dict[str, deque[Line]] = {}
         """By address: the events that still have to be written to a full channel, in order; or,
@@ -289,6 +323,7 @@ class Writing:
                         if isinstance(result, ChannelNotFound):
                             self._observer.events_unroutable(1)
                         elif isinstance(result, MAY_HEAL):
+                            self._observer.refused(result)
                             behind[line.address] = deque()
         return results
 
@@ -427,6 +462,7 @@ class Writing:
                 raise type(error)(f"message {index}: {error}") from None
             if pace.is_used_up(EVENT_WORK + work_of(one.body)):
                 await asyncio.sleep(0)
+        take_writes(caller, *cost_of_batch(caller, addresses, new))
         return await self._write_to_all(addresses, Batch(events, request_id, tenant, pace), {})
 
     def begin_batch(
@@ -450,6 +486,7 @@ class Writing:
         if EVENT_WORK * len(bodies) + work_of_all(bodies) > SLICE:
             raise WouldBlock
         events = events_of(members, checked_bodies(bodies, self._max_body_bytes))
+        take_writes(caller, *cost_of_batch(caller, addresses, members))
         accepted = {address: self._accept_run(address, events, tenant) for address in addresses}
         if all(count == len(events) for count in accepted.values()):
             return BatchWritten(events, len(events) if addresses else 0, {}, ())
@@ -513,6 +550,8 @@ class Writing:
                         refused[address] = batch.refused(line.number, result)
                         if isinstance(result, ChannelNotFound):
                             self._observer.events_unroutable(len(batch.events) - line.number)
+                        else:
+                            self._observer.refused(result)
                 await asyncio.sleep(0)
         return await batch.written(addresses, refused)
 
@@ -603,6 +642,35 @@ def checked_streams(
     if caller is ANYONE:
         return None
     return caller.check_streams(action, loop_time(), stream_ids)
+
+
+def take_writes(caller: Caller, events: int, size: int) -> None:
+    """Count events, of `size` bytes together, against the share of the caller's tenant.
+
+    Raises: RateLimited.
+    """
+    if caller is not ANYONE:
+        caller.tenant.take_writes(events, size, loop_time())
+
+
+def give_back_writes(caller: Caller, events: int, size: int) -> None:
+    """Count events less, because they were not written."""
+    if caller is not ANYONE:
+        caller.tenant.give_back_writes(events, size)
+
+
+def size_of(caller: Caller, new: Iterable[NewEvent]) -> int:
+    """Return how many bytes some events have together, if a limit needs to know."""
+    if caller is ANYONE or caller.tenant.limits.bytes_per_s is None:
+        return 0
+    return sum([len(one.body) for one in new])
+
+
+def cost_of_batch(
+    caller: Caller, addresses: Sequence[str], new: Sequence[NewEvent]
+) -> tuple[int, int]:
+    """Return how many events a batch writes in all its channels, and how many bytes they have."""
+    return len(addresses) * len(new), len(addresses) * size_of(caller, new)
 
 
 def event_of(new: NewEvent, body: bytes) -> Event:

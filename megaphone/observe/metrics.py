@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, generate_latest
 
 from megaphone.core.budget import Budget
+from megaphone.errors import LimitExceeded, MegaphoneError, RateLimited
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DURATION_BUCKETS_S = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
@@ -122,6 +123,9 @@ class Metrics:
         self.writers_waiting = 0
         self.writes_timed_out = 0
         self.reads_cut_off = 0
+        self.refusals: dict[tuple[str, str], int] = {}
+        """How often a tenant was refused something, by its name in metrics and the limit that it
+        had reached."""
         self._durations = [0] * (len(DURATION_BUCKETS_S) + 1)
         self._durations_sum_s = 0.0
         self.store: Callable[[], Mapping[str, object]] | None = None
@@ -171,6 +175,11 @@ class Metrics:
 
     def events_lost(self, count: int) -> None:
         self.messages_lost += count
+
+    def refused(self, error: MegaphoneError) -> None:
+        if isinstance(error, (LimitExceeded, RateLimited)) and error.tenant and error.limit:
+            key = error.tenant, error.limit
+            self.refusals[key] = self.refusals.get(key, 0) + 1
 
     def writer_timed_out(self) -> None:
         self.writes_timed_out += 1

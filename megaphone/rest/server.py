@@ -12,7 +12,7 @@ from megaphone.core.budget import Budget
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.connection.protocol import Answering, Host
 from megaphone.rest.cors import Origins, allow_origins
-from megaphone.rest.errors import Handler, refuse_route, with_error_responses
+from megaphone.rest.errors import Handler, OnError, ignore, refuse_route, with_error_responses
 from megaphone.rest.probes import HEALTH_PATHS
 from megaphone.rest.requests import BUDGET
 from megaphone.rest.resource import ResourceMetadata
@@ -35,10 +35,11 @@ class HttpServer:
         lane: Answering | None = None,
         resource: ResourceMetadata | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
+        on_error: OnError = ignore,
     ) -> None:
         """`lane` answers the most frequent requests without aiohttp, if it is given. `resource`
         says where clients get tokens. `tls` returns what each new connection needs for TLS; without
-        it, connections are plain."""
+        it, connections are plain. `on_error` is called with each error that a client gets."""
         app = web.Application(client_max_size=max_body_bytes)
         app[BUDGET] = budget
         for route in routes:
@@ -60,6 +61,7 @@ class HttpServer:
         self._budget = budget
         self._lane = lane
         self._tls = tls
+        self._on_error = on_error
         self._host: Host | None = None
         self._listener: asyncio.Server | None = None
 
@@ -69,7 +71,7 @@ class HttpServer:
         server = self._runner.server
         assert server is not None
         # Around the handler of all requests, so that it sees the errors of the router too.
-        handler = with_error_responses(server.request_handler)
+        handler = with_error_responses(server.request_handler, self._on_error)
         self._host = Host(
             server, self._connections, self._budget, HEALTH_PATHS, self._lane, self._tls
         )

@@ -24,13 +24,20 @@ DETAILS_KEY = "grpc-status-details-bin"
 # Handlers of every service pass here, so their types are as open as those of grpcio.
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler = Callable[[Any, Context], Any]
+OnError = Callable[[MegaphoneError], None]
+
+
+def ignore(error: MegaphoneError) -> None:
+    """Do nothing with an error."""
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Makes every handler fail with our statuses, and refuse lists of more than `max_members`."""
 
-    def __init__(self, max_members: int = sys.maxsize) -> None:
+    def __init__(self, max_members: int = sys.maxsize, on_error: OnError = ignore) -> None:
+        """`on_error` is called with each error that a client gets."""
         self._max_members = max_members
+        self._on_error = on_error
         self.calls_begun = 0
         """How many calls have arrived since the start."""
 
@@ -47,7 +54,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         behaviour = getattr(handler, kind)
         wrap = stream_with_error_statuses if handler.request_streaming else with_error_statuses
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            wrap(handler_call_details.method, behaviour),
+            wrap(handler_call_details.method, behaviour, self._on_error),
             lenient(handler.request_deserializer, self._max_members),
             or_serialized(handler.response_serializer),
         )
@@ -61,7 +68,7 @@ KINDS = {
 }
 
 
-def stream_with_error_statuses(method: str, behaviour: Handler) -> Handler:
+def stream_with_error_statuses(method: str, behaviour: Handler, on_error: OnError) -> Handler:
     """Do the same as `with_error_statuses`, for a handler that takes a stream of requests."""
     if inspect.isasyncgenfunction(behaviour):
 
@@ -69,15 +76,15 @@ def stream_with_error_statuses(method: str, behaviour: Handler) -> Handler:
             async for response in behaviour(all_readable(requests), context):
                 yield response
 
-        return with_error_statuses(method, generate)
+        return with_error_statuses(method, generate, on_error)
 
     async def call(requests: Any, context: Context) -> Any:
         return await behaviour(all_readable(requests), context)
 
-    return with_error_statuses(method, call)
+    return with_error_statuses(method, call, on_error)
 
 
-def with_error_statuses(method: str, behaviour: Handler) -> Handler:
+def with_error_statuses(method: str, behaviour: Handler, on_error: OnError) -> Handler:
     """Return a handler that fails with our statuses.
 
     `behaviour` is a coroutine function or an asynchronous generator.
@@ -92,7 +99,7 @@ def with_error_statuses(method: str, behaviour: Handler) -> Handler:
         except Exception as error:
             failure = error
         del request
-        return await abort(failure, method, context)
+        return await abort(failure, method, context, on_error)
 
     async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
         try:
@@ -102,12 +109,12 @@ def with_error_statuses(method: str, behaviour: Handler) -> Handler:
         except Exception as error:
             failure = error
         del request
-        await abort(failure, method, context)
+        await abort(failure, method, context, on_error)
 
     return generate if inspect.isasyncgenfunction(behaviour) else call
 
 
-async def abort(error: Exception, method: str, context: Context) -> Never:
+async def abort(error: Exception, method: str, context: Context, on_error: OnError) -> Never:
     """End a call with the status that belongs to an error."""
     if isinstance(error, grpc.aio.AbortError):
         raise error  # the call has its status already
@@ -117,13 +124,16 @@ async def abort(error: Exception, method: str, context: Context) -> Never:
         errors.INTERNAL_GRPC_STATUS,
         None,
     )
+    limit = None
     if isinstance(error, MegaphoneError):
+        on_error(error)
         code, message, retry_after_s = error.code, str(error), error.retry_after_s
+        limit = errors.limit_of(error)
         status_name = errors.row_of(error).grpc_status
     else:
         log.error("%s failed", method, exc_info=error)
     # The frames of the error and of its causes hold the request.
     error.__traceback__ = error.__context__ = error.__cause__ = None
     status = grpc.StatusCode[status_name]
-    details = error_status(status.value[0], code, message, retry_after_s)
+    details = error_status(status.value[0], code, message, retry_after_s, limit)
     await context.abort(status, message, ((DETAILS_KEY, details),))

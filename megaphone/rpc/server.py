@@ -25,7 +25,7 @@ from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.callers import CallerInterceptor
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.encryption import server_credentials
-from megaphone.rpc.errors import ErrorInterceptor
+from megaphone.rpc.errors import ErrorInterceptor, OnError, ignore
 from megaphone.rpc.nodes import NodeInterceptor
 from megaphone.rpc.probes import HEALTH_SERVICE, Health
 from megaphone.rpc.reflection import serve_reflection
@@ -89,8 +89,10 @@ class GrpcServer:
         connection_age_s: float | None = None,
         shares_port: bool = False,
         tls: Callable[[], Contents] | None = None,
+        on_error: OnError = ignore,
     ) -> None:
         """`tls` returns the certificate for each new connection; without it, connections are plain.
+        `on_error` is called with each error that a client gets.
 
         With `shares_port`, other processes of the same user may listen on the same port.
 
@@ -101,7 +103,7 @@ class GrpcServer:
         """
         max_message_bytes = max_body_bytes + FRAMING_BYTES
         reception = ReceptionInterceptor(budget.limit_of_requests, max_message_bytes)
-        self._calls = ErrorInterceptor(max_members)
+        self._calls = ErrorInterceptor(max_members, on_error)
         self._server = grpc.aio.server(
             interceptors=[
                 self._calls,

@@ -3,6 +3,7 @@
 Both faces use it. Clients rebuild an error from its code, never from its text.
 """
 
+import math
 from dataclasses import dataclass
 
 from megaphone import errors
@@ -73,6 +74,34 @@ def challenge_of(error: MegaphoneError) -> str | None:
             return f'{BEARER}, error="insufficient_scope", scope="{SCOPE_PREFIX}{action}"'
         case _:
             return None
+
+
+def limit_of(error: MegaphoneError) -> str | None:
+    """Return the name of the limit of a tenant, or of one address, that an error reports; None if
+    it reports none."""
+    return error.limit if isinstance(error, errors.LimitExceeded | errors.RateLimited) else None
+
+
+def limit_headers(error: MegaphoneError) -> dict[str, str]:
+    """Return the headers `RateLimit` and `RateLimit-Policy` beside an error, which say what a
+    client may do and when it may do more; none if it reports no limit with a number."""
+    match error:
+        case errors.RateLimited(limit=str(limit), per_s=float() | int() as per_s):
+            window_s = 1 if per_s >= 1 else math.ceil(1 / per_s)
+            policy = f'"{limit}";q={max(1, int(per_s))};w={window_s}'
+        case errors.LimitExceeded(limit=str(limit), most=int(most)):
+            policy = f'"{limit}";q={most}'
+        case _:
+            return {}
+    return {
+        "RateLimit": f'"{limit}";r=0;t={whole_seconds(error.retry_after_s)}',
+        "RateLimit-Policy": policy,
+    }
+
+
+def whole_seconds(retry_after_s: float | None) -> int:
+    """Return the value of `Retry-After`, which knows only whole seconds: at least 1."""
+    return max(1, math.ceil(retry_after_s or 0))
 
 
 def error_from(code: str, message: str) -> MegaphoneError | None:

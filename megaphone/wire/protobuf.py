@@ -333,10 +333,18 @@ def node_view(view: NodeView) -> admin.WatchResponse:
     )
 
 
-def error_status(grpc_code: int, code: str, message: str, retry_after_s: float | None) -> bytes:
-    """Return a `google.rpc.Status` for the trailing metadata `grpc-status-details-bin`."""
+def error_status(
+    grpc_code: int,
+    code: str,
+    message: str,
+    retry_after_s: float | None,
+    limit: str | None = None,
+) -> bytes:
+    """Return a `google.rpc.Status` for the trailing metadata `grpc-status-details-bin`. `limit` is
+    the name of the limit that was reached."""
     status = Status(code=grpc_code, message=message)
-    status.details.add().Pack(ErrorInfo(reason=code, domain=DOMAIN))
+    metadata = {} if limit is None else {"limit": limit}
+    status.details.add().Pack(ErrorInfo(reason=code, domain=DOMAIN, metadata=metadata))
     if retry_after_s is not None:
         delay = Duration()
         delay.FromNanoseconds(int(retry_after_s * 1_000_000_000))

@@ -1,20 +1,37 @@
-"""The tenants of a node."""
+"""The tenants of a node: their names, and their limits in virtual time."""
 
 import gc
 
 import pytest
 
-from megaphone.core.tenants import DEFAULT, Tenants, checked_tenant
-from megaphone.errors import BadRequest
+from megaphone.core.creation import AllowedOptions
+from megaphone.core.tenants import DEFAULT, Tenant, Tenants, checked_tenant
+from megaphone.errors import BadRequest, LimitExceeded, RateLimited
+from megaphone.model import NO_OPTIONS, ChannelOptions
+from megaphone.settings import Settings, TenantLimits
+
+NODE = AllowedOptions(max_ttl_s=100.0, max_capacity=10)
 
 
 def test_a_name_has_one_tenant() -> None:
-    tenants = Tenants()
-    shop = tenants.named("shop")
+    tenants = Tenants({"shop": TenantLimits(reads=1)})
+    shop, bank = tenants.named("shop"), tenants.named("bank")
     assert shop.name == "shop"
     assert tenants.named("shop") is shop
-    assert tenants.named("bank") is not shop
-    assert tenants.named("") is tenants.named("default") is tenants.default is DEFAULT
+    assert tenants.named("bank") is bank is not shop
+    assert tenants.named("") is tenants.named("default") is tenants.own(DEFAULT) is tenants.default
+    assert tenants.own(shop) is shop
+
+
+def test_a_tenant_without_a_table_has_the_limits_of_the_default_for_itself() -> None:
+    tenants = Tenants({"default": TenantLimits(writes_per_s=1), "shop": TenantLimits()})
+    shop, bank, club = tenants.named("shop"), tenants.named("bank"), tenants.named("club")
+    assert not shop.is_limited
+    bank.take_writes(1, 1, 0.0)
+    club.take_writes(1, 1, 0.0)
+    with pytest.raises(RateLimited):
+        bank.take_writes(1, 1, 0.0)
+    assert (shop.label, bank.label, tenants.default.label) == ("shop", "other", "default")
 
 
 def test_a_tenant_that_nobody_has_configured_lives_as_long_as_its_channels() -> None:
@@ -30,3 +47,91 @@ def test_the_name_of_a_tenant_from_another_node_is_checked(name: str) -> None:
     with pytest.raises(BadRequest):
         checked_tenant(name)
     assert checked_tenant("") == ""
+
+
+def test_a_reload_changes_the_limits_and_keeps_the_counts() -> None:
+    tenants = Tenants({"shop": TenantLimits(writes_per_s=1, reads=2), "old": TenantLimits(reads=1)})
+    shop, old, other = tenants.named("shop"), tenants.named("old"), tenants.named("other")
+    shop.reads = 2
+    shop.take_writes(1, 0, 0.0)
+    limits = {
+        "shop": TenantLimits(writes_per_s=2, reads=3),
+        "default": TenantLimits(reads=0),
+        "other": TenantLimits(reads=7),
+    }
+    apply = tenants.prepare(Settings(tenants=limits))
+    assert shop.limits.reads == 2
+    apply()
+    assert [tenants.named(name) for name in ("shop", "old", "other")] == [shop, old, other]
+    shop.begin_read()
+    with pytest.raises(LimitExceeded):
+        shop.begin_read()
+    shop.end_read()
+    with pytest.raises(RateLimited) as refused:
+        shop.take_writes(2, 0, 0.0)
+    assert refused.value.retry_after_s == pytest.approx(1.0)
+    for tenant, most in ((old, 0), (tenants.default, 0), (other, 7)):
+        assert tenant.limits.reads == most
+    assert (old.label, tenants.default.label) == ("other", "default")
+
+
+def test_a_refusal_says_what_the_limit_is_and_when_it_is_over() -> None:
+    shop = Tenant("shop", TenantLimits(writes_per_s=500, bytes_per_s=1_000))
+    shop.take_writes(500, 0, 0.0)
+    with pytest.raises(RateLimited) as refused:
+        shop.take_writes(1, 1, 0.0)
+    assert str(refused.value) == (
+        "tenant shop may write 500 events a second (writes_per_s); call again in 0.002 s"
+    )
+    assert refused.value.retry_after_s == pytest.approx(0.002)
+    assert (refused.value.limit, refused.value.per_s) == ("writes_per_s", 500)
+    shop.take_writes(1, 2_500, 1.0)  # more than a second has, so that it is paid off
+    with pytest.raises(RateLimited) as refused:
+        shop.take_writes(1, 1, 2.0)
+    assert refused.value.limit == "bytes_per_s"
+    assert refused.value.retry_after_s == pytest.approx(0.501)
+
+
+def test_what_is_refused_by_one_rate_is_not_counted_by_the_other() -> None:
+    shop = Tenant("shop", TenantLimits(writes_per_s=2, bytes_per_s=10))
+    shop.take_writes(1, 10, 0.0)
+    for _ in range(5):
+        with pytest.raises(RateLimited):
+            shop.take_writes(1, 10, 0.0)
+    shop.give_back_writes(0, 10)
+    shop.take_writes(1, 10, 0.0)
+    with pytest.raises(RateLimited) as refused:
+        shop.take_writes(1, 0, 0.0)
+    assert refused.value.limit == "writes_per_s"
+
+
+def test_creations_are_counted_in_a_second_and_altogether() -> None:
+    shop = Tenant("shop", TenantLimits(creates_per_s=2, channels=3))
+    for _ in range(2):
+        shop.take_create(0.0, count_channels=True)
+    with pytest.raises(RateLimited) as rate:
+        shop.take_create(0.0, count_channels=True)
+    assert rate.value.limit == "creates_per_s"
+    assert rate.value.retry_after_s == pytest.approx(0.5)
+    shop.give_back_create()
+    shop.take_create(0.0, count_channels=True)
+    shop.channels = 3
+    with pytest.raises(LimitExceeded) as count:
+        shop.take_create(10.0, count_channels=True)
+    assert (count.value.limit, count.value.most) == ("channels", 3)
+    shop.take_create(10.0, count_channels=False)
+
+
+def test_a_tenant_has_defaults_and_maxima_for_its_channels() -> None:
+    plain = Tenant("plain")
+    assert plain.options_of(NO_OPTIONS, NODE) == NO_OPTIONS
+    shop = Tenant("shop", TenantLimits(channel_ttl_secs=7, max_buffer_capacity=5))
+    assert shop.options_of(NO_OPTIONS, NODE) == ChannelOptions(None, 7)
+    assert shop.options_of(ChannelOptions(5, 100, "x"), NODE) == ChannelOptions(5, 100, "x")
+    with pytest.raises(BadRequest, match="1 to 5 events"):
+        shop.options_of(ChannelOptions(6), NODE)
+    large = Tenant("large", TenantLimits(channel_ttl_secs=500, buffer_capacity=50))
+    assert large.options_of(NO_OPTIONS, NODE) == ChannelOptions(50, 500)
+    assert large.options_of(ChannelOptions(50, 500), NODE) == ChannelOptions(50, 500)
+    with pytest.raises(BadRequest, match="to 500 seconds"):
+        large.options_of(ChannelOptions(None, 501), NODE)

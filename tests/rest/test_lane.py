@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from megaphone.access.tokens import digest_of
 from megaphone.model import Action
-from megaphone.settings import Auth, Token
+from megaphone.settings import Auth, TenantLimits, Token
 from tests.rest.lane import corpus, grammar
 from tests.rest.lane.exchange import Exchange
 from tests.rest.lane.sides import Pair, both_sides
@@ -85,6 +85,7 @@ async def test_requests_that_are_split_at_any_byte(pair: Pair, name: str, is_slo
         {"buffer_capacity": 2, "write_timeout_millis": 500},  # each channel is full at the start
         {"legacy_channel_id_writes": True},
         {"max_batch_events": 2, "max_addresses": 1, "max_body_bytes": 100},
+        {"tenants": {"default": TenantLimits(reads=1_000, writes_per_s=1e9, bytes_per_s=1e9)}},
     ],
     ids=lambda changes: " ".join(changes),
 )

@@ -6,9 +6,12 @@ import grpc
 import pytest
 
 from megaphone.errors import (
+    BadRequest,
+    LimitExceeded,
     MegaphoneError,
     NodeUnauthenticated,
     PermissionDenied,
+    RateLimited,
     TokenExpired,
     Unauthenticated,
 )
@@ -19,7 +22,10 @@ from megaphone.wire.errors import (
     TABLE,
     challenge_of,
     error_from,
+    limit_headers,
+    limit_of,
     row_of,
+    whole_seconds,
 )
 
 
@@ -95,3 +101,26 @@ def test_http_says_which_proof_is_wanted(error: MegaphoneError, challenge: str |
 def test_every_401_says_which_proof_is_wanted(kind: type[MegaphoneError]) -> None:
     is_401 = row_of(kind("as told")).http_status == 401
     assert (challenge_of(kind("as told")) is not None) == is_401
+
+
+@pytest.mark.parametrize(
+    ("error", "limit", "policy"),
+    [
+        (RateLimited("", retry_after_s=0.01, limit="a", per_s=500), '"a";r=0;t=1', '"a";q=500;w=1'),
+        (RateLimited("", retry_after_s=2.5, limit="a", per_s=0.4), '"a";r=0;t=3', '"a";q=1;w=3'),
+        (LimitExceeded("", limit="a", most=0), '"a";r=0;t=10', '"a";q=0'),
+    ],
+)
+def test_a_limit_is_described_in_headers(error: MegaphoneError, limit: str, policy: str) -> None:
+    assert limit_headers(error) == {"RateLimit": limit, "RateLimit-Policy": policy}
+
+
+def test_a_limit_without_a_number_has_no_headers() -> None:
+    for error in (RateLimited(""), LimitExceeded(""), BadRequest("")):
+        assert limit_headers(error) == {}
+        assert limit_of(error) is None
+    assert limit_of(LimitExceeded("", limit="buffered_bytes")) == "buffered_bytes"
+
+
+def test_a_delay_is_told_in_whole_seconds() -> None:
+    assert [whole_seconds(one) for one in (0.0, 0.001, 1.0, 1.001, 9.9)] == [1, 1, 1, 2, 10]

@@ -180,6 +180,15 @@ def test_the_details_of_an_error(retry_after_s: float | None) -> None:
         assert retry.retry_delay.ToMilliseconds() == 1_500
 
 
+def test_the_details_of_an_error_name_the_limit() -> None:
+    details = wire.error_status(8, "RATE_LIMITED", "too many", 0.25, "writes_per_s")
+    status, info, retry = Status.FromString(details), ErrorInfo(), RetryInfo()
+    assert status.details[0].Unpack(info)
+    assert status.details[1].Unpack(retry)
+    assert dict(info.metadata) == {"limit": "writes_per_s"}
+    assert retry.retry_delay.ToMilliseconds() == 250
+
+
 # -- Members are counted before a message is decoded
 
 texts = st.lists(st.sampled_from(["", "a", "\n", "\x12\n\n", "\n\x00" * 20]), max_size=12)

@@ -4,7 +4,6 @@ They stand apart from `answers`, whose classes inherit from those of aiohttp, so
 compiled.
 """
 
-import math
 import time
 from collections.abc import Iterator
 from email.utils import formatdate
@@ -38,7 +37,7 @@ def error_bytes(error: MegaphoneError) -> bytes:
     status = HTTPStatus(errors.row_of(error).http_status)
     more = b""
     if error.retry_after_s is not None:
-        more = b"Retry-After: %d\r\n" % math.ceil(error.retry_after_s)
+        more = b"Retry-After: %d\r\n" % errors.whole_seconds(error.retry_after_s)
     line = f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
     return with_json(line, json.error(error.code, str(error), status.value), more)
 

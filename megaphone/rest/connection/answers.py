@@ -1,7 +1,6 @@
 """Answers: JSON, errors, long lists, streams, and the fast path of a write."""
 
 import asyncio
-import math
 from collections.abc import Iterator
 
 from aiohttp import hdrs, web
@@ -73,9 +72,9 @@ async def streamed_answer(
 def error_answer(error: MegaphoneError) -> Answer:
     """Return the answer for an error that the client may see."""
     status = errors.row_of(error).http_status
-    headers = {}
+    headers = errors.limit_headers(error)
     if error.retry_after_s is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        headers["Retry-After"] = str(errors.whole_seconds(error.retry_after_s))
     if (challenge := errors.challenge_of(error)) is not None:
         headers["WWW-Authenticate"] = challenge
     return json_answer(json.error(error.code, str(error), status), status, headers)

@@ -237,10 +237,12 @@ class Index:
     def add(self, channel: StoredChannel) -> None:
         self._channels[channel.channel_id] = channel
         channel.home.add(channel)
+        channel.tenant.channels += 1
 
     def remove(self, channel: StoredChannel) -> None:
         self._channels.pop(channel.channel_id)
         channel.home.remove(channel)
+        channel.tenant.channels -= 1
         self.tidy(channel.home)
 
     def agent(self, name: str) -> AgentChannels:

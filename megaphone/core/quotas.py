@@ -1,0 +1,96 @@
+"""Rates: how often something may happen. Time is an argument, so that tests need no clock.
+
+A rate is a bucket that fills steadily and holds what a second, or a single thing if that takes
+longer, may cost. In place of the bucket it stores the time at which the bucket will be full again
+(the "generic cell rate algorithm"), so that nothing has to happen while nobody calls.
+"""
+
+from math import inf
+from typing import Final, final
+
+BURST_S: Final = 1.0
+"""What may happen in so many seconds may also happen at once."""
+TOLERANCE_S: Final = 1e-6
+"""Sums of fractions are not exact."""
+
+
+@final
+class Rate:
+    """How often something may happen in a second.
+
+    A cost above what the bucket holds passes when the bucket is full, and is paid off afterwards.
+    Otherwise a large batch could never pass.
+    """
+
+    __slots__ = ("_burst_s", "_full_at", "_spacing_s", "per_s")
+
+    def __init__(self, per_s: float) -> None:
+        self._full_at = -inf
+        """When the bucket is full again."""
+        self.change(per_s)
+
+    def change(self, per_s: float) -> None:
+        """Set another rate. What is not paid off yet stays so."""
+        self.per_s = per_s
+        self._spacing_s = 1.0 / per_s
+        self._burst_s = max(BURST_S, self._spacing_s)
+
+    def wait_s(self, cost: float, now: float) -> float:
+        """Return in how many seconds so much passes, if nothing else does until then; 0 if it
+        passes now. Changes nothing."""
+        owed_s = self._full_at - now
+        if owed_s <= TOLERANCE_S:
+            return 0.0
+        allowed_s = max(0.0, self._burst_s - cost * self._spacing_s)
+        return owed_s - allowed_s if owed_s > allowed_s + TOLERANCE_S else 0.0
+
+    def take(self, cost: float, now: float) -> None:
+        """Count so much, whether it passes or not."""
+        self._full_at = max(self._full_at, now) + cost * self._spacing_s
+
+    def give_back(self, cost: float) -> None:
+        """Count so much less, because it was counted but has not happened."""
+        self._full_at -= cost * self._spacing_s
+
+
+@final
+class Rates:
+    """The same rate for each of many keys, such as network addresses. If there are too many keys,
+    the one that was counted longest ago has its bucket full again."""
+
+    __slots__ = ("_full_at", "_most", "_rate")
+
+    def __init__(self, per_s: float, most: int = 10_000) -> None:
+        """`most` is how many keys are remembered."""
+        self._rate = Rate(per_s)
+        self._most = most
+        self._full_at: dict[str, float] = {}
+        """As in `Rate`, by key; the key that was counted longest ago comes first."""
+
+    @property
+    def per_s(self) -> float:
+        return self._rate.per_s
+
+    def change(self, per_s: float) -> None:
+        """Do the same as `Rate.change` for all keys."""
+        self._rate.change(per_s)
+
+    def wait_s(self, key: str, cost: float, now: float) -> float:
+        """Do the same as `Rate.wait_s` for a key."""
+        rate = self._rate
+        rate._full_at = self._full_at.get(key, -inf)
+        return rate.wait_s(cost, now)
+
+    def take(self, key: str, cost: float, now: float) -> None:
+        """Do the same as `Rate.take` for a key."""
+        rate = self._rate
+        rate._full_at = self._full_at.pop(key, -inf)
+        rate.take(cost, now)
+        if len(self._full_at) >= self._most:
+            del self._full_at[next(iter(self._full_at))]
+        self._full_at[key] = rate._full_at
+
+    def give_back(self, key: str, cost: float) -> None:
+        """Do the same as `Rate.give_back` for a key."""
+        if key in self._full_at:
+            self._full_at[key] -= cost / self._rate.per_s
