@@ -9,7 +9,7 @@ LOCK := $(BIN)/uv pip compile --quiet --system-certs --universal --python-versio
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 	--no-emit-package megaphone-api --no-emit-package megaphone-client
 # More tests at a time than two cores have room for, because many tests wait most of the time.
-AT_A_TIME := 3
+AT_A_TIME := 4
 
 # Compiled code is kept: each process of a test would compile the broker anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -39,7 +39,7 @@ run: $(READY) ## Start the broker: HTTP on port 3000, gRPC on port 3001.
 	@exec $(BIN)/megaphone serve
 
 .PHONY: test
-test: $(READY) ## Run every test, three at a time. More pytest options: make test ARGS="-k read -n 0"
+test: $(READY) ## Run every test, four at a time. More pytest options: make test ARGS="-k read -n 0"
 	$(BIN)/python -m pytest -n $(AT_A_TIME) $(ARGS)
 
 .PHONY: coverage

@@ -1,6 +1,6 @@
 """The floor of coverage: how many of the branches of a package its own tests reach.
 
-    python -m tests.coverage_floor -n 3
+    python -m tests.coverage_floor -n 4
 
 It runs those tests, and then compares; the arguments are those of pytest. Tests through the faces
 do not count: a branch that only they reach can break without a test that says where. Tests with
