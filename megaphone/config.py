@@ -32,6 +32,7 @@ from megaphone.settings import (
     MAX_TENANTS,
     MEMORY,
     Auth,
+    ClientCertificates,
     Issuer,
     KeysUrl,
     Name,
@@ -57,6 +58,7 @@ TABLES = {NODES: Nodes, TLS: Tls}
 AUTH = "auth"
 TOKENS = "tokens"
 ISSUERS = "issuers"
+CERTIFICATES = "certificates"
 HMAC = "HS256"
 CONFIGURABLE_MODES = (AgentMode.MASTER.value, AgentMode.REPLICA.value)
 """The modes in which an agent may start. An agent cannot start as PIPED, because that mode needs a
@@ -288,6 +290,11 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
             " find; set store to the URL of a Redis or Valkey"
         )
     check_webhooks(settings, sources)
+    if settings.auth.certificates and settings.tls.client_ca is None:
+        raise ConfigError(
+            f"{sources[AUTH]}: {AUTH}.{CERTIFICATES} is set, but not tls.client_ca, without which"
+            " clients show no certificates"
+        )
     return Config(settings, sources)
 
 
@@ -447,8 +454,12 @@ def check_whole(value: Value, table: str, **members: object) -> None:
 
 def auth_table(value: Value) -> Auth:
     tokens = named_tables(Token, AUTH, value, TOKENS)
-    issuers = issuers_table(value)
-    auth = checked_table(Auth, AUTH, value, ready={TOKENS: tokens, ISSUERS: issuers})
+    ready = {
+        TOKENS: tokens,
+        ISSUERS: issuers_table(value),
+        CERTIFICATES: certificates_table(value),
+    }
+    auth = checked_table(Auth, AUTH, value, ready=ready)
     owners: dict[str, str] = {}
     for name, token in tokens.items():
         for digest in filter(None, (token.sha256, token.previous_sha256)):
@@ -466,7 +477,23 @@ def auth_sources(value: Value) -> dict[str, str]:
         sources |= member_sources(AUTH, Token, value, within(TOKENS, name))
     for name in value.raw.get(ISSUERS, {}):
         sources |= member_sources(AUTH, Issuer, value, within(ISSUERS, name))
+    for name in value.raw.get(CERTIFICATES, {}):
+        sources |= member_sources(AUTH, ClientCertificates, value, within(CERTIFICATES, name))
     return sources
+
+
+def certificates_table(value: Value) -> dict[str, ClientCertificates]:
+    certificates = named_tables(ClientCertificates, AUTH, value, CERTIFICATES)
+    owners: dict[str, str] = {}
+    for name, group in certificates.items():
+        path = within(CERTIFICATES, name)
+        for client in group.names:
+            if (owner := owners.setdefault(client, name)) != name:
+                raise ConfigError(
+                    f"{value.source_of(path)}: {AUTH}.{path}.names has {client}, which is in"
+                    f" {AUTH}.{CERTIFICATES}.{owner} too"
+                )
+    return certificates
 
 
 def issuers_table(value: Value) -> dict[str, Issuer]:

@@ -106,6 +106,16 @@ NodeSecret = Annotated[
         ),
     ),
 ]
+CertificateName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[!-)+\--~]+\*?\Z|^\*\Z",
+        description=(
+            "a URI or a DNS name such as spiffe://example.org/shop, or the beginning of such names"
+            " and then *"
+        ),
+    ),
+]
 IssuerText = Annotated[
     str,
     Meta(
@@ -319,6 +329,23 @@ class Token:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClientCertificates:
+    """Clients who are known by their certificates, and what they may do. If such a client sends a
+    token too, that counts instead of its certificate."""
+
+    names: tuple[CertificateName, ...]
+    """The names in the certificates: URIs such as SPIFFE IDs, and DNS names. A name with a final
+    `*` stands for all names that begin so; end it at a `/` or a dot. If several entries fit, the
+    one with the longest name counts."""
+    tenant: TenantName = DEFAULT_TENANT
+    """The tenant to which the clients belong."""
+    actions: tuple[Action, ...]
+    """What the clients may do besides what everybody may do."""
+    streams: tuple[StreamPattern, ...] = ("*",)
+    """The streams to which they may write, and which they may read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Auth:
     """Who may do what. Without any of this, everybody who reaches the node may do everything, and
     the node looks at no token."""
@@ -330,6 +357,9 @@ class Auth:
     """Tokens, each under its own name. `megaphone token new NAME` makes one."""
     issuers: Mapping[Name, Issuer] = field(default_factory=dict)
     """Those whose tokens (JWT) are valid here, each under its own name."""
+    certificates: Mapping[Name, ClientCertificates] = field(default_factory=dict)
+    """Clients who are known by their certificates, each group under its own name. The node asks
+    clients for certificates if `tls.client_ca` is set."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

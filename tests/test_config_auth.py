@@ -11,7 +11,7 @@ from megaphone.cli.config import config_app
 from megaphone.cli.token import token_app
 from megaphone.config import ConfigError, load
 from megaphone.model import Action
-from megaphone.settings import Auth, Token
+from megaphone.settings import Auth, ClientCertificates, Token
 
 A, B = "a" * 64, "b" * 64
 TOML = f"""
@@ -183,6 +183,49 @@ def test_show_hides_the_secret_of_an_issuer(
     assert 'audience = "here"' in shown
     with_secrets = CliRunner().invoke(config_app, ["show", "--secrets"]).stdout
     assert auth_of(tmp_path, with_secrets).issuers["shop"].secret == SECRET
+
+
+# -- Certificates
+
+TLS = '[tls]\ncertificate = "a"\nkey = "b"\nclient_ca = "c"\n'
+GROUP = '[auth.certificates.shop]\nactions = ["create"]\n'
+
+
+def test_certificates_are_read_from_a_file_and_the_environment(tmp_path: Path) -> None:
+    auth = auth_of(
+        tmp_path,
+        f'{TLS}{GROUP}names = ["spiffe://a/b", "c.example.*", "*"]',
+        auth__certificates__Ops__names="spiffe://a/*, d.example",
+        auth__certificates__Ops__actions="metrics",
+        auth__certificates__Ops__tenant="acme",
+    )
+    assert auth.certificates == {
+        "shop": ClientCertificates(
+            names=("spiffe://a/b", "c.example.*", "*"), actions=(Action.CREATE,)
+        ),
+        "Ops": ClientCertificates(
+            names=("spiffe://a/*", "d.example"), actions=(Action.METRICS,), tenant="acme"
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        (f'{GROUP}names = ["a"]', r"auth\.certificates is set, but not tls\.client_ca"),
+        (f"{TLS}{GROUP}", r"auth\.certificates\.shop\.names is missing"),
+        (f'{TLS}{GROUP}names = ["a*b"]', r"names = … is not allowed; .* a URI or a DNS name"),
+        (f'{TLS}{GROUP}names = [""]', r"names = … is not allowed"),
+        (f'{TLS}{GROUP}names = ["a b"]', r"names = … is not allowed"),
+        (
+            f'{TLS}{GROUP}names = ["a"]\n[auth.certificates.b]\nactions = []\nnames = ["a"]',
+            r"auth\.certificates\.b\.names has a, which is in auth\.certificates\.shop too",
+        ),
+    ],
+)
+def test_wrong_certificates_are_named(tmp_path: Path, text: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=error):
+        auth_of(tmp_path, text)
 
 
 # -- megaphone token new

@@ -13,7 +13,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from msgspec import Meta
 
 from megaphone.config import FORMS
-from megaphone.settings import Auth, Issuer, Nodes, Settings, TenantLimits, Tls, Token, Webhook
+from megaphone.settings import (
+    Auth,
+    ClientCertificates,
+    Issuer,
+    Nodes,
+    Settings,
+    TenantLimits,
+    Tls,
+    Token,
+    Webhook,
+)
 
 INTRODUCTION = """\
 # Settings
@@ -46,6 +56,7 @@ TABLES: Mapping[str, tuple[str, type]] = {
     "auth": ("auth.", Auth),
     "auth.tokens": ("auth.tokens.NAME.", Token),
     "auth.issuers": ("auth.issuers.NAME.", Issuer),
+    "auth.certificates": ("auth.certificates.NAME.", ClientCertificates),
     "nodes": ("nodes.", Nodes),
     "tenants": ("tenants.NAME.", TenantLimits),
     "tls": ("tls.", Tls),

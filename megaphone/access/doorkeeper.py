@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet
 
 from megaphone.access.audit import RefusedProofs
+from megaphone.access.certificates import CertificateCallers
 from megaphone.access.ports import InvalidToken, Verifier
 from megaphone.access.tokens import by_digest, digest_of, grant_of
 from megaphone.core.access import ANYONE, Caller, Peer
@@ -36,8 +37,9 @@ class Refusal(NamedTuple):
 
 
 class Doorkeeper:
-    """Fulfils `core.ports.Doorkeeper` for the tokens of the settings, and for those that verifiers
-    recognise. Its methods belong to the event loop, but `prepare` may run in a thread."""
+    """Fulfils `core.ports.Doorkeeper` for the tokens of the settings, for those that verifiers
+    recognise, and for certificates. Its methods belong to the event loop, but `prepare` may run in
+    a thread."""
 
     def __init__(
         self,
@@ -54,6 +56,7 @@ class Doorkeeper:
         self._clock = clock
         self._verifiers = verifiers
         self._on_change = on_change
+        self._certificates = CertificateCallers(tenants)
         self._nobody = Caller("anyone", tenants.default, has_proof=False)
         """Who has no proof, if the settings ask anybody for one or limit the tenant `default`."""
         self._tokens: dict[str, Caller] = {}
@@ -68,6 +71,8 @@ class Doorkeeper:
         self.refused = RefusedProofs(clock)
         self._required: frozenset[Action] = frozenset()
         self._is_open = True
+        self._has_certificates = False
+        """Whether a call without a token may come from somebody with a certificate."""
         self._take(settings.auth)
 
     # -- Settings
@@ -79,8 +84,10 @@ class Doorkeeper:
 
     def _take(self, auth: Auth) -> None:
         self._required = frozenset(auth.require)
-        is_limited = self._tenants.default.is_limited
-        self._is_open = not (auth.require or auth.tokens or auth.issuers or is_limited)
+        is_configured = auth.require or auth.tokens or auth.issuers or auth.certificates
+        self._is_open = not (is_configured or self._tenants.default.is_limited)
+        self._has_certificates = bool(auth.certificates)
+        self._certificates.take(auth.certificates, self._required)
         self._nobody.change((), self._required)
         self._take_tokens(auth.tokens.items())
         for caller in self._verified:
@@ -110,17 +117,18 @@ class Doorkeeper:
     def known(self, proof: str | None) -> Caller | None:
         if self._is_open:
             return ANYONE
-        if proof is None:
-            return self._nobody
-        caller = self._known.get(proof)
-        if caller is None and not is_bearer(proof):  # other schemes are for proxies before us
-            return self._nobody
+        caller = None if proof is None else self._known.get(proof)
+        # Schemes other than Bearer are for proxies before us.
+        if caller is None and (proof is None or not is_bearer(proof)):
+            return None if self._has_certificates else self._nobody
         return caller
 
     async def admit(self, proof: str | None, peer: Peer) -> Caller:
         caller = self.known(proof)
-        if caller is not None or proof is None:
-            return caller or self._nobody
+        if caller is not None:
+            return caller
+        if proof is None or not is_bearer(proof):
+            return self._certificates.of(peer.certificate_names) or self._nobody
         token = proof[len(BEARER) :].strip(" ")
         digest = digest_of(token)
         try:

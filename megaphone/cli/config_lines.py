@@ -10,7 +10,17 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from megaphone.config import DEFAULT, KEYS, VARIABLE, Config
-from megaphone.settings import Auth, Issuer, Nodes, Settings, TenantLimits, Tls, Token, Webhook
+from megaphone.settings import (
+    Auth,
+    ClientCertificates,
+    Issuer,
+    Nodes,
+    Settings,
+    TenantLimits,
+    Tls,
+    Token,
+    Webhook,
+)
 
 HIDDEN = "…"
 
@@ -42,6 +52,8 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
         yield from table(f"auth.tokens.{name}", token, loaded.sources, secrets)
     for name, issuer in loaded.settings.auth.issuers.items():
         yield from table(f"auth.issuers.{name}", issuer, loaded.sources, secrets)
+    for name, group in loaded.settings.auth.certificates.items():
+        yield from table(f"auth.certificates.{name}", group, loaded.sources, secrets)
     for name, webhook in loaded.settings.webhooks.items():
         yield from table(f"webhooks.{name}", webhook, loaded.sources, secrets)
     for name, limits in loaded.settings.tenants.items():
@@ -50,7 +62,7 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
 
 def table(
     path: str,
-    members: Nodes | Tls | Webhook | Auth | Token | Issuer | TenantLimits,
+    members: Nodes | Tls | Webhook | Auth | Token | Issuer | ClientCertificates | TenantLimits,
     sources: Mapping[str, str],
     secrets: bool,
 ) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +11,15 @@ import aiohttp
 import grpc
 import pytest
 
+from megaphone.access.tokens import digest_of
 from megaphone.app import App, running
 from megaphone.core.access import Caller, Peer
-from megaphone.model import Action
-from megaphone.settings import Auth, Settings
+from megaphone.errors import MegaphoneError
+from megaphone.model import Action, ReadOptions
+from megaphone.settings import Auth, ClientCertificates, Settings, Token
 from megaphone_api.v1 import channels_pb2 as pb
 from tests.support.certificates import Authority, Certificates
-from tests.support.faces import Created, Face, GrpcFace, HttpFace, OpenRead, take
+from tests.support.faces import Created, Face, GrpcFace, HttpFace, OpenRead, read_all, take
 from tests.support.scenes import numbers
 from tests.support.settings import IS_LONG, fast_settings
 
@@ -193,3 +195,75 @@ async def test_the_doorkeeper_hears_who_is_at_the_other_end(
                         pb.CreateChannelRequest(), metadata=[("authorization", "Bearer x")]
                     )
     assert peers == [Peer("127.0.0.1", names)]
+
+
+SHOP = "spiffe://example.org/shop/checkout"
+GROUPS = {
+    "shop": ClientCertificates(
+        names=("spiffe://example.org/shop/*",),
+        tenant="acme",
+        actions=(Action.CREATE, Action.WRITE),
+        streams=("orders.*",),
+    ),
+    "ops": ClientCertificates(names=("ops.example.org",), actions=tuple(Action)),
+}
+SHORT = ReadOptions(wait_s=0)
+TOKEN = "mgp_" + "t" * 43
+
+
+async def code_of(call: Awaitable[object]) -> str:
+    try:
+        await call
+    except MegaphoneError as error:
+        return error.code
+    return "OK"
+
+
+@pytest.mark.parametrize("name", CLIENTS)
+async def test_a_certificate_says_who_calls_and_a_token_counts_instead(
+    authority: Authority, name: str
+) -> None:
+    made = authority.issue()
+    trusted = authority.file.read_bytes()
+    clients = {
+        "shop": authority.issue("shop", names=(SHOP,)),
+        "ops": authority.issue("ops", names=("x", "OPS.example.org")),
+        "stranger": authority.issue("stranger", names=("spiffe://example.org/other",)),
+    }
+    reader = Token(sha256=digest_of(TOKEN), actions=(Action.READ,), tenant="acme")
+    auth = Auth(require=tuple(Action), certificates=GROUPS, tokens={"reader": reader})
+    settings = fast_settings(tls=made.tls_for_known_clients, auth=auth)
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(running(settings))
+        faces = {
+            client: await stack.enter_async_context(CLIENTS[name](app, trusted, certificate))
+            for client, certificate in clients.items()
+        }
+        shop, ops, stranger = faces["shop"], faces["ops"], faces["stranger"]
+        channel = await shop.create()
+        for _ in range(2):  # the second time the caller is known
+            await shop.write(channel.producer, "orders.eu", b"1")
+            codes = [
+                await code_of(shop.write(channel.producer, "news", b"1")),
+                await code_of(shop.exists([channel.consumer])),
+                await code_of(stranger.create()),
+                await code_of(ops.create()),
+                await code_of(ops.write(channel.producer, "orders.eu", b"1")),
+                await code_of(ops.authorized("Basic eDp5").create()),
+                await code_of(ops.authorized(f"Bearer {TOKEN}").create()),
+                await code_of(ops.authorized("Bearer x").create()),
+            ]
+            assert codes == [
+                "PERMISSION_DENIED",
+                "PERMISSION_DENIED",
+                "UNAUTHENTICATED",
+                "OK",
+                "NOT_FOUND",  # because the channel belongs to another tenant
+                "OK",
+                "PERMISSION_DENIED",
+                "UNAUTHENTICATED",
+            ]
+        read = await read_all(shop.authorized(f"Bearer {TOKEN}"), channel.consumer, SHORT)
+        assert [event.body for event in read] == [b"1", b"1"]
+        assert await reload(app, lambda old: replace(old, auth=replace(auth, certificates={})))
+        assert await code_of(shop.create()) == "UNAUTHENTICATED"
