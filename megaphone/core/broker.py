@@ -6,6 +6,7 @@ unchecked values from clients; these methods, or the code that they call, apply 
 
 import asyncio
 import math
+import random
 import re
 from collections.abc import Sequence
 from contextlib import suppress
@@ -54,6 +55,7 @@ ManyChannel: TypeAlias = tuple[str, str | None]
 MAX_STREAMS = 100
 """How many streams a read may ask for."""
 SHORTEST_HEARTBEAT_S = 0.1
+EARLY_S = 5.0
 DRAIN_GRACE_S = 1.0
 """How long a read whose agent moves may take to send its last batch before it is aborted."""
 
@@ -362,6 +364,7 @@ class Broker(Writing):
             caller=caller,
             agent=agent_of(address),
             time_s=min(wait_s, self._max_read_s, within_s),
+            expires_s=seconds_to_expiry(caller, loop_time()),
             observer=self._observer,
             on_close=self._on_close,
         )
@@ -460,14 +463,21 @@ class Broker(Writing):
             caller = nobody if reader.caller is ANYONE else reader.caller
             try:
                 caller.check_streams(Action.READ, now, reader.streams)
-            except MegaphoneError:
-                reader.end()
+            except MegaphoneError as error:
+                reader.refuse(error)
 
     async def begin_shutdown(self) -> None:
         """Refuse new calls and waiting writers from now on, and end all open reads cleanly."""
         self._shutting_down = True
         await self._store.quiesce()
         self.end_all_reads()
+
+
+def seconds_to_expiry(caller: Caller, now: float) -> float:
+    """Return after how many seconds a read must end because of its caller. That is up to `EARLY_S`
+    too early, at random, because many tokens may expire at once."""
+    left = caller.expires_at - now
+    return left - random.random() * min(EARLY_S, left / 2)
 
 
 def negotiate(protocols: Sequence[str]) -> tuple[ReadProtocol, ...]:

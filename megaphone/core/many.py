@@ -160,7 +160,9 @@ class ManyReader(OpenRead[Part]):
 
     def _close_one(self, index: int, reader: Reader, *, clean: bool) -> None:
         reader.close(clean=clean)
-        error = None if clean else StoreUnavailable("the store has not ended the read; read again")
+        error = reader.refusal
+        if not clean:
+            error = StoreUnavailable("the store has not ended the read; read again")
         self._news.append(ChannelDone(index, error))
 
     # -- What the readers call

@@ -63,6 +63,7 @@ class OpenRead(ABC, Generic[T]):
         "_timer",
         "_timer_due",
         "is_over",
+        "refusal",
     )
 
     def __init__(self, heartbeat_s: float | None, observer: Observer) -> None:
@@ -73,6 +74,9 @@ class OpenRead(ABC, Generic[T]):
         self._client: Client | None = None
         self.is_over = False
         """Whether the last `next` found that the read is over, so that it can end cleanly."""
+        self.refusal: MegaphoneError | None = None
+        """Why the caller may not read any more, if that has ended the read. The end is a clean one
+        all the same. A read of many channels says so of each channel instead."""
         self._progress: Progress | None = None
         """Made when the client does not take a batch at once, because most clients do."""
         self._is_waiting = False

@@ -1,5 +1,6 @@
 """A read of one channel: its batches and its end. `core.open_read` has the client's side of it."""
 
+import math
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -8,7 +9,7 @@ from megaphone.core.access import Caller
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
 from megaphone.core.ports import Lease, Observer
-from megaphone.errors import AgentMoved
+from megaphone.errors import AgentMoved, MegaphoneError, TokenExpired
 from megaphone.model import Event, ReadOptions
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Reader(OpenRead[Event]):
     """A read that has the lease of a channel, until `close` releases it."""
 
     __slots__ = (
+        "_expires_first",
         "_is_closed",
         "_last_wanted",
         "_lease",
@@ -45,10 +47,12 @@ class Reader(OpenRead[Event]):
         caller: Caller,
         agent: str,
         time_s: float,
+        expires_s: float = math.inf,
         observer: Observer,
         on_close: Callable[["Reader"], None],
     ) -> None:
-        """`time_s` is the read time in seconds."""
+        """`time_s` is the read time in seconds. After `expires_s` the caller may not read any
+        more."""
         super().__init__(options.heartbeat_s, observer)
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
@@ -63,7 +67,8 @@ class Reader(OpenRead[Event]):
         """Who reads."""
         self.agent = agent
         """The agent of the channel."""
-        self._until = self._loop.time() + time_s
+        self._expires_first = expires_s < time_s
+        self._until = self._loop.time() + min(time_s, expires_s)
         self._on_close = on_close
         self._is_closed = False
         observer.read_started()
@@ -114,7 +119,7 @@ class Reader(OpenRead[Event]):
         lease, left = self._lease, self._left
         for _ in range(PASSED_AT_ONCE):
             if left <= 0 or (self._ready <= 0 and now >= self._until):
-                self.is_over = True
+                self._finish(is_late=left > 0)
                 return None
             batch = lease.take(min(limit, left), max_bytes, now)
             if batch is None:
@@ -160,7 +165,7 @@ class Reader(OpenRead[Event]):
         if self._ready > 0 and self._lease.is_fetching:
             until += FETCH_S
         if now >= until or self._lease.is_over:
-            self.is_over = True
+            self._finish(is_late=not self._lease.is_over)
             return None
         if (heartbeat := self._heartbeat(now)) is None:
             self._set_timer(min(until, self._heartbeat_at))
@@ -172,8 +177,19 @@ class Reader(OpenRead[Event]):
 
     # -- The end
 
+    def _finish(self, *, is_late: bool) -> None:
+        """The read is over; `is_late` says whether that is because of its time."""
+        self.is_over = True
+        if is_late and self._expires_first:
+            self.refusal = TokenExpired()
+
     def end(self) -> None:
         self._lease.interrupt()
+
+    def refuse(self, error: MegaphoneError) -> None:
+        """Do the same as `end`, because of an error: the caller may not read any more."""
+        self.refusal = error
+        self.end()
 
     def abort(self) -> None:
         """End the read now, as broken, although bytes may still wait for the client."""

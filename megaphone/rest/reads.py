@@ -40,7 +40,7 @@ YES_OR_NO = {"false": False, "true": True}
 SSE_HEARTBEAT_S = 10.0
 
 NDJSON = Framing("application/x-ndjson", heartbeat=b"\n", events=lines.event_lines)
-SSE = Framing("text/event-stream", heartbeat=sse.HEARTBEAT, events=sse.events)
+SSE = Framing("text/event-stream", heartbeat=sse.HEARTBEAT, events=sse.events, end=sse.end)
 OF_MANY = {
     NDJSON: Framing(NDJSON.content_type, heartbeat=b"\n", events=lines.part_lines),
     SSE: Framing(SSE.content_type, heartbeat=sse.HEARTBEAT, events=sse.many_events),

@@ -43,7 +43,7 @@ async def stream_events(
     A batch counts against `budget` while it is sent.
 
     Raises: the errors of a `Reading`. An error after its context is entered makes the read a broken
-        one.
+        one. After a clean end: TokenExpired or another error, if the caller may not read any more.
     """
     async with reading:
         reader = reading.reader
@@ -54,6 +54,8 @@ async def stream_events(
         async for events in reading:
             with budget.lent(COPIES * reader.size_of(events)):
                 await context.write(wire.events(events))
+    if reader.refusal is not None:
+        raise reader.refusal
 
 
 async def stream_many(

@@ -7,6 +7,7 @@ line that a reader of NDJSON gets. Its id is the event id, which the browser sen
 
 from collections.abc import Sequence
 
+from megaphone.errors import MegaphoneError
 from megaphone.model import ChannelEvents, Event, Part
 from megaphone.wire.lines import line_parts, notice_of, part_lines
 
@@ -47,3 +48,8 @@ def many_events(batch: Sequence[Part]) -> list[bytes]:
 
 def parts_of(one: Event) -> tuple[bytes, ...]:
     return b"id: %b\ndata: " % one.id.encode(), *line_parts(one), b"\n"
+
+
+def end(error: MegaphoneError) -> bytes:
+    """Return the last event of a read that ends because its client may not read any more."""
+    return b'event: end\ndata: {"code":"%b"}\n\n' % error.code.encode()

@@ -82,7 +82,8 @@ class ChannelServiceStub:
 
     Ends with OK when the read time is over: after `wait_ms`, or without it the poll duration of the
     node, or shortly before the deadline of the call, whichever comes first. Call again at once to continue. A channel has
-    one reader at a time: a second read fails with ABORTED (BUSY).
+    one reader at a time: a second read fails with ABORTED (BUSY). A read whose token expires ends cleanly, up to 5 s
+    before, but with UNAUTHENTICATED (TOKEN_EXPIRED); call again with a new token.
 
     The node sends the initial metadata at once, before any event. They have `megaphone-position`:
     the cursor before the first event of this read, which is an event id or "-". A client that has
@@ -154,7 +155,8 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
 
     Ends with OK when the read time is over: after `wait_ms`, or without it the poll duration of the
     node, or shortly before the deadline of the call, whichever comes first. Call again at once to continue. A channel has
-    one reader at a time: a second read fails with ABORTED (BUSY).
+    one reader at a time: a second read fails with ABORTED (BUSY). A read whose token expires ends cleanly, up to 5 s
+    before, but with UNAUTHENTICATED (TOKEN_EXPIRED); call again with a new token.
 
     The node sends the initial metadata at once, before any event. They have `megaphone-position`:
     the cursor before the first event of this read, which is an event id or "-". A client that has
@@ -253,7 +255,8 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Ends with OK when the read time is over: after `wait_ms`, or without it the poll duration of the
         node, or shortly before the deadline of the call, whichever comes first. Call again at once to continue. A channel has
-        one reader at a time: a second read fails with ABORTED (BUSY).
+        one reader at a time: a second read fails with ABORTED (BUSY). A read whose token expires ends cleanly, up to 5 s
+        before, but with UNAUTHENTICATED (TOKEN_EXPIRED); call again with a new token.
 
         The node sends the initial metadata at once, before any event. They have `megaphone-position`:
         the cursor before the first event of this read, which is an event id or "-". A client that has

@@ -50,8 +50,12 @@ class Framing:
         *,
         heartbeat: bytes,
         events: Callable[[Sequence[Any]], list[bytes]],
+        end: Callable[[MegaphoneError], bytes] | None = None,
     ) -> None:
+        """`end` returns the last bytes of a read that an error has ended, if the format can say
+        so."""
         self.content_type = content_type
+        self.end = end
         self.heartbeat = heartbeat
         self.heartbeat_chunk = b"".join(chunk([heartbeat]))
         self._render = events
@@ -340,10 +344,18 @@ class EventStream:
 
     def _write_last(self) -> None:
         self._is_ending = True
-        if not self._is_chunked or self._send(LAST_CHUNK):
+        last = self._last_bytes()
+        if not last or self._send(last):
             self._end()
         else:
             self._reader.wait_for_client(0)
+
+    def _last_bytes(self) -> bytes:
+        refusal, end = self._reader.refusal, self._framing.end
+        said = b"" if refusal is None or end is None else end(refusal)
+        if not self._is_chunked:
+            return said
+        return b"".join(chunk([said])) + LAST_CHUNK if said else LAST_CHUNK
 
     def _end(self) -> None:
         self._reader.close(clean=True)
