@@ -179,6 +179,15 @@ class NodeView:
     channels: Sequence[WatchedChannel]
 
 
+class Account:
+    """The bytes that the channels of one tenant use. `core.budget` counts them."""
+
+    __slots__ = ("used",)
+
+    def __init__(self) -> None:
+        self.used = 0
+
+
 @dataclass(slots=True, eq=False, init=False)
 class Event:
     """One event, shared by all channels to which it was written.
@@ -200,6 +209,8 @@ class Event:
     """How many logs and waiting writers hold the event. `core.budget` counts them."""
     awaited: int = field(repr=False)
     """In how many channels the event occupies a place. `core.budget` counts them."""
+    payer: Account | None = field(repr=False)
+    """The account of the first holder, whose bytes those of the event are while it is held."""
 
     # Written out, because an initializer that `dataclass` makes is not compiled.
     def __init__(self, event_id: str, stream_id: str, timestamp_us: int, body: bytes) -> None:
@@ -209,6 +220,7 @@ class Event:
         self.body = body
         self.rendered = None
         self.holders = self.awaited = 0
+        self.payer = None
 
 
 @dataclass(slots=True, init=False)

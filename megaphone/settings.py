@@ -300,6 +300,9 @@ class TenantLimits:
     times its messages."""
     bytes_per_s: PerSecond | None = None
     """The same in bytes of events."""
+    buffered_bytes: Annotated[int, whole(0, 1 << 50)] | None = None
+    """How much of `max_buffered_bytes` the channels of the tenant may use, with all their events,
+    with a store in memory."""
     channel_ttl_secs: Seconds | None = None
     """The TTL of a channel whose creator asks for none, in place of that of the node."""
     max_channel_ttl_secs: Seconds | None = None

@@ -8,6 +8,9 @@ When memory is short, the channels drop events that they keep only for replay: f
 that is being written to, then the others. A reader with a cursor before a dropped event gets
 `Megaphone-Recovered: false`. When no such event is left, writes are refused with LIMIT_EXCEEDED.
 Reads are never refused, because they free memory.
+
+A tenant may have a share of the budget, which is a budget within it. An event that channels of
+several tenants hold counts for the tenant of its first holder, until nobody holds it.
 """
 
 import sys
@@ -16,7 +19,7 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 from megaphone.errors import LimitExceeded
-from megaphone.model import LINE_BODY_BYTES, Event
+from megaphone.model import LINE_BODY_BYTES, Account, Event
 
 CHANNEL_BYTES: Final = 700
 """The cost of a channel without events."""
@@ -48,10 +51,12 @@ class Budget:
     """Counts the bytes in use, and refuses more than the limit. Belongs to one event loop."""
 
     __slots__ = (
+        "_account",
         "_delivered",
         "_dropped",
         "_entered",
         "_received",
+        "_shares",
         "_short_from",
         "_used",
         "_with_replay",
@@ -66,7 +71,12 @@ class Budget:
         self._received = 0
         self._short_from = int(limit * SHORT_FROM)
         self._with_replay: dict[KeepsReplay, None] = {}
-        """The channels that have events for replay; the first one has had them longest."""
+        """The channels that have events for replay, without those of shares; the first one has had
+        them longest."""
+        self._account = Account()
+        """What channels use that belong to no share."""
+        self._shares: dict[Share, None] = {}
+        """Those with channels that have events for replay."""
 
     @property
     def used(self) -> int:
@@ -82,17 +92,30 @@ class Budget:
     def ensure(self, size: int, now: float, first: KeepsReplay | None = None) -> None:
         """Make sure that `size` more bytes are free. If not, channels drop their replay.
 
-        The channel `first` drops its replay before the other channels do.
+        The channel `first` drops its replay before the other channels do. They follow in the order
+        in which they have had events for replay, first those of the tenant that uses most.
 
         Raises: LimitExceeded, when the bytes are not free even then.
         """
         if self._used + size <= self._short_from or self.used + size <= self._short_from:
             return
-        if first is not None and first in self._with_replay:
+        if first is not None:
             self._drop_replay(first, now)
-        while self._with_replay and self.used + size > self._short_from:
-            self._drop_replay(next(iter(self._with_replay)), now)
+        while self.used + size > self._short_from:
+            largest = self._largest_with_replay()
+            if largest is None:
+                break
+            largest._drop_replay(next(iter(largest._with_replay)), now)
         self.check(size)
+
+    def _largest_with_replay(self) -> "Budget | None":
+        """Return the share that uses most among those whose channels have events for replay, or
+        this budget, if channels without a share use more."""
+        largest: Budget | None = self if self._with_replay else None
+        for share in self._shares:
+            if largest is None or share._account.used > largest._account.used:
+                largest = share
+        return largest
 
     def check(self, size: int) -> None:
         """Raises: LimitExceeded, when fewer than `size` bytes are free."""
@@ -107,8 +130,10 @@ class Budget:
         )
 
     def _drop_replay(self, channel: KeepsReplay, now: float) -> None:
-        del self._with_replay[channel]
-        channel.drop_replay(now)
+        """Let a channel drop its replay, if it is known to have one."""
+        if channel in self._with_replay:
+            self.forget(channel)
+            channel.drop_replay(now)
 
     def keeps_replay(self, channel: KeepsReplay) -> None:
         """Note that a channel has events that `drop_replay` would drop."""
@@ -121,10 +146,16 @@ class Budget:
     # -- Bytes
 
     def add(self, size: int) -> None:
-        self._used += size
+        """Count bytes of a channel."""
+        self._add(size, self._account)
 
     def subtract(self, size: int) -> None:
-        self._used -= size
+        """Count bytes of a channel less."""
+        self._add(-size, self._account)
+
+    def _add(self, size: int, account: Account) -> None:
+        self._used += size
+        account.used += size
 
     def receive(self, size: int, more: int, now: float) -> None:
         """Count `more` received bytes of a request that had `size` bytes before.
@@ -178,14 +209,22 @@ class Budget:
 
     def hold(self, event: Event) -> None:
         """Count one more waiting writer that holds an event."""
+        self._hold(event, self._account)
+
+    def _hold(self, event: Event, account: Account) -> None:
         event.holders += 1
-        self._used += ENTRY_BYTES
+        size = ENTRY_BYTES
         if event.holders == 1:
-            self._used += EVENT_BYTES + len(event.body)
+            size += EVENT_BYTES + len(event.body)
+            event.payer = account
+        self._add(size, account)
 
     def drop(self, events: Sequence[Event]) -> None:
         """Count one holder of each of these events less: the opposite of `hold`."""
-        self._used -= ENTRY_BYTES * len(events)
+        self._drop(events, self._account)
+
+    def _drop(self, events: Sequence[Event], account: Account) -> None:
+        self._add(-ENTRY_BYTES * len(events), account)
         if self._entered.events:
             self._settle_entries()
         again = self._dropped
@@ -204,7 +243,10 @@ class Budget:
         While an event has a place in two channels or more, it keeps its rendered line for them. The
         line is as long as the body, so the body counts twice.
         """
-        self._used += ENTRY_BYTES * len(events)
+        self._enter(events, self._account)
+
+    def _enter(self, events: Sequence[Event], account: Account) -> None:
+        self._add(ENTRY_BYTES * len(events), account)
         again = self._entered
         if events is again.events:
             again.times += 1
@@ -217,11 +259,12 @@ class Budget:
             event.awaited += 1
             if event.holders == 1:
                 used += EVENT_BYTES + len(event.body)
+                event.payer = account
             if event.awaited == 1:
                 are_shared = False
             elif event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
-                used += len(event.body)
-        self._used += used
+                self._pay(event, len(event.body))
+        self._add(used, account)
         if are_shared:
             again.events = events
 
@@ -275,7 +318,7 @@ class Budget:
             if event.awaited <= 1:
                 are_shared = False
                 if before > 1 and len(event.body) <= LINE_BODY_BYTES:
-                    self._used -= len(event.body)
+                    self._pay(event, -len(event.body))
                     event.rendered = None
         return are_shared
 
@@ -286,8 +329,89 @@ class Budget:
             event.holders -= holders
             if event.holders == 0:
                 are_shared = False
-                self._used -= EVENT_BYTES + len(event.body)
+                self._pay(event, -EVENT_BYTES - len(event.body))
         return are_shared
+
+    def _pay(self, event: Event, size: int) -> None:
+        """Count bytes of an event that somebody holds."""
+        assert event.payer is not None
+        self._add(size, event.payer)
+
+
+class Share(Budget):
+    """The part of a budget that one tenant may use for channels and events. What it counts, the
+    budget counts too."""
+
+    __slots__ = ("_label", "_tenant", "_whole")
+
+    def __init__(self, whole: Budget, tenant: str, label: str, limit: int | None) -> None:
+        """`tenant` is the name of the tenant, and `label` its name in metrics. Without `limit`, it
+        may use all of the budget."""
+        super().__init__()
+        self._whole = whole
+        self._tenant = tenant
+        self.change(label, limit)
+
+    def change(self, label: str, limit: int | None) -> None:
+        """Set another limit. What is used stays so."""
+        self._label = label
+        self.limit = sys.maxsize if limit is None else limit
+        self._short_from = int(self.limit * SHORT_FROM)
+
+    @property
+    def used(self) -> int:
+        self._whole._settle()
+        return self._account.used
+
+    def ensure(self, size: int, now: float, first: KeepsReplay | None = None) -> None:
+        account, short_from = self._account, self._short_from
+        if account.used + size > short_from and self.used + size > short_from:
+            if first is not None:
+                self._drop_replay(first, now)
+            while self._with_replay and self.used + size > short_from:
+                self._drop_replay(next(iter(self._with_replay)), now)
+            self.check(size)
+        whole = self._whole
+        if whole._used + size > whole._short_from and whole.used + size > whole._short_from:
+            if first is not None:
+                self._drop_replay(first, now)
+            whole.ensure(size, now)
+
+    def _is_full(self) -> LimitExceeded:
+        return LimitExceeded(
+            f"tenant {self._tenant} has reached its limit of {self.limit} bytes (buffered_bytes);"
+            " it may write more when its readers have read",
+            retry_after_s=RETRY_AFTER_S,
+            limit="buffered_bytes",
+            tenant=self._label,
+        )
+
+    def keeps_replay(self, channel: KeepsReplay) -> None:
+        self._with_replay[channel] = None
+        self._whole._shares[self] = None
+
+    def forget(self, channel: KeepsReplay) -> None:
+        self._with_replay.pop(channel, None)
+        if not self._with_replay:
+            self._whole._shares.pop(self, None)
+
+    def _add(self, size: int, account: Account) -> None:
+        self._whole._add(size, account)
+
+    def cost(self, events: Sequence[Event]) -> int:
+        return self._whole.cost(events)
+
+    def _hold(self, event: Event, account: Account) -> None:
+        self._whole._hold(event, account)
+
+    def _drop(self, events: Sequence[Event], account: Account) -> None:
+        self._whole._drop(events, account)
+
+    def _enter(self, events: Sequence[Event], account: Account) -> None:
+        self._whole._enter(events, account)
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        self._whole.deliver(events)
 
 
 class Repeated:

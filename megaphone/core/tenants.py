@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, final
 from weakref import WeakValueDictionary
 
+from megaphone.core.budget import CHANNEL_BYTES, Budget, Share
 from megaphone.core.creation import AllowedOptions
 from megaphone.core.quotas import Rate
 from megaphone.errors import BadRequest, LimitExceeded, RateLimited
@@ -36,6 +37,7 @@ class Tenant:
         "limits",
         "name",
         "reads",
+        "share",
     )
 
     def __init__(self, name: str, limits: TenantLimits = NO_LIMITS, label: str = OTHER) -> None:
@@ -47,6 +49,9 @@ class Tenant:
         self._creates: Rate | None = None
         self._writes: Rate | None = None
         self._bytes: Rate | None = None
+        self.share: Share | None = None
+        """What the tenant uses of the budget of this node; None if its channels have no budget of
+        their own."""
         self.change(limits, label)
 
     def change(self, limits: TenantLimits, label: str) -> None:
@@ -57,6 +62,8 @@ class Tenant:
         self._creates = changed(self._creates, limits.creates_per_s)
         self._writes = changed(self._writes, limits.writes_per_s)
         self._bytes = changed(self._bytes, limits.bytes_per_s)
+        if self.share is not None:
+            self.share.change(label, limits.buffered_bytes)
 
     @property
     def is_limited(self) -> bool:
@@ -78,6 +85,14 @@ class Tenant:
             default, ChannelOptions(limits.max_buffer_capacity, limits.max_channel_ttl_secs)
         ).checked(asked)
 
+    def budget_in(self, whole: Budget) -> Budget:
+        """Return the budget against which the channels of this tenant count on a node."""
+        if self.share is None:
+            if self.limits.buffered_bytes is None and self.name == DEFAULT.name:
+                return whole  # which is so on most nodes, and saves time
+            self.share = Share(whole, self.name, self.label, self.limits.buffered_bytes)
+        return self.share
+
     def take_create(self, now: float, *, count_channels: bool) -> None:
         """Count a channel that the tenant creates. With `count_channels`, the channels that the
         tenant has are counted here, and not in a shared store.
@@ -87,6 +102,8 @@ class Tenant:
         most, rate = self.limits.channels, self._creates
         if most is not None and count_channels and self.channels >= most:
             raise self.too_many_channels(most)
+        if self.share is not None:
+            self.share.ensure(CHANNEL_BYTES, now)
         if rate is not None:
             if wait_s := rate.wait_s(1.0, now):
                 raise self.too_many_creates(rate.per_s, wait_s)

@@ -178,6 +178,29 @@ async def test_a_message_of_publish_is_written_or_refused_as_a_whole(
     assert limited(app) == {("shop", "writes_per_s"): 1}
 
 
+# -- Memory
+
+
+@shop(TenantLimits(buffered_bytes=50_000))
+async def test_a_tenant_uses_as_much_memory_as_it_may(app: App, face: Face) -> None:
+    owner = face.authorized(BEARER)
+    channel, second, other = await owner.create(), await owner.create(), await face.create()
+    body = b'"%b"' % (b"x" * 10_000)
+    for _ in range(4):
+        await owner.write(channel.producer, "s", body)
+    for caller in (owner, face):  # the channels of the tenant use its memory, whoever writes
+        with pytest.raises(LimitExceeded, match=r"50000 bytes \(buffered_bytes\)"):
+            await caller.write(channel.producer, "s", body)
+    messages = [NewEvent("s", body)]
+    [failure] = await owner.write_batch([second.producer], messages)
+    assert failure.reason == "LIMIT_EXCEEDED"
+    assert await owner.write_batch([other.producer], messages) == []
+    assert limited(app) == {("shop", "buffered_bytes"): 3}
+    assert len(await read_all(owner, channel.consumer, READY)) == 4
+    for _ in range(4):
+        await owner.write(channel.producer, "s", body)
+
+
 # -- Reading
 
 

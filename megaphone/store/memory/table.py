@@ -71,7 +71,7 @@ class Table:
             home,
             self._limits_of(options),
             self._loop.time(),
-            self.budget,
+            tenant.budget_in(self.budget),
             self._epoch,
             options.label,
             tenant,
