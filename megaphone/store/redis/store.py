@@ -556,6 +556,8 @@ class RedisStore:
             self._writers.told(subject, int(words[0]))
         elif (lease := self._leases.get(subject)) is None:
             return
+        elif kind == "E" and len(words) == 2:  # one event, as most messages have
+            lease.sent(int(words[0]), [decoded(body)])
         elif kind == "E":
             lease.sent(int(words[0]), _cut(body, map(int, words[1:])))
         elif kind == "R":
