@@ -9,7 +9,13 @@ import pytest
 
 from megaphone.store.redis.slots import slot_of
 from tests.faults.test_shared_store import MORE, blame, fleet_of
-from tests.support.redis_cluster import RedisCluster, eventually, is_ready, redis_cluster
+from tests.support.redis_cluster import (
+    RedisCluster,
+    eventually,
+    is_ready,
+    redis_cluster,
+    role_of,
+)
 from tests.support.settings import IS_LONG
 from tests.support.shared_runs import run_under
 
@@ -77,3 +83,29 @@ async def test_no_loss_at_a_master_that_is_killed_is_untold(
     assert not blame(results), blame(results)
     if wait_replicas:
         assert not any(one.verdict.lost_told or one.ended for one in results)
+
+
+@pytest.mark.skipif(not IS_LONG and MORE == 1, reason="takes long")
+async def test_no_loss_at_a_master_that_stands_still_is_untold(tmp_path: Path) -> None:
+    """A master goes on when its replica has taken over, and may take events that are lost."""
+    rng = random.Random(3)
+    with redis_cluster(replicas=3) as cluster, fleet_of(tmp_path, cluster.text_url, 2) as fleet:
+
+        def freeze_a_master() -> None:
+            frozen = rng.choice(cluster.masters)
+            others = [one for one in cluster.servers if one is not frozen]
+            frozen.freeze()
+            try:
+                eventually(lambda: [role_of(one) for one in others].count("master") == 3)
+            finally:
+                frozen.thaw()
+            eventually(lambda: all(is_ready(one) for one in cluster.servers))
+
+        async def freeze_masters() -> None:
+            for _ in range(2 * MORE):
+                await asyncio.sleep(1)
+                await asyncio.to_thread(freeze_a_master)
+            await asyncio.sleep(1)
+
+        results = await run_under(freeze_masters, fleet, SEEDS, store_may_go_back=True)
+    assert not blame(results), blame(results)

@@ -445,6 +445,10 @@ function Channel:enter_epoch(epoch)
         self.e = epoch
         self.p = self.t
         self.y = 1
+        if self.l > 0 then      -- its reader must learn of the gap before it gets what follows
+            tell(self.o, 'X ' .. self.q)
+            self:end_lease(false, self.v)
+        end
     end
 end
 

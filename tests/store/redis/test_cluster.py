@@ -544,6 +544,24 @@ async def test_a_node_that_dies_after_a_master_was_replaced_may_have_known_of_lo
             await until(lambda: store.membership.epoch == other.membership.epoch)
 
 
+async def test_a_read_that_began_in_an_older_epoch_gets_nothing_of_a_new_one(
+    cluster: RedisCluster,
+) -> None:
+    """Its reader would step over the events between them that are lost."""
+    async with store_of(cluster.url) as store, store_of(cluster.url) as other:
+        await store.create(b"c", ADDRESS)
+        lease = await store.open(b"c", ADDRESS, ReadOptions())
+        assert await append(other, "a") == Stored("a", is_new=True)
+        assert await take(lease) == "a"
+        await other.membership.begin_epoch()
+        assert await append(other, "b") == Stored("b", is_new=True)
+        await until(lambda: lease.is_over)
+        assert lease.ready == 0
+        again = await store.open(b"c", ADDRESS, ReadOptions(cursor="a"))
+        assert again.recovered is False
+        assert await take(again) == "b"
+
+
 async def test_messages_come_from_another_server() -> None:
     with redis_cluster(replicas=3) as cluster:
         async with store_of(cluster.url) as store, store_of(cluster.url) as other:
