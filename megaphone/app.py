@@ -20,7 +20,7 @@ from megaphone.core.pace import loop_time
 from megaphone.core.ports import Pipes
 from megaphone.core.tenants import Tenants
 from megaphone.errors import BadRequest, ShuttingDown, StoreUnavailable
-from megaphone.listen.certificates import Certificates, public_files
+from megaphone.listen.certificates import Certificates, Files, nodes_files, public_files
 from megaphone.listen.exposure import is_loopback, log_start
 from megaphone.listen.sockets import (
     begin_no_connections,
@@ -50,7 +50,9 @@ from megaphone.rest.resource import ResourceMetadata
 from megaphone.rest.server import HttpServer
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.channels import ChannelServicer
-from megaphone.rpc.server import AdminServer, GrpcServer
+from megaphone.rpc.encryption import channel_credentials
+from megaphone.rpc.nodes import NodeNames
+from megaphone.rpc.server import AdminServer, GrpcServer, NodesServer
 from megaphone.rpc.sync import SyncServicer
 from megaphone.settings import MEMORY, Settings
 from megaphone.workers.worker import Worker
@@ -91,6 +93,7 @@ class App:
     metrics: Metrics
     http_port: int
     grpc_port: int
+    nodes_port: int | None
     ops_port: int | None
     reloader: Reloader
     doorkeeper: Doorkeeper
@@ -116,7 +119,8 @@ async def running(
 
     Raises: OSError, if the node cannot listen.
     """
-    certificates = certificates_of(settings)
+    public = certificates_of("public", public_files, settings)
+    for_nodes = certificates_of("nodes", nodes_files, settings)
     webhooks = Webhooks(settings.webhooks, allow=settings.webhooks_allow)
     budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients(settings.workers))
     connections = Connections(connections_of_each_face(settings))
@@ -125,13 +129,26 @@ async def running(
     reloader.add(tenants, "tenants")  # before the doorkeeper, which asks it whether it has limits
     metrics = Metrics(webhooks, budget, connections, logs)
     metrics.add(lambda: families_of(reloader))
-    if certificates is not None:
-        reloader.add(certificates, "tls")
-        metrics.add(lambda: families_of_certificates([certificates]))
+    certificates = [one for one in (public, for_nodes) if one is not None]
+    if certificates:
+        metrics.add(lambda: families_of_certificates(certificates))
+    if public is not None:
+        reloader.add(public, "tls")
+    if for_nodes is not None:
+        reloader.add(for_nodes, "nodes.certificate", "nodes.key", "nodes.ca")
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(webhooks)  # ends last, to report the channels of the store
         built = await stack.enter_async_context(
-            backend(settings, budget, tenants, metrics, webhooks)
+            backend(
+                settings,
+                budget,
+                tenants,
+                metrics,
+                webhooks,
+                None
+                if for_nodes is None
+                else lambda: channel_credentials(for_nodes.identity.contents),
+            )
         )
         broker = built.broker
         admin = Admin(
@@ -166,12 +183,12 @@ async def running(
             metrics,
             connections,
             worker,
-            certificates,
+            public,
             all_metrics,
             resource,
         )
-        if certificates is not None:
-            checking = asyncio.create_task(certificates.keep_current(reloader.one_at_a_time))
+        for one in certificates:
+            checking = asyncio.create_task(one.keep_current(reloader.one_at_a_time))
             stack.callback(checking.cancel)
         trimming = asyncio.create_task(memory.keep_small(settings.workers))
         stack.callback(trimming.cancel)
@@ -190,6 +207,11 @@ async def running(
         stack.push_async_callback(http.stop)
         grpc_port = await grpc.start(settings.grpc_endpoint)
         stack.push_async_callback(grpc.stop)
+        nodes_port = None
+        if for_nodes is not None and settings.nodes_endpoint is not None:
+            nodes = nodes_server(settings, built, for_nodes, reloader)
+            nodes_port = await nodes.start(settings.nodes_endpoint)
+            stack.push_async_callback(nodes.stop)
         ops_port = None
         if settings.ops_endpoint is not None:
             ops_port = await stack.enter_async_context(
@@ -229,6 +251,7 @@ async def running(
             metrics,
             http_port,
             grpc_port,
+            nodes_port,
             ops_port,
             reloader,
             doorkeeper,
@@ -287,7 +310,7 @@ def faces(
     )
     grpc = GrpcServer(
         ChannelServicer(broker, budget, doorkeeper),
-        SyncServicer(built.incoming),
+        SyncServicer(built.incoming) if settings.nodes.address is None else None,
         NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_endpoint)),
         doorkeeper,
         budget=budget,
@@ -425,11 +448,27 @@ def connections_of_each_face(settings: Settings) -> int:
     return min(most, wanted)
 
 
-def certificates_of(settings: Settings) -> Certificates | None:
-    """Return the certificates of the ports for clients. Raises: UnusableCertificate."""
-    if public_files(settings) is None:
-        return None
-    return Certificates("public", public_files, settings)
+def nodes_server(
+    settings: Settings, built: Backend, certificates: Certificates, reloader: Reloader
+) -> NodesServer:
+    """Build the server for other nodes."""
+    node_names = NodeNames(settings)
+    reloader.add(node_names, "nodes.names")
+    return NodesServer(
+        SyncServicer(built.incoming),
+        lambda: node_names.names,
+        lambda: certificates.identity.contents,
+        max_members=max(settings.max_batch_events, settings.max_addresses),
+        max_body_bytes=settings.max_body_bytes,
+        max_connections=connections_of_each_face(settings),
+    )
+
+
+def certificates_of(
+    door: str, files_in: Callable[[Settings], Files | None], settings: Settings
+) -> Certificates | None:
+    """Return the certificate of a door, if it has one. Raises: UnusableCertificate."""
+    return None if files_in(settings) is None else Certificates(door, files_in, settings)
 
 
 def families_of_certificates(some: Sequence[Certificates]) -> list[Family]:
@@ -496,7 +535,9 @@ async def serve(
     handle_signals(stopped)
     handle_hangups(stopped, hung_up)
     async with running(settings, logs) as app:
-        log_start(log, settings, app.http_port, app.grpc_port, app.ops_port)
+        log_start(
+            log, settings, app.http_port, app.grpc_port, app.ops_port, nodes_port=app.nodes_port
+        )
         announce(app)
         reloading = asyncio.create_task(reload_when_asked(app.reloader, hung_up, load))
         await stopped.wait()

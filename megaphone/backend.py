@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.moves import Drains
@@ -27,6 +28,9 @@ from megaphone.observe.webhooks import Webhooks
 from megaphone.settings import MEMORY, Settings
 from megaphone.store.errors import UnusableStore
 from megaphone.store.memory import MemoryStore
+
+if TYPE_CHECKING:
+    import grpc
 
 log = logging.getLogger(__name__)
 
@@ -49,20 +53,35 @@ class Backend:
 
 @asynccontextmanager
 async def backend(
-    settings: Settings, budget: Budget, tenants: Tenants, metrics: Metrics, webhooks: Webhooks
+    settings: Settings,
+    budget: Budget,
+    tenants: Tenants,
+    metrics: Metrics,
+    webhooks: Webhooks,
+    for_tls: "Callable[[], grpc.ChannelCredentials] | None" = None,
 ) -> AsyncIterator[Backend]:
     """Build the backend that the settings name. Its store is closed at the end of the context.
 
+    `for_tls` returns the certificate of this node for other nodes, if it has one.
+
     Raises: UnusableStore, when the store will not do; StoreUnavailable, when it does not answer.
     """
-    of_kind = of_memory if settings.store == MEMORY else of_shared_store
-    async with of_kind(settings, budget, tenants, metrics, webhooks) as built:
+    if settings.store == MEMORY:
+        kind = of_memory(settings, budget, tenants, metrics, webhooks, for_tls)
+    else:
+        kind = of_shared_store(settings, budget, tenants, metrics, webhooks)
+    async with kind as built:
         yield built
 
 
 @asynccontextmanager
 async def of_memory(
-    settings: Settings, budget: Budget, tenants: Tenants, metrics: Metrics, webhooks: Webhooks
+    settings: Settings,
+    budget: Budget,
+    tenants: Tenants,
+    metrics: Metrics,
+    webhooks: Webhooks,
+    for_tls: "Callable[[], grpc.ChannelCredentials] | None",
 ) -> AsyncIterator[Backend]:
     """Build a node that keeps its channels in memory. They end with it, and webhooks report them,
     unless its agents have moved away."""
@@ -94,6 +113,7 @@ async def of_memory(
         replication=replication,
         observer=metrics,
         nodes=settings.nodes,
+        for_tls=for_tls,
     )
     drains = Drains(
         agents=agents,

@@ -289,6 +289,16 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
             " memory, because each worker would have channels of its own that the others do not"
             " find; set store to the URL of a Redis or Valkey"
         )
+    if (settings.drain_target or "").startswith("https:") and settings.nodes.certificate is None:
+        raise ConfigError(
+            f"{sources['drain_target']}: drain_target is at https://, but nodes.certificate is not"
+            " set, without which the target takes this node for a stranger"
+        )
+    if settings.nodes.address is not None and settings.store != MEMORY:
+        raise ConfigError(
+            f"{sources['nodes.address']}: nodes.address is not allowed with a shared store, because"
+            " nodes that share their channels replicate none"
+        )
     check_webhooks(settings, sources)
     if settings.auth.certificates and settings.tls.client_ca is None:
         raise ConfigError(
@@ -428,12 +438,19 @@ def nodes_table(value: Value) -> Nodes:
             f"{value.source_of('previous_secret')}: nodes.previous_secret is set, but not"
             " nodes.secret, which takes its place"
         )
+    check_whole(value, NODES, certificate=nodes.certificate, key=nodes.key, ca=nodes.ca)
+    if nodes.address is not None and (nodes.certificate is None or not nodes.names):
+        missing = "certificate" if nodes.certificate is None else "names"
+        raise ConfigError(
+            f"{value.source_of('address')}: nodes.address is set, but not nodes.{missing}, without"
+            " which no other node can be told from a stranger"
+        )
     return nodes
 
 
 def tls_table(value: Value) -> Tls:
     tls = checked_table(Tls, TLS, value)
-    check_whole(value, "tls", certificate=tls.certificate, key=tls.key)
+    check_whole(value, TLS, certificate=tls.certificate, key=tls.key)
     if tls.client_ca is not None and tls.certificate is None:
         raise ConfigError(
             f"{value.source_of('client_ca')}: tls.client_ca is set, but not tls.certificate,"

@@ -8,8 +8,8 @@ they have prepared, in one step of the event loop. When one fails, nothing has c
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import fields, replace
-from typing import Protocol
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Protocol
 
 from megaphone.settings import Settings
 
@@ -45,7 +45,8 @@ class Reloader:
         """Held while something is read again."""
 
     def add(self, part: Reloadable, *names: str) -> None:
-        """Let new values of some settings take effect in a part of the node."""
+        """Let new values of some settings take effect in a part of the node. A name may be that of
+        a table, or of a member of a table, such as `tls.key`."""
         self._parts.append(part)
         self._names.update(names)
 
@@ -81,15 +82,39 @@ class Reloader:
         return loaded, [part.prepare(loaded) for part in self._parts]
 
     def _take(self, loaded: Settings) -> None:
-        present = self.settings
-        changed = [
-            setting.name
-            for setting in fields(Settings)
-            if getattr(loaded, setting.name) != getattr(present, setting.name)
-        ]
-        fixed = [name for name in changed if name not in self._names]
-        taken = {name: getattr(loaded, name) for name in changed if name in self._names}
-        self.settings = replace(present, **taken)
+        present = leaves(self.settings)
+        changed = [path for path, value in leaves(loaded).items() if value != present[path]]
+        taken = [path for path in changed if self._is_reloaded(path)]
+        fixed = [path for path in changed if not self._is_reloaded(path)]
+        for path in taken:
+            self.settings = with_leaf(self.settings, path, loaded)
         log.info("the settings were read again; changed: %s", ", ".join(taken) or "none")
         if fixed:
             log.warning("these settings change only at the next start: %s", ", ".join(fixed))
+
+    def _is_reloaded(self, path: str) -> bool:
+        return path in self._names or path.partition(".")[0] in self._names
+
+
+def leaves(settings: Settings) -> dict[str, Any]:
+    """Return the value of each setting by its name. Members of a table have dotted names, such as
+    `tls.key`."""
+    found: dict[str, Any] = {}
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
+        if is_dataclass(value):
+            for member in fields(value):
+                found[f"{setting.name}.{member.name}"] = getattr(value, member.name)
+        else:
+            found[setting.name] = value
+    return found
+
+
+def with_leaf(settings: Settings, path: str, other: Settings) -> Settings:
+    """Return settings that have one of their values from other settings."""
+    name, _, member = path.partition(".")
+    value = getattr(other, name)
+    if member:
+        value = replace(getattr(settings, name), **{member: getattr(value, member)})
+    changed: dict[str, Any] = {name: value}
+    return replace(settings, **changed)

@@ -170,8 +170,11 @@ Prefix = Annotated[
 NodeUrl = Annotated[
     str,
     Meta(
-        pattern=rf"^http://{ENDPOINT_PATTERN}/?\Z",
-        description="the gRPC address of a node, such as http://host:3001",
+        pattern=rf"^https?://{ENDPOINT_PATTERN}/?\Z",
+        description=(
+            "the gRPC address of a node, such as http://host:3001, or https://host:3002 for its"
+            " `nodes.address`"
+        ),
     ),
 ]
 Sha256 = Annotated[
@@ -219,6 +222,19 @@ class Nodes:
     previous_secret: NodeSecret | None = field(default=None, repr=False)
     """A second secret, which the node accepts from other nodes but does not use when it calls them.
     Set it while you change the secret."""
+    address: EndpointText | None = None
+    """The host and port on which this node accepts agents over TLS from nodes that have a
+    certificate. With it, nobody can replicate agents to this node on the port of `grpc_address`."""
+    certificate: Path | None = None
+    """The file of the certificate that this node shows other nodes, both when it calls them and
+    when they call it, in the form of `tls.certificate`."""
+    key: Path | None = None
+    """The file of the private key of the certificate."""
+    ca: Path | None = None
+    """The file of the authorities that issue the certificates of nodes."""
+    names: tuple[CertificateName, ...] = ()
+    """Which certificates belong to nodes: one of the URIs or DNS names of a certificate must be
+    here, or begin with what stands here before a final `*`."""
     open: bool = False
     """Accept agents from everybody who can reach this node, and replicate agents to targets that
     have not proved that they have the secret. Set this for the Rust broker (0.10), which has no
@@ -542,6 +558,11 @@ class Settings:
     def ops_endpoint(self) -> Endpoint | None:
         """`ops_address`, as a value."""
         return None if self.ops_address is None else Endpoint.parse(self.ops_address)
+
+    @property
+    def nodes_endpoint(self) -> Endpoint | None:
+        """`nodes.address`, as a value."""
+        return None if self.nodes.address is None else Endpoint.parse(self.nodes.address)
 
     @property
     def grpc_endpoint(self) -> Endpoint:

@@ -569,9 +569,41 @@ def test_the_secrets_of_nodes_are_shown_only_when_asked_for(
     assert "geheim" not in printed
     assert '\n[nodes]\n# secret = "…" ' in printed
     assert '\n# previous_secret = "…" ' in printed
-    assert tomllib.loads(printed)["nodes"] == {"open": False}
+    assert tomllib.loads(printed)["nodes"] == {"names": [], "open": False}
     write(tmp_path, command(tmp_path, monkeypatch, "show", "--secrets"))
     assert load(tmp_path, {}).settings.nodes == before.nodes
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ('[nodes]\ncertificate = "c"\n', "nodes.certificate is set, but not nodes.key"),
+        ('[nodes]\nca = "c"\n', "nodes.ca is set, but not nodes.certificate"),
+        ('[nodes]\naddress = "[::]:1"\n', "nodes.address is set, but not nodes.certificate"),
+        (
+            '[nodes]\naddress = "[::]:1"\ncertificate = "c"\nkey = "k"\nca = "a"\n',
+            "nodes.address is set, but not nodes.names",
+        ),
+        (
+            'drain_target = "https://other:3002"\n',
+            "drain_target is at https://, but nodes.certificate is not set",
+        ),
+        ('[tls]\ncertificate = "c"\n', "tls.certificate is set, but not tls.key"),
+        ('[tls]\nclient_ca = "c"\n', "tls.client_ca is set, but not tls.certificate"),
+    ],
+)
+def test_half_of_what_tls_needs_is_refused(tmp_path: Path, text: str, error: str) -> None:
+    write(tmp_path, text)
+    assert error_of(tmp_path).startswith(f"megaphone.toml: {error}")
+
+
+def test_nodes_that_share_a_store_have_no_address_for_each_other(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        'store = "redis://localhost:1"\n[nodes]\naddress = "[::]:1"\ncertificate = "c"\n'
+        'key = "k"\nca = "a"\nnames = "spiffe://example.org/*"\n',
+    )
+    assert "nodes.address is not allowed with a shared store" in error_of(tmp_path)
 
 
 # -- Files and keys

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from megaphone.reload import Reloadable, Reloader
-from megaphone.settings import Settings
+from megaphone.settings import Nodes, Settings
 
 OLD = Settings(max_channels=1, cors_allow_origin=("https://old.example",))
 NEW = replace(OLD, max_channels=2, cors_allow_origin=("https://new.example",))
@@ -57,6 +57,21 @@ async def test_settings_that_need_a_start_are_named_and_stay(
     assert node.settings == replace(OLD, max_channels=2)
     [warning] = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert warning == "these settings change only at the next start: cors_allow_origin"
+
+
+async def test_members_of_a_table_are_reloaded_one_by_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    node = Reloader(OLD)
+    node.add(Part(), "nodes.certificate", "nodes.key")
+    nodes = Nodes(certificate="new.pem", secret="s" * 32)
+    await node.reload(lambda present: replace(present, nodes=nodes))
+    assert node.settings == replace(OLD, nodes=Nodes(certificate="new.pem"))
+    assert [one.message for one in caplog.records] == [
+        "the settings were read again; changed: nodes.certificate",
+        "these settings change only at the next start: nodes.secret",
+    ]
 
 
 async def test_when_one_part_refuses_nothing_has_changed(caplog: pytest.LogCaptureFixture) -> None:

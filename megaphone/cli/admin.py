@@ -257,7 +257,8 @@ def pipe_agent(
             "--target",
             "-t",
             metavar="URL",
-            help="The gRPC address of a node, such as http://host:3001.",
+            help="The gRPC address of a node: http://host:3001, or https://host:3002 for its"
+            " nodes.address.",
         ),
     ],
 ) -> None:
@@ -274,7 +275,8 @@ def drain(
             "--target",
             "-t",
             metavar="URL",
-            help="The gRPC address of a node, such as http://host:3001.",
+            help="The gRPC address of a node: http://host:3001, or https://host:3002 for its"
+            " nodes.address.",
         ),
     ],
 ) -> None:

@@ -5,6 +5,7 @@ the address key of an agent.
 """
 
 import time
+from collections.abc import Callable
 
 import grpc
 
@@ -26,7 +27,11 @@ class Credentials:
     Without a node secret the metadata is empty.
     """
 
-    def __init__(self, nodes: Nodes) -> None:
+    def __init__(
+        self, nodes: Nodes, for_tls: Callable[[], grpc.ChannelCredentials] | None = None
+    ) -> None:
+        """`for_tls` returns the certificate of this node for other nodes, if it has one."""
+        self.for_tls = for_tls
         self._signer = None if nodes.secret is None else NodeSigner(nodes.secret)
         self._is_open = nodes.open
 
@@ -53,6 +58,10 @@ class Credentials:
         if self._signer is None:
             return ()
         return metadata_of(self._signer.prove(GREETING, time.time()))
+
+
+NO_PROOF = Credentials(Nodes())
+"""For a target whose certificate proves who it is."""
 
 
 async def answer_to(greeting: Proof, channel: grpc.aio.Channel, within_s: float) -> str | None:

@@ -16,13 +16,13 @@ from typing import Any
 
 from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.outgoing import OutgoingPipe, OutgoingPipes
-from megaphone.cluster.peer import endpoints_of
+from megaphone.cluster.peer import Target, targets_at
 from megaphone.cluster.ports import Replicable
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.broker import Broker
 from megaphone.core.ports import Store
 from megaphone.errors import MegaphoneError, TargetUnavailable, WrongMode
-from megaphone.model import AgentMode, DrainProgress, Endpoint
+from megaphone.model import AgentMode, DrainProgress
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +74,8 @@ class Drains:
         self._is_idle.clear()
         self.incoming.refuse_pipes("this node is being drained")
         try:
-            endpoints = await endpoints_of(target)
-            async with aclosing(self._moving_each(endpoints, logged)) as steps:
+            targets = await targets_at(target)
+            async with aclosing(self._moving_each(targets, logged)) as steps:
                 async for progress in steps:
                     self.progress = progress
                     yield progress
@@ -123,14 +123,14 @@ class Drains:
         return sum([await self.store.count(agent.name) for agent in self._left(())])
 
     async def _moving_each(
-        self, endpoints: Sequence[Endpoint], logged: dict[str, str]
+        self, targets: Sequence[Target], logged: dict[str, str]
     ) -> AsyncGenerator[DrainProgress, None]:
         """Move one agent after the other, and yield the progress."""
         moved = Moved()
         failures: dict[str, MegaphoneError] = {}
         yield await self._progress(moved, failures)
         while left := self._left(failures):
-            move = Move(self, left[0], endpoints)
+            move = Move(self, left[0], targets)
             moving = asyncio.create_task(move.run())
             try:
                 while not moving.done():
@@ -209,7 +209,7 @@ def combined(failures: dict[str, MegaphoneError]) -> MegaphoneError:
 class Move:
     """The move of one agent to the first of several nodes that accepts it."""
 
-    def __init__(self, drains: Drains, agent: Agent, endpoints: Sequence[Endpoint]) -> None:
+    def __init__(self, drains: Drains, agent: Agent, targets: Sequence[Target]) -> None:
         self.agent = agent
         self._broker = drains.broker
         self._agents = drains.agents
@@ -217,7 +217,7 @@ class Move:
         self._replication = drains.replication
         self._pipes = drains.pipes
         self._incoming = drains.incoming
-        self._endpoints = endpoints
+        self._targets = targets
         self._pipe: OutgoingPipe | None = None
 
     async def copied(self) -> int:
@@ -258,10 +258,10 @@ class Move:
     async def _open_pipe(self) -> tuple[OutgoingPipe, bool]:
         """Return a pipe to a node that accepts the agent, and whether the pipe is new."""
         refusal: MegaphoneError = TargetUnavailable()
-        for endpoint in self._endpoints:
+        for target in self._targets:
             try:
-                is_new = self._pipes.get(self.agent.name, endpoint) is None
-                return await self._pipes.open(self.agent.name, endpoint), is_new
+                is_new = self._pipes.get(self.agent.name, target) is None
+                return await self._pipes.open(self.agent.name, target), is_new
             except MegaphoneError as error:
                 refusal = error
         raise refusal

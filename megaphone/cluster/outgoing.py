@@ -11,20 +11,20 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from megaphone.cluster import expiry
 from megaphone.cluster.credentials import Credentials
 from megaphone.cluster.incoming import RUST_CAPACITY
-from megaphone.cluster.peer import Connection, connect, endpoint_of
+from megaphone.cluster.peer import Connection, Target, connect, target_at
 from megaphone.cluster.ports import Replicable
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.ports import Observer, Store
 from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
-from megaphone.model import AgentMode, ChannelChange, Endpoint, EventAdded, PipeInfo
+from megaphone.model import AgentMode, ChannelChange, EventAdded, PipeInfo
 from megaphone.settings import Nodes
 from megaphone.wire import sync as wire
 from megaphone_api.sync_pb2 import SyncRequest
@@ -55,33 +55,35 @@ class OutgoingPipes:
         replication: Replicable,
         observer: Observer,
         nodes: Nodes,
+        for_tls: "Callable[[], grpc.ChannelCredentials] | None" = None,
     ) -> None:
+        """`for_tls` returns the certificate of this node for other nodes, if it has one."""
         self._agents = agents
         self._store = store
         self._replication = replication
         self._observer = observer
-        self._credentials = Credentials(nodes)
-        self._pipes: dict[tuple[str, Endpoint], OutgoingPipe] = {}
+        self._credentials = Credentials(nodes, for_tls)
+        self._pipes: dict[tuple[str, Target], OutgoingPipe] = {}
         self._asking: list[asyncio.Task[None]] = []
         """The tasks that ask the targets how channels are used there."""
 
     def described(self) -> Sequence[PipeInfo]:
         return [
-            PipeInfo(name, str(endpoint), pipe.connection is not None, pipe.backlog)
-            for (name, endpoint), pipe in self._pipes.items()
+            PipeInfo(name, str(target), pipe.connection is not None, pipe.backlog)
+            for (name, target), pipe in self._pipes.items()
         ]
 
     async def pipe(self, agent: str, target: str) -> None:
-        await self.open(agent, endpoint_of(target))
+        await self.open(agent, target_at(target))
 
-    async def open(self, agent: str, endpoint: Endpoint) -> "OutgoingPipe":
+    async def open(self, agent: str, target: Target) -> "OutgoingPipe":
         """Open a pipe that replicates an agent to a node, unless there is such a pipe already.
 
         Returns the pipe once the target has accepted the agent.
 
         Raises: AgentNotFound; BadRequest; WrongMode; Unauthenticated; TargetUnavailable.
         """
-        if (known := self.get(agent, endpoint)) is not None:
+        if (known := self.get(agent, target)) is not None:
             return known
         if not self._asking:
             self._asking = [
@@ -91,13 +93,13 @@ class OutgoingPipes:
         piped = self._agents.pipe(agent)
         pipe = OutgoingPipe(
             piped,
-            endpoint,
+            target,
             wire.start(agent, self._agents.keys.of(agent).secret, secrets.token_hex(8)),
             self._replication,
             self._observer,
             self._credentials,
         )
-        self._pipes[agent, endpoint] = pipe
+        self._pipes[agent, target] = pipe
         try:
             await pipe.start()
         except BaseException:
@@ -105,13 +107,13 @@ class OutgoingPipes:
             raise
         return pipe
 
-    def get(self, agent: str, endpoint: Endpoint) -> "OutgoingPipe | None":
+    def get(self, agent: str, target: Target) -> "OutgoingPipe | None":
         """Return the running pipe that replicates an agent to a node; None if there is none.
 
         Raises: AgentNotFound.
         """
         self._agents.named(agent)
-        pipe = self._pipes.get((agent, endpoint))
+        pipe = self._pipes.get((agent, target))
         return pipe if pipe is not None and pipe.is_running else None
 
     async def close(self, pipe: "OutgoingPipe") -> None:
@@ -119,7 +121,7 @@ class OutgoingPipes:
 
         When its last pipe closes, a PIPED agent returns to the mode that it had before.
         """
-        self._pipes.pop((pipe.agent.name, pipe.endpoint), None)
+        self._pipes.pop((pipe.agent.name, pipe.target), None)
         await pipe.close()
         if pipe.agent.mode is AgentMode.PIPED and not self._of(pipe.agent.name):
             self._agents.take_back(pipe.agent.name)
@@ -133,7 +135,7 @@ class OutgoingPipes:
     async def close_all(self, agent: str) -> None:
         """Close all pipes of an agent that leaves this node, without completing them."""
         for pipe in self._of(agent):
-            del self._pipes[agent, pipe.endpoint]
+            del self._pipes[agent, pipe.target]
             await pipe.close()
 
     def _of(self, agent: str) -> "list[OutgoingPipe]":
@@ -198,14 +200,14 @@ class OutgoingPipe:
     def __init__(
         self,
         agent: Agent,
-        endpoint: Endpoint,
+        target: Target,
         start: SyncRequest,
         replication: Replicable,
         observer: Observer,
         credentials: Credentials,
     ) -> None:
         self.agent = agent
-        self.endpoint = endpoint
+        self.target = target
         self._replication = replication
         self._observer = observer
         self._credentials = credentials
@@ -226,7 +228,7 @@ class OutgoingPipe:
         Raises: TargetUnavailable; BadRequest and WrongMode, when the target refuses the agent;
             Unauthenticated, when one of the nodes does not prove the node secret to the other.
         """
-        connection = await connect(self.endpoint, self._start, self._credentials)
+        connection = await connect(self.target, self._start, self._credentials)
         try:
             await self._check_capacity(connection)
         except BaseException:
@@ -329,7 +331,7 @@ class OutgoingPipe:
         return self._has_arrived
 
     async def _connect_again(self) -> Connection:
-        connection = await connect(self.endpoint, self._start, self._credentials)
+        connection = await connect(self.target, self._start, self._credentials)
         log.info("agent %s: its pipe has reconnected", self.agent.name)
         return connection
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from megaphone.cluster.credentials import Credentials
+from megaphone.cluster.credentials import NO_PROOF, Credentials
 from megaphone.errors import (
     BadRequest,
     MegaphoneError,
@@ -23,7 +23,7 @@ from megaphone.wire import sync as wire
 from megaphone_api import sync_pb2 as pb
 from megaphone_api.sync_pb2_grpc import SyncServiceStub
 
-TARGET = re.compile(rf"(?:http://)?({ENDPOINT_PATTERN})/?")
+TARGET = re.compile(rf"(?:(https?)://)?({ENDPOINT_PATTERN})/?")
 
 CONNECT_S = 5.0
 """How long a connection attempt, or one question to a target, may take."""
@@ -38,30 +38,53 @@ OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
+NO_HANDSHAKE = (
+    "the target and this node do not agree on TLS: is the host of the target a name in its"
+    " certificate, do both certificates come from the authority in `nodes.ca`, and is the port that"
+    " of `nodes.address`?"
+)
 REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
     grpc.StatusCode.FAILED_PRECONDITION: WrongMode,
 }
 
 
-def endpoint_of(target: str) -> Endpoint:
-    """Return the endpoint of a target such as http://host:3001.
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A node to which agents are replicated."""
+
+    endpoint: Endpoint
+    name: str | None = None
+    """The DNS name or IP address that its certificate must have; None if the connection is plain
+    text."""
+
+    def __str__(self) -> str:
+        return str(self.endpoint)
+
+
+def target_at(url: str) -> Target:
+    """Return the target at a URL such as http://host:3001, or https://host:3002 for TLS.
 
     Raises: BadRequest.
     """
-    if found := TARGET.fullmatch(target):
-        return Endpoint.parse(found[1])
-    raise BadRequest("the target must be the gRPC address of a node, such as http://host:3001")
+    if found := TARGET.fullmatch(url):
+        endpoint = Endpoint.parse(found[2])
+        return Target(endpoint, endpoint.host if found[1] == "https" else None)
+    raise BadRequest(
+        "the target must be the gRPC address of a node, such as http://host:3001, or"
+        " https://host:3002 for its nodes.address"
+    )
 
 
-async def endpoints_of(target: str) -> list[Endpoint]:
-    """Return the endpoints of all reachable nodes of a target, in random order.
+async def targets_at(url: str) -> list[Target]:
+    """Return all reachable nodes at a URL, in random order.
 
-    A target may be several nodes, because its host name may have several IP addresses.
+    They may be several, because the host name may have several IP addresses.
 
     Raises: BadRequest; TargetUnavailable, when no node is reachable.
     """
-    endpoint = endpoint_of(target)
+    target = target_at(url)
+    endpoint = target.endpoint
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             endpoint.host, endpoint.port, type=socket.SOCK_STREAM
@@ -70,7 +93,11 @@ async def endpoints_of(target: str) -> list[Endpoint]:
         raise TargetUnavailable("the name of the target cannot be resolved") from None
     endpoints = [Endpoint(str(address[0]), int(address[1])) for *_, address in found]
     reached = await asyncio.gather(*map(is_reachable, endpoints))
-    there = [endpoint for endpoint, is_there in zip(endpoints, reached, strict=True) if is_there]
+    there = [
+        Target(endpoint, target.name)
+        for endpoint, is_there in zip(endpoints, reached, strict=True)
+        if is_there
+    ]
     if not there:
         raise TargetUnavailable
     return random.sample(there, len(there))
@@ -165,18 +192,20 @@ class Connection:
         await self.channel.close()
 
 
-async def connect(
-    endpoint: Endpoint, start: pb.SyncRequest, credentials: Credentials
-) -> Connection:
-    """Open a stream to a target, and send `start` once the target has proved the node secret.
+async def connect(target: Target, start: pb.SyncRequest, credentials: Credentials) -> Connection:
+    """Open a stream to a target, and send `start` once the target has proved who it is: by its
+    certificate, or over plain text by the node secret.
 
     Raises: TargetUnavailable; Unauthenticated, when the target does not prove the secret or
-        refuses this node; BadRequest and WrongMode, when it refuses the agent.
+        refuses this node; BadRequest and WrongMode, when it refuses the agent, or when this node
+        has no certificate for it.
     """
-    if not await is_reachable(endpoint):
-        raise TargetUnavailable
-    channel = grpc.aio.insecure_channel(str(endpoint), options=OPTIONS)
+    channel = channel_to(target, credentials)
+    if target.name is not None:
+        credentials = NO_PROOF
     try:
+        if not await is_reachable(target.endpoint):
+            raise TargetUnavailable
         async with asyncio.timeout(CONNECT_S):
             await channel.channel_ready()
         metadata = await credentials.greet(channel, CONNECT_S)
@@ -187,6 +216,8 @@ async def connect(
         connection.extended = await wait_until_accepted(connection, is_known=is_known)
     except TimeoutError:
         await channel.close()
+        if target.name is not None:
+            raise TargetUnavailable(NO_HANDSHAKE) from None
         raise TargetUnavailable from None
     except grpc.aio.AioRpcError as error:
         await channel.close()
@@ -195,6 +226,23 @@ async def connect(
         await channel.close()
         raise
     return connection
+
+
+def channel_to(target: Target, credentials: Credentials) -> grpc.aio.Channel:
+    """Return a connection to a target. Raises: BadRequest, if this node has no certificate for it.
+
+    The endpoint is an IP address, so the name in the certificate must be said.
+    """
+    address = str(target.endpoint)
+    if target.name is None:
+        return grpc.aio.insecure_channel(address, options=OPTIONS)
+    if credentials.for_tls is None:
+        raise BadRequest(
+            "a target at https:// needs a certificate of this node: set `nodes.certificate`,"
+            " `nodes.key` and `nodes.ca`"
+        )
+    options = (*OPTIONS, ("grpc.ssl_target_name_override", target.name))
+    return grpc.aio.secure_channel(address, credentials.for_tls(), options=options)
 
 
 async def has_extensions(channel: grpc.aio.Channel, credentials: Credentials) -> bool:

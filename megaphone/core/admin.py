@@ -98,9 +98,9 @@ class Admin:
 
         Returns when the target has accepted the agent. The agent takes no new channels any more.
 
-        Raises: BadRequest, also if the target is not a URL such as http://host:3001;
-            AgentNotFound; WrongMode; Unauthenticated, if the two nodes do not have the same
-            secret; TargetUnavailable.
+        Raises: BadRequest, also if the target is not a URL such as http://host:3001 or
+            https://host:3002; AgentNotFound; WrongMode; Unauthenticated, if the two nodes do not
+            have the same secret; TargetUnavailable.
         """
         await self._pipes.pipe(name, target)
 

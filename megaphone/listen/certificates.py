@@ -161,6 +161,14 @@ def public_files(settings: Settings) -> Files | None:
     return Files(tls.certificate, tls.key, tls.client_ca, "tls")
 
 
+def nodes_files(settings: Settings) -> Files | None:
+    """Return where the certificate for other nodes is."""
+    nodes = settings.nodes
+    if nodes.certificate is None or nodes.key is None:
+        return None
+    return Files(nodes.certificate, nodes.key, nodes.ca, "nodes", "ca")
+
+
 def log_validity(door: str, identity: Identity) -> None:
     until = identity.not_after.isoformat()
     if identity.not_after > datetime.now(UTC):

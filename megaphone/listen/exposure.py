@@ -31,8 +31,14 @@ def reachable(endpoint: Endpoint) -> Endpoint:
     return replace(endpoint, host=LOOPBACK_OF_ANY.get(endpoint.host, endpoint.host))
 
 
-def accepted_sources(settings: Settings) -> str:
-    """Return the words in which the process log says who may replicate agents to this node."""
+def accepted_sources(settings: Settings, nodes_port: int | None = None) -> str:
+    """Return the words in which the process log says who may replicate agents to this node. The
+    port is that of `nodes.address`."""
+    if settings.nodes_endpoint is not None:
+        endpoint = settings.nodes_endpoint
+        if nodes_port is not None:
+            endpoint = endpoint.with_port(nodes_port)
+        return f"nodes with a certificate on {endpoint}"
     if settings.nodes.open:
         return "everybody who can reach it"
     if settings.nodes.secret is not None:
@@ -49,6 +55,8 @@ def log_start(
     grpc_port: int,
     ops_port: int | None,
     more: str = "",
+    *,
+    nodes_port: int | None = None,
 ) -> None:
     """Log where a broker serves, and the warnings about it."""
     if settings.ops_endpoint is not None and ops_port is not None:
@@ -59,7 +67,7 @@ def log_start(
         build_kind(),
         settings.http_endpoint.with_port(http_port),
         settings.grpc_endpoint.with_port(grpc_port),
-        accepted_sources(settings),
+        accepted_sources(settings, nodes_port),
         more,
     )
     for warning in warnings(settings):
@@ -76,7 +84,7 @@ def warnings(settings: Settings) -> list[str]:
             f"other machines can reach {' and '.join(public)}, where everybody may create channels:"
             " set `auth.require`, or let only your services and a proxy get there"
         )
-    if settings.nodes.open and "gRPC" in public:
+    if settings.nodes.open and settings.nodes.address is None and "gRPC" in public:
         lines.append(
             "`nodes.open` is set: everybody who can reach gRPC can replicate agents to this node"
             " and so take them over; set `nodes.secret` instead"

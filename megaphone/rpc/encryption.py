@@ -34,3 +34,8 @@ def configuration(contents: Contents) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration(
         [(contents.key, contents.certificate)], contents.client_ca
     )
+
+
+def channel_credentials(contents: Contents) -> grpc.ChannelCredentials:
+    """Return credentials with which this node calls another node, and checks its certificate."""
+    return grpc.ssl_channel_credentials(contents.client_ca, contents.key, contents.certificate)

@@ -4,7 +4,7 @@ Operators have a server of their own, on a Unix socket.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from urllib.parse import quote
 
 import grpc
@@ -26,7 +26,7 @@ from megaphone.rpc.callers import CallerInterceptor
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.encryption import server_credentials
 from megaphone.rpc.errors import ErrorInterceptor, OnError, ignore
-from megaphone.rpc.nodes import NodeInterceptor
+from megaphone.rpc.nodes import CertificateInterceptor, NodeInterceptor
 from megaphone.rpc.probes import HEALTH_SERVICE, Health
 from megaphone.rpc.reflection import serve_reflection
 from megaphone.rpc.requests import ReceptionInterceptor
@@ -61,6 +61,16 @@ WAITING_CALLS = (
     ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
 )
 
+VANISHING_CLIENTS = (
+    # These notice after 4 s that a client has vanished. The third of them is for a client that
+    # hangs while its kernel still acknowledges.
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.http2.ping_timeout_ms", 2_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
 CHANNEL_SERVICE = pb.DESCRIPTOR.services_by_name["ChannelService"].full_name
 ADMIN_SERVICE = admin_pb2.DESCRIPTOR.services_by_name["AdminService"].full_name
 SYNC_SERVICE = sync_pb2.DESCRIPTOR.services_by_name["SyncService"].full_name
@@ -77,7 +87,7 @@ class GrpcServer:
     def __init__(
         self,
         channels: ChannelServicer,
-        sync: SyncServicer,
+        sync: SyncServicer | None,
         guard: NodeGuard,
         doorkeeper: Doorkeeper,
         *,
@@ -120,13 +130,7 @@ class GrpcServer:
                 # The bandwidth probe would enlarge the flow-control windows, so that each call that
                 # waits for its turn could send megabytes.
                 ("grpc.http2.bdp_probe", 0),
-                # These notice after 4 s that a client has vanished. The third of them is for a
-                # client that hangs while its kernel still acknowledges.
-                ("grpc.keepalive_time_ms", 2_000),
-                ("grpc.keepalive_timeout_ms", 2_000),
-                ("grpc.http2.ping_timeout_ms", 2_000),
-                ("grpc.http2.max_pings_without_data", 0),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                *VANISHING_CLIENTS,
                 ("grpc.max_allowed_incoming_connections", max_connections),
                 # A connection that sends nothing counts too, so it must not stay.
                 ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
@@ -138,24 +142,19 @@ class GrpcServer:
         self._connection_age_s = connection_age_s or 0.0
         self._health = Health(self._server, CHANNEL_SERVICE)
         add_ChannelServiceServicer_to_server(channels, self._server)
-        add_SyncServiceServicer_to_server(sync, self._server)
+        services = [CHANNEL_SERVICE, HEALTH_SERVICE]
+        if sync is not None:
+            add_SyncServiceServicer_to_server(sync, self._server)
+            services.append(SYNC_SERVICE)
         if with_reflection:
-            serve_reflection(self._server, (CHANNEL_SERVICE, SYNC_SERVICE, HEALTH_SERVICE))
+            serve_reflection(self._server, services)
 
     async def start(self, endpoint: Endpoint) -> int:
         """Begin to listen, and to report SERVING. Returns: the port.
 
         Raises: OSError, if the endpoint is in use or does not belong to this machine.
         """
-        _, host = bound_as(endpoint)
-        address = str(Endpoint(host, endpoint.port))
-        try:
-            if self._tls is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, server_credentials(self._tls))
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {endpoint} for gRPC: is it in use?") from error
+        port = bind(self._server, endpoint, self._tls)
         await self._server.start()
         await self._health.report(serves=True)
         self._port = port
@@ -195,11 +194,70 @@ class GrpcServer:
         await self._server.stop(STOP_TIMEOUT_S)
 
 
+def bind(server: grpc.aio.Server, endpoint: Endpoint, tls: Callable[[], Contents] | None) -> int:
+    """Let a server have a port. Returns: its number.
+
+    Raises: OSError, if the endpoint is in use or does not belong to this machine.
+    """
+    _, host = bound_as(endpoint)
+    address = str(Endpoint(host, endpoint.port))
+    try:
+        if tls is None:
+            return server.add_insecure_port(address)
+        return server.add_secure_port(address, server_credentials(tls))
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {endpoint} for gRPC: is it in use?") from error
+
+
 def aging(connection_age_s: float | None) -> tuple[tuple[str, int], ...]:
     """Return the option for how long connections take new calls."""
     if connection_age_s is None:
         return ()
     return (("grpc.max_connection_age_ms", round(1000 * connection_age_s)),)
+
+
+class NodesServer:
+    """Serves SyncService to nodes that have a certificate, from `start` to `stop`."""
+
+    def __init__(
+        self,
+        sync: SyncServicer,
+        names: Callable[[], Sequence[str]],
+        tls: Callable[[], Contents],
+        *,
+        max_members: int,
+        max_body_bytes: int,
+        max_connections: int,
+    ) -> None:
+        """`names` returns the names in the certificates of nodes, and `tls` the certificate of this
+        one for each new connection."""
+        self._tls = tls
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor(max_members), CertificateInterceptor(names)],
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", max_body_bytes + FRAMING_BYTES),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.http2.bdp_probe", 0),
+                *VANISHING_CLIENTS,
+                ("grpc.max_allowed_incoming_connections", max_connections),
+                ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            ],
+        )
+        add_SyncServiceServicer_to_server(sync, self._server)
+
+    async def start(self, endpoint: Endpoint) -> int:
+        """Begin to listen. Returns: the port.
+
+        Raises: OSError, if the endpoint is in use or does not belong to this machine.
+        """
+        port = bind(self._server, endpoint, self._tls)
+        await self._server.start()
+        return port
+
+    async def stop(self) -> None:
+        """Stop listening, and end the calls that are left."""
+        await self._server.stop(STOP_TIMEOUT_S)
 
 
 class AdminServer:

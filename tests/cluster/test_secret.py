@@ -78,6 +78,30 @@ async def test_agents_move_between_nodes_with_the_same_secret(
     assert await read_at(to_node, channel.consumer_address) == [b"1"]
 
 
+ROTATION = [
+    OLD,
+    Nodes(secret=PREVIOUS, previous_secret=SECRET),
+    BOTH,
+    NEW,
+]
+"""The steps of a rotation in which each node always accepts every other one."""
+
+
+@pytest.mark.parametrize("step", range(1, len(ROTATION)))
+@pytest.mark.parametrize("order", ["source first", "target first"])
+async def test_in_each_step_of_a_rotation_the_nodes_may_start_again_in_any_order(
+    stack: AsyncExitStack, step: int, order: str
+) -> None:
+    before, after = ROTATION[step - 1], ROTATION[step]
+    source, target = (after, before) if order == "source first" else (before, after)
+    to_node = await start(stack, "home", target)
+    from_node = await start(stack, "moving", source)
+    channel = await from_node.broker.create(ANYONE)
+    await from_node.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
+    await drained(from_node, to_node)
+    assert await read_at(to_node, channel.consumer_address) == [b"1"]
+
+
 @pytest.mark.parametrize(
     ("source", "target", "why"),
     [

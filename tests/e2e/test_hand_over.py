@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ import pytest
 
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+from tests.support.certificates import make_certificates
 from tests.support.process import BrokerProcess, broker_process
 
 CHANNELS = 20
@@ -27,20 +29,34 @@ STOPPING = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 MOVED = 421
 
 
-@pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[list[BrokerProcess]]:
+@pytest.fixture(params=["plain", "certificates"])
+def nodes(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[list[BrokerProcess]]:
     """The source, which hands over to the target when it stops; and the target."""
+    with_certificates = request.param == "certificates"
     with ExitStack() as stack:
         folders = [tmp_path / name for name in ("source", "target")]
         for folder in folders:
             folder.mkdir()
         settings: dict[str, Any] = {"agent_warmup_secs": 0, "poll_duration_millis": 300}
+        if with_certificates:
+            made = make_certificates(tmp_path)
+            settings |= {
+                "nodes.address": "127.0.0.1:0",
+                "nodes.certificate": made.certificate,
+                "nodes.key": made.key,
+                "nodes.ca": made.authority,
+                "nodes.names": "localhost",
+            }
         target = stack.enter_context(broker_process(folders[1], agent="b", **settings))
+        target_url = f"http://{target.grpc_target}"
+        if with_certificates:
+            [at] = re.findall(r"nodes with a certificate on (\S+?)[;\"\s]", target.start_line)
+            target_url = f"https://{at}"
         source = stack.enter_context(
             broker_process(
                 folders[0],
                 agent="a",
-                drain_target=f"http://{target.grpc_target}",
+                drain_target=target_url,
                 **settings,
             )
         )

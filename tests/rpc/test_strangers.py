@@ -24,20 +24,42 @@ from megaphone.model import AgentMode, ReadOptions
 from megaphone.settings import Nodes
 from megaphone_api import sync_pb2 as pb
 from tests.support.faces import Created, GrpcFace, grpc_face, read_all
-from tests.support.settings import fast_settings
+from tests.support.settings import certificates, fast_settings
 
 SECRET = "the-secret-that-no-stranger-has-0123"
 EVERYWHERE = "0.0.0.0:0"
+
+
+def nodes_with_certificates() -> Nodes:
+    made = certificates()
+    return Nodes(
+        address="127.0.0.1:0",
+        certificate=str(made.certificate),
+        key=str(made.key),
+        ca=str(made.authority),
+        names=("spiffe://example.org/node/*",),
+    )
+
+
 CLOSED: dict[str, dict[str, Any]] = {
     "public": {"grpc_address": EVERYWHERE},
     "public with a secret": {"grpc_address": EVERYWHERE, "nodes": Nodes(secret=SECRET)},
     "loopback with a secret": {"nodes": Nodes(secret=SECRET)},
+    "certificates": {"nodes": nodes_with_certificates()},
 }
 ACCEPTING: dict[str, dict[str, Any]] = {
     "loopback": {},
     "open": {"grpc_address": EVERYWHERE, "nodes": Nodes(secret=SECRET, open=True)},
 }
 MODES = CLOSED | ACCEPTING
+
+
+def refusal_in(mode: str) -> grpc.StatusCode:
+    """Return the status of a stranger's call. With certificates the service has another port."""
+    is_elsewhere = mode == "certificates"
+    return grpc.StatusCode.UNIMPLEMENTED if is_elsewhere else grpc.StatusCode.UNAUTHENTICATED
+
+
 FORWARD = "/megaphone.SyncService/ForwardEvents"
 FIND = "/megaphone.SyncService/FindChannelsInUse"
 OWN = "own"
@@ -59,6 +81,8 @@ class Node:
     connection: grpc.aio.Channel
     channel: Created
     is_closed: bool
+    refusal: grpc.StatusCode
+    """What a stranger gets from a node that accepts none."""
     statuses: set[grpc.StatusCode] = field(default_factory=set)
 
     async def send(self, method: str, messages: Sequence[bytes], **metadata: str) -> None:
@@ -84,7 +108,7 @@ class Node:
 
     async def check_unchanged(self, before: object) -> None:
         if self.is_closed:
-            assert self.statuses == {grpc.StatusCode.UNAUTHENTICATED}
+            assert self.statuses == {self.refusal}
             assert await self.state() == before
         self.statuses.clear()
         [own] = [one for one in await self.app.admin.list_agents() if one.name == OWN]
@@ -104,7 +128,8 @@ async def node_in(mode: str) -> AsyncIterator[Node]:
         grpc_face(app) as face,
         grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as connection,
     ):
-        yield Node(app, face, connection, await face.create(), mode in CLOSED)
+        own = await face.create()
+        yield Node(app, face, connection, own, mode in CLOSED, refusal_in(mode))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=MODES)
@@ -206,7 +231,7 @@ async def test_nothing_that_a_stranger_sends_changes_what_the_node_had(
     await node.send(method, raw, **{"megaphone_node": proof} if proof else {})
     if node.is_closed and method.endswith("Other"):
         assert node.statuses == {grpc.StatusCode.UNIMPLEMENTED}
-        node.statuses = {grpc.StatusCode.UNAUTHENTICATED}
+        node.statuses = {node.refusal}
     await node.check_unchanged(before)
 
 

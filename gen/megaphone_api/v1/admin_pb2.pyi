@@ -164,7 +164,9 @@ class PipeAgentRequest(_message.Message):
     TARGET_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     target: _builtins.str
-    """The gRPC address of the target node, such as "http://host:3001"."""
+    """The gRPC address of the target node, such as "http://host:3001", or for its `nodes.address`
+    "https://host:3002".
+    """
     def __init__(
         self,
         *,
@@ -340,8 +342,9 @@ class DrainRequest(_message.Message):
 
     TARGET_FIELD_NUMBER: _builtins.int
     target: _builtins.str
-    """The gRPC address of the target node, such as "http://host:3001". A name with several addresses
-    stands for any of their nodes except this one.
+    """The gRPC address of the target node, such as "http://host:3001", or for its `nodes.address`
+    "https://host:3002". A name with several addresses stands for any of their nodes except this
+    one.
     """
     def __init__(
         self,
