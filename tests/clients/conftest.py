@@ -1,4 +1,4 @@
-"""The drivers of one module of tests: each kind is started once, when a test first asks for it."""
+"""The drivers of all tests: each kind is started once, when a test first asks for it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -12,9 +12,9 @@ from tests.clients.drivers.kinds import KINDS, Kind
 Drivers = Callable[[Kind], Awaitable[Driver]]
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
+@pytest_asyncio.fixture(loop_scope="session", scope="session")
 async def drivers() -> AsyncIterator[Drivers]:
-    """Give a driver of a kind that other tests of the module use too."""
+    """Give a driver of a kind that other tests use too."""
     async with AsyncExitStack() as stack:
         started: dict[Kind, Driver] = {}
 
@@ -38,6 +38,6 @@ def kind(request: pytest.FixtureRequest) -> Kind:
     return chosen
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest_asyncio.fixture(loop_scope="session")
 async def driver(kind: Kind, drivers: Drivers) -> Driver:
     return await drivers(kind)

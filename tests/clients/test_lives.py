@@ -19,7 +19,7 @@ from tests.clients.stages import stage
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.settings import IS_LONG
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STREAM = "s"
 WRITER = 0

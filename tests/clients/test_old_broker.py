@@ -15,7 +15,7 @@ from tests.clients.stages import way_to
 from tests.support.process import BrokerProcess, broker_process
 
 pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.asyncio(loop_scope="session"),
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
 ]
 

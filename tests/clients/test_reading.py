@@ -30,7 +30,7 @@ from tests.clients.troubles import (
 from tests.support.faces import Created
 from tests.support.settings import IS_LONG
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STREAM = "s"
 WRITER = 0

@@ -9,7 +9,7 @@ from tests.clients.drivers.kinds import KINDS, SYNC_GRPC, Kind
 from tests.clients.runs import Scenario, run_all, summary
 from tests.support.settings import IS_LONG
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 RUNS = 80 if IS_LONG else 4
 AT_ONCE = 4

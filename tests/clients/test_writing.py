@@ -23,7 +23,7 @@ from tests.clients.troubles import (
 from tests.support.faces import Created, http_face, read_all
 from tests.support.ports import free_port
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 STREAM = "s"
 WHAT_IS_READY = ReadOptions(wait_s=0)
