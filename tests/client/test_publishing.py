@@ -118,6 +118,23 @@ async def test_a_full_channel_is_tried_again_in_order(
     assert got == list(range(400))
 
 
+@pytest.mark.settings(buffer_capacity=10, write_timeout_millis=500)
+async def test_a_full_channel_does_not_hold_the_others_back(megaphone: Megaphone) -> None:
+    full, other = await megaphone.create(), await megaphone.create()
+    async with megaphone.publisher() as publisher:
+        held = [await publisher.send(full.producer, "s", number) for number in range(15)]
+        await held[9]
+        # The broker waits for the full channel once, together with what goes with it.
+        await (await publisher.send(other.producer, "s", 0))
+        held += [await publisher.send(full.producer, "s", number) for number in range(15, 20)]
+        async with asyncio.timeout(3):
+            for number in range(1, 10):
+                await (await publisher.send(other.producer, "s", number))
+        assert await bodies(megaphone, other, 10) == list(range(10))
+        assert await bodies(megaphone, full, 20) == list(range(20))
+    assert len({await one for one in held}) == 20
+
+
 @pytest.mark.settings(buffer_capacity=1, write_timeout_millis=20)
 async def test_at_the_end_of_its_time_an_event_was_not_taken(app: App, protocol: str) -> None:
     async with Megaphone.from_url(url_of(app, protocol), timeout_s=0.4) as megaphone:

@@ -166,12 +166,14 @@ class GrpcTransport:
         return [Failure(one.channel, one.index, one.reason) for one in answer.failures]
 
     async def publish(
-        self, messages: Sequence[Message], timeout_s: float
+        self, messages: Sequence[Message], timeout_s: float, *, is_apart: bool = False
     ) -> list[str | MegaphoneError | None]:
         producer = messages[0].producer
         lane = self.lane_of(producer)
         request = pb.PublishRequest(events=[write_request(message) for message in messages])
         until = asyncio.get_running_loop().time() + timeout_s
+        if is_apart:
+            return await self._publish_apart(request, producer, until)
         async with self._turn(lane, until):
             call = self._publishing.get(lane)
             try:
@@ -190,6 +192,24 @@ class GrpcTransport:
                 if call is not None:
                     call.cancel()
                 raise
+        return [result_of(one) for one in whole(answer).results]
+
+    async def _publish_apart(
+        self, request: pb.PublishRequest, producer: str, until: float
+    ) -> list[str | MegaphoneError | None]:
+        """Write events by a stream of their own."""
+        left_s = until - asyncio.get_running_loop().time()
+        metadata = await self._metadata(producer, timeout_s=left_s)
+        call = self._stub.Publish(metadata=metadata)
+        try:
+            with failing_by_code():
+                async with asyncio.timeout_at(until):
+                    await call.write(request)
+                    answer: Any = await call.read()
+            if answer is grpc.aio.EOF:
+                raise ConnectionFailed("the broker ended the stream of events")
+        finally:
+            call.cancel()
         return [result_of(one) for one in whole(answer).results]
 
     @asynccontextmanager

@@ -133,7 +133,7 @@ class HttpTransport:
         return failures_of(await self._write_batch(producers, messages, key, timeout_s))
 
     async def publish(
-        self, messages: Sequence[Message], timeout_s: float
+        self, messages: Sequence[Message], timeout_s: float, *, is_apart: bool = False
     ) -> list[str | MegaphoneError | None]:
         first = messages[0]
         answer = await self._write_batch(

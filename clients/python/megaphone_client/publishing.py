@@ -1,7 +1,8 @@
 """Writing many events: gathered into batches, in order within each channel.
 
 Events of one lane go out in one batch at a time; lanes go side by side. Over HTTP each channel is a
-lane, over gRPC each agent.
+lane, over gRPC each agent; but a channel that is full gets a lane of its own there, because the
+broker answers a batch only when it has waited for each channel in it.
 """
 
 import asyncio
@@ -18,12 +19,15 @@ from megaphone_client.errors import (
     OutcomeUnknown,
     PayloadTooLarge,
     ProtocolError,
+    WriteTimeout,
     may_be_done,
 )
 from megaphone_client.state import Backoff
 from megaphone_client.transport import Message, Transport
 
 LANES_AT_ONCE: Final = 64
+FULL_AT_ONCE: Final = 32
+"""How many channels that are full are tried at the same time, beside the others."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +61,8 @@ class Lane:
     is_full: asyncio.Event = field(default_factory=asyncio.Event)
     """Whether a batch is full, so that it need not linger."""
     task: asyncio.Task[None] | None = None
+    is_apart: bool = False
+    """Whether it is that of one channel, which was full."""
 
 
 class Publisher:
@@ -92,6 +98,9 @@ class Publisher:
         self._is_flushing = False
         self._failed: list[Sent] = []
         self._at_once = asyncio.Semaphore(LANES_AT_ONCE)
+        self._full: set[str] = set()
+        """The channels that have a lane of their own, which has their name, until it is empty."""
+        self._full_at_once = asyncio.Semaphore(FULL_AT_ONCE)
         self._is_closed = False
 
     async def __aenter__(self) -> Self:
@@ -175,10 +184,12 @@ class Publisher:
     # -- Lanes
 
     def _add(self, transport: Transport, sent: Sent) -> None:
-        name = transport.lane_of(sent.message.producer)
+        producer = sent.message.producer
+        is_apart = producer in self._full
+        name = producer if is_apart else transport.lane_of(producer)
         lane = self._lanes.get(name)
         if lane is None:
-            lane = self._lanes[name] = Lane()
+            lane = self._lanes[name] = Lane(is_apart=is_apart)
         lane.waiting.append(sent)
         lane.bytes += len(sent.message.body)
         if (
@@ -206,6 +217,7 @@ class Publisher:
 
     def _end_lane(self, name: str) -> None:
         """Forget a lane. Settles what is still in it, because nobody will send that."""
+        self._full.discard(name)
         if (lane := self._lanes.pop(name, None)) is not None:
             for sent in (*lane.in_hand, *lane.waiting):
                 self._settle(sent, OutcomeUnknown("the publisher was closed"))
@@ -250,12 +262,14 @@ class Publisher:
         begun = now()
         while True:
             try:
-                async with self._at_once:
+                async with self._full_at_once if lane.is_apart else self._at_once:
                     begun = now()
                     if (left_s := self._left_s(batch, begun)) <= 0:
                         self._refuse_late(lane, batch, begun)
                         return None
-                    results = await transport.publish([sent.message for sent in batch], left_s)
+                    results = await transport.publish(
+                        [sent.message for sent in batch], left_s, is_apart=lane.is_apart
+                    )
                 if len(results) != len(batch):
                     raise ProtocolError(f"{len(results)} results came for {len(batch)} events")
                 break
@@ -273,7 +287,7 @@ class Publisher:
                 for sent in batch:
                     self._settle(sent, error)
                 return None
-        return self._answered(lane, batch, results, backoff, now() - begun)
+        return self._answered(transport, lane, batch, results, backoff, now() - begun)
 
     def _left_s(self, batch: Sequence[Sent], now: float) -> float:
         """Return how long the next try of a batch may take. The first one of an event begins its
@@ -300,6 +314,8 @@ class Publisher:
         """Find out which event of a refused batch is wrong. The broker took none of them."""
         self._put_back(lane, batch)
         for _ in batch:
+            if not lane.waiting:  # some may have got a lane of their own
+                break
             wait_s = await self._send(transport, lane, [self._next(lane)], backoff)
             if wait_s is not None:
                 return wait_s
@@ -307,6 +323,7 @@ class Publisher:
 
     def _answered(
         self,
+        transport: Transport,
         lane: Lane,
         batch: Sequence[Sent],
         results: Sequence[str | MegaphoneError | None],
@@ -330,10 +347,34 @@ class Publisher:
                 sent.is_unknown = sent.is_unknown or may_be_done(result)
                 sent.last = result
                 again.append(sent)
-        if again:
-            self._put_back(lane, again)
-            lane.is_full.set()
+        if again and not lane.is_apart:
+            again = self._set_apart(transport, lane, again)
+        if not again:
+            return None
+        self._put_back(lane, again)
+        lane.is_full.set()
         return wait_s
+
+    def _set_apart(self, transport: Transport, lane: Lane, again: list[Sent]) -> list[Sent]:
+        """Give each channel that was full a lane of its own, with all its events, in their order.
+        Returns: the events of the others."""
+        full = {
+            producer
+            for producer in {one.message.producer for one in again if is_of_full_channel(one)}
+            if transport.lane_of(producer) != producer
+        }
+        if not full:
+            return again
+        self._full |= full
+        lane.in_hand = ()
+        events = [*again, *lane.waiting]
+        stay = [one for one in lane.waiting if one.message.producer not in full]
+        lane.waiting = deque(stay)
+        lane.bytes = sum(len(one.message.body) for one in stay)
+        for one in events:
+            if one.message.producer in full:
+                self._add(transport, one)
+        return [one for one in again if one.message.producer not in full]
 
     def _pause_s(
         self, batch: Sequence[Sent], error: MegaphoneError, backoff: Backoff, took_s: float
@@ -384,3 +425,7 @@ class Publisher:
             if not room.done():
                 room.set_result(None)
                 break
+
+
+def is_of_full_channel(sent: Sent) -> bool:
+    return isinstance(sent.last, WriteTimeout)

@@ -113,10 +113,11 @@ class Transport(Protocol):
     ) -> list[Failure]: ...
 
     async def publish(
-        self, messages: Sequence[Message], timeout_s: float
+        self, messages: Sequence[Message], timeout_s: float, *, is_apart: bool = False
     ) -> list[str | MegaphoneError | None]:
-        """Write events in order. Returns for each: its id, None if the broker does not name it, or
-        why it was refused."""
+        """Write events in order. With `is_apart` no other call for the lane waits for this one.
+
+        Returns for each: its id, None if the broker does not name it, or why it was refused."""
 
     @property
     def connection(self) -> object:
