@@ -306,9 +306,11 @@ class TenantLimits:
     """The share of one tenant. What is not set has no limit but those of the node."""
 
     creates_per_s: PerSecond | None = None
-    """How many channels the tenant may create in a second on this node."""
+    """How many channels the tenant may create in a second: on this node; with a shared store, on
+    all nodes together."""
     channels: Annotated[int, whole(0, 100_000_000)] | None = None
-    """The largest number of channels of the tenant on this node, with a store in memory."""
+    """The largest number of channels of the tenant: on this node; with a shared store, on all nodes
+    together, of those that were created since the limit was set."""
     reads: Annotated[int, whole(0, 100_000_000)] | None = None
     """The largest number of channels that the tenant may read at once on this node."""
     writes_per_s: PerSecond | None = None

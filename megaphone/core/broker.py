@@ -114,7 +114,8 @@ class Broker(Writing):
         try:
             await self._store.create(channel_id, channel.consumer_address, options, tenant)
         except BaseException:
-            tenant.give_back_create()
+            if not self.has_remote_store:
+                tenant.give_back_create()
             raise
         self._observer.channel_created()
         return channel
@@ -135,7 +136,8 @@ class Broker(Writing):
         try:
             self._store.create_nowait(channel_id, channel.consumer_address, options, tenant)
         except BaseException:
-            tenant.give_back_create()
+            if not self.has_remote_store:
+                tenant.give_back_create()
             raise
         self._observer.channel_created()
         return channel
@@ -149,7 +151,8 @@ class Broker(Writing):
         """
         tenant = self._tenants.own(caller.tenant)
         chosen = tenant.options_of(options, self._allowed)
-        tenant.take_create(loop_time(), count_channels=not self.has_remote_store)
+        if not self.has_remote_store:  # which counts for all nodes together
+            tenant.take_create(loop_time())
         return tenant, chosen
 
     def _new_channel(self, caller: Caller, protocols: Sequence[str]) -> tuple[bytes, NewChannel]:

@@ -191,7 +191,8 @@ class Store(Protocol):
         settings where `options` has none.
 
         Raises: LimitExceeded, when the store has as many channels as it may have, or no memory for
-            one more.
+            one more. A remote store also applies the limits of the tenant, for all nodes together,
+            and raises RateLimited or LimitExceeded for them.
         """
 
     def create_nowait(

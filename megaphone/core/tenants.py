@@ -93,14 +93,14 @@ class Tenant:
             self.share = Share(whole, self.name, self.label, self.limits.buffered_bytes)
         return self.share
 
-    def take_create(self, now: float, *, count_channels: bool) -> None:
-        """Count a channel that the tenant creates. With `count_channels`, the channels that the
-        tenant has are counted here, and not in a shared store.
+    def take_create(self, now: float) -> None:
+        """Count a channel that the tenant creates in the memory of this node. A shared store counts
+        creations itself, for all nodes together.
 
         Raises: RateLimited, LimitExceeded. Nothing is counted then.
         """
         most, rate = self.limits.channels, self._creates
-        if most is not None and count_channels and self.channels >= most:
+        if most is not None and self.channels >= most:
             raise self.too_many_channels(most)
         if self.share is not None:
             self.share.ensure(CHANNEL_BYTES, now)

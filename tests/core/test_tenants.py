@@ -108,18 +108,17 @@ def test_what_is_refused_by_one_rate_is_not_counted_by_the_other() -> None:
 def test_creations_are_counted_in_a_second_and_altogether() -> None:
     shop = Tenant("shop", TenantLimits(creates_per_s=2, channels=3))
     for _ in range(2):
-        shop.take_create(0.0, count_channels=True)
+        shop.take_create(0.0)
     with pytest.raises(RateLimited) as rate:
-        shop.take_create(0.0, count_channels=True)
+        shop.take_create(0.0)
     assert rate.value.limit == "creates_per_s"
     assert rate.value.retry_after_s == pytest.approx(0.5)
     shop.give_back_create()
-    shop.take_create(0.0, count_channels=True)
+    shop.take_create(0.0)
     shop.channels = 3
     with pytest.raises(LimitExceeded) as count:
-        shop.take_create(10.0, count_channels=True)
+        shop.take_create(10.0)
     assert (count.value.limit, count.value.most) == ("channels", 3)
-    shop.take_create(10.0, count_channels=False)
 
 
 def test_a_tenant_has_defaults_and_maxima_for_its_channels() -> None:

@@ -57,6 +57,11 @@ class Functions:
         """Call a function of the whole store."""
         return Awaited(self, _command(name, (self._names.nodes, self._names.meta), arguments)).reply
 
+    def of_tenant(self, name: str, tenant: str, *arguments: Argument) -> asyncio.Future[Reply]:
+        """Call a function that counts for a tenant."""
+        keys = self._names.of_tenant(tenant)
+        return Awaited(self, _command(name, keys, (self.away, *arguments))).reply
+
     def store(self, name: str, channel_id: bytes, *arguments: Argument) -> "Awaited":
         """Call a function of a channel that stores something, which replicas shall have too."""
         return Awaited(self, self.command(name, channel_id, *arguments), stores=True)

@@ -92,8 +92,10 @@ class Sweeper:
         """See whether a channel has expired, and remove it then."""
         result = await self._functions.start("expire", channel_id)
         if result is None:  # a node died while it removed the channel, or made it
-            agents = await self._link.call("SMEMBERS", self._names.agents_with_channels)
-            await self._forget(channel_id, [agent.decode() for agent in agents])
+            names, call = self._names, self._link.call
+            agents = await call("SMEMBERS", names.agents_with_channels)
+            tenants = await call("SMEMBERS", names.tenants)
+            await self._forget(channel_id, map(bytes.decode, agents), map(bytes.decode, tenants))
         elif result[0] == LIVES:
             due = self._names.due(self._names.shard_of(channel_id))
             await self._link.call("ZADD", due, "XX", result[1], tag_of(channel_id))
@@ -102,14 +104,17 @@ class Sweeper:
 
     async def removed(self, channel_id: bytes, result: Sequence[Any]) -> None:
         """Tell that a channel is gone, and forget it. `result` is the answer of the function."""
-        _, address, age_ms, lost = result
+        _, address, age_ms, lost, tenant = result
         self._on_removed(address.decode(), age_ms / 1000, lost)
-        await self._forget(channel_id, [agent_of(address.decode())])
+        await self._forget(channel_id, [agent_of(address.decode())], [tenant.decode()])
 
-    async def _forget(self, channel_id: bytes, agents: Iterable[str]) -> None:
-        """Remove a channel from the lists. One of the agents has it, or none."""
+    async def _forget(
+        self, channel_id: bytes, agents: Iterable[str], tenants: Iterable[str]
+    ) -> None:
+        """Remove a channel from the lists. One of the agents has it, or none; likewise one of the
+        tenants."""
         names, tag = self._names, tag_of(channel_id)
-        lists = map(names.of_agent, agents)
+        lists = [*map(names.of_agent, agents), *(names.of_tenant(one)[0] for one in tenants)]
         await asyncio.gather(*(self._link.call("ZREM", one, tag) for one in lists))
         # Last, because without it no node looks for the channel any more.
         await self._link.call("ZREM", names.due(names.shard_of(channel_id)), tag)

@@ -54,6 +54,8 @@ local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked
 local FETCHED_AT_ONCE = 16
 local KEPT_AT_LEAST_MS = 86400000
 local DEFAULT_TENANT = 'default'
+local CLAIM_MS = 60000        -- so long a channel that is to be created counts
+local TOLERANCE_MS = 0.01
 -- The fields that change: not what the channel was made with.
 local FIELDS = {
     'o', 'q', 'b', 'i', 'x', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't',
@@ -412,7 +414,8 @@ local function close(self)
         self:tell_writers(cmsgpack.unpack(redis.call('HGET', self.keys[7], token)), false)
     end
     redis.call('DEL', unpack(self.keys))
-    return {1, self:address(), self.now - self.c, math.max(0, lost)}
+    local tenant = self.N == '' and DEFAULT_TENANT or self.N
+    return {1, self:address(), self.now - self.c, math.max(0, lost), tenant}
 end
 
 -- The functions. Each returns nothing (nil) if there is no such channel.
@@ -743,7 +746,7 @@ function functions.exists(keys, args)
     return load(keys, time_of(args[1]), false, args[2]) and 1 or 0
 end
 
--- time -> {1, address, age, lost events} if it has expired now; {2, when to look again}
+-- time -> {1, address, age, lost events, tenant} if it has expired now; {2, when to look again}
 function functions.expire(keys, args)
     local self = load(keys, time_of(args[1]), true)
     if not self then
@@ -759,10 +762,45 @@ function functions.expire(keys, args)
     return {2, self.x > 0 and self.x or self.now + self.T}
 end
 
--- time, tenant -> {1, address, age, lost events}
+-- time, tenant -> {1, address, age, lost events, tenant}
 function functions.remove(keys, args)
     local self = load(keys, time_of(args[1]), false, args[2])
     return self and close(self) or nil
+end
+
+-- Concerns a tenant, and has its keys: what it counts of its channels and of its creations.
+--
+-- time, tag of a channel that is to be created, most channels of the tenant (-1: any number),
+-- creations a second (0: any number)
+-- -> {0} if it may be created, which is counted then; {1, microseconds until it may}; {2} if the
+-- tenant has as many channels as it may. It is the arithmetic of `megaphone.core.quotas`.
+function functions.claim(keys, args)
+    local now, most, per_s = time_of(args[1]), tonumber(args[3]), tonumber(args[4])
+    if most >= 0 then
+        -- Their node has died, or they were refused, before they were created.
+        local lapsed = redis.call('ZRANGEBYSCORE', keys[1], 0, now - CLAIM_MS, 'LIMIT', 0, 1000)
+        if #lapsed > 0 then
+            redis.call('ZREM', keys[1], unpack(lapsed))
+        end
+        if redis.call('ZCARD', keys[1]) >= most then
+            return {2}
+        end
+    end
+    if per_s > 0 then
+        local full_at = tonumber(redis.call('HGET', keys[2], 'full_at') or '0')
+        local spacing = 1000 / per_s
+        local owed, allowed = full_at - now, math.max(1000, spacing) - spacing
+        if owed > allowed + TOLERANCE_MS then
+            return {1, math.ceil((owed - allowed) * 1000)}
+        end
+        full_at = math.max(full_at, now) + spacing
+        redis.call('HSET', keys[2], 'full_at', string.format('%.3f', full_at))
+        redis.call('PEXPIRE', keys[2], math.ceil(full_at - now) + 1000)
+    end
+    if most >= 0 then
+        redis.call('ZADD', keys[1], string.format('%.0f', now), args[2])
+    end
+    return {0}
 end
 
 -- These two concern the store, and have the keys of the nodes and of the whole store.
@@ -818,6 +856,6 @@ local function register(names, flags)
     end
 end
 
-register({'create', 'append', 'append_to_all', 'wait'}, {})
+register({'create', 'append', 'append_to_all', 'wait', 'claim'}, {})
 register({'withdraw', 'lease', 'take', 'release', 'give_back', 'acknowledge', 'pass_over', 'exists', 'expire', 'remove',
           'greet', 'beat'}, {'allow-oom'})

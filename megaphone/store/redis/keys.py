@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 REMEMBERED = 5_000
 """Of how many channels the keys are remembered, because most channels are used again."""
 KEYS_OF_A_CHANNEL = 7
+KNOWN = 10**15
+"""The score of a channel that exists, among those of its tenant: later than any time."""
 SHARDS = 64
 """In how many parts the deadlines of the channels are kept, so that nodes can share the work."""
 
@@ -32,6 +34,8 @@ class Names:
         """HASH: the address key of each agent."""
         self.agents_with_channels = f"{prefix}:agents:used"
         """SET: the agents that have or had channels."""
+        self.tenants = f"{prefix}:tenants"
+        """SET: the tenants whose channels are or were counted."""
         self.channel: Callable[[bytes], tuple[str, ...]] = lru_cache(REMEMBERED)(self._channel)
         """Return the keys of a channel, in the order in which the functions expect them."""
 
@@ -55,6 +59,13 @@ class Names:
     def of_agent(self, agent: str) -> str:
         """ZSET: the tags of the channels of an agent, by the times of their creation."""
         return f"{self.prefix}:agent:{agent}"
+
+    def of_tenant(self, tenant: str) -> tuple[str, str]:
+        """Return the keys of what is counted of a tenant. ZSET: the tags of its channels, each with
+        `KNOWN`, or while it is being created with the time at which that began. HASH: the rate of
+        creations."""
+        counted = f"{self.prefix}:{{tenant:{tenant}}}"
+        return f"{counted}:channels", f"{counted}:creates"
 
     @staticmethod
     def shard_of(channel_id: bytes) -> int:

@@ -41,7 +41,7 @@ from megaphone.store.redis.directory import RedisDirectory
 from megaphone.store.redis.encoding import decoded, name_of
 from megaphone.store.redis.errors import FAILURES
 from megaphone.store.redis.expiry import Sweeper
-from megaphone.store.redis.keys import Names, id_of, tag_of
+from megaphone.store.redis.keys import KNOWN, Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease, Taken
 from megaphone.store.redis.link import Greeted
 from megaphone.store.redis.membership import SILENT_S, Membership
@@ -72,6 +72,8 @@ SETTLED_WITHIN_S = SILENT_S + 3.0
 """How long the client of a read waits for its end while the store is away. By then the other nodes
 take this one for dead, if they do."""
 RELEASED = 1
+TOO_OFTEN, TOO_MANY = 1, 2
+"""What the function `claim` returns if a tenant may not create a channel."""
 RELEASE_AT_END_S = 2.0
 RECOVERED = {1: True, 0: False, -1: None}
 
@@ -131,6 +133,7 @@ class RedisStore:
         """By their handles."""
         self._by_channel: dict[bytes, RemoteLease] = {}
         self._known_agents: set[str] = set()
+        self._known_tenants: set[str] = set()
         self._counted = 0
         """How many channels all nodes have, as far as this node knows."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,6 +185,7 @@ class RedisStore:
         tenant: Tenant = DEFAULT,
     ) -> None:
         await self.check_room()
+        await self._claim(channel_id, tenant)
         names, agent = self._names, agent_of(consumer_address)
         ttl_s = self._limits.ttl_s if options.ttl_s is None else options.ttl_s
         now, ttl_ms = self.membership.store_time_ms(), max(1, round(ttl_s * 1000))
@@ -192,7 +196,9 @@ class RedisStore:
             first.append(call("SADD", names.agents_with_channels, agent))
         if self.link.has_slots:
             await asyncio.gather(*first)  # whatever else is stored, the sweeper must find it
-        listed = call("ZADD", names.of_agent(agent), now, tag)
+        listed = [call("ZADD", names.of_agent(agent), now, tag)]
+        if tenant.limits.channels is not None:
+            listed.append(call("ZADD", names.of_tenant(tenant.name)[0], "XX", KNOWN, tag))
         created = self.functions.store(
             "create",
             channel_id,
@@ -205,12 +211,35 @@ class RedisStore:
         )
         self._counted += 1
         try:
-            await asyncio.gather(*first, listed, created.reply)
+            await asyncio.gather(*first, *listed, created.reply)
             await created.confirmed()
         except MegaphoneError:
             self._counted -= 1
             raise
         self._known_agents.add(agent)
+
+    async def _claim(self, channel_id: bytes, tenant: Tenant) -> None:
+        """Count a channel that a tenant is about to create, on all nodes together.
+
+        Raises: RateLimited or LimitExceeded, if the tenant has a limit that it has reached.
+        """
+        most, per_s = tenant.limits.channels, tenant.limits.creates_per_s
+        if most is None and per_s is None:
+            return
+        if most is not None and tenant.name not in self._known_tenants:
+            await self.link.call("SADD", self._names.tenants, tenant.name)
+            self._known_tenants.add(tenant.name)
+        result, *wait_us = await self.functions.of_tenant(
+            "claim",
+            tenant.name,
+            tag_of(channel_id),
+            -1 if most is None else most,
+            "0" if per_s is None else repr(per_s),
+        )
+        if result == TOO_MANY and most is not None:
+            raise tenant.too_many_channels(most)
+        if result == TOO_OFTEN and per_s is not None:
+            raise tenant.too_many_creates(per_s, wait_us[0] / 1e6)
 
     def create_nowait(
         self,

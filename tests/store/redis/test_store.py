@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from functools import partial
 
 import pytest
 
@@ -14,6 +15,7 @@ from megaphone.core.many import ManyReader
 from megaphone.core.ports import Append, Lease, Stored, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
+from megaphone.core.tenants import Tenant
 from megaphone.errors import ChannelNotFound, LimitExceeded, ReaderBusy, StoreUnavailable
 from megaphone.model import (
     ChannelBegun,
@@ -25,6 +27,7 @@ from megaphone.model import (
     WatchedChannel,
 )
 from megaphone.observe.metrics import Metrics
+from megaphone.settings import TenantLimits
 from megaphone.store.redis.errors import NoPermission
 from megaphone.store.redis.functions import name_of
 from megaphone.store.redis.store import RedisStore
@@ -309,6 +312,31 @@ async def test_channels_of_other_nodes_count(
         await store.create(b"%d" % number, f"agent.{number}.1")
     assert "has 10 channels" in await refusal(counting)
     await counting.aclose()
+
+
+async def test_a_channel_that_was_never_created_counts_for_a_minute(store: RedisStore) -> None:
+    """Its node has died in between."""
+    shop = Tenant("shop", TenantLimits(channels=2))
+    await store.create(b"d", "agent.d.1", tenant=shop)
+    claim = partial(store.functions.of_tenant, "claim", "shop")
+    assert await claim("dead", 2, "0") == [0]
+    with pytest.raises(LimitExceeded, match="channels"):
+        await store.create(b"e", "agent.e.1", tenant=shop)
+    store.functions.away = str(int(store.functions.away) - 61_000)  # a minute later
+    await store.create(b"e", "agent.e.1", tenant=shop)
+    with pytest.raises(LimitExceeded, match="channels"):
+        await store.create(b"f", "agent.f.1", tenant=shop)
+
+
+async def test_a_rate_of_creations_is_counted_in_the_store(store: RedisStore) -> None:
+    claim = partial(store.functions.of_tenant, "claim", "shop", "tag", -1, "0.1")
+    assert await claim() == [0]
+    result, wait_us = await claim()
+    assert result == 1
+    assert 1_000_000 < wait_us <= 10_000_000
+    store.functions.away = str(int(store.functions.away) - 10_000)  # ten seconds later
+    assert await claim() == [0]
+    assert (await claim())[0] == 1
 
 
 async def test_no_call_is_done_without_waiting(store: RedisStore) -> None:
