@@ -1,4 +1,4 @@
-"""`megaphone create`, `exists` and `ack`."""
+"""`megaphone create`, `exists`, `ack` and `dispose`."""
 
 import os
 import shlex
@@ -197,3 +197,27 @@ def ack(
         timeout_s=timeout,
     )
     typer.echo(count)
+
+
+def dispose(
+    producer: Annotated[
+        str,
+        typer.Argument(
+            metavar="PRODUCER", help="A producer address, or @NAME.", autocompletion=saved.names
+        ),
+    ],
+    url: UrlOption = None,
+    context: ContextOption = None,
+    timeout: TimeoutOption = PATIENCE_S,
+) -> None:
+    """Remove a channel with all its events now. Exits with 3 if it does not exist.
+
+    \b
+    megaphone dispose @room
+    """
+    broker = broker_for(url, context, [producer])
+    address = saved.address(producer, "producer")
+    was_there = run(broker, lambda megaphone: megaphone.dispose(address), timeout_s=timeout)
+    saved.drop(producer, broker.url, broker.context)
+    if not was_there:
+        leave(Exit.GONE, "the channel does not exist, or not any more")

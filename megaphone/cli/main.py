@@ -12,7 +12,7 @@ import typer
 from megaphone import __version__
 from megaphone.cli.admin import megactl_app
 from megaphone.cli.bench import bench
-from megaphone.cli.channels import ack, create, exists
+from megaphone.cli.channels import ack, create, dispose, exists
 from megaphone.cli.config import config_app, load_again, load_or_exit
 from megaphone.cli.contexts import context_app
 from megaphone.cli.help import App
@@ -38,6 +38,7 @@ app.command(rich_help_panel=CLIENTS)(tail)
 app.command(rich_help_panel=CLIENTS)(first)
 app.command(rich_help_panel=CLIENTS)(ack)
 app.command(rich_help_panel=CLIENTS)(exists)
+app.command(rich_help_panel=CLIENTS)(dispose)
 app.command(rich_help_panel=CLIENTS)(bench)
 app.add_typer(context_app, name="context", rich_help_panel=CLIENTS)
 app.command(rich_help_panel=NODES)(top)

@@ -1,12 +1,15 @@
-"""`megaphone create`, `write`, `tail`, `first`, `ack` and `exists`, as users type them."""
+"""`megaphone create`, `write`, `tail`, `first`, `ack`, `exists` and `dispose`, as users type
+them."""
 
 import json
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 
+from megaphone.access.tokens import digest_of
 from megaphone.cli.calls import Broker, fail
 from megaphone.cli.exits import Exit
 from megaphone.errors import ReaderBusy as BusyChannel
@@ -218,6 +221,39 @@ def test_a_channel_that_has_gone_is_3_and_its_name_is_forgotten(at_room: User) -
     done = at_room.run("exists", "@room")
     assert (done.returncode, done.stdout) == (3, "@room gone\n")
     assert at_room.run("tail", "@room").returncode == 2  # because the name is not known now
+
+
+def test_a_channel_is_disposed_of_by_its_name_or_its_producer_address(at_room: User) -> None:
+    channel = json.loads(at_room.run("create", "-o", "json").stdout)
+    assert at_room.run("dispose", channel["producerAddress"]).returncode == 0
+    assert at_room.run("dispose", channel["producerAddress"]).returncode == 3
+    assert at_room.run("dispose", channel["consumerAddress"]).returncode == 1
+    done = at_room.run("dispose", "@room")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.startswith("megaphone: @room is forgotten")
+    assert at_room.run("dispose", "@room").returncode == 2  # because the name is not known now
+
+
+def test_a_token_of_the_environment_goes_with_each_command(tmp_path: Path) -> None:
+    token = "mgp_" + "t" * 43
+    settings: dict[str, Any] = {
+        "auth.require": "create,exists",
+        "auth.tokens.ada.sha256": digest_of(token),
+        "auth.tokens.ada.actions": "create",
+    }
+    with broker_process(tmp_path, **settings) as broker:
+        user = User(tmp_path, {"MEGAPHONE_URL": broker.url})
+        done = user.run("create")
+        assert (done.returncode, done.stderr) == (
+            1,
+            "megaphone: creating a channel needs a token: send `Authorization: Bearer …`"
+            " (UNAUTHENTICATED)\n",
+        )
+        assert user.run("create", MEGAPHONE_TOKEN=token).returncode == 0
+        done = user.run("exists", "x", MEGAPHONE_TOKEN=token)
+        assert done.stderr == (
+            "megaphone: this token may not ask whether channels exist (PERMISSION_DENIED)\n"
+        )
 
 
 def test_no_broker_is_said_in_one_line(tmp_path: Path) -> None:

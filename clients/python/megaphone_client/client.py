@@ -8,7 +8,7 @@ from ssl import SSLContext
 from typing import Any, Final, Self, TypeVar, overload
 
 from megaphone_client.bodies import decoder, encode
-from megaphone_client.errors import CLASSES, MegaphoneError, Unavailable
+from megaphone_client.errors import CLASSES, ChannelNotFound, MegaphoneError, Unavailable
 from megaphone_client.events import Channel, Failure
 from megaphone_client.publishing import Publisher
 from megaphone_client.reading import (
@@ -27,12 +27,21 @@ from megaphone_client.retrying import repeated
 from megaphone_client.state import ReadState
 from megaphone_client.subscriptions import Renew, Subscriptions
 from megaphone_client.together import Together
-from megaphone_client.transport import Create, Headers, Message, Transport, by_agent
+from megaphone_client.transport import (
+    Create,
+    Headers,
+    Message,
+    Token,
+    Transport,
+    by_agent,
+    with_token,
+)
 from megaphone_client.urls import Target, parse_url
 
 T = TypeVar("T")
 LONGEST_WRITE_S: Final = 55.0
 """The broker forgets idempotency keys after 60 seconds."""
+VARIABLE: Final = "MEGAPHONE_TOKEN"
 LEAST_HEARTBEAT_S: Final = 0.001
 
 
@@ -78,6 +87,7 @@ class Megaphone:
         url: str | None = None,
         *,
         timeout_s: float = 30.0,
+        token: Token | None = None,
         headers: Headers | None = None,
         ssl: SSLContext | None = None,
         trust_env: bool = False,
@@ -88,18 +98,25 @@ class Megaphone:
         `http://localhost:3000`.
 
         `timeout_s` is how long a call may take, with all its tries. It does not limit reads.
-        `headers` go with every call, as metadata over gRPC; a function is asked for them before
-        each call. Of `ssl`, gRPC uses only which certificates it trusts. `trust_env` uses the proxy
-        that the environment names. With `idempotent=False` a write has no idempotency key, and is
-        not tried again if it may have been taken.
+        `token` goes with every call; without it that in `MEGAPHONE_TOKEN`, if the URL has no
+        password. An asynchronous function is asked for it before each call, so it may return
+        another one before the last one expires. `headers` go with every call too, as metadata over
+        gRPC; an asynchronous function is asked for them before each call. Of `ssl`, gRPC uses only
+        which certificates it trusts. `trust_env` uses the proxy that the environment names. With
+        `idempotent=False` a write has no idempotency key, and is not tried again if it may have
+        been taken.
 
-        Raises: ValueError, if the URL is not one of these, or `timeout_s` is not from 0 to 55.
+        Raises: ValueError, if the URL is not one of these, `timeout_s` is not from 0 to 55, or the
+            token is not a text of visible ASCII characters.
         """
         check_timeout(timeout_s)
+        target = parse_url(url)
+        if token is None and target.authorization is None:
+            token = os.environ.get(VARIABLE, "").strip() or None
         return cls(
-            parse_url(url),
+            target,
             timeout_s=timeout_s,
-            headers=headers,
+            headers=with_token(token, headers),
             ssl=ssl,
             trust_env=trust_env,
             idempotent=idempotent,
@@ -453,6 +470,18 @@ class Megaphone:
             self._timeout_s,
             is_write=False,
         )
+
+    async def dispose(self, producer: str) -> bool:
+        """Remove a channel with all its events now. Returns whether it was still there, but False
+        also if a first try has removed it whose answer was lost."""
+        transport = await self._connected()
+        try:
+            await repeated(
+                lambda left_s: transport.dispose(producer, left_s), self._timeout_s, is_write=False
+            )
+        except ChannelNotFound:
+            return False
+        return True
 
     # -- Parts
 

@@ -33,6 +33,7 @@ from megaphone_client.transport import (
     Part,
     agent_of,
     headers_now,
+    is_end_for_a_new_token,
 )
 from megaphone_client.urls import Target
 
@@ -279,6 +280,10 @@ class GrpcTransport:
             await asyncio.wait(self._closing)
         await self._channel.close()
 
+    async def dispose(self, producer: str, timeout_s: float) -> None:
+        request = pb.ChannelServiceDisposeChannelRequest(producer_address=producer)
+        await self._call(self._stub.DisposeChannel, request, timeout_s, producer)
+
     async def _call(
         self,
         method: Callable[..., Awaitable[T]],
@@ -336,8 +341,13 @@ class GrpcRead:
     async def next(self) -> Sequence[Arrived] | None:
         response, self._first = self._first, None
         if response is None:
-            with failing_by_code():
-                response = await self._call.read()
+            try:
+                with failing_by_code():
+                    response = await self._call.read()
+            except MegaphoneError as error:
+                if is_end_for_a_new_token(error):
+                    return None
+                raise
         if response is grpc.aio.EOF:
             return None
         return [arrived(event) for event in whole(response).events]
@@ -399,9 +409,8 @@ def part_of(part: pb.ReadManyResponse.Part) -> Part:
             delay_s = (
                 done.retry_delay.ToNanoseconds() / 1e9 if done.HasField("retry_delay") else None
             )
-            result.error = error_of(
-                done.code, done.message, is_unavailable=True, retry_after_s=delay_s
-            )
+            error = error_of(done.code, done.message, is_unavailable=True, retry_after_s=delay_s)
+            result.error = None if is_end_for_a_new_token(error) else error
     return result
 
 

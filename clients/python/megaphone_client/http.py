@@ -178,6 +178,9 @@ class HttpTransport:
         answer = await self._post("/channelsExists", body, timeout_s, agent=agent)
         return parsed(answer, Existing).channels
 
+    async def dispose(self, producer: str, timeout_s: float) -> None:
+        await self._send("DELETE", f"/channel/{segment(producer)}", {}, None, timeout_s)
+
     async def _post(
         self, path: str, body: bytes, timeout_s: float, key: str | None = None, agent: str = ""
     ) -> bytes:
@@ -187,12 +190,24 @@ class HttpTransport:
             headers = headers | {"Megaphone-Agent": agent}
         # aiohttp warns about more than a megabyte of bytes; it sends a file of any size.
         data = body if len(body) < BUFFER_BYTES else BytesIO(body)
+        return await self._send("POST", path, headers, data, timeout_s)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        data: bytes | BytesIO | None,
+        timeout_s: float,
+    ) -> bytes:
+        """Return the body of the answer. Raises: the error of the broker."""
         until = asyncio.get_running_loop().time() + timeout_s
         all_headers = await self._all_headers(headers, timeout_s)
         with failing_by_code():
             async with (
                 asyncio.timeout_at(until),
-                self._session.post(
+                self._session.request(
+                    method,
                     URL(self._base + path, encoded=True),
                     data=data,
                     headers=all_headers,

@@ -10,7 +10,7 @@ import msgspec
 
 from megaphone_client.errors import MegaphoneError, ProtocolError, error_of
 from megaphone_client.events import Arrived
-from megaphone_client.transport import Part
+from megaphone_client.transport import Part, is_end_for_a_new_token
 
 
 class Line(msgspec.Struct, gc=False):
@@ -96,7 +96,9 @@ def parts_of(lines: bytes) -> Sequence[Part]:
             if line.begun:
                 part = Part(line.channel, [], True, line.position, line.recovered)
             elif line.done:
-                part = Part(line.channel, is_done=True, error=error_in(line))
+                error = error_in(line)
+                ended = None if is_end_for_a_new_token(error) else error
+                part = Part(line.channel, is_done=True, error=ended)
             else:
                 if not (parts and parts[-1].channel == line.channel and parts[-1].events):
                     parts.append(Part(line.channel))

@@ -27,6 +27,7 @@ from megaphone_client.reading import Ack
 
 T = TypeVar("T")
 Headers = Mapping[str, str] | Callable[[], Mapping[str, str]]
+Token = str | Callable[[], str]
 OnGap = Callable[[], None]
 Renew = Callable[[str], str]
 AHEAD: Final = 100
@@ -342,18 +343,20 @@ class Megaphone:
         url: str | None = None,
         *,
         timeout_s: float = 30.0,
+        token: Token | None = None,
         headers: Headers | None = None,
         ssl: SSLContext | None = None,
         trust_env: bool = False,
         idempotent: bool = True,
     ) -> Self:
         """Return a client for a URL, as `megaphone_client.Megaphone.from_url` does. A function for
-        `headers` is called in a thread of its own."""
+        `token` or `headers` is not asynchronous, and is called in a thread of its own."""
 
         def make() -> aio.Megaphone:
             return aio.Megaphone.from_url(
                 url,
                 timeout_s=timeout_s,
+                token=in_thread(token) if callable(token) else token,
                 headers=in_thread(headers) if callable(headers) else headers,
                 ssl=ssl,
                 trust_env=trust_env,
@@ -614,6 +617,11 @@ class Megaphone:
         """Acknowledge an event and all before it in its channel."""
         client, thread = self._here()
         return thread.run(client.ack(consumer, event_id))
+
+    def dispose(self, producer: str) -> bool:
+        """Remove a channel with all its events now. Returns whether it was still there."""
+        client, thread = self._here()
+        return thread.run(client.dispose(producer))
 
 
 def in_thread(function: Callable[..., T]) -> Callable[..., Coroutine[Any, Any, T]]:

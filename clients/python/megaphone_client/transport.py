@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
-from megaphone_client.errors import ConnectionFailed, MegaphoneError
+from megaphone_client.errors import ConnectionFailed, MegaphoneError, Unauthenticated
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.state import Ask
 
+Token = str | Callable[[], Awaitable[str]]
+"""A token, or an asynchronous function that is asked for it before each call."""
 Headers = Mapping[str, str] | Callable[[], Awaitable[Mapping[str, str]]]
 """Headers for each call, or an asynchronous function that is asked for them before each call."""
 
@@ -138,6 +140,8 @@ class Transport(Protocol):
 
     async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]: ...
 
+    async def dispose(self, producer: str, timeout_s: float) -> None: ...
+
     async def aclose(self) -> None: ...
 
 
@@ -155,6 +159,47 @@ async def headers_now(headers: Headers | None, timeout_s: float | None) -> dict[
     except OSError as error:  # TimeoutError is one too
         name = type(error).__name__
         raise ConnectionFailed(f"no headers: {name}", may_have_arrived=False) from error
+
+
+VISIBLE: Final = re.compile(r"[!-~]+")
+
+
+def with_token(token: Token | None, headers: Headers | None) -> Headers | None:
+    """Return headers with a token. Headers that have an `Authorization` of their own keep it.
+
+    Raises: ValueError, if the token has characters that no token has. The error does not repeat it.
+    """
+    if token is None:
+        return headers
+    if isinstance(token, str):
+        authorization = bearer(token)
+        if headers is None or isinstance(headers, Mapping):
+            return authorized(authorization, headers or {})
+
+    async def both() -> Mapping[str, str]:
+        present = authorization if isinstance(token, str) else bearer(await token())
+        more = {} if headers is None else headers
+        return authorized(present, more if isinstance(more, Mapping) else await more())
+
+    return both
+
+
+def bearer(token: str) -> str:
+    if not VISIBLE.fullmatch(token):
+        raise ValueError("a token has only ASCII characters that are visible, and no spaces")
+    return f"Bearer {token}"
+
+
+def authorized(authorization: str, headers: Mapping[str, str]) -> dict[str, str]:
+    if any(name.lower() == "authorization" for name in headers):
+        return dict(headers)
+    return {"Authorization": authorization, **headers}
+
+
+def is_end_for_a_new_token(error: MegaphoneError | None) -> bool:
+    """Return whether an error ends a read that has begun because its token is not valid any more.
+    That is a clean end, and the next read learns whether there is a new token by now."""
+    return isinstance(error, Unauthenticated)
 
 
 AGENT: Final = re.compile(r"[A-Za-z0-9_-]+")
