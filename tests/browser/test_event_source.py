@@ -71,26 +71,25 @@ async def test_a_thousand_events_come_once_and_in_order_over_many_windows_and_a_
         assert len(windows) >= 5 + len(["the one after the cut"])
 
 
-@pytest.mark.parametrize(
-    "cut",
-    [
+async def test_it_does_not_matter_where_in_an_event_the_connection_is_cut(
+    app: App, http: HttpFace, page: Page
+) -> None:
+    for cut in (
         b"retry: 500\nid: -\n\n",
         b"\n\nid: ",
         b'"body":5',
         b'"body":5}\n',
         b'"body":5}\n\n',
         b'"body":5}\n\nid',
-    ],
-)
-async def test_it_does_not_matter_where_in_an_event_the_connection_is_cut(
-    app: App, http: HttpFace, channel: Created, page: Page, cut: bytes
-) -> None:
-    ids = await write_numbers(http, channel, range(10))
-    async with proxy_to(app.http_port, cuts=[cut]) as proxy:
-        await page.call("listen", url_of(proxy.port, "read", channel))
-        heard = await heard_in_the_end(http, channel, page, 10)
-        assert heard == list(zip(ids, range(10), strict=True))
-        assert proxy.cuts == [], "the connection was not cut"
+    ):
+        channel = await http.create()
+        ids = await write_numbers(http, channel, range(10))
+        async with proxy_to(app.http_port, cuts=[cut]) as proxy:
+            await page.call("listen", url_of(proxy.port, "read", channel))
+            heard = await heard_in_the_end(http, channel, page, 10)
+            assert heard == list(zip(ids, range(10), strict=True)), cut
+            assert proxy.cuts == [], "the connection was not cut"
+            await page.call("stop")
 
 
 async def test_nothing_that_is_acknowledged_is_lost_or_repeated_however_often_it_is_cut(
@@ -145,9 +144,8 @@ async def test_a_page_is_told_that_events_are_missing(
         assert await page.value("gaps") == 1
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
+async def test_parameters_in_its_url_do_no_harm(app: App, http: HttpFace, page: Page) -> None:
+    for query in (
         "limit=3",
         "wait_ms=100",
         "heartbeat_ms=100",
@@ -155,15 +153,13 @@ async def test_a_page_is_told_that_events_are_missing(
         "ack=explicit&window=4",
         "limit=3&ack=explicit",
         "stream=s",
-    ],
-)
-async def test_parameters_in_its_url_do_no_harm(
-    app: App, http: HttpFace, channel: Created, page: Page, query: str
-) -> None:
-    ids = await write_numbers(http, channel, range(10))
-    await page.call("listen", url_of(app.http_port, "read", channel, query))
-    heard = await heard_in_the_end(http, channel, page, 10)
-    assert heard == list(zip(ids, range(10), strict=True))
+    ):
+        channel = await http.create()
+        ids = await write_numbers(http, channel, range(10))
+        await page.call("listen", url_of(app.http_port, "read", channel, query))
+        heard = await heard_in_the_end(http, channel, page, 10)
+        assert heard == list(zip(ids, range(10), strict=True)), query
+        await page.call("stop")
 
 
 async def test_the_place_to_start_in_its_url_counts_only_until_it_has_one_of_its_own(
