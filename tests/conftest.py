@@ -5,7 +5,7 @@ in this process as it does in production, with the same runners.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from megaphone.app import App, running
 from megaphone.settings import Settings
 from tests.coverage_floor import COVERED
+from tests.support import leaks
 from tests.support.build import refuse_another_build
 from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
 from tests.support.settings import fast_settings
@@ -31,6 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # looptime asks for the event loop before each test; without this, asking would make one for
     # tests that have none, and nobody would close it.
     asyncio.set_event_loop(None)
+    leaks.watch_logs()
     refuse_another_build()
 
 
@@ -39,6 +41,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(here).parts[0] in COVERED:
             item.add_marker("covered")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """Fail a test if a secret got into a log record of any level."""
+    yield
+    if leaked := leaks.LOGGED.take():
+        pytest.fail(f"a secret was logged: {leaked}", pytrace=False)
 
 
 @pytest.fixture
@@ -53,6 +63,7 @@ def settings(request: pytest.FixtureRequest) -> Settings:
 async def app(settings: Settings) -> AsyncIterator[App]:
     async with running(settings) as app:
         yield app
+        leaks.check(app.metrics.render().decode(), "the metrics")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from megaphone.app import App
+from tests.support import leaks
 from tests.support.raw_http import Connection, Head, Node, receive_head
 
 
@@ -32,7 +33,9 @@ async def answer_of(connection: Connection, request: bytes = b"") -> tuple[Head,
 
 
 async def metric(app: App, name: str) -> int:
-    for line in app.metrics.render().decode().splitlines():
+    text = app.metrics.render().decode()
+    leaks.check(text, "the metrics")
+    for line in text.splitlines():
         if line.startswith(f"{name} "):
             return int(line.split()[1])
     raise AssertionError(f"no {name}")

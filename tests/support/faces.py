@@ -37,6 +37,7 @@ from megaphone.model import (
 from megaphone.wire.errors import DOMAIN, error_from, row_of
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+from tests.support import leaks
 from tests.support.settings import certificates
 
 if TYPE_CHECKING:
@@ -499,6 +500,7 @@ def event_of_line(line: bytes) -> ReadEvent:
 
 async def http_error(response: aiohttp.ClientResponse) -> MegaphoneError:
     told = json.loads(await response.read())
+    leaks.check(told["message"], "an error over HTTP")
     error = error_from(told["code"], told["message"])
     assert error is not None, f"not an error of ours: {told}"
     assert response.status == told["status"] == row_of(error).http_status
@@ -739,6 +741,7 @@ def grpc_error(failed: grpc.aio.AioRpcError) -> MegaphoneError:
     info = ErrorInfo()
     assert details[ErrorInfo.DESCRIPTOR.full_name].Unpack(info)
     assert info.domain == DOMAIN
+    leaks.check(status.message, "an error over gRPC")
     error = error_from(info.reason, status.message)
     assert error is not None, f"not an error of ours: {failed}"
     assert failed.code() is grpc.StatusCode[row_of(error).grpc_status]

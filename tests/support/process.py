@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from tests.support import leaks
 from tests.support.forked import ForkedProcess, without_own_settings
 from tests.support.settings import lane_settings
 
@@ -49,12 +50,25 @@ def broker_process(
     try:
         assert process.stderr is not None
         line = start_line(process.stderr)
+        leaks.check_command_lines(process.pid)
         yield BrokerProcess(process, *ports_of(line), line)
     finally:
         process.kill()
         process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
+        rest = rest_of(process.stderr)
+    leaks.check(rest, "the log of a broker")
+
+
+def rest_of(log: IO[str] | None) -> str:
+    """Close the log of a process that has ended. Returns: the lines that no test has read."""
+    lines: list[str] = []
+    if log is None or log.closed:
+        return ""
+    with log, suppress(TypeError):  # which is raised if a child of the process still has the log
+        os.set_blocking(log.fileno(), False)
+        while line := log.readline():
+            lines.append(line)
+    return "".join(lines)
 
 
 def start(
@@ -77,6 +91,7 @@ def environment(directory: Path, settings: dict[str, object]) -> dict[str, str]:
         "mng_socket_path": directory / "megaphone.sock",
     }
     settings = defaults | lane_settings() | settings
+    leaks.keep_secrets(settings)
     kept["SSL_CERT_FILE"] = os.devnull
     return kept | {f"megaphone_{key}": str(value) for key, value in settings.items()}
 
@@ -90,6 +105,7 @@ def start_line(log: IO[str]) -> str:
     """Wait for the log line which says that the broker serves."""
     lines = []
     for line in log:
+        leaks.check(line, "the log of a broker")
         if SERVES.search(line):
             return line
         lines.append(line)
@@ -101,6 +117,7 @@ def next_line(broker: BrokerProcess, words: str) -> str:
     assert broker.process.stderr is not None
     for line in broker.process.stderr:
         print(line, end="")
+        leaks.check(line, "the log of a broker")
         if words in line:
             return str(json.loads(line)["message"])
     raise AssertionError(f"the log ends without: {words}")

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from megaphone.errors import MegaphoneError
 from megaphone.wire.errors import error_from
+from tests.support import leaks
 
 JSON = {"Content-Type": "application/json"}
 RECEIVE_BYTES = 65_536
@@ -164,6 +165,7 @@ async def receive_body(connection: Connection, head: Head) -> dict[str, Any]:
 def told_error(answer: Mapping[str, Any]) -> MegaphoneError:
     if answer["code"] == "NODE_UNREACHABLE":  # by a proxy
         raise Broken(answer["message"])
+    leaks.check(answer["message"], "an error over HTTP")
     error = error_from(answer["code"], answer["message"])
     assert error is not None, f"not an error of ours: {answer}"
     return error

@@ -11,6 +11,7 @@ from typing import Any
 
 from megaphone.model import AgentMode, ChannelLimits
 from megaphone.settings import Settings
+from tests.support import leaks
 from tests.support.certificates import Certificates, make_certificates
 
 LANE_OFF = "MEGAPHONE_TESTED_WITHOUT_LANE"
@@ -42,7 +43,9 @@ def fast_settings(**changes: Any) -> Settings:
         "agent_warmup_secs": 0,
         "poll_duration_millis": 10_000,
     }
-    return Settings(**defaults | lane_settings() | changes)
+    settings = Settings(**defaults | lane_settings() | changes)
+    leaks.keep_secrets({"settings": settings})
+    return settings
 
 
 def limits(**changes: Any) -> ChannelLimits:
