@@ -8,6 +8,8 @@ GEN_PACKAGE := megaphone_api
 LOCK := $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
 	--no-emit-package megaphone-api --no-emit-package megaphone-client
+AUDIT := $(BIN)/uv tool run --system-certs --from pip-audit==2.10.1 pip-audit \
+	--vulnerability-service osv --require-hashes --disable-pip --progress-spinner off
 # More tests at a time than two cores have room for, because many tests wait most of the time.
 AT_A_TIME := 4
 
@@ -116,10 +118,15 @@ build: $(READY) ## Build the source distribution and all wheels into dist/; need
 .PHONY: release
 release: $(READY) ## Check everything and build the distributions into dist/; publishes nothing.
 	@$(BIN)/python -m release ready
+	@$(MAKE) --no-print-directory audit
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory test
 	@$(MAKE) --no-print-directory test-compiled
 	@$(BIN)/python -m release build
+
+.PHONY: audit
+audit: $(READY) ## Ask osv.dev whether a locked version has a known vulnerability; needs the internet.
+	$(AUDIT) -r requirements.lock -r deploy/requirements.lock -r deploy/build-requirements.lock
 
 .PHONY: lock
 lock: $(READY) ## Lock the newest versions that pyproject.toml allows.
