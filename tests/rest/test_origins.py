@@ -9,6 +9,8 @@ import pytest
 import pytest_asyncio
 
 from megaphone.app import App, running
+from megaphone.core.access import Action
+from megaphone.settings import Auth
 from tests.support.connections import answer_of, connected, metric
 from tests.support.faces import Created, http_face
 from tests.support.raw_http import Head, receive_head, request_of
@@ -180,6 +182,17 @@ async def test_each_listed_origin_sees_answers_to_readers_and_no_other_does(
             exposed = head.headers.get("access-control-expose-headers", "")
             assert ("WWW-Authenticate" in exposed) is is_listed
             assert "access-control-allow-credentials" not in head.headers
+
+
+async def test_where_a_token_is_needed_a_page_asks_without_it_and_sees_why_it_is_refused() -> None:
+    changes = {"auth": Auth(require=(Action.READ,)), "cors_allow_origin": (LISTED,)}
+    async with running(fast_settings(**changes)) as app:
+        assert (await asked_by(app, "OPTIONS", "/read/a", LISTED)).status == 204
+        head = await asked_by(app, "GET", f"/read/node.{'a' * 50}.1", LISTED)
+    assert head.status == 401
+    assert head.headers["access-control-allow-origin"] == LISTED
+    assert head.headers["www-authenticate"].startswith("Bearer")
+    assert "WWW-Authenticate" in head.headers["access-control-expose-headers"]
 
 
 @pytest.mark.parametrize("origins", [("*",), ("*", LISTED)])
