@@ -4,14 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple, final
 from weakref import WeakKeyDictionary
 
-from megaphone.core.access import Caller, Grant
+from megaphone.core.access import Caller, Grant, Names
 from megaphone.core.tenants import Tenant, Tenants
 from megaphone.model import Action
 from megaphone.settings import ClientCertificates
 
 REMEMBERED: Final = 10_000
 """How many callers are found by the names in their certificates without comparing patterns."""
-Names = tuple[str, ...]
 
 
 class Match(NamedTuple):

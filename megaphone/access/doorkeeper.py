@@ -12,7 +12,7 @@ from megaphone.access.audit import RefusedProofs
 from megaphone.access.certificates import CertificateCallers
 from megaphone.access.ports import InvalidToken, Verifier
 from megaphone.access.tokens import by_digest, digest_of, grant_of
-from megaphone.core.access import ANYONE, Caller, Peer
+from megaphone.core.access import ANYONE, Caller, Names, Peer
 from megaphone.core.tenants import Tenants
 from megaphone.errors import MegaphoneError, TokenExpired
 from megaphone.settings import Auth, Settings, Token
@@ -114,21 +114,21 @@ class Doorkeeper:
 
     # -- Callers
 
-    def known(self, proof: str | None) -> Caller | None:
+    def known(self, proof: str | None, names: Names | None = None) -> Caller | None:
         if self._is_open:
             return ANYONE
         caller = None if proof is None else self._known.get(proof)
         # Schemes other than Bearer are for proxies before us.
         if caller is None and (proof is None or not is_bearer(proof)):
-            return None if self._has_certificates else self._nobody
+            if not self._has_certificates:
+                return self._nobody
+            return None if names is None else self._certificates.of(names) or self._nobody
         return caller
 
     async def admit(self, proof: str | None, peer: Peer) -> Caller:
-        caller = self.known(proof)
-        if caller is not None:
-            return caller
-        if proof is None or not is_bearer(proof):
-            return self._certificates.of(peer.certificate_names) or self._nobody
+        caller = self.known(proof, peer.certificate_names)
+        if caller is not None or proof is None:
+            return caller or self._nobody
         token = proof[len(BEARER) :].strip(" ")
         digest = digest_of(token)
         try:

@@ -14,7 +14,7 @@ from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import MegaphoneError, PermissionDenied, TokenExpired, Unauthenticated
 from megaphone.model import Action
 
-__all__ = ["ANYONE", "Action", "Caller", "Grant", "Peer"]
+__all__ = ["ANYONE", "Action", "Caller", "Grant", "Names", "Peer"]
 
 STREAMS_REMEMBERED: Final = 1_000
 """For how many stream ids a caller remembers whether it may use them."""
@@ -41,13 +41,16 @@ MAY_NOT: Final = {
 OF_STREAMS: Final = {Action.WRITE: "write to", Action.READ: "read"}
 
 
+Names = tuple[str, ...]
+"""The names in a client certificate, which the transport has checked."""
+
+
 class Peer(NamedTuple):
     """Who is at the other end of a connection."""
 
     ip: str
     """The IP address; empty for a Unix socket."""
-    certificate_names: tuple[str, ...] = ()
-    """The names in the client certificate, which the transport has checked."""
+    certificate_names: Names = ()
 
 
 class Grant(NamedTuple):

@@ -6,7 +6,7 @@ No interface may require that channels live in this process, because a store may
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from megaphone.core.access import Caller, Peer
+from megaphone.core.access import Caller, Names, Peer
 from megaphone.core.log import Batch
 from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import MegaphoneError
@@ -362,8 +362,10 @@ class Doorkeeper(Protocol):
     """Decides who calls. `proof` is the whole value of the header `Authorization`; None if the call
     has none."""
 
-    def known(self, proof: str | None) -> Caller | None:
+    def known(self, proof: str | None, names: Names | None = None) -> Caller | None:
         """Return the caller with a proof, if that is known at once; None if `admit` must be asked.
+
+        `names` are those in the certificate of the client; None if they have not been looked for.
 
         The caller may have expired, or may not be allowed what it calls for: see `Caller.check`.
         """

@@ -7,7 +7,11 @@ COUNTING = ("counter", "histogram")
 """The types of metrics that only grow, so that they must not shrink when a process ends."""
 CHANNELS = "megaphone_channels"
 """A gauge that is a difference of counters: one process may remove a channel of another one."""
-EARLIEST = ("process_start_time_seconds", "megaphone_certificate_not_after_timestamp_seconds")
+EARLIEST = (
+    "process_start_time_seconds",
+    "megaphone_certificate_not_after_timestamp_seconds",
+    "megaphone_jwks_fetched_timestamp_seconds",
+)
 INFO = "_info"
 """How the name of a metric ends whose labels are what it says."""
 

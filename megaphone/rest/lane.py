@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import httptools
 
-from megaphone.core.access import ANYONE, Action, Caller
+from megaphone.core.access import ANYONE, Action, Caller, Names
 from megaphone.core.broker import Broker
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Doorkeeper, WouldBlock
@@ -115,6 +115,7 @@ class Request:
         "headers",
         "length",
         "method",
+        "names",
         "proof",
         "url",
     )
@@ -130,6 +131,8 @@ class Request:
         """The headers, by their names in small letters."""
         self.proof: str | None = None
         """The value of `Authorization`."""
+        self.names: Names = ()
+        """The names in the certificate of the client."""
         self._is_odd = False
         """Whether there is a header twice, or one of `ODD_HEADERS`."""
         self._begun = self._ended = 0
@@ -243,16 +246,18 @@ class Lane:
     """The other origins whose pages may read."""
     request: Request = field(default_factory=Request)
 
-    def answer(self, data: bytes) -> Outcome:
-        """Answer the request that these bytes are, or do nothing at all."""
+    def answer(self, data: bytes, names: Names) -> Outcome:
+        """Answer the request that these bytes are, or do nothing at all. `names` are those in the
+        certificate of the client."""
         request = self.request
+        request.names = names
         if (refused := request.read(data)) is not None:
             if isinstance(refused, Unfinished) and not self._may_take(request):
                 return NOT_CERTAIN
             return refused
         if len(request.body) > self.max_body_bytes:
             return NOT_HERE
-        caller = self.doorkeeper.known(request.proof)
+        caller = self.doorkeeper.known(request.proof, names)
         if caller is None:
             return NOT_HERE
         try:
@@ -299,7 +304,7 @@ class Lane:
 
     def _may_call(self, request: Request) -> bool:
         """Return whether the caller of a request may do what the request is for."""
-        caller = self.doorkeeper.known(request.proof)
+        caller = self.doorkeeper.known(request.proof, request.names)
         if caller is None or caller is ANYONE:
             return caller is ANYONE
         try:

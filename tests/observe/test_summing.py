@@ -57,6 +57,13 @@ def test_values_are_added_up() -> None:
     }
 
 
+def test_of_times_the_earliest_is_kept() -> None:
+    keys = b'megaphone_jwks_fetched_timestamp_seconds{issuer="main"} %d\n'
+    head = b"# TYPE megaphone_jwks_fetched_timestamp_seconds gauge\n"
+    found = values(summed([head + keys % 1_700_000_000, head + keys % 0, head + keys % 9]))
+    assert list(found.values()) == [0]
+
+
 def test_a_sample_that_only_one_has_stays() -> None:
     more = TEXT + b'python_info{implementation="PyPy",major="3"} 1.0\n'
     assert values(summed([TEXT, more]))['python_info{implementation="PyPy",major="3"}'] == 1

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import aiohttp
 import grpc
@@ -16,6 +17,7 @@ from megaphone.app import App, running
 from megaphone.core.access import Caller, Peer
 from megaphone.errors import MegaphoneError
 from megaphone.model import Action, ReadOptions
+from megaphone.rest.callers import Callers
 from megaphone.settings import Auth, ClientCertificates, Settings, Token
 from megaphone_api.v1 import channels_pb2 as pb
 from tests.support.certificates import Authority, Certificates
@@ -267,3 +269,24 @@ async def test_a_certificate_says_who_calls_and_a_token_counts_instead(
         assert [event.body for event in read] == [b"1", b"1"]
         assert await reload(app, lambda old: replace(old, auth=replace(auth, certificates={})))
         assert await code_of(shop.create()) == "UNAUTHENTICATED"
+
+
+async def test_the_lane_answers_clients_with_certificates(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = authority.issue()
+    shop = authority.issue("shop", names=(SHOP,))
+    auth = Auth(require=tuple(Action), certificates=GROUPS)
+    settings = fast_settings(tls=made.tls_for_known_clients, auth=auth)
+    async with (
+        running(settings) as app,
+        http_client(app, authority.file.read_bytes(), shop) as face,
+    ):
+
+        def refuse(*_: object) -> NoReturn:
+            raise AssertionError("aiohttp was asked")
+
+        monkeypatch.setattr(Callers, "of", refuse)
+        for size in (1, 3_000):
+            channel = await face.create()
+            await face.write(channel.producer, "orders.eu", b'"%b"' % (b"x" * size))

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 
 from aiohttp import web
 
-from megaphone.core.access import Caller, Peer
+from megaphone.core.access import Caller, Names, Peer
 from megaphone.core.budget import Budget
 from megaphone.core.open_read import OpenRead
 from megaphone.errors import LimitExceeded
@@ -133,8 +133,9 @@ Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later | Begun | 
 class Answering(Protocol):
     """What a connection needs of the lane."""
 
-    def answer(self, data: bytes) -> Outcome:
-        """Answer the request that these bytes are, or do nothing at all."""
+    def answer(self, data: bytes, names: Names) -> Outcome:
+        """Answer the request that these bytes are, or do nothing at all. `names` are those in the
+        certificate of the client."""
 
     def complete(self, outcomes: list[Outcome]) -> None:
         """Make or begin each `Write` in a list, and put another outcome in its place."""
@@ -168,13 +169,13 @@ class Host:
     def __post_init__(self) -> None:
         self.turn = Turn(self.loop, self._ask)
 
-    def _ask(self, requests: Sequence[bytes]) -> list[Outcome]:
+    def _ask(self, connections: "Sequence[Connection]", requests: Sequence[bytes]) -> list[Outcome]:
         """Offer the requests of a turn to the lane. Returns: what it does with each."""
         assert self.lane is not None
         outcomes: list[Outcome] = []
-        for data in requests:
+        for connection, data in zip(connections, requests, strict=True):
             try:
-                outcomes.append(self.lane.answer(data))
+                outcomes.append(self.lane.answer(data, connection.names))
             except Exception as error:
                 outcomes.append(Failed(error))
         try:
@@ -240,6 +241,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_encrypted",
         "_guest",
         "_held",
         "_host",
@@ -257,11 +259,16 @@ class Connection:
         "_transport",
         "_used_at",
         "_wait_timer",
+        "names",
     )
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._transport: asyncio.Transport | None = None
+        self._encrypted: EncryptedTransport | None = None
+        """The transport, if the connection is encrypted."""
+        self.names: Names = ()
+        """The names in the certificate of the client, once it has sent a request."""
         self._guest: Guest | None = None
         self._is_lent_for_ever = False
         self._is_paused = False
@@ -298,6 +305,8 @@ class Connection:
             transport.close()
             return
         self._transport = transport
+        if isinstance(transport, EncryptedTransport):
+            self._encrypted = transport
         host.open.add(self)
         self._used_at = host.loop.time()
         self._idle_s = HEADER_TIMEOUT_S
@@ -311,7 +320,7 @@ class Connection:
         if self._transport is None:
             return
         self._host.turn.answer_requests()
-        self._transport = None
+        self._transport = self._encrypted = None
         self._host.open.discard(self)
         self._host.one_has_closed.set()
         self._host.connections.leave()
@@ -361,9 +370,7 @@ class Connection:
         address = transport.get_extra_info("peername")
         # Where one socket accepts both families, the address of IPv4 comes as one of IPv6.
         ip = address[0].removeprefix(MAPPED) if isinstance(address, tuple) else ""
-        if isinstance(transport, EncryptedTransport):
-            return Peer(ip, transport.certificate_names)
-        return Peer(ip)
+        return Peer(ip, () if self._encrypted is None else self._encrypted.certificate_names)
 
     @property
     def _is_busy(self) -> bool:
@@ -427,6 +434,8 @@ class Connection:
             self._lend(data)
         else:
             self._is_asking = True
+            if self._encrypted is not None:  # the handshake is done
+                self.names = self._encrypted.certificate_names
             self._host.turn.add_request(self, data)
 
     def answer(self, outcome: Outcome, data: bytes) -> None:

@@ -60,10 +60,12 @@ class Turn:
     )
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, ask: Callable[[Sequence[bytes]], list[Any]]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        ask: Callable[[Sequence[Any], Sequence[bytes]], list[Any]],
     ) -> None:
-        """`ask` does what some requests say. It must not raise. It returns for each request the
-        argument of `Asking.answer`."""
+        """`ask` gets some connections and a request of each, and does what they say. It must not
+        raise. It returns for each request the argument of `Asking.answer`."""
         self._loop = loop
         self._ask = ask
         self._connections: list[Asking] = []
@@ -105,7 +107,7 @@ class Turn:
             return
         connections, self._connections = self._connections, []
         requests, self._requests = self._requests, []
-        outcomes = self._ask(requests)
+        outcomes = self._ask(connections, requests)
         if max(map(len, requests)) <= SMALL_BYTES:
             self._send()
         for connection, outcome, data in zip(connections, outcomes, requests, strict=True):

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from megaphone.core.access import ANYONE
+from megaphone.core.access import ANYONE, Names
 from megaphone.core.budget import Budget
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewEvent
@@ -39,12 +39,12 @@ class NeverWrites:
 
 
 class FailsAtOnce(NeverWrites):
-    def answer(self, data: bytes) -> Outcome:
+    def answer(self, data: bytes, names: Names) -> Outcome:
         raise RuntimeError("at once")
 
 
 class FailsInTheWrite:
-    def answer(self, data: bytes) -> Outcome:
+    def answer(self, data: bytes, names: Names) -> Outcome:
         return Write(ANYONE, "address", NewEvent("s", b"1"))
 
     def complete(self, outcomes: list[Outcome]) -> None:
@@ -52,7 +52,7 @@ class FailsInTheWrite:
 
 
 class FailsLater(NeverWrites):
-    def answer(self, data: bytes) -> Outcome:
+    def answer(self, data: bytes, names: Names) -> Outcome:
         return Later(self._fail())
 
     async def _fail(self) -> Iterator[bytes]:
@@ -65,7 +65,7 @@ class AnswersWhenTold(NeverWrites):
         self.begun = asyncio.Event()
         self.told = asyncio.Event()
 
-    def answer(self, data: bytes) -> Outcome:
+    def answer(self, data: bytes, names: Names) -> Outcome:
         return Later(self._wait())
 
     async def _wait(self) -> Iterator[bytes]:
@@ -80,7 +80,7 @@ class Begins:
     def __init__(self) -> None:
         self.begun: asyncio.Queue[Begun] = asyncio.Queue()
 
-    def answer(self, data: bytes) -> Outcome:
+    def answer(self, data: bytes, names: Names) -> Outcome:
         return Write(ANYONE, "address", NewEvent("s", b"1"))
 
     def complete(self, outcomes: list[Outcome]) -> None:

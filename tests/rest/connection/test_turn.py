@@ -17,7 +17,7 @@ class Scene:
     def __post_init__(self) -> None:
         self.turn = Turn(asyncio.get_running_loop(), self.ask)
 
-    def ask(self, requests: Sequence[bytes]) -> list[str]:
+    def ask(self, connections: Sequence[object], requests: Sequence[bytes]) -> list[str]:
         self.steps.append("ask " + " ".join(one[:1].decode() for one in requests))
         self.turn.add_stream(Reader(self.steps))
         return ["answer"] * len(requests)

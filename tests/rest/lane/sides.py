@@ -24,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 from megaphone.app import App, running
-from megaphone.core.access import ANYONE
+from megaphone.core.access import ANYONE, Names
 from megaphone.core.budget import Budget
 from megaphone.errors import MegaphoneError
 from megaphone.listen.sockets import listen_tcp
@@ -190,9 +190,9 @@ class WatchedLane:
     _writes: list[bytes] = field(default_factory=list)
     """The writes of this turn."""
 
-    def answer(self, data: bytes) -> Outcome:
+    def answer(self, data: bytes, names: Names) -> Outcome:
         self.offered += 1
-        outcome = self.lane.answer(data)
+        outcome = self.lane.answer(data, names)
         if isinstance(outcome, Write):
             self._writes.append(bytes(data))
         if isinstance(outcome, (bytes, Opened)):
