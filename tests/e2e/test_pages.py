@@ -45,6 +45,7 @@ PAGES = {
     "docs/errors.md": {"json": "e2e/test_pages.py"},
     "docs/grpc.md": {"python": "e2e/test_documents.py"},
     "docs/http.md": {"bash": "e2e/test_http_page.py", "http": "e2e/test_http_page.py"},
+    "docs/limits.md": dict.fromkeys(("bash", "http", "toml"), "e2e/test_limits_page.py"),
     "docs/nodes.md": {"toml": "e2e/test_pages.py", "sh": "e2e/test_pages.py"},
     "docs/operating.md": {"bash": "e2e/test_documents.py"},
     "docs/settings.md": {"bash": "e2e/test_documents.py"},
@@ -72,8 +73,12 @@ def blocks(page: str) -> list[tuple[str, str]]:
     return [(language, text) for _, language, text in FENCE.findall((ROOT / page).read_text())]
 
 
+def blocks_of(page: str, language: str) -> list[str]:
+    return [text for its, text in blocks(page) if its == language]
+
+
 def block(page: str, language: str) -> str:
-    [found] = [text for its, text in blocks(page) if its == language]
+    [found] = blocks_of(page, language)
     return found
 
 
@@ -258,8 +263,15 @@ def test_the_error_is_what_a_read_of_no_channel_gets(
 
 
 def test_the_secret_of_nodes_is_a_setting(tmp_path: Path) -> None:
-    text = block("docs/nodes.md", "toml")
+    text, _ = blocks_of("docs/nodes.md", "toml")
     [command] = re.findall(r"# (openssl .*)", text)
     secret = subprocess.check_output(shlex.split(command), text=True).strip()
     (tmp_path / "megaphone.toml").write_text(text.replace("…", secret))
     assert load(tmp_path, {}).settings.nodes.secret == secret
+
+
+def test_the_certificates_of_nodes_are_settings(tmp_path: Path) -> None:
+    _, text = blocks_of("docs/nodes.md", "toml")
+    (tmp_path / "megaphone.toml").write_text(text)
+    nodes = load(tmp_path, {}).settings.nodes
+    assert (nodes.address, nodes.ca) == ("0.0.0.0:3002", "authority.pem")
