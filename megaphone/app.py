@@ -17,6 +17,7 @@ from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.pace import loop_time
+from megaphone.core.peers import PeerLimits
 from megaphone.core.ports import Pipes
 from megaphone.core.tenants import Tenants
 from megaphone.errors import BadRequest, ShuttingDown, StoreUnavailable
@@ -123,10 +124,16 @@ async def running(
     for_nodes = certificates_of("nodes", nodes_files, settings)
     webhooks = Webhooks(settings.webhooks, allow=settings.webhooks_allow)
     budget = Budget(settings.max_buffered_bytes or memory.bytes_for_clients(settings.workers))
-    connections = Connections(connections_of_each_face(settings))
     reloader = Reloader(settings)
     tenants = Tenants(settings.tenants)
+    peers = PeerLimits(settings)
+    reloader.add(peers, "creates_per_s_per_ip", "auth_failures_per_s", "trusted_proxies")
     reloader.add(tenants, "tenants")  # before the doorkeeper, which asks it whether it has limits
+    connections = Connections(
+        connections_of_each_face(settings),
+        settings.max_connections_per_ip,
+        lambda ip: peers.proxies.has(ip),
+    )
     metrics = Metrics(webhooks, budget, connections, logs)
     metrics.add(lambda: families_of(reloader))
     certificates = [one for one in (public, for_nodes) if one is not None]
@@ -143,6 +150,7 @@ async def running(
                 settings,
                 budget,
                 tenants,
+                peers,
                 metrics,
                 webhooks,
                 None
@@ -164,6 +172,7 @@ async def running(
         doorkeeper = Doorkeeper(
             settings,
             tenants=tenants,
+            peers=peers,
             clock=loop_time,
             verifiers=[jwts],
             on_change=broker.end_refused_reads,
@@ -293,7 +302,7 @@ def faces(
     http = HttpServer(
         public_routes(
             broker,
-            Callers(doorkeeper),
+            Callers(doorkeeper, broker.peers),
             all_metrics,
             with_pages=settings.http_pages,
             with_ops=settings.ops_address is None,
@@ -313,6 +322,7 @@ def faces(
         SyncServicer(built.incoming) if settings.nodes.address is None else None,
         NodeGuard(settings.nodes, is_loopback=is_loopback(settings.grpc_endpoint)),
         doorkeeper,
+        broker.peers,
         budget=budget,
         max_body_bytes=settings.max_body_bytes,
         max_members=max(settings.max_batch_events, settings.max_addresses),

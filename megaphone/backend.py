@@ -20,6 +20,7 @@ from megaphone.core import ports
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
+from megaphone.core.peers import PeerLimits
 from megaphone.core.ports import OnRemoved, Store
 from megaphone.core.tenants import Tenants
 from megaphone.model import agent_of
@@ -56,6 +57,7 @@ async def backend(
     settings: Settings,
     budget: Budget,
     tenants: Tenants,
+    peers: PeerLimits,
     metrics: Metrics,
     webhooks: Webhooks,
     for_tls: "Callable[[], grpc.ChannelCredentials] | None" = None,
@@ -67,9 +69,9 @@ async def backend(
     Raises: UnusableStore, when the store will not do; StoreUnavailable, when it does not answer.
     """
     if settings.store == MEMORY:
-        kind = of_memory(settings, budget, tenants, metrics, webhooks, for_tls)
+        kind = of_memory(settings, budget, tenants, peers, metrics, webhooks, for_tls)
     else:
-        kind = of_shared_store(settings, budget, tenants, metrics, webhooks)
+        kind = of_shared_store(settings, budget, tenants, peers, metrics, webhooks)
     async with kind as built:
         yield built
 
@@ -79,6 +81,7 @@ async def of_memory(
     settings: Settings,
     budget: Budget,
     tenants: Tenants,
+    peers: PeerLimits,
     metrics: Metrics,
     webhooks: Webhooks,
     for_tls: "Callable[[], grpc.ChannelCredentials] | None",
@@ -96,7 +99,12 @@ async def of_memory(
         on_evicted=metrics.events_lost,
     )
     broker = Broker(
-        store=store, agents=agents, settings=settings, observer=metrics, tenants=tenants
+        store=store,
+        agents=agents,
+        settings=settings,
+        observer=metrics,
+        tenants=tenants,
+        peers=peers,
     )
     replication = store.replication
     incoming = IncomingPipes(
@@ -137,7 +145,12 @@ async def of_memory(
 
 @asynccontextmanager
 async def of_shared_store(
-    settings: Settings, budget: Budget, tenants: Tenants, metrics: Metrics, webhooks: Webhooks
+    settings: Settings,
+    budget: Budget,
+    tenants: Tenants,
+    peers: PeerLimits,
+    metrics: Metrics,
+    webhooks: Webhooks,
 ) -> AsyncIterator[Backend]:
     """Build a node whose channels are in a shared store, and stay there when the node ends."""
     # Not above, because a node with its channels in memory does not need the packages for it.
@@ -177,7 +190,12 @@ async def of_shared_store(
         agents = Agents(settings.agent_warmup_secs, directory=store.directory)
         await introduce(agents, settings)
         broker = Broker(
-            store=store, agents=agents, settings=settings, observer=metrics, tenants=tenants
+            store=store,
+            agents=agents,
+            settings=settings,
+            observer=metrics,
+            tenants=tenants,
+            peers=peers,
         )
         none = Unreplicated()
         yield Backend(store, agents, broker, none, none, none, nothing, nothing)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from enum import Enum
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from urllib.parse import urlsplit
@@ -51,6 +52,7 @@ AGENT = "agent"
 WEBHOOKS = "webhooks"
 TENANTS = "tenants"
 WEBHOOKS_ALLOW = "webhooks_allow"
+PROXIES = "trusted_proxies"
 NODES = "nodes"
 TLS = "tls"
 TABLES = {NODES: Nodes, TLS: Tls}
@@ -300,6 +302,7 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
             " nodes that share their channels replicate none"
         )
     check_webhooks(settings, sources)
+    check_proxies(settings, sources)
     if settings.auth.certificates and settings.tls.client_ca is None:
         raise ConfigError(
             f"{sources[AUTH]}: {AUTH}.{CERTIFICATES} is set, but not tls.client_ca, without which"
@@ -402,6 +405,17 @@ def webhooks_table(value: Value) -> dict[str, Webhook]:
         if not fits(name, names):
             raise refused_unshown(WEBHOOKS, value.source, f"as a name {allowed(names)}")
     return {name: checked_table(Webhook, WEBHOOKS, value, name) for name in value.raw}
+
+
+def check_proxies(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Raises: ConfigError, if a proxy is not an address or a network."""
+    for text in settings.trusted_proxies:
+        try:
+            ip_network(text, strict=False)
+        except ValueError:
+            raise ConfigError(
+                f"{sources[PROXIES]}: {PROXIES}: {text} is neither a network nor an address"
+            ) from None
 
 
 def check_webhooks(settings: Settings, sources: Mapping[str, str]) -> None:

@@ -87,6 +87,13 @@ Destination = Annotated[
         description="a network such as 10.0.0.0/8, an address, or the name of a host",
     ),
 ]
+Network = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9A-Fa-f.:]{2,45}(/[0-9]{1,3})?\Z",
+        description="a network such as 10.0.0.0/8 or an address",
+    ),
+]
 BASE64 = r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{2}==)"
 NO_ELLIPSIS = r"(?!whsec_|…\Z)\S(.*\S)?"
 """`megaphone config show` prints `…` instead of a secret, so `…` is not allowed as a secret."""
@@ -516,6 +523,19 @@ class Settings:
     max_addresses: Annotated[int, whole(1, 10_000_000)] = 10_000
     """The largest number of addresses that one request may name."""
 
+    max_connections_per_ip: Annotated[int, whole(1, 1_000_000)] | None = None
+    """The largest number of open connections for HTTP from one address, or from one IPv6 network of
+    64 bits. The node refuses further connections. Those of `trusted_proxies` have no such limit."""
+    creates_per_s_per_ip: PerSecond | None = None
+    """How many channels callers without a token may create in a second from one address, or from
+    one IPv6 network of 64 bits."""
+    auth_failures_per_s: PerSecond | None = None
+    """How many tokens may be refused in a second at one address, or at one IPv6 network of 64 bits.
+    After that the node looks at no token that it does not know, until the rate allows it."""
+    trusted_proxies: tuple[Network, ...] = ()
+    """The networks and addresses of proxies before the node. The node believes what they say in
+    `X-Forwarded-For` of the address of a client. An environment variable has commas between the
+    entries."""
     tenants: Annotated[Mapping[TenantName, TenantLimits], Meta(max_length=MAX_TENANTS)] = field(
         default_factory=dict
     )

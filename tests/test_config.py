@@ -236,6 +236,14 @@ def test_tenants_that_are_wrong_are_refused(tmp_path: Path, text: str, what: str
     assert what in str(refused.value)
 
 
+def test_the_networks_of_proxies(tmp_path: Path) -> None:
+    variable = {"megaphone_trusted_proxies": "10.0.0.0/8, fd00::1"}
+    assert load(tmp_path, variable).settings.trusted_proxies == ("10.0.0.0/8", "fd00::1")
+    for wrong in ("10.0.0.0/99", "proxy.example.com", "1.2.3"):
+        with pytest.raises(ConfigError, match="trusted_proxies"):
+            load(tmp_path, {"megaphone_trusted_proxies": wrong})
+
+
 def test_a_webhook_may_have_its_secret_from_the_environment(tmp_path: Path) -> None:
     write(tmp_path, '[webhooks.audit]\nendpoint = "https://example.com/gone"\nsecret = "old"\n')
     config = load(tmp_path, {"megaphone_webhooks.audit.secret": "x y"})

@@ -2,16 +2,15 @@
 
 import logging
 from collections.abc import Callable
-from ipaddress import IPv6Address, ip_address
 from typing import Final
+
+from megaphone.core.peers import network_of
 
 log = logging.getLogger("megaphone.audit")
 
 LINE_S: Final = 1.0
 """The shortest time between two lines about the same address."""
 PEERS_REMEMBERED: Final = 1_000
-IPV6_PREFIX_BITS: Final = 64
-"""One customer of a network usually has a whole IPv6 network of this size."""
 
 
 class RefusedProofs:
@@ -38,16 +37,3 @@ class RefusedProofs:
         if len(self._lines) >= PEERS_REMEMBERED:
             del self._lines[next(iter(self._lines))]
         self._lines[network] = (now + LINE_S, 0)
-
-
-def network_of(ip: str) -> str:
-    """Return the network of one customer: an IPv4 address, or the first half of an IPv6 address."""
-    try:
-        address = ip_address(ip)
-    except ValueError:
-        return ip
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(int(address) >> IPV6_PREFIX_BITS)
-    return str(address)

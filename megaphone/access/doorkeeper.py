@@ -13,6 +13,7 @@ from megaphone.access.certificates import CertificateCallers
 from megaphone.access.ports import InvalidToken, Verifier
 from megaphone.access.tokens import by_digest, digest_of, grant_of
 from megaphone.core.access import ANYONE, Caller, Names, Peer
+from megaphone.core.peers import PeerLimits
 from megaphone.core.tenants import Tenants
 from megaphone.errors import MegaphoneError, TokenExpired
 from megaphone.settings import Auth, Settings, Token
@@ -46,6 +47,7 @@ class Doorkeeper:
         settings: Settings,
         *,
         tenants: Tenants,
+        peers: PeerLimits,
         clock: Callable[[], float],
         verifiers: Sequence[Verifier] = (),
         on_change: Callable[[Caller], None] | None = None,
@@ -53,6 +55,7 @@ class Doorkeeper:
         """`clock` returns the time of the event loop. `on_change` is called with the
         caller who has no proof, when callers may have lost what they were allowed."""
         self._tenants = tenants
+        self._peers = peers
         self._clock = clock
         self._verifiers = verifiers
         self._on_change = on_change
@@ -131,6 +134,7 @@ class Doorkeeper:
             return caller or self._nobody
         token = proof[len(BEARER) :].strip(" ")
         digest = digest_of(token)
+        self._peers.check_failures(peer.ip, self._clock())
         try:
             self._refuse_again(digest)
             caller = await self._find(token, digest)
@@ -175,6 +179,7 @@ class Doorkeeper:
         if not (is_expired or isinstance(error, InvalidToken)):
             return
         now = self._clock()
+        self._peers.note_failure(peer.ip, now)
         if (known := self._refused.get(digest)) is not None and now < known.until:
             return  # so that it is looked at again, however often it comes
         self._refused.pop(digest, None)

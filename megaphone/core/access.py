@@ -78,11 +78,11 @@ class Caller:
     __slots__ = (
         "__weakref__",
         "_grants",
-        "_has_proof",
         "_is_revoked",
         "_known_streams",
         "_rights",
         "expires_at",
+        "has_proof",
         "name",
         "tenant",
     )
@@ -103,7 +103,7 @@ class Caller:
         self.tenant: Final = tenant
         self.expires_at: Final = expires_at
         """When the credential expires, in the time of the event loop; infinite if it does not."""
-        self._has_proof: Final = has_proof
+        self.has_proof: Final = has_proof
         self._is_revoked = False
         self._grants: Sequence[Grant] = ()
         self._rights: dict[Action, Right] = {}
@@ -177,7 +177,7 @@ class Caller:
     def _refusal(self, action: Action) -> MegaphoneError:
         if self._is_revoked:
             return Unauthenticated("the token is not valid here", was_presented=True)
-        if not self._has_proof:
+        if not self.has_proof:
             return Unauthenticated(f"{DOING[action]} needs a token: send `Authorization: Bearer …`")
         return PermissionDenied(f"this token may not {MAY_NOT[action]}", action=action.value)
 

@@ -20,6 +20,7 @@ from megaphone.core.content import checked_id, checked_stream_id
 from megaphone.core.creation import AllowedOptions
 from megaphone.core.many import ManyReader
 from megaphone.core.pace import ADDRESS_WORK, SLICE, loop_time
+from megaphone.core.peers import PeerLimits
 from megaphone.core.ports import Lease, Observer, Store, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
@@ -76,10 +77,12 @@ class Broker(Writing):
         settings: Settings,
         observer: Observer,
         tenants: Tenants | None = None,
+        peers: PeerLimits | None = None,
     ) -> None:
-        """Without `tenants`, no tenant has a limit of its own."""
+        """Without `tenants` and `peers`, no tenant and no address has limits of its own."""
         super().__init__(store=store, agents=agents, settings=settings, observer=observer)
         self._tenants = tenants or Tenants()
+        self.peers = peers or PeerLimits(settings)
         self._poll_duration_s = settings.poll_duration_millis / 1000
         self._max_read_s = max(self._poll_duration_s, settings.max_read_secs)
         self._allowed = AllowedOptions(
@@ -101,21 +104,22 @@ class Broker(Writing):
         caller: Caller,
         protocols: Sequence[str] = (),
         options: ChannelOptions = NO_OPTIONS,
+        ip: str | None = None,
     ) -> NewChannel:
-        """Create a channel under one of the agents that take new channels.
+        """Create a channel under one of the agents that take new channels. `ip` is the address of
+        the client; empty for a process of this machine.
 
         Raises: the errors of `Caller.check`; BadRequest, when `protocols` is not empty and none of
             them is supported, or when `options` asks for more than the settings allow;
             PayloadTooLarge, when there are more than `MAX_PROTOCOLS`; NoAgentAvailable;
-            RateLimited; LimitExceeded; ShuttingDown.
+            RateLimited; LimitExceeded; ShuttingDown. WouldBlock, if `ip` is None and must be known.
         """
         channel_id, channel = self._new_channel(caller, protocols)
-        tenant, options = self._take_create(caller, options)
+        tenant, options = self._take_create(caller, options, ip)
         try:
             await self._store.create(channel_id, channel.consumer_address, options, tenant)
         except BaseException:
-            if not self.has_remote_store:
-                tenant.give_back_create()
+            self._give_back_create(caller, tenant, ip)
             raise
         self._observer.channel_created()
         return channel
@@ -132,28 +136,45 @@ class Broker(Writing):
             errors of `create`.
         """
         channel_id, channel = self._new_channel(caller, protocols)
-        tenant, options = self._take_create(caller, options)
+        tenant, options = self._take_create(caller, options, None)
         try:
             self._store.create_nowait(channel_id, channel.consumer_address, options, tenant)
         except BaseException:
-            if not self.has_remote_store:
-                tenant.give_back_create()
+            self._give_back_create(caller, tenant, None)
             raise
         self._observer.channel_created()
         return channel
 
     def _take_create(
-        self, caller: Caller, options: ChannelOptions
+        self, caller: Caller, options: ChannelOptions, ip: str | None
     ) -> tuple[Tenant, ChannelOptions]:
         """Count a creation. Returns: the tenant of the new channel, and its options.
 
-        Raises: BadRequest; RateLimited; LimitExceeded.
+        Raises: BadRequest; RateLimited; LimitExceeded; WouldBlock, if `ip` is None and must be
+            known.
         """
-        tenant = self._tenants.own(caller.tenant)
+        is_limited = self.peers.limit_creates and not caller.has_proof
+        if is_limited and ip is None:
+            raise WouldBlock
+        tenant, now = self._tenants.own(caller.tenant), loop_time()
         chosen = tenant.options_of(options, self._allowed)
-        if not self.has_remote_store:  # which counts for all nodes together
-            tenant.take_create(loop_time())
+        if is_limited:
+            self.peers.take_create(ip or "", now)
+        try:
+            if not self.has_remote_store:  # which counts for all nodes together
+                tenant.take_create(now)
+        except MegaphoneError:
+            if is_limited:
+                self.peers.give_back_create(ip or "")
+            raise
         return tenant, chosen
+
+    def _give_back_create(self, caller: Caller, tenant: Tenant, ip: str | None) -> None:
+        """Count a creation less, because it has failed."""
+        if not self.has_remote_store:
+            tenant.give_back_create()
+        if ip is not None and not caller.has_proof:
+            self.peers.give_back_create(ip)
 
     def _new_channel(self, caller: Caller, protocols: Sequence[str]) -> tuple[bytes, NewChannel]:
         """Return the id and the addresses for a new channel, which is not in the store yet."""

@@ -4,17 +4,21 @@ from typing import Final
 
 from aiohttp import hdrs, web
 
-from megaphone.core.access import ANYONE, Action, Caller
+from megaphone.core.access import ANYONE, Action, Caller, Peer
 from megaphone.core.pace import loop_time
+from megaphone.core.peers import PeerLimits
 from megaphone.core.ports import Doorkeeper
 from megaphone.rest.connection.guest import connection_of
+
+FORWARDED_FOR: Final = "X-Forwarded-For"
 
 
 class Callers:
     """Finds the callers of requests that aiohttp serves. The lane asks the doorkeeper itself."""
 
-    def __init__(self, doorkeeper: Doorkeeper) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, peers: PeerLimits) -> None:
         self._doorkeeper: Final = doorkeeper
+        self._peers: Final = peers
 
     async def of(self, request: web.Request, action: Action) -> Caller:
         """Return the caller of a request, who may do what the request is for.
@@ -24,10 +28,19 @@ class Callers:
         proof = proof_of(request)
         caller = self._doorkeeper.known(proof)
         if caller is None:
-            caller = await self._doorkeeper.admit(proof, connection_of(request).peer)
+            caller = await self._doorkeeper.admit(proof, self.peer_of(request))
         if caller is not ANYONE:
             caller.check(action, loop_time())
         return caller
+
+    def peer_of(self, request: web.Request) -> Peer:
+        """Return who has sent a request, also through proxies that the settings trust."""
+        peer = connection_of(request).peer
+        forwarded_for = request.headers.getall(FORWARDED_FOR, None)
+        if forwarded_for is None:
+            return peer
+        client = self._peers.proxies.client_of(peer.ip, ",".join(forwarded_for))
+        return peer._replace(ip=client)
 
 
 def proof_of(request: web.Request) -> str | None:

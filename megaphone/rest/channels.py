@@ -69,7 +69,8 @@ class ChannelApi:
         caller = await self._callers.of(request, Action.CREATE)
         body = await body_of(request) if is_json(request) else b""
         protocols, options = json.parse_create(body)
-        channel = await self._broker.create(caller, protocols, options)
+        ip = self._callers.peer_of(request).ip if self._broker.peers.limit_creates else None
+        channel = await self._broker.create(caller, protocols, options, ip)
         return json_answer(json.created(channel))
 
     async def write(self, request: web.Request) -> web.StreamResponse:

@@ -14,6 +14,7 @@ import grpc
 
 from megaphone.core.access import ANYONE, Action, Caller, Peer
 from megaphone.core.pace import loop_time
+from megaphone.core.peers import PeerLimits, Proxies
 from megaphone.core.ports import Doorkeeper
 from megaphone.errors import BadRequest, MegaphoneError
 from megaphone.listen.certificates import names_of_pem
@@ -21,6 +22,7 @@ from megaphone.rpc.answers import failing_handler
 from megaphone_api.v1 import channels_pb2 as pb
 
 AUTHORIZATION = "authorization"
+FORWARDED_FOR = "x-forwarded-for"
 CLIENT_CERTIFICATE = "x509_pem_cert"
 """The key under which grpc has the certificate of a client, which it has checked."""
 SERVICE = f"/{pb.DESCRIPTOR.services_by_name['ChannelService'].full_name}/"
@@ -56,8 +58,9 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
     The `ErrorInterceptor` must come before it, because that sends the reason of a refusal.
     """
 
-    def __init__(self, doorkeeper: Doorkeeper) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, peers: PeerLimits) -> None:
         self._doorkeeper = doorkeeper
+        self._peers = peers
 
     async def intercept_service(
         self,
@@ -71,7 +74,9 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         known = self._doorkeeper.known(proof)
         if known is None:
             handler = await continuation(handler_call_details)
-            return admitting(handler, Admission(self._doorkeeper, proof, action))
+            return admitting(
+                handler, Admission(self._doorkeeper, self._peers.proxies, proof, action)
+            )
         if known is not ANYONE:
             try:
                 known.check(action, loop_time())
@@ -84,14 +89,18 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
 class Admission:
     """Admits one call whose proof is not known."""
 
-    def __init__(self, doorkeeper: Doorkeeper, proof: str | None, action: Action) -> None:
+    def __init__(
+        self, doorkeeper: Doorkeeper, proxies: Proxies, proof: str | None, action: Action
+    ) -> None:
         self._doorkeeper = doorkeeper
+        self._proxies = proxies
         self._proof = proof
         self._action = action
 
     async def admit(self, context: Any) -> None:
         """Raises: the errors of `Doorkeeper.admit` and `Caller.check`."""
-        admitted = await self._doorkeeper.admit(self._proof, peer_of(context))
+        peer = peer_of(context)._replace(ip=client_of(context, self._proxies))
+        admitted = await self._doorkeeper.admit(self._proof, peer)
         admitted.check(self._action, loop_time())
         _CALLER.set(admitted)
 
@@ -137,6 +146,13 @@ def peer_of(context: Any) -> Peer:
     certificates = context.auth_context().get(CLIENT_CERTIFICATE, ())
     names = tuple(name for one in certificates for name in names_of_pem(one))
     return Peer(ip_of(context.peer()), names)
+
+
+def client_of(context: Any, proxies: Proxies) -> str:
+    """Return the address of the client of a call, also through proxies that the settings trust."""
+    metadata = context.invocation_metadata() or ()
+    forwarded_for = [value for key, value in metadata if key == FORWARDED_FOR]
+    return proxies.client_of(ip_of(context.peer()), ",".join(map(str, forwarded_for)) or None)
 
 
 def ip_of(peer: str) -> str:

@@ -13,7 +13,7 @@ from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.ports import Doorkeeper
 from megaphone.rpc.answers import joined
-from megaphone.rpc.callers import caller
+from megaphone.rpc.callers import caller, client_of
 from megaphone.rpc.reads import read_time_s, stream_events, stream_many
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
@@ -50,7 +50,9 @@ class ChannelServicer(ChannelServiceServicer):
         self, request: pb.CreateChannelRequest, context: Context
     ) -> pb.CreateChannelResponse:
         options = wire.channel_options(request)
-        return wire.created(await self._broker.create(caller(), request.protocols, options))
+        peers = self._broker.peers
+        ip = client_of(context, peers.proxies) if peers.limit_creates else None
+        return wire.created(await self._broker.create(caller(), request.protocols, options, ip))
 
     async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
         with self._held(request):

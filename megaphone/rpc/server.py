@@ -11,6 +11,7 @@ import grpc
 
 from megaphone.cluster.node_secret import NodeGuard
 from megaphone.core.budget import Budget
+from megaphone.core.peers import PeerLimits
 from megaphone.core.ports import Doorkeeper
 from megaphone.listen.certificates import Contents
 from megaphone.listen.sockets import (
@@ -90,6 +91,7 @@ class GrpcServer:
         sync: SyncServicer | None,
         guard: NodeGuard,
         doorkeeper: Doorkeeper,
+        peers: PeerLimits,
         *,
         budget: Budget,
         max_body_bytes: int,
@@ -118,7 +120,7 @@ class GrpcServer:
             interceptors=[
                 self._calls,
                 NodeInterceptor(guard),
-                CallerInterceptor(doorkeeper),
+                CallerInterceptor(doorkeeper, peers),
                 reception,
             ],
             options=[

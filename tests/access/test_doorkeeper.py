@@ -10,6 +10,7 @@ from megaphone.access.doorkeeper import REFUSED_FOR_S, Doorkeeper
 from megaphone.access.ports import InvalidToken
 from megaphone.access.tokens import PREFIX, digest_of, new_token
 from megaphone.core.access import ANYONE, Action, Caller, Grant, Peer
+from megaphone.core.peers import PeerLimits
 from megaphone.core.tenants import DEFAULT, Tenants
 from megaphone.errors import KeysUnavailable, PermissionDenied, TokenExpired, Unauthenticated
 from megaphone.settings import Auth, Issuer, Settings, Token
@@ -43,6 +44,7 @@ class Door:
         return Doorkeeper(
             settings,
             tenants=self.tenants,
+            peers=PeerLimits(settings),
             clock=lambda: self.now,
             verifiers=() if self.verifier is None else (self.verifier,),
             on_change=self.changes.append,

@@ -6,12 +6,14 @@ few connections beyond the limit are served, for a short time and for health pro
 """
 
 import sys
+from collections import Counter
 from collections.abc import Awaitable, Callable, Container
 from enum import Enum, auto
 from http import HTTPStatus
 
 from aiohttp import web
 
+from megaphone.core.peers import network_of
 from megaphone.errors import LimitExceeded
 from megaphone.rest.connection.answers import JSON, error_answer
 from megaphone.wire import json
@@ -35,22 +37,46 @@ class Admission(Enum):
     SPARE = auto()
     """The node serves the connection for health probes only."""
     REFUSED = auto()
+    REFUSED_ADDRESS = auto()
+    """The address of the client has as many connections as it may."""
 
 
 class Connections:
     """Counts the open connections of a face, and decides about each new one."""
 
-    def __init__(self, most: int = sys.maxsize) -> None:
+    def __init__(
+        self,
+        most: int = sys.maxsize,
+        per_ip: int | None = None,
+        is_proxy: Callable[[str], bool] = lambda ip: False,
+    ) -> None:
+        """`per_ip` is how many one address may have, unless it is one of a proxy."""
         self._most = most
+        self._per_ip = per_ip
+        self._is_proxy = is_proxy
+        self._by_network: Counter[str] = Counter()
+        """How many connections each network has, if that is limited."""
         self.open = 0
         self.refused = 0
         """How many connections were refused, or served for health probes only."""
 
-    def admit(self) -> Admission:
-        """Decide about a new connection, and count it.
+    def admit(self, ip: str = "") -> Admission:
+        """Decide about a new connection from an address, and count it.
 
         The caller must call `leave` when a connection ends that was not refused.
         """
+        if self._per_ip is not None and ip and not self._is_proxy(ip):
+            network = network_of(ip)
+            if self._by_network[network] >= self._per_ip:
+                self.refused += 1
+                return Admission.REFUSED_ADDRESS
+            admission = self._admit()
+            if admission is not Admission.REFUSED:
+                self._by_network[network] += 1
+            return admission
+        return self._admit()
+
+    def _admit(self) -> Admission:
         if self.open < self._most:
             self.open += 1
             return Admission.SERVED
@@ -60,8 +86,12 @@ class Connections:
             return Admission.SPARE
         return Admission.REFUSED
 
-    def leave(self) -> None:
+    def leave(self, ip: str = "") -> None:
         self.open -= 1
+        if self._per_ip is not None and ip and (network := network_of(ip)) in self._by_network:
+            self._by_network[network] -= 1
+            if not self._by_network[network]:
+                del self._by_network[network]
 
 
 def for_probes_only(handler: Handler | None, paths: Container[str]) -> Handler:
@@ -80,10 +110,10 @@ def for_probes_only(handler: Handler | None, paths: Container[str]) -> Handler:
     return answer
 
 
-def refusal() -> bytes:
+def refusal(error: LimitExceeded) -> bytes:
     """Return an answer which says that there are too many connections."""
-    status = row_of(FULL).http_status
-    body = json.error(FULL.code, str(FULL), status)
+    status = row_of(error).http_status
+    body = json.error(error.code, str(error), status)
     head = (
         f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
         f"Content-Type: {JSON}\r\n"
@@ -94,4 +124,10 @@ def refusal() -> bytes:
     return head.encode() + body
 
 
-REFUSAL = refusal()
+REFUSAL = refusal(FULL)
+REFUSAL_OF_ADDRESS = refusal(
+    LimitExceeded(
+        "this address has as many connections as it may (max_connections_per_ip)",
+        retry_after_s=RETRY_AFTER_S,
+    )
+)

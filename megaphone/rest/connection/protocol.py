@@ -28,7 +28,12 @@ from megaphone.model import NewEvent
 from megaphone.rest.connection.answer_bytes import internal_error
 from megaphone.rest.connection.encryption import EncryptedTransport
 from megaphone.rest.connection.guest import Guest
-from megaphone.rest.connection.limits import REFUSAL, Admission, Connections
+from megaphone.rest.connection.limits import (
+    REFUSAL,
+    REFUSAL_OF_ADDRESS,
+    Admission,
+    Connections,
+)
 from megaphone.rest.connection.stream import EventStream, Framing
 from megaphone.rest.connection.turn import Turn
 
@@ -234,6 +239,13 @@ def protocol_of(host: Host) -> asyncio.Protocol:
     return cast("asyncio.Protocol", EncryptedTransport(host.tls(), connection))
 
 
+def ip_of(transport: asyncio.BaseTransport) -> str:
+    """Return the IP address of the other end; empty for a Unix socket."""
+    address = transport.get_extra_info("peername")
+    # Where one socket accepts both families, the address of IPv4 comes as one of IPv6.
+    return address[0].removeprefix(MAPPED) if isinstance(address, tuple) else ""
+
+
 class Connection:
     """Serves one connection. The module explains its states.
 
@@ -299,9 +311,11 @@ class Connection:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)
         host = self._host
-        admission = host.connections.admit()
-        if admission is Admission.REFUSED:
-            transport.write(REFUSAL)
+        ip = ip_of(transport)
+        admission = host.connections.admit(ip)
+        if admission is Admission.REFUSED or admission is Admission.REFUSED_ADDRESS:
+            is_full = admission is Admission.REFUSED
+            transport.write(REFUSAL if is_full else REFUSAL_OF_ADDRESS)
             transport.close()
             return
         self._transport = transport
@@ -320,10 +334,11 @@ class Connection:
         if self._transport is None:
             return
         self._host.turn.answer_requests()
+        ip = ip_of(self._transport)
         self._transport = self._encrypted = None
         self._host.open.discard(self)
         self._host.one_has_closed.set()
-        self._host.connections.leave()
+        self._host.connections.leave(ip)
         self._take_held()
         self._stop_idle_timer()
         # They refer to the connection, so that only a collection would free it.
@@ -367,10 +382,8 @@ class Connection:
         transport = self._transport
         if transport is None:
             return Peer("")
-        address = transport.get_extra_info("peername")
-        # Where one socket accepts both families, the address of IPv4 comes as one of IPv6.
-        ip = address[0].removeprefix(MAPPED) if isinstance(address, tuple) else ""
-        return Peer(ip, () if self._encrypted is None else self._encrypted.certificate_names)
+        names = () if self._encrypted is None else self._encrypted.certificate_names
+        return Peer(ip_of(transport), names)
 
     @property
     def _is_busy(self) -> bool:

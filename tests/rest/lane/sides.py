@@ -467,7 +467,7 @@ async def side(
         app = await stack.enter_async_context(running(settings))
         budget = Budget(budget_bytes)
         lane = WatchedLane(lane_over(app, settings)) if with_lane else None
-        callers = Callers(app.doorkeeper)
+        callers = Callers(app.doorkeeper, app.broker.peers)
         probes = ProbeApi(app.broker, callers, app.metrics.text).routes()
         server = HttpServer(
             [
