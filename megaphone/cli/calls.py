@@ -66,6 +66,10 @@ class Broker:
     url: str = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     context: str | None = None
+    ca: str | None = None
+    """The file of the authorities that are trusted."""
+    certificate: tuple[str, str] | str | None = None
+    """The file of the own certificate, perhaps with that of its key."""
 
     @property
     def shown(self) -> str:
@@ -104,7 +108,10 @@ def broker_for(url: str | None, context: str | None, addresses: Sequence[str] = 
 
 def of_context(name: str) -> Broker:
     context = contexts.load().named(name)
-    return Broker(context.url, context.header_values(), name)
+    certificate: tuple[str, str] | str | None = context.certificate
+    if context.certificate is not None and context.key is not None:
+        certificate = (context.certificate, context.key)
+    return Broker(context.url, context.header_values(), name, context.ca, certificate)
 
 
 def run(
@@ -139,8 +146,14 @@ def client_of(broker: Broker, timeout_s: float) -> "Megaphone":
     from megaphone_client import Megaphone
 
     try:
-        return Megaphone.from_url(broker.url, timeout_s=timeout_s, headers=broker.headers or None)
-    except ValueError as error:
+        return Megaphone.from_url(
+            broker.url,
+            timeout_s=timeout_s,
+            headers=broker.headers or None,
+            ca=broker.ca,
+            certificate=broker.certificate,
+        )
+    except (OSError, ValueError) as error:
         leave(Exit.WRONG_USAGE, str(error))
 
 

@@ -11,6 +11,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -21,7 +22,9 @@ from megaphone.cli.help import App
 
 FILE: Final = "contexts.toml"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MEMBERS: Final = {"url", "socket", "headers"}
+FILES: Final = ("ca", "certificate", "key")
+"""The members of a context that are files for TLS."""
+MEMBERS: Final = {"url", "socket", "headers", *FILES}
 
 context_app = App(help="Give brokers names.")
 
@@ -35,6 +38,12 @@ class Context:
     """The path of its admin socket."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """For each header the name of the environment variable that has its value."""
+    ca: str | None = None
+    """The file of the authorities that are trusted, by its path."""
+    certificate: str | None = None
+    """The file of the client's certificate."""
+    key: str | None = None
+    """The file of its key, if that is not in the same file."""
 
     def header_values(self) -> dict[str, str]:
         """Return the headers with their values. Exits if a variable is not set."""
@@ -74,7 +83,8 @@ def load() -> Contexts:
     except (KeyError, TypeError, ValueError):
         leave(
             Exit.WRONG_USAGE,
-            f"{path} may have `use`, and tables [contexts.NAME] with url, socket and headers",
+            f"{path} may have `use`, and tables [contexts.NAME] with url, socket, headers, ca,"
+            " certificate and key",
         )
 
 
@@ -82,7 +92,8 @@ def parsed(table: Mapping[str, Any]) -> Context:
     if not MEMBERS.issuperset(table):
         raise ValueError
     headers = {str(header): str(name) for header, name in table.get("headers", {}).items()}
-    return Context(str(table["url"]), table.get("socket"), headers)
+    files = {member: table.get(member) for member in FILES}
+    return Context(str(table["url"]), table.get("socket"), headers, **files)
 
 
 def store(contexts: Contexts) -> None:
@@ -91,6 +102,11 @@ def store(contexts: Contexts) -> None:
         lines += [f"[contexts.{json.dumps(name)}]", f"url = {json.dumps(context.url)}"]
         if context.socket is not None:
             lines.append(f"socket = {json.dumps(context.socket)}")
+        lines += [
+            f"{member} = {json.dumps(path)}"
+            for member in FILES
+            if (path := getattr(context, member)) is not None
+        ]
         if context.headers:
             members = (f"{json.dumps(k)} = {json.dumps(v)}" for k, v in context.headers.items())
             lines.append(f"headers = {{ {', '.join(members)} }}")
@@ -121,6 +137,18 @@ def add(
             help="Send a header, whose value is in an environment variable. May be repeated.",
         ),
     ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option("--ca", metavar="FILE", help="Trust the authorities in this file."),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option("--certificate", metavar="FILE", help="Show the broker this certificate."),
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="FILE", help="Its key, if that has a file of its own."),
+    ] = None,
 ) -> None:
     """Give a broker a name, or change it. The first one is used by default."""
     if not NAME.fullmatch(name):
@@ -128,15 +156,22 @@ def add(
     check_url(url)
     if "@" in url:
         leave(Exit.WRONG_USAGE, "a context keeps no password: use --header Authorization=VARIABLE")
+    if key is not None and certificate is None:
+        leave(Exit.WRONG_USAGE, "--key is the key of --certificate, which is missing")
     headers = {}
     for one in header or []:
-        key, is_given, variable = one.partition("=")
-        if not (key and is_given and variable):
+        sent, is_given, variable = one.partition("=")
+        if not (sent and is_given and variable):
             leave(Exit.WRONG_USAGE, "a header looks like Authorization=MY_VARIABLE")
-        headers[key] = variable
+        headers[sent] = variable
     contexts = load()
-    contexts.by_name[name] = Context(url, socket, headers)
+    files = (absolute(ca), absolute(certificate), absolute(key))
+    contexts.by_name[name] = Context(url, socket, headers, *files)
     store(Contexts(contexts.chosen or name, contexts.by_name))
+
+
+def absolute(path: Path | None) -> str | None:
+    return None if path is None else str(path.absolute())
 
 
 def check_url(url: str) -> None:
@@ -174,6 +209,9 @@ def show(name: ContextName) -> None:
         typer.echo(f"socket   {context.socket}")
     for key, variable in context.headers.items():
         typer.echo(f"header   {key}, from the variable {variable}")
+    for member in FILES:
+        if (path := getattr(context, member)) is not None:
+            typer.echo(f"{member:<8} {path}")
 
 
 @context_app.command("rm")

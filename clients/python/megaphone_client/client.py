@@ -8,6 +8,7 @@ from ssl import SSLContext
 from typing import Any, Final, Self, TypeVar, overload
 
 from megaphone_client.bodies import decoder, encode
+from megaphone_client.encryption import AnyPath, Certificate, Encryption, encryption_of
 from megaphone_client.errors import CLASSES, ChannelNotFound, MegaphoneError, Unavailable
 from megaphone_client.events import Channel, Failure
 from megaphone_client.publishing import Publisher
@@ -66,7 +67,7 @@ class Megaphone:
         *,
         timeout_s: float,
         headers: Headers | None,
-        ssl: SSLContext | None,
+        encryption: Encryption,
         trust_env: bool,
         idempotent: bool,
     ) -> None:
@@ -74,7 +75,7 @@ class Megaphone:
         self._target = target
         self._timeout_s = timeout_s
         self._headers = headers
-        self._ssl = ssl
+        self._encryption = encryption
         self._trust_env = trust_env
         self._idempotent = idempotent
         self._transport: Transport | None = None
@@ -90,6 +91,8 @@ class Megaphone:
         token: Token | None = None,
         headers: Headers | None = None,
         ssl: SSLContext | None = None,
+        ca: AnyPath | None = None,
+        certificate: Certificate | None = None,
         trust_env: bool = False,
         idempotent: bool = True,
     ) -> Self:
@@ -101,13 +104,19 @@ class Megaphone:
         `token` goes with every call; without it that in `MEGAPHONE_TOKEN`, if the URL has no
         password. An asynchronous function is asked for it before each call, so it may return
         another one before the last one expires. `headers` go with every call too, as metadata over
-        gRPC; an asynchronous function is asked for them before each call. Of `ssl`, gRPC uses only
-        which certificates it trusts. `trust_env` uses the proxy that the environment names. With
-        `idempotent=False` a write has no idempotency key, and is not tried again if it may have
-        been taken.
+        gRPC; an asynchronous function is asked for them before each call. `trust_env` uses the
+        proxy that the environment names. With `idempotent=False` a write has no idempotency key,
+        and is not tried again if it may have been taken.
+
+        With `https://` and `grpcs://`, `ca` is a file of the authorities that the client trusts
+        instead of those of the system, and `certificate` its own certificate: a file that has its
+        key too, or the two files. Without both, they are those in `MEGAPHONE_CA`,
+        `MEGAPHONE_CERTIFICATE` and `MEGAPHONE_KEY`. `ssl` takes the place of all of them; of it,
+        gRPC uses only which certificates it trusts.
 
         Raises: ValueError, if the URL is not one of these, `timeout_s` is not from 0 to 55, or the
-            token is not a text of visible ASCII characters.
+            token is not a text of visible ASCII characters; OSError or ValueError, if a file is
+            missing or wrong.
         """
         check_timeout(timeout_s)
         target = parse_url(url)
@@ -117,7 +126,7 @@ class Megaphone:
             target,
             timeout_s=timeout_s,
             headers=with_token(token, headers),
-            ssl=ssl,
+            encryption=encryption_of(ssl, ca, certificate, is_encrypted=target.is_encrypted),
             trust_env=trust_env,
             idempotent=idempotent,
         )
@@ -557,21 +566,21 @@ class Megaphone:
             raise RuntimeError("the client is closed")
         if self._transport is None:
             self._transport = connect(
-                self._target, self._headers, self._ssl, trust_env=self._trust_env
+                self._target, self._headers, self._encryption, trust_env=self._trust_env
             )
         return self._transport
 
 
 def connect(
-    target: Target, headers: Headers | None, ssl: SSLContext | None, *, trust_env: bool
+    target: Target, headers: Headers | None, encryption: Encryption, *, trust_env: bool
 ) -> Transport:
     if target.is_grpc:
         from megaphone_client.grpc import GrpcTransport
 
-        return GrpcTransport(target, headers, ssl, trust_env=trust_env)
+        return GrpcTransport(target, headers, encryption, trust_env=trust_env)
     from megaphone_client.http import HttpTransport
 
-    return HttpTransport(target, headers, ssl, trust_env=trust_env)
+    return HttpTransport(target, headers, encryption, trust_env=trust_env)
 
 
 def name_of_reader() -> str:

@@ -4,7 +4,6 @@ Needs the extra `grpc` of the distribution.
 """
 
 import asyncio
-import ssl as tls
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -22,6 +21,7 @@ except ImportError as error:  # pragma: no cover
         "grpc:// needs more packages: pip install 'megaphone-client[grpc]'"
     ) from error
 
+from megaphone_client.encryption import Encryption
 from megaphone_client.errors import ConnectionFailed, MegaphoneError, ProtocolError, error_of
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.state import Ask
@@ -82,7 +82,7 @@ class GrpcTransport:
         self,
         target: Target,
         headers: Headers | None,
-        ssl: tls.SSLContext | None,
+        encryption: Encryption,
         *,
         trust_env: bool,
     ) -> None:
@@ -90,8 +90,7 @@ class GrpcTransport:
         self._options = (*OPTIONS, ("grpc.enable_http_proxy", int(trust_env)))
         self._credentials: grpc.ChannelCredentials | None = None
         if target.is_encrypted:
-            roots = None if ssl is None else roots_of(ssl)
-            self._credentials = grpc.ssl_channel_credentials(roots)
+            self._credentials = grpc.ssl_channel_credentials(*encryption.for_grpc())
         self._former: dict[grpc.aio.Channel, asyncio.TimerHandle] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._connect()
@@ -383,12 +382,6 @@ def result_of(result: pb.PublishResponse.Result) -> str | MegaphoneError:
     if not result.reason:
         return result.event_id
     return error_of(result.reason, result.message or result.reason, is_unavailable=False)
-
-
-def roots_of(ssl: tls.SSLContext) -> bytes | None:
-    """Return the certificates that a context trusts. gRPC cannot use anything else of it."""
-    certificates = ssl.get_ca_certs(binary_form=True)
-    return "".join(map(tls.DER_cert_to_PEM_cert, certificates)).encode() or None
 
 
 def arrived(event: pb.Event) -> Arrived:

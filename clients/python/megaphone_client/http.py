@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from ssl import SSLContext
 from typing import Final, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -13,6 +12,7 @@ import msgspec
 from yarl import URL
 
 from megaphone_client.bodies import encode
+from megaphone_client.encryption import Encryption
 from megaphone_client.errors import (
     ConnectionFailed,
     MegaphoneError,
@@ -85,7 +85,7 @@ class HttpTransport:
     """A broker over HTTP."""
 
     def __init__(
-        self, target: Target, headers: Headers | None, ssl: SSLContext | None, *, trust_env: bool
+        self, target: Target, headers: Headers | None, encryption: Encryption, *, trust_env: bool
     ) -> None:
         scheme = "https" if target.is_encrypted else "http"
         self._base = f"{scheme}://{target.endpoint}{target.prefix}"
@@ -94,7 +94,7 @@ class HttpTransport:
         )
         self._headers = headers
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ssl=True if ssl is None else ssl),
+            connector=aiohttp.TCPConnector(limit=0, ssl=encryption.for_http()),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=NO_LIMIT,
             trust_env=trust_env,

@@ -21,6 +21,7 @@ from ssl import SSLContext
 from typing import Any, Final, Generic, Self, TypeVar, cast, overload
 
 import megaphone_client as aio
+from megaphone_client.encryption import AnyPath, Certificate
 from megaphone_client.errors import EventsLost
 from megaphone_client.events import Channel, Failure
 from megaphone_client.reading import Ack
@@ -346,6 +347,8 @@ class Megaphone:
         token: Token | None = None,
         headers: Headers | None = None,
         ssl: SSLContext | None = None,
+        ca: AnyPath | None = None,
+        certificate: Certificate | None = None,
         trust_env: bool = False,
         idempotent: bool = True,
     ) -> Self:
@@ -359,6 +362,8 @@ class Megaphone:
                 token=in_thread(token) if callable(token) else token,
                 headers=in_thread(headers) if callable(headers) else headers,
                 ssl=ssl,
+                ca=ca,
+                certificate=certificate,
                 trust_env=trust_env,
                 idempotent=idempotent,
             )
