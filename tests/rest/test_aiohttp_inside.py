@@ -10,7 +10,7 @@ import megaphone
 
 ROOT = Path(megaphone.__file__).parent
 ALLOWED = "rest/connection/"
-DOCUMENTED = {"aiohttp", "aiohttp.web", "aiohttp.hdrs"}
+DOCUMENTED = {"aiohttp", "aiohttp.abc", "aiohttp.web", "aiohttp.hdrs"}
 INNER_ATTRIBUTES = {"writer", "transport", "protocol", "task"}
 """Attributes of a request that the documentation of aiohttp does not mention, or calls internal."""
 
