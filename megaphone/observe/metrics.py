@@ -90,8 +90,8 @@ class Family(NamedTuple):
     name: str
     """Its name without `megaphone_`."""
     meaning: str
-    samples: Sequence[tuple[Mapping[str, str], float]]
-    """Each of its values, with its labels."""
+    samples: Sequence[tuple[Mapping[str, str], int | float]]
+    """Each of its values, with its labels. Compiled code would make a `float` of each number."""
 
 
 class Metrics:

@@ -5,7 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from megaphone.app import App
 from megaphone.model import ReadOptions
-from megaphone.observe.metrics import Metrics
+from megaphone.observe.metrics import Family, Metrics, labelled
 from tests.support.faces import GrpcFace, HttpFace
 
 CONTRACT = {
@@ -77,3 +77,9 @@ async def test_both_faces_are_counted_alike(app: App, http: HttpFace, grpc: Grpc
     assert value(app.metrics, "megaphone_messages_received") == 2
     assert value(app.metrics, "megaphone_messages_read") == 2
     assert value(app.metrics, "megaphone_reads_open") == 0
+
+
+def test_whole_numbers_stay_whole_beside_fractions() -> None:
+    samples = [({"of": "whole"}, 10), ({"of": "half"}, 0.5)]
+    lines = list(labelled(Family("counter", "things", "Things.", samples)))
+    assert lines[-2:] == ['megaphone_things{of="whole"} 10', 'megaphone_things{of="half"} 0.5']
