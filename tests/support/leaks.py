@@ -43,7 +43,7 @@ def secrets_of(value: Any, name: str = "") -> Iterable[str]:
         for member in value.__dataclass_fields__:
             yield from secrets_of(getattr(value, member), member)
     elif isinstance(value, str) and name in SECRET_SETTINGS and len(value) >= SHORTEST:
-        yield value
+        yield from () if value.startswith("/") else (value,)  # the path of a key is no secret
 
 
 def leak_in(text: str) -> str | None:
