@@ -3,6 +3,7 @@
 import http.client
 import json
 import socket
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,12 +41,13 @@ def call_unix(
     return answer_of(UnixConnection(path), method, route, body, content_type)
 
 
-def post(url: str, value: Any) -> Answer:
-    """Post JSON over TCP."""
+def post(url: str, value: Any, token: str | None = None) -> Answer:
+    """Post JSON over TCP, perhaps with a token."""
     address = urlsplit(url)
     assert address.hostname is not None
     connection = http.client.HTTPConnection(address.hostname, address.port, timeout=TIMEOUT_S)
-    return answer_of(connection, "POST", address.path, json.dumps(value).encode(), JSON)
+    more = {} if token is None else {"Authorization": f"Bearer {token}"}
+    return answer_of(connection, "POST", address.path, json.dumps(value).encode(), JSON, more)
 
 
 def answer_of(
@@ -54,8 +56,9 @@ def answer_of(
     route: str,
     body: bytes | None,
     content_type: str | None,
+    more: Mapping[str, str] = {},
 ) -> Answer:
-    headers = {} if content_type is None else {"Content-Type": content_type}
+    headers = {**more} if content_type is None else {"Content-Type": content_type, **more}
     try:
         with suppress(BrokenPipeError):  # what needs no body may be answered before it is sent
             connection.request(method, route, body, headers)

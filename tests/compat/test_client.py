@@ -8,11 +8,18 @@ from urllib.parse import quote
 
 import pytest
 
+from megaphone.access.tokens import digest_of
 from tests.compat.client import reading
 from tests.compat.http import post
 from tests.support.process import BrokerProcess, broker_process
 
 WINDOW_MS = 250
+TOKEN = "mgp_" + "t" * 43
+CREATORS_NEED_A_TOKEN: dict[str, Any] = {
+    "auth.require": "create",
+    "auth.tokens.back-end.sha256": digest_of(TOKEN),
+    "auth.tokens.back-end.actions": "create",
+}
 QUIET_S = 3 * WINDOW_MS / 1000
 """Long enough for another read or two, so that what is sent twice would show."""
 
@@ -36,14 +43,23 @@ class Channel:
 
 
 def create(broker_url: str) -> Channel:
-    created = post(f"{broker_url}/create", {"protocols": ["HTTP_STREAM_NDJSON_V1"]}).json()
+    """Create a channel as a back end does. A broker that requires no token ignores ours."""
+    asked = {"protocols": ["HTTP_STREAM_NDJSON_V1"]}
+    created = post(f"{broker_url}/create", asked, TOKEN).json()
     return Channel(broker_url, created["producerAddress"], created["consumerAddress"])
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+@pytest.fixture(scope="module", params=["nothing", "a token to create"])
+def broker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BrokerProcess]:
+    """Ours, which requires nothing, or a token of those who create channels. The old library has no
+    tokens, and must see no difference."""
     directory = tmp_path_factory.mktemp("ours")
-    with broker_process(directory, poll_duration_millis=WINDOW_MS) as broker:
+    settings = {} if request.param == "nothing" else CREATORS_NEED_A_TOKEN
+    with broker_process(directory, poll_duration_millis=WINDOW_MS, **settings) as broker:
+        if settings:
+            assert post(f"{broker.url}/create", {}).status == 401
         yield broker
 
 

@@ -110,7 +110,7 @@ def test_what_is_remembered_of_streams_is_bounded() -> None:
     shop = caller(Grant(WRITES, ("s*",)))
     for number in range(3 * STREAMS_REMEMBERED):
         shop.check(Action.WRITE, 0, f"s{number}")
-    assert len(shop._known_streams) <= STREAMS_REMEMBERED
+    assert len(shop._rights[Action.WRITE].known or ()) <= STREAMS_REMEMBERED
 
 
 def test_a_change_holds_at_once_and_a_revoked_caller_may_do_nothing() -> None:

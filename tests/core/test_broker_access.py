@@ -79,6 +79,7 @@ CALLS: dict[str, tuple[Action, Call]] = {
         Action.READ,
         lambda b, who, c: b.open_many(who, [(c.consumer_address, None)], READY),
     ),
+    "dispose": (Action.DISPOSE, lambda b, who, c: b.dispose(who, c.producer_address)),
     "acknowledge": (Action.ACK, lambda b, who, c: b.acknowledge(who, c.consumer_address, "x")),
     "acknowledge_nowait": (
         Action.ACK,

@@ -2,6 +2,7 @@
 nothing."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from megaphone.app import App
 from megaphone.core.access import Action
 from megaphone.errors import MegaphoneError
 from megaphone.model import NewEvent, ReadOptions
-from megaphone.settings import Auth, Token
+from megaphone.settings import Auth, Issuer, Token
 from megaphone_api.v1 import channels_pb2 as pb
 from tests.support.faces import (
     Created,
@@ -26,6 +27,7 @@ from tests.support.faces import (
     telling_errors,
     write_request,
 )
+from tests.support.issuer import AUDIENCE, SECRET, claims, secret, token
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -49,8 +51,16 @@ TOKENS = {
         for action in ALL
     },
 }
-AUTH = Auth(require=ALL, tokens=TOKENS)
+ISSUER = Issuer(issuer="main", audience=AUDIENCE, secret=SECRET, leeway_secs=0)
+AUTH = Auth(require=ALL, tokens=TOKENS, issuers={"main": ISSUER})
 WITH_AUTH = pytest.mark.settings(auth=AUTH)
+
+
+def jwt(**changes: Any) -> str:
+    """Return a token of the issuer that allows everything."""
+    scope = " ".join(f"megaphone:{action}" for action in Action)
+    return token(claims(iss="main", scope=scope, **changes), secret(), "HS256")
+
 
 Call = Callable[[Any, Created], Awaitable[object]]
 
@@ -121,6 +131,8 @@ async def test_every_call_needs_its_action(app: App, face: Face) -> None:
             f"Bearer mgp_{'u' * 43}": "UNAUTHENTICATED",
             "Bearer ": "UNAUTHENTICATED",
             f"Bearer {without(action)}": "PERMISSION_DENIED",
+            f"Bearer {jwt(exp=time.time() - 60)}": "TOKEN_EXPIRED",
+            f"Bearer {jwt(aud='https://another.example')}": "UNAUTHENTICATED",
         }
         for proof, code in proofs.items():
             for _ in range(2):  # the second time the caller may be known
@@ -135,11 +147,11 @@ async def test_the_right_token_is_admitted_and_then_known(face: Face) -> None:
     channel = await face.authorized(f"Bearer {ROOT}").create()
     for name, (action, call) in calls_of(face).items():
         spelled = f"bearer  {ROOT}" if action is Action.ACK else f"Bearer {ROOT}"
-        for _ in range(3):
+        for proof in (spelled, spelled, spelled, f"Bearer {jwt()}"):
             used = (
                 channel if name != "dispose" else await face.authorized(f"Bearer {ROOT}").create()
             )
-            assert await code_of(call(face.authorized(spelled), used)) == "OK", name
+            assert await code_of(call(face.authorized(proof), used)) == "OK", name
 
 
 @pytest.mark.settings(auth=Auth(require=(Action.CREATE,), tokens={"root": TOKENS["root"]}))
