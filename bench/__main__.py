@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from bench import (
+    access,
     batches,
     capacity,
     growth,
@@ -56,6 +57,7 @@ SCENARIOS: dict[str, Measurement] = {
     "capacity": capacity.measure,
     "hold": hold.measure,
     "store": store.measure,
+    "access": access.measure,
 }
 
 

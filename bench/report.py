@@ -14,6 +14,7 @@ from bench.rounds import Sample
 PER_SECOND = "/s"
 BYTES = "B"
 MILLISECONDS = "ms"
+MICROSECONDS = "µs"
 MEGABYTES_PER_SECOND = "MB/s"
 MUCH_WAITING = 0.05
 WAITING = "a server waited for its core, where others computed"
@@ -54,7 +55,7 @@ class Figure:
 
     @property
     def less_is_better(self) -> bool:
-        return self.unit in (BYTES, MILLISECONDS)
+        return self.unit in (BYTES, MILLISECONDS, MICROSECONDS)
 
     @property
     def others(self) -> list[str]:
@@ -200,7 +201,9 @@ def quantity(value: float, unit: str) -> str:
         return f"{value / 1_000_000:,.0f} {unit}"
     if unit == BYTES and value >= 1_000_000:
         return f"{value / 1_000_000:,.1f} MB"
-    return f"{value:,.2f} {unit}" if unit == MILLISECONDS else f"{value:,.0f} {unit}"
+    return (
+        f"{value:,.2f} {unit}" if unit in (MILLISECONDS, MICROSECONDS) else f"{value:,.0f} {unit}"
+    )
 
 
 # -- For machines

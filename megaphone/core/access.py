@@ -17,7 +17,7 @@ from megaphone.model import Action
 __all__ = ["ANYONE", "Action", "Caller", "Grant", "Names", "Peer"]
 
 STREAMS_REMEMBERED: Final = 1_000
-"""For how many stream ids a caller remembers whether it may use them."""
+"""How many stream ids that it may use a caller remembers for each action."""
 Patterns = tuple[str, ...]
 EVERY_STREAM: Final[Patterns] = ("*",)
 DOING: Final = {
@@ -61,12 +61,18 @@ class Grant(NamedTuple):
     """Names of streams, or their beginnings followed by `*`. They limit only WRITE and READ."""
 
 
-class Right(NamedTuple):
+@final
+class Right:
     """Where a caller may do something."""
 
-    streams: Patterns = EVERY_STREAM
-    tenant: Tenant | None = None
-    """The tenant whose channels alone it may be done to; None if it may be any channel."""
+    __slots__ = ("known", "streams", "tenant")
+
+    def __init__(self, streams: Patterns = EVERY_STREAM, tenant: Tenant | None = None) -> None:
+        self.streams = streams
+        self.tenant = tenant
+        """The tenant whose channels alone it may be done to; None if it may be any channel."""
+        self.known: set[str] | None = None if streams is EVERY_STREAM else set()
+        """Streams that fit `streams`; None if all do."""
 
 
 @final
@@ -79,7 +85,6 @@ class Caller:
         "__weakref__",
         "_grants",
         "_is_revoked",
-        "_known_streams",
         "_rights",
         "expires_at",
         "has_proof",
@@ -108,7 +113,6 @@ class Caller:
         self._grants: Sequence[Grant] = ()
         self._rights: dict[Action, Right] = {}
         """By each action that the caller may do: where it may do it."""
-        self._known_streams: dict[tuple[Action, str], bool] = {}
         self.change(grants, required)
 
     def change(self, grants: Sequence[Grant], required: Iterable[Action]) -> None:
@@ -118,7 +122,6 @@ class Caller:
 
     def require(self, required: Iterable[Action]) -> None:
         """Let everything but these actions need no proof from now on."""
-        self._known_streams = {}
         if self._is_revoked:
             return
         streams: dict[Action, Patterns] = {}
@@ -151,28 +154,28 @@ class Caller:
         right = self._rights.get(action)
         if right is None:
             raise self._refusal(action)
-        streams, tenant = right
-        if stream_id is not None and streams is not EVERY_STREAM:
-            self._check_stream(action, stream_id, streams)
-        return tenant
+        known = right.known
+        if known is not None and stream_id is not None and stream_id not in known:
+            check_stream(action, stream_id, right)
+        return right.tenant
 
     def check_streams(
         self, action: Action, now: float, stream_ids: Iterable[str] | None
     ) -> Tenant | None:
         """Do the same as `check` for several streams; None stands for all streams."""
         self.check(action, now)
-        streams, tenant = self._rights[action]
-        if streams is EVERY_STREAM:
-            return tenant
+        right = self._rights[action]
+        if right.known is None:
+            return right.tenant
         if stream_ids is None:
-            allowed = ", ".join(streams)
+            allowed = ", ".join(right.streams)
             raise PermissionDenied(
                 f"this token may {OF_STREAMS[action]} only some streams; allowed are {allowed}",
                 action=action.value,
             )
         for stream_id in stream_ids:
-            self._check_stream(action, stream_id, streams)
-        return tenant
+            check_stream(action, stream_id, right)
+        return right.tenant
 
     def _refusal(self, action: Action) -> MegaphoneError:
         if self._is_revoked:
@@ -181,18 +184,17 @@ class Caller:
             return Unauthenticated(f"{DOING[action]} needs a token: send `Authorization: Bearer …`")
         return PermissionDenied(f"this token may not {MAY_NOT[action]}", action=action.value)
 
-    def _check_stream(self, action: Action, stream_id: str, streams: Patterns) -> None:
-        known = self._known_streams
-        allowed = known.get((action, stream_id))
-        if allowed is None:
-            if len(known) >= STREAMS_REMEMBERED:
-                known.clear()
-            allowed = any(fits(stream_id, pattern) for pattern in streams)
-            known[action, stream_id] = allowed
-        if not allowed:
-            raise PermissionDenied(
-                f"this token may not {OF_STREAMS[action]} this stream", action=action.value
-            )
+
+def check_stream(action: Action, stream_id: str, right: Right) -> None:
+    """Raises: PermissionDenied, if a right is not for a stream."""
+    if not any(fits(stream_id, pattern) for pattern in right.streams):
+        raise PermissionDenied(
+            f"this token may not {OF_STREAMS[action]} this stream", action=action.value
+        )
+    if right.known is not None:
+        if len(right.known) >= STREAMS_REMEMBERED:
+            right.known.clear()
+        right.known.add(stream_id)
 
 
 def fits(stream_id: str, pattern: str) -> bool:

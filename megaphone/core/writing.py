@@ -72,6 +72,7 @@ class Writing:
         self._settings = settings
         self._observer = observer
         self._max_body_bytes = settings.max_body_bytes
+        self._clock = asyncio.get_running_loop().time
         self._shutting_down = False
 
     # -- Writing
@@ -148,7 +149,7 @@ class Writing:
             raise ShuttingDown
         if caller is ANYONE:
             return self._new_append(address, new, event, None)
-        now, size = loop_time(), len(new.body)
+        now, size = self._clock(), len(new.body)
         tenant = caller.check(Action.WRITE, now, new.stream_id)
         caller.tenant.take_writes(1, size, now)
         try:

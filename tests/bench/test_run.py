@@ -44,6 +44,15 @@ def test_two_workers_are_measured_beside_one() -> None:
         assert min(map(min, figure["rounds"].values())) > 0
 
 
+def test_the_check_of_a_caller_is_measured() -> None:
+    done = bench("--quick", "--only", "access", "--json")
+    assert done.returncode == 0, done.stderr
+    without, check = json.loads(done.stdout)["figures"]
+    assert (without["name"], check["name"]) == ("access", "access")
+    assert 1 < min(without["rounds"][OURS]) < 1_000
+    assert check["unit"] == "µs"
+
+
 def test_who_is_not_asked_for_does_not_take_part() -> None:
     contestants, absent = chosen([], None)
     assert [one.name for one in contestants] == [OURS]
