@@ -40,7 +40,8 @@ class Reloader:
         self.failed = 0
         """How often everything stayed as it was, because a setting or a file was wrong."""
         self._parts: list[Reloadable] = []
-        self._names: set[str] = set()
+        self.names: set[str] = set()
+        """The settings whose new values take effect, or the tables that have them."""
         self.one_at_a_time = asyncio.Lock()
         """Held while something is read again."""
 
@@ -48,7 +49,7 @@ class Reloader:
         """Let new values of some settings take effect in a part of the node. A name may be that of
         a table, or of a member of a table, such as `tls.key`."""
         self._parts.append(part)
-        self._names.update(names)
+        self.names.update(names)
 
     async def reload(self, load: Callable[[Settings], Settings]) -> bool:
         """Let the settings take effect that `load` returns, and log what has happened.
@@ -93,7 +94,7 @@ class Reloader:
             log.warning("these settings change only at the next start: %s", ", ".join(fixed))
 
     def _is_reloaded(self, path: str) -> bool:
-        return path in self._names or path.partition(".")[0] in self._names
+        return path in self.names or path.partition(".")[0] in self.names
 
 
 def leaves(settings: Settings) -> dict[str, Any]:

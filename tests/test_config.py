@@ -15,6 +15,7 @@ from megaphone.config import KEYS, ConfigError, load
 from megaphone.core.agents import AGENT_NAME
 from megaphone.model import AgentMode
 from megaphone.settings import Nodes, Settings, TenantLimits, Webhook
+from tests.support.certificates import make_certificates
 
 
 def write(directory: Path, text: str, name: str = "megaphone.toml") -> Path:
@@ -603,6 +604,18 @@ def test_the_secrets_of_nodes_are_shown_only_when_asked_for(
 def test_half_of_what_tls_needs_is_refused(tmp_path: Path, text: str, error: str) -> None:
     write(tmp_path, text)
     assert error_of(tmp_path).startswith(f"megaphone.toml: {error}")
+
+
+def test_the_check_looks_into_the_files_of_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_certificates(tmp_path)
+    write(tmp_path, f'[tls]\ncertificate = "{made.certificate}"\nkey = "{made.key}"\n')
+    assert "in order" in command(tmp_path, monkeypatch, "check")
+    made.key.write_text("wrong")
+    done = CliRunner().invoke(config_app, "check")
+    assert done.exit_code == 2
+    assert "tls.key: " in done.output
 
 
 def test_nodes_that_share_a_store_have_no_address_for_each_other(tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """New settings take effect in every part of a node, or in none."""
 
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from megaphone.app import running
 from megaphone.reload import Reloadable, Reloader
 from megaphone.settings import Nodes, Settings
+from tests.support.settings import certificates, fast_settings
 
 OLD = Settings(max_channels=1, cors_allow_origin=("https://old.example",))
 NEW = replace(OLD, max_channels=2, cors_allow_origin=("https://new.example",))
@@ -102,3 +107,14 @@ async def test_a_defect_changes_nothing_either() -> None:
     assert not await node.reload(lambda present: NEW)
     assert (part.channels, node.failed) == (1, 1)
     assert await node.reload(lambda present: OLD) is False
+
+
+async def test_the_page_names_each_setting_that_is_reloaded() -> None:
+    made = certificates()
+    files: dict[str, Any] = {"certificate": str(made.certificate), "key": str(made.key)}
+    nodes = Nodes(address="127.0.0.1:0", ca=str(made.authority), names=("*",), **files)
+    page = (Path(__file__).parents[1] / "docs" / "operating.md").read_text()
+    [table] = re.findall(r"^\| what can change .*?\n\n", page, re.MULTILINE | re.DOTALL)
+    documented = set(re.findall(r"`([a-z_.]+)`", table))
+    async with running(fast_settings(tls=made.tls, nodes=nodes)) as app:
+        assert documented == app.reloader.names

@@ -64,9 +64,24 @@ def check(config: ConfigOption = None) -> None:
     """Check whether the broker would start with this configuration."""
     from megaphone.cli.config_lines import kinds_of_sources
 
-    counts = kinds_of_sources(load_or_exit(config))
+    loaded = load_or_exit(config)
+    check_certificates(loaded.settings)
+    counts = kinds_of_sources(loaded)
     found = [f"{count} from {kind}" for kind, count in counts.items()]
     typer.echo(f"The configuration is in order; settings: {', '.join(found)}.")
+
+
+def check_certificates(settings: "Settings") -> None:
+    """Exit if a file of a certificate is missing or wrong."""
+    from megaphone.listen.certificates import UnusableCertificate, load, nodes_files, public_files
+
+    try:
+        for files in (public_files(settings), nodes_files(settings)):
+            if files is not None:
+                load(files)
+    except UnusableCertificate as error:
+        typer.echo(f"megaphone: {error}", err=True)
+        raise typer.Exit(WRONG_CONFIGURATION) from None
 
 
 @config_app.command()
