@@ -9,6 +9,7 @@ serves them, but does not judge that, because it depends on the machine too:
 `MEGAPHONE_TESTED_LONG=1` makes the largest loads as large as docs/figures.md has them.
 """
 
+import hashlib
 import json
 import statistics
 import subprocess
@@ -22,7 +23,14 @@ import pytest
 from tests.support import other_client
 from tests.support.scenes import eventually
 from tests.support.small_node import SmallNode, small_node
-from tests.support.weights import CLOSED, LOADS, MIB, OK
+from tests.support.weights import (
+    CLOSED,
+    LOADS,
+    MIB,
+    OK,
+    channels_of_one_connection,
+    writes_of_a_mebibyte,
+)
 
 LIMIT = 256 * MIB
 LIMIT_UNBOUNDED = 320 * MIB
@@ -34,20 +42,40 @@ EXPECTED = {
     "unfinished_bodies": {"SENT", "STUCK", CLOSED},
     "gzip_bombs": {"PAYLOAD_TOO_LARGE", "LIMIT_EXCEEDED"},
     "channels": {OK, "LIMIT_EXCEEDED"},
+    "channels_of_one_connection": {OK, "LIMIT_EXCEEDED"},
 }
 """The ways in which the calls of these loads may end. `WRITES` applies to all other loads."""
 WRITES = {OK, "LIMIT_EXCEEDED", "TIMEOUT", "NOT_FOUND", CLOSED}
 
 
+def sha256_of(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+HEAVY, OTHER = f"mgp_{'h' * 43}", f"mgp_{'o' * 43}"
+"""The tokens of a tenant that is a load, and of another one."""
+CHANNELS_OF_HEAVY = 2_000
+TENANTS = f"""
+[auth]
+require = ["create"]
+[auth.tokens]
+heavy = {{ sha256 = "{sha256_of(HEAVY)}", tenant = "heavy", actions = ["create"] }}
+other = {{ sha256 = "{sha256_of(OTHER)}", tenant = "other", actions = ["create"] }}
+[tenants.heavy]
+channels = {CHANNELS_OF_HEAVY}
+buffered_bytes = {16 * MIB}
+"""
+
+
 @contextmanager
-def served_meanwhile(node: SmallNode) -> Iterator[list[float]]:
+def served_meanwhile(node: SmallNode, *token: str) -> Iterator[list[float]]:
     """Call the node every 20 ms from another process, which has already had one answer.
 
     Yields: the answer times, at the end.
     """
     times: list[float] = []
     port = str(node.process.http_port)
-    command = [sys.executable, other_client.__file__, port]
+    command = [sys.executable, other_client.__file__, port, *token]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
@@ -83,3 +111,22 @@ async def test_a_small_node_outlives(name: str, tmp_path: Path) -> None:
             f" afterwards {node.resident() // MIB}; {len(times)} calls of another client, median"
             f" {1000 * statistics.median(times):.1f} ms, slowest {1000 * max(times):.0f} ms"
         )
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.xdist_group("heavy load")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+async def test_a_tenant_that_is_a_load_takes_nothing_from_another(tmp_path: Path) -> None:
+    heavy = {"Authorization": f"Bearer {HEAVY}"}
+    (tmp_path / "megaphone.toml").write_text(TENANTS)
+    with small_node(tmp_path, LIMIT, channel_ttl_secs=10, write_timeout_millis=2_000) as node:
+        with served_meanwhile(node, OTHER) as times:
+            writes = await writes_of_a_mebibyte(node.node, heavy)
+            creations = await channels_of_one_connection(node.node, heavy)
+        assert node.is_alive
+        assert node.peak() < (LIMIT_UNBOUNDED if node.group is None else LIMIT)
+    assert set(writes) <= WRITES
+    assert writes["LIMIT_EXCEEDED"] > writes[OK]
+    assert set(creations) == {OK, "LIMIT_EXCEEDED"}
+    assert creations[OK] <= CHANNELS_OF_HEAVY
+    assert len(times) > 10

@@ -1,6 +1,7 @@
-"""Another client of a node under load: `python other_client.py PORT`.
+"""Another client of a node under load: `python other_client.py PORT [TOKEN]`.
 
-It creates a channel every 20 ms over one connection until it gets SIGTERM. It prints a line when it
+It creates a channel every 20 ms over one connection until it gets SIGTERM. A client with a token is
+another tenant than the load, and must never be refused. It prints a line when it
 has got the first answer. At the end it prints as JSON how many seconds each answer took. It fails
 if the node does not serve it.
 """
@@ -25,18 +26,20 @@ def on_sigterm(number: int, frame: object) -> None:
     raise Terminated
 
 
-def main(port: int) -> None:
+def main(port: int, token: str | None = None) -> None:
     times: list[float] = []
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    served = (200, 429) if token is None else (200,)
     signal.signal(signal.SIGTERM, on_sigterm)
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     with contextlib.suppress(Terminated):
         while True:
             began = time.perf_counter()
-            connection.request("POST", "/create")
+            connection.request("POST", "/create", headers=headers)
             answer = connection.getresponse()
-            answer.read()
-            if answer.status not in (200, 429):
-                sys.exit(f"not served: {answer.status}")
+            body = answer.read()
+            if answer.status not in served:
+                sys.exit(f"not served: {answer.status} {body!r}")
             if not times:
                 print(SERVED, flush=True)
             times.append(time.perf_counter() - began)
@@ -45,4 +48,4 @@ def main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), *sys.argv[2:])

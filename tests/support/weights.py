@@ -1,6 +1,7 @@
 """Loads for a node. Each is far too large for the memory of a small node.
 
-Each load is limited in number and time. It returns how often its calls ended in each way: `OK`, the
+Each load is limited in number and time. With `by`, the creations of channels have these headers.
+It returns how often its calls ended in each way: `OK`, the
 code of an error, or `CLOSED` for a connection that the broker closed without an answer.
 """
 
@@ -21,7 +22,6 @@ from tests.support.raw_http import (
     Broken,
     Connection,
     Node,
-    post_once,
     receive_answer,
     request_of,
 )
@@ -35,15 +35,17 @@ OPENED_AT_ONCE = 100
 BEGUN_WITHIN_S = 5.0
 
 Outcomes = Counter[str]
+Headers = Mapping[str, str]
+NOBODY: Headers = {}
 Load = Callable[[Node], Awaitable[Outcomes]]
 
 
-async def writes_of_a_mebibyte(node: Node) -> Outcomes:
+async def writes_of_a_mebibyte(node: Node, by: Headers = NOBODY) -> Outcomes:
     """2,000 writes of 1 MiB over 20 connections, to 40 channels that nobody reads.
 
     In a short run there are 300, of which the node has room for less than a third.
     """
-    producers = [(await new_channel(node))["producerAddress"] for _ in range(40)]
+    producers = [(await new_channel(node, by))["producerAddress"] for _ in range(40)]
     outcomes: Outcomes = Counter()
 
     async def write_some(begin: int) -> None:
@@ -128,6 +130,18 @@ async def channels(node: Node) -> Outcomes:
     return outcomes
 
 
+async def channels_of_one_connection(node: Node, by: Headers = NOBODY) -> Outcomes:
+    """Creates 100,000 channels over one connection, in a short run 15,000."""
+    outcomes: Outcomes = Counter()
+    request = request_of("POST", "/create", headers=by)
+    async with connected(node) as connection:
+        for _ in range(1_000 if IS_LONG else 150):
+            await connection.send(100 * request)
+            for _ in range(100):
+                outcomes[await outcome_of(connection)] += 1
+    return outcomes
+
+
 def gzip_bomb() -> bytes:
     """Return a compressed body of nearly 1 MiB, the limit, that inflates to 1,000 MiB.
 
@@ -151,6 +165,7 @@ LOADS: Mapping[str, Load] = {
         grpc_calls,
         large_grpc_calls,
         channels,
+        channels_of_one_connection,
     )
 }
 
@@ -172,8 +187,10 @@ async def grpc_writes(node: Node, count: int, body: bytes) -> Outcomes:
         return Counter(await asyncio.gather(*(write() for _ in range(count))))
 
 
-async def new_channel(node: Node) -> dict[str, str]:
-    return await post_once(node, "/create", {})
+async def new_channel(node: Node, by: Headers = NOBODY) -> dict[str, str]:
+    async with connected(node) as connection:
+        await connection.send(request_of("POST", "/create", headers=by))
+        return await receive_answer(connection)
 
 
 def write_of(producer: str, body: bytes) -> bytes:
@@ -198,8 +215,13 @@ async def call_once(node: Node, request: bytes) -> str:
 
 
 async def call(connection: Connection, request: bytes) -> str:
+    await connection.send(request)
+    return await outcome_of(connection)
+
+
+async def outcome_of(connection: Connection) -> str:
+    """Receive an answer. Returns: how the call ended."""
     try:
-        await connection.send(request)
         await receive_answer(connection)
     except MegaphoneError as error:
         return error.code
