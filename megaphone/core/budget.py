@@ -246,14 +246,17 @@ class Budget:
         self._enter(events, self._account)
 
     def _enter(self, events: Sequence[Event], account: Account) -> None:
-        self._add(ENTRY_BYTES * len(events), account)
+        # In place of `_add`, because each write comes here.
+        used = ENTRY_BYTES * len(events)
         again = self._entered
         if events is again.events:
+            self._used += used
+            account.used += used
             again.times += 1
             return
         if again.events:
             self._settle_entries()
-        used, are_shared = 0, len(events) > 1
+        are_shared = len(events) > 1
         for event in events:
             event.holders += 1
             event.awaited += 1
@@ -264,7 +267,8 @@ class Budget:
                 are_shared = False
             elif event.awaited == 2 and len(event.body) <= LINE_BODY_BYTES:
                 self._pay(event, len(event.body))
-        self._add(used, account)
+        self._used += used
+        account.used += used
         if are_shared:
             again.events = events
 
@@ -401,14 +405,14 @@ class Share(Budget):
     def cost(self, events: Sequence[Event]) -> int:
         return self._whole.cost(events)
 
-    def _hold(self, event: Event, account: Account) -> None:
-        self._whole._hold(event, account)
+    def hold(self, event: Event) -> None:
+        self._whole._hold(event, self._account)
 
-    def _drop(self, events: Sequence[Event], account: Account) -> None:
-        self._whole._drop(events, account)
+    def drop(self, events: Sequence[Event]) -> None:
+        self._whole._drop(events, self._account)
 
-    def _enter(self, events: Sequence[Event], account: Account) -> None:
-        self._whole._enter(events, account)
+    def enter(self, events: Sequence[Event]) -> None:
+        self._whole._enter(events, self._account)
 
     def deliver(self, events: Sequence[Event]) -> None:
         self._whole.deliver(events)

@@ -44,6 +44,16 @@ class Rate:
         allowed_s = max(0.0, self._burst_s - cost * self._spacing_s)
         return owed_s - allowed_s if owed_s > allowed_s + TOLERANCE_S else 0.0
 
+    def pass_or_wait_s(self, cost: float, now: float) -> float:
+        """Count so much if it passes now, and return 0; otherwise do what `wait_s` does."""
+        if self._full_at - now <= TOLERANCE_S:
+            self._full_at = now + cost * self._spacing_s
+            return 0.0
+        if wait_s := self.wait_s(cost, now):
+            return wait_s
+        self._full_at += cost * self._spacing_s
+        return 0.0
+
     def take(self, cost: float, now: float) -> None:
         """Count so much, whether it passes or not."""
         self._full_at = max(self._full_at, now) + cost * self._spacing_s

@@ -47,9 +47,9 @@ class Reader(OpenRead[Event]):
         caller: Caller,
         agent: str,
         time_s: float,
-        expires_s: float = math.inf,
         observer: Observer,
         on_close: Callable[["Reader"], None],
+        expires_s: float = math.inf,
     ) -> None:
         """`time_s` is the read time in seconds. After `expires_s` the caller may not read any
         more."""

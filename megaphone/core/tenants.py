@@ -50,8 +50,7 @@ class Tenant:
         self._writes: Rate | None = None
         self._bytes: Rate | None = None
         self.share: Share | None = None
-        """What the tenant uses of the budget of this node; None if its channels have no budget of
-        their own."""
+        """What the tenant uses of the budget of this node; None if that was never limited."""
         self.change(limits, label)
 
     def change(self, limits: TenantLimits, label: str) -> None:
@@ -88,8 +87,8 @@ class Tenant:
     def budget_in(self, whole: Budget) -> Budget:
         """Return the budget against which the channels of this tenant count on a node."""
         if self.share is None:
-            if self.limits.buffered_bytes is None and self.name == DEFAULT.name:
-                return whole  # which is so on most nodes, and saves time
+            if self.limits.buffered_bytes is None:
+                return whole  # which saves time
             self.share = Share(whole, self.name, self.label, self.limits.buffered_bytes)
         return self.share
 
@@ -134,18 +133,16 @@ class Tenant:
         Raises: RateLimited. Nothing is counted then.
         """
         writes, in_bytes = self._writes, self._bytes
-        if writes is not None and (wait_s := writes.wait_s(events, now)):
+        if writes is not None and (wait_s := writes.pass_or_wait_s(events, now)):
             raise self._rate_limited(
                 f"write {writes.per_s:g} events", "writes_per_s", writes.per_s, wait_s
             )
-        if in_bytes is not None:
-            if wait_s := in_bytes.wait_s(size, now):
-                raise self._rate_limited(
-                    f"write {in_bytes.per_s:.0f} bytes", "bytes_per_s", in_bytes.per_s, wait_s
-                )
-            in_bytes.take(size, now)
-        if writes is not None:
-            writes.take(events, now)
+        if in_bytes is not None and (wait_s := in_bytes.pass_or_wait_s(size, now)):
+            if writes is not None:
+                writes.give_back(events)
+            raise self._rate_limited(
+                f"write {in_bytes.per_s:.0f} bytes", "bytes_per_s", in_bytes.per_s, wait_s
+            )
 
     def give_back_writes(self, events: int, size: int) -> None:
         """Count events less, because they were not written."""

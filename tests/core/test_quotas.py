@@ -15,10 +15,9 @@ BEGIN = 1e6  # the clock of a machine that has run for days
 
 
 def passes(rate: Rate, cost: float, now: float) -> bool:
-    if rate.wait_s(cost, now):
-        return False
-    rate.take(cost, now)
-    return True
+    waiting = rate.wait_s(cost, now)
+    assert rate.pass_or_wait_s(cost, now) == waiting
+    return not waiting
 
 
 def capacity(per_s: float) -> float:

@@ -107,7 +107,9 @@ class Table:
         Raises: ChannelNotFound, also when the channel has expired or belongs to another tenant.
         """
         channel = self.index.get(channel_id)
-        if channel is None or (tenant is not None and not channel.is_of(tenant)):
+        if channel is None:
+            raise ChannelNotFound
+        if tenant is not None and tenant is not channel.tenant and not channel.is_of(tenant):
             raise ChannelNotFound
         deadline = channel.deadline
         if deadline is not None and deadline <= now and channel.is_expired(now):
