@@ -73,7 +73,9 @@ class Doorkeeper:
         """Counts the settings that have taken effect."""
         self.refused = RefusedProofs(clock)
         self._required: frozenset[Action] = frozenset()
-        self._is_open = True
+        self._everybody: Caller | None = ANYONE
+        """The caller of every call, if the settings say nothing of callers; then nobody looks at
+        tokens, which may be for a proxy before this node."""
         self._has_certificates = False
         """Whether a call without a token may come from somebody with a certificate."""
         self._take(settings.auth)
@@ -87,8 +89,9 @@ class Doorkeeper:
 
     def _take(self, auth: Auth) -> None:
         self._required = frozenset(auth.require)
-        is_configured = auth.require or auth.tokens or auth.issuers or auth.certificates
-        self._is_open = not (is_configured or self._tenants.default.is_limited)
+        is_limited = self._tenants.default.is_limited
+        asks = auth.require or auth.tokens or auth.issuers or auth.certificates
+        self._everybody = None if asks else self._nobody if is_limited else ANYONE
         self._has_certificates = bool(auth.certificates)
         self._certificates.take(auth.certificates, self._required)
         self._nobody.change((), self._required)
@@ -99,7 +102,7 @@ class Doorkeeper:
         self._known.clear()
         self._refused.clear()
         if self._on_change is not None:
-            self._on_change(ANYONE if self._is_open else self._nobody)
+            self._on_change(self._everybody or self._nobody)
 
     def _take_tokens(self, named: Iterable[tuple[str, Token]]) -> None:
         before, self._tokens = self._tokens, {}
@@ -118,8 +121,8 @@ class Doorkeeper:
     # -- Callers
 
     def known(self, proof: str | None, names: Names | None = None) -> Caller | None:
-        if self._is_open:
-            return ANYONE
+        if self._everybody is not None:
+            return self._everybody
         caller = None if proof is None else self._known.get(proof)
         # Schemes other than Bearer are for proxies before us.
         if caller is None and (proof is None or not is_bearer(proof)):

@@ -13,7 +13,7 @@ from megaphone.core.access import ANYONE, Action, Caller, Grant, Peer
 from megaphone.core.peers import PeerLimits
 from megaphone.core.tenants import DEFAULT, Tenants
 from megaphone.errors import KeysUnavailable, PermissionDenied, TokenExpired, Unauthenticated
-from megaphone.settings import Auth, Issuer, Settings, Token
+from megaphone.settings import Auth, Issuer, Settings, TenantLimits, Token
 
 TOKEN = "mgp_" + "a" * 43
 OTHER = "mgp_" + "b" * 43
@@ -77,6 +77,20 @@ def test_where_nothing_is_configured_nobody_is_asked(door: Door) -> None:
     keeper = door.keeper(Settings())
     for proof in (None, "Bearer wrong", "Basic x", ""):
         assert keeper.known(proof) is ANYONE
+
+
+async def test_where_only_limits_are_configured_nobody_looks_at_tokens(door: Door) -> None:
+    limited = {"default": TenantLimits(channels=1)}
+    door.tenants.prepare(Settings(tenants=limited))()
+    keeper = door.keeper(Settings(tenants=limited))
+    nobody = keeper.known(None)
+    assert nobody is not None
+    assert nobody is not ANYONE  # because the limits apply to it
+    assert nobody.tenant is door.tenants.default
+    for proof in ("Bearer x", "Basic eDp5"):
+        assert keeper.known(proof) is nobody
+        assert await keeper.admit(proof, PEER) is nobody
+    assert keeper.refused.counts == {}
 
 
 async def test_the_owner_of_a_token_is_admitted_once_and_known_then(door: Door) -> None:
