@@ -1,5 +1,8 @@
 """`megaphone token check`: what it says of good and bad tokens, and that it never repeats one."""
 
+import asyncio
+import ssl
+import subprocess
 import time
 from pathlib import Path
 
@@ -8,7 +11,10 @@ from typer.testing import CliRunner, Result
 
 from megaphone.access.tokens import digest_of
 from megaphone.cli.token import token_app
-from tests.support.issuer import AUDIENCE, claims, pem, rsa, token
+from tests.support.certificates import make_certificates
+from tests.support.issuer import AUDIENCE, claims, pem, public, rsa, token
+from tests.support.process import MEGAPHONE, environment
+from tests.support.publisher import publishing
 
 STATIC = "mgp_" + "s" * 43
 TOML = f"""
@@ -128,3 +134,27 @@ def test_no_token_is_wrong_usage() -> None:
 
 def test_a_token_may_be_an_argument() -> None:
     assert CliRunner().invoke(token_app, ["check", STATIC]).exit_code == 0
+
+
+@pytest.mark.parametrize("is_trusted", [True, False])
+async def test_keys_come_by_https_from_an_issuer_that_is_trusted(
+    tmp_path: Path, is_trusted: bool
+) -> None:
+    made = make_certificates(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(made.certificate, made.key)
+    async with publishing(tls) as publisher:
+        publisher.publish(public(rsa(), kid="k1"))
+        issuer = f'[auth.issuers.main]\nissuer = "{publisher.issuer}"\naudience = "{AUDIENCE}"\n'
+        Path("megaphone.toml").write_text(issuer)
+        variables = environment(tmp_path, {})
+        if is_trusted:
+            variables["SSL_CERT_FILE"] = str(made.authority)
+        arguments = [MEGAPHONE, "token", "check", token(claims(iss=publisher.issuer))]
+        command = await asyncio.create_subprocess_exec(
+            *arguments, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        stdout, stderr = await command.communicate()
+    assert (b"It is valid here" in stdout) == is_trusted, stderr
+    assert (b"ClientConnectorCertificateError" in stderr) == (not is_trusted)
+    assert bool(publisher.asked) == is_trusted

@@ -1,6 +1,7 @@
 """A server of an issuer: its discovery document and its keys, on a port of this machine."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -13,14 +14,15 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Publisher:
     """Answers on any path as it is told to, and remembers who asked for what."""
 
-    def __init__(self) -> None:
+    def __init__(self, scheme: str) -> None:
+        self.scheme = scheme
         self.answers: dict[str, Answer] = {}
         self.asked: list[str] = []
         self.port = 0
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     @property
     def issuer(self) -> str:
@@ -38,13 +40,13 @@ class Publisher:
 
 
 @asynccontextmanager
-async def publishing() -> AsyncIterator[Publisher]:
-    publisher = Publisher()
+async def publishing(tls: ssl.SSLContext | None = None) -> AsyncIterator[Publisher]:
+    publisher = Publisher("http" if tls is None else "https")
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", publisher.answer)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
     publisher.port = runner.addresses[0][1]
     try:
         yield publisher
