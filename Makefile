@@ -98,6 +98,17 @@ compat: $(READY) ## Test against the Rust broker (0.10) and its client; needs Ru
 	@$(BIN)/python -m tests.compat.build
 	$(BIN)/python -m pytest tests/compat $(ARGS)
 
+.PHONY: client-ts
+client-ts: ## Build the TypeScript client into an npm package below dist/, and test it; needs npm.
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory client-ts-build; \
+		else echo "The TypeScript client is not built, because npm is missing"; fi
+
+.PHONY: client-ts-build
+client-ts-build:
+	@cd clients/typescript && { [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent; }
+	@cd clients/typescript && npm run --silent build && npm test --silent
+	@mkdir -p dist && cd clients/typescript && npm pack --silent --pack-destination ../../dist
+
 .PHONY: old-broker
 old-broker: $(READY) ## Build the broker 0.11.0 from the history, for the tests of clients with it.
 	@$(BIN)/python -m tests.clients.old_broker

@@ -1,0 +1,182 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Megaphone } from "../dist/index.js";
+import { line, serve } from "./server.js";
+
+const SOON = { heartbeatMs: 200, timeoutMs: 2_000 };
+
+async function taken(events, count) {
+  const bodies = [];
+  for await (const { body } of events) if (bodies.push(body) === count) break;
+  return bodies;
+}
+
+test("a read goes on behind the last event, takes over, and shows nothing twice", async () => {
+  const asked = [];
+  const server = await serve(({ query }, response) => {
+    asked.push(query);
+    response.setHeader("Megaphone-Position", "0");
+    if (asked.length === 1) response.end(line("1") + line("2").slice(0, 9));
+    else if (asked.length === 2) response.end(line("1") + line("2"));
+    else response.write(line("3"));
+  });
+  const channel = new Megaphone(server.url, SOON).channel("node.a.1");
+  assert.deepEqual(await taken(channel, 3), ["1", "2", "3"]);
+  assert.equal(asked[0].after, undefined);
+  assert.equal(asked[0].takeover, undefined);
+  assert.equal(asked[0].heartbeat_ms, "200");
+  assert.deepEqual([asked[1].after, asked[1].takeover, asked[1].returning], ["1", "true", "true"]);
+  assert.equal(asked[1].reader, asked[0].reader);
+  await channel.close();
+  server.close();
+});
+
+test("a connection that is silent for 2.5 heartbeats is cut", async () => {
+  let asked = 0;
+  const server = await serve((_, response) => {
+    if (++asked === 1) response.flushHeaders();
+    else response.write(line("1"));
+  });
+  const channel = new Megaphone(server.url, SOON).channel("node.a.1");
+  assert.deepEqual(await taken(channel, 1), ["1"]);
+  await channel.close();
+  server.close();
+});
+
+test("a gap is told before the next event", async () => {
+  const server = await serve(({ query }, response) => {
+    response.setHeader("Megaphone-Recovered", String(query.after === "6"));
+    response.setHeader("Megaphone-Position", "6");
+    response.write(line("7"));
+  });
+  const mp = new Megaphone(server.url, SOON);
+  const silent = mp.channel("node.a.1");
+  await assert.rejects(taken(silent, 1), { code: "EVENTS_LOST", name: "EventsLost" });
+  assert.deepEqual(await taken(silent, 1), ["7"]);
+  await silent.close();
+  const seen = [];
+  const channel = mp.channel("node.b.1", { onGap: () => seen.push("gap") });
+  seen.push(...(await taken(channel, 1)));
+  assert.deepEqual(seen, ["gap", "7"]);
+  await channel.close();
+  server.close();
+});
+
+test("events go to all that want them, and are kept for who asks later", async () => {
+  const server = await serve((_, response) => response.write(line("1", "a") + line("2", "b") + line("3", "answer") + line("4", "a")));
+  const channel = new Megaphone(server.url, SOON).channel("node.a.1");
+  const [one, two] = [channel.stream("a"), channel.stream("a")];
+  assert.deepEqual(await Promise.all([taken(one, 2), taken(two, 2)]), [["1", "4"], ["1", "4"]]);
+  assert.equal(await channel.first("answer"), "3");
+  assert.deepEqual(await taken(channel.stream("b"), 1), ["2"]);
+  await channel.close();
+  server.close();
+});
+
+test("waiting for a first event can be aborted, and loses nothing", async () => {
+  let response;
+  const server = await serve((_, answer) => {
+    response = answer;
+    answer.flushHeaders();
+  });
+  const channel = new Megaphone(server.url, SOON).channel("node.a.1");
+  const abort = new AbortController();
+  const waiting = channel.first("answer", { signal: abort.signal });
+  abort.abort();
+  await assert.rejects(waiting, { name: "AbortError" });
+  const again = channel.first("answer");
+  while (!response) await new Promise((resolve) => setTimeout(resolve, 5));
+  response.write(line("1", "answer"));
+  assert.equal(await again, "1");
+  await channel.close();
+  server.close();
+});
+
+test("a function in place of an address is called again when the channel has gone", async () => {
+  const gone = JSON.stringify({ code: "NOT_FOUND", message: "gone" });
+  const server = await serve(({ path }, response) => {
+    if (path === "/read/node.a.1") response.writeHead(404).end(gone);
+    else response.write(line("1"));
+  });
+  const formers = [];
+  const channel = new Megaphone(server.url, SOON).channel(async (former) => {
+    formers.push(former?.consumer);
+    return { consumer: former ? "node.b.1" : "node.a.1" };
+  });
+  const states = [];
+  channel.onstate = (state) => states.push(state);
+  assert.deepEqual(await taken(channel, 1), ["1"]);
+  assert.deepEqual(formers, [undefined, "node.a.1"]);
+  await channel.close();
+  assert.equal(channel.state, "closed");
+  assert.ok(states.includes("open"));
+  server.close();
+});
+
+test("a write is repeated with the same key, and says when it cannot know", async () => {
+  const keys = [];
+  const server = await serve(({ headers }, response) => {
+    keys.push(headers["idempotency-key"]);
+    if (keys.length === 1) response.destroy();
+    else response.writeHead(201).end('{"status":"OK","eid":"e"}');
+  });
+  assert.equal(await new Megaphone(server.url, SOON).write("node.a", "s", 1), "e");
+  assert.equal(keys.length, 2);
+  assert.equal(keys[0], keys[1]);
+  server.close();
+  const silent = await serve(() => {});
+  const write = new Megaphone(silent.url, { timeoutMs: 200 }).write("node.a", "s", 1);
+  await assert.rejects(write, { code: "OUTCOME_UNKNOWN" });
+  silent.close();
+});
+
+test("user and password of the URL become a header, and no error has an address", async () => {
+  let authorization;
+  const server = await serve(({ headers }, response) => {
+    ({ authorization } = headers);
+    response.writeHead(403).end('{"code":"PERMISSION_DENIED","message":"no"}');
+  });
+  const url = server.url.replace("//", "//me:p%40ss@");
+  await assert.rejects(new Megaphone(url).write("node.secret", "s", 1), ({ code, message }) => {
+    assert.equal(code, "PERMISSION_DENIED");
+    return !message.includes("secret");
+  });
+  assert.equal(authorization, "Basic " + btoa("me:p@ss"));
+  server.close();
+});
+
+test("the channels of a client share one connection", async () => {
+  const open = new Map();
+  const posts = [];
+  const server = await serve(({ method, path, body }, response) => {
+    const name = path + open.size;
+    open.set(name, response);
+    response.on("close", () => open.delete(name));
+    if (method === "GET") {
+      response.setHeader("Megaphone-Position", "-");
+      response.flushHeaders();
+      return;
+    }
+    const asked = JSON.parse(body);
+    posts.push(asked);
+    for (const channel of asked.channels.keys()) {
+      response.write(JSON.stringify({ channel, begun: true, position: "-", recovered: true }) + "\n");
+    }
+    const last = asked.channels.length - 1;
+    response.write(JSON.stringify({ channel: last, ...JSON.parse(line("e" + asked.channels.length)) }) + "\n");
+  });
+  const mp = new Megaphone(server.url, SOON);
+  const channels = ["node.a.1", "node.b.1", "node.c.1"].map((address) => mp.channel(address));
+  const events = channels.map((channel) => channel[Symbol.asyncIterator]());
+  assert.equal((await events[2].next()).value.body, "e3");
+  assert.deepEqual(posts[0].channels.map(({ address }) => address), ["node.a.1", "node.b.1", "node.c.1"]);
+  assert.equal(open.size, 1);
+  const late = mp.channel("node.d.1")[Symbol.asyncIterator]();
+  assert.equal((await late.next()).value.body, "e4");
+  assert.equal(posts.at(-1).channels.length, 4);
+  assert.equal(posts.at(-1).takeover, true);
+  while (open.size > 1) await new Promise((resolve) => setTimeout(resolve, 5));
+  await Promise.all(channels.map((channel) => channel.close()));
+  server.close();
+  await late.return();
+});

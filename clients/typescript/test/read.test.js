@@ -1,0 +1,102 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { MegaphoneError } from "../dist/errors.js";
+import { Read } from "../dist/read.js";
+
+const line = (eid) => ({ sid: "s", eid, ts: "", body: null });
+
+function read({ acknowledges = false, after } = {}) {
+  const seen = [];
+  const sink = {
+    take: (lines) => seen.push(...lines.map(({ eid }) => eid)),
+    gap: () => seen.push("gap"),
+    state: () => {},
+    ended: (error) => seen.push(error.code),
+  };
+  return { read: new Read("node.a.1", acknowledges, 1_000, sink, after), seen };
+}
+
+const error = (code, options) => new MegaphoneError(code, "", options);
+
+test("a read resumes behind the last event that came", () => {
+  const { read: one } = read();
+  assert.equal(one.ask(), undefined);
+  one.opened(true, "p");
+  assert.equal(one.ask(), "p");
+  one.take([line("1"), line("2")]);
+  assert.equal(one.ask(), "2");
+});
+
+test("a read that acknowledges resumes behind the last event dealt with", () => {
+  const { read: one } = read({ acknowledges: true, after: "0" });
+  one.opened(true, "0");
+  one.take([line("1"), line("2")]);
+  one.deal(1, "1");
+  assert.equal(one.ask(), "1");
+  assert.equal(one.due, 1);
+  one.opened(true, "1"); // the cursor of a read acknowledges
+  assert.equal(one.due, 0);
+});
+
+test("none of the last 1,000 events is shown twice", () => {
+  const { read: one, seen } = read();
+  const lines = Array.from({ length: 3_000 }, (_, at) => line(String(at)));
+  for (const each of lines) one.take([each]);
+  one.take(lines.slice(-1_000));
+  assert.equal(seen.length, 3_000);
+});
+
+test("a gap is told, and moves the cursor", () => {
+  const { read: one, seen } = read({ acknowledges: true, after: "lost" });
+  one.opened(false, "7");
+  assert.deepEqual(seen, ["gap"]);
+  assert.equal(one.ask(), "7");
+});
+
+test("a lost answer to a first read makes the next one begin at the oldest event", () => {
+  const { read: one } = read();
+  one.failed(error("CONNECTION_FAILED"));
+  assert.equal(one.ask(), "-");
+});
+
+test("waits grow to 30 s, have chance in them, and are at least as long as the broker says", (t) => {
+  t.mock.method(Math, "random", () => 1);
+  const { read: one } = read();
+  const waits = Array.from({ length: 12 }, () => one.failed(error("SHUTTING_DOWN")));
+  assert.deepEqual(waits.slice(0, 3), [100, 200, 400]);
+  assert.equal(waits.at(-1), 30_000);
+  one.alive();
+  assert.equal(one.failed(error("SHUTTING_DOWN")), 100);
+  assert.equal(one.failed(error("SHUTTING_DOWN", { retryAfterS: 60 })), 60_000);
+});
+
+test("what no other try heals ends a read", () => {
+  for (const code of ["NOT_FOUND", "BAD_REQUEST", "PERMISSION_DENIED", "TAKEN_OVER", "PROTOCOL_ERROR"]) {
+    const { read: one, seen } = read();
+    assert.equal(one.failed(error(code)), undefined);
+    assert.deepEqual(seen, [code]);
+  }
+});
+
+test("a first read waits 30 s for another one to end", (t) => {
+  let ms = 1;
+  t.mock.method(performance, "now", () => ms);
+  const { read: one, seen } = read();
+  assert.notEqual(one.failed(error("BUSY")), undefined);
+  ms += 29_999;
+  assert.notEqual(one.failed(error("BUSY")), undefined);
+  ms += 1;
+  assert.equal(one.failed(error("BUSY")), undefined);
+  assert.deepEqual(seen, ["BUSY"]);
+});
+
+test("a clean end is followed by the next read at once, unless each ends at once", (t) => {
+  let ms = 1;
+  t.mock.method(performance, "now", () => ms);
+  const { read: one } = read();
+  one.ask();
+  ms += 20_000;
+  assert.equal(one.ended(), 0);
+  one.ask();
+  assert.ok(one.ended() >= 100);
+});
