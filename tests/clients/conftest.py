@@ -35,6 +35,8 @@ async def drivers() -> AsyncIterator[Drivers]:
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Each client library with each protocol."""
     chosen: Kind = request.param
+    if chosen.lacks is not None:
+        pytest.skip(chosen.lacks)
     return chosen
 
 

@@ -1,7 +1,9 @@
 """The drivers that the suite knows: how each is started, and which protocol its client speaks."""
 
+import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +14,10 @@ class Kind:
     command: tuple[str, ...]
     scheme: str
     """`http` or `grpc`: how the URLs begin that its clients open."""
+    lacks: str | None = None
+    """Why it cannot run here."""
+    has_publisher: bool = True
+    """Whether its client gathers events into batches. If not, `publish` writes one by one."""
 
     def __str__(self) -> str:
         return self.name
@@ -21,10 +27,26 @@ def python_driver(name: str) -> tuple[str, ...]:
     return sys.executable, "-W", "always", "-m", f"tests.clients.drivers.{name}"
 
 
+def lack_of_node() -> str | None:
+    if shutil.which("node") is None:
+        return "needs Node 20"
+    return None if BUILT.exists() else "needs the built TypeScript client: make client-ts"
+
+
+BUILT = Path(__file__).parents[3] / "clients/typescript/dist/index.js"
+HERE = Path(__file__).parent
+
 HTTP = Kind("http", python_driver("asynchronous"), "http")
 GRPC = Kind("grpc", python_driver("asynchronous"), "grpc")
 SYNC = Kind("sync", python_driver("synchronous"), "http")
 SYNC_GRPC = Kind("sync-grpc", python_driver("synchronous"), "grpc")
+NODE = Kind(
+    "node",
+    ("node", str(HERE / "node.js")),
+    "http",
+    lacks=lack_of_node(),
+    has_publisher=False,
+)
 
-KINDS = (HTTP, GRPC, SYNC)
+KINDS = (HTTP, GRPC, SYNC, NODE)
 """Those that pass every test. `SYNC_GRPC` joins the seeded runs only."""
