@@ -12,6 +12,7 @@ from megaphone.cli.token import token_app
 from megaphone.config import ConfigError, load
 from megaphone.model import Action
 from megaphone.settings import Auth, ClientCertificates, Token
+from tests.support.issuer import ec, pem
 
 A, B = "a" * 64, "b" * 64
 TOML = f"""
@@ -183,6 +184,21 @@ def test_show_hides_the_secret_of_an_issuer(
     assert 'audience = "here"' in shown
     with_secrets = CliRunner().invoke(config_app, ["show", "--secrets"]).stdout
     assert auth_of(tmp_path, with_secrets).issuers["shop"].secret == SECRET
+
+
+@pytest.mark.parametrize("content", ["nonsense", None])
+def test_check_looks_into_the_files_of_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    (tmp_path / "megaphone.toml").write_text(f'{SHOP_ISSUER}public_key_file = "key.pem"')
+    if content is not None:
+        (tmp_path / "key.pem").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(config_app, ["check"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("megaphone: auth.issuers.shop.public_key_file ")
+    (tmp_path / "key.pem").write_bytes(pem(ec()))
+    assert CliRunner().invoke(config_app, ["check"]).exit_code == 0
 
 
 # -- Certificates

@@ -65,21 +65,23 @@ def check(config: ConfigOption = None) -> None:
     from megaphone.cli.config_lines import kinds_of_sources
 
     loaded = load_or_exit(config)
-    check_certificates(loaded.settings)
+    check_files(loaded.settings)
     counts = kinds_of_sources(loaded)
     found = [f"{count} from {kind}" for kind, count in counts.items()]
     typer.echo(f"The configuration is in order; settings: {', '.join(found)}.")
 
 
-def check_certificates(settings: "Settings") -> None:
-    """Exit if a file of a certificate is missing or wrong."""
+def check_files(settings: "Settings") -> None:
+    """Exit if a file of a certificate, or of the key of an issuer, is missing or wrong."""
+    from megaphone.access.issuers import UnusableKey, issuers_of
     from megaphone.listen.certificates import UnusableCertificate, load, nodes_files, public_files
 
     try:
         for files in (public_files(settings), nodes_files(settings)):
             if files is not None:
                 load(files)
-    except UnusableCertificate as error:
+        issuers_of(settings)
+    except (UnusableCertificate, UnusableKey) as error:
         typer.echo(f"megaphone: {error}", err=True)
         raise typer.Exit(WRONG_CONFIGURATION) from None
 
