@@ -21,6 +21,7 @@ from megaphone.cli.store import store_app
 from megaphone.cli.tail import first, tail
 from megaphone.cli.token import token_app
 from megaphone.cli.top import top
+from megaphone.cli.ui import ui
 from megaphone.cli.write import write
 from megaphone.process.cores import workers_for
 
@@ -42,6 +43,7 @@ app.command(rich_help_panel=CLIENTS)(dispose)
 app.command(rich_help_panel=CLIENTS)(bench)
 app.add_typer(context_app, name="context", rich_help_panel=CLIENTS)
 app.command(rich_help_panel=NODES)(top)
+app.command(rich_help_panel=NODES)(ui)
 app.add_typer(config_app, name="config", rich_help_panel=NODES)
 app.add_typer(store_app, name="store", rich_help_panel=NODES)
 app.add_typer(token_app, name="token", rich_help_panel=NODES)
