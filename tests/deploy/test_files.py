@@ -11,9 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from megaphone.cli.token import token_app
 from megaphone.config import load
 from megaphone.listen.exposure import accepted_sources
+from megaphone_client import Unauthenticated
+from megaphone_client.sync import Megaphone
 from tests.support.build import pure_only
 from tests.support.process import BrokerProcess, broker_process
 
@@ -48,10 +52,10 @@ def environments() -> list[dict[str, str]]:
     return [image | of_compose({"MEGAPHONE_NODE_SECRET": "s" * 44}), image | of_kubernetes()]
 
 
-def of_compose(shell: dict[str, str]) -> dict[str, str]:
+def of_compose(shell: dict[str, str], services: Any = COMPOSE) -> dict[str, str]:
     """Return the environment that compose makes, with the variables of a shell put in."""
     environment: dict[str, str] = {}
-    for name, value in COMPOSE["megaphone"]["environment"].items():
+    for name, value in services["megaphone"]["environment"].items():
         wanted = re.fullmatch(r"\$\{(\w+):\?[^${}]+\}", value)
         environment[name] = shell[wanted[1]] if wanted else value
     return environment
@@ -80,6 +84,26 @@ def test_the_settings_are_settings_of_the_broker(
     assert settings.drain_target == "http://megaphone:3001"
     assert (settings.address, settings.grpc_address) == ("0.0.0.0:3000", "0.0.0.0:3001")
     assert accepted_sources(settings) == "nodes that have the same secret"
+
+
+def test_with_the_file_for_tokens_only_back_ends_create_channels(tmp_path: Path) -> None:
+    made = CliRunner().invoke(token_app, ["new", "back-end"])
+    token = made.stdout.strip()
+    services = yaml.safe_load((DEPLOY / "compose.auth.yaml").read_text())["services"]
+    [digest] = re.findall(r'sha256 = "(\w+)"', made.stderr)
+    environment = of_compose({"MEGAPHONE_TOKEN_SHA256": digest}, services)
+    with pytest.raises(KeyError, match="MEGAPHONE_TOKEN_SHA256"):
+        of_compose({}, services)
+    settings: dict[str, Any] = {
+        name.removeprefix("megaphone_"): value for name, value in environment.items()
+    }
+    with broker_process(tmp_path, **settings) as broker:
+        with Megaphone.from_url(broker.url, token=token) as back_end:
+            channel = back_end.create()
+        with Megaphone.from_url(broker.url) as anybody:
+            assert anybody.write(channel.producer, "s", 1)
+            with pytest.raises(Unauthenticated):
+                anybody.create()
 
 
 def test_no_secret_is_in_the_files_and_none_is_made_up() -> None:

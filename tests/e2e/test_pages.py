@@ -196,6 +196,11 @@ def is_a_call_of_docker(arguments: list[str]) -> None:
     match arguments:
         case ["compose", "-f", file, "up", "--build"]:
             assert "build:" in (ROOT / file).read_text()
+        case ["compose", "-f", file, "-f", more, "up", "--build"]:
+            services = [
+                yaml.safe_load((ROOT / one).read_text())["services"] for one in (file, more)
+            ]
+            assert services[1].keys() <= services[0].keys()
         case ["build", "--build-arg", argument]:
             assert f"\nARG {argument.partition('=')[0]}" in image
         case ["exec", "NODE", program, *rest]:
