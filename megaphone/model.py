@@ -158,6 +158,10 @@ class WatchedChannel:
     rate: float | None = None
     """How many events a second were written since the last view; None also if the channel was not
     in that view."""
+    label: str | None = None
+    """As in `ChannelOptions`; None also if the channel has none."""
+    tenant: str | None = None
+    """The name of the tenant to which the channel belongs."""
 
 
 @dataclass(frozen=True, slots=True)

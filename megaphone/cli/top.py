@@ -199,6 +199,8 @@ def table(channels: Sequence["WatchedChannel"]) -> list[str]:
     names = [name_of(one) for one in channels]
     wide = max(16, *map(len, names)) if names else 16
     head = "CHANNEL".ljust(wide) + "".join(f"{column:>11}" for column in COLUMNS)
+    if any(one.label for one in channels):
+        head += "  LABEL"
     return [head, *(name.ljust(wide) + row(one) for name, one in zip(names, channels, strict=True))]
 
 
@@ -218,7 +220,8 @@ def row(channel: "WatchedChannel") -> str:
         age(channel.oldest_s),
         None if channel.rate is None else f"{channel.rate:,.0f}",
     )
-    return "".join(f"{'-' if cell is None else cell:>11}" for cell in cells)
+    label = f"  {channel.label}" if channel.label else ""
+    return "".join(f"{'-' if cell is None else cell:>11}" for cell in cells) + label
 
 
 def age(seconds: float | None) -> str | None:

@@ -167,6 +167,14 @@ class Surveyed(Protocol):
     def oldest_us(self) -> int | None:
         """The timestamp of the oldest event that occupies a place; None if there is none."""
 
+    @property
+    def label(self) -> str:
+        """As in `ChannelOptions`."""
+
+    @property
+    def tenant(self) -> Tenant:
+        """To whom the channel belongs."""
+
 
 class Store(Protocol):
     """The place where channels and their events live.

@@ -211,6 +211,8 @@ class Series:
             age_s=now - one.created_at,
             oldest_s=None if oldest_us is None else max(0.0, time.time() - oldest_us / 1_000_000),
             rate=None if end is None or passed_s <= 0 else (one.accepted - end) / passed_s,
+            label=one.label or None,
+            tenant=one.tenant.name,
         )
 
 

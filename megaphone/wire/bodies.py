@@ -290,6 +290,8 @@ class WatchedChannel(msgspec.Struct, rename="camel", omit_defaults=True):
     age_s: float | None = None
     oldest_s: float | None = None
     rate: float | None = None
+    label: str | None = None
+    tenant: str | None = None
 
 
 class NodeView(msgspec.Struct, rename="camel"):

@@ -217,6 +217,8 @@ def node_view(view: NodeView) -> bytes:
                 one.age_s,
                 one.oldest_s,
                 one.rate,
+                one.label,
+                one.tenant,
             )
             for one in view.channels
         ],

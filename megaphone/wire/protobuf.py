@@ -327,6 +327,8 @@ def node_view(view: NodeView) -> admin.WatchResponse:
                 age_s=one.age_s,
                 oldest_s=one.oldest_s,
                 rate=one.rate,
+                label=one.label or "",
+                tenant=one.tenant or "",
             )
             for one in view.channels
         ],

@@ -66,7 +66,7 @@ def test_no_broker_is_one_line_and_exit_code_1(user: User, tmp_path: Path) -> No
 
 def test_a_page_has_rates_pipes_a_drain_and_what_is_notable() -> None:
     channels = [
-        WatchedChannel("node1.abcdefghijkl.1", 7, 2, 1, True, 61.0, 2.5, 1_000.0),
+        WatchedChannel("node1.abcdefghijkl.1", 7, 2, 1, True, 61.0, 2.5, 1_000.0, "orders", "shop"),
         WatchedChannel("node1.zyxwvutsrqpo.1"),
     ]
     before = NodeView(NOON, COUNTS, LEVELS, {}, [], [], None, [])
@@ -88,8 +88,10 @@ def test_a_page_has_rates_pipes_a_drain_and_what_is_notable() -> None:
     assert "pipe node1 to host:3001   not connected   4 behind" in text
     assert "drain   1 agents and 30 channels moved, 2 and 40 left" in text
     assert "! writes timed out: 3 more" in text
-    rows = text.splitlines()[-2:]
-    assert rows[0].split() == ["node1.abcdefgh…", "7", "2", "1", "yes", "1m01s", "2.5s", "1,000"]
+    head, *rows = text.splitlines()[-3:]
+    assert head.endswith("RATE/S  LABEL")
+    cells = ["node1.abcdefgh…", "7", "2", "1", "yes", "1m01s", "2.5s", "1,000", "orders"]
+    assert rows[0].split() == cells
     assert rows[1].split() == ["node1.zyxwvuts…", *"-------"]
 
 

@@ -28,7 +28,7 @@ from megaphone.errors import (
     WrongMode,
 )
 from megaphone.listen.sockets import grpc_path
-from megaphone.model import AgentMode, NewEvent
+from megaphone.model import AgentMode, ChannelOptions, NewEvent
 from megaphone.settings import Nodes
 from megaphone.wire.errors import error_from, row_of
 from megaphone_api.v1 import admin_pb2 as pb
@@ -189,6 +189,8 @@ def view_of_line(line: dict[str, Any]) -> View:
                 "read": one["isRead"],
                 "has_age": one["ageS"] >= 0 and ("oldestS" in one) == (one["depth"] > 0),
                 "has_rate": "rate" in one,
+                "label": one.get("label", ""),
+                "tenant": one["tenant"],
             }
             for one in line["channels"]
         ],
@@ -287,6 +289,8 @@ def view_of_message(view: pb.WatchResponse) -> View:
                 "read": one.read,
                 "has_age": one.age_s >= 0 and one.HasField("oldest_s") == (one.depth > 0),
                 "has_rate": one.HasField("rate"),
+                "label": one.label,
+                "tenant": one.tenant,
             }
             for one in view.channels
         ],
@@ -494,7 +498,8 @@ async def reflected(address: str) -> set[str]:
 
 
 async def test_a_node_is_watched(target: App, node: App, operator: Operator) -> None:
-    quiet, busy = await node.broker.create(ANYONE), await node.broker.create(ANYONE)
+    quiet = await node.broker.create(ANYONE)
+    busy = await node.broker.create(ANYONE, (), ChannelOptions(label="orders"))
     for number in range(3):
         event = NewEvent("s", str(number).encode())
         await node.broker.write(ANYONE, busy.producer_address, event)
@@ -512,6 +517,8 @@ async def test_a_node_is_watched(target: App, node: App, operator: Operator) -> 
             "read": False,
             "has_age": True,
             "has_rate": False,
+            "label": "orders",
+            "tenant": "default",
         }
         assert first.channels[1]["address"] == quiet.consumer_address
         await operator.pipe("node", f"http://127.0.0.1:{target.grpc_port}")

@@ -487,6 +487,8 @@ class WatchResponse(_message.Message):
         AGE_S_FIELD_NUMBER: _builtins.int
         OLDEST_S_FIELD_NUMBER: _builtins.int
         RATE_FIELD_NUMBER: _builtins.int
+        LABEL_FIELD_NUMBER: _builtins.int
+        TENANT_FIELD_NUMBER: _builtins.int
         address: _builtins.str
         """The consumer address."""
         depth: _builtins.int
@@ -502,6 +504,12 @@ class WatchResponse(_message.Message):
         """Events written per second since the last tick; unset if the channel was not in the last
         response.
         """
+        label: _builtins.str
+        """The label that the creator of the channel has given it; empty if there is none, or if the
+        store does not say it.
+        """
+        tenant: _builtins.str
+        """The tenant to which the channel belongs; empty if the store does not say it."""
         def __init__(
             self,
             *,
@@ -513,10 +521,12 @@ class WatchResponse(_message.Message):
             age_s: _builtins.float | None = ...,
             oldest_s: _builtins.float | None = ...,
             rate: _builtins.float | None = ...,
+            label: _builtins.str = ...,
+            tenant: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_waiting_writers", b"_waiting_writers", "age_s", b"age_s", "depth", b"depth", "in_flight", b"in_flight", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "waiting_writers", b"waiting_writers"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_waiting_writers", b"_waiting_writers", "address", b"address", "age_s", b"age_s", "depth", b"depth", "in_flight", b"in_flight", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "waiting_writers", b"waiting_writers"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_waiting_writers", b"_waiting_writers", "address", b"address", "age_s", b"age_s", "depth", b"depth", "in_flight", b"in_flight", "label", b"label", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "tenant", b"tenant", "waiting_writers", b"waiting_writers"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         _WhichOneofReturnType__age_s: _TypeAlias = _typing.Literal["age_s"]  # noqa: Y015
         _WhichOneofArgType__age_s: _TypeAlias = _typing.Literal["_age_s", b"_age_s"]  # noqa: Y015
