@@ -12,7 +12,9 @@ import pytest
 from megaphone.app import App, running
 from megaphone.cluster import moves, outgoing
 from megaphone.cluster.outgoing import OutgoingPipes
-from megaphone.core.access import ANYONE
+from megaphone.core.access import ANYONE, Caller
+from megaphone.core.ports import WouldBlock
+from megaphone.core.tenants import Tenant
 from megaphone.errors import (
     AgentMoved,
     BadRequest,
@@ -20,7 +22,14 @@ from megaphone.errors import (
     TargetUnavailable,
     WrongMode,
 )
-from megaphone.model import START, AgentMode, DrainProgress, NewEvent, ReadOptions
+from megaphone.model import (
+    START,
+    AgentMode,
+    ChannelOptions,
+    DrainProgress,
+    NewEvent,
+    ReadOptions,
+)
 from megaphone_api.sync_pb2 import (
     FindChannelsInUseReply,
     FindChannelsInUseRequest,
@@ -165,6 +174,24 @@ async def test_what_was_sent_here_can_be_acknowledged_there(
     assert await there.acknowledge(channel.consumer, events[0].event_id) == 1
     rest = await read_all(there, channel.consumer, READY_ACK)
     assert [event.body for event in rest] == [b"2"]
+
+
+async def test_a_channel_keeps_its_options_and_its_tenant(source: App, target: App) -> None:
+    shop = Caller("shop", Tenant("shop"))
+    options = ChannelOptions(capacity=2, ttl_s=300.0, label="orders")
+    channel = await source.broker.create(shop, (), options)
+    await drain(source, url(target))
+    async with aclosing(target.admin.watch(interval_s=0.1)) as views:
+        [moved] = (await anext(views)).channels
+    assert (moved.address, moved.label, moved.tenant) == (
+        channel.consumer_address,
+        "orders",
+        "shop",
+    )
+    await target.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
+    await target.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"2"))
+    with pytest.raises(WouldBlock):
+        target.broker.write_nowait(ANYONE, channel.producer_address, NewEvent("s", b"3"))
 
 
 async def test_a_writer_that_waits_for_room_is_told_to_call_again(
