@@ -40,6 +40,11 @@ $(READY): pyproject.toml gen/pyproject.toml clients/python/pyproject.toml requir
 run: $(READY) ## Start the broker: HTTP on port 3000, gRPC on port 3001.
 	@exec $(BIN)/megaphone serve
 
+.PHONY: demo
+demo: $(READY) ## Start a broker, and the back ends and pages of the examples; needs npm.
+	@[ -e clients/typescript/dist/index.js ] || $(MAKE) --no-print-directory client-ts-build
+	@exec $(BIN)/python examples/demo.py
+
 .PHONY: test
 test: $(READY) ## Run every test, four at a time. More pytest options: make test ARGS="-k read -n 0"
 	$(BIN)/python -m pytest -n $(AT_A_TIME) $(ARGS)

@@ -10,6 +10,7 @@ import pytest
 from megaphone.cli.ui_relay import Relay
 from megaphone.cli.ui_server import UiServer
 from megaphone_client import Channel, Megaphone
+from tests.browser.axe import assert_all_can_use
 from tests.support.chromium import CHROMIUM, DevTools, Page, tab
 from tests.support.process import BrokerProcess, broker_process
 
@@ -136,14 +137,9 @@ async def test_a_channel_is_disposed_of_after_a_question(page: Page, client: Meg
     await page.becomes("notable.textContent.includes('Failed: drain: BAD_REQUEST')")
 
 
-async def test_the_page_fits_a_phone(page: Page) -> None:
-    for width in (390, 1280):
-        await page.devtools(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=900,
-            deviceScaleFactor=1,
-            mobile=True,
-        )
-        wide = await page.value("document.documentElement.scrollWidth")
-        assert wide <= width
+async def test_everybody_can_use_the_page(page: Page, client: Megaphone) -> None:
+    (name,) = await channels(client, 2)
+    await cells(page, name)
+    await assert_all_can_use(page)
+    await press(page, "Drain this node", "main")
+    await assert_all_can_use(page)

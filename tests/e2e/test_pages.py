@@ -56,6 +56,7 @@ PAGES = {
         "text": "e2e/test_store_page.py",
         "toml": "e2e/test_store_page.py",
     },
+    "examples/README.md": {"bash": "e2e/test_examples.py"},
     "docs/tls.md": {"bash": "e2e/test_tls_page.py", "toml": "e2e/test_tls_page.py"},
     "gen/README.md": {"bash": "e2e/test_wheel.py", "python": "e2e/test_wheel.py"},
     "docs/webhooks.md": {"toml": "e2e/test_webhooks.py", "python": "e2e/test_webhooks.py"},
