@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 CHECK_S = 10.0
 """How often the files are compared with what is in use."""
 SHORTEST_RSA_BITS = 2_048
-NAMES_REMEMBERED = 10_000
+NAMES_REMEMBERED = 1_000
+"""Of how many certificates the names are remembered."""
 
 
 class UnusableCertificate(OSError):

@@ -58,6 +58,10 @@ class ConnectionCounts(Protocol):
         """How many HTTP connections were refused, or served for health probes only, because
         `max_connections` was reached."""
 
+    @property
+    def handshakes_failed(self) -> int:
+        """How many clients did not agree with this node on TLS, or had no certificate for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoConnections:
@@ -65,6 +69,7 @@ class NoConnections:
 
     open: int = 0
     refused: int = 0
+    handshakes_failed: int = 0
 
 
 class LogCounts(Protocol):
@@ -272,6 +277,11 @@ class Metrics:
                 "connections_refused",
                 self._connections.refused,
                 "HTTP connections refused at the limit.",
+            ),
+            (
+                "tls_handshakes_failed",
+                self._connections.handshakes_failed,
+                "HTTP connections that began no TLS, or with a wrong certificate.",
             ),
             (
                 "log_lines_dropped",

@@ -11,7 +11,7 @@ and the protocol above: to TCP it is a protocol, and to the protocol above it is
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -41,6 +41,7 @@ class EncryptedTransport(asyncio.Transport):
         "_is_over",
         "_is_secure",
         "_names",
+        "_on_refused",
         "_protocol",
         "_tcp",
         "_timer",
@@ -48,9 +49,16 @@ class EncryptedTransport(asyncio.Transport):
         "_to_client",
     )
 
-    def __init__(self, context: ssl.SSLContext, protocol: asyncio.Protocol) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        protocol: asyncio.Protocol,
+        on_refused: Callable[[], None],
+    ) -> None:
+        """`on_refused` is called when the handshake fails."""
         super().__init__()
         self._context = context
+        self._on_refused = on_refused
         self._protocol = protocol
         self._tcp: asyncio.Transport | None = None
         self._from_client = ssl.MemoryBIO()
@@ -160,6 +168,8 @@ class EncryptedTransport(asyncio.Transport):
     def _fail(self, error: ssl.SSLError) -> None:
         """Close the connection. TLS has an alert for the client, which says why."""
         self._is_over = True
+        if not self._is_secure:
+            self._on_refused()
         if error.reason == "HTTP_REQUEST":
             self._to_client.read()
             self.tcp.write(refused_plain_text())

@@ -59,6 +59,8 @@ class Connections:
         self.open = 0
         self.refused = 0
         """How many connections were refused, or served for health probes only."""
+        self.handshakes_failed = 0
+        """How many clients did not agree with this node on TLS, or had no certificate for it."""
 
     def admit(self, ip: str = "") -> Admission:
         """Decide about a new connection from an address, and count it.
@@ -85,6 +87,10 @@ class Connections:
             self.open += 1
             return Admission.SPARE
         return Admission.REFUSED
+
+    def handshake_failed(self) -> None:
+        """Count a client that did not agree with this node on TLS."""
+        self.handshakes_failed += 1
 
     def leave(self, ip: str = "") -> None:
         self.open -= 1

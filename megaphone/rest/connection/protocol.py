@@ -236,7 +236,8 @@ def protocol_of(host: Host) -> asyncio.Protocol:
     connection = cast("asyncio.Protocol", Connection(host))
     if host.tls is None:
         return connection
-    return cast("asyncio.Protocol", EncryptedTransport(host.tls(), connection))
+    encrypted = EncryptedTransport(host.tls(), connection, host.connections.handshake_failed)
+    return cast("asyncio.Protocol", encrypted)
 
 
 def ip_of(transport: asyncio.BaseTransport) -> str:

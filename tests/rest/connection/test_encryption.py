@@ -243,6 +243,8 @@ async def test_a_client_needs_a_certificate_of_the_right_authority(tmp_path: Pat
             await live(app, None)
         with pytest.raises((ssl.SSLError, ConnectionResetError, asyncio.IncompleteReadError)):
             await live(app, (other.certificate, other.key))
+        counts = app.metrics.render().decode()
+        assert "\nmegaphone_tls_handshakes_failed 2\n" in counts
         assert await live(app, (certificates().certificate, certificates().key)) == {"status": "OK"}
 
 
