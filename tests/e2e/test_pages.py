@@ -33,8 +33,9 @@ PAGES = {
         "js": "browser/test_documents.py",
     },
     "clients/python/README.md": {"python": "client/test_readme.py"},
+    "clients/typescript/README.md": {"js": "clients/test_typescript.py"},
     "docs/access.md": {"bash": "e2e/test_access_page.py", "toml": "e2e/test_access_page.py"},
-    "docs/browsers.md": {"js": "browser/test_documents.py"},
+    "docs/browsers.md": {"js": "browser/test_documents.py", "ts": "clients/test_typescript.py"},
     "docs/cli.md": {"bash": "e2e/test_cli_page.py"},
     "docs/delivery.md": {"http": "e2e/test_pages.py"},
     "docs/deploy.md": {

@@ -41,7 +41,18 @@ export interface ChannelOptions {
   onGap?: () => unknown;
   /** Overrides that of the client. */
   heartbeatMs?: number;
+  /** Lets the tabs of a browser share one read: `tabs` of `./tabs`. Only with `ack: "none"`. */
+  share?: Share;
 }
+
+/** Where the events of a read come from. */
+export interface Source {
+  begin(): void;
+  end(): void;
+}
+
+/** Puts another source in place of the read's own. */
+export type Share = (read: Read, own: Source) => Source;
 
 interface Entry {
   event: Event;
@@ -161,6 +172,7 @@ export class Channel implements AsyncIterable<Event> {
   #kept: Item[] = [];
   #left: Entry[] = [];
   #read: Read | undefined;
+  #source: Source | undefined;
   #made: Made | undefined;
   #isReading = false;
   #isFull = false;
@@ -176,6 +188,7 @@ export class Channel implements AsyncIterable<Event> {
   constructor(http: Http, hub: Hub, address: string | ((former?: Made) => Promise<Made>), options: ChannelOptions) {
     this.#http = http;
     this.#hub = hub;
+    if (options.share && (options.ack ?? "none") !== "none") throw new TypeError("`share` is only for `ack: \"none\"`");
     this.#address = address;
     this.#options = options;
     this.#owner = {
@@ -253,6 +266,11 @@ export class Channel implements AsyncIterable<Event> {
     }
   }
 
+  /** Stop reading until the next use, which goes on where this ended. */
+  pause(): void {
+    this.#pause();
+  }
+
   /** Stop reading. The app has dealt with what it was given; the broker is told in a second at most. */
   async close(): Promise<void> {
     for (const events of this.#listeners) events.deal();
@@ -294,7 +312,7 @@ export class Channel implements AsyncIterable<Event> {
     if (this.#isReading || this.#owner.isOver || this.#isFull) return;
     if (this.#read) {
       this.#isReading = true;
-      this.#hub.add(this.#read);
+      this.#source!.begin();
     } else if (typeof this.#address === "string") this.#use(this.#address);
     else void this.#make(this.#address);
   }
@@ -302,6 +320,9 @@ export class Channel implements AsyncIterable<Event> {
   #use(consumer: string): void {
     const { ack = "none", after, heartbeatMs = this.#http.options.heartbeatMs ?? 10_000 } = this.#options;
     this.#read = new Read(consumer, ack !== "none", heartbeatMs, this.#sink, this.#made ? undefined : after);
+    const read = this.#read;
+    const own = { begin: () => this.#hub.add(read), end: () => this.#hub.remove(read) };
+    this.#source = this.#options.share?.(read, own) ?? own;
     this.#undealt.length = 0;
     this.#begin();
   }
@@ -328,7 +349,7 @@ export class Channel implements AsyncIterable<Event> {
 
   #ended(error: MegaphoneError): void {
     if (error.code !== "NOT_FOUND" || typeof this.#address === "string") return this.#over(error);
-    this.#isReading = false;
+    this.#pause();
     this.#read = undefined;
     const make = this.#address;
     // A channel that is gone at once, again and again, is not made without a pause.
@@ -336,7 +357,7 @@ export class Channel implements AsyncIterable<Event> {
   }
 
   #pause(): void {
-    if (this.#isReading && this.#read) this.#hub.remove(this.#read);
+    if (this.#isReading) this.#source?.end();
     this.#isReading = false;
   }
 

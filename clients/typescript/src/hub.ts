@@ -91,7 +91,7 @@ export class Hub {
   }
 
   #keyOf(read: Read): string {
-    return [agentOf(read.consumer), read.acknowledges, read.heartbeatMs].join();
+    return [agentOf(read.consumer), read.acknowledges, read.heartbeatMs, read.reader].join();
   }
 
   #start(): void {
@@ -179,7 +179,7 @@ export class Hub {
     const options = {
       heartbeat_ms: Math.max(1, Math.round(first.heartbeatMs)),
       ...(first.acknowledges && { ack: "explicit" }),
-      reader: this.#name,
+      reader: first.reader ?? this.#name,
       ...(returns && { takeover: true, returning: true }),
     };
     if (group.length > 1) {

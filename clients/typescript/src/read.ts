@@ -58,8 +58,10 @@ export class Read {
     readonly consumer: string,
     readonly acknowledges: boolean,
     readonly heartbeatMs: number,
-    readonly sink: Sink,
+    public sink: Sink,
     after?: string,
+    /** The name of the reader, if it is not that of the client. */
+    public reader?: string,
   ) {
     this.cursor = this.#received = after;
   }
@@ -86,6 +88,16 @@ export class Read {
     }
     if (isGap) this.sink.gap();
     this.sink.state("open");
+  }
+
+  /** The last event that came, or one that stands before the first. */
+  get received(): string | undefined {
+    return this.#received;
+  }
+
+  /** Whether an event came, or is the one that stands before the first. */
+  has(id: string): boolean {
+    return id === this.#received || this.#latest.has(id) || this.#former.has(id);
   }
 
   /** Bytes came. */
