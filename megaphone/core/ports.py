@@ -351,6 +351,9 @@ class Store(Protocol):
         """Return an iterator over all channels, oldest first, in slices; None if the store is
         remote. Other tasks may run between two slices."""
 
+    def holds(self, channel: Surveyed) -> bool:
+        """Return whether a channel of a survey is still there."""
+
     # -- Life cycle
 
     async def check_room(self) -> None:

@@ -1,14 +1,17 @@
 """What operators see of a node while it runs: a view of it at each tick, for as long as they watch.
 
 A view is made once for all watchers who ask for the same, and only while somebody watches. The node
-keeps no history. To find the first of many channels, all are looked through in slices.
+keeps no history. To find the first of many channels, all are looked through in slices, and so
+seldom that it takes a small share of a core, however many there are. Until the next time, a view
+has the same channels, as they are by then.
 """
 
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import NamedTuple
 
 from megaphone.core.ports import Counts, Drains, Pipes, Store, Surveyed
@@ -24,6 +27,8 @@ SORTS = ("depth", "waiting", "age", "rate")
 DEFAULT_SORT = "depth"
 NOTABLE = ("messages_lost", "messages_unroutable", "writes_timed_out", "reads_cut_off")
 """The counts of what an operator should look at."""
+SURVEY_SHARE = 0.01
+"""The largest share of a core for looking through all channels."""
 PARTS = 64
 RENDERED_AT_ONCE = 200
 """How many channels of a view are put together before other tasks get a turn."""
@@ -99,14 +104,18 @@ class Series:
         self._loop = asyncio.get_running_loop()
         self.next: asyncio.Future[NodeView] = self._loop.create_future()
         """The view of the next tick."""
-        self._at = self._loop.time()
-        """When the last view was made."""
         self._counts = watching.counts.counts()
         """The counts of the last view."""
+        self._first: list[Surveyed] = []
+        """The first channels, at the last survey."""
+        self._next_survey = self._surveyed = self._loop.time()
+        """When to look through all channels again, and when that was done last."""
         self._ends: list[dict[bytes, int]] = [{} for _ in range(PARTS)]
-        """By channel id: how many events the channel had accepted at the last view. Of all channels
-        if they are sorted by it, otherwise of those that the view had. In parts, because to fill or
-        to free one large dictionary would hold the event loop."""
+        """By channel id: how many events the channel had accepted at the last survey, if channels
+        are sorted by that. In parts, because to fill or to free one large dictionary would hold the
+        event loop."""
+        self._before: dict[bytes, tuple[int, float]] = {}
+        """By channel id: how many events the channel had accepted when, for its next rate."""
         self._task = self._loop.create_task(self._run())
 
     def stop(self) -> None:
@@ -159,49 +168,70 @@ class Series:
     async def _channels(self) -> list[WatchedChannel]:
         """Return the first channels, by what they are sorted by. A remote store can only say which
         are the oldest."""
-        store, limit = self._watching.store, self._what.limit
-        survey = store.survey()
-        if survey is None:
-            return [WatchedChannel(address) for address in await store.list(None, 0, limit)]
+        store = self._watching.store
         now = self._loop.time()
-        by_rate = self._what.sort == "rate"
-        ends: list[dict[bytes, int]] = [{} for _ in range(PARTS)]
-        first: list[Surveyed] = []
-        for some in survey:
-            first = heapq.nlargest(limit, [*first, *some], key=self._weight)
-            for one in some if by_rate else ():
-                ends[part_of(one)][one.channel_id] = one.accepted
-            await asyncio.sleep(0)
-        passed_s = now - self._at
+        if now >= self._next_survey:
+            survey = store.survey()
+            if survey is None:
+                addresses = await store.list(None, 0, self._what.limit)
+                return [WatchedChannel(address) for address in addresses]
+            await self._survey(survey, now)
+        self._first = [one for one in self._first if store.holds(one)]
         watched: list[WatchedChannel] = []
-        for one in first:
-            watched.append(self._watched(one, now, passed_s))
+        for one in self._first:
+            watched.append(self._watched(one, now))
             if len(watched) % RENDERED_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        self._at = now
-        for one in first:
-            ends[part_of(one)][one.channel_id] = one.accepted
+        self._before = {one.channel_id: (one.accepted, now) for one in self._first}
+        return sorted(watched, key=self._rank, reverse=True)
+
+    async def _survey(self, survey: Iterable[Sequence[Surveyed]], now: float) -> None:
+        """Find the first channels. Of those that weigh the same, the older ones come first."""
+        by_rate = self._what.sort == "rate"
+        ends: list[dict[bytes, int]] = [{} for _ in range(PARTS)]
+        first = Heaviest(self._what.limit)
+        used_s, began_s = 0.0, time.thread_time()
+        for some in survey:
+            first.add(some, self._weight)
+            for one in some if by_rate else ():
+                ends[part_of(one)][one.channel_id] = one.accepted
+            used_s += time.thread_time() - began_s
+            await asyncio.sleep(0)
+            began_s = time.thread_time()
+        self._first = first.members()
+        for one in self._first if by_rate else ():
+            end = self._ends[part_of(one)].get(one.channel_id)
+            if end is not None:
+                self._before.setdefault(one.channel_id, (end, self._surveyed))
         for number, part in enumerate(ends):
             self._ends[number] = part
             await asyncio.sleep(0)
-        return watched
-
-    def _end_of(self, one: Surveyed) -> int | None:
-        return self._ends[part_of(one)].get(one.channel_id)
+        self._surveyed, self._next_survey = now, now + used_s / SURVEY_SHARE
 
     def _weight(self, one: Surveyed) -> float:
-        """Return by what a channel is sorted: the largest comes first."""
+        """Return by what a channel is chosen: the largest comes first."""
         match self._what.sort:
             case "waiting":
                 return one.waiting_writers
             case "age":
                 return -one.created_at
             case "rate":
-                return one.accepted - (self._end_of(one) or 0)
+                return one.accepted - self._ends[part_of(one)].get(one.channel_id, 0)
         return one.depth
 
-    def _watched(self, one: Surveyed, now: float, passed_s: float) -> WatchedChannel:
-        oldest_us, end = one.oldest_us, self._end_of(one)
+    def _rank(self, one: WatchedChannel) -> float:
+        """Return by what the channels of a view are sorted, as they are by then."""
+        match self._what.sort:
+            case "waiting":
+                return one.waiting_writers or 0
+            case "age":
+                return one.age_s or 0
+            case "rate":
+                return one.rate or 0
+        return one.depth or 0
+
+    def _watched(self, one: Surveyed, now: float) -> WatchedChannel:
+        oldest_us = one.oldest_us
         return WatchedChannel(
             one.consumer_address,
             depth=one.depth,
@@ -210,10 +240,39 @@ class Series:
             is_read=one.is_read,
             age_s=now - one.created_at,
             oldest_s=None if oldest_us is None else max(0.0, time.time() - oldest_us / 1_000_000),
-            rate=None if end is None or passed_s <= 0 else (one.accepted - end) / passed_s,
+            rate=self._rate(one, now),
             label=one.label or None,
             tenant=one.tenant.name,
         )
+
+    def _rate(self, one: Surveyed, now: float) -> float | None:
+        accepted, at = self._before.get(one.channel_id, (0, now))
+        return None if at >= now else (one.accepted - accepted) / (now - at)
+
+
+class Heaviest:
+    """The heaviest channels so far. Of those that weigh the same, those that came first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._added = 0
+        self._heap: list[tuple[float, int, Surveyed]] = []
+        """The lightest one first. The number is unique, so that no channels are compared."""
+
+    def add(self, some: Sequence[Surveyed], weigh: Callable[[Surveyed], float]) -> None:
+        heap, limit = self._heap, self._limit
+        for one in some:
+            weight = weigh(one)
+            if len(heap) < limit:
+                self._added += 1
+                heapq.heappush(heap, (weight, -self._added, one))
+            elif heap and weight > heap[0][0]:
+                self._added += 1
+                heapq.heapreplace(heap, (weight, -self._added, one))
+
+    def members(self) -> list[Surveyed]:
+        """Return them, the heaviest one first."""
+        return [one for _, _, one in sorted(self._heap, key=itemgetter(0, 1), reverse=True)]
 
 
 def part_of(one: Surveyed) -> int:

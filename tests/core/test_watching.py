@@ -1,6 +1,7 @@
 """Watching a node: what a view has, how often it is made, and that nobody waits for it."""
 
 import asyncio
+import time
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -153,6 +154,38 @@ async def test_many_channels_are_looked_through_in_slices() -> None:
     counting.cancel()
     assert len(view.channels) == 1_000
     assert turns >= 5_000 // 200 + 1_000 // 200
+
+
+async def test_a_watcher_of_100_000_channels_costs_less_than_2_percent_of_a_core() -> None:
+    node = Node(WARM)
+    for number in range(100_000):
+        await node.broker.create(ANYONE)
+        if number % 1_000 == 0:
+            await asyncio.sleep(0)
+    async with aclosing(node.admin.watch(1.0, 200)) as views:
+        await anext(views)
+        began_s, computed_s = now(), time.thread_time()
+        while now() - began_s < 120:
+            await anext(views)
+        assert time.thread_time() - computed_s < 0.02 * (now() - began_s)
+
+
+async def test_between_two_looks_at_all_channels_a_view_has_the_same_ones_as_they_are_by_then(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.core.watching.SURVEY_SHARE", 1e-9)
+    deep, ends, quiet = await channels_with(node, 3, 2, 1)
+    async with aclosing(node.admin.watch(1.0)) as views:
+        await anext(views)
+        (late,) = await channels_with(node, 9)
+        await node.write(quiet, *range(6))
+        await node.admin.dispose(ends.consumer_address)
+        for _ in range(2):
+            view = await anext(views)
+    seen = {one.address: one.depth for one in view.channels}
+    assert list(seen) == [quiet.consumer_address, deep.consumer_address]
+    assert list(seen.values()) == [7, 3]
+    assert late.consumer_address in {one.address for one in (await view_of(node)).channels}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Lease
 from megaphone.core.log import new_tuple
-from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
+from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, Surveyed, WouldBlock
 from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import MegaphoneError
 from megaphone.model import NO_OPTIONS, ChannelLimits, ChannelOptions, Event, ReadOptions
@@ -214,6 +214,9 @@ class MemoryStore:
 
     def survey(self) -> Iterator[Sequence[StoredChannel]] | None:
         return self._slices()
+
+    def holds(self, channel: Surveyed) -> bool:
+        return isinstance(channel, StoredChannel) and self._index.holds(channel)
 
     def _slices(self) -> Iterator[Sequence[StoredChannel]]:
         some: list[StoredChannel] = []

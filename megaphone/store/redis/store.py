@@ -14,7 +14,7 @@ from heapq import merge
 from itertools import islice
 from typing import Any
 
-from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, WouldBlock
+from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, Surveyed, WouldBlock
 from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import (
     ChannelNotFound,
@@ -304,6 +304,9 @@ class RedisStore:
 
     def survey(self) -> None:
         """Return None: the channels are elsewhere."""
+
+    def holds(self, channel: Surveyed) -> bool:
+        return False  # because there is no survey
 
     async def count(self, agent: str) -> int:
         return int(await self.link.call("ZCARD", self._names.of_agent(agent)))
