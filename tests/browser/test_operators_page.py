@@ -68,7 +68,7 @@ async def channels(client: Megaphone, *depths: int) -> list[str]:
     """Make channels with so many events. Returns: their names on the page."""
     made: list[Channel] = []
     for depth in depths:
-        made.append(await client.create())
+        made.append(await client.create(label="a label"))
         for number in range(depth):
             await client.write(made[-1].producer, "s", number)
     return [name_of(channel) for channel in made]
@@ -95,8 +95,8 @@ async def press(page: Page, text: str, within: str) -> None:
 
 async def test_the_page_shows_a_node_while_it_runs(page: Page, client: Megaphone) -> None:
     full, empty = await channels(client, 3, 0)
-    assert (await cells(page, full))[1:5] == ["3", "0", "0", "no"]
-    assert (await cells(page, empty))[1] == "0"
+    assert (await cells(page, full))[1:6] == ["a label", "3", "0", "0", "no"]
+    assert (await cells(page, empty))[2] == "0"
     assert "token" not in await page.value("location.href")
     await page.becomes("document.querySelector('#state').textContent.startsWith('Live')")
     await page.becomes("/^in \\d/.test(document.querySelector('#in').textContent)")
