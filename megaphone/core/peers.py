@@ -14,8 +14,10 @@ IPV6_PREFIX_BITS: Final = 64
 """One customer of a network usually has a whole IPv6 network of this size."""
 MOST_HOPS: Final = 20
 """How many addresses of `X-Forwarded-For` are looked at."""
+LONGEST_ADDRESS: Final = 45
+"""How many characters an address of IPv6 has at most, without a zone."""
 REMEMBERED: Final = 10_000
-"""Of how many addresses the networks, and of how many headers the clients are remembered."""
+"""Of how many addresses the networks are remembered."""
 
 
 @lru_cache(REMEMBERED)
@@ -44,8 +46,6 @@ class Proxies:
                 self._networks.append(ip_network(text, strict=False))
             except ValueError:
                 raise ValueError(f"{text} is neither a network nor an address") from None
-        self.client_of: Callable[[str, str | None], str] = lru_cache(REMEMBERED)(self._client_of)
-        """Return the address of a client, from that of the connection and `X-Forwarded-For`."""
 
     def has(self, ip: str) -> bool:
         """Return whether an address is one of a proxy."""
@@ -57,13 +57,19 @@ class Proxies:
             address = address.ipv4_mapped
         return any(address in network for network in self._networks)
 
-    def _client_of(self, ip: str, forwarded_for: str | None) -> str:
-        """Walk from the connection to the client, as long as a proxy says who came before it."""
-        if not forwarded_for:
+    def client_of(self, ip: str, forwarded_for: str | None) -> str:
+        """Return the address of a client, from that of the connection and `X-Forwarded-For`.
+
+        Walks from the connection to the client, as long as a proxy says who came before it.
+        Nothing of the header is remembered, because strangers write it.
+        """
+        if not forwarded_for or not self._networks:
             return ip
         hops = forwarded_for.rsplit(",", MOST_HOPS)[-MOST_HOPS:]
         while hops and self.has(ip):
             hop = hops.pop().strip()
+            if len(hop) > LONGEST_ADDRESS:
+                return ip  # a zone may have any length
             try:
                 ip = str(ip_address(hop))
             except ValueError:

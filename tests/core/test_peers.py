@@ -1,5 +1,7 @@
 """Who is at the other end of a connection, and what callers at one address may do."""
 
+import tracemalloc
+
 import pytest
 
 from megaphone.core.peers import PeerLimits, Proxies, network_of
@@ -37,12 +39,27 @@ def test_the_network_of_a_customer(one: str, other: str, are_alike: bool) -> Non
         ("10.0.0.1", "198.51.100.1, ", "10.0.0.1"),
         ("10.0.0.1", "2001:DB8::1", "2001:db8::1"),
         ("10.0.0.1", ",".join(["10.0.0.2"] * 1_000 + ["198.51.100.1"]), "198.51.100.1"),
+        ("10.0.0.1", "fe80::1%" + "x" * 100, "10.0.0.1"),
         ("", "198.51.100.1", ""),
     ],
 )
 def test_the_client_behind_proxies(ip: str, forwarded_for: str | None, client: str) -> None:
     proxies = Proxies(["10.0.0.0/8", "fd00::1"])
     assert proxies.client_of(ip, forwarded_for) == client
+
+
+@pytest.mark.parametrize("ip", ["192.0.2.1", "10.0.0.1"])
+def test_nothing_of_a_forwarded_header_is_remembered(ip: str) -> None:
+    proxies = Proxies(["10.0.0.0/8"])
+    tracemalloc.start()
+    try:
+        for number in range(200):
+            proxies.client_of(ip, f"{number}{'x' * 30_000}, 198.51.100.{number}")
+            proxies.client_of(ip, f"fe80::1%{number}{'x' * 30_000}")
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 100_000
 
 
 def test_a_text_that_is_no_network_is_refused() -> None:
