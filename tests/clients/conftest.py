@@ -1,10 +1,11 @@
 """The drivers of all tests: each kind is started once, when a test first asks for it."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
+from _pytest.mark.structures import ParameterSet
 
 from tests.clients.driver import Driver, driver_of
 from tests.clients.drivers.kinds import KINDS, Kind
@@ -26,14 +27,21 @@ async def drivers() -> AsyncIterator[Drivers]:
         yield driver
 
 
-@pytest.fixture(
-    params=[
+def params_of(kinds: Iterable[Kind]) -> list[ParameterSet]:
+    """Return kinds as parameters. The tests of a kind run in one process, with one driver."""
+    return [
         pytest.param(kind, marks=pytest.mark.xdist_group(f"clients {kind}"), id=kind.name)
-        for kind in KINDS
+        for kind in kinds
     ]
-)
+
+
+@pytest.fixture(params=params_of(KINDS))
 def kind(request: pytest.FixtureRequest) -> Kind:
     """Each client library with each protocol."""
+    return chosen_kind(request)
+
+
+def chosen_kind(request: pytest.FixtureRequest) -> Kind:
     chosen: Kind = request.param
     if chosen.lacks is not None:
         pytest.skip(chosen.lacks)

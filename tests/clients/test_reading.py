@@ -13,8 +13,9 @@ from megaphone.errors import (
     ReaderBusy,
 )
 from megaphone.model import ReadOptions
+from tests.clients.conftest import chosen_kind, params_of
 from tests.clients.driver import Driver, Reading, until
-from tests.clients.drivers.kinds import Kind
+from tests.clients.drivers.kinds import KINDS, PAGE, Kind
 from tests.clients.records import Records
 from tests.clients.roads import Babbler, End
 from tests.clients.stages import Stage, stage
@@ -37,6 +38,12 @@ WRITER = 0
 BEAT_S = 0.2
 EVENT_BYTES = 1_000_000
 SOON: dict[str, Any] = {"heartbeat_s": BEAT_S}
+
+
+@pytest.fixture(params=params_of((*KINDS, PAGE)))
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each client library with each protocol, and a page of a browser."""
+    return chosen_kind(request)
 
 
 async def write(

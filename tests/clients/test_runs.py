@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.clients.conftest import Drivers
-from tests.clients.drivers.kinds import KINDS, SYNC_GRPC, Kind
+from tests.clients.drivers.kinds import KINDS, PAGE, SYNC_GRPC, Kind
 from tests.clients.runs import Scenario, run_all, summary
 from tests.support.settings import IS_LONG
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 RUNS = 80 if IS_LONG else 4
 AT_ONCE = 4
-EVERY = (*KINDS, SYNC_GRPC) if IS_LONG else KINDS
+EVERY = (*KINDS, SYNC_GRPC, PAGE) if IS_LONG else KINDS
 SEED = os.environ.get("CLIENTS_SEED")
 """Such as `http-17`: do only this run."""
 

@@ -38,14 +38,14 @@ STOPS_WITHIN_S = 5.0
 
 
 @contextmanager
-def chromium() -> Iterator[str]:
+def chromium(*flags: str) -> Iterator[str]:
     """Run Chromium with a profile of its own. Yields: the URL of its DevTools."""
     assert CHROMIUM is not None
     with TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as home:
         log = Path(home, "log")
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [CHROMIUM, *FLAGS, f"--user-data-dir={home}/profile", "about:blank"],
+                [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={home}/profile", "about:blank"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

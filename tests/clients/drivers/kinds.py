@@ -5,6 +5,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.chromium import CHROMIUM
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -33,6 +35,12 @@ def lack_of_node() -> str | None:
     return None if BUILT.exists() else "needs the built TypeScript client: make client-ts"
 
 
+def lack_of_chromium() -> str | None:
+    if CHROMIUM is None:
+        return "needs Chromium: apt-get install chromium"
+    return None if BUILT.exists() else "needs the built TypeScript client: make client-ts"
+
+
 BUILT = Path(__file__).parents[3] / "clients/typescript/dist/index.js"
 HERE = Path(__file__).parent
 
@@ -47,6 +55,14 @@ NODE = Kind(
     lacks=lack_of_node(),
     has_publisher=False,
 )
+PAGE = Kind(
+    "chromium",
+    python_driver("chromium"),
+    "http",
+    lacks=lack_of_chromium(),
+    has_publisher=False,
+)
 
 KINDS = (HTTP, GRPC, SYNC, NODE)
-"""Those that pass every test. `SYNC_GRPC` joins the seeded runs only."""
+"""Those that pass every test. `SYNC_GRPC` and `PAGE` join the long form of the seeded runs, and
+`PAGE` the tests of reading, because that is what pages do."""
