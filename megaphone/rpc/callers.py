@@ -99,10 +99,34 @@ class Admission:
 
     async def admit(self, context: Any) -> None:
         """Raises: the errors of `Doorkeeper.admit` and `Caller.check`."""
-        peer = peer_of(context)._replace(ip=client_of(context, self._proxies))
-        admitted = await self._doorkeeper.admit(self._proof, peer)
+        admitted = await admitted_by(self._doorkeeper, self._proof, context, self._proxies)
         admitted.check(self._action, loop_time())
         _CALLER.set(admitted)
+
+
+async def admitted_by(
+    doorkeeper: Doorkeeper, proof: str | None, context: Any, proxies: Proxies
+) -> Caller:
+    """Raises: the errors of `Doorkeeper.admit`."""
+    peer = peer_of(context)._replace(ip=client_of(context, proxies))
+    return await doorkeeper.admit(proof, peer)
+
+
+async def present_caller(doorkeeper: Doorkeeper, context: Any, proxies: Proxies) -> Caller:
+    """Return who makes a long call now. It may have begun when nobody needed a proof; since a
+    reload its caller has to show the one with which the call began.
+
+    Raises: the errors of `Doorkeeper.admit`.
+    """
+    of_begin = caller()
+    if of_begin is not ANYONE or doorkeeper.known(None) is ANYONE:
+        return of_begin
+    proof = proof_of(context.invocation_metadata())
+    present = doorkeeper.known(proof)
+    if present is None:
+        present = await admitted_by(doorkeeper, proof, context, proxies)
+    _CALLER.set(present)
+    return present
 
 
 def admitting(handler: Any, admission: Admission) -> Any:

@@ -8,12 +8,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from megaphone.core.access import ANYONE, Caller
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.ports import Doorkeeper
 from megaphone.rpc.answers import joined
-from megaphone.rpc.callers import caller, client_of
+from megaphone.rpc.callers import caller, client_of, present_caller
 from megaphone.rpc.reads import read_time_s, stream_events, stream_many
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
@@ -39,12 +38,6 @@ class ChannelServicer(ChannelServiceServicer):
         Raises: LimitExceeded, on entering the context, if there is no memory for the request.
         """
         return self._budget.reserved(COPIES * request.ByteSize(), self._clock())
-
-    def _present(self, of_begin: Caller) -> Caller:
-        """Return the caller of a long call, who may have begun it when nobody needed a proof."""
-        if of_begin is not ANYONE:
-            return of_begin
-        return self._doorkeeper.known(None) or ANYONE
 
     async def CreateChannel(
         self, request: pb.CreateChannelRequest, context: Context
@@ -76,11 +69,11 @@ class ChannelServicer(ChannelServiceServicer):
     async def Publish(  # type: ignore[override]
         self, requests: AsyncIterator[pb.PublishRequest], context: Context
     ) -> AsyncIterator[bytes]:
+        proxies = self._broker.peers.proxies
         async for request in requests:
             with self._held(request):
-                results = await self._broker.write_each(
-                    self._present(caller()), wire.writes(request)
-                )
+                writer = await present_caller(self._doorkeeper, context, proxies)
+                results = await self._broker.write_each(writer, wire.writes(request))
             yield await joined(wire.published(results))
 
     # This is a coroutine that writes, and not a generator: the generator of a lost client would

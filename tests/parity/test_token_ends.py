@@ -11,7 +11,7 @@ from megaphone.access.tokens import digest_of
 from megaphone.app import App
 from megaphone.errors import MegaphoneError
 from megaphone.model import Action, ReadOptions
-from megaphone.settings import Auth, Issuer, Token
+from megaphone.settings import Auth, ClientCertificates, Issuer, Token
 from megaphone_api.v1 import channels_pb2 as pb
 from tests.support.faces import Face, GrpcFace, HttpFace, read_all, telling_errors, write_request
 from tests.support.issuer import AUDIENCE, SECRET, claims, secret, token
@@ -150,21 +150,36 @@ async def test_open_calls_obey_a_requirement_that_a_reload_adds(app: App, face: 
             assert await reading == []
 
 
+CERTIFICATES = {"ops": ClientCertificates(names=("ops",), actions=(Action.WRITE,))}
+
+
 @pytest.mark.settings(auth=Auth())
-async def test_a_stream_of_writes_obeys_it_too(app: App, grpc: GrpcFace) -> None:
+@pytest.mark.parametrize("certificates", [{}, CERTIFICATES], ids=["tokens", "certificates"])
+@pytest.mark.parametrize("has_token", [False, True])
+async def test_a_stream_of_writes_obeys_it_too(
+    app: App, grpc: GrpcFace, certificates: dict[str, ClientCertificates], has_token: bool
+) -> None:
     channel = await grpc.create()
+    writer = grpc.authorized(f"Bearer {STATIC}") if has_token else grpc
 
     async def batches() -> AsyncIterator[pb.PublishRequest]:
         yield pb.PublishRequest(events=[write_request(channel.producer, "s", b"1")])
         await begun.wait()
-        yield pb.PublishRequest(events=[write_request(channel.producer, "s", b"2")])
+        for body in (b"2", b"3") if has_token else (b"2",):
+            yield pb.PublishRequest(events=[write_request(channel.producer, "s", body)])
 
     begun = asyncio.Event()
-    call = grpc.stub.Publish(batches(), metadata=grpc.metadata())
+    call = writer.stub.Publish(batches(), metadata=writer.metadata())
     assert isinstance(response := await call.read(), pb.PublishResponse)
     assert response.results[0].event_id
-    assert await app.reloader.reload(lambda present: replace(present, auth=AUTH))
+    auth = replace(AUTH, certificates=certificates)
+    assert await app.reloader.reload(lambda present: replace(present, auth=auth))
     begun.set()
+    if has_token:
+        for _ in range(2):
+            assert isinstance(response := await call.read(), pb.PublishResponse)
+            assert response.results[0].event_id
+        return
     with pytest.raises(MegaphoneError) as raised, telling_errors():
         await call.read()
     assert raised.value.code == "UNAUTHENTICATED"
