@@ -231,6 +231,21 @@ async def test_paths_and_headers_arrive_as_they_were_sent(http: aiohttp.ClientSe
     assert event["sid"] == "ü /%?"
 
 
+async def test_only_pages_of_the_proxy_may_create(
+    nodes: Cluster, http: aiohttp.ClientSession
+) -> None:
+    await creates_only_for_pages_of(nodes.proxy, http)
+
+
+async def creates_only_for_pages_of(proxy: Proxy, http: aiohttp.ClientSession) -> None:
+    """Create as the pages of two origins do, in a browser that sends only `Origin`."""
+    statuses = [
+        (await call(http, "POST", "/create", data="", headers={"Origin": origin}))[0]
+        for origin in (proxy.url, "http://elsewhere.example")
+    ]
+    assert statuses == [200, 403]
+
+
 async def test_batches_go_where_their_header_says(http: aiohttp.ClientSession) -> None:
     channel = await create(http, "n1")
     address = channel["producerAddress"]

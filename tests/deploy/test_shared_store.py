@@ -23,7 +23,7 @@ from megaphone_api import sync_pb2
 from megaphone_api.sync_pb2_grpc import SyncServiceStub
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
-from tests.deploy.test_nginx import WITHIN_S, call, lines
+from tests.deploy.test_nginx import WITHIN_S, call, creates_only_for_pages_of, lines
 from tests.support.envoy import envoy, needs_envoy
 from tests.support.nginx import (
     SHARED,
@@ -153,6 +153,12 @@ async def test_a_batch_may_be_for_channels_of_several_agents(http: aiohttp.Clien
     assert (status, answer["failures"]) == (201, [])
     _, answer = await call(http, "POST", "/channelsExists", json={"channels": producers})
     assert answer["channels"] == dict.fromkeys(producers, True)
+
+
+async def test_only_pages_of_the_proxy_may_create(
+    lasting: Cluster, http: aiohttp.ClientSession
+) -> None:
+    await creates_only_for_pages_of(lasting.proxy, http)
 
 
 async def test_events_come_while_the_read_is_open(http: aiohttp.ClientSession) -> None:
