@@ -604,6 +604,18 @@ async def test_a_channel_does_not_exist_for_other_tenants(client: Client) -> Non
     assert await store.exists([b"c", b"d"]) == {b"c", b"d"}
 
 
+async def test_who_may_not_read_a_channel_ends_no_read(client: Client) -> None:
+    store, shop = client.store, Tenant("shop")
+    await store.create(b"c", client.address("c"), tenant=shop)
+    lease = await store.open(b"c", client.address("c"), ReadOptions(reader="one"))
+    for options in (ReadOptions(take_over=True), ReadOptions(reader="one", returning=True)):
+        for address, tenant in ((client.address("c"), DEFAULT), (client.address("d"), shop)):
+            with pytest.raises(ChannelNotFound):
+                await store.open(b"c", address, options, tenant)
+    await client.append("a")
+    assert await client.take(lease, 1) == "a"
+
+
 async def test_a_tenant_uses_its_own_channels(client: Client) -> None:
     store, shop = client.store, Tenant("shop")
     await store.create(b"c", client.address("c"), tenant=shop)

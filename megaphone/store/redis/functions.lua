@@ -741,9 +741,10 @@ function functions.pass_over(keys, args)
     return 1
 end
 
--- time, tenant -> 1 if the channel lives
+-- time, tenant, address (none: any) -> 1 if the channel lives
 function functions.exists(keys, args)
-    return load(keys, time_of(args[1]), false, args[2]) and 1 or 0
+    local self = load(keys, time_of(args[1]), false, args[2])
+    return self and (not args[3] or self:address() == args[3]) and 1 or 0
 end
 
 -- time -> {1, address, age, lost events, tenant} if it has expired now; {2, when to look again}

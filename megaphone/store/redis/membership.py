@@ -41,7 +41,6 @@ class Membership:
         self.inbox = names.inbox(self.node)
         self.epoch = 0
         self._living: frozenset[str] = frozenset()
-        self._beaten_at = -SILENT_S
         self._offset_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -50,11 +49,19 @@ class Membership:
         """The nodes that have shown within `SILENT_S` that they live."""
         return self._living
 
-    def is_dead(self, inbox: str) -> bool:
-        """Return whether the node with an inbox is surely dead."""
-        loop_time = asyncio.get_running_loop().time()
-        is_fresh = loop_time - self._beaten_at < SILENT_S / 2
-        return is_fresh and inbox not in map(self._names.inbox, self._living)
+    async def is_dead(self, inbox: str) -> bool:
+        """Return whether the node with an inbox is surely dead. Asks the store before it says so,
+        because a node that has just started may not be among those that are known to live.
+
+        Raises: StoreUnavailable.
+        """
+        if self._is_living(inbox):
+            return False
+        await self._beat()
+        return not self._is_living(inbox)
+
+    def _is_living(self, inbox: str) -> bool:
+        return inbox in map(self._names.inbox, self._living)
 
     def store_time_ms(self) -> int:
         """Return the time of the store, less the time in which it was out of order."""
@@ -118,9 +125,9 @@ class Membership:
         )
         now_living = frozenset(node.decode() for node in living)
         await self._tell_losses_of(self._living - now_living)
-        self._beaten_at = asyncio.get_running_loop().time()
+        loop_time = asyncio.get_running_loop().time()
         self._functions.away = away.decode()
-        self._offset_s = (int(time) - int(away)) / 1000 - self._beaten_at
+        self._offset_s = (int(time) - int(away)) / 1000 - loop_time
         self._living = now_living
         self._enter(int(epoch))
 

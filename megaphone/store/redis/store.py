@@ -133,7 +133,9 @@ class RedisStore:
         """By their handles."""
         self._by_channel: dict[bytes, RemoteLease] = {}
         self._known_agents: set[str] = set()
+        """The agents that this node has listed in the store in this epoch."""
         self._known_tenants: set[str] = set()
+        """The same for tenants."""
         self._counted = 0
         """How many channels all nodes have, as far as this node knows."""
         self._tasks: set[asyncio.Task[None]] = set()
@@ -184,6 +186,7 @@ class RedisStore:
         options: ChannelOptions = NO_OPTIONS,
         tenant: Tenant = DEFAULT,
     ) -> None:
+        epoch = self.membership.epoch
         await self.check_room()
         await self._claim(channel_id, tenant)
         names, agent = self._names, agent_of(consumer_address)
@@ -216,7 +219,8 @@ class RedisStore:
         except MegaphoneError:
             self._counted -= 1
             raise
-        self._known_agents.add(agent)
+        if epoch == self.membership.epoch:
+            self._known_agents.add(agent)
 
     async def _claim(self, channel_id: bytes, tenant: Tenant) -> None:
         """Count a channel that a tenant is about to create, on all nodes together.
@@ -373,9 +377,7 @@ class RedisStore:
         options: ReadOptions,
         tenant: Tenant | None = None,
     ) -> RemoteLease:
-        old = self._by_channel.get(channel_id)
-        if old is not None and options.ends_read_of(old.reader):
-            self._end_as_broken(old)
+        await self._make_room(channel_id, consumer_address, options, tenant)
         lease = RemoteLease(
             self,
             channel_id,
@@ -400,6 +402,30 @@ class RedisStore:
         self._by_channel[channel_id] = lease
         return lease
 
+    async def _make_room(
+        self,
+        channel_id: bytes,
+        consumer_address: str,
+        options: ReadOptions,
+        tenant: Tenant | None,
+    ) -> None:
+        """End a read of this node from which another reader takes over, if the channel is one that
+        the other reader may read. Only this node knows how much the read has sent.
+
+        Raises: ChannelNotFound; StoreUnavailable.
+        """
+        if not self._has_read_to_end(channel_id, options):
+            return
+        question = (channel_id, name_of(tenant), consumer_address)
+        if not await self.functions.start("exists", *question):
+            raise ChannelNotFound
+        if self._has_read_to_end(channel_id, options):
+            self._end_as_broken(self._by_channel[channel_id])
+
+    def _has_read_to_end(self, channel_id: bytes, options: ReadOptions) -> bool:
+        old = self._by_channel.get(channel_id)
+        return old is not None and options.ends_read_of(old.reader)
+
     async def _opened(
         self,
         lease: RemoteLease,
@@ -422,7 +448,7 @@ class RedisStore:
                 continue
             if not left or (is_mine and handle in self._leases):
                 break
-            if is_mine or self.membership.is_dead(inbox):
+            if is_mine or await self.membership.is_dead(inbox):
                 dead = inbox  # nobody has this lease any more
             else:
                 await asyncio.sleep(BUSY_WAIT_S)
@@ -603,7 +629,10 @@ class RedisStore:
             lease.ask()
 
     def _on_epoch(self) -> None:
-        """End the reads, so that their clients learn that events may be missing."""
+        """End the reads, so that their clients learn that events may be missing, and forget what
+        the store was told, because it may have lost that too."""
+        self._known_agents.clear()
+        self._known_tenants.clear()
         for lease in list(self._leases.values()):
             lease.interrupt()
 

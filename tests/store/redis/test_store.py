@@ -458,6 +458,17 @@ async def test_a_store_that_has_lost_events_ends_all_reads(
         await store.open(b"c", ADDRESS, ReadOptions())
 
 
+async def test_the_channels_of_a_store_that_was_emptied_are_found(
+    own_server: RedisServer, store: RedisStore
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    own_server.kill()
+    own_server.start()
+    await until(is_over(lease))
+    await store.create(b"d", "agent.d.1")
+    assert await store.list(None, 0, 10) == ["agent.d.1"]
+
+
 async def test_a_lease_that_nobody_has_is_taken(store: RedisStore) -> None:
     """It is of this node, whose call for it was carried out long after it was given up."""
     lost = await store.open(b"c", ADDRESS, ReadOptions())
@@ -482,6 +493,16 @@ async def test_a_lease_of_a_node_that_is_dead_is_taken(
     assert await take(await lives.open(b"c", ADDRESS, ReadOptions())) == "a"
     for node in nodes:
         await node.aclose()
+
+
+async def test_a_lease_of_a_node_that_has_just_started_is_not_taken(
+    store: RedisStore, other: RedisStore
+) -> None:
+    """The node that looks saw the others the last time before that one had started."""
+    store.membership._living -= {other.membership.node}
+    await other.open(b"c", ADDRESS, ReadOptions())
+    with pytest.raises(ReaderBusy):
+        await store.open(b"c", ADDRESS, ReadOptions())
 
 
 async def test_a_read_asks_again_when_the_store_did_not_answer(
