@@ -123,6 +123,11 @@ bench: $(READY) ## Measure speed and memory beside the Rust broker (0.10), nginx
 	@$(BIN)/python -m tests.compat.build
 	$(BIN)/python -m bench $(ARGS)
 
+.PHONY: pictures
+pictures: $(READY) ## Make the pictures of README.md; needs Chromium and npm, and takes two minutes.
+	@[ -e clients/typescript/dist/index.js ] || $(MAKE) --no-print-directory client-ts-build
+	@$(BIN)/python -m tests.pictures
+
 .PHONY: soak
 soak: $(READY) ## Run readers, writers and faults for ten minutes and look for leaks.
 	$(BIN)/python -m tests.soak $(ARGS)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from setuptools import Extension
 
 FENCE = re.compile(r"^(```.*?^```\n)", re.MULTILINE | re.DOTALL)
-FILE_LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#)([^)]+)\)")
+FILE_LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:|#)([^)]+)\)")
 OPTIMIZATION = "MEGAPHONE_OPTIMIZATION"
 """The variable with the level of optimization. For a test 0 is enough, which is built soonest."""
 
@@ -40,7 +40,10 @@ def readme_for_index(text: str, files_url: str) -> str:
     """Return a README that needs no other file. Code blocks stay as they are."""
 
     def outside_of_repository(link: re.Match[str]) -> str:
-        return f"[{link[1]}]({files_url}/{link[2]})" if files_url else link[1]
+        image, text, file = link.groups()
+        if files_url:
+            return f"{image}[{text}]({files_url}/{file})"
+        return "" if image else text
 
     parts = []
     for part in FENCE.split(text):

@@ -64,6 +64,12 @@ def test_its_links_lead_to_the_files_if_their_address_is_known() -> None:
     assert text == "See [this](https://example.com/c/docs/a.md) and [that](https://b)."
 
 
+def test_its_pictures_are_left_out_if_their_address_is_not_known() -> None:
+    picture = "Look:\n\n![A page](docs/a.png)\n\nThere."
+    assert readme_for_index(picture, "") == "Look:\n\n\n\nThere."
+    assert "![A page](https://c/docs/a.png)" in readme_for_index(picture, "https://c")
+
+
 def test_code_in_it_stays_as_it_is() -> None:
     code = "```python\nx[0](y)\n```\n"
     assert readme_for_index(code, "") == code

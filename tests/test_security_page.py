@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROWS = 27
+ROWS = 28
 PAGE = (ROOT / "docs" / "security.md").read_text()
 CHECKLIST = re.findall(
     r"^\| (.+?) \| (.+?) \| (.+?) \|$", PAGE.partition("## The checklist")[2], re.MULTILINE

@@ -282,3 +282,11 @@ def test_the_certificates_of_nodes_are_settings(tmp_path: Path) -> None:
     (tmp_path / "megaphone.toml").write_text(text)
     nodes = load(tmp_path, {}).settings.nodes
     assert (nodes.address, nodes.ca) == ("0.0.0.0:3002", "authority.pem")
+
+
+def test_pictures_are_small_and_shown() -> None:
+    pictures = list((ROOT / "docs/pictures").iterdir())
+    assert len(pictures) == 2
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000
+        assert f"](docs/pictures/{picture.name})" in (ROOT / "README.md").read_text()
