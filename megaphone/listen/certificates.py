@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import (
     SECP256R1,
     SECP384R1,
@@ -109,7 +110,7 @@ class Certificates:
             )
         try:
             identity = load(files)
-        except UnusableCertificate:
+        except Exception:
             self.failed += 1
             raise
 
@@ -129,7 +130,8 @@ class Certificates:
 
     async def keep_current(self, one_at_a_time: asyncio.Lock) -> None:
         """Compare the files with what is in use, again and again, and use them if they are right.
-        The lock is held meanwhile, so that no other reload runs."""
+        The lock is held meanwhile, so that no other reload runs. No error ends this: an error is
+        logged and counted, and the next comparison tries again."""
         while True:
             await asyncio.sleep(CHECK_S)
             async with one_at_a_time:
@@ -138,7 +140,7 @@ class Certificates:
     async def _check(self) -> None:
         assert self._files is not None
         contents: Contents | None = None
-        with suppress(UnusableCertificate):  # which `load` reports
+        with suppress(Exception):  # `load` reads the files too, and its error is reported
             contents = await asyncio.to_thread(read, self._files)
         if contents == self.identity.contents:
             self._refused = None
@@ -147,10 +149,12 @@ class Certificates:
             return
         try:
             self._use(await asyncio.to_thread(load, self._files))
-        except UnusableCertificate as error:
+        except Exception as error:
             if contents is None or contents != self._refused:
                 self.failed += 1
-                log.error("the certificate of the %s port stays as it was: %s", self.door, error)
+                unforeseen = None if isinstance(error, UnusableCertificate) else error
+                text = "the certificate of the %s port stays as it was: %s"
+                log.error(text, self.door, error, exc_info=unforeseen)
             self._refused = contents
 
 
@@ -217,17 +221,23 @@ def checked(files: Files, contents: Contents) -> datetime:
     def refuse(member: str, path: str | None, reason: str) -> NoReturn:
         raise UnusableCertificate(f"{files.setting}.{member}: {path}: {reason}")
 
+    allowed = f"P-256, P-384, or RSA of {SHORTEST_RSA_BITS} bits or more"
+    other_kind = f"has another kind of key than {allowed}"
     try:
         certificate = x509.load_pem_x509_certificates(contents.certificate)[0]
+        public = certificate.public_key()
     except ValueError:
         refuse("certificate", files.certificate, "is not a certificate in PEM form")
+    except UnsupportedAlgorithm:
+        refuse("certificate", files.certificate, other_kind)
     try:
         key = load_pem_private_key(contents.key, None)
     except TypeError:
         refuse("key", files.key, "is encrypted, but the broker cannot ask for its password")
     except ValueError:
         refuse("key", files.key, "is not a private key in PEM form")
-    public = certificate.public_key()
+    except UnsupportedAlgorithm:
+        refuse("key", files.key, f"is another kind of key than {allowed}")
     if key.public_key() != public:
         refuse("key", files.key, "does not belong to the certificate")
     match public:
@@ -236,12 +246,11 @@ def checked(files: Files, contents: Contents) -> datetime:
         case RSAPublicKey(key_size=size) if size >= SHORTEST_RSA_BITS:
             pass
         case _:
-            allowed = f"P-256, P-384, or RSA of {SHORTEST_RSA_BITS} bits or more"
-            refuse("certificate", files.certificate, f"has another kind of key than {allowed}")
+            refuse("certificate", files.certificate, other_kind)
     if contents.client_ca is not None:
         try:
             x509.load_pem_x509_certificates(contents.client_ca)
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             refuse(files.ca_setting, files.client_ca, "has no certificate in PEM form")
     return certificate.not_valid_after_utc
 
@@ -278,7 +287,12 @@ def names_of(certificate: bytes) -> tuple[str, ...]:
     try:
         extensions = x509.load_der_x509_certificate(certificate).extensions
         names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (
+        ValueError,
+        x509.ExtensionNotFound,
+        x509.DuplicateExtension,
+        x509.UnsupportedGeneralNameType,
+    ):
         return ()
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     return (*uris, *names.get_values_for_type(x509.DNSName))

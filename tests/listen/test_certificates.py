@@ -1,14 +1,16 @@
 """The certificate of a door: which files are refused, and what happens when they change."""
 
 import asyncio
+import base64
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from megaphone.listen import certificates
@@ -88,6 +90,28 @@ def weak_key(made: Made, authority: Authority) -> None:
     authority.issue(key=rsa.generate_private_key(public_exponent=65_537, key_size=1_024))
 
 
+P256 = bytes.fromhex("06082a8648ce3d030107")
+"""The number of the curve P-256, as keys and certificates in DER form have it."""
+UNKNOWN_CURVE = bytes.fromhex("06082a8648ce3d03017f")
+
+
+def with_unknown_curve(file: Path) -> None:
+    """Let a key or a certificate name a curve that no library knows."""
+    first, *lines, last = file.read_text().splitlines()
+    der = base64.b64decode("".join(lines))
+    assert der.count(P256) == 1
+    text = base64.encodebytes(der.replace(P256, UNKNOWN_CURVE)).decode()
+    file.write_text(f"{first}\n{text}{last}\n")
+
+
+def certificate_with_unknown_curve(made: Made, authority: Authority) -> None:
+    with_unknown_curve(made.certificate)
+
+
+def key_with_unknown_curve(made: Made, authority: Authority) -> None:
+    with_unknown_curve(made.key)
+
+
 WRONG: list[tuple[Spoil, str]] = [
     (no_certificate, "tls.certificate: {certificate}: No such file or directory"),
     (text_for_a_certificate, "tls.certificate: {certificate}: is not a certificate in PEM form"),
@@ -99,6 +123,11 @@ WRONG: list[tuple[Spoil, str]] = [
         "tls.certificate: {certificate}: has another kind of key than P-256",
     ),
     (curve_that_grpc_cannot_use, "has another kind of key than P-256"),
+    (
+        certificate_with_unknown_curve,
+        "tls.certificate: {certificate}: has another kind of key than P-256",
+    ),
+    (key_with_unknown_curve, "tls.key: {key}: is another kind of key than P-256"),
     (weak_key, "has another kind of key than P-256, P-384, or RSA of 2048 bits or more"),
 ]
 
@@ -194,6 +223,60 @@ async def test_the_files_are_compared_again_and_again(
     errors = [one.message for one in caplog.records if one.levelno == logging.ERROR]
     assert len(errors) == 1
     assert "stays as it was: tls.key" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "is_foreseen"),
+    [(key_with_unknown_curve, True), (certificate_with_unknown_curve, True), (None, False)],
+    ids=["key", "certificate", "other error"],
+)
+async def test_no_error_ends_the_comparisons(
+    authority: Authority,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Spoil | None,
+    is_foreseen: bool,
+) -> None:
+    monkeypatch.setattr(certificates, "CHECK_S", 0.01)
+    made = authority.issue()
+    node = door(made)
+    checking = asyncio.create_task(node.keep_current(asyncio.Lock()))
+
+    async def has_failed() -> bool:
+        return node.failed > 0
+
+    async def has_changed() -> bool:
+        return node.succeeded == 1
+
+    with monkeypatch.context() as patched:
+        if spoil is not None:
+            spoil(made, authority)
+        else:  # an error that nobody foresaw
+            patched.setattr(certificates, "SHORTEST_RSA_BITS", "not a number")
+            authority.issue(key=rsa.generate_private_key(public_exponent=65_537, key_size=2_048))
+        await eventually(has_failed)
+    authority.issue(days=2)
+    await eventually(has_changed)
+    assert not checking.done()
+    checking.cancel()
+    [line] = [one for one in caplog.records if one.levelno == logging.ERROR]
+    assert line.message.startswith("the certificate of the public port stays as it was: ")
+    assert (line.exc_info is None) == is_foreseen
+
+
+def test_a_certificate_with_a_kind_of_name_that_nobody_uses_has_no_names() -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([])
+    today = datetime.now(UTC)
+    edi_party = x509.UnrecognizedExtension(
+        x509.OID_SUBJECT_ALTERNATIVE_NAME, bytes.fromhex("3007a505a1030c0178")
+    )
+    certificate = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), 1, today, today)
+        .add_extension(edi_party, critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    assert certificates.names_of(certificate.public_bytes(serialization.Encoding.DER)) == ()
 
 
 def test_a_certificate_has_uris_and_dns_names(authority: Authority) -> None:
