@@ -1,4 +1,4 @@
-"""The tests that the checklist of docs/security.md names exist."""
+"""docs/security.md names every call as a door, and the tests that its checklist names exist."""
 
 import ast
 import re
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from megaphone.model import Action
+from megaphone.rest.operations import OPERATIONS
+from megaphone.rpc.callers import ACTIONS
+
 ROOT = Path(__file__).parents[1]
 ROWS = 28
 PAGE = (ROOT / "docs" / "security.md").read_text()
-CHECKLIST = re.findall(
-    r"^\| (.+?) \| (.+?) \| (.+?) \|$", PAGE.partition("## The checklist")[2], re.MULTILINE
-)
+ROW = re.compile(r"^\| (.+?) \| (.+?) \| (.+?) \|$", re.MULTILINE)
+CHECKLIST = ROW.findall(PAGE.partition("## The checklist")[2])
 THREATS = {threat: (defence, proof) for threat, defence, proof in CHECKLIST[2:]}
 NAMED = re.compile(r"`(tests/[a-z_/]+\.py)::(test_\w+)`")
 
@@ -23,6 +26,18 @@ def names_in(file: str) -> set[str]:
     return {
         one.name for one in tree.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
     }
+
+
+@pytest.mark.parametrize("action", Action)
+def test_the_doors_name_the_calls_of_each_action(action: Action) -> None:
+    table = PAGE.partition("## The doors")[2].partition("\n## ")[0]
+    [calls] = [row[0] for row in ROW.findall(table) if row[2] == f"`{action}`"]
+    named = set(re.findall(r"`(?:[A-Z]+ )?([^ `]+)`", calls))
+    methods = {path.rpartition("/")[2] for path, one in ACTIONS.items() if one is action}
+    routes = {
+        f"/{path.split('/')[1]}" for (_, path), one in OPERATIONS.items() if one.action is action
+    }
+    assert named == methods | routes
 
 
 def test_the_checklist_is_whole() -> None:
