@@ -1,6 +1,6 @@
 """Many events for many channels: how a call divides them, and what it answers for each."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace
 from megaphone.core.ports import Stored
 from megaphone.core.tenants import Tenant
-from megaphone.errors import BadRequest, MegaphoneError, WriteTimeout
+from megaphone.errors import BadRequest, MegaphoneError, StoreUnavailable, WriteTimeout
 from megaphone.model import SKIPPED, BatchFailure, BatchWritten, Event, WriteFailure
 
 RUN_EVENTS = SLICE // EVENT_WORK
@@ -80,7 +80,18 @@ class Batch:
         """Return that a channel refused the event at index `first`, so that all later ones count as
         refused too."""
         is_timeout = isinstance(error, WriteTimeout)
-        return Refused(first, error.code, SKIPPED if is_timeout else error.code)
+        is_unclear = isinstance(error, StoreUnavailable) and error.may_have_happened
+        return Refused(first, error.code, SKIPPED if is_timeout else error.code, is_unclear)
+
+    def cost_of(self, refused: Iterable["Refused"]) -> tuple[int, int]:
+        """Return how many events some channels refused for certain, and how many bytes those
+        have."""
+        sizes = [0]
+        """How many bytes the last events have together, by how many these are."""
+        for event in reversed(self.events):
+            sizes.append(sizes[-1] + len(event.body))
+        events = [len(self.events) - one.first for one in refused if not one.is_unclear]
+        return sum(events), sum(sizes[count] for count in events)
 
     def accepted(self, index: int, event_id: str) -> None:
         """Note that a channel has the event at an index, under this id."""
@@ -121,6 +132,8 @@ class Refused:
     """The index of the first of these events."""
     reason: str
     reason_of_rest: str
+    is_unclear: bool = False
+    """Whether the channel may have accepted them, because the store failed in between."""
 
 
 def failure_of(error: MegaphoneError) -> WriteFailure:

@@ -95,7 +95,12 @@ class Writing:
             tenant = checked(caller, Action.WRITE, new.stream_id)
             event = await self._new_event(new)
             take_writes(caller, 1, len(new.body))
-            return await self._write_waiting(address, event, new.request_id, tenant)
+            try:
+                return await self._write_waiting(address, event, new.request_id, tenant)
+            except Exception as error:
+                if not may_be_written(error):
+                    give_back_writes(caller, 1, len(new.body))
+                raise
         except ChannelNotFound:
             self._observer.events_unroutable(1)
             raise
@@ -212,7 +217,7 @@ class Writing:
     ) -> None:
         """Count an event that was accepted, and say so."""
         if not isinstance(result, Stored):
-            if not (isinstance(result, StoreUnavailable) and result.may_have_happened):
+            if not may_be_written(result):
                 give_back_writes(caller, 1, size)
             on_result(result)
             return
@@ -293,6 +298,8 @@ class Writing:
         behind: dict[str, deque[Line]] = {}
         """By address: the events that still have to be written to a full channel, in order; or,
         behind an event that must be sent again, those that never will be."""
+        unclear: set[int] = set()
+        """The indices of events that may have been written although they failed."""
 
         async def write_in_order(address: str) -> None:
             queue = behind[address]
@@ -302,6 +309,8 @@ class Writing:
                     results[index] = await self._write_waiting(address, event, request_id, tenant)
                 except MegaphoneError as error:
                     results[index] = failure_of(error)
+                    if may_be_written(error):
+                        unclear.add(index)
                     if isinstance(error, MAY_HEAL):
                         return  # the rest of the queue, and all that comes to it, is skipped
             del behind[address]
@@ -321,11 +330,20 @@ class Writing:
                         start(write_in_order(line.address))
                     else:
                         results[line.number] = outcome_of(result)
+                        if may_be_written(result):
+                            unclear.add(line.number)
                         if isinstance(result, ChannelNotFound):
                             self._observer.events_unroutable(1)
                         elif isinstance(result, MAY_HEAL):
                             self._observer.refused(result)
                             behind[line.address] = deque()
+        if caller is not ANYONE:
+            refused = [
+                new
+                for index, (_, new) in enumerate(writes)
+                if isinstance(results[index], WriteFailure) and index not in unclear
+            ]
+            give_back_writes(caller, len(refused), size_of(caller, refused))
         return results
 
     async def _lines(
@@ -464,7 +482,8 @@ class Writing:
             if pace.is_used_up(EVENT_WORK + work_of(one.body)):
                 await asyncio.sleep(0)
         take_writes(caller, *cost_of_batch(caller, addresses, new))
-        return await self._write_to_all(addresses, Batch(events, request_id, tenant, pace), {})
+        batch = Batch(events, request_id, tenant, pace)
+        return await self._write_to_all(caller, addresses, batch, {})
 
     def begin_batch(
         self, caller: Caller, addresses: Sequence[str], new: Sequence[NewEvent]
@@ -491,7 +510,8 @@ class Writing:
         accepted = {address: self._accept_run(address, events, tenant) for address in addresses}
         if all(count == len(events) for count in accepted.values()):
             return BatchWritten(events, len(events) if addresses else 0, {}, ())
-        return self._write_to_all(addresses, Batch(events, None, tenant, Pace()), accepted)
+        batch = Batch(events, None, tenant, Pace())
+        return self._write_to_all(caller, addresses, batch, accepted)
 
     def _checked_addresses(self, addresses: Sequence[str], messages: int) -> list[str]:
         """Return the different ones of the addresses for a batch with so many messages.
@@ -511,9 +531,14 @@ class Writing:
         return addresses
 
     async def _write_to_all(
-        self, addresses: Sequence[str], batch: "Batch", already: Mapping[str, int]
+        self,
+        caller: Caller,
+        addresses: Sequence[str],
+        batch: "Batch",
+        already: Mapping[str, int],
     ) -> BatchWritten:
         """Write to all channels in slices. Each full channel gets a task that waits for places.
+        What they refuse does not count against the share of the caller's tenant.
 
         `already` says for some addresses how many events of the batch their channels have. Such a
         batch must fit into one run.
@@ -554,6 +579,8 @@ class Writing:
                         else:
                             self._observer.refused(result)
                 await asyncio.sleep(0)
+        if refused:
+            give_back_writes(caller, *batch.cost_of(refused.values()))
         return await batch.written(addresses, refused)
 
     async def _write_rest(self, address: str, batch: "Batch", first: int) -> "Refused | None":
@@ -658,6 +685,11 @@ def give_back_writes(caller: Caller, events: int, size: int) -> None:
     """Count events less, because they were not written."""
     if caller is not ANYONE:
         caller.tenant.give_back_writes(events, size)
+
+
+def may_be_written(result: AppendResult | Exception) -> bool:
+    """Return whether an event may have been written although the store has failed."""
+    return isinstance(result, StoreUnavailable) and result.may_have_happened
 
 
 def size_of(caller: Caller, new: Iterable[NewEvent]) -> int:
