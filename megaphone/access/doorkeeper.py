@@ -53,7 +53,8 @@ class Doorkeeper:
         on_change: Callable[[Caller], None] | None = None,
     ) -> None:
         """`clock` returns the time of the event loop. `on_change` is called with the
-        caller who has no proof, when callers may have lost what they were allowed."""
+        caller who has no proof, when callers may have lost what they were allowed. The verifiers
+        belong to this doorkeeper, which sets their `on_revoked`."""
         self._tenants = tenants
         self._peers = peers
         self._clock = clock
@@ -79,6 +80,8 @@ class Doorkeeper:
         self._has_certificates = False
         """Whether a call without a token may come from somebody with a certificate."""
         self._take(settings.auth)
+        for verifier in verifiers:
+            verifier.on_revoked = self._drop_revoked
 
     # -- Settings
 
@@ -101,8 +104,17 @@ class Doorkeeper:
         self._generation += 1
         self._known.clear()
         self._refused.clear()
+        self._report_change()
+
+    def _report_change(self) -> None:
         if self._on_change is not None:
             self._on_change(self._everybody or self._nobody)
+
+    def _drop_revoked(self) -> None:
+        self._known = {
+            proof: caller for proof, caller in self._known.items() if not caller.is_revoked
+        }
+        self._report_change()
 
     def _take_tokens(self, named: Iterable[tuple[str, Token]]) -> None:
         before, self._tokens = self._tokens, {}

@@ -2,7 +2,7 @@
 
 Anybody can send tokens that name unknown keys, so they cause at most one request in 30 seconds, and
 all calls that need its result wait for the same one. While the issuer does not answer, its old keys
-stay valid for a day.
+stay valid for a day. A key that it publishes no more is not valid any more.
 """
 
 import asyncio
@@ -39,6 +39,8 @@ class FetchedKeys:
         self._name = name
         self._fetch = fetch
         self._keys = NO_KEYS
+        self._thumbprints: frozenset[str] = frozenset()
+        self._on_withdrawn: Callable[[], None] | None = None
         self._valid_until = -1.0
         self._may_ask_at = -1.0
         self._failed = False
@@ -46,8 +48,9 @@ class FetchedKeys:
         self._repeating: asyncio.Task[None] | None = None
         self.fetched_at = 0.0
 
-    def start(self) -> None:
+    def start(self, on_withdrawn: Callable[[], None]) -> None:
         if self._repeating is None:
+            self._on_withdrawn = on_withdrawn
             self._repeating = asyncio.create_task(self._repeat())
 
     def close(self) -> None:
@@ -60,6 +63,9 @@ class FetchedKeys:
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [task for task in (self._repeating, self._fetching) if task is not None]
+
+    def has_key(self, thumbprint: str) -> bool:
+        return thumbprint in self._thumbprints
 
     async def find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
         if not self._has(kid):
@@ -112,8 +118,16 @@ class FetchedKeys:
             if self._failed:
                 log.info("the keys of issuer %s can be fetched again", self._name)
             self._failed = False
-            self._keys = keys
             self._valid_until = asyncio.get_running_loop().time() + VALID_S
             self.fetched_at = time.time()
+            self._take(keys)
         finally:
             self._fetching = None
+        if not self._are_valid():
+            self._take(NO_KEYS)
+
+    def _take(self, keys: KeySet) -> None:
+        before, self._thumbprints = self._thumbprints, keys.thumbprints()
+        self._keys = keys
+        if before - self._thumbprints and self._on_withdrawn is not None:
+            self._on_withdrawn()

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self, final
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, final
 from weakref import WeakKeyDictionary
 
 from megaphone.access.ports import KeySource, TrustedIssuer
@@ -28,6 +28,14 @@ class UnusableKey(OSError):
     """A key in the settings cannot be used. The text names the setting."""
 
 
+class Signer(NamedTuple):
+    """Who answers for a caller."""
+
+    issuer: TrustedIssuer
+    thumbprint: str
+    """That of the key."""
+
+
 @final
 class JwtVerifier:
     """Verifies the tokens of the issuers in the settings. Within its context it keeps the keys of
@@ -42,14 +50,14 @@ class JwtVerifier:
         self._is_running = False
         self._issuers: Mapping[str, TrustedIssuer] = {}
         """By the `iss` of their tokens."""
-        self._named_by: WeakKeyDictionary[Caller, TrustedIssuer] = WeakKeyDictionary()
-        """Who answers for each caller."""
+        self._signers: WeakKeyDictionary[Caller, Signer] = WeakKeyDictionary()
+        self.on_revoked: Callable[[], None] | None = None
         self._take(self._built(settings))
 
     async def __aenter__(self) -> Self:
         self._is_running = True
         for issuer in self._issuers.values():
-            issuer.keys.start()
+            self._start(issuer)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -91,10 +99,25 @@ class JwtVerifier:
             if issuers.get(iss) is not issuer:
                 issuer.keys.close()
         for issuer in issuers.values() if self._is_running else ():
-            issuer.keys.start()
-        for caller, issuer in list(self._named_by.items()):
+            self._start(issuer)
+        for caller, (issuer, _) in list(self._signers.items()):
             if issuers.get(issuer.settings.issuer) is not issuer:
                 caller.revoke()
+
+    def _start(self, issuer: TrustedIssuer) -> None:
+        issuer.keys.start(partial(self._revoke_withdrawn, issuer))
+
+    def _revoke_withdrawn(self, issuer: TrustedIssuer) -> None:
+        """Revoke the callers whose tokens were signed with keys that are not valid any more."""
+        withdrawn = [
+            caller
+            for caller, signer in list(self._signers.items())
+            if signer.issuer is issuer and not issuer.keys.has_key(signer.thumbprint)
+        ]
+        for caller in withdrawn:
+            caller.revoke()
+        if withdrawn and self.on_revoked is not None:
+            self.on_revoked()
 
     # -- Tokens
 
@@ -111,7 +134,7 @@ class JwtVerifier:
             verified.grants,
             expires_at=now + verified.left_s,
         )
-        self._named_by[caller] = verified.issuer
+        self._signers[caller] = Signer(verified.issuer, verified.thumbprint)
         return caller
 
 

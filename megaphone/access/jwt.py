@@ -39,6 +39,8 @@ class Verified(NamedTuple):
     """Whom the token is for; empty if it does not say so."""
     tenant: str
     grants: list[Grant]
+    thumbprint: str
+    """That of the key that has signed it."""
     left_s: float
     """The seconds until the token expires, with the leeway of its issuer."""
 
@@ -85,7 +87,7 @@ async def verify(
     claims = claims_of(payload)
     if (issuer := issuers.get(claims.iss)) is None:
         raise InvalidToken("its issuer is not one of the settings")
-    await check_signature(signed, header, issuer)
+    key = await signing_key(signed, header, issuer)
     # Only from here on the token says what its issuer has said.
     check_purpose(header, claims, issuer.settings)
     left_s = check_time(claims, issuer.settings.leeway_secs, wall())
@@ -94,7 +96,7 @@ async def verify(
     except MalformedGrant as error:
         raise InvalidToken(str(error)) from None
     tenant = tenant_of(payload, issuer.settings)
-    return Verified(issuer, claims.sub or claims.client_id, tenant, grants, left_s)
+    return Verified(issuer, claims.sub or claims.client_id, tenant, grants, key.thumbprint, left_s)
 
 
 def parse(token: str) -> tuple[CompactSignature, dict[str, Any]]:
@@ -129,9 +131,10 @@ def claims_of(payload: Mapping[str, Any]) -> Claims:
         raise InvalidToken(f"a claim is missing or wrong: {error}") from None
 
 
-async def check_signature(
+async def signing_key(
     signed: CompactSignature, header: Mapping[str, Any], issuer: TrustedIssuer
-) -> None:
+) -> Key:
+    """Return the key of the issuer that has signed a token."""
     algorithm, kid = header["alg"], header.get("kid")
     of_settings = "EdDSA" if algorithm in EDWARDS else algorithm
     if of_settings not in issuer.settings.allowed_algorithms:
@@ -140,8 +143,10 @@ async def check_signature(
     if not keys:
         named = "it names a key that" if kid is not None else "it names no key, and"
         raise InvalidToken(f"{named} its issuer does not have for its algorithm")
-    if not any(is_signed(signed, key) for key in keys):
-        raise InvalidToken("its signature is wrong")
+    for key in keys:
+        if is_signed(signed, key):
+            return key
+    raise InvalidToken("its signature is wrong")
 
 
 def is_signed(signed: CompactSignature, key: Key) -> bool:

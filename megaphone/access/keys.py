@@ -48,6 +48,11 @@ class Key:
     """The algorithms for which the key may be used."""
     value: jwk.Key
 
+    @property
+    def thumbprint(self) -> str:
+        """What the key has in common with copies of it that have other names (RFC 7638)."""
+        return self.value.thumbprint()
+
 
 @final
 class KeySet:
@@ -58,6 +63,9 @@ class KeySet:
         its issuer, and they have no names."""
         self._keys = tuple(keys)
         self._ignores_names = ignores_names
+
+    def thumbprints(self) -> frozenset[str]:
+        return frozenset(key.thumbprint for key in self._keys)
 
     def has(self, kid: str | None) -> bool:
         """Return whether there is a key for tokens that name this key, or that name none."""
@@ -90,7 +98,10 @@ class FixedKeys:
         self._keys = keys
         self.content: Final = content
 
-    def start(self) -> None: ...
+    def start(self, on_withdrawn: Callable[[], None]) -> None: ...
+
+    def has_key(self, thumbprint: str) -> bool:
+        return True
 
     def close(self) -> None: ...
 

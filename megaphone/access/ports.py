@@ -10,7 +10,7 @@ from megaphone.errors import Unauthenticated
 from megaphone.settings import Issuer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from megaphone.access.keys import Key
 
@@ -26,6 +26,9 @@ class InvalidToken(Unauthenticated):
 
 class Verifier(Protocol):
     """Verifies tokens of one kind."""
+
+    on_revoked: "Callable[[], None] | None"
+    """Called when callers of this verifier were revoked although no settings have changed."""
 
     def recognises(self, token: str) -> bool:
         """Return whether a token has the form of this kind. No other verifier is asked then."""
@@ -49,8 +52,15 @@ class KeySource(Protocol):
         """The Unix time at which the keys were fetched last: 0 if they never were, None if the
         settings have them."""
 
-    def start(self) -> None:
-        """Keep the keys up to date from now on, if the issuer publishes them. Returns at once."""
+    def start(self, on_withdrawn: "Callable[[], None]") -> None:
+        """Keep the keys up to date from now on, if the issuer publishes them. Returns at once.
+
+        `on_withdrawn` is called when a key is not valid any more.
+        """
+
+    def has_key(self, thumbprint: str) -> bool:
+        """Return whether a key that has verified a token is valid. `thumbprint` is that of the
+        key."""
 
     def close(self) -> None:
         """End what `start` has begun. Calls that wait for keys get KeysUnavailable."""

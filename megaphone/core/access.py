@@ -134,6 +134,10 @@ class Caller:
             patterns = EVERY_STREAM if "*" in streams[action] else streams[action]
             self._rights[action] = Right(patterns, self.tenant)
 
+    @property
+    def is_revoked(self) -> bool:
+        return self._is_revoked
+
     def revoke(self) -> None:
         """Let the caller do nothing from now on."""
         self._is_revoked = True

@@ -1,6 +1,7 @@
 """The doorkeeper: whom it lets in, what it remembers, and what a reload changes."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -57,6 +58,7 @@ class FakeIssuer:
 
     answer: Caller | Exception
     asked: int = 0
+    on_revoked: Callable[[], None] | None = None
 
     def recognises(self, token: str) -> bool:
         return token.startswith("jwt")
@@ -251,6 +253,22 @@ async def test_a_reload_while_a_token_is_verified_verifies_it_anew(door: Door) -
     keeper = door.keeper(settings())
     await keeper.admit("Bearer jwt.1", PEER)
     assert door.verifier.asked == 2
+
+
+async def test_a_caller_whom_a_verifier_revokes_is_verified_anew(door: Door) -> None:
+    door.verifier = FakeIssuer(Caller("issuer main: ada", DEFAULT, [Grant(frozenset(Action))]))
+    keeper = door.keeper(settings(Action.READ))
+    revoked = await keeper.admit("Bearer jwt.1", PEER)
+    other = door.verifier.answer = Caller("issuer main: bob", DEFAULT)
+    assert await keeper.admit("Bearer jwt.2", PEER) is other
+    revoked.revoke()
+    door.changes.clear()
+    assert door.verifier.on_revoked is not None
+    door.verifier.on_revoked()
+    assert door.changes == [keeper.known(None)]
+    assert keeper.known("Bearer jwt.2") is other
+    assert keeper.known("Bearer jwt.1") is None
+    assert await keeper.admit("Bearer jwt.1", PEER) is other
 
 
 # -- Bounds

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from megaphone.access.fetching import FetchedKeys
+from megaphone.access.fetching import VALID_S, FetchedKeys
 from megaphone.access.jwks import FetchFailed
 from megaphone.access.keys import KeySet, keys_of_set
 from megaphone.errors import KeysUnavailable
@@ -25,13 +25,17 @@ class Publisher:
         self.kids = ["k1"]
         self.takes_s = 1.0
         self.is_away = False
+        self.withdrawals: list[float] = []
+
+    def note_withdrawal(self) -> None:
+        self.withdrawals.append(round(asyncio.get_running_loop().time(), 3))
 
     async def __call__(self) -> KeySet:
         self.times.append(round(asyncio.get_running_loop().time(), 3))
         await asyncio.sleep(self.takes_s)
         if self.is_away:
             raise FetchFailed("it is away")
-        return keys_of_set({"keys": [public(ec(), kid=kid) for kid in self.kids]})
+        return keys_of_set({"keys": [public(ec(kid), kid=kid) for kid in self.kids]})
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def publisher() -> Publisher:
 @pytest.fixture
 async def keys(publisher: Publisher) -> AsyncIterator[FetchedKeys]:
     keys = FetchedKeys("main", publisher)
-    keys.start()
+    keys.start(publisher.note_withdrawal)
     yield keys
     keys.close()
     await asyncio.sleep(0)
@@ -76,9 +80,28 @@ async def test_a_key_that_the_issuer_takes_back_is_not_valid_any_more(
     keys: FetchedKeys, publisher: Publisher
 ) -> None:
     assert await has(keys, "k1")
+    publisher.kids = ["k1", "k2"]
+    await asyncio.sleep(310)
+    assert publisher.withdrawals == []
+    thumbprints = [ec(kid).thumbprint() for kid in publisher.kids]
+    assert [keys.has_key(thumbprint) for thumbprint in thumbprints] == [True, True]
     publisher.kids = ["k2"]
     await asyncio.sleep(310)
     assert not await has(keys, "k1")
+    assert publisher.withdrawals == [603.0]
+    assert [keys.has_key(thumbprint) for thumbprint in thumbprints] == [False, True]
+
+
+async def test_the_keys_of_an_issuer_that_is_away_are_withdrawn_after_a_day(
+    keys: FetchedKeys, publisher: Publisher
+) -> None:
+    assert await has(keys, "k1")
+    publisher.is_away = True
+    await asyncio.sleep(VALID_S - 40)
+    assert publisher.withdrawals == []
+    await asyncio.sleep(80)
+    assert len(publisher.withdrawals) == 1
+    assert not keys.has_key(ec("k1").thumbprint())
 
 
 async def test_a_thousand_unknown_keys_cause_one_fetch(
@@ -156,7 +179,7 @@ async def test_an_unknown_key_of_an_issuer_that_is_away_cannot_be_judged(
 async def test_without_any_keys_the_fetch_is_repeated_soon(publisher: Publisher) -> None:
     publisher.is_away = True
     keys = FetchedKeys("main", publisher)
-    keys.start()
+    keys.start(publisher.note_withdrawal)
     with pytest.raises(KeysUnavailable):
         await keys.find(ALGORITHM, "k1")
     publisher.is_away = False
@@ -168,7 +191,7 @@ async def test_without_any_keys_the_fetch_is_repeated_soon(publisher: Publisher)
 
 async def test_after_the_close_waiting_calls_end(publisher: Publisher) -> None:
     keys = FetchedKeys("main", publisher)
-    keys.start()
+    keys.start(publisher.note_withdrawal)
     waiting = asyncio.create_task(keys.find(ALGORITHM, "k1"))
     await asyncio.sleep(0.5)
     keys.close()
@@ -190,7 +213,7 @@ async def test_a_mistake_of_ours_does_not_end_the_fetching(
         return keys_of_set({"keys": [public(ec(), kid="k1")]})
 
     keys = FetchedKeys("main", fetch)
-    keys.start()
+    keys.start(lambda: None)
     await asyncio.sleep(31)
     assert await has(keys, "k1")
     assert "a mistake" in caplog.text

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from megaphone.access import fetching
 from megaphone.app import App
 from megaphone.errors import MegaphoneError
 from megaphone.model import Action, NewEvent, ReadOptions
 from megaphone.settings import Auth, Issuer, Settings
 from tests.support.faces import Face, HttpFace, read_all
-from tests.support.issuer import AUDIENCE, SECRET, claims, secret, token
+from tests.support.issuer import AUDIENCE, SECRET, claims, ec, public, secret, token
+from tests.support.publisher import publishing
 from tests.support.scenes import eventually
 
 SHOP = Issuer(issuer="shop", audience=AUDIENCE, secret=SECRET)
@@ -97,6 +99,38 @@ async def test_a_reload_ends_what_an_issuer_has_allowed(app: App, face: Face) ->
     assert await app.reloader.reload(lambda present: replace(present, auth=AUTH))
     assert await code_of_create(face, proof) == "OK"
     await shop.write_batch([channel.producer], [NewEvent("s", b"1")])
+
+
+async def test_a_withdrawn_key_ends_what_it_has_allowed(
+    app: App, face: Face, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "EVERY_S", 0.1)
+    async with publishing() as publisher:
+        publisher.publish(public(ec("old"), kid="old"), public(ec("new"), kid="new"))
+        issuer = Issuer(issuer=publisher.issuer, audience=AUDIENCE)
+        auth = replace(AUTH, issuers={"main": issuer})
+        assert await app.reloader.reload(lambda present: replace(present, auth=auth))
+        made = claims(iss=publisher.issuer, scope="megaphone:create megaphone:read")
+        proofs = {kid: f"Bearer {token(made, ec(kid), 'ES256', kid=kid)}" for kid in ("old", "new")}
+        reads = {}
+        for kid, proof in proofs.items():
+            caller = face.authorized(proof)
+            channel = await caller.create()
+            reads[kid] = asyncio.create_task(
+                read_all(caller, channel.consumer, ReadOptions(wait_s=50))
+            )
+
+        async def are_open() -> bool:
+            return app.metrics.reads_open == 2
+
+        await eventually(are_open)
+        publisher.publish(public(ec("new"), kid="new"))
+        async with asyncio.timeout(30):
+            await asyncio.wait([reads["old"]])
+        assert await code_of_create(face, proofs["old"]) == "UNAUTHENTICATED"
+        assert await code_of_create(face, proofs["new"]) == "OK"
+        assert not reads["new"].done()
+        reads["new"].cancel()
 
 
 async def test_the_age_of_keys_is_a_metric(app: App, http: HttpFace) -> None:
