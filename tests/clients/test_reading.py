@@ -87,6 +87,24 @@ async def test_connections_cut_at_random_offsets_cost_no_event(
         await client.stop(reading)
 
 
+@pytest.mark.skipif(not IS_LONG, reason="writes 5,000 events: MEGAPHONE_TESTED_LONG=1")
+@pytest.mark.timeout(300)
+async def test_thousands_of_events_survive_cuts_at_random_offsets(
+    driver: Driver, kind: Kind
+) -> None:
+    records = Records()
+    async with stage(kind) as way, driver.client(way.url) as client:
+        way.weather.cuts, way.weather.mean_life_bytes = (60, 10_000)
+        created = await way.face.create()
+        reading = client.read(created.consumer, **SOON)
+        for _ in range(50):
+            await write(way, created, records, *[20] * 100)
+        way.weather.clear()
+        await shows_all(records, reading)
+        assert len(reading.events) == 5_000
+        await client.stop(reading)
+
+
 async def test_a_line_in_many_pieces_is_one_event(driver: Driver, kind: Kind) -> None:
     records = Records()
     async with stage(kind) as way, driver.client(way.url) as client:

@@ -266,7 +266,7 @@ export class Channel implements AsyncIterable<Event> {
     }
   }
 
-  /** Stop reading until the next use, which goes on where this ended. */
+  /** Stop reading until somebody begins to iterate, which goes on where this ended. */
   pause(): void {
     this.#pause();
   }

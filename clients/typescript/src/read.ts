@@ -71,7 +71,7 @@ export class Read {
     this.#askedAt = now();
     this.#asked = this.#dealt;
     this.#askedAfter = this.#came;
-    this.sink.state("connecting");
+    if (!this.hasBegun) this.sink.state("connecting"); // a read that ends in order is no break
     // What came in a read whose answer was lost counts as delivered, unless it is acknowledged.
     return this.acknowledges ? this.cursor : (this.#received ?? (this.#mayHaveRead ? "-" : undefined));
   }

@@ -1,8 +1,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { firstValueFrom, from, take, toArray } from "rxjs";
-import { MegaphonePoller } from "../dist/compat.js";
 import { line, serve } from "./server.js";
+
+// FORMER_CLIENT may name the built file of the former client, which passes the first of these tests.
+const former = process.env.FORMER_CLIENT;
+const { MegaphonePoller } = await import(former ?? "../dist/compat.js");
 
 test("streams, delayed answers and finalizers are as in the former client", async () => {
   let asked = 0;
@@ -10,11 +13,7 @@ test("streams, delayed answers and finalizers are as in the former client", asyn
     asked++;
     response.write(line("1", "a") + line("2", "answer") + line("3", "a") + line("4", "end") + line("5", "end"));
   });
-  const formers = [];
-  const factory = (...streamIds) => async (former) => {
-    formers.push(former);
-    return { channelAddress: "node.a.1", streamIds };
-  };
+  const factory = (...streamIds) => async () => ({ channelAddress: "node.a.1", channelId: "node.a.1", streamIds });
   const poller = new MegaphonePoller(server.url, 100);
   const chunks = await poller.newUnboundedStream(factory("a"));
   const answers = await poller.newDelayedResponse(factory("answer"));
@@ -22,17 +21,47 @@ test("streams, delayed answers and finalizers are as in the former client", asyn
   const [all, answer, end] = await Promise.all([
     firstValueFrom(from(chunks).pipe(take(2), toArray())),
     firstValueFrom(from(answers)),
-    firstValueFrom(from(ending).pipe(toArray())),
+    firstValueFrom(from(ending).pipe(take(2), toArray())),
   ]);
   assert.deepEqual(all.map(({ sid, eid, body }) => [sid, eid, body]), [["a", "1", "1"], ["a", "3", "3"]]);
-  assert.equal(answer.ts, "2026-01-02T03:04:05.000Z");
+  assert.equal(Date.parse(answer.ts), Date.parse("2026-01-02T03:04:05Z"));
   assert.deepEqual(end.map(({ body }) => body), ["4", "5"]);
-  assert.deepEqual(formers, [undefined, "node.a.1", "node.a.1"]);
   assert.equal(asked, 1);
   server.close();
 });
 
-test("an observer gets the error that ends the channel, and can leave", async () => {
+test("a factory learns which channel is read, so that it can use that again", { skip: former }, async () => {
+  const server = await serve((_, response) => response.flushHeaders());
+  const poller = new MegaphonePoller(server.url, 100);
+  const addresses = [];
+  const factory = async (address) => {
+    addresses.push(address);
+    return { channelAddress: "node.a.1", streamIds: ["a"] };
+  };
+  const chunks = await poller.newUnboundedStream(factory);
+  const subscription = chunks.subscribe(() => {});
+  await poller.newUnboundedStream(factory);
+  subscription.unsubscribe();
+  await poller.newUnboundedStream(factory);
+  assert.deepEqual(addresses, [undefined, "node.a.1", undefined]);
+  server.close();
+});
+
+test("an answer that comes before somebody subscribes is kept", { skip: former }, async () => {
+  const server = await serve((_, response) => response.write(line("1", "answer") + line("2", "a")));
+  const poller = new MegaphonePoller(server.url, 100);
+  const factory = (stream) => async () => ({ channelAddress: "node.a.1", streamIds: [stream] });
+  const [answers, chunks] = [await poller.newDelayedResponse(factory("answer")), await poller.newUnboundedStream(factory("a"))];
+  const subscription = await new Promise((resolve) => {
+    const made = chunks.subscribe(() => setTimeout(() => resolve(made)));
+  });
+  const answer = await firstValueFrom(from(answers));
+  assert.equal(answer.body, "1");
+  subscription.unsubscribe();
+  server.close();
+});
+
+test("an observer gets the error that ends the channel, and can leave", { skip: former }, async () => {
   const server = await serve((_, response) => response.writeHead(404).end('{"code":"NOT_FOUND","message":"gone"}'));
   const chunks = await new MegaphonePoller(server.url, 100).newUnboundedStream(async () => ({ channelId: "node.a.1", streamIds: ["a"] }));
   const left = chunks.subscribe(() => assert.fail());

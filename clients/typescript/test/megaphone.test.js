@@ -180,3 +180,37 @@ test("the channels of a client share one connection", async () => {
   server.close();
   await late.return();
 });
+
+test("a page that comes back reads again at once, if its connection was silent or it waits", async (t) => {
+  let asked = 0;
+  const server = await serve((_, response) => {
+    if (++asked === 1) response.flushHeaders();
+    else if (asked === 2) response.writeHead(503, { "Retry-After": "30" }).end("{}");
+    else response.write(line("1"));
+  });
+  const target = new EventTarget(); // stands for the window, which Node has not
+  globalThis.addEventListener = target.addEventListener.bind(target);
+  globalThis.removeEventListener = target.removeEventListener.bind(target);
+  t.after(() => {
+    delete globalThis.addEventListener;
+    delete globalThis.removeEventListener;
+  });
+  const channel = new Megaphone(server.url, { heartbeatMs: 60_000 }).channel("node.a.1");
+  const taking = taken(channel, 1);
+  const until = async (state) => {
+    while (channel.state !== state) await new Promise((resolve) => setTimeout(resolve, 5));
+  };
+  await until("open");
+  target.dispatchEvent(new Event("online")); // the connection is young
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(asked, 1);
+  const real = performance.now.bind(performance);
+  t.mock.method(performance, "now", () => real() + 61_000);
+  target.dispatchEvent(new Event("pageshow"));
+  await until("waiting");
+  target.dispatchEvent(new Event("online"));
+  assert.deepEqual(await taking, ["1"]);
+  assert.equal(asked, 3);
+  await channel.close();
+  server.close();
+});
