@@ -16,6 +16,8 @@ _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TENANT_LENGTH}}}")
 NO_LIMITS: Final = TenantLimits()
 OTHER: Final = "other"
 """What metrics call all tenants that are not in the settings."""
+MOST_HELD: Final = 10_000
+"""How many tenants that are not in the settings are remembered for what they have not paid off."""
 READ_AGAIN_S: Final = 1.0
 """When a client should ask again for a read, or for a channel, that its tenant may not have now."""
 CREATE_AGAIN_S: Final = 10.0
@@ -68,6 +70,11 @@ class Tenant:
     def is_limited(self) -> bool:
         """Whether any limit is set."""
         return self.limits != NO_LIMITS
+
+    @property
+    def has_rates(self) -> bool:
+        """Whether there is anything that the tenant pays off in time."""
+        return any((self._creates, self._writes, self._bytes))
 
     # -- Channels
 
@@ -222,7 +229,12 @@ class Tenants:
         """The tenant of callers for whom no other one is configured."""
         self._configured = {name: self._new(name) for name in self._limits}
         self._others: WeakValueDictionary[str, Tenant] = WeakValueDictionary()
-        """Tenants that are not in the settings. They live as long as their channels and callers."""
+        """Tenants that are not in the settings. They live as long as their channels and callers,
+        and while they are held."""
+        self._held: dict[str, Tenant] = {}
+        """Tenants of `_others` that have rates, so that none of them begins anew when its last
+        channel and caller have gone. The one that was asked for longest ago comes first. If there
+        are too many, that one is forgotten, and so is what it has not paid off."""
 
     def named(self, name: str) -> Tenant:
         """Return the tenant with a name. An empty name means `default`.
@@ -234,7 +246,17 @@ class Tenants:
         tenant = self._configured.get(name) or self._others.get(name)
         if tenant is None:
             tenant = self._others[name] = self._new(name)
+        if name not in self._configured:
+            self._hold(tenant)
         return tenant
+
+    def _hold(self, tenant: Tenant) -> None:
+        if not tenant.has_rates:
+            return
+        self._held.pop(tenant.name, None)
+        if len(self._held) >= MOST_HELD:
+            del self._held[next(iter(self._held))]
+        self._held[tenant.name] = tenant
 
     def own(self, tenant: Tenant) -> Tenant:
         """Return the tenant of this node in place of `DEFAULT`, which all nodes have."""
@@ -260,6 +282,9 @@ class Tenants:
         for name, tenant in known.items():
             tenant.change(*self._share_of(name))
         self._configured = {name: known.get(name) or self._new(name) for name in limits}
-        self._others = WeakValueDictionary(
-            {name: one for name, one in known.items() if name not in self._configured}
-        )
+        others = {name: one for name, one in known.items() if name not in self._configured}
+        self._others = WeakValueDictionary(others)
+        before, self._held = self._held, {}
+        for tenant in (*others.values(), *before.values()):  # these were asked for last
+            if tenant.name in others:
+                self._hold(tenant)

@@ -4,6 +4,7 @@ import gc
 
 import pytest
 
+from megaphone.core import tenants as core_tenants
 from megaphone.core.creation import AllowedOptions
 from megaphone.core.tenants import DEFAULT, Tenant, Tenants, checked_tenant
 from megaphone.errors import BadRequest, LimitExceeded, RateLimited
@@ -40,6 +41,35 @@ def test_a_tenant_that_nobody_has_configured_lives_as_long_as_its_channels() -> 
         tenants.named(f"tenant-{number}")
     gc.collect()
     assert len(tenants._others) == 0
+
+
+def test_a_tenant_with_rates_owes_what_it_owes_when_nobody_refers_to_it() -> None:
+    limits = {"default": TenantLimits(writes_per_s=1), "old": TenantLimits(writes_per_s=1)}
+    tenants = Tenants(limits)
+    tenants.named("bank").take_writes(1, 0, 0.0)
+    tenants.named("old").take_writes(1, 0, 0.0)
+    gc.collect()
+    del limits["old"]
+    for again in (limits, limits):
+        tenants.prepare(Settings(tenants=again))()
+        gc.collect()
+        for name in ("bank", "old"):
+            with pytest.raises(RateLimited):
+                tenants.named(name).take_writes(1, 0, 0.5)
+    tenants.prepare(Settings())()
+    gc.collect()
+    assert len(tenants._held) == 0
+
+
+def test_the_tenant_that_was_asked_for_longest_ago_is_forgotten_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(core_tenants, "MOST_HELD", 2)
+    tenants = Tenants({"default": TenantLimits(writes_per_s=1)})
+    for name in ("a", "b", "a", "c"):
+        tenants.named(name)
+    gc.collect()
+    assert list(tenants._held) == ["a", "c"] == sorted(tenants._others)
 
 
 @pytest.mark.parametrize("name", ["a b", "a.b", "x" * 65, "a\n", "\N{SNOWMAN}"])
