@@ -1,7 +1,8 @@
 """The doorkeeper: finds the caller who has a proof, and remembers it.
 
 A proof is verified once. After that the caller is found by the text of the header, which costs a
-look-up in a dictionary.
+look-up in a dictionary. Only one text is remembered for each token, because the same token can be
+sent with many: the name of the scheme in other letters, and more spaces.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,6 +12,7 @@ from weakref import WeakSet
 from megaphone.access.audit import RefusedProofs
 from megaphone.access.certificates import CertificateCallers
 from megaphone.access.ports import InvalidToken, Verifier
+from megaphone.access.remembered import RememberedCallers
 from megaphone.access.tokens import by_digest, digest_of, grant_of
 from megaphone.core.access import ANYONE, Caller, Names, Peer
 from megaphone.core.peers import PeerLimits
@@ -21,12 +23,12 @@ from megaphone.settings import Auth, Settings, Token
 if TYPE_CHECKING:
     from megaphone.model import Action
 
-REMEMBERED: Final = 10_000
-"""How many callers are found by their proofs. The one that was admitted first is dropped first."""
 REFUSED_REMEMBERED: Final = 10_000
 REFUSED_FOR_S: Final = 10.0
 """For how long a proof that was refused is refused again without another look."""
 BEARER: Final = "bearer "
+USUAL_BEARER: Final = "Bearer "
+"""With it begin the proofs that are remembered."""
 
 
 class Refusal(NamedTuple):
@@ -67,7 +69,7 @@ class Doorkeeper:
         """The owners of the tokens in the settings, by the hashes of those."""
         self._verified: WeakSet[Caller] = WeakSet()
         """Those whom a verifier has admitted, and who still call or are remembered."""
-        self._known: dict[str, Caller] = {}
+        self._known = RememberedCallers()
         self._refused: dict[str, Refusal] = {}
         """Those of the last seconds, by the hashes of the proofs."""
         self._generation = 0
@@ -111,9 +113,7 @@ class Doorkeeper:
             self._on_change(self._everybody or self._nobody)
 
     def _drop_revoked(self) -> None:
-        self._known = {
-            proof: caller for proof, caller in self._known.items() if not caller.is_revoked
-        }
+        self._known.drop_revoked()
         self._report_change()
 
     def _take_tokens(self, named: Iterable[tuple[str, Token]]) -> None:
@@ -148,6 +148,9 @@ class Doorkeeper:
         if caller is not None or proof is None:
             return caller or self._nobody
         token = proof[len(BEARER) :].strip(" ")
+        usual = USUAL_BEARER + token
+        if (caller := self._known.get(usual)) is not None:
+            return caller
         digest = digest_of(token)
         self._peers.check_failures(peer.ip, self._clock())
         try:
@@ -156,9 +159,7 @@ class Doorkeeper:
         except MegaphoneError as error:
             self._note_refused(digest, error, peer)
             raise
-        if len(self._known) >= REMEMBERED:
-            del self._known[next(iter(self._known))]
-        self._known[proof] = caller
+        self._known.add(usual, caller)
         return caller
 
     async def _find(self, token: str, digest: str) -> Caller:

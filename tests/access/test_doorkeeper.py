@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from megaphone.access import doorkeeper as module
+from megaphone.access import remembered
 from megaphone.access.doorkeeper import REFUSED_FOR_S, Doorkeeper
 from megaphone.access.ports import InvalidToken
 from megaphone.access.tokens import PREFIX, digest_of, new_token
@@ -275,7 +276,7 @@ async def test_a_caller_whom_a_verifier_revokes_is_verified_anew(door: Door) -> 
 
 
 async def test_what_is_remembered_is_bounded(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REMEMBERED", 3)
+    monkeypatch.setattr(remembered, "MOST", 3)
     monkeypatch.setattr(module, "REFUSED_REMEMBERED", 3)
     door.verifier = FakeIssuer(Caller("issuer main: ada", DEFAULT))
     keeper = door.keeper(settings())
@@ -286,6 +287,38 @@ async def test_what_is_remembered_is_bounded(door: Door, monkeypatch: pytest.Mon
     assert (len(keeper._known), len(keeper._refused)) == (3, 3)
     assert keeper.known("Bearer jwt.9") is not None
     assert keeper.known("Bearer jwt.0") is None
+
+
+async def test_a_token_is_remembered_once_in_whatever_words_it_comes(door: Door) -> None:
+    subject = Caller("issuer main: ada", DEFAULT)
+    door.verifier = FakeIssuer(subject)
+    keeper = door.keeper(settings())
+    for scheme in ("Bearer", "bearer", "BEARER", "bEaReR"):
+        for spaces in (1, 2, 1_000):
+            proof = f"{scheme}{' ' * spaces}jwt.1{' ' * (spaces - 1)}"
+            assert await keeper.admit(proof, PEER) is subject
+    assert door.verifier.asked == 1
+    assert keeper.known("Bearer jwt.1") is subject
+    assert len(keeper._known) == 1
+
+
+async def test_the_size_of_what_is_remembered_is_bounded(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remembered, "MOST_CHARACTERS", 10_000)
+    subject = Caller("issuer main: ada", DEFAULT)
+    door.verifier = FakeIssuer(subject)
+    keeper = door.keeper(settings())
+    proofs = [f"Bearer jwt.{number}.{'x' * 4_000}" for number in range(5)]
+    for round_ in range(2):
+        for proof in proofs:
+            await keeper.admit(proof, PEER)
+        assert [keeper.known(proof) for proof in proofs] == [None] * 3 + [subject] * 2, round_
+    keeper.prepare(Settings(auth=Auth(issuers=ISSUERS)))()
+    assert len(keeper._known) == 0
+    for proof in proofs:
+        await keeper.admit(proof, PEER)
+    assert keeper.known(proofs[-2]) is subject  # so nothing of before the reload counts
 
 
 # -- The audit log
