@@ -137,6 +137,7 @@ export class Hub {
       lastByte: now(),
       cut(isSilent = false) {
         isCut ||= !isSilent;
+        for (const read of group) read.cut();
         abort.abort();
       },
     };

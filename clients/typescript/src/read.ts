@@ -100,6 +100,11 @@ export class Read {
     return id === this.#received || this.#latest.has(id) || this.#former.has(id);
   }
 
+  /** The connection was cut here, so that its answer may be lost, and what that delivered. */
+  cut(): void {
+    this.#mayHaveRead = true;
+  }
+
   /** Bytes came. */
   alive(): void {
     this.#backoff.reset();

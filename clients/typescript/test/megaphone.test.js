@@ -214,3 +214,21 @@ test("a page that comes back reads again at once, if its connection was silent o
   await channel.close();
   server.close();
 });
+
+test("a channel that is left before the answer loses nothing for the others of its connection", async () => {
+  const asked = [];
+  const server = await serve(({ method, query }, response) => {
+    asked.push(method === "GET" ? query.after : method);
+    if (method === "GET") response.write(line("1"));
+  });
+  const mp = new Megaphone(server.url, { heartbeatMs: 60_000 });
+  const [left, other] = [mp.channel("node.a.1"), mp.channel("node.b.1")];
+  const waiting = left[Symbol.asyncIterator]();
+  const taking = taken(other, 1);
+  while (!asked.length) await new Promise((resolve) => setTimeout(resolve, 5));
+  await waiting.return();
+  assert.deepEqual(await taking, ["1"]);
+  assert.deepEqual(asked, ["POST", "-"]);
+  await Promise.all([left.close(), other.close()]);
+  server.close();
+});
