@@ -94,6 +94,8 @@ class Broker(Writing):
         self._readers: set[Reader] = set()
         self._on_close = self._on_read_end
         """One object for all readers, to save memory."""
+        self._nobody = ANYONE
+        """The caller who has no proof, in place of whom ANYONE may have begun a read."""
         self._read_ended = asyncio.Event()
         """Set whenever a read ends."""
 
@@ -393,6 +395,12 @@ class Broker(Writing):
             on_close=self._on_close,
         )
         self._readers.add(reader)
+        # A reload while the call waited did not find it among the open reads.
+        try:
+            self._check_reader(reader)
+        except MegaphoneError:
+            reader.close(clean=False)
+            raise
         return reader
 
     async def acknowledge(self, caller: Caller, address: str, event_id: str) -> int:
@@ -482,13 +490,17 @@ class Broker(Writing):
     def end_refused_reads(self, nobody: Caller) -> None:
         """End cleanly all open reads whose callers may not read any more. `nobody` is the caller
         who has no proof, in place of whom ANYONE may have begun a read."""
-        now = loop_time()
+        self._nobody = nobody
         for reader in self._readers:
-            caller = nobody if reader.caller is ANYONE else reader.caller
             try:
-                caller.check_streams(Action.READ, now, reader.streams)
+                self._check_reader(reader)
             except MegaphoneError as error:
                 reader.refuse(error)
+
+    def _check_reader(self, reader: Reader) -> None:
+        """Raises: the errors of `Caller.check_streams`, if the caller may not read any more."""
+        caller = self._nobody if reader.caller is ANYONE else reader.caller
+        caller.check_streams(Action.READ, loop_time(), reader.streams)
 
     async def begin_shutdown(self) -> None:
         """Refuse new calls and waiting writers from now on, and end all open reads cleanly."""

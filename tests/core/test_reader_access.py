@@ -139,3 +139,32 @@ async def test_a_caller_with_other_streams_ends_its_read(node: Node) -> None:
     node.broker.end_refused_reads(ANYONE)
     _, refusal = await reading
     assert isinstance(refusal, PermissionDenied)
+
+
+NOBODY = Caller("anyone", DEFAULT, required=READS, has_proof=False)
+
+
+@pytest.mark.parametrize("has_token", [True, False])
+async def test_a_read_that_waits_to_open_while_its_caller_loses_the_right_is_refused(
+    node: Node, has_token: bool
+) -> None:
+    channel = await node.broker.create(ANYONE)
+    who = caller(expires_in_s=1e9) if has_token else ANYONE
+    address = channel.consumer_address
+    with node.agents.moving("node"):
+        opening = asyncio.create_task(node.broker.open_read(who, address, LONG))
+        opening_many = asyncio.create_task(node.broker.open_many(who, [(address, None)], LONG))
+        await asyncio.sleep(1)
+        if has_token:
+            who.revoke()
+        node.broker.end_refused_reads(NOBODY)
+    with pytest.raises(Unauthenticated):
+        await opening
+    many = await opening_many
+    parts = many.next()
+    assert parts is not None
+    assert [type(getattr(part, "error", None)) for part in parts] == [Unauthenticated]
+    many.close(clean=True)
+    assert node.metrics.reads_open == 0
+    other = caller(expires_in_s=1e9)
+    (await node.broker.open_read(other, address, LONG)).close(clean=True)  # the lease is free
