@@ -525,7 +525,8 @@ class Settings:
 
     max_connections_per_ip: Annotated[int, whole(1, 1_000_000)] | None = None
     """The largest number of open connections for HTTP from one address, or from one IPv6 network of
-    64 bits. The node refuses further connections. Those of `trusted_proxies` have no such limit."""
+    64 bits. The node refuses further connections, but for a few health probes. Those of
+    `trusted_proxies` have no such limit."""
     creates_per_s_per_ip: PerSecond | None = None
     """How many channels callers without a token may create in a second from one address, or from
     one IPv6 network of 64 bits."""

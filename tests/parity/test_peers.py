@@ -9,6 +9,7 @@ from megaphone.app import App
 from megaphone.core.access import Action
 from megaphone.errors import BadRequest, MegaphoneError, RateLimited, Unauthenticated
 from megaphone.model import ChannelOptions
+from megaphone.rest.connection.limits import SPARE
 from megaphone.settings import Auth, TenantLimits, Token
 from tests.support.faces import Face, GrpcFace, HttpFace
 
@@ -96,21 +97,38 @@ async def test_an_address_has_as_many_connections_as_it_may(app: App) -> None:
         writer.write(begin)
         return await asyncio.wait_for(reader.read(300), 5)
 
+    async def ask(path: bytes) -> bytes:
+        return await answer(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n" % path)
+
     writers: list[asyncio.StreamWriter] = []
     assert [b" 200 " in await answer() for _ in range(2)] == [True, True]
-    refused = await answer()
+    refused = await ask(b"/create")
     assert b" 429 " in refused
     assert b"max_connections_per_ip" in refused
+    probed = await answer()
+    assert b" 200 " in probed
+    assert b"Connection: close" in probed
     writers[0].close()
     await writers[0].wait_closed()
     for _ in range(100):
-        if b" 200 " in await answer():
+        if b" 200 " in await ask(b"/create"):
             break
         await asyncio.sleep(0.05)
     else:
         pytest.fail("the connection that ended still counts")
     for writer in writers:
         writer.close()
+
+
+@pytest.mark.settings(max_connections_per_ip=1)
+async def test_beyond_those_for_probes_an_address_is_refused_at_once(app: App) -> None:
+    opened = [await asyncio.open_connection("127.0.0.1", app.http_port) for _ in range(1 + SPARE)]
+    reader, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
+    answer = await asyncio.wait_for(reader.read(300), 5)
+    assert b" 429 " in answer
+    assert b"max_connections_per_ip" in answer
+    for _, one in (*opened, (reader, writer)):
+        one.close()
 
 
 @pytest.mark.settings(max_connections_per_ip=1, trusted_proxies=("127.0.0.1",))

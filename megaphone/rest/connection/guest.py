@@ -10,7 +10,7 @@ from aiohttp import StreamReader, web
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from megaphone.core.budget import Budget
-from megaphone.errors import BadRequest
+from megaphone.errors import BadRequest, LimitExceeded
 from megaphone.rest.connection.answers import error_answer, internal_answer, json_answer
 from megaphone.rest.connection.limits import for_probes_only
 from megaphone.wire import json
@@ -120,9 +120,9 @@ class Guest(web.RequestHandler):
         # aiohttp 3.13 has no limit of its own for requests that wait.
         return self._reading_paused or getattr(self, "_buffer_paused", False)
 
-    def serve_probes_only(self, paths: Container[str]) -> None:
+    def serve_probes_only(self, paths: Container[str], refused_with: LimitExceeded) -> None:
         """Serve one request for one of the paths, and refuse all others."""
-        self._request_handler = for_probes_only(self._request_handler, paths)
+        self._request_handler = for_probes_only(self._request_handler, paths, refused_with)
 
     def give_back(self) -> None:
         """Give the connection back. A handler that still runs must end without an answer."""

@@ -20,11 +20,16 @@ from megaphone.wire import json
 from megaphone.wire.errors import row_of
 
 SPARE = 8
-"""How many connections beyond the limit are served for health probes."""
+"""How many connections beyond the limit, and beyond that of an address, are served for health
+probes."""
 RETRY_AFTER_S = 1.0
 
 FULL = LimitExceeded(
     "this node has as many connections as it may (max_connections)", retry_after_s=RETRY_AFTER_S
+)
+FULL_ADDRESS = LimitExceeded(
+    "this address has as many connections as it may (max_connections_per_ip)",
+    retry_after_s=RETRY_AFTER_S,
 )
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -36,9 +41,10 @@ class Admission(Enum):
     SERVED = auto()
     SPARE = auto()
     """The node serves the connection for health probes only."""
+    SPARE_OF_ADDRESS = auto()
+    """The same, because the address of the client has as many connections as it may."""
     REFUSED = auto()
     REFUSED_ADDRESS = auto()
-    """The address of the client has as many connections as it may."""
 
 
 class Connections:
@@ -62,21 +68,29 @@ class Connections:
         self.handshakes_failed = 0
         """How many clients did not agree with this node on TLS, or had no certificate for it."""
 
-    def admit(self, ip: str = "") -> Admission:
+    def admit(self, ip: str = "") -> tuple[Admission, str]:
         """Decide about a new connection from an address, and count it.
 
-        The caller must call `leave` when a connection ends that was not refused.
+        Returns: the decision, and the network in which the connection counts; that is empty if it
+            counts in none. The caller must call `leave` with the network when a connection ends
+            that was not refused.
         """
-        if self._per_ip is not None and ip and not self._is_proxy(ip):
-            network = network_of(ip)
-            if self._by_network[network] >= self._per_ip:
-                self.refused += 1
-                return Admission.REFUSED_ADDRESS
-            admission = self._admit()
-            if admission is not Admission.REFUSED:
-                self._by_network[network] += 1
-            return admission
-        return self._admit()
+        per_ip = self._per_ip
+        if per_ip is None or not ip or self._is_proxy(ip):
+            return self._admit(), ""
+        network = network_of(ip)
+        beyond = self._by_network[network] - per_ip
+        if beyond >= SPARE:
+            self.refused += 1
+            return Admission.REFUSED_ADDRESS, ""
+        admission = self._admit()
+        if admission is Admission.REFUSED:
+            return admission, ""
+        self._by_network[network] += 1
+        if admission is Admission.SERVED and beyond >= 0:
+            self.refused += 1
+            admission = Admission.SPARE_OF_ADDRESS
+        return admission, network
 
     def _admit(self) -> Admission:
         if self.open < self._most:
@@ -92,24 +106,27 @@ class Connections:
         """Count a client that did not agree with this node on TLS."""
         self.handshakes_failed += 1
 
-    def leave(self, ip: str = "") -> None:
+    def leave(self, network: str = "") -> None:
+        """Count a connection less. `network` is what `admit` has returned for it."""
         self.open -= 1
-        if self._per_ip is not None and ip and (network := network_of(ip)) in self._by_network:
+        if network:
             self._by_network[network] -= 1
             if not self._by_network[network]:
                 del self._by_network[network]
 
 
-def for_probes_only(handler: Handler | None, paths: Container[str]) -> Handler:
+def for_probes_only(
+    handler: Handler | None, paths: Container[str], refused_with: LimitExceeded
+) -> Handler:
     """Return a handler that serves one request for one of the paths, and refuses all others.
 
-    Refused requests get LIMIT_EXCEEDED. The connection is closed after either answer.
+    The connection is closed after either answer.
     """
     assert handler is not None
 
     async def answer(request: web.BaseRequest) -> web.StreamResponse:
         is_served = request.path in paths
-        response = await handler(request) if is_served else error_answer(FULL)
+        response = await handler(request) if is_served else error_answer(refused_with)
         response.force_close()
         return response
 
@@ -131,9 +148,4 @@ def refusal(error: LimitExceeded) -> bytes:
 
 
 REFUSAL = refusal(FULL)
-REFUSAL_OF_ADDRESS = refusal(
-    LimitExceeded(
-        "this address has as many connections as it may (max_connections_per_ip)",
-        retry_after_s=RETRY_AFTER_S,
-    )
-)
+REFUSAL_OF_ADDRESS = refusal(FULL_ADDRESS)

@@ -29,6 +29,8 @@ from megaphone.rest.connection.answer_bytes import internal_error
 from megaphone.rest.connection.encryption import EncryptedTransport
 from megaphone.rest.connection.guest import Guest
 from megaphone.rest.connection.limits import (
+    FULL,
+    FULL_ADDRESS,
     REFUSAL,
     REFUSAL_OF_ADDRESS,
     Admission,
@@ -266,6 +268,7 @@ class Connection:
         "_is_lent_for_ever",
         "_is_paused",
         "_missing",
+        "_network",
         "_resumed",
         "_stream",
         "_task",
@@ -280,6 +283,8 @@ class Connection:
         self._transport: asyncio.Transport | None = None
         self._encrypted: EncryptedTransport | None = None
         """The transport, if the connection is encrypted."""
+        self._network = ""
+        """The network in which the connection counts; empty if it counts in none."""
         self.names: Names = ()
         """The names in the certificate of the client, once it has sent a request."""
         self._guest: Guest | None = None
@@ -312,34 +317,34 @@ class Connection:
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)
         host = self._host
-        ip = ip_of(transport)
-        admission = host.connections.admit(ip)
+        admission, network = host.connections.admit(ip_of(transport))
         if admission is Admission.REFUSED or admission is Admission.REFUSED_ADDRESS:
             is_full = admission is Admission.REFUSED
             transport.write(REFUSAL if is_full else REFUSAL_OF_ADDRESS)
             transport.close()
             return
         self._transport = transport
+        self._network = network
         if isinstance(transport, EncryptedTransport):
             self._encrypted = transport
         host.open.add(self)
         self._used_at = host.loop.time()
         self._idle_s = HEADER_TIMEOUT_S
-        if admission is Admission.SPARE:
+        if admission is not Admission.SERVED:
             self._idle_s = SPARE_TIMEOUT_S
             self._is_lent_for_ever = True
-            self._invited().serve_probes_only(host.probe_paths)
+            error = FULL if admission is Admission.SPARE else FULL_ADDRESS
+            self._invited().serve_probes_only(host.probe_paths, error)
         self._idle_timer = host.loop.call_later(self._idle_s, self._close_when_idle)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._transport is None:
             return
         self._host.turn.answer_requests()
-        ip = ip_of(self._transport)
         self._transport = self._encrypted = None
         self._host.open.discard(self)
         self._host.one_has_closed.set()
-        self._host.connections.leave(ip)
+        self._host.connections.leave(self._network)
         self._take_held()
         self._stop_idle_timer()
         # They refer to the connection, so that only a collection would free it.

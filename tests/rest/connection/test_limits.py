@@ -7,7 +7,7 @@ import pytest
 
 from megaphone.app import App
 from megaphone.rest.connection import protocol
-from megaphone.rest.connection.limits import SPARE
+from megaphone.rest.connection.limits import SPARE, Admission, Connections
 from tests.support.connections import answer_of, connected, metric
 from tests.support.raw_http import Broken, request_of
 from tests.support.scenes import eventually
@@ -77,3 +77,21 @@ async def test_nobody_keeps_the_place_of_a_probe(app: App, monkeypatch: pytest.M
         for connection in spare:
             with pytest.raises(Broken):
                 await connection.receive()
+
+
+def test_a_connection_counts_less_where_it_was_counted() -> None:
+    proxies = {"192.0.2.1"}
+    connections = Connections(per_ip=1, is_proxy=proxies.__contains__)
+    _, of_proxy = connections.admit("192.0.2.1")
+    proxies.clear()
+    admission, network = connections.admit("192.0.2.1")
+    connections.leave(of_proxy)  # which does not make room for another one
+    assert admission is Admission.SERVED
+    admission, spare = connections.admit("192.0.2.1")
+    assert admission is Admission.SPARE_OF_ADDRESS
+    proxies.add("192.0.2.1")
+    connections.leave(network)
+    connections.leave(spare)
+    proxies.clear()
+    assert connections.admit("192.0.2.1")[0] is Admission.SERVED
+    assert (connections.open, connections.refused) == (1, 1)
