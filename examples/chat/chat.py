@@ -27,6 +27,9 @@ CLIENT = HERE.parents[1] / "clients" / "typescript" / "dist"
 KEPT_MESSAGES = 200
 LIFE_S = 15.0
 """How long a channel lives unread: so long a closed page counts as present."""
+PLACES = 1_000
+"""How many events a channel holds that its page has not read, so that a page that was closed keeps
+no writer waiting before its channel ends."""
 WRITE_S = 10.0
 WORD_S = 0.08
 STEP_S = 0.15
@@ -45,6 +48,8 @@ class Message:
     number: int
     sender: str
     text: str
+    key: str = ""
+    """What its page calls it, so that a message that is sent again is in the room once."""
     done: int | None = None
     """How much of a job is done, in percent."""
 
@@ -68,9 +73,9 @@ class Room:
     outbox: asyncio.Queue[tuple[str, object]] = field(default_factory=asyncio.Queue)
     said: int = 0
 
-    def say(self, sender: str, text: str, done: int | None = None) -> Message:
+    def say(self, sender: str, text: str, key: str = "", done: int | None = None) -> Message:
         self.said += 1
-        message = Message(self.said, sender, text, done)
+        message = Message(self.said, sender, text, key, done)
         self.messages = [*self.messages, message][-KEPT_MESSAGES:]
         self.outbox.put_nowait(("message", asdict(message)))
         return message
@@ -131,7 +136,7 @@ class Chat:
         """Give a page a channel. A page whose channel has gone names its former place."""
         asked = await request.json()
         name, title = str(asked["name"])[:40], str(asked["room"])[:40]
-        channel = await self._megaphone.create(ttl_s=self._life_s, label="chat")
+        channel = await self._megaphone.create(ttl_s=self._life_s, capacity=PLACES, label="chat")
         room = self._room(title)
         room.members.pop(str(asked.get("former")), None)
         secret = secrets.token_urlsafe(16)
@@ -148,9 +153,11 @@ class Chat:
 
     async def say(self, request: web.Request) -> web.Response:
         room, member, asked = await self._place(request)
-        text = str(asked["text"])[:MOST_CHARACTERS].strip()
+        text, key = str(asked["text"])[:MOST_CHARACTERS].strip(), str(asked["key"])[:40]
+        if any(message.key == key for message in room.messages):
+            return web.json_response({})
         command, _, rest = text.partition(" ")
-        room.say(member.name, text)
+        room.say(member.name, text, key)
         if command == "/ask":
             self._start(answer(room, rest))
         elif command == "/job":
@@ -194,6 +201,8 @@ class Chat:
             while not room.outbox.empty() and len(events) < 20:
                 events.append(room.outbox.get_nowait())
             producers = [member.producer for member in room.members.values()]
+            if not producers:
+                continue
             # A page that misses an event asks for it, so no failure is worth another try here.
             try:
                 failures = await self._megaphone.write_batch(producers, events, timeout_s=WRITE_S)

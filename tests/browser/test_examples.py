@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 from examples.chat.chat import CLIENT, Chat
 from examples.jobs.jobs import Jobs
@@ -158,6 +158,17 @@ async def test_people_come_type_ask_and_leave(
 
 async def is_empty(chat: Chat, room: str) -> bool:
     return not chat.rooms[room].members
+
+
+async def test_a_message_that_is_sent_again_is_in_the_room_once(stage: Stage, chat: Chat) -> None:
+    async with ClientSession(stage.site) as session:
+        async with session.post("/join", json={"room": "lobby", "name": "Ada"}) as answer:
+            secret = (await answer.json())["secret"]
+        said = {"room": "lobby", "secret": secret, "text": "once", "key": "a key"}
+        for wanted, member in ((200, secret), (200, secret), (404, "another")):
+            async with session.post("/say", json=said | {"secret": member}) as answer:
+                assert answer.status == wanted
+    assert [message.text for message in chat.rooms["lobby"].messages] == ["once"]
 
 
 async def test_a_page_shows_how_far_a_report_is(
