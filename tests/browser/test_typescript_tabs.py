@@ -112,3 +112,21 @@ async def test_each_tab_shows_each_event_once_while_leaders_close_and_crash(
         await tab.page.becomes(f"shown.length >= {EVENTS}", within_s=30)
         assert await tab.page.value("shown") == list(range(EVENTS))
         assert await tab.page.value("gaps") == 0
+
+
+async def test_a_tab_that_says_nothing_any_more_is_replaced(
+    http: HttpFace, channel: Created, tabs: list[Tab]
+) -> None:
+    """That is how a tab that hangs looks to the others."""
+    await http.write(channel.producer, "s", b"0")
+    for tab in tabs:
+        await tab.page.becomes("shown.length === 1")
+    mute = await leader_of(tabs)
+    await mute.page.value("BroadcastChannel.prototype.postMessage = () => {}; 0")
+    for number in range(1, 20):
+        await http.write(channel.producer, "s", str(number).encode())
+    for tab in tabs:
+        await tab.page.becomes("shown.length >= 20", within_s=20)
+        assert await tab.page.value("shown") == list(range(20))
+        assert await tab.page.value("gaps") == 0
+    assert await leader_of(tabs) is not mute
