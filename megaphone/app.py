@@ -566,26 +566,51 @@ async def reload_when_asked(
 
 
 async def serve_as_worker(worker: Worker, logs: LogCounts | None = None) -> None:
-    """Serve until the supervisor or a signal stops this worker, or another one takes its place."""
-    settings = worker.settings
+    """Serve until the supervisor or a signal stops this worker, or another one takes its place.
+
+    If the supervisor goes away, the worker stops in order; one that does not serve yet gives up.
+    """
     # SIGHUP is for the supervisor, but a terminal may send it to all.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     handle_signals(worker.stopping)
     if worker.number > 1:  # because the first one says of the store what all would say
         logging.getLogger("megaphone.backend").setLevel(logging.WARNING)
     async with worker.linked():
-        async with running(settings, logs, worker) as app:
-
-            async def have_agent(name: str) -> None:
-                with suppress(BadRequest):  # it has it already
-                    await app.agents.introduce(name, AgentMode.MASTER, loop_time())
-
-            worker.serves(app.http_port, app.grpc_port, app.metrics.render, have_agent)
-            await first_of(worker.stopping.wait(), worker.leaving.wait())
-            if not worker.stopping.is_set():
-                limit_s = settings.grpc_connection_age_secs + settings.drain_timeout_secs
-                await first_of(worker.stopping.wait(), app.leave(), asyncio.sleep(limit_s))
+        started = asyncio.Event()
+        serving = asyncio.create_task(serve_for_supervisor(worker, logs, started))
+        await first_of(started.wait(), worker.is_orphaned.wait(), finished(serving))
+        if not started.is_set() and worker.is_orphaned.is_set():
+            log.info("the supervisor has gone: not starting")
+            serving.cancel()
+            await finished(serving)
+            return
+        await serving
         await worker.report_last()
+
+
+async def serve_for_supervisor(
+    worker: Worker, logs: LogCounts | None, started: asyncio.Event
+) -> None:
+    """Serve as one of several workers until this one stops or leaves. `started` is set when it
+    serves."""
+    settings = worker.settings
+    async with running(settings, logs, worker) as app:
+        started.set()
+
+        async def have_agent(name: str) -> None:
+            with suppress(BadRequest):  # it has it already
+                await app.agents.introduce(name, AgentMode.MASTER, loop_time())
+
+        worker.serves(app.http_port, app.grpc_port, app.metrics.render, have_agent)
+        await first_of(worker.stopping.wait(), worker.leaving.wait())
+        if not worker.stopping.is_set():
+            limit_s = settings.grpc_connection_age_secs + settings.drain_timeout_secs
+            await first_of(worker.stopping.wait(), app.leave(), asyncio.sleep(limit_s))
+
+
+async def finished(task: "asyncio.Task[Any]") -> None:
+    """Wait for a task, whatever becomes of it. If this wait is cancelled, the task goes on."""
+    await asyncio.wait({task})
 
 
 async def first_of(*awaited: Awaitable[Any]) -> None:

@@ -50,6 +50,8 @@ class Worker:
         """Set when the worker shall end without refusing anything."""
         self.stopping = asyncio.Event()
         """Set when the worker shall stop in order, or when the supervisor has gone."""
+        self.is_orphaned = asyncio.Event()
+        """Set when the supervisor has gone."""
         self._connection = connection
         self._link: Link | None = None
         self._render: Callable[[], bytes] | None = None
@@ -89,6 +91,7 @@ class Worker:
                     self.leaving.set()
                 case Stop():
                     self.stopping.set()
+        self.is_orphaned.set()
         self.stopping.set()
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:

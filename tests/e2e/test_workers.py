@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -20,6 +21,9 @@ import aiohttp
 import grpc
 import pytest
 
+from megaphone.settings import Settings
+from megaphone.workers.member import COMMAND
+from megaphone.workers.messages import Begin, encode
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.busy_clients import GrpcClient, HttpClient, Record, be_busy
@@ -211,6 +215,46 @@ def test_a_worker_that_dies_is_started_again_and_its_counts_stay(tmp_path: Path)
         assert found["megaphone_channel_created"] == 20
         assert found["megaphone_workers"] == 2
         assert found["megaphone_workers_died"] == 1
+
+
+def test_a_worker_whose_supervisor_goes_while_it_starts_never_serves(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    settings = Settings(
+        address="127.0.0.1:0",
+        grpc_address="127.0.0.1:0",
+        mng_socket_path=str(tmp_path / "megaphone.sock"),
+        workers=2,
+    )
+    with shared_server() as server, socket.create_server(("127.0.0.1", 0)) as http, ours:
+        settings = replace(settings, store=server.text_url, store_prefix=next(PREFIXES))
+        with theirs:
+            worker = subprocess.Popen(
+                [*COMMAND, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(), http.fileno()),
+                env=environment(tmp_path, {}),
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        try:
+            ours.sendall(encode(Begin(settings, 1, http.fileno())))
+            ours.shutdown(socket.SHUT_WR)  # as if the supervisor had gone, but we still listen
+            ours.settimeout(WITHIN_S)
+            assert ours.recv(1) == b""  # no `Ready`
+            _, log = worker.communicate(timeout=WITHIN_S)
+        finally:
+            worker.kill()
+        assert worker.returncode == 0
+        assert "the supervisor has gone: not starting" in log
+
+
+def test_workers_stop_in_order_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    with workers(tmp_path) as broker:
+        pids = processes(broker)
+        consumer = post(broker, "/create")["consumerAddress"]
+        with urlopen(f"{broker.url}/read/{consumer}", timeout=WITHIN_S) as read:
+            broker.process.kill()
+            assert read.read() == b""  # complete, because a broken one would raise
+        wait_for(lambda: not any(is_alive(pid) for pid in pids))
 
 
 def test_no_metric_or_log_line_or_argument_has_the_secret_of_the_store(tmp_path: Path) -> None:
