@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import other_client
+from tests.support.process import environment
 from tests.support.scenes import eventually
-from tests.support.small_node import SmallNode, small_node
+from tests.support.small_node import SmallNode, small_node, starter
 from tests.support.weights import (
     CLOSED,
     LOADS,
@@ -111,6 +112,21 @@ async def test_a_small_node_outlives(name: str, tmp_path: Path) -> None:
             f" afterwards {node.resident() // MIB}; {len(times)} calls of another client, median"
             f" {1000 * statistics.median(times):.1f} ms, slowest {1000 * max(times):.0f} ms"
         )
+
+
+def test_a_node_in_a_group_has_every_setting(tmp_path: Path) -> None:
+    settings: dict[str, object] = {"tls.certificate": "/a", "tls.key": "/b"}
+    run = subprocess.run(
+        [starter(tmp_path, tmp_path), "config", "show"],
+        env=environment(tmp_path, settings),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (tmp_path / "cgroup.procs").read_text().isdigit()
+    assert "megaphone_tls.certificate" in run.stdout
+    assert "megaphone_tls.key" in run.stdout
 
 
 @pytest.mark.timeout(180)
