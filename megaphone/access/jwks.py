@@ -17,8 +17,9 @@ from megaphone import __version__
 from megaphone.access.keys import KeySet, MalformedKeys, keys_of_set, members_of
 from megaphone.settings import Issuer, KeysUrl
 
-FETCH_S: Final = 5.0
-"""How long it may take to get the keys, with all that is necessary for it."""
+FETCH_S: Final = 4.0
+"""How long it may take to get the keys, with all that is necessary for it. Calls wait for that,
+and a client that waits for five seconds still learns why its call failed."""
 MAX_BYTES: Final = 1_048_576
 """How many bytes an answer may have."""
 DISCOVERY: Final = "/.well-known/openid-configuration"

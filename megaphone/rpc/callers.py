@@ -19,6 +19,7 @@ from megaphone.core.ports import Doorkeeper
 from megaphone.errors import BadRequest, MegaphoneError
 from megaphone.listen.certificates import names_of_pem
 from megaphone.rpc.answers import failing_handler
+from megaphone.rpc.requests import Reception
 from megaphone_api.v1 import channels_pb2 as pb
 
 AUTHORIZATION = "authorization"
@@ -55,12 +56,14 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
     """Admits the calls of `ChannelService` that a doorkeeper admits, and every call of other
     services.
 
-    The `ErrorInterceptor` must come before it, because that sends the reason of a refusal.
+    The `ErrorInterceptor` must come before it, because that sends the reason of a refusal. A call
+    that waits to be admitted has no place in the `reception` yet.
     """
 
-    def __init__(self, doorkeeper: Doorkeeper, peers: PeerLimits) -> None:
+    def __init__(self, doorkeeper: Doorkeeper, peers: PeerLimits, reception: Reception) -> None:
         self._doorkeeper = doorkeeper
         self._peers = peers
+        self._reception = reception
 
     async def intercept_service(
         self,
@@ -74,9 +77,8 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         known = self._doorkeeper.known(proof)
         if known is None:
             handler = await continuation(handler_call_details)
-            return admitting(
-                handler, Admission(self._doorkeeper, self._peers.proxies, proof, action)
-            )
+            admission = Admission(self._doorkeeper, self._peers.proxies, proof, action)
+            return admitting(handler, admission, self._reception)
         if known is not ANYONE:
             try:
                 known.check(action, loop_time())
@@ -129,7 +131,7 @@ async def present_caller(doorkeeper: Doorkeeper, context: Any, proxies: Proxies)
     return present
 
 
-def admitting(handler: Any, admission: Admission) -> Any:
+def admitting(handler: Any, admission: Admission, reception: Reception) -> Any:
     """Return a handler that admits the call before it reads a message, and then does the same."""
     more = (handler.request_deserializer, handler.response_serializer)
     if handler.request_streaming:
@@ -144,7 +146,9 @@ def admitting(handler: Any, admission: Admission) -> Any:
 
     async def admit_and_call(requests: Any, context: Any) -> Any:
         await admission.admit(context)
-        return await call(await only(requests), context)
+        async with reception.place():
+            request = await only(requests)
+        return await call(request, context)
 
     if handler.response_streaming:
         return grpc.stream_stream_rpc_method_handler(admit_and_call, *more)

@@ -11,13 +11,14 @@ completed are limited to one for each stream.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge
+from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge, TooSlow
 from megaphone.wire.protobuf import has_more_members
 
 PATIENCE_S = 5.0
@@ -32,17 +33,100 @@ measured: for the frames, the slices, the whole message, and the decoded message
 # -- Receiving
 
 
-class ReceptionInterceptor(grpc.aio.ServerInterceptor):
-    """Limits how many messages are received at once. Calls wait in the order in which they came."""
+class Reception:
+    """The places of the calls whose message is being received. Calls wait for a place in the order
+    in which they came."""
 
     def __init__(self, max_bytes: int, max_message_bytes: int) -> None:
         """Let as many calls receive a message at once as fit into `max_bytes` of memory, even if
         each message has `max_message_bytes`; but always let `FEWEST_AT_ONCE` receive one."""
         self._at_once = max(FEWEST_AT_ONCE, max_bytes // (COPIES * max_message_bytes))
-        self._receiving: dict[asyncio.Task[Any], float] = {}
-        """The calls whose message is being received and when each began, in that order."""
+        self._receiving: dict[asyncio.Task[Any], Place] = {}
+        """The calls whose message is being received, in the order in which they began."""
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._clock = asyncio.get_running_loop().time
+
+    async def enter(self, call: "asyncio.Task[Any]", end: Callable[[], object]) -> None:
+        """Give a call a place until `leave`. `end` ends the call, if it takes too long while others
+        wait."""
+        if len(self._receiving) >= self._at_once or self._waiting:
+            await self._wait_for_turn()
+        self._receiving[call] = Place(self._clock(), end)
+
+    def leave(self, call: "asyncio.Task[Any]") -> None:
+        """Give the place to the next call. A second call changes nothing."""
+        if self._receiving.pop(call, None) is not None:
+            self._admit_next()
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Return a context for a handler that receives its only message itself.
+
+        Raises: TooSlow, when the message did not arrive in time while others waited.
+        """
+        call = current_call()
+        try:
+            async with asyncio.timeout(None) as limit:
+                await self.enter(call, lambda: limit.reschedule(self._clock()))
+                yield
+        except TimeoutError:
+            raise TooSlow(f"the message did not arrive within {PATIENCE_S:g} s") from None
+        finally:
+            self.leave(call)
+
+    async def _wait_for_turn(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            while not turn.done():
+                await asyncio.wait({turn}, timeout=PATIENCE_CHECK_S)
+                self._end_slow_calls()
+        except BaseException:
+            if turn.done():
+                self._admit_next()  # this call does not use its turn
+            else:
+                self._waiting.remove(turn)
+            raise
+
+    def _end_slow_calls(self) -> None:
+        """End the calls whose clients do not send, because other calls wait for them."""
+        latest = self._clock() - PATIENCE_S
+        for call, place in list(self._receiving.items()):
+            if place.since > latest:
+                break
+            place.end()
+            self.leave(call)
+
+    def _admit_next(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+class Place(NamedTuple):
+    """The place of a call whose message is being received."""
+
+    since: float
+    end: Callable[[], object]
+
+
+def current_call() -> "asyncio.Task[Any]":
+    call = asyncio.current_task()
+    assert call is not None
+    return call
+
+
+class ReceptionInterceptor(grpc.aio.ServerInterceptor):
+    """Lets each call with a single message wait for a place before grpc receives the message.
+
+    It must come before interceptors that replace handlers. A handler that takes a stream, because
+    it has to find out something before its message, must ask for its `Reception.place` itself.
+    """
+
+    def __init__(self, reception: Reception) -> None:
+        self._reception = reception
 
     async def intercept_service(
         self,
@@ -52,52 +136,17 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
         handler = await continuation(handler_call_details)
         if handler is None or handler.request_streaming:
             return handler
-        call = asyncio.current_task()
-        assert call is not None
-        if len(self._receiving) >= self._at_once or self._waiting:
-            await self._wait_for_turn()
-        self._receiving[call] = self._clock()
-        call.add_done_callback(self._leave)  # for a call that is cancelled before its message came
+        call = current_call()
+        leave = self._reception.leave
+        await self._reception.enter(call, call.cancel)
+        call.add_done_callback(leave)  # for a call that is cancelled before its message came
         deserialize = handler.request_deserializer
 
         def on_received(message: bytes) -> Any:
-            self._leave(call)
+            leave(call)
             return deserialize(message)
 
         return handler._replace(request_deserializer=on_received)
-
-    async def _wait_for_turn(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        try:
-            while not turn.done():
-                await asyncio.wait({turn}, timeout=PATIENCE_CHECK_S)
-                self._cancel_slow_calls()
-        except BaseException:
-            if turn.done():
-                self._admit_next()  # this call does not use its turn
-            else:
-                self._waiting.remove(turn)
-            raise
-
-    def _cancel_slow_calls(self) -> None:
-        """End the calls whose clients do not send, because other calls wait for them."""
-        latest = self._clock() - PATIENCE_S
-        for call, since in list(self._receiving.items()):
-            if since > latest:
-                break
-            call.cancel()
-
-    def _leave(self, call: "asyncio.Task[Any]") -> None:
-        if self._receiving.pop(call, None) is not None:
-            self._admit_next()
-
-    def _admit_next(self) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
-                return
 
 
 # -- Decoding

@@ -30,7 +30,7 @@ from megaphone.rpc.errors import ErrorInterceptor, OnError, ignore
 from megaphone.rpc.nodes import CertificateInterceptor, NodeInterceptor
 from megaphone.rpc.probes import HEALTH_SERVICE, Health
 from megaphone.rpc.reflection import serve_reflection
-from megaphone.rpc.requests import ReceptionInterceptor
+from megaphone.rpc.requests import Reception, ReceptionInterceptor
 from megaphone.rpc.sync import SyncServicer
 from megaphone_api import sync_pb2
 from megaphone_api.sync_pb2_grpc import add_SyncServiceServicer_to_server
@@ -114,14 +114,14 @@ class GrpcServer:
         stop.
         """
         max_message_bytes = max_body_bytes + FRAMING_BYTES
-        reception = ReceptionInterceptor(budget.limit_of_requests, max_message_bytes)
+        reception = Reception(budget.limit_of_requests, max_message_bytes)
         self._calls = ErrorInterceptor(max_members, on_error)
         self._server = grpc.aio.server(
             interceptors=[
                 self._calls,
                 NodeInterceptor(guard),
-                CallerInterceptor(doorkeeper, peers),
-                reception,
+                ReceptionInterceptor(reception),
+                CallerInterceptor(doorkeeper, peers, reception),
             ],
             options=[
                 # With 1, a second broker takes the same port without an error.
