@@ -52,7 +52,7 @@ class Tenant:
         self._writes: Rate | None = None
         self._bytes: Rate | None = None
         self.share: Share | None = None
-        """What the tenant uses of the budget of this node; None if that was never limited."""
+        """What the tenant uses of the budget of this node; None if it has no share."""
         self.change(limits, label)
 
     def change(self, limits: TenantLimits, label: str) -> None:
@@ -92,10 +92,16 @@ class Tenant:
         ).checked(asked)
 
     def budget_in(self, whole: Budget) -> Budget:
-        """Return the budget against which the channels of this tenant count on a node."""
+        """Return the budget against which the channels of this tenant count on a node.
+
+        A tenant with a table, and `default`, have a share even if it is not limited: a limit that a
+        reload sets then covers the channels that exist. The others, of which there may be very
+        many, have one only while a limit is set.
+        """
         if self.share is None:
-            if self.limits.buffered_bytes is None:
-                return whole  # which saves time
+            is_named = self.label != OTHER and self is not DEFAULT
+            if self.limits.buffered_bytes is None and not is_named:
+                return whole
             self.share = Share(whole, self.name, self.label, self.limits.buffered_bytes)
         return self.share
 

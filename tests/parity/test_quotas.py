@@ -258,6 +258,18 @@ async def test_callers_without_a_token_share_the_limits_of_the_default(
     assert limited(app) == {("default", "creates_per_s"): 1, ("default", "writes_per_s"): 1}
 
 
+async def test_a_reload_limits_the_memory_of_channels_that_exist(app: App, face: Face) -> None:
+    channel = await face.create()
+    body = b'"%b"' % (b"x" * 10_000)
+    await face.write(channel.producer, "s", body)
+    limits = {"default": TenantLimits(buffered_bytes=15_000)}
+    assert await app.reloader.reload(lambda present: replace(present, tenants=limits))
+    with pytest.raises(LimitExceeded, match=r"15000 bytes \(buffered_bytes\)"):
+        await face.write(channel.producer, "s", body)
+    assert len(await read_all(face, channel.consumer, READY)) == 1
+    await face.write(channel.producer, "s", body)
+
+
 async def test_a_reload_changes_the_limits_of_callers_who_call_already(
     app: App, face: Face
 ) -> None:
