@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.access import CHECK, COUNTS, PLAIN
 from bench.contestants import NCHAN, NGINX, ORIGINAL, OTHERS, OURS, REDIS, chosen, missing_redis
 from bench.workers import ONE
 
@@ -44,13 +45,13 @@ def test_two_workers_are_measured_beside_one() -> None:
         assert min(map(min, figure["rounds"].values())) > 0
 
 
-def test_the_check_of_a_caller_is_measured() -> None:
+def test_the_check_of_a_caller_and_its_limits_are_measured() -> None:
     done = bench("--quick", "--only", "access", "--json")
     assert done.returncode == 0, done.stderr
-    without, check = json.loads(done.stdout)["figures"]
-    assert (without["name"], check["name"]) == ("access", "access")
-    assert 1 < min(without["rounds"][OURS]) < 1_000
-    assert check["unit"] == "µs"
+    figures = json.loads(done.stdout)["figures"]
+    assert [one["what"] for one in figures] == [PLAIN, CHECK, COUNTS]
+    assert 1 < min(figures[0]["rounds"][OURS]) < 1_000
+    assert {(one["name"], one["unit"]) for one in figures} == {("access", "µs")}
 
 
 def test_who_is_not_asked_for_does_not_take_part() -> None:
