@@ -78,7 +78,10 @@ class Site:
 async def site_of_app(app: App) -> AsyncIterator[tuple[Site, str]]:
     async with aiohttp.ClientSession() as session:
         site = Site(f"http://127.0.0.1:{app.http_port}", session)
-        runner = web.ServerRunner(web.Server(site.answer), handler_cancellation=True)
+        runner = web.ServerRunner(
+            web.Server(site.answer, access_log=None),  # addresses are secrets
+            handler_cancellation=True,
+        )
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         yield site, f"http://127.0.0.1:{runner.addresses[0][1]}/"

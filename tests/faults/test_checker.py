@@ -164,6 +164,39 @@ def test_a_write_that_is_stored_twice_is_found(kind: Kind) -> None:
     assert Fault.STORED_TWICE in faults(judge(history(kind, 1, twice)))
 
 
+STORED_ANEW = Read(
+    99, None, recovered=False, ending=Ending.CLEAN, events=[seen(0), Seen("another", WRITER, 1)]
+)
+
+
+def gone_back(writes: Sequence[Write], *reads: Read) -> list[Fault]:
+    return faults(judge(replace(history(Kind.PLAIN, writes, *reads), may_go_back=True)))
+
+
+def test_a_write_that_was_lost_before_its_writer_had_an_answer_may_be_stored_anew() -> None:
+    last = replace(written(1), event_id="another")
+    assert gone_back([written(0), last], broken(0, 1), STORED_ANEW) == []
+    unknown = Write(WRITER, 1, Outcome.UNKNOWN, None, 10, None)
+    assert gone_back([written(0), unknown], broken(0, 1), STORED_ANEW) == []
+
+
+def test_a_write_that_was_stored_anew_although_nothing_was_lost_is_found() -> None:
+    last = replace(written(1), event_id="another")
+    resumed = replace(STORED_ANEW, recovered=None, events=STORED_ANEW.events[1:])
+    assert Fault.STORED_TWICE in gone_back([written(0), last], broken(0, 1), resumed)
+
+
+def test_a_write_that_was_stored_anew_after_its_writer_had_an_answer_is_found() -> None:
+    writes = [written(0), written(1)]
+    assert gone_back(writes, broken(0, 1), STORED_ANEW) == [Fault.STORED_TWICE]
+
+
+def test_a_write_that_is_stored_anew_in_a_store_that_cannot_go_back_is_found() -> None:
+    last = replace(written(1), event_id="another")
+    never = history(Kind.PLAIN, [written(0), last], broken(0, 1), STORED_ANEW)
+    assert Fault.STORED_TWICE in faults(judge(never))
+
+
 @every_kind
 def test_an_event_with_another_id_than_its_writer_was_told_is_found(kind: Kind) -> None:
     renamed = Read(99, events=[Seen("another", WRITER, 0)], ending=Ending.CLEAN)

@@ -800,7 +800,7 @@ async def test_events_that_a_plain_reader_does_not_want_count_as_read(
 ) -> None:
     channel = await writer.create()
     only_a = ReadOptions(streams=frozenset("a"))
-    async with reader.read(channel.consumer, replace(only_a, limit=1)) as read:
+    async with reader.read(channel.consumer, replace(only_a, limit=1, wait_s=5)) as read:
         await write_to(writer, channel, *"bbbbbbbba")
         assert numbers([event async for event in read]) == [8]
     await write_to(writer, channel, *"bb")

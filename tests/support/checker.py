@@ -222,20 +222,42 @@ class Judge:
     # -- Was each event that the reader got written?
 
     def _check_identities(self) -> None:
-        ids: dict[tuple[int, int], str] = {}
-        for seen in self._order:
+        copies: dict[tuple[int, int], list[int]] = {}
+        for position, seen in enumerate(self._order):
             name = (seen.writer, seen.number)
             write = self._by_number.get(name)
             if write is None or write.outcome is Outcome.REFUSED:
                 self._verdict.blame(Fault.UNASKED, named(seen))
-            told = write.event_id if write is not None else None
-            if ids.setdefault(name, told or seen.event_id) != seen.event_id:
-                self._verdict.blame(Fault.STORED_TWICE, named(seen))
+            copies.setdefault(name, []).append(position)
+        for name, positions in copies.items():
+            known = self._by_number[name].event_id if name in self._by_number else None
+            ids = {self._order[position].event_id for position in positions}
+            if len(ids | {known} - {None}) > 1 and not self._was_lost_before(positions, known):
+                self._verdict.blame(Fault.STORED_TWICE, named(self._order[positions[-1]]))
         for write in self._history.writes:
             if len({write.event_id, *write.repeated_ids} - {None}) > 1:
                 self._verdict.blame(
                     Fault.STORED_TWICE, f"{write.writer}/{write.number}, to its writer"
                 )
+
+    def _was_lost_before(self, positions: Sequence[int], known: str | None) -> bool:
+        """Return whether the store may have lost a write each time before it stored it anew, as the
+        writer asked it to, because the writer had no answer yet. The reader, which had got the
+        write already, learned each time that the store had lost events.
+
+        `positions` are those of the events that the write became, `known` is the id that its writer
+        got at last.
+        """
+        ids = [self._order[position].event_id for position in positions]
+        if not self._history.may_go_back or known in ids[:-1]:
+            return False
+        stored = [self._first_read[position] for position in positions]
+        if known not in (None, ids[-1]):
+            stored.append(len(self._history.reads))
+        return all(
+            any(read.recovered is False for read in self._history.reads[before + 1 : after + 1])
+            for before, after in pairwise(stored)
+        )
 
     # -- Does the order of the channel agree with the order of the writes?
 

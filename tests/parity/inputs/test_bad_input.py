@@ -713,7 +713,7 @@ async def test_what_has_no_route_is_refused_in_our_form(
     answer = await exchange(http.port, request_bytes)
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
-    assert (b"\r\nAllow: GET,HEAD,POST" in head) == (status == 405)
+    assert (b"\r\nAllow: DELETE,GET,HEAD,POST" in head) == (status == 405)
     told = json.loads(body)
     assert (told["code"], told["message"]) == ("BAD_REQUEST", message)
     await assert_serves(http)
