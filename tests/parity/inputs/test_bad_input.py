@@ -672,19 +672,19 @@ async def test_what_is_not_http_is_refused(http: HttpFace, request_bytes: bytes)
         pytest.param(
             b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n",
             405,
-            "CONNECT is not allowed here; allowed is GET, HEAD, POST",
+            "CONNECT is not allowed here; allowed is DELETE, GET, HEAD, POST",
             id="CONNECT",
         ),
         pytest.param(
             b"CONNECT example.com:443 HTTP/1.1\r\nHost: x\r\n\r\n\x16\x03\x01 and so on",
             405,
-            "CONNECT is not allowed here; allowed is GET, HEAD, POST",
+            "CONNECT is not allowed here; allowed is DELETE, GET, HEAD, POST",
             id="CONNECT with what is for the tunnel",
         ),
         pytest.param(
             b"OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
             405,
-            "OPTIONS is not allowed here; allowed is GET, HEAD, POST",
+            "OPTIONS is not allowed here; allowed is DELETE, GET, HEAD, POST",
             id="OPTIONS *",
         ),
         pytest.param(
