@@ -1,6 +1,7 @@
 """Tokens of issuers admit callers alike through both faces."""
 
 import asyncio
+import gc
 import time
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,9 @@ import pytest
 
 from megaphone.access import fetching
 from megaphone.app import App
-from megaphone.errors import MegaphoneError
+from megaphone.errors import MegaphoneError, RateLimited
 from megaphone.model import Action, NewEvent, ReadOptions
-from megaphone.settings import Auth, Issuer, Settings
+from megaphone.settings import Auth, Issuer, Settings, TenantLimits
 from tests.support.faces import Face, HttpFace, read_all
 from tests.support.issuer import AUDIENCE, SECRET, claims, ec, public, secret, token
 from tests.support.publisher import publishing
@@ -99,6 +100,24 @@ async def test_a_reload_ends_what_an_issuer_has_allowed(app: App, face: Face) ->
     assert await app.reloader.reload(lambda present: replace(present, auth=AUTH))
     assert await code_of_create(face, proof) == "OK"
     await shop.write_batch([channel.producer], [NewEvent("s", b"1")])
+
+
+@pytest.mark.settings(
+    auth=Auth(issuers={"shop": replace(SHOP, tenant_claim="org")}),
+    tenants={"default": TenantLimits(writes_per_s=0.01)},
+)
+async def test_a_tenant_without_a_table_owes_after_a_reload_what_it_owed(
+    app: App, face: Face
+) -> None:
+    channel = await face.create()
+    shop = face.authorized(bearer(org="small"))  # which has no channel
+    await shop.write(channel.producer, "s", b"1")
+    auth = Auth(issuers={"shop": replace(SHOP, tenant_claim="org", leeway_secs=10)})
+    for _ in range(2):
+        with pytest.raises(RateLimited, match="tenant small may write"):
+            await shop.write(channel.producer, "s", b"2")
+        assert await app.reloader.reload(lambda present: replace(present, auth=auth))
+        gc.collect()
 
 
 async def test_a_withdrawn_key_ends_what_it_has_allowed(
