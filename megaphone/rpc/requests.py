@@ -2,25 +2,30 @@
 
 grpc receives a whole message before any handler runs, for as many calls at once as there are. So a
 call with a single message waits here until it may be received. Until then only the bytes that the
-flow control of HTTP/2 allows are held, and all calls of a connection share those.
+flow control of HTTP/2 allows are held, and all calls of a connection share those. A call whose
+message does not come is refused in the end.
 
 A stream of messages does not wait, because it may be silent for hours. The messages that it has not
 completed are limited to one for each stream.
 """
 
 import asyncio
+import gc
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc import _cython
 
 from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge, TooSlow
 from megaphone.wire.protobuf import has_more_members
 
+MESSAGE_TIMEOUT_S = 30.0
+"""How long a client may take to send the message of a call that has one."""
 PATIENCE_S = 5.0
 """How long a client may take to send its message while other calls wait to be received."""
 PATIENCE_CHECK_S = 0.5
@@ -35,7 +40,7 @@ measured: for the frames, the slices, the whole message, and the decoded message
 
 class Reception:
     """The places of the calls whose message is being received. Calls wait for a place in the order
-    in which they came."""
+    in which they came, and lose it when their message does not arrive in time."""
 
     def __init__(self, max_bytes: int, max_message_bytes: int) -> None:
         """Let as many calls receive a message at once as fit into `max_bytes` of memory, even if
@@ -44,14 +49,18 @@ class Reception:
         self._receiving: dict[asyncio.Task[Any], Place] = {}
         """The calls whose message is being received, in the order in which they began."""
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._clock = asyncio.get_running_loop().time
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
+        self._checking: asyncio.TimerHandle | None = None
+        """The next check for calls whose message does not come; None if there are none."""
 
-    async def enter(self, call: "asyncio.Task[Any]", end: Callable[[], object]) -> None:
-        """Give a call a place until `leave`. `end` ends the call, if it takes too long while others
-        wait."""
+    async def enter(self, call: "asyncio.Task[Any]", end: "End") -> None:
+        """Give a call a place until `leave`. `end` ends the call, if it takes too long."""
         if len(self._receiving) >= self._at_once or self._waiting:
             await self._wait_for_turn()
         self._receiving[call] = Place(self._clock(), end)
+        if self._checking is None:
+            self._checking = self._loop.call_later(MESSAGE_TIMEOUT_S, self._check)
 
     def leave(self, call: "asyncio.Task[Any]") -> None:
         """Give the place to the next call. A second call changes nothing."""
@@ -62,15 +71,21 @@ class Reception:
     async def place(self) -> AsyncIterator[None]:
         """Return a context for a handler that receives its only message itself.
 
-        Raises: TooSlow, when the message did not arrive in time while others waited.
+        Raises: TooSlow, when the message did not arrive in time.
         """
         call = current_call()
+        late: list[TooSlow] = []
+
+        def end(error: TooSlow) -> None:
+            late.append(error)
+            limit.reschedule(self._clock())
+
         try:
             async with asyncio.timeout(None) as limit:
-                await self.enter(call, lambda: limit.reschedule(self._clock()))
+                await self.enter(call, end)
                 yield
         except TimeoutError:
-            raise TooSlow(f"the message did not arrive within {PATIENCE_S:g} s") from None
+            raise late[0] from None
         finally:
             self.leave(call)
 
@@ -80,7 +95,7 @@ class Reception:
         try:
             while not turn.done():
                 await asyncio.wait({turn}, timeout=PATIENCE_CHECK_S)
-                self._end_slow_calls()
+                self._end_slow_calls(PATIENCE_S)
         except BaseException:
             if turn.done():
                 self._admit_next()  # this call does not use its turn
@@ -88,13 +103,21 @@ class Reception:
                 self._waiting.remove(turn)
             raise
 
-    def _end_slow_calls(self) -> None:
-        """End the calls whose clients do not send, because other calls wait for them."""
-        latest = self._clock() - PATIENCE_S
+    def _check(self) -> None:
+        self._end_slow_calls(MESSAGE_TIMEOUT_S)
+        oldest = next(iter(self._receiving.values()), None)
+        self._checking = None
+        if oldest is not None:
+            due = oldest.since + MESSAGE_TIMEOUT_S
+            self._checking = self._loop.call_at(due, self._check)
+
+    def _end_slow_calls(self, patience_s: float) -> None:
+        """End the calls whose clients have not sent their message within this time."""
+        latest = self._clock() - patience_s
         for call, place in list(self._receiving.items()):
             if place.since > latest:
                 break
-            place.end()
+            place.end(TooSlow(f"the message did not arrive within {patience_s:g} s"))
             self.leave(call)
 
     def _admit_next(self) -> None:
@@ -105,17 +128,25 @@ class Reception:
                 return
 
 
+End = Callable[[TooSlow], object]
+"""Ends a call with an error."""
+
+
 class Place(NamedTuple):
     """The place of a call whose message is being received."""
 
     since: float
-    end: Callable[[], object]
+    end: End
 
 
 def current_call() -> "asyncio.Task[Any]":
     call = asyncio.current_task()
     assert call is not None
     return call
+
+
+Refuse = Callable[[MegaphoneError, Any], Awaitable[Any]]
+"""Ends the call of a context with the status of an error."""
 
 
 class ReceptionInterceptor(grpc.aio.ServerInterceptor):
@@ -125,8 +156,10 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
     it has to find out something before its message, must ask for its `Reception.place` itself.
     """
 
-    def __init__(self, reception: Reception) -> None:
+    def __init__(self, reception: Reception, refuse: Refuse) -> None:
         self._reception = reception
+        self._refuse = refuse
+        self._refusing: set[asyncio.Task[None]] = set()
 
     async def intercept_service(
         self,
@@ -138,7 +171,7 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
             return handler
         call = current_call()
         leave = self._reception.leave
-        await self._reception.enter(call, call.cancel)
+        await self._reception.enter(call, lambda error: self._end(call, error))
         call.add_done_callback(leave)  # for a call that is cancelled before its message came
         deserialize = handler.request_deserializer
 
@@ -147,6 +180,34 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
             return deserialize(message)
 
         return handler._replace(request_deserializer=on_received)
+
+    def _end(self, call: "asyncio.Task[Any]", error: TooSlow) -> None:
+        context = context_of(call)
+        call.cancel()  # before the status is sent, so that no message is served any more
+        if context is not None:
+            refusing = asyncio.create_task(self._send(error, context))
+            self._refusing.add(refusing)
+            refusing.add_done_callback(self._refusing.discard)
+
+    async def _send(self, error: TooSlow, context: Any) -> None:
+        # The client may have gone, or the server may be stopping.
+        with suppress(grpc.aio.AbortError, grpc.aio.BaseError):
+            await self._refuse(error, context)
+
+
+def context_of(call: "asyncio.Task[Any]") -> Any:
+    """Return the context of a call whose message has not come; None if grpc hides it.
+
+    grpc makes a context only when it has the message. Without a status a call stays open until its
+    client ends it, even if its task is cancelled. So this makes a context of the state that the
+    task of the call has.
+    """
+    inside: Any = getattr(_cython, "cygrpc", None)
+    for scope in gc.get_referents(call.get_coro()):
+        for state in gc.get_referents(scope):
+            if isinstance(state, getattr(inside, "RPCState", ())):
+                return inside._ServicerContext(state, None, None, asyncio.get_running_loop())
+    return None
 
 
 # -- Decoding

@@ -26,7 +26,7 @@ from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.callers import CallerInterceptor
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.encryption import server_credentials
-from megaphone.rpc.errors import ErrorInterceptor, OnError, ignore
+from megaphone.rpc.errors import ErrorInterceptor, OnError, abort, ignore
 from megaphone.rpc.nodes import CertificateInterceptor, NodeInterceptor
 from megaphone.rpc.probes import HEALTH_SERVICE, Health
 from megaphone.rpc.reflection import serve_reflection
@@ -120,7 +120,9 @@ class GrpcServer:
             interceptors=[
                 self._calls,
                 NodeInterceptor(guard),
-                ReceptionInterceptor(reception),
+                ReceptionInterceptor(
+                    reception, lambda error, context: abort(error, "a call", context, on_error)
+                ),
                 CallerInterceptor(doorkeeper, peers, reception),
             ],
             options=[

@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from grpc import StatusCode
+from grpc.aio import AioRpcError, insecure_channel
 
 from megaphone.access.tokens import digest_of
 from megaphone.app import App
@@ -155,3 +158,43 @@ async def test_an_admitted_client_that_does_not_send_hears_why_its_call_ends(
         with pytest.raises(MegaphoneError) as raised, telling_errors():
             await call
         assert raised.value.code == "TOO_SLOW"
+
+
+async def silent() -> AsyncIterator[bytes]:
+    """Send no message."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+@pytest.mark.parametrize("method", ["Write", "Read"])
+@pytest.mark.parametrize(
+    "metadata", [(), (("authorization", f"Bearer {TOKEN}"),)], ids=["nobody", "token"]
+)
+@pytest.mark.settings(auth=Auth(tokens=TOKENS))
+async def test_a_call_without_a_message_is_refused_in_the_end(
+    app: App,
+    grpc: GrpcFace,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    metadata: tuple[tuple[str, str], ...],
+) -> None:
+    monkeypatch.setattr(requests, "MESSAGE_TIMEOUT_S", 0.3)
+    async with insecure_channel(f"127.0.0.1:{app.grpc_port}") as connection:
+        for _ in range(2):  # the second one with a token that is known
+            call: Any = connection.stream_unary(f"/megaphone.v1.ChannelService/{method}")
+            async with asyncio.timeout(10):
+                with pytest.raises(AioRpcError) as refused:
+                    await call(silent(), metadata=metadata)
+            assert refused.value.code() is StatusCode.ABORTED
+            assert refused.value.details() == "the message did not arrive within 0.3 s"
+    channel = await grpc.create()
+    await grpc.write(channel.producer, "s", b"1")
+
+
+async def test_a_stream_may_be_silent(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "MESSAGE_TIMEOUT_S", 0.1)
+    async with insecure_channel(f"127.0.0.1:{app.grpc_port}") as connection:
+        publish: Any = connection.stream_stream("/megaphone.v1.ChannelService/Publish")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await publish(silent()).read()
