@@ -1,8 +1,8 @@
 """Lets new settings take effect while the node serves, all of them or none.
 
-Each part of the node that can do so is a `Reloadable`. First every part prepares for the new
-settings, in a thread, because it may read files. When all of them have succeeded, all apply what
-they have prepared, in one step of the event loop. When one fails, nothing has changed.
+Each part of the node whose settings can change is a `Reloadable`. First every part prepares for the
+new settings, in a thread, because it may read files. If all parts succeed, all of them apply what
+they have prepared, in one step of the event loop. If one part fails, nothing changes.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Reloadable(Protocol):
 
 
 class Reloader:
-    """Reads the settings again and lets those take effect that belong to its parts."""
+    """Reads the settings again, and applies the new values that its parts can apply."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -41,9 +41,9 @@ class Reloader:
         """How often everything stayed as it was, because a setting or a file was wrong."""
         self._parts: list[Reloadable] = []
         self.names: set[str] = set()
-        """The settings whose new values take effect, or the tables that have them."""
+        """The settings whose new values can take effect, or the tables that contain them."""
         self.one_at_a_time = asyncio.Lock()
-        """Held while something is read again."""
+        """Held while settings or files are being read again."""
 
     def add(self, part: Reloadable, *names: str) -> None:
         """Let new values of some settings take effect in a part of the node. A name may be that of

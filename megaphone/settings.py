@@ -379,8 +379,8 @@ class Auth:
     the node looks at no token."""
 
     require: tuple[Action, ...] = ()
-    """The actions that need a token. Everybody may do the others. An environment variable has
-    commas between the actions."""
+    """The actions that need a token, or a client certificate that `auth.certificates` names.
+    Everybody may do the others. An environment variable has commas between the actions."""
     tokens: Mapping[Name, Token] = field(default_factory=dict)
     """Tokens, each under its own name. `megaphone token new NAME` makes one."""
     issuers: Mapping[Name, Issuer] = field(default_factory=dict)
@@ -540,9 +540,10 @@ class Settings:
     tenants: Annotated[Mapping[TenantName, TenantLimits], Meta(max_length=MAX_TENANTS)] = field(
         default_factory=dict
     )
-    """The shares of tenants, each under its own name; at most 100. Callers without a token, or
-    whose token names no tenant, are the tenant `default`. A tenant that is not here has the limits
-    of `default`, but counts for itself. [limits.md](limits.md) explains all of them."""
+    """The shares of tenants, each under its own name; at most 100. Callers without a token, and
+    those whose token, issuer or certificate has no `tenant` in the settings, belong to the tenant
+    `default`. A tenant that is not here has the limits of `default`, but counts for itself.
+    [limits.md](limits.md) explains all of them."""
 
     # -- Webhooks, browsers and tools
 

@@ -1,4 +1,4 @@
-"""docs/security.md names every call as a door, and the tests that its checklist names exist."""
+"""docs/security.md says who may make each call, and the tests that its checklist names exist."""
 
 import ast
 import re
@@ -29,8 +29,8 @@ def names_in(file: str) -> set[str]:
 
 
 @pytest.mark.parametrize("action", Action)
-def test_the_doors_name_the_calls_of_each_action(action: Action) -> None:
-    table = PAGE.partition("## The doors")[2].partition("\n## ")[0]
+def test_the_page_names_the_calls_of_each_action(action: Action) -> None:
+    table = PAGE.partition("## Calls, and who may make them")[2].partition("\n## ")[0]
     [calls] = [row[0] for row in ROW.findall(table) if row[2] == f"`{action}`"]
     named = set(re.findall(r"`(?:[A-Z]+ )?([^ `]+)`", calls))
     methods = {path.rpartition("/")[2] for path, one in ACTIONS.items() if one is action}

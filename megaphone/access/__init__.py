@@ -1,1 +1,1 @@
-"""Who calls: this package turns the proof of a caller into a `Caller`. It does all I/O for that."""
+"""Admission: this package turns the proof of a call into a `Caller`. It does all I/O for that."""

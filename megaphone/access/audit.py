@@ -19,8 +19,8 @@ class RefusedProofs:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lines: dict[str, tuple[float, int]] = {}
-        """By the network of a peer: from when on it may have another line, and how many refusals no
-        line has reported."""
+        """For each network of peers: when the next line may be logged, and how many refusals no
+        line has reported yet."""
         self.counts: dict[str, int] = {}
         """How many proofs were refused, by the code of the error."""
 

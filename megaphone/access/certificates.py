@@ -74,7 +74,7 @@ class CertificateCallers:
         return (Grant(frozenset(found.actions), found.streams),)
 
     def _match(self, names: Names) -> Match | None:
-        """Return the entry that fits best: one with the very name comes before one with a pattern,
+        """Return the entry that fits best: one with the whole name comes before one with a pattern,
         and a longer pattern before a shorter one. So the order of the settings does not matter."""
         best: tuple[int, Match] | None = None
         for name in map(folded, names):

@@ -26,7 +26,7 @@ MEMBERS: Final = frozenset({"type", "actions", "streams"})
 
 class MalformedGrant(Exception):
     """A claim that grants has a form that this broker does not understand, so the token is not
-    valid here. The text is for the log, and repeats nothing of the token."""
+    valid here. The text is for the log, and contains nothing of the token."""
 
 
 def grants_of(scope: object, details: object) -> list[Grant]:
@@ -68,7 +68,7 @@ def detail_grants(details: object) -> list[Grant]:
 
 
 def type_of(detail: object) -> str:
-    """Return the type of a detail, of which RFC 9396 requires that it is there."""
+    """Return the type of a detail. RFC 9396 requires that a detail has one."""
     if isinstance(detail, dict) and isinstance(kind := detail.get("type"), str):
         return kind
     raise MalformedGrant("a member of authorization_details is not an object with a type")

@@ -1,8 +1,8 @@
 """Gets the public keys of an issuer by HTTP.
 
-Where they are comes from the settings, or from the issuer by OpenID Connect Discovery; never from a
-token. An issuer that is silent, slow or lying costs one request with limits of time and size. The
-texts of errors contain no URL, because one may have a secret in it.
+The settings give the URL of the keys, or the issuer does so by OpenID Connect Discovery; a token
+never does. Time and size are limited, so an issuer that is silent, slow or wrong costs little. The
+texts of errors contain no URL, because a URL may contain a secret.
 """
 
 import asyncio

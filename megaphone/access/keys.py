@@ -74,8 +74,8 @@ class KeySet:
     def find(self, algorithm: str, kid: str | None) -> Sequence[Key]:
         """Return the keys that may have signed a token.
 
-        If the token names no key, there must be one alone that is for its algorithm. If there were
-        several, trying all of them would cost time that a stranger could waste.
+        If the token names no key, exactly one key must be for its algorithm. Trying several keys
+        would cost time that a stranger could waste.
         """
         found = [
             key for key in self._keys if algorithm in key.algorithms and self._is_named(key, kid)
@@ -191,7 +191,7 @@ def keys_of_set(members: Mapping[str, object]) -> KeySet:
 
 
 def key_of_jwk(member: object) -> Key | None:
-    """Return the public key in a JWK; None if it is none that can verify signatures."""
+    """Return the public key in a JWK; None if the JWK has no key that can verify signatures."""
     if not isinstance(member, dict) or not is_for_verifying(member):
         return None
     build = BUILDERS.get(str(member.get("kty")))

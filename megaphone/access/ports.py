@@ -1,4 +1,4 @@
-"""What the doorkeeper needs of those who verify tokens, and what they need of issuers.
+"""The interfaces that the doorkeeper needs of verifiers, and that verifiers need of issuers.
 
 The library for JWTs is loaded only if there are issuers, so nothing here imports it.
 """

@@ -1,9 +1,9 @@
-"""Who calls, and what that caller may do. Both faces find the proof of a caller in their own way;
-everything else about it is decided here.
+"""Callers, and the actions that each of them may do. Each face finds the proof of a caller in its
+own way; this module decides everything else.
 
-An action that needs no proof, by the settings, is open to everybody, on every channel. So a token
-cannot take away what its owner could do without it. An action that needs one can be done only to
-the channels of the caller's own tenant: all others do not exist for it.
+If the settings require no proof for an action, everybody may do it, on every channel. So a token
+cannot take away what its owner could do without it. If the settings require a proof, a caller can
+do the action only to the channels of its own tenant: all other channels do not exist for it.
 """
 
 import math
@@ -63,14 +63,14 @@ class Grant(NamedTuple):
 
 @final
 class Right:
-    """Where a caller may do something."""
+    """On which channels and streams a caller may do an action."""
 
     __slots__ = ("known", "streams", "tenant")
 
     def __init__(self, streams: Patterns = EVERY_STREAM, tenant: Tenant | None = None) -> None:
         self.streams = streams
         self.tenant = tenant
-        """The tenant whose channels alone it may be done to; None if it may be any channel."""
+        """The tenant to whose channels the action is limited; None if it may be any channel."""
         self.known: set[str] | None = None if streams is EVERY_STREAM else set()
         """Streams that fit `streams`; None if all do."""
 
@@ -116,12 +116,13 @@ class Caller:
         self.change(grants, required)
 
     def change(self, grants: Sequence[Grant], required: Iterable[Action]) -> None:
-        """Let the caller do these things from now on, and what needs no proof."""
+        """Give the caller these grants in place of its former ones. It may also do all actions that
+        need no proof."""
         self._grants = grants
         self.require(required)
 
     def require(self, required: Iterable[Action]) -> None:
-        """Let everything but these actions need no proof from now on."""
+        """Require a proof for these actions from now on, and for no others."""
         if self._is_revoked:
             return
         streams: dict[Action, Patterns] = {}

@@ -1,15 +1,15 @@
 """Rates: how often something may happen. Time is an argument, so that tests need no clock.
 
-A rate is a bucket that fills steadily and holds what a second, or a single thing if that takes
-longer, may cost. In place of the bucket it stores the time at which the bucket will be full again
-(the "generic cell rate algorithm"), so that nothing has to happen while nobody calls.
+A rate is a token bucket that fills steadily. It holds what may happen in one second, and at least
+one single thing. In place of the bucket, `Rate` stores the time at which the bucket will be full
+again (the "generic cell rate algorithm"), so that nothing has to happen while nobody calls.
 """
 
 from math import inf
 from typing import Final, final
 
 BURST_S: Final = 1.0
-"""What may happen in so many seconds may also happen at once."""
+"""The bucket holds what may happen in this many seconds, so that it may also happen at once."""
 TOLERANCE_S: Final = 1e-6
 """Sums of fractions are not exact."""
 
@@ -30,14 +30,14 @@ class Rate:
         self.change(per_s)
 
     def change(self, per_s: float) -> None:
-        """Set another rate. What is not paid off yet stays so."""
+        """Set another rate. What is not paid off yet is still owed."""
         self.per_s = per_s
         self._spacing_s = 1.0 / per_s
         self._burst_s = max(BURST_S, self._spacing_s)
 
     def wait_s(self, cost: float, now: float) -> float:
-        """Return in how many seconds so much passes, if nothing else does until then; 0 if it
-        passes now. Changes nothing."""
+        """Return after how many seconds this cost passes, if nothing else passes until then; 0 if
+        it passes now. Changes nothing."""
         owed_s = self._full_at - now
         if owed_s <= TOLERANCE_S:
             return 0.0
@@ -45,7 +45,7 @@ class Rate:
         return owed_s - allowed_s if owed_s > allowed_s + TOLERANCE_S else 0.0
 
     def pass_or_wait_s(self, cost: float, now: float) -> float:
-        """Count so much if it passes now, and return 0; otherwise do what `wait_s` does."""
+        """Count this cost if it passes now, and return 0; otherwise do what `wait_s` does."""
         if self._full_at - now <= TOLERANCE_S:
             self._full_at = now + cost * self._spacing_s
             return 0.0
@@ -55,18 +55,18 @@ class Rate:
         return 0.0
 
     def take(self, cost: float, now: float) -> None:
-        """Count so much, whether it passes or not."""
+        """Count this cost, whether it passes or not."""
         self._full_at = max(self._full_at, now) + cost * self._spacing_s
 
     def give_back(self, cost: float) -> None:
-        """Count so much less, because it was counted but has not happened."""
+        """Take back this cost, because it was counted for something that has not happened."""
         self._full_at -= cost * self._spacing_s
 
 
 @final
 class Rates:
     """The same rate for each of many keys, such as network addresses. If there are too many keys,
-    the one that was counted longest ago has its bucket full again."""
+    the key that was counted longest ago is forgotten, so its bucket is full again."""
 
     __slots__ = ("_full_at", "_most", "_rate")
 

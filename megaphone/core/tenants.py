@@ -26,8 +26,9 @@ SHORTEST_SHOWN_S: Final = 0.001
 
 @final
 class Tenant:
-    """One who has a share of the node. Callers and channels of the same tenant refer to the same
-    object. Each method takes effect at once; `now` is the time of the event loop."""
+    """The limits of one tenant, and what counts against them. Callers and channels of the same
+    tenant refer to the same object. Each method takes effect at once; `now` is the time of the
+    event loop."""
 
     __slots__ = (
         "__weakref__",
@@ -56,7 +57,7 @@ class Tenant:
         self.change(limits, label)
 
     def change(self, limits: TenantLimits, label: str) -> None:
-        """Set the size of the share. What was counted so far stays so."""
+        """Set the limits. What was counted so far stays counted."""
         self.limits = limits
         self.label = label
         """The name of the tenant in metrics."""
@@ -122,7 +123,7 @@ class Tenant:
             rate.take(1.0, now)
 
     def give_back_create(self) -> None:
-        """Count a channel less, because it was not created."""
+        """Take back the count of a channel that was not created."""
         if self._creates is not None:
             self._creates.give_back(1.0)
 
@@ -158,7 +159,7 @@ class Tenant:
             )
 
     def give_back_writes(self, events: int, size: int) -> None:
-        """Count events less, because they were not written."""
+        """Take back the count of events that were not written."""
         if self._writes is not None:
             self._writes.give_back(events)
         if self._bytes is not None:
@@ -183,7 +184,7 @@ class Tenant:
         self.reads += 1
 
     def end_read(self) -> None:
-        """Count a read less."""
+        """Take back the count of a channel whose read has ended."""
         self.reads -= 1
 
     def _rate_limited(self, may: str, limit: str, per_s: float, wait_s: float) -> RateLimited:
@@ -199,7 +200,7 @@ class Tenant:
 
 
 def changed(rate: Rate | None, per_s: float | None) -> Rate | None:
-    """Return a rate for another limit. What is not paid off yet stays so."""
+    """Return a rate for another limit. What is not paid off yet is still owed."""
     if per_s is None:
         return None
     if rate is None:
@@ -209,7 +210,7 @@ def changed(rate: Rate | None, per_s: float | None) -> Rate | None:
 
 
 DEFAULT: Final = Tenant("default", label="default")
-"""The tenant of callers on a node that has limited none."""
+"""The tenant of all callers on a node that limits no tenant."""
 
 
 def checked_tenant(name: str) -> str:
