@@ -104,9 +104,9 @@ class Reception:
             raise
 
     def _check(self) -> None:
+        self._checking = None
         self._end_slow_calls(MESSAGE_TIMEOUT_S)
         oldest = next(iter(self._receiving.values()), None)
-        self._checking = None
         if oldest is not None:
             due = oldest.since + MESSAGE_TIMEOUT_S
             self._checking = self._loop.call_at(due, self._check)
@@ -182,8 +182,8 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
         return handler._replace(request_deserializer=on_received)
 
     def _end(self, call: "asyncio.Task[Any]", error: TooSlow) -> None:
-        context = context_of(call)
         call.cancel()  # before the status is sent, so that no message is served any more
+        context = context_of(call)
         if context is not None:
             refusing = asyncio.create_task(self._send(error, context))
             self._refusing.add(refusing)
