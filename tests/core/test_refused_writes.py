@@ -14,6 +14,7 @@ from megaphone.errors import MegaphoneError, RateLimited, StoreUnavailable
 from megaphone.model import BatchWritten, NewEvent
 from megaphone.settings import TenantLimits
 from tests.core.node import WARM, Node
+from tests.support.build import pure_only
 
 pytestmark = pytest.mark.looptime
 
@@ -88,6 +89,7 @@ async def failing(writes: Sequence[Append], *, wait: bool) -> Sequence[AppendRes
     return [StoreUnavailable("over", may_have_happened=True) for _ in writes]
 
 
+@pure_only("replaces a call of the store")
 @pytest.mark.parametrize("name", CALLS)
 async def test_what_may_have_been_written_counts(
     name: str, monkeypatch: pytest.MonkeyPatch

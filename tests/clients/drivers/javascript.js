@@ -83,7 +83,7 @@ export class Driver {
 
   async close() {
     for (const stop of this.#stops.values()) stop();
-    for (const client of [...this.#clients.keys()]) await this.#calls.close({ client });
+    await Promise.all([...this.#clients.keys()].map((client) => this.#calls.close({ client })));
   }
 
   #options({ ack = "auto", after, gaps, heartbeat_s, read }) {

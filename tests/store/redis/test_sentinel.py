@@ -118,8 +118,17 @@ async def test_the_link_follows_a_failover_that_an_operator_asks_for(
     link = await make_link(watched.url)
     losses: list[None] = []
     link.on_old_answers = lambda: losses.append(None)
+
+    async def keep_calling() -> None:
+        while True:
+            with suppress(StoreUnavailable):
+                await link.call("SET", "k", "v")
+            await asyncio.sleep(0.01)
+
+    calling = asyncio.create_task(keep_calling())
     watched.sentinels[0].call("SENTINEL", "FAILOVER", SERVICE)
     await until(lambda: link.is_up and is_at(link, watched.replica))
+    calling.cancel()
     assert await link.call("SET", "k", "v") == b"OK"
     assert losses == [None]  # the old master lived, and may have taken what the new one lacks
 
