@@ -49,6 +49,10 @@ export const tabsWithin =
         sink.take(lines);
         tell({ lines });
       },
+      state(state) {
+        sink.state(state);
+        if (state === "open") before ??= read.received ?? "-"; // the others begin where this read began
+      },
       gap() {
         sink.gap();
         before = read.received;
