@@ -164,6 +164,15 @@ def test_a_write_that_is_stored_twice_is_found(kind: Kind) -> None:
     assert Fault.STORED_TWICE in faults(judge(history(kind, 1, twice)))
 
 
+def test_what_a_reader_gets_again_after_a_loss_that_was_none_is_as_promised() -> None:
+    reads = read(0, 1, at=50), read(0, 1, 2, at=60, recovered=False)
+    one = replace(history(Kind.PLAIN, 3, *reads), may_repeat=True)
+    assert faults(judge(one)) == []
+    assert Fault.REPEATED in faults(judge(replace(one, may_repeat=False)))
+    missing = replace(one, reads=[read(0, at=50), read(2, at=60, recovered=None)])
+    assert faults(judge(missing)) == [Fault.LOST]
+
+
 STORED_ANEW = Read(
     99, None, recovered=False, ending=Ending.CLEAN, events=[seen(0), Seen("another", WRITER, 1)]
 )

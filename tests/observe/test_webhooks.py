@@ -590,7 +590,7 @@ async def test_the_end_is_not_delayed_and_unreported_channels_are_counted_and_lo
     async with hooks_of(hooks, limits=limits(timeout_s=NEVER_S, batch=10)) as webhooks:
         remove(webhooks, addresses(200))
         await endpoint.has(2)
-        assert len(hook_tasks()) == 2
+        assert len([task for task in hook_tasks() if "Hook.run" in task]) == 2
         started = asyncio.get_running_loop().time()
     assert 0.4 < asyncio.get_running_loop().time() - started < NEVER_S / 4
     assert (webhooks.sent, webhooks.lost) == (0, 400)

@@ -140,6 +140,9 @@ class History:
     may_go_back: bool = False
     """Whether the store may lose its latest steps. The next read is told so, and from then on a
     reader may get again what it had."""
+    may_repeat: bool = False
+    """Whether a reader may get again what it had, if its read is told that events may be missing,
+    although in truth none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +299,8 @@ class Judge:
             self._check_inside(number, positions)
             if read.recovered is False and self._history.may_go_back:
                 place = Place(0, len(self._order))
+            elif read.recovered is False and self._history.may_repeat:
+                place = Place(0, place.latest)
             if positions:
                 self._check_beginning(number, positions[0], self._may_begin(read, place))
             place = self._place_after(number, positions, place)

@@ -178,6 +178,7 @@ class Run:
             await reading
         history = self._ledger.history
         history.may_go_back = self._store_may_go_back
+        history.may_repeat = True
         return Result(
             self._name,
             history,

@@ -49,8 +49,7 @@ class Driver:
             task.add_done_callback(self._tasks.discard)
         for stop in self._stops.values():
             stop.set()
-        for name in list(self._clients):
-            await self._close({"client": name})
+        await asyncio.gather(*(self._close({"client": name}) for name in self._clients.copy()))
         await asyncio.gather(*self._tasks)
 
     async def _carry_out(self, command: Command) -> None:

@@ -87,9 +87,13 @@ class Driver:
             self._threads = [thread, *(one for one in self._threads if one.is_alive())]
         for stop in list(self._stops.values()):
             stop.set()
-        for name in list(self._clients):
-            self._close({"client": name})
-        for thread in self._threads:
+        closing = [
+            threading.Thread(target=self._close, args=({"client": name},))
+            for name in self._clients.copy()
+        ]
+        for thread in closing:
+            thread.start()
+        for thread in (*closing, *self._threads):
             thread.join()
 
     def _carry_out(self, command: Command) -> None:
