@@ -535,10 +535,11 @@ async def test_a_node_that_dies_after_a_master_was_replaced_may_have_known_of_lo
             [new] = [one for one in cluster.servers if role_of(one) == "slave"]
             async with store_of(cluster.url) as dead:
                 await until(lambda: dead.membership.node in store.membership.living)
+                nodes = (store, other, dead)
                 new.call("CLUSTER", "FAILOVER", "TAKEOVER")
-                await until(lambda: len({one.link.replaced_at for one in (store, dead)}) == 2)
-            await until(lambda: store.membership.epoch == other.membership.epoch > 0)
-            epoch = store.membership.epoch
+                await until(lambda: min(one.link.replaced_at for one in nodes) > 0)
+                await until(lambda: len({one.membership.epoch for one in nodes}) == 1)
+                epoch = store.membership.epoch
             await until(lambda: dead.membership.node not in store.membership.living)
             assert store.membership.epoch > epoch
             await until(lambda: store.membership.epoch == other.membership.epoch)
