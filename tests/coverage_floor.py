@@ -1,10 +1,12 @@
 """The floor of coverage: how many of the branches of a package its own tests reach.
 
     python -m tests.coverage_floor -n 4
+    python -m tests.coverage_floor --compare
 
-It runs those tests, and then compares; the arguments are those of pytest. Tests through the faces
-do not count: a branch that only they reach can break without a test that says where. Tests with
-examples of hypothesis do not count either, because other examples may reach other branches.
+The first form runs those tests, and then compares if all of them passed; the arguments are those of
+pytest. The second form only compares what the last run measured. Tests through the faces do not
+count: a branch that only they reach can break without a test that says where. Tests with examples
+of hypothesis do not count either, because other examples may reach other branches.
 """
 
 import json
@@ -55,4 +57,5 @@ def compare() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_tests(sys.argv[1:]) or compare())
+    only_compare = sys.argv[1:] == ["--compare"]
+    sys.exit((0 if only_compare else run_tests(sys.argv[1:])) or compare())
