@@ -310,7 +310,7 @@ PerSecond = Annotated[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantLimits:
-    """The share of one tenant. What is not set has no limit but those of the node."""
+    """The limits of one tenant. Without a setting only the limits of the node apply."""
 
     creates_per_s: PerSecond | None = None
     """How many channels the tenant may create in a second: on this node; with a shared store, on

@@ -357,7 +357,7 @@ class Share(Budget):
         self.change(label, limit)
 
     def change(self, label: str, limit: int | None) -> None:
-        """Set another limit. What is used stays so."""
+        """Set another limit. The use so far goes on to count."""
         self._label = label
         self.limit = sys.maxsize if limit is None else limit
         self._short_from = int(self.limit * SHORT_FROM)

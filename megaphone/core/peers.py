@@ -88,7 +88,7 @@ class PeerLimits:
         self.prepare(settings)()
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
-        """Prepare for new settings. What was counted so far stays so."""
+        """Prepare for new settings. The counts so far stay."""
         proxies = Proxies(settings.trusted_proxies)
 
         def take() -> None:
@@ -154,7 +154,7 @@ class PeerLimits:
 
 
 def changed(rates: Rates | None, per_s: float | None) -> Rates | None:
-    """Return rates for another limit. What is not paid off yet stays so."""
+    """Return rates for another limit. Debts so far stay."""
     if per_s is None:
         return None
     if rates is None:

@@ -30,7 +30,7 @@ class Rate:
         self.change(per_s)
 
     def change(self, per_s: float) -> None:
-        """Set another rate. What is not paid off yet is still owed."""
+        """Set another rate. The debt so far stays."""
         self.per_s = per_s
         self._spacing_s = 1.0 / per_s
         self._burst_s = max(BURST_S, self._spacing_s)

@@ -57,7 +57,7 @@ class Tenant:
         self.change(limits, label)
 
     def change(self, limits: TenantLimits, label: str) -> None:
-        """Set the limits. What was counted so far stays counted."""
+        """Set the limits. The counts so far stay."""
         self.limits = limits
         self.label = label
         """The name of the tenant in metrics."""
@@ -200,7 +200,7 @@ class Tenant:
 
 
 def changed(rate: Rate | None, per_s: float | None) -> Rate | None:
-    """Return a rate for another limit. What is not paid off yet is still owed."""
+    """Return a rate for another limit. The debt so far stays."""
     if per_s is None:
         return None
     if rate is None:

@@ -112,7 +112,7 @@ class HttpTransport:
         pass
 
     async def create(self, request: Create, timeout_s: float) -> Channel:
-        # What is not asked for is not sent, because older brokers refuse members they do not know.
+        # Only options that are set are sent, because older brokers refuse members they do not know.
         options = {"ttlSecs": request.ttl_s, "capacity": request.capacity, "label": request.label}
         chosen = {name: value for name, value in options.items() if value is not None}
         body = encode({"protocols": list(request.protocols)} | chosen)
