@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import grpc.aio
 import pytest
 from multidict import CIMultiDict
 
@@ -17,6 +18,7 @@ from megaphone.model import NewEvent, ReadOptions
 from megaphone.settings import Auth, Issuer, Token
 from megaphone_api.v1 import channels_pb2 as pb
 from tests.support.faces import (
+    WRITE_FAILED,
     Created,
     Done,
     Face,
@@ -66,7 +68,16 @@ Call = Callable[[Any, Created], Awaitable[object]]
 
 
 async def publish(face: GrpcFace, channel: Created) -> None:
-    await face.publish([write_request(channel.producer, "s", b"1")])
+    """Write by a stream. A client of grpc.aio that still writes when it is refused may lose the
+    answer, and then says that itself is at fault: then there is nothing to do but to try again."""
+    while True:
+        try:
+            await face.publish([write_request(channel.producer, "s", b"1")])
+        except grpc.aio.AioRpcError as error:
+            if WRITE_FAILED not in (error.debug_error_string() or ""):
+                raise
+        else:
+            return
 
 
 async def read(face: Face, channel: Created) -> None:

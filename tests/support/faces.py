@@ -725,11 +725,18 @@ def event_of_message(event: pb.Event) -> ReadEvent:
     )
 
 
+WRITE_FAILED = 'Failed "execute_batch"'
+"""What a client of grpc.aio says, in place of the answer, of a write to a call that has ended."""
+
+
 @contextmanager
 def telling_errors() -> Iterator[None]:
+    """Raise the error of the broker in place of that of grpc, unless the client has lost it."""
     try:
         yield
     except grpc.aio.AioRpcError as failed:
+        if WRITE_FAILED in (failed.debug_error_string() or ""):
+            raise
         raise grpc_error(failed) from failed
 
 

@@ -130,8 +130,9 @@ class Reader(Generic[T]):
     @property
     def cursor(self) -> str | None:
         """The id of the last event dealt with; before that, where the read began."""
-        if self._dealt and self._reader._source.is_cumulative:
-            return self._dealt[-1]._up_to
+        last = self._dealt[-1:]
+        if last and self._reader._source.is_cumulative:
+            return last[0]._up_to
         return self._reader.cursor
 
     @property
@@ -181,7 +182,7 @@ class Reader(Generic[T]):
 
     async def _fetch(self, limit: int, wait_s: float | None) -> bool:
         """Get events into `_ahead`, from where an interrupted call cannot lose them."""
-        self._tell()
+        _tell(self._reader, self._dealt)
         try:
             async with asyncio.timeout(wait_s):
                 events = await self._reader._take(limit)
@@ -198,15 +199,10 @@ class Reader(Generic[T]):
         now = time.monotonic()
         if self._dealt and now - self._told_at >= DEALT_S:
             self._told_at = now
-            self._thread.loop.call_soon_threadsafe(self._tell)
-
-    def _tell(self) -> None:
-        """Runs in the loop."""
-        self._reader._handed, self._dealt = self._dealt, []
-        self._reader._deal()
+            self._thread.loop.call_soon_threadsafe(_tell, self._reader, self._dealt)
 
     async def _close(self) -> None:
-        self._tell()
+        _tell(self._reader, self._dealt)
         self._reader._handed = [*self._given, *self._ahead]
         self._given, self._ahead = [], deque()
         await self._reader.aclose()
@@ -215,6 +211,14 @@ class Reader(Generic[T]):
         if not self._reader._is_closed:
             undealt = [*self._given, *self._ahead]
             self._thread.loop.call_soon_threadsafe(_leave, self._reader, self._dealt, undealt)
+
+
+def _tell(reader: aio.Reader[Any], dealt: list[aio.Event[Any]]) -> None:
+    """Runs in the loop. It has no reference to the reader of the app, so that this one leaves its
+    stream at the moment when the app forgets it."""
+    reader._handed = dealt.copy()
+    del dealt[: len(reader._handed)]
+    reader._deal()
 
 
 def _leave(

@@ -1,11 +1,12 @@
 """HTTP over TLS, on both event loops: the same calls, the same promises."""
 
 import asyncio
+import http.client
 import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from tests.support.settings import certificates, fast_settings
 
 EVENTS = 1_000
 BODIES = [b"1", b'"' + b"x" * 500_000 + b'"', b"2", b'"' + b"y" * 40_000 + b'"', b"3"]
-TRIES = 3
 LARGE = b'"' + b"z" * 100_000 + b'"'
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
@@ -107,12 +107,19 @@ async def a_stalled_reader_is_noticed_and_counts_no_event_that_the_kernel_does_n
 
     await eventually(is_noticed, within_s=12)
     stalled.close()
-    again: set[str] = set()
-    for _ in range(TRIES):  # the node and its client share a process, so a read may stall too
-        with suppress(aiohttp.ClientPayloadError):
-            async with http.read(channel.consumer, ReadOptions(wait_s=0)) as read_again:
-                again |= {event.event_id async for event in read_again}
+    again = await asyncio.to_thread(lines_of_read, app.http_port, channel.consumer)
     assert len(again) == 100
+
+
+def lines_of_read(port: int, address: str) -> list[bytes]:
+    """Return all lines of a read that waits for none. A client on uvloop may not have the last
+    ones: it drops what it has not decrypted yet when the server closes, if its reader was slow
+    (uvloop pull request 661)."""
+    context = ssl.create_default_context(cafile=certificates().authority)
+    connection = http.client.HTTPSConnection("127.0.0.1", port, context=context)
+    with closing(connection):
+        connection.request("GET", f"/read/{address}?wait_ms=0")
+        return connection.getresponse().read().splitlines()
 
 
 def stalled_reader(port: int, address: str) -> ssl.SSLSocket:
