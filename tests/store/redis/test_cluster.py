@@ -491,6 +491,14 @@ async def test_what_a_master_takes_after_it_was_replaced_is_a_loss_that_is_told(
     monkeypatch.setattr(connections, "CALL_S", 60)
     monkeypatch.setattr(connections, "SILENCE_S", 60)
     monkeypatch.setattr(cluster_link, "MAP_S", 60)
+    for _ in range(3):
+        if await a_replaced_master_takes_a_write():
+            return
+    pytest.fail("the former master never took the write")
+
+
+async def a_replaced_master_takes_a_write() -> bool:
+    """Returns: False, if the former master broke the connection before it took the write."""
     with redis_cluster(replicas=3) as cluster:
         async with store_of(cluster.url) as late:
             await late.create(b"c", ADDRESS)
@@ -513,13 +521,17 @@ async def test_what_a_master_takes_after_it_was_replaced_is_a_loss_that_is_told(
                 lease.release(clean=True, now=asyncio.get_running_loop().time())
                 epoch = store.membership.epoch
                 old.thaw()
-                assert await writing == Stored("lost", is_new=True)
+                taken_by_old = await writing
+                if isinstance(taken_by_old, StoreUnavailable):
+                    return False
+                assert taken_by_old == Stored("lost", is_new=True)
                 await until(lambda: role_of(old) == "slave")
                 assert await append(late, "c") == Stored("c", is_new=True)
                 await until(lambda: store.membership.epoch > epoch)
                 again = await store.open(b"c", ADDRESS, ReadOptions(cursor="b"))
                 assert again.recovered is False
                 assert await take(again) == "c"
+                return True
 
 
 async def test_a_node_that_dies_after_a_master_was_replaced_may_have_known_of_losses(
@@ -587,8 +599,14 @@ async def test_messages_come_from_another_server() -> None:
                         await store.create(b"c", ADDRESS)
                         break
             lease = await store.open(b"c", ADDRESS, ReadOptions())
-            assert await append(other, "a") == Stored("a", is_new=True)
-            assert await take(lease) == "a"
+            # The masters may not all be linked again, and then they lose messages. A later message
+            # tells of all events.
+            sent, got = "", ""
+            while not got and len(sent) < 4:
+                sent += "abcd"[len(sent)]
+                assert await append(other, sent[-1]) == Stored(sent[-1], is_new=True)
+                got = await take(lease)
+            assert got == sent
 
 
 async def test_replicas_of_the_master_confirm_wherever_it_is() -> None:
