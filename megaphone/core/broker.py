@@ -299,7 +299,7 @@ class Broker(Writing):
         except BaseException:
             owner.end_read()
             raise
-        return self._reader(caller, lease, address, options, within_s)
+        return self._reader(caller, tenant, lease, address, options, within_s)
 
     def read_many(
         self,
@@ -373,11 +373,12 @@ class Broker(Writing):
         except BaseException:
             owner.end_read()
             raise
-        return self._reader(caller, lease, address, options)
+        return self._reader(caller, tenant, lease, address, options)
 
     def _reader(
         self,
         caller: Caller,
+        tenant: Tenant | None,
         lease: Lease,
         address: str,
         options: ReadOptions,
@@ -388,6 +389,7 @@ class Broker(Writing):
             lease,
             options,
             caller=caller,
+            tenant=tenant,
             agent=agent_of(address),
             time_s=min(wait_s, self._max_read_s, within_s),
             expires_s=seconds_to_expiry(caller, loop_time()),
@@ -489,7 +491,11 @@ class Broker(Writing):
 
     def end_refused_reads(self, nobody: Caller) -> None:
         """End cleanly all open reads whose callers may not read any more. `nobody` is the caller
-        who has no proof, in place of whom ANYONE may have begun a read."""
+        who has no proof, in place of whom ANYONE may have begun a read.
+
+        A read also ends if its caller may read the channels of only one tenant from now on: the
+        next read of the client finds out whether its channel is one of them.
+        """
         self._nobody = nobody
         for reader in self._readers:
             try:
@@ -500,7 +506,9 @@ class Broker(Writing):
     def _check_reader(self, reader: Reader) -> None:
         """Raises: the errors of `Caller.check_streams`, if the caller may not read any more."""
         caller = self._nobody if reader.caller is ANYONE else reader.caller
-        caller.check_streams(Action.READ, loop_time(), reader.streams)
+        tenant = caller.check_streams(Action.READ, loop_time(), reader.streams)
+        if tenant is not None and reader.tenant is None:
+            reader.end()
 
     async def begin_shutdown(self) -> None:
         """Refuse new calls and waiting writers from now on, and end all open reads cleanly."""

@@ -9,6 +9,7 @@ from megaphone.core.access import Caller
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
 from megaphone.core.ports import Lease, Observer
+from megaphone.core.tenants import Tenant
 from megaphone.errors import AgentMoved, MegaphoneError, TokenExpired
 from megaphone.model import Event, ReadOptions
 
@@ -37,6 +38,7 @@ class Reader(OpenRead[Event]):
         "_until",
         "agent",
         "caller",
+        "tenant",
     )
 
     def __init__(
@@ -45,6 +47,7 @@ class Reader(OpenRead[Event]):
         options: ReadOptions,
         *,
         caller: Caller,
+        tenant: Tenant | None,
         agent: str,
         time_s: float,
         observer: Observer,
@@ -65,6 +68,8 @@ class Reader(OpenRead[Event]):
         """The offset of the last wanted event."""
         self.caller = caller
         """Who reads."""
+        self.tenant = tenant
+        """The tenant to whose channels the caller was limited when the read began, if to any."""
         self.agent = agent
         """The agent of the channel."""
         self._expires_first = expires_s < time_s

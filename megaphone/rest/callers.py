@@ -33,6 +33,14 @@ class Callers:
             caller.check(action, loop_time())
         return caller
 
+    async def again(self, caller: Caller, request: web.Request, action: Action) -> Caller:
+        """Return the caller of a request that has waited for its body. A reload of the settings may
+        ask for a proof meanwhile, where none was needed.
+
+        Raises: the errors of `of`.
+        """
+        return await self.of(request, action) if caller is ANYONE else caller
+
     def peer_of(self, request: web.Request) -> Peer:
         """Return who has sent a request, also through proxies that the settings trust."""
         peer = connection_of(request).peer

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from aiohttp import hdrs, web
 
-from megaphone.core.access import Action
+from megaphone.core.access import Action, Caller
 from megaphone.core.broker import Broker
 from megaphone.model import NewEvent
 from megaphone.rest.callers import Callers
@@ -68,23 +68,22 @@ class ChannelApi:
             request.app[ORIGINS].check(request)
         caller = await self._callers.of(request, Action.CREATE)
         body = await body_of(request) if is_json(request) else b""
+        caller = await self._callers.again(caller, request, Action.CREATE)
         protocols, options = json.parse_create(body)
         ip = self._callers.peer_of(request).ip if self._broker.peers.limit_creates else None
         channel = await self._broker.create(caller, protocols, options, ip)
         return json_answer(json.created(channel))
 
     async def write(self, request: web.Request) -> web.StreamResponse:
-        caller = await self._callers.of(request, Action.WRITE)
+        caller, body = await self._received(request, Action.WRITE)
         address, stream_id = path_values(request)
-        require_json(request)
-        event = NewEvent(stream_id, await body_of(request), request.headers.get(IDEMPOTENCY_KEY))
+        event = NewEvent(stream_id, body, request.headers.get(IDEMPOTENCY_KEY))
         event_id = await self._broker.write(caller, address, event)
         return WrittenAnswer(event_id)
 
     async def write_batch(self, request: web.Request) -> web.StreamResponse:
-        caller = await self._callers.of(request, Action.WRITE)
-        require_json(request)
-        channels, messages = json.parse_batch(await body_of(request))
+        caller, body = await self._received(request, Action.WRITE)
+        channels, messages = json.parse_batch(body)
         written = await self._broker.write_batch(
             caller, channels, messages, request.headers.get(IDEMPOTENCY_KEY)
         )
@@ -102,25 +101,22 @@ class ChannelApi:
         stream_events(request, reader, framing, readers_headers(request))
 
     async def read_many(self, request: web.Request) -> web.StreamResponse:
-        caller = await self._callers.of(request, Action.READ)
-        require_json(request)
-        channels, options = json.parse_read_many(await body_of(request))
+        caller, body = await self._received(request, Action.READ)
+        channels, options = json.parse_read_many(body)
         framing = framing_of(request.headers.get("Accept", ""))
         reader = await self._broker.open_many(caller, channels, of_framing(framing, options))
         stream_many(request, reader, framing, readers_headers(request))
 
     async def acknowledge(self, request: web.Request) -> web.Response:
-        caller = await self._callers.of(request, Action.ACK)
+        caller, body = await self._received(request, Action.ACK)
         (address,) = path_values(request)
-        require_json(request)
-        event_id = json.parse_ack(await body_of(request))
+        event_id = json.parse_ack(body)
         count = await self._broker.acknowledge(caller, address, event_id)
         return json_answer(json.acknowledged(count))
 
     async def channels_exist(self, request: web.Request) -> web.Response:
-        caller = await self._callers.of(request, Action.EXISTS)
-        require_json(request)
-        channels = await self._broker.exists(caller, json.parse_exists(await body_of(request)))
+        caller, body = await self._received(request, Action.EXISTS)
+        channels = await self._broker.exists(caller, json.parse_exists(body))
         return json_answer(json.existing(channels))
 
     async def dispose(self, request: web.Request) -> web.Response:
@@ -128,6 +124,13 @@ class ChannelApi:
         (address,) = path_values(request)
         await self._broker.dispose(caller, address)
         return json_answer(OK)
+
+    async def _received(self, request: web.Request, action: Action) -> tuple[Caller, bytes]:
+        """Return who calls, and the body of the request, which nobody reads for a stranger."""
+        caller = await self._callers.of(request, action)
+        require_json(request)
+        body = await body_of(request)
+        return await self._callers.again(caller, request, action), body
 
 
 def readers_headers(request: web.Request) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from megaphone.access.tokens import digest_of
 from megaphone.app import App
 from megaphone.errors import MegaphoneError
 from megaphone.model import Action, ReadOptions
-from megaphone.settings import Auth, ClientCertificates, Issuer, Token
+from megaphone.settings import Auth, ClientCertificates, Issuer, TenantLimits, Token
 from megaphone_api.v1 import channels_pb2 as pb
 from tests.support.faces import Face, GrpcFace, HttpFace, read_all, telling_errors, write_request
 from tests.support.issuer import AUDIENCE, SECRET, claims, secret, token
@@ -148,6 +148,65 @@ async def test_open_calls_obey_a_requirement_that_a_reload_adds(app: App, face: 
             assert raised.value.code == "UNAUTHENTICATED"
         else:
             assert await reading == []
+
+
+OF_DEFAULT = "mgp_" + "d" * 43
+OF_TWO_TENANTS = Auth(
+    tokens={
+        "default": Token(sha256=digest_of(OF_DEFAULT), actions=tuple(Action)),
+        "other": Token(sha256=digest_of(STATIC), actions=tuple(Action), tenant="other"),
+    }
+)
+
+
+@pytest.mark.parametrize("is_own", [True, False])
+@pytest.mark.settings(auth=OF_TWO_TENANTS, tenants={"other": TenantLimits()})
+async def test_an_open_read_of_another_tenants_channel_obeys_it_too(
+    app: App, face: Face, is_own: bool
+) -> None:
+    """Nobody has compared the tenants when it began, because reading needed no token."""
+    other = face.authorized(f"Bearer {STATIC}")
+    maker = other if is_own else face.authorized(f"Bearer {OF_DEFAULT}")
+    channel = await maker.create()
+    reading = asyncio.create_task(read_all(other, channel.consumer, LONG))
+
+    async def is_open() -> bool:
+        return bool(app.metrics.reads_open)
+
+    await eventually(is_open)
+    required = replace(OF_TWO_TENANTS, require=tuple(Action))
+    assert await app.reloader.reload(lambda present: replace(present, auth=required))
+    async with asyncio.timeout(5):
+        assert await reading == []
+        if is_own:
+            await write_numbers(other, channel, [1])
+            assert len(await read_all(other, channel.consumer, ReadOptions(limit=1))) == 1
+        else:
+            with pytest.raises(MegaphoneError) as raised:
+                await read_all(other, channel.consumer, LONG)
+            assert raised.value.code == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("expects", [True, False])
+@pytest.mark.settings(auth=Auth())
+async def test_a_request_obeys_it_whose_body_comes_later(
+    app: App, http: HttpFace, expects: bool
+) -> None:
+    """One that says `Expect: 100-continue` is known to have begun. The lane waits for others."""
+    channel = await http.create()
+    reader, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
+    expect = "Expect: 100-continue\r\n" if expects else ""
+    writer.write(
+        f"POST /write/{channel.producer}/s HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{expect}"
+        "Content-Type: application/json\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(10):
+        if expects:
+            assert b" 100 " in await reader.readuntil(b"\r\n\r\n")
+        assert await app.reloader.reload(lambda present: replace(present, auth=AUTH))
+        writer.write(b"11")
+        assert b" 401 " in await reader.readline()
+    writer.close()
 
 
 CERTIFICATES = {"ops": ClientCertificates(names=("ops",), actions=(Action.WRITE,))}

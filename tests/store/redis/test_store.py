@@ -601,6 +601,7 @@ async def read_to_the_end(lease: Lease) -> list[Part]:
             lease,
             ReadOptions(),
             caller=ANYONE,
+            tenant=None,
             agent="agent",
             time_s=0.0,
             observer=Metrics(),
