@@ -194,6 +194,7 @@ async def running(
             worker,
             public,
             all_metrics,
+            admin,
             resource,
         )
         for one in certificates:
@@ -228,6 +229,7 @@ async def running(
                     broker,
                     budget,
                     all_metrics,
+                    admin,
                     settings.ops_endpoint,
                     shares_port=worker is not None,
                 )
@@ -295,6 +297,7 @@ def faces(
     worker: Worker | None,
     certificates: Certificates | None,
     all_metrics: Callable[[], Awaitable[bytes]],
+    admin: Admin,
     resource: ResourceMetadata | None,
 ) -> tuple[HttpServer, GrpcServer]:
     """Build both faces for clients."""
@@ -304,6 +307,7 @@ def faces(
             broker,
             Callers(doorkeeper, broker.peers),
             all_metrics,
+            admin.list_agents,
             with_pages=settings.http_pages,
             with_ops=settings.ops_address is None,
             resource=resource,
@@ -348,6 +352,7 @@ async def serving_ops(
     broker: Broker,
     budget: Budget,
     all_metrics: Callable[[], Awaitable[bytes]],
+    admin: Admin,
     endpoint: Endpoint,
     *,
     shares_port: bool,
@@ -357,7 +362,7 @@ async def serving_ops(
     Raises: OSError, if the endpoint is in use or does not belong to this machine.
     """
     http = HttpServer(
-        ProbeApi(broker, None, all_metrics).routes(),
+        ProbeApi(broker, None, all_metrics, admin.list_agents).routes(),
         budget=budget,
         max_body_bytes=ADMIN_BODY_BYTES,
         connections=Connections(OPS_CONNECTIONS),

@@ -343,6 +343,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         (errors.BadRequest, errors.AgentNotFound, *UNAVAILABLE),
         parameters=(Parameter("name", "path", "The name of the agent."),),
     ),
+    ("GET", "/agents"): Operation(
+        "listAgents",
+        NODE,
+        "List the agents of this node, each with its number of channels",
+        Answer(200, "The agents, oldest first.", {JSON: list[bodies.Agent]}),
+        (errors.StoreUnavailable,),
+        action=Action.METRICS,
+    ),
     ("GET", "/metrics"): Operation(
         "metrics",
         NODE,

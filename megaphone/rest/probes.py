@@ -4,20 +4,23 @@ GET /livez           the process answers
 GET /readyz          the node takes requests; 503 once it is stopping, or has lost its store
 GET /readyz/create   `/create` would make a channel now
 GET /agents/{name}   calls for the channels of an agent belong to this node
+GET /agents          the agents of this node, each with its mode and its number of channels
 GET /metrics
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from aiohttp import web
 
 from megaphone.core.access import Action
 from megaphone.core.broker import Broker
 from megaphone.errors import AgentNotFound
+from megaphone.model import AgentInfo
 from megaphone.observe.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from megaphone.rest.callers import Callers
 from megaphone.rest.connection.answers import OK, Answer, json_answer
 from megaphone.rest.requests import path_values, segment
+from megaphone.wire import json
 
 HEALTH_PATHS = frozenset({"/livez", "/readyz", "/readyz/create", "/metrics"})
 """The paths that a node serves even on connections beyond its limit."""
@@ -27,15 +30,20 @@ class ProbeApi:
     """The handlers of the probes."""
 
     def __init__(
-        self, broker: Broker, callers: Callers | None, metrics: Callable[[], Awaitable[bytes]]
+        self,
+        broker: Broker,
+        callers: Callers | None,
+        metrics: Callable[[], Awaitable[bytes]],
+        agents: Callable[[], Awaitable[Iterable[AgentInfo]]],
     ) -> None:
         """`metrics` returns what `/metrics` answers. Raises: TimeoutError, if it is not known.
 
-        Without `callers`, everybody may ask everything.
+        `agents` returns what `/agents` answers. Without `callers`, everybody may ask everything.
         """
         self._broker = broker
         self._callers = callers
         self._metrics = metrics
+        self._agents = agents
 
     def routes(self, *, for_everybody: bool = False) -> list[web.RouteDef]:
         """Return the routes. With `for_everybody`, only those that say no more than whether the
@@ -50,6 +58,7 @@ class ProbeApi:
         return [
             *health,
             web.get(f"/agents/{segment('name')}", self.owns_agent),
+            web.get("/agents", self.list_agents),
             web.get("/metrics", self.metrics),
         ]
 
@@ -70,9 +79,19 @@ class ProbeApi:
             raise AgentNotFound("the agent is not this node's")
         return Answer(status=204)
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def list_agents(self, request: web.Request) -> web.Response:
+        """Answer as long as the process lives, so that an operator sees what a stopping node has
+        not moved yet."""
+        await self._check_may_measure(request)
+        return json_answer(json.agents(await self._agents()))
+
+    async def _check_may_measure(self, request: web.Request) -> None:
+        """Refuse a caller who may not know how much this node has to do."""
         if self._callers is not None:
             await self._callers.of(request, Action.METRICS)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        await self._check_may_measure(request)
         try:
             body = await self._metrics()
         except TimeoutError:

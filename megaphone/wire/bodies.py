@@ -258,14 +258,14 @@ class Error(msgspec.Struct):
     detail: Annotated[str, text("The same as `message`.")]
 
 
-# -- Answers to operators
+# -- Answers to operators and supervisors
 
 
 class Agent(msgspec.Struct, rename="camel"):
     name: str
-    since: datetime
-    warming_up: bool
-    mode: str
+    since: Annotated[datetime, text("When the agent got its mode.")]
+    warming_up: Annotated[bool, text("Whether a MASTER takes no new channels yet.")]
+    mode: Annotated[str, text("MASTER, PIPED or REPLICA.")]
     channels_count: int
 
 

@@ -274,6 +274,7 @@ async def test_batches_go_where_their_header_says(http: aiohttp.ClientSession) -
         (f"/read/n1.{SECRET}.0", 404, "NOT_FOUND"),
         ("/read/nothing", 400, "BAD_REQUEST"),
         ("/agents/n1", 404, "NOT_FOUND"),
+        ("/agents", 404, "NOT_FOUND"),
         ("/readyz/create", 404, "NOT_FOUND"),
         ("/metrics", 404, "NOT_FOUND"),
         ("/_owner", 401, "NOT_FOUND"),

@@ -190,7 +190,7 @@ async def test_the_same_over_grpc(lasting: Cluster) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/metrics", "/agents/x", "/readyz/create", "/vagent/list", "/", "/docs"]
+    "path", ["/metrics", "/agents", "/agents/x", "/readyz/create", "/vagent/list", "/", "/docs"]
 )
 async def test_what_is_not_for_clients_cannot_be_reached(
     http: aiohttp.ClientSession, path: str

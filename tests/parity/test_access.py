@@ -90,8 +90,8 @@ async def read_many(face: Face, channel: Created) -> None:
             pass
 
 
-async def metrics(face: HttpFace, channel: Created) -> None:
-    async with face.session.get(face.url("/metrics"), headers=face.more) as response:
+async def probe(face: HttpFace, path: str) -> None:
+    async with face.session.get(face.url(path), headers=face.more) as response:
         if response.status != 200:
             raise await http_error(response)
 
@@ -112,10 +112,11 @@ CALLS: Mapping[str, tuple[Action, Call]] = {
     "read_many": (Action.READ, read_many),
     "ack": (Action.ACK, lambda face, channel: face.acknowledge(channel.consumer, "x" * 23)),
     "exists": (Action.EXISTS, lambda face, channel: face.exists([channel.consumer])),
-    "metrics": (Action.METRICS, metrics),
+    "metrics": (Action.METRICS, lambda face, channel: probe(face, "/metrics")),
+    "agents": (Action.METRICS, lambda face, channel: probe(face, "/agents")),
     "dispose": (Action.DISPOSE, lambda face, channel: face.dispose(channel.producer)),
 }
-ONLY: Mapping[str, str] = {"publish": "grpc", "metrics": "http"}
+ONLY: Mapping[str, str] = {"publish": "grpc", "metrics": "http", "agents": "http"}
 """The calls that only one face has."""
 
 

@@ -51,7 +51,7 @@ EXAMPLES = 20
 
 def routes() -> list[web.RouteDef]:
     no_broker: Any = None  # since nobody calls the routes
-    return public_routes(no_broker, no_broker, no_broker, with_pages=True)
+    return public_routes(no_broker, no_broker, no_broker, no_broker, with_pages=True)
 
 
 def test_each_route_is_described_and_each_description_has_a_route() -> None:

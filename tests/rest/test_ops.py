@@ -6,7 +6,7 @@ import pytest
 from megaphone.app import App
 from megaphone.rest.probes import HEALTH_PATHS
 
-FOR_OPERATORS = ["/metrics", "/agents/node"]
+FOR_OPERATORS = ["/metrics", "/agents", "/agents/node"]
 
 pytestmark = pytest.mark.settings(ops_address="127.0.0.1:0")
 
@@ -19,7 +19,7 @@ async def status(port: int | None, path: str, method: str = "GET") -> int:
         return answer.status
 
 
-@pytest.mark.parametrize("path", [*HEALTH_PATHS, "/agents/node"])
+@pytest.mark.parametrize("path", [*HEALTH_PATHS, *FOR_OPERATORS])
 async def test_it_answers_the_questions_of_operators(app: App, path: str) -> None:
     assert await status(app.ops_port, path) in (200, 204)
 
@@ -60,5 +60,5 @@ async def test_its_connections_are_not_those_of_clients(app: App) -> None:
 @pytest.mark.settings(ops_address=None)
 async def test_without_it_everything_is_on_one_port(app: App) -> None:
     assert app.ops_port is None
-    for path in [*HEALTH_PATHS, "/agents/node"]:
+    for path in [*HEALTH_PATHS, *FOR_OPERATORS]:
         assert await status(app.http_port, path) in (200, 204)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -42,6 +43,22 @@ async def test_a_node_says_which_agents_are_its_own(name: str, answer: tuple[int
     agents = {"master": AgentMode.MASTER, "replica": AgentMode.REPLICA}
     async with node(agent=agents) as (_, session):
         assert await asked(session, f"/agents/{name}") == answer
+
+
+async def test_a_node_lists_its_agents_for_those_who_run_it() -> None:
+    agents = {"master": AgentMode.MASTER, "replica": AgentMode.REPLICA}
+    async with node(agent=agents, agent_warmup_secs=60) as (app, session):
+        app.agents.promote("replica", 0.0)
+        for _ in range(2):
+            async with session.post("/create") as response:
+                assert (await response.json())["agentName"] == "replica"
+        async with session.get("/agents") as response:
+            assert response.status == 200
+            first, second = await response.json()
+    assert datetime.fromisoformat(first.pop("since")).tzinfo is not None
+    assert first == {"name": "master", "mode": "MASTER", "warmingUp": True, "channelsCount": 0}
+    del second["since"]
+    assert second == {"name": "replica", "mode": "MASTER", "warmingUp": False, "channelsCount": 2}
 
 
 async def test_a_question_for_a_moving_agent_waits_until_it_has_moved() -> None:

@@ -18,7 +18,7 @@ from tests.support.raw_http import JSON, request_of
 
 REPEATED = 20
 PAGES = ("/", "/docs", "/openapi.json")
-PROBES = ("/livez", "/readyz", "/readyz/create", "/metrics", "/agents/node")
+PROBES = ("/livez", "/readyz", "/readyz/create", "/metrics", "/agents", "/agents/node")
 AMPLIFIED = 6
 """How many times as large as a refused request its answer may be, with the size of its head."""
 HEAD_BYTES = 700
