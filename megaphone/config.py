@@ -10,7 +10,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +25,7 @@ import msgspec
 import yaml
 
 from megaphone.core.destinations import Destinations
-from megaphone.model import MAX_NAME_LENGTH, AgentMode
+from megaphone.model import AgentMode
 from megaphone.process import memory
 from megaphone.process.cores import workers_for
 from megaphone.settings import (
@@ -49,6 +48,7 @@ from megaphone.settings import (
 PREFIX = "megaphone_"
 FILE_NAMES = ("megaphone.toml", "megaphone.yaml", "megaphone.yml", "megaphone.json")
 AGENT = "agent"
+AGENT_COUNT = "agent_count"
 WEBHOOKS = "webhooks"
 TENANTS = "tenants"
 WEBHOOKS_ALLOW = "webhooks_allow"
@@ -74,6 +74,7 @@ FORMS = {
     TLS: "a table such as tls = {certificate = FILE, key = FILE}",
 }
 """The allowed forms of keys with more than one value."""
+AGENT_NAME_BYTES = 8
 DEFAULT = "default"
 VARIABLE = "variable "
 """How the source of a value from the environment begins."""
@@ -278,8 +279,10 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
     for key, kind in TABLES.items():
         sources |= member_sources(key, kind, values.get(key, Value({}, DEFAULT)))
     sources |= auth_sources(values.get(AUTH, Value({}, DEFAULT)))
-    if not checked.get(AGENT):
-        checked[AGENT] = {new_agent_name(): AgentMode.MASTER}
+    if checked.get(AGENT):
+        check_agents_are_not_counted(sources)
+    else:
+        checked[AGENT] = new_agents(checked.get(AGENT_COUNT) or 1)
         checked.setdefault(WARMUP, 0.0)
     checked.setdefault(SOCKET, default_socket_path(environment))
     workers = workers_for(checked.get(WORKERS, 1))
@@ -643,12 +646,20 @@ def default_socket_path(environment: Mapping[str, str]) -> str:
     return str(Path(tempfile.gettempdir(), f"megaphone-{os.getuid()}.sock"))
 
 
-def new_agent_name() -> str:
-    """Return a unique name for an agent: the name of the host, and a random suffix.
+def new_agents(count: int) -> dict[str, AgentMode]:
+    """Return MASTER agents with names that no agent has had before.
 
-    A node that restarts on its host must not reuse the name of its former agent, because that agent
-    may have moved to another node with its channels.
+    A node that starts again must not reuse the names of its former agents, because those may have
+    moved to other nodes with their channels. 16 hexadecimal digits are few enough for the names of
+    services, and many enough that no two of a million names are likely to be the same.
     """
-    host = re.sub(r"[^A-Za-z0-9_-]+", "-", socket.gethostname()).strip("-") or "megaphone"
-    suffix = secrets.token_hex(3)
-    return f"{host[: MAX_NAME_LENGTH - len(suffix) - 1]}-{suffix}"
+    return {secrets.token_hex(AGENT_NAME_BYTES): AgentMode.MASTER for _ in range(count)}
+
+
+def check_agents_are_not_counted(sources: Mapping[str, str]) -> None:
+    """Raises: ConfigError, if settings name agents and also say how many the node makes."""
+    if sources[AGENT_COUNT] != DEFAULT:
+        raise ConfigError(
+            f"{sources[AGENT_COUNT]}: {AGENT_COUNT} is not allowed where {AGENT} is set"
+            f" ({sources[AGENT]}), because the node makes agents only if no setting names one"
+        )

@@ -417,8 +417,11 @@ class Settings:
 
     agent: Mapping[Name, AgentMode] = field(default_factory=dict)
     """The agents of this node and their modes. A file or an environment variable may also give only
-    a name: then the node has one agent, a MASTER. Default: one MASTER that is warm at once and gets
-    a new name at each start."""
+    a name: then the node has one agent, a MASTER. Default: as many as `agent_count` says."""
+    agent_count: Annotated[int, whole(1, 1_000)] | None = None
+    """How many agents the node makes if `agent` names none. They are MASTERs, warm at once, and get
+    new names at each start: 16 hexadecimal digits. A node hands over one agent after the other, so
+    with more of them each takes fewer channels along. Default: 1."""
     agent_warmup_secs: SecondsOrZero = 60.0
     """How long a new agent waits before it takes channels, so that proxies can learn about it."""
     promote_replicas: bool = True

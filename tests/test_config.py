@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 from megaphone.cli.config import config_app
 from megaphone.config import KEYS, ConfigError, load
-from megaphone.core.agents import AGENT_NAME
 from megaphone.model import AgentMode
 from megaphone.settings import Nodes, Settings, TenantLimits, Webhook
 from tests.support.certificates import make_certificates
@@ -40,14 +39,26 @@ def test_nothing_has_to_be_set(tmp_path: Path) -> None:
     assert settings.nodes == Nodes(secret=None, previous_secret=None, open=False)
 
 
-def test_an_agent_without_a_name_gets_a_new_one_at_each_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for host, start in (("node-1.example", "node-1-example-"), ("x" * 64, "x" * 64), ("é", "meg")):
-        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
-        names = {name for _ in range(10) for name in load(tmp_path, {}).settings.agent}
-        assert len(names) == 10
-        assert all(name.startswith(start) and AGENT_NAME.fullmatch(name) for name in names)
+@pytest.mark.parametrize("count", [None, "1", "3", "64"])
+def test_agents_without_names_get_new_ones_at_each_start(tmp_path: Path, count: str | None) -> None:
+    environment = {} if count is None else {"megaphone_agent_count": count}
+    names: set[str] = set()
+    for _ in range(10):
+        settings = load(tmp_path, environment).settings
+        assert set(settings.agent.values()) == {AgentMode.MASTER}
+        assert settings.agent_warmup_secs == 0
+        assert len(settings.agent) == int(count or 1)
+        assert names.isdisjoint(settings.agent)
+        names |= settings.agent.keys()
+    assert all(re.fullmatch("[0-9a-f]{16}", name) for name in names)
+
+
+def test_agents_are_named_or_counted(tmp_path: Path) -> None:
+    write(tmp_path, 'agent = "a"\nagent_count = 2\n')
+    assert error_of(tmp_path) == (
+        "megaphone.toml: agent_count is not allowed where agent is set (megaphone.toml),"
+        " because the node makes agents only if no setting names one"
+    )
 
 
 def test_a_named_agent_warms_up(tmp_path: Path) -> None:
@@ -121,6 +132,8 @@ def test_switches_are_read_from_the_environment(tmp_path: Path, text: str, value
         ("address", "localhost:65536", "host:port"),
         ("grpc_address", "http://x:1", "host:port"),
         ("agent", "a b", "letters, digits"),
+        ("agent_count", "0", "from 1 to 1000"),
+        ("agent_count", "1.5", "from 1 to 1000"),
         ("agent", "", "letters, digits"),
         ("agent.virtual.n1", "SLAVE", "MASTER or REPLICA"),
         ("agent.virtual.n1", "PIPED", "MASTER or REPLICA"),

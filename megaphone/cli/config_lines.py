@@ -39,7 +39,7 @@ def lines_of(loaded: Config, secrets: bool) -> Iterator[str]:
             continue
         if not isinstance(value, Mapping):
             yield line_of(setting.name, value, source, secrets)
-        elif source == DEFAULT:  # because the agent gets another name at the next start
+        elif source == DEFAULT:  # because the agents get other names at the next start
             yield line(setting.name, None, source)
     if (source := loaded.sources["agent"]) != DEFAULT:
         yield f"\n[agent.virtual]  # {source}"
