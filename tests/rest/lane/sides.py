@@ -468,9 +468,7 @@ async def side(
         budget = Budget(budget_bytes)
         lane = WatchedLane(lane_over(app, settings)) if with_lane else None
         callers = Callers(app.doorkeeper, app.broker.peers)
-        probes = ProbeApi(
-            app.broker, callers, app.metrics.text, app.admin.list_agents
-        ).routes()
+        probes = ProbeApi(app.broker, callers, app.metrics.text, app.admin.list_agents).routes()
         server = HttpServer(
             [
                 *ChannelApi(app.broker, callers).routes(),
