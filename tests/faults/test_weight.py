@@ -135,7 +135,7 @@ def test_a_node_in_a_group_has_every_setting(tmp_path: Path) -> None:
 async def test_a_tenant_that_is_a_load_takes_nothing_from_another(tmp_path: Path) -> None:
     heavy = {"Authorization": f"Bearer {HEAVY}"}
     (tmp_path / "megaphone.toml").write_text(TENANTS)
-    with small_node(tmp_path, LIMIT, channel_ttl_secs=10, write_timeout_millis=2_000) as node:
+    with small_node(tmp_path, LIMIT, channel_ttl_secs=120, write_timeout_millis=2_000) as node:
         with served_meanwhile(node, OTHER) as times:
             writes = await writes_of_a_mebibyte(node.node, heavy)
             creations = await channels_of_one_connection(node.node, heavy)
