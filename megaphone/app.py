@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -184,6 +185,8 @@ async def running(
         if settings.public_url is not None:
             resource = ResourceMetadata(settings.public_url, jwts.urls)
         metrics.add(lambda: limits_of(metrics))
+        if settings.store == MEMORY:  # nodes that share a store all serve the same agents
+            metrics.add(lambda: modes_of(built.agents))
         http, grpc = faces(
             settings,
             built,
@@ -520,6 +523,12 @@ def limits_of(metrics: Metrics) -> list[Family]:
     ]
     meaning = "How often a tenant was refused something, because it had reached a limit."
     return [Family("counter", "limited_total", meaning, samples)]
+
+
+def modes_of(agents: Agents) -> list[Family]:
+    counts = Counter(agent.mode for agent in agents)
+    samples = [({"mode": mode.value}, counts[mode]) for mode in AgentMode]
+    return [Family("gauge", "agents", "Agents on this node, by their modes.", samples)]
 
 
 def refusals_of(doorkeeper: Doorkeeper) -> list[Family]:

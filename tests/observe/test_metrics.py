@@ -1,10 +1,12 @@
 """Metrics have the names that dashboards know, are well-formed, and count both faces alike."""
 
+import re
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from megaphone.app import App
-from megaphone.model import ReadOptions
+from megaphone.model import AgentMode, ReadOptions
 from megaphone.observe.metrics import Family, Metrics, labelled
 from tests.support.faces import GrpcFace, HttpFace
 
@@ -65,6 +67,13 @@ def test_the_life_of_a_channel_falls_into_its_bucket(age_s: float, bucket: int |
         assert f'megaphone_channel_duration_bucket{{le="{bound}"}} {inside}\n' in text
     assert 'megaphone_channel_duration_bucket{le="+Inf"} 1\n' in text
     assert value(metrics, "megaphone_channel_duration_sum") == age_s
+
+
+async def test_agents_are_counted_by_mode(app: App) -> None:
+    app.agents.add("another", AgentMode.REPLICA, 0.0)
+    text = app.metrics.render().decode()
+    counted = dict(re.findall(r'^megaphone_agents\{mode="(\w+)"\} (\d+)$', text, re.MULTILINE))
+    assert counted == {"MASTER": "1", "REPLICA": "1", "PIPED": "0"}
 
 
 async def test_both_faces_are_counted_alike(app: App, http: HttpFace, grpc: GrpcFace) -> None:
