@@ -130,6 +130,7 @@ async def of_memory(
         replication=replication,
         incoming=incoming,
         pipes=pipes,
+        observer=metrics,
     )
 
     async def move_away() -> None:

@@ -16,11 +16,11 @@ from typing import Any
 
 from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.outgoing import OutgoingPipe, OutgoingPipes
-from megaphone.cluster.peer import Target, targets_at
+from megaphone.cluster.peer import Target, addresses_of, reachable, target_at
 from megaphone.cluster.ports import Replicable
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.broker import Broker
-from megaphone.core.ports import Store
+from megaphone.core.ports import Observer, Store
 from megaphone.errors import MegaphoneError, TargetUnavailable, WrongMode
 from megaphone.model import AgentMode, DrainProgress
 
@@ -35,6 +35,11 @@ RETRY_S = 0.5
 """How long a stopping node waits before it tries again a target that refused or was unreachable."""
 PROGRESS_S = 0.5
 """How often a drain reports its progress."""
+PROXIES_KNOW_AFTER_S = 6.0
+"""How long after an address has appeared every proxy knows it. The name servers of Kubernetes keep
+answers for 5 seconds, and the nginx of `deploy/` for another one."""
+WAITING_SHARE = 0.25
+"""The largest part of its time for which a hand-over waits for proxies."""
 TARGET_LOST_S = 10.0
 """A move fails when the pipe has been without a connection for this long."""
 
@@ -51,6 +56,7 @@ class Drains:
         replication: Replicable,
         incoming: IncomingPipes,
         pipes: OutgoingPipes,
+        observer: Observer,
     ) -> None:
         self.agents = agents
         self.broker = broker
@@ -58,29 +64,25 @@ class Drains:
         self.replication = replication
         self.incoming = incoming
         self.pipes = pipes
+        self.observer = observer
         self.progress: DrainProgress | None = None
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
-    def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
-        return self._draining(target, {})
-
-    async def _draining(
-        self, target: str, logged: dict[str, str]
-    ) -> AsyncGenerator[DrainProgress, None]:
-        """Drain this node. `logged` has the last logged error of each agent: see `log_once`."""
+    async def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
         if not self._is_idle.is_set():
             raise WrongMode("this node is being drained already")
         self._is_idle.clear()
         self.incoming.refuse_pipes("this node is being drained")
         try:
-            targets = await targets_at(target)
-            async with aclosing(self._moving_each(targets, logged)) as steps:
+            targets = await reachable(await addresses_of(target_at(target)))
+            async with aclosing(self._moving_each(targets, {})) as steps:
                 async for progress in steps:
-                    self.progress = progress
                     yield progress
+        except MegaphoneError:
+            await self._report_left_behind()
+            raise
         finally:
-            self.progress = None
             self.incoming.accept_pipes()
             self._is_idle.set()
 
@@ -89,26 +91,29 @@ class Drains:
 
         Waits first for the end of a drain that is running. Without a target nothing else happens.
         While channels would be lost with this node, it tries a target again that refuses or is
-        unreachable, because the target may be a node that is starting. Logs the channels that
-        could not be moved.
+        unreachable, because the target may be a node that is starting. This node accepts no agents
+        meanwhile, because it could not keep them. Logs the channels that could not be moved.
         """
         try:
             async with asyncio.timeout(within_s):
                 await self._is_idle.wait()
                 if target is not None:
-                    await self._drain_in_the_end(target)
+                    self._is_idle.clear()
+                    self.incoming.refuse_pipes("this node is being drained")
+                    await self._drain_in_the_end(target, Sightings(known_after_s(within_s)))
         except TimeoutError:
             log.error("this node did not finish its hand-over within %g s", within_s)
-        if target is not None and (channels := await self._channels_here()):
-            names = ", ".join(agent.name for agent in self._left(()))
+        if target is not None and (left := await self._report_left_behind()):
+            names, channels = ", ".join(left), sum(left.values())
             log.error("%d channels are lost with this node; their agents: %s", channels, names)
 
-    async def _drain_in_the_end(self, target: str) -> None:
+    async def _drain_in_the_end(self, target: str, sightings: "Sightings") -> None:
         """Drain, and try again after an error, until this node has no channels to move."""
         logged: dict[str, str] = {}
         while True:
             try:
-                async with aclosing(self._draining(target, logged)) as steps:
+                known = sightings.known(await addresses_of(target_at(target)))
+                async with aclosing(self._moving_each(await reachable(known), logged)) as steps:
                     async for _ in steps:
                         pass
                 return
@@ -118,6 +123,14 @@ class Drains:
                 return
             await asyncio.sleep(RETRY_S)
 
+    async def _report_left_behind(self) -> dict[str, int]:
+        """Report the agents with channels that a drain has not moved. Returns: how many channels
+        each of them has."""
+        counts = {agent.name: await self.store.count(agent.name) for agent in self._left(())}
+        left = {name: count for name, count in counts.items() if count}
+        self.observer.agents_left_behind(len(left))
+        return left
+
     async def _channels_here(self) -> int:
         """Return how many channels this node has to move."""
         return sum([await self.store.count(agent.name) for agent in self._left(())])
@@ -125,7 +138,21 @@ class Drains:
     async def _moving_each(
         self, targets: Sequence[Target], logged: dict[str, str]
     ) -> AsyncGenerator[DrainProgress, None]:
-        """Move one agent after the other, and yield the progress."""
+        """Move one agent after the other, and yield the progress, which `progress` is meanwhile.
+
+        `logged` has the last logged error of each agent: see `log_once`.
+        """
+        try:
+            async with aclosing(self._moves(targets, logged)) as steps:
+                async for progress in steps:
+                    self.progress = progress
+                    yield progress
+        finally:
+            self.progress = None
+
+    async def _moves(
+        self, targets: Sequence[Target], logged: dict[str, str]
+    ) -> AsyncGenerator[DrainProgress, None]:
         moved = Moved()
         failures: dict[str, MegaphoneError] = {}
         yield await self._progress(moved, failures)
@@ -178,6 +205,39 @@ class Drains:
             channels_left=channels - copied,
             done=done,
         )
+
+
+class Sightings:
+    """When a stopping node first saw each address of its target's name.
+
+    A node that starts is at its address before the proxies know the address, because name servers
+    and proxies keep answers for some seconds. The channels that move there at once would meanwhile
+    be nowhere for clients.
+    """
+
+    def __init__(self, known_after_s: float) -> None:
+        """Proxies know an address when this node has seen it for `known_after_s` seconds."""
+        self._known_after_s = known_after_s
+        self._first: dict[Target, float] = {}
+
+    def known(self, targets: Sequence[Target]) -> list[Target]:
+        """Return the targets that proxies know. They know all that were there the first time.
+
+        Raises: TargetUnavailable, if they know none.
+        """
+        now = asyncio.get_running_loop().time()
+        new_at = now if self._first else now - self._known_after_s
+        self._first = {target: self._first.get(target, new_at) for target in targets}
+        known = [one for one in targets if now >= self._first[one] + self._known_after_s]
+        if not known:
+            raise TargetUnavailable("the target is so new that proxies may not know it yet")
+        return known
+
+
+def known_after_s(within_s: float) -> float:
+    """Return how many seconds after a target has appeared a hand-over moves agents to it, if the
+    hand-over may take `within_s`."""
+    return min(PROXIES_KNOW_AFTER_S, within_s * WAITING_SHARE)
 
 
 def log_once(logged: dict[str, str], about: str, text: str, error: MegaphoneError) -> None:

@@ -76,14 +76,12 @@ def target_at(url: str) -> Target:
     )
 
 
-async def targets_at(url: str) -> list[Target]:
-    """Return all reachable nodes at a URL, in random order.
+async def addresses_of(target: Target) -> list[Target]:
+    """Return the targets at all addresses of a target, each once, because a host name may have
+    several IP addresses.
 
-    They may be several, because the host name may have several IP addresses.
-
-    Raises: BadRequest; TargetUnavailable, when no node is reachable.
+    Raises: TargetUnavailable, when its name cannot be resolved.
     """
-    target = target_at(url)
     endpoint = target.endpoint
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
@@ -92,12 +90,16 @@ async def targets_at(url: str) -> list[Target]:
     except OSError:
         raise TargetUnavailable("the name of the target cannot be resolved") from None
     endpoints = [Endpoint(str(address[0]), int(address[1])) for *_, address in found]
-    reached = await asyncio.gather(*map(is_reachable, endpoints))
-    there = [
-        Target(endpoint, target.name)
-        for endpoint, is_there in zip(endpoints, reached, strict=True)
-        if is_there
-    ]
+    return [Target(endpoint, target.name) for endpoint in dict.fromkeys(endpoints)]
+
+
+async def reachable(targets: Sequence[Target]) -> list[Target]:
+    """Return those of some targets that are reachable, in random order.
+
+    Raises: TargetUnavailable, when none is.
+    """
+    reached = await asyncio.gather(*(is_reachable(target.endpoint) for target in targets))
+    there = [target for target, is_there in zip(targets, reached, strict=True) if is_there]
     if not there:
         raise TargetUnavailable
     return random.sample(there, len(there))

@@ -435,7 +435,7 @@ class Pipes(Protocol):
 
 
 class Observer(Protocol):
-    """Counts what happens to channels and events. Each call must return at once and not raise.
+    """Counts what happens to channels, events, agents. Each call must return at once and not raise.
 
     The core and the cluster call it when something happens. They report each thing once; one call
     may report several events.
@@ -466,6 +466,9 @@ class Observer(Protocol):
 
     def events_lost(self, count: int) -> None:
         """Events were evicted before a reader got them, or were refused as events of a source."""
+
+    def agents_left_behind(self, count: int) -> None:
+        """A drain is over, and could not move `count` agents that have channels."""
 
     def writer_waits(self) -> None:
         """A writer found a channel full, and starts to wait for a free place."""

@@ -124,6 +124,7 @@ class Metrics:
         self.messages_lost = 0
         self.messages_fed = 0
         self.messages_forwarded = 0
+        self.agents_not_moved = 0
         self.reads_open = 0
         self.writers_waiting = 0
         self.writes_timed_out = 0
@@ -180,6 +181,9 @@ class Metrics:
 
     def events_lost(self, count: int) -> None:
         self.messages_lost += count
+
+    def agents_left_behind(self, count: int) -> None:
+        self.agents_not_moved += count
 
     def refused(self, error: MegaphoneError) -> None:
         if isinstance(error, (LimitExceeded, RateLimited)) and error.tenant and error.limit:
@@ -262,6 +266,11 @@ class Metrics:
             ),
             ("messages_fed", self.messages_fed, "Events received from other nodes."),
             ("messages_forwarded", self.messages_forwarded, "Events sent to other nodes."),
+            (
+                "agents_left_behind",
+                self.agents_not_moved,
+                "Agents with channels that a drain could not move.",
+            ),
             ("webhooks_sent", self._webhooks.sent, "Webhook requests that were accepted."),
             (
                 "webhooks_failed",

@@ -39,6 +39,7 @@ from megaphone_api.sync_pb2 import (
 from megaphone_api.sync_pb2_grpc import SyncServiceServicer, add_SyncServiceServicer_to_server
 from tests.support.faces import FACES, Created, Face, read_all, take
 from tests.support.fault_readers import GrpcRead, HttpRead, OpenRead, grpc_connection
+from tests.support.ports import free_port
 from tests.support.raw_http import Broken, Node
 from tests.support.settings import fast_settings
 
@@ -333,6 +334,7 @@ async def test_a_node_that_stops_asks_a_target_again_that_refuses(
         target.agents.remove("a")
         await stop
     assert caplog.text.count("agent a stays here") == 1
+    assert source.metrics.agents_not_moved == 0
     assert await target.broker.exists(ANYONE, [channel.consumer_address]) == {
         channel.consumer_address: True
     }
@@ -351,6 +353,67 @@ async def test_a_node_that_finds_no_target_stops_in_time_and_says_what_is_lost(
             await source.broker.create(ANYONE)
         await stopping.aclose()
     assert ("1 channels are lost with this node; their agents: a" in caplog.text) is bool(channels)
+    assert source.metrics.agents_not_moved == channels
+
+
+async def test_a_node_that_stops_moves_to_no_other_node_that_stops(stack: AsyncExitStack) -> None:
+    async with AsyncExitStack() as first, AsyncExitStack() as second:
+        stopping = [first, second]
+        ports = [free_port(), free_port()]
+        nodes = [
+            await node(
+                own,
+                name,
+                grpc_address=f"127.0.0.1:{port}",
+                drain_target=f"http://127.0.0.1:{other}",
+                drain_timeout_secs=2 * moves.RETRY_S,
+            )
+            for own, name, port, other in zip(stopping, "ab", ports, reversed(ports), strict=True)
+        ]
+        for one in nodes:
+            await one.broker.create(ANYONE)
+        await asyncio.gather(*(own.aclose() for own in stopping))
+    assert [one.metrics.channels_fed for one in nodes] == [0, 0]
+    assert [one.metrics.agents_not_moved for one in nodes] == [1, 1]
+
+
+async def test_a_node_that_stops_waits_until_proxies_know_a_target_that_is_new(
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    successor = await node(stack, "b")
+    addresses: list[int] = []
+    is_resolved = asyncio.Event()
+
+    async def resolve(host: str, port: int, **_: object) -> list[object]:
+        is_resolved.set()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", at)) for at in addresses]
+
+    async with AsyncExitStack() as stopping:
+        source = await node(
+            stopping, "a", drain_target="http://nodes:3001", drain_timeout_secs=WITHIN_S
+        )
+        monkeypatch.setattr(moves, "PROXIES_KNOW_AFTER_S", 1.0)
+        monkeypatch.setattr(loop, "getaddrinfo", resolve)
+        addresses.append(source.grpc_port)
+        channel = await source.broker.create(ANYONE)
+        stop = asyncio.create_task(stopping.aclose())
+        await is_resolved.wait()
+        addresses.append(successor.grpc_port)
+        appeared_at = loop.time()
+        await until(lambda: successor.metrics.channels_fed == 1)
+        assert loop.time() >= appeared_at + 1.0
+        await stop
+    assert await successor.broker.exists(ANYONE, [channel.consumer_address]) == {
+        channel.consumer_address: True
+    }
+
+
+@pytest.mark.parametrize(("within_s", "waits_s"), [(30, 6), (12, 3), (1, 0.25)])
+def test_a_hand_over_waits_for_proxies_for_a_part_of_its_time(
+    within_s: float, waits_s: float
+) -> None:
+    assert moves.known_after_s(within_s) == waits_s
 
 
 # -- What stays
@@ -359,6 +422,7 @@ async def test_a_node_that_finds_no_target_stops_in_time_and_says_what_is_lost(
 async def test_without_a_target_everything_stays(source: App) -> None:
     with pytest.raises(TargetUnavailable):
         await drain(source, "http://127.0.0.1:1")
+    assert source.metrics.agents_not_moved == 0  # they have no channels
     with pytest.raises(BadRequest):
         await drain(source, "nowhere")
     assert modes(source) == MASTERS
@@ -374,6 +438,7 @@ async def test_an_agent_that_the_target_refuses_stays_and_the_others_move(
         await drain(source, url(target))
     assert modes(source) == {"a": AgentMode.MASTER}
     assert modes(target) == MASTERS
+    assert source.metrics.agents_not_moved == 1
     for channel in channels:
         owner = source if channel.agent == "a" else target
         await owner.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))

@@ -57,7 +57,9 @@ class Node:
         incoming = IncomingPipes(
             **more, settings=Settings(), observer=self.metrics, tenants=Tenants()
         )
-        drains = Drains(**more, broker=self.broker, incoming=incoming, pipes=pipes)
+        drains = Drains(
+            **more, broker=self.broker, incoming=incoming, pipes=pipes, observer=self.metrics
+        )
         return Admin(
             **parts,
             pipes=pipes,

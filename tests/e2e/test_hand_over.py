@@ -16,6 +16,7 @@ import pytest
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
 from tests.support.certificates import make_certificates
+from tests.support.ports import free_port
 from tests.support.process import BrokerProcess, broker_process
 
 CHANNELS = 20
@@ -179,6 +180,35 @@ async def test_nothing_is_lost_when_a_node_hands_over_under_load(
             assert await asyncio.to_thread(source.process.wait, 20) == 0
         for read in reads:
             assert read.result() == list(range(EVENTS))
+
+
+async def test_the_only_node_waits_for_its_successor_and_nothing_is_lost(tmp_path: Path) -> None:
+    endpoint = f"127.0.0.1:{free_port()}"
+    (tmp_path / "successor").mkdir()
+    with ExitStack() as stack:
+        node = stack.enter_context(
+            broker_process(
+                tmp_path, agent="a", agent_warmup_secs=0, drain_target=f"http://{endpoint}"
+            )
+        )
+        async with aiohttp.ClientSession() as session:
+            async with session.post(f"{node.url}/create") as response:
+                channel = await response.json()
+            path = f"/write/{channel['producerAddress']}/s"
+            async with session.post(node.url + path, json="kept") as response:
+                assert response.status == 201
+            node.process.send_signal(signal.SIGTERM)
+            assert node.process.stderr is not None
+            for line in node.process.stderr:
+                if "cannot be reached" in line:
+                    break
+            successor = stack.enter_context(
+                broker_process(tmp_path / "successor", agent="b", grpc_address=endpoint)
+            )
+            assert await asyncio.to_thread(node.process.wait, WITHIN_S) == 0
+            path = f"/read/{channel['consumerAddress']}?wait_ms=0"
+            async with session.get(successor.url + path) as response:
+                assert json.loads(await response.text())["body"] == "kept"
 
 
 async def test_a_node_whose_target_is_not_there_stops_all_the_same(tmp_path: Path) -> None:
