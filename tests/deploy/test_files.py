@@ -14,6 +14,7 @@ import yaml
 from typer.testing import CliRunner
 
 from megaphone.cli.token import token_app
+from megaphone.cluster.moves import PROXIES_KNOW_AFTER_S
 from megaphone.config import load
 from megaphone.listen.exposure import accepted_sources
 from megaphone_client import Unauthenticated
@@ -141,13 +142,46 @@ def test_every_file_that_is_named_is_there() -> None:
 
 
 def test_nginx_gets_all_that_it_includes() -> None:
-    included = set()
-    for file in (DEPLOY / "nginx").glob("*.conf"):
-        included |= set(re.findall(r"^\s*include ([a-z.]+);", file.read_text(), re.MULTILINE))
     mounted = {Path(volume.split(":")[1]).name for volume in COMPOSE["proxy"]["volumes"]}
+    assert mounted == included_with("nodes-dns.conf")
     [generator] = KUSTOMIZATION["configMapGenerator"]
-    generated = {Path(file.partition("=")[0]).name for file in generator["files"]}
-    assert mounted == generated == included | {"nginx.conf"}
+    entries = [*generator["files"], *generator["literals"]]
+    generated = {Path(entry.partition("=")[0]).name for entry in entries}
+    assert generated == included_with("nodes-kubernetes.conf")
+
+
+def included_with(nodes: str) -> set[str]:
+    """Return the files that nginx needs if one of deploy/nginx is its nodes.conf."""
+    included = {"nginx.conf"}
+    for file in (DEPLOY / "nginx").glob("*.conf"):
+        if not file.name.startswith("nodes-") or file.name == nodes:
+            found = re.findall(r"^\s*include ([a-z.]+);", file.read_text(), re.MULTILINE)
+            included |= set(found)
+    return included
+
+
+def test_every_proxy_knows_a_new_node_before_the_next_one_stops() -> None:
+    [nodes] = [
+        one["spec"]
+        for one in KUBERNETES
+        if one["kind"] == "Deployment" and one["metadata"]["name"] == "megaphone"
+    ]
+    assert nodes["minReadySeconds"] > PROXIES_KNOW_AFTER_S
+    assert nodes["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_the_names_that_nginx_looks_up_are_those_of_headless_services() -> None:
+    looked_up = (DEPLOY / "nginx" / "nodes-kubernetes.conf").read_text()
+    named = re.findall(r"default ([a-z-]+)\.default\.svc\.cluster\.local:3000;", looked_up)
+    services = {
+        one["metadata"]["name"]: one["spec"] for one in KUBERNETES if one["kind"] == "Service"
+    }
+    [nodes, takers] = [services[name] for name in named]
+    assert nodes["clusterIP"] == takers["clusterIP"] == "None"
+    assert nodes["publishNotReadyAddresses"]
+    assert "publishNotReadyAddresses" not in takers
+    [container] = pod("megaphone")["containers"]
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz/create"
 
 
 @pure_only("the source is hidden from these tests")

@@ -32,6 +32,7 @@ from tests.support.nginx import (
     CONFIGURATION,
     Proxy,
     dns_nodes,
+    kubernetes_nodes,
     needs_nginx,
     nginx,
     static_nodes,
@@ -265,6 +266,38 @@ async def test_batches_go_where_their_header_says(http: aiohttp.ClientSession) -
         headers = {"Megaphone-Agent": wrong}
         status, _ = await call(http, "POST", "/write-batch", json=batch, headers=headers)
         assert status == 201  # by any node, which says of each event whether it was taken
+
+
+async def test_batches_without_a_header_go_where_the_name_of_a_service_says(
+    nodes: Cluster, http: aiohttp.ClientSession
+) -> None:
+    agent = "0123456789abcdef"
+    connector = aiohttp.UnixConnector(path=str(nodes.folder / "n2" / "megaphone.sock"))
+    async with (
+        aiohttp.ClientSession("http://megaphone", connector=connector) as manager,
+        manager.post("/vagent/add", json={"name": agent}) as response,
+    ):
+        assert response.status == 201
+    channel = await create(http, agent)
+    batch = {
+        "channels": [channel["producerAddress"]],
+        "messages": [{"streamId": "s", "body": 1}],
+    }
+    for host in (
+        f"svc-demo-{agent}-write:3000",
+        f"svc-my-demo-{agent}-read",
+        f"svc-demo-{agent}-write.default.svc.cluster.local:3000",
+    ):
+        for _ in range(2):
+            headers = {"Host": host}
+            status, answer = await call(http, "POST", "/write-batch", json=batch, headers=headers)
+            assert (status, answer["failures"]) == (201, []), host
+    headers = {"Host": f"svc-demo-{agent}-write", "Megaphone-Agent": "n1"}
+    _, answer = await call(http, "POST", "/write-batch", json=batch, headers=headers)
+    assert len(answer["failures"]) == 1  # the header says more than the host
+    headers = {"Host": f"svc-demo-{'f' * 16}-write"}
+    status, answer = await call(http, "POST", "/write-batch", json=batch, headers=headers)
+    assert (status, answer["message"]) == (404, f"no such channel: no node has agent {'f' * 16}")
 
 
 @pytest.mark.parametrize(
@@ -615,6 +648,28 @@ async def test_nodes_are_found_by_a_name_and_may_come_and_go(nodes: Cluster) -> 
             for channel in (first, second):
                 await eventually(partial(is_written, http, channel))
                 await eventually(partial(is_found, connection, channel))
+
+
+async def test_only_takers_are_asked_for_new_channels(nodes: Cluster) -> None:
+    takers = "megaphone-takers.default.svc.cluster.local"
+    with name_server(list(HOSTS.values()), {takers: [HOSTS["n2"]]}) as names:
+        served = kubernetes_nodes(nodes.http_port, nodes.grpc_port)
+        with nginx(nodes.folder / "takers", served, resolver=names.endpoint) as proxy:
+            async with aiohttp.ClientSession(proxy.url) as http:
+                made = [await call(http, "POST", "/create") for _ in range(2 * len(HOSTS))]
+                assert {channel["agentName"] for _, channel in made} == {"n2"}
+            async with aiohttp.ClientSession(f"http://{HOSTS['n3']}:{nodes.http_port}") as node:
+                _, elsewhere = await call(node, "POST", "/create")
+            async with aiohttp.ClientSession(proxy.url) as http:
+                assert await is_written(http, elsewhere)
+                names.of_others = {takers: []}
+                await eventually(partial(is_without_takers, http))
+                assert await is_written(http, elsewhere)
+
+
+async def is_without_takers(http: aiohttp.ClientSession) -> bool:
+    status, answer = await call(http, "POST", "/create")
+    return (status, answer.get("code")) == (503, "NO_AGENT")
 
 
 async def is_written(http: aiohttp.ClientSession, channel: dict[str, str]) -> bool:

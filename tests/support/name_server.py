@@ -1,9 +1,12 @@
-"""A name server that knows one name. A test may change the addresses of the name."""
+"""A name server whose names have the same addresses, except for some that a test gives others.
+
+A test may change the addresses.
+"""
 
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 ANSWER = 0x8580
@@ -14,10 +17,11 @@ HEADER_BYTES = 12
 
 
 class NameServer:
-    """Answers every question for an address (RFC 1035, section 4) with the same addresses."""
+    """Answers questions for addresses (RFC 1035, section 4)."""
 
-    def __init__(self, addresses: Sequence[str]) -> None:
+    def __init__(self, addresses: Sequence[str], of_others: Mapping[str, Sequence[str]]) -> None:
         self.addresses = addresses
+        self.of_others = of_others
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.bind(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -32,12 +36,21 @@ class NameServer:
             query, client = self._socket.recvfrom(512)
             if not query:
                 return
-            self._socket.sendto(answer(query, self.addresses), client)
+            addresses = self.of_others.get(name_in(query), self.addresses)
+            self._socket.sendto(answer(query, addresses), client)
 
     def close(self) -> None:
         self._socket.sendto(b"", self._socket.getsockname())
         self._thread.join(timeout=5)
         self._socket.close()
+
+
+def name_in(query: bytes) -> str:
+    labels, at = [], HEADER_BYTES
+    while length := query[at]:
+        labels.append(query[at + 1 : at + 1 + length].decode())
+        at += 1 + length
+    return ".".join(labels)
 
 
 def answer(query: bytes, addresses: Sequence[str]) -> bytes:
@@ -61,8 +74,11 @@ def answer(query: bytes, addresses: Sequence[str]) -> bytes:
 
 
 @contextmanager
-def name_server(addresses: Sequence[str]) -> Iterator[NameServer]:
-    server = NameServer(addresses)
+def name_server(
+    addresses: Sequence[str], of_others: Mapping[str, Sequence[str]] | None = None
+) -> Iterator[NameServer]:
+    """Run a name server. `of_others` has names whose addresses are not `addresses`."""
+    server = NameServer(addresses, of_others or {})
     try:
         yield server
     finally:

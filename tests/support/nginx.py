@@ -63,6 +63,12 @@ def dns_nodes(name: str, resolver: str, http_port: int, grpc_port: int) -> str:
     )
 
 
+def kubernetes_nodes(http_port: int, grpc_port: int) -> str:
+    """Return nodes-kubernetes.conf for nodes with other ports."""
+    text = (CONFIGURATION / "nodes-kubernetes.conf").read_text()
+    return text.replace("local:3000", f"local:{http_port}").replace("3001", str(grpc_port))
+
+
 def shared_nodes(nodes: Sequence[tuple[int, int]]) -> str:
     """Return the nodes.conf of nodes that share a store, with the given ports of HTTP and gRPC."""
     kept, http, grpc = [], iter(nodes), iter(nodes)
@@ -77,8 +83,13 @@ def shared_nodes(nodes: Sequence[tuple[int, int]]) -> str:
 
 
 @contextmanager
-def nginx(folder: Path, nodes: str, configuration: Path = CONFIGURATION) -> Iterator[Proxy]:
-    """Run nginx before some nodes on free ports. It is killed at the end if it does not stop."""
+def nginx(
+    folder: Path, nodes: str, configuration: Path = CONFIGURATION, resolver: str | None = None
+) -> Iterator[Proxy]:
+    """Run nginx before some nodes on free ports. It is killed at the end if it does not stop.
+
+    `resolver` is the name server of nodes-kubernetes.conf.
+    """
     assert NGINX is not None
     folder.mkdir()
     ports = {"3000": free_port(), "3001": free_port()}
@@ -91,6 +102,8 @@ def nginx(folder: Path, nodes: str, configuration: Path = CONFIGURATION) -> Iter
             text = text.replace(f"listen {port}", f"listen 127.0.0.1:{free}")
         (folder / source.name).write_text(text)
     (folder / "nodes.conf").write_text(nodes)
+    if resolver is not None:
+        (folder / "resolver.conf").write_text(f"resolver {resolver} valid=1s ipv6=off;\n")
     with (folder / "error.log").open("wb") as errors:
         process = subprocess.Popen(
             [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf"), "-g", DIRECTIVES],
