@@ -196,8 +196,8 @@ class Account:
 class Event:
     """One event, shared by all channels to which it was written.
 
-    The id, the stream id, the timestamp and the body never change. The other attributes are notes
-    of the broker, and do change.
+    The id, the stream id, the timestamp, the body and the trace never change. The other attributes
+    are notes of the broker, and do change.
     """
 
     id: str
@@ -207,6 +207,8 @@ class Event:
     """When the broker accepted the event: microseconds since 1970 in UTC."""
     body: bytes = field(repr=False)
     """One JSON value in UTF-8, as the writer sent it, without line breaks."""
+    trace: str | None
+    """The trace context of the event, if its trace is sampled: see `core.traces`."""
     rendered: bytes | None = field(repr=False)
     """The event as a line of JSON, kept while several channels hold the event."""
     holders: int = field(repr=False)
@@ -217,11 +219,19 @@ class Event:
     """The account of the first holder, whose bytes those of the event are while it is held."""
 
     # Written out, because an initializer that `dataclass` makes is not compiled.
-    def __init__(self, event_id: str, stream_id: str, timestamp_us: int, body: bytes) -> None:
+    def __init__(
+        self,
+        event_id: str,
+        stream_id: str,
+        timestamp_us: int,
+        body: bytes,
+        trace: str | None = None,
+    ) -> None:
         self.id = event_id
         self.stream_id = stream_id
         self.timestamp_us = timestamp_us
         self.body = body
+        self.trace = trace
         self.rendered = None
         self.holders = self.awaited = 0
         self.payer = None
@@ -235,11 +245,20 @@ class NewEvent:
     body: bytes = field(repr=False)
     request_id: str | None
     """The idempotency key. If a write repeats a key, its event is not accepted a second time."""
+    trace: str | None
+    """As in `Event`."""
 
-    def __init__(self, stream_id: str, body: bytes, request_id: str | None = None) -> None:
+    def __init__(
+        self,
+        stream_id: str,
+        body: bytes,
+        request_id: str | None = None,
+        trace: str | None = None,
+    ) -> None:
         self.stream_id = stream_id
         self.body = body
         self.request_id = request_id
+        self.trace = trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +309,11 @@ class BatchWritten:
     failures: Sequence[BatchFailure]
     """The events that were not accepted, in the order of the addresses."""
 
+    @property
+    def failure(self) -> str | None:
+        """The reason of the first failure; None if all events were accepted."""
+        return self.failures[0].reason if self.failures else None
+
     def event_ids(self, start: int, end: int) -> list[str | None]:
         """Return the ids of the events with the indexes from `start` to before `end`; None for an
         event that no channel has accepted."""
@@ -335,6 +359,8 @@ class ReadOptions:
     streams: frozenset[str] | None = None
     """Send only the events of these streams; None means all. The others count as read by a plain
     reader, and as acknowledged by an acknowledging one that acknowledges all that it was sent."""
+    trace: bool = False
+    """Send the trace context of each event that has one."""
 
     def ends_read_of(self, reader: str) -> bool:
         """Return whether this read takes the place of an open one of the named reader."""

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18megaphone_api/sync.proto\x12\tmegaphone\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x03\n\x0bSyncRequest\x12\x35\n\x10pipe_agent_start\x18\x01 \x01(\x0b\x32\x19.megaphone.PipeAgentStartH\x00\x12\x31\n\x0epipe_agent_end\x18\x02 \x01(\x0b\x32\x17.megaphone.PipeAgentEndH\x00\x12\x34\n\x0f\x63hannel_created\x18\x03 \x01(\x0b\x32\x19.megaphone.ChannelCreatedH\x00\x12\x36\n\x10\x63hannel_disposed\x18\x04 \x01(\x0b\x32\x1a.megaphone.ChannelDisposedH\x00\x12\x32\n\x0e\x65vent_received\x18\x05 \x01(\x0b\x32\x18.megaphone.EventReceivedH\x00\x12\x36\n\x10\x63hannel_position\x18\x06 \x01(\x0b\x32\x1a.megaphone.ChannelPositionH\x00\x12(\n\tkey_taken\x18\x07 \x01(\x0b\x32\x13.megaphone.KeyTakenH\x00\x12\x36\n\x10\x65vents_forgotten\x18\x08 \x01(\x0b\x32\x1a.megaphone.EventsForgottenH\x00\x42\x0c\n\nsync_event\"B\n\x0ePipeAgentStart\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x11\n\tsource_id\x18\x03 \x01(\t\" \n\x0cPipeAgentEnd\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"e\n\x0e\x43hannelCreated\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\x12\r\n\x05label\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"%\n\x0f\x43hannelDisposed\x12\x12\n\nchannel_id\x18\x01 \x01(\t\"\xc3\x01\n\rEventReceived\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cjson_payload\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x08 \x01(\x04\"T\n\x08KeyTaken\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\"I\n\x0f\x45ventsForgotten\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"_\n\x0f\x43hannelPosition\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x15\n\rsent_event_id\x18\x03 \x01(\t\x12\x0f\n\x07has_gap\x18\x04 \x01(\x08\"/\n\x18\x46indChannelsInUseRequest\x12\x13\n\x0b\x63hannel_ids\x18\x01 \x03(\t\"\\\n\x16\x46indChannelsInUseReply\x12\x13\n\x0b\x63hannel_ids\x18\x01 \x03(\t\x12-\n\tpositions\x18\x02 \x03(\x0b\x32\x1a.megaphone.ChannelPosition\"\x1c\n\tSyncReply\x12\x0f\n\x07message\x18\x01 \x01(\t2\xab\x01\n\x0bSyncService\x12?\n\rForwardEvents\x12\x16.megaphone.SyncRequest\x1a\x14.megaphone.SyncReply(\x01\x12[\n\x11\x46indChannelsInUse\x12#.megaphone.FindChannelsInUseRequest\x1a!.megaphone.FindChannelsInUseReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18megaphone_api/sync.proto\x12\tmegaphone\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x03\n\x0bSyncRequest\x12\x35\n\x10pipe_agent_start\x18\x01 \x01(\x0b\x32\x19.megaphone.PipeAgentStartH\x00\x12\x31\n\x0epipe_agent_end\x18\x02 \x01(\x0b\x32\x17.megaphone.PipeAgentEndH\x00\x12\x34\n\x0f\x63hannel_created\x18\x03 \x01(\x0b\x32\x19.megaphone.ChannelCreatedH\x00\x12\x36\n\x10\x63hannel_disposed\x18\x04 \x01(\x0b\x32\x1a.megaphone.ChannelDisposedH\x00\x12\x32\n\x0e\x65vent_received\x18\x05 \x01(\x0b\x32\x18.megaphone.EventReceivedH\x00\x12\x36\n\x10\x63hannel_position\x18\x06 \x01(\x0b\x32\x1a.megaphone.ChannelPositionH\x00\x12(\n\tkey_taken\x18\x07 \x01(\x0b\x32\x13.megaphone.KeyTakenH\x00\x12\x36\n\x10\x65vents_forgotten\x18\x08 \x01(\x0b\x32\x1a.megaphone.EventsForgottenH\x00\x42\x0c\n\nsync_event\"B\n\x0ePipeAgentStart\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\x11\n\tsource_id\x18\x03 \x01(\t\" \n\x0cPipeAgentEnd\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\"e\n\x0e\x43hannelCreated\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x0e\n\x06ttl_ms\x18\x03 \x01(\x04\x12\r\n\x05label\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\"%\n\x0f\x43hannelDisposed\x12\x12\n\nchannel_id\x18\x01 \x01(\t\"\xd8\x01\n\rEventReceived\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x11\n\tstream_id\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12-\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cjson_payload\x18\x05 \x01(\t\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x08 \x01(\x04\x12\x13\n\x0btraceparent\x18\t \x01(\t\"T\n\x08KeyTaken\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x03 \x01(\t\x12\x0e\n\x06\x61ge_ms\x18\x04 \x01(\x04\"I\n\x0f\x45ventsForgotten\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"_\n\x0f\x43hannelPosition\x12\x12\n\nchannel_id\x18\x01 \x01(\t\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x15\n\rsent_event_id\x18\x03 \x01(\t\x12\x0f\n\x07has_gap\x18\x04 \x01(\x08\"/\n\x18\x46indChannelsInUseRequest\x12\x13\n\x0b\x63hannel_ids\x18\x01 \x03(\t\"\\\n\x16\x46indChannelsInUseReply\x12\x13\n\x0b\x63hannel_ids\x18\x01 \x03(\t\x12-\n\tpositions\x18\x02 \x03(\x0b\x32\x1a.megaphone.ChannelPosition\"\x1c\n\tSyncReply\x12\x0f\n\x07message\x18\x01 \x01(\t2\xab\x01\n\x0bSyncService\x12?\n\rForwardEvents\x12\x16.megaphone.SyncRequest\x1a\x14.megaphone.SyncReply(\x01\x12[\n\x11\x46indChannelsInUse\x12#.megaphone.FindChannelsInUseRequest\x1a!.megaphone.FindChannelsInUseReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,19 +43,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANNELDISPOSED']._serialized_start=729
   _globals['_CHANNELDISPOSED']._serialized_end=766
   _globals['_EVENTRECEIVED']._serialized_start=769
-  _globals['_EVENTRECEIVED']._serialized_end=964
-  _globals['_KEYTAKEN']._serialized_start=966
-  _globals['_KEYTAKEN']._serialized_end=1050
-  _globals['_EVENTSFORGOTTEN']._serialized_start=1052
-  _globals['_EVENTSFORGOTTEN']._serialized_end=1125
-  _globals['_CHANNELPOSITION']._serialized_start=1127
-  _globals['_CHANNELPOSITION']._serialized_end=1222
-  _globals['_FINDCHANNELSINUSEREQUEST']._serialized_start=1224
-  _globals['_FINDCHANNELSINUSEREQUEST']._serialized_end=1271
-  _globals['_FINDCHANNELSINUSEREPLY']._serialized_start=1273
-  _globals['_FINDCHANNELSINUSEREPLY']._serialized_end=1365
-  _globals['_SYNCREPLY']._serialized_start=1367
-  _globals['_SYNCREPLY']._serialized_end=1395
-  _globals['_SYNCSERVICE']._serialized_start=1398
-  _globals['_SYNCSERVICE']._serialized_end=1569
+  _globals['_EVENTRECEIVED']._serialized_end=985
+  _globals['_KEYTAKEN']._serialized_start=987
+  _globals['_KEYTAKEN']._serialized_end=1071
+  _globals['_EVENTSFORGOTTEN']._serialized_start=1073
+  _globals['_EVENTSFORGOTTEN']._serialized_end=1146
+  _globals['_CHANNELPOSITION']._serialized_start=1148
+  _globals['_CHANNELPOSITION']._serialized_end=1243
+  _globals['_FINDCHANNELSINUSEREQUEST']._serialized_start=1245
+  _globals['_FINDCHANNELSINUSEREQUEST']._serialized_end=1292
+  _globals['_FINDCHANNELSINUSEREPLY']._serialized_start=1294
+  _globals['_FINDCHANNELSINUSEREPLY']._serialized_end=1386
+  _globals['_SYNCREPLY']._serialized_start=1388
+  _globals['_SYNCREPLY']._serialized_end=1416
+  _globals['_SYNCSERVICE']._serialized_start=1419
+  _globals['_SYNCSERVICE']._serialized_end=1590
 # @@protoc_insertion_point(module_scope)

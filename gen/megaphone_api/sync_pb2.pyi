@@ -218,6 +218,7 @@ class EventReceived(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     AGE_MS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     channel_id: _builtins.str
     """An address of the channel. The Rust broker sends the producer address that the writer used, but
     it expects a consumer address; so this broker sends the consumer address.
@@ -232,6 +233,8 @@ class EventReceived(_message.Message):
     """Extension: the idempotency key with which the event was written, or empty."""
     age_ms: _builtins.int
     """Extension: the time since the source accepted the event. Set only with a request_id."""
+    traceparent: _builtins.str
+    """Extension: the trace context of the event, or empty."""
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -245,10 +248,11 @@ class EventReceived(_message.Message):
         sequence: _builtins.int = ...,
         request_id: _builtins.str = ...,
         age_ms: _builtins.int = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "channel_id", b"channel_id", "event_id", b"event_id", "json_payload", b"json_payload", "request_id", b"request_id", "sequence", b"sequence", "stream_id", b"stream_id", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_ms", b"age_ms", "channel_id", b"channel_id", "event_id", b"event_id", "json_payload", b"json_payload", "request_id", b"request_id", "sequence", b"sequence", "stream_id", b"stream_id", "timestamp", b"timestamp", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,6 +25,7 @@ from megaphone.core.content import (
 from megaphone.core.pace import ADDRESS_WORK, Pace, free_in_slices
 from megaphone.core.ports import Observer, Store
 from megaphone.core.tenants import Tenants, checked_tenant
+from megaphone.core.traces import sampled
 from megaphone.errors import (
     BadRequest,
     ChannelNotFound,
@@ -337,6 +338,7 @@ class IncomingPipe:
         checked_id("event id", event.id)
         checked_stream_id(event.stream_id)
         event.body = await accepted_body(event.body, self._pipes.settings.max_body_bytes)
+        event.trace = sampled(event.trace)
         if change.key is not None:
             checked_key(change.key.request_id)
 

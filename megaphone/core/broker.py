@@ -21,10 +21,11 @@ from megaphone.core.creation import AllowedOptions
 from megaphone.core.many import ManyReader
 from megaphone.core.pace import ADDRESS_WORK, SLICE, loop_time
 from megaphone.core.peers import PeerLimits
-from megaphone.core.ports import Lease, Observer, Store, WouldBlock
+from megaphone.core.ports import Lease, Observer, Store, Tracing, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.core.tenants import Tenant, Tenants
+from megaphone.core.traces import UNTRACED
 from megaphone.core.writing import Writing, checked, checked_streams
 from megaphone.errors import (
     BadRequest,
@@ -78,6 +79,7 @@ class Broker(Writing):
         observer: Observer,
         tenants: Tenants | None = None,
         peers: PeerLimits | None = None,
+        tracing: Tracing = UNTRACED,
     ) -> None:
         """Without `tenants` and `peers`, no tenant and no address has limits of its own."""
         super().__init__(store=store, agents=agents, settings=settings, observer=observer)
@@ -91,6 +93,7 @@ class Broker(Writing):
         )
         self.has_remote_store = store.is_remote
         """Whether the calls that do not wait always raise WouldBlock."""
+        self._tracing_of_reads = tracing if tracing.makes_spans else None
         self._readers: set[Reader] = set()
         self._on_close = self._on_read_end
         """One object for all readers, to save memory."""
@@ -395,6 +398,7 @@ class Broker(Writing):
             expires_s=seconds_to_expiry(caller, loop_time()),
             observer=self._observer,
             on_close=self._on_close,
+            tracing=self._tracing_of_reads,
         )
         self._readers.add(reader)
         # A reload while the call waited did not find it among the open reads.

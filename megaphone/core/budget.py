@@ -25,6 +25,8 @@ CHANNEL_BYTES: Final = 700
 """The cost of a channel without events."""
 EVENT_BYTES: Final = 350
 """The cost of an event without its body."""
+TRACE_BYTES: Final = 112
+"""The cost of the trace context of an event."""
 ENTRY_BYTES: Final = 100
 """The cost of an entry for an event in the log of one channel."""
 KEY_BYTES = 350
@@ -215,7 +217,7 @@ class Budget:
         event.holders += 1
         size = ENTRY_BYTES
         if event.holders == 1:
-            size += EVENT_BYTES + len(event.body)
+            size += size_of(event)
             event.payer = account
         self._add(size, account)
 
@@ -262,6 +264,8 @@ class Budget:
             event.awaited += 1
             if event.holders == 1:
                 used += EVENT_BYTES + len(event.body)
+                if event.trace is not None:
+                    used += TRACE_BYTES
                 event.payer = account
             if event.awaited == 1:
                 are_shared = False
@@ -333,7 +337,7 @@ class Budget:
             event.holders -= holders
             if event.holders == 0:
                 are_shared = False
-                self._pay(event, -EVENT_BYTES - len(event.body))
+                self._pay(event, -size_of(event))
         return are_shared
 
     def _pay(self, event: Event, size: int) -> None:
@@ -441,4 +445,10 @@ def counted_bytes(size: int) -> int:
 
 def cost(event: Event) -> int:
     """Return how many bytes one more `hold` of an event would add."""
-    return ENTRY_BYTES if event.holders else ENTRY_BYTES + EVENT_BYTES + len(event.body)
+    return ENTRY_BYTES if event.holders else ENTRY_BYTES + size_of(event)
+
+
+def size_of(event: Event) -> int:
+    """Return how many bytes an event needs that somebody holds, without its entries in logs."""
+    size = EVENT_BYTES + len(event.body)
+    return size if event.trace is None else size + TRACE_BYTES

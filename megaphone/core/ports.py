@@ -4,7 +4,8 @@ No interface may require that channels live in this process, because a store may
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from megaphone.core.access import Caller, Names, Peer
 from megaphone.core.log import Batch
@@ -432,6 +433,60 @@ class Pipes(Protocol):
             WrongMode; Unauthenticated, when the two nodes do not have the same secret;
             TargetUnavailable.
         """
+
+
+class Sending(Protocol):
+    """The traces of the events that one call of a writer writes. A context: leaving it ends their
+    spans, as failed if an exception leaves it."""
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether there is anything to `note`."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    def trace_of(self, traceparent: str | None) -> str | None:
+        """Return the trace context of an event whose writer sent this, valid or not; the same one
+        whenever it is asked again."""
+
+    def note(
+        self,
+        traceparent: str | None,
+        event_id: str | None = None,
+        *,
+        failure: str | None = None,
+        events: int = 1,
+    ) -> None:
+        """Note what became of some events whose writer sent this. `event_id` is that of the event,
+        if there is one; `failure` is the reason, if one of them was not accepted."""
+
+
+class Receiving(Protocol):
+    """The span of a batch that is on its way to a reader."""
+
+    def end(self, *, is_sent: bool) -> None:
+        """End the span. `is_sent` says whether the connection has all bytes of the batch."""
+
+
+class Tracing(Protocol):
+    """Makes the spans of events whose traces are sampled. No call may wait or raise."""
+
+    @property
+    def makes_spans(self) -> bool:
+        """Whether there are any spans."""
+
+    def sending(self, face: str) -> Sending:
+        """Return the traces of the events of one call, over a face of this name."""
+
+    def receive(self, events: Sequence[Event]) -> Receiving | None:
+        """Begin the span of a batch that a reader is handed; None if no event of it is traced."""
 
 
 class Observer(Protocol):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from megaphone.core.access import Caller
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
-from megaphone.core.ports import Lease, Observer
+from megaphone.core.ports import Lease, Observer, Receiving, Tracing
 from megaphone.core.tenants import Tenant
 from megaphone.errors import AgentMoved, MegaphoneError, TokenExpired
 from megaphone.model import Event, ReadOptions
@@ -34,7 +34,9 @@ class Reader(OpenRead[Event]):
         "_left",
         "_on_close",
         "_ready",
+        "_receiving",
         "_streams",
+        "_tracing",
         "_until",
         "agent",
         "caller",
@@ -53,9 +55,10 @@ class Reader(OpenRead[Event]):
         observer: Observer,
         on_close: Callable[["Reader"], None],
         expires_s: float = math.inf,
+        tracing: Tracing | None = None,
     ) -> None:
         """`time_s` is the read time in seconds. After `expires_s` the caller may not read any
-        more."""
+        more. Without `tracing`, the batches have no spans."""
         super().__init__(options.heartbeat_s, observer)
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
@@ -76,6 +79,9 @@ class Reader(OpenRead[Event]):
         self._until = self._loop.time() + min(time_s, expires_s)
         self._on_close = on_close
         self._is_closed = False
+        self._tracing = tracing
+        self._receiving: Receiving | None = None
+        """The span of the last batch, until the connection has all its bytes."""
         observer.read_started()
 
     def attach(self, client: Client | None, on_ready: Callable[[], None]) -> None:
@@ -122,6 +128,8 @@ class Reader(OpenRead[Event]):
 
     def _batch(self, now: float, limit: int, max_bytes: int) -> list[Event] | None:
         lease, left = self._lease, self._left
+        if self._receiving is not None:
+            self._end_span(is_sent=True)
         for _ in range(PASSED_AT_ONCE):
             if left <= 0 or (self._ready <= 0 and now >= self._until):
                 self._finish(is_late=left > 0)
@@ -142,6 +150,8 @@ class Reader(OpenRead[Event]):
             if events:
                 self._left = left - len(events)
                 self._heartbeat_at = now + self._heartbeat_s
+                if self._tracing is not None:
+                    self._receiving = self._tracing.receive(events)
                 return events
         self._loop.call_soon(self._wake)
         return self._heartbeat(now)
@@ -176,6 +186,11 @@ class Reader(OpenRead[Event]):
             self._set_timer(min(until, self._heartbeat_at))
         return heartbeat
 
+    def _end_span(self, *, is_sent: bool) -> None:
+        if self._receiving is not None:
+            self._receiving.end(is_sent=is_sent)
+            self._receiving = None
+
     def _wake(self) -> None:
         if self._lease.on_ready is not None:
             self._lease.on_ready()
@@ -209,6 +224,7 @@ class Reader(OpenRead[Event]):
         if self._is_closed:
             return
         self._is_closed = True
+        self._end_span(is_sent=clean)
         self._forget_client()
         self._lease.release(clean=clean, now=self._loop.time())
         self._observer.read_ended()

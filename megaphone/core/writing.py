@@ -708,14 +708,15 @@ def cost_of_batch(
 
 def event_of(new: NewEvent, body: bytes) -> Event:
     """Make an event with an id and a timestamp. Raises: BadRequest, for an invalid stream id."""
-    return Event(new_event_id(), checked_stream_id(new.stream_id), time.time_ns() // 1000, body)
+    stream_id, now_us = checked_stream_id(new.stream_id), time.time_ns() // 1000
+    return Event(new_event_id(), stream_id, now_us, body, new.trace)
 
 
 def events_of(new: Sequence[NewEvent], bodies: Sequence[bytes]) -> list[Event]:
     """Make some events, all with the same timestamp. Raises: BadRequest, as `event_of`."""
     ids, now_us = new_event_ids(len(new)), time.time_ns() // 1000
     return [
-        Event(event_id, checked_stream_id(one.stream_id), now_us, body)
+        Event(event_id, checked_stream_id(one.stream_id), now_us, body, one.trace)
         for event_id, one, body in zip(ids, new, bodies, strict=True)
     ]
 

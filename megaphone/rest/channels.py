@@ -16,6 +16,8 @@ from aiohttp import hdrs, web
 
 from megaphone.core.access import Action, Caller
 from megaphone.core.broker import Broker
+from megaphone.core.ports import Tracing
+from megaphone.core.traces import TRACEPARENT, UNTRACED
 from megaphone.model import NewEvent
 from megaphone.rest.callers import Callers
 from megaphone.rest.connection.answers import OK, WrittenAnswer, json_answer, json_answer_in_pieces
@@ -39,14 +41,16 @@ from megaphone.rest.requests import (
 from megaphone.wire import json
 
 IDEMPOTENCY_KEY = "Idempotency-Key"
+FACE = "http"
 
 
 class ChannelApi:
     """The handlers of the calls of clients."""
 
-    def __init__(self, broker: Broker, callers: Callers) -> None:
+    def __init__(self, broker: Broker, callers: Callers, tracing: Tracing = UNTRACED) -> None:
         self._broker = broker
         self._callers = callers
+        self._tracing = tracing
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -77,16 +81,20 @@ class ChannelApi:
     async def write(self, request: web.Request) -> web.StreamResponse:
         caller, body = await self._received(request, Action.WRITE)
         address, stream_id = path_values(request)
-        event = NewEvent(stream_id, body, request.headers.get(IDEMPOTENCY_KEY))
-        event_id = await self._broker.write(caller, address, event)
+        key, given = request.headers.get(IDEMPOTENCY_KEY), traceparent_of(request)
+        with self._tracing.sending(FACE) as sending:
+            event = NewEvent(stream_id, body, key, sending.trace_of(given))
+            event_id = await self._broker.write(caller, address, event)
+            sending.note(given, event_id)
         return WrittenAnswer(event_id)
 
     async def write_batch(self, request: web.Request) -> web.StreamResponse:
         caller, body = await self._received(request, Action.WRITE)
-        channels, messages = json.parse_batch(body)
-        written = await self._broker.write_batch(
-            caller, channels, messages, request.headers.get(IDEMPOTENCY_KEY)
-        )
+        key, given = request.headers.get(IDEMPOTENCY_KEY), traceparent_of(request)
+        with self._tracing.sending(FACE) as sending:
+            channels, messages = json.parse_batch(body, sending.trace_of(given))
+            written = await self._broker.write_batch(caller, channels, messages, key)
+            sending.note(given, failure=written.failure, events=len(messages))
         return await json_answer_in_pieces(request, json.batch_written(written), status=201)
 
     async def read(self, request: web.Request) -> web.StreamResponse:
@@ -98,14 +106,14 @@ class ChannelApi:
             framing, query, request.headers.get(LAST_EVENT_ID), query.getall("stream", ())
         )
         reader = await self._broker.open_read(caller, address, options)
-        stream_events(request, reader, framing, readers_headers(request))
+        stream_events(request, reader, framing, readers_headers(request), options)
 
     async def read_many(self, request: web.Request) -> web.StreamResponse:
         caller, body = await self._received(request, Action.READ)
         channels, options = json.parse_read_many(body)
         framing = framing_of(request.headers.get("Accept", ""))
         reader = await self._broker.open_many(caller, channels, of_framing(framing, options))
-        stream_many(request, reader, framing, readers_headers(request))
+        stream_many(request, reader, framing, readers_headers(request), options)
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         caller, body = await self._received(request, Action.ACK)
@@ -131,6 +139,12 @@ class ChannelApi:
         require_json(request)
         body = await body_of(request)
         return await self._callers.again(caller, request, action), body
+
+
+def traceparent_of(request: web.Request) -> str | None:
+    """Return the trace context that a writer sent; None if it sent none, or several."""
+    values = request.headers.getall(TRACEPARENT, ())
+    return values[0] if len(values) == 1 else None
 
 
 def readers_headers(request: web.Request) -> Mapping[str, str]:

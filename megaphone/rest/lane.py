@@ -19,10 +19,12 @@ from typing import Any, Final
 
 import httptools
 
+from megaphone.core import traces
 from megaphone.core.access import ANYONE, Action, Caller, Names
 from megaphone.core.broker import Broker
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Doorkeeper, WouldBlock
+from megaphone.core.traces import sampled
 from megaphone.errors import MegaphoneError, StoreUnavailable
 from megaphone.model import BatchWritten, ChannelOptions, NewEvent, ReadOptions
 from megaphone.rest.connection.answer_bytes import (
@@ -45,7 +47,7 @@ from megaphone.rest.connection.protocol import (
 )
 from megaphone.rest.connection.stream import Framing
 from megaphone.rest.cors import Origins
-from megaphone.rest.reads import framing_of, head_of_answer, options_of
+from megaphone.rest.reads import framing_of, head_of_answer, of_events, options_of
 from megaphone.wire import json
 
 MAX_HEAD_BYTES: Final = 8_000
@@ -72,6 +74,7 @@ ODD_HEADERS = frozenset(
 )
 """Headers that change how a message is read, or what may follow it."""
 
+TRACEPARENT: Final = traces.TRACEPARENT.encode()
 PAGES_HEADERS = frozenset((b"origin", b"sec-fetch-site"))
 """With one of these a page may make the request, which another origin may not do."""
 ACTIONS: Final = {
@@ -161,7 +164,9 @@ class Request:
                 self.body = data[head_bytes:]
                 return None
         refused = self._parse(data, head_bytes)
-        if refused is None and len(fields) <= KNOWN_FIELDS_BYTES:
+        # A trace context differs in each request.
+        is_usual = TRACEPARENT not in self.headers
+        if refused is None and is_usual and len(fields) <= KNOWN_FIELDS_BYTES:
             if len(self._known) >= KNOWN_FIELDS:
                 self._known.clear()
             self._known[fields] = (self.headers, self.length, self.proof)
@@ -244,6 +249,8 @@ class Lane:
     max_body_bytes: int
     origins: Origins
     """The other origins whose pages may read."""
+    makes_spans: bool = False
+    """Whether writes have spans. aiohttp answers those whose traces are sampled."""
     request: Request = field(default_factory=Request)
 
     def answer(self, data: bytes, names: Names) -> Outcome:
@@ -352,11 +359,20 @@ class Lane:
         address, stream_id = found.groups()
         if stream_id in _DOTS:  # which aiohttp takes for folders
             return NOT_HERE
-        event = NewEvent(stream_id.decode(), request.body, request.header(b"idempotency-key"))
+        trace: str | None = None
+        if TRACEPARENT in request.headers:
+            trace = sampled(request.header(TRACEPARENT))
+            if trace is not None and self.makes_spans:
+                return NOT_HERE
+        key = request.header(b"idempotency-key")
+        event = NewEvent(stream_id.decode(), request.body, key, trace)
         return Write(caller, address.decode(), event)
 
     def _write_batch(self, caller: Caller, request: Request) -> Outcome:
-        channels, messages = json.parse_batch(request.body)
+        trace = sampled(request.header(TRACEPARENT))
+        if trace is not None and self.makes_spans:
+            return NOT_HERE
+        channels, messages = json.parse_batch(request.body, trace)
         key = request.header(b"idempotency-key")
         if key is None:
             with suppress(WouldBlock):
@@ -383,7 +399,7 @@ class Lane:
             )
         reader = self.broker.open_read_nowait(caller, found[1].decode(), options)
         head = head_of_answer(framing, reader, self.origins.headers(origin))
-        return Opened(head, reader, framing)
+        return Opened(head, reader, of_events(framing, options))
 
     # -- The same with a store elsewhere, whose answers come in a later turn
 
@@ -425,7 +441,7 @@ class Lane:
     ) -> Answered:
         reader = await self.broker.open_read(caller, address, options)
         head = head_of_answer(framing, reader, self.origins.headers(origin))
-        return Opened(head, reader, framing)
+        return Opened(head, reader, of_events(framing, options))
 
 
 def outcome_of(result: str | Exception) -> Outcome:

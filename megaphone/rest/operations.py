@@ -125,6 +125,12 @@ IDEMPOTENCY_KEY = Parameter(
     " key was accepted in the last 60 seconds, its answer is repeated, and nothing is stored.",
     {"type": "string", "pattern": "^[!-~]{1,200}$"},
 )
+TRACEPARENT = Parameter(
+    "traceparent",
+    "header",
+    "The trace context of the writer, as in W3C Trace Context. The events keep one that is sampled;"
+    " one that is not valid counts as none.",
+)
 READING = (
     CONSUMER,
     Parameter(
@@ -188,6 +194,13 @@ READING = (
         {"type": "array", "items": {"type": "string"}, "maxItems": 100},
     ),
     Parameter(
+        "trace",
+        "query",
+        "With `true`, each event whose writer sent a sampled trace context has it, as its last"
+        " member, `traceparent`.",
+        {"type": "string", "enum": ["false", "true"], "default": "false"},
+    ),
+    Parameter(
         "Last-Event-ID",
         "header",
         "The same as `after`, before which it comes. An `EventSource` sends it when it reconnects.",
@@ -220,7 +233,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         (*OF_CHANNELS, *OF_BODIES, errors.WriteTimeout, *UNAVAILABLE),
         "If the channel is full, the request waits for a place, first come, first served. After the"
         " write timeout of the node it fails with `TIMEOUT`: the event was not accepted.",
-        (PRODUCER, STREAM, IDEMPOTENCY_KEY),
+        (PRODUCER, STREAM, IDEMPOTENCY_KEY, TRACEPARENT),
         body=Any,
         example={"hello": "world"},
         action=Action.WRITE,
@@ -237,7 +250,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         (*OF_BODIES, *UNAVAILABLE),
         "The node writes to the channels at the same time, and to each channel in order. After the"
         " first `TIMEOUT` on a channel, the remaining events for that channel are `SKIPPED`.",
-        (IDEMPOTENCY_KEY,),
+        (IDEMPOTENCY_KEY, TRACEPARENT),
         body=bodies.BatchRequest,
         example={
             "channels": ["a producer address"],

@@ -34,6 +34,7 @@ PARAMETERS = (
     "wait_ms",
     "heartbeat_ms",
     "stream",
+    "trace",
 )
 LAST_EVENT_ID = "Last-Event-ID"
 YES_OR_NO = {"false": False, "true": True}
@@ -46,6 +47,13 @@ OF_MANY = {
     SSE: Framing(SSE.content_type, heartbeat=sse.HEARTBEAT, events=sse.many_events),
 }
 """The framings of reads of many channels, by those of reads of one."""
+TRACED = {
+    NDJSON: Framing(NDJSON.content_type, heartbeat=b"\n", events=lines.traced_event_lines),
+    SSE: Framing(SSE.content_type, heartbeat=sse.HEARTBEAT, events=sse.traced_events, end=sse.end),
+    OF_MANY[NDJSON]: Framing(NDJSON.content_type, heartbeat=b"\n", events=lines.traced_part_lines),
+    OF_MANY[SSE]: Framing(SSE.content_type, heartbeat=sse.HEARTBEAT, events=sse.traced_many_events),
+}
+"""The same framings with trace contexts."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -92,6 +100,7 @@ def options_of(
         wait_s=seconds_of_ms(query, "wait_ms"),
         heartbeat_s=seconds_of_ms(query, "heartbeat_ms"),
         streams=frozenset(streams) or None,
+        trace=choice(query, "trace", YES_OR_NO, default=False),
     )
     if framing is SSE and last_event_id is not None:
         options = replace(options, take_over=True)
@@ -103,6 +112,11 @@ def of_framing(framing: Framing, options: ReadOptions) -> ReadOptions:
     if framing is SSE and options.heartbeat_s is None:
         return replace(options, heartbeat_s=SSE_HEARTBEAT_S)
     return options
+
+
+def of_events(framing: Framing, options: ReadOptions) -> Framing:
+    """Return the framing for the events of a read with these options."""
+    return TRACED[framing] if options.trace else framing
 
 
 # -- The answer
@@ -135,7 +149,11 @@ def begin_of_answer(framing: Framing, more: Mapping[str, str], *, is_http_1_0: b
 
 
 def stream_events(
-    request: web.Request, reader: Reader, framing: Framing, more: Mapping[str, str]
+    request: web.Request,
+    reader: Reader,
+    framing: Framing,
+    more: Mapping[str, str],
+    options: ReadOptions,
 ) -> NoReturn:
     """Send the batches of a read. The connection leaves aiohttp, so there is no answer to return.
 
@@ -143,16 +161,19 @@ def stream_events(
     """
     is_http_1_0 = request.version < (1, 1)
     head = head_of_answer(framing, reader, more, is_http_1_0=is_http_1_0)
-    stream_batches(request, reader, framing, head)
+    stream_batches(request, reader, of_events(framing, options), head)
 
 
 def stream_many(
-    request: web.Request, reader: ManyReader, framing: Framing, more: Mapping[str, str]
+    request: web.Request,
+    reader: ManyReader,
+    framing: Framing,
+    more: Mapping[str, str],
+    options: ReadOptions,
 ) -> NoReturn:
     """Do the same for a read of many channels."""
-    framing = OF_MANY[framing]
     head = begin_of_answer(framing, more, is_http_1_0=request.version < (1, 1))
-    stream_batches(request, reader, framing, head)
+    stream_batches(request, reader, of_events(OF_MANY[framing], options), head)
 
 
 def stream_batches(

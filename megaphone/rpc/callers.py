@@ -20,6 +20,7 @@ from megaphone.errors import BadRequest, MegaphoneError
 from megaphone.listen.certificates import names_of_pem
 from megaphone.rpc.answers import failing_handler
 from megaphone.rpc.requests import Reception
+from megaphone.rpc.traces import find_traceparent
 from megaphone_api.v1 import channels_pb2 as pb
 
 AUTHORIZATION = "authorization"
@@ -73,7 +74,10 @@ class CallerInterceptor(grpc.aio.ServerInterceptor):
         action = ACTIONS.get(handler_call_details.method)
         if action is None:
             return await continuation(handler_call_details)
-        proof = proof_of(handler_call_details.invocation_metadata)
+        metadata = handler_call_details.invocation_metadata
+        if action is Action.WRITE:
+            find_traceparent(metadata)
+        proof = proof_of(metadata)
         known = self._doorkeeper.known(proof)
         if known is None:
             handler = await continuation(handler_call_details)

@@ -1,7 +1,7 @@
 """`megaphone.v1.ChannelService`: the calls of clients, translated to the broker and back."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,10 +10,14 @@ from google.protobuf.message import Message
 
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.ports import Doorkeeper
+from megaphone.core.pace import ANSWER_WORK, Pace
+from megaphone.core.ports import Doorkeeper, Sending, Tracing
+from megaphone.core.traces import UNTRACED
+from megaphone.model import WriteFailure
 from megaphone.rpc.answers import joined
 from megaphone.rpc.callers import caller, client_of, present_caller
 from megaphone.rpc.reads import read_time_s, stream_events, stream_many
+from megaphone.rpc.traces import FACE, traceparent
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceServicer
@@ -25,8 +29,15 @@ COPIES = 3
 
 
 class ChannelServicer(ChannelServiceServicer):
-    def __init__(self, broker: Broker, budget: Budget, doorkeeper: Doorkeeper) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        budget: Budget,
+        doorkeeper: Doorkeeper,
+        tracing: Tracing = UNTRACED,
+    ) -> None:
         self._broker = broker
+        self._tracing = tracing
         self._doorkeeper = doorkeeper
         self._budget = budget
         self._clock = asyncio.get_running_loop().time
@@ -48,22 +59,25 @@ class ChannelServicer(ChannelServiceServicer):
         return wire.created(await self._broker.create(caller(), request.protocols, options, ip))
 
     async def Write(self, request: pb.WriteRequest, context: Context) -> pb.WriteResponse:
-        with self._held(request):
-            event_id = await self._broker.write(
-                caller(), request.producer_address, wire.new_event(request)
-            )
+        given = request.traceparent or traceparent()
+        with self._held(request), self._tracing.sending(FACE) as sending:
+            event = wire.new_event(request, sending.trace_of(given))
+            event_id = await self._broker.write(caller(), request.producer_address, event)
+            sending.note(given, event_id)
         return wire.written(event_id)
 
     async def WriteBatch(  # type: ignore[override]
         self, request: pb.WriteBatchRequest, context: Context
     ) -> bytes:
-        with self._held(request):
+        given = traceparent()
+        with self._held(request), self._tracing.sending(FACE) as sending:
             written = await self._broker.write_batch(
                 caller(),
                 request.channels,
-                wire.batch_events(request),
+                wire.batch_events(request, sending.trace_of(given)),
                 wire.optional(request.request_id),
             )
+            sending.note(given, failure=written.failure, events=len(request.messages))
         return await joined(wire.batch_written(written))
 
     async def Publish(  # type: ignore[override]
@@ -71,9 +85,12 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> AsyncIterator[bytes]:
         proxies = self._broker.peers.proxies
         async for request in requests:
-            with self._held(request):
+            with self._held(request), self._tracing.sending(FACE) as sending:
                 writer = await present_caller(self._doorkeeper, context, proxies)
-                results = await self._broker.write_each(writer, wire.writes(request))
+                writes = wire.writes(request, sending.trace_of)
+                results = await self._broker.write_each(writer, writes)
+                if sending.has_spans:
+                    await note_results(sending, request, results)
             yield await joined(wire.published(results))
 
     # This is a coroutine that writes, and not a generator: the generator of a lost client would
@@ -85,7 +102,8 @@ class ChannelServicer(ChannelServiceServicer):
             wire.read_options(request),
             within_s=read_time_s(context.time_remaining()),
         )
-        await stream_events(context, reading, self._budget)
+        events = wire.traced_events if request.trace else wire.events
+        await stream_events(context, reading, self._budget, events)
 
     async def ReadMany(self, request: pb.ReadManyRequest, context: Context) -> None:  # type: ignore[override]
         reading = self._broker.read_many(
@@ -94,7 +112,8 @@ class ChannelServicer(ChannelServiceServicer):
             wire.many_options(request),
             within_s=read_time_s(context.time_remaining()),
         )
-        await stream_many(context, reading, self._budget)
+        parts = wire.traced_parts if request.trace else wire.parts
+        await stream_many(context, reading, self._budget, parts)
 
     async def Acknowledge(
         self, request: pb.AcknowledgeRequest, context: Context
@@ -112,3 +131,16 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> pb.ChannelServiceDisposeChannelResponse:
         await self._broker.dispose(caller(), request.producer_address)
         return pb.ChannelServiceDisposeChannelResponse()
+
+
+async def note_results(
+    sending: Sending, request: pb.PublishRequest, results: Sequence[str | WriteFailure]
+) -> None:
+    """Note what became of the published events that are traced, in slices."""
+    pace = Pace()
+    for one, result in zip(request.events, results, strict=True):
+        if isinstance(result, WriteFailure):
+            sending.note(one.traceparent, failure=result.reason)
+        else:
+            sending.note(one.traceparent, result)
+        await pace.work(ANSWER_WORK)

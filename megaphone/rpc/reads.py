@@ -4,7 +4,7 @@ A small message costs grpc.aio as much as a large one, so batches make a read fa
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from megaphone.core.budget import Budget
@@ -12,8 +12,7 @@ from megaphone.core.many import ManyReader
 from megaphone.core.progress import LARGEST_UNSEEN_BATCH_BYTES
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
-from megaphone.model import Part
-from megaphone.wire import protobuf as wire
+from megaphone.model import Event, Part
 
 if TYPE_CHECKING:
     import grpc
@@ -36,11 +35,14 @@ def read_time_s(time_remaining_s: float | None) -> float:
 
 
 async def stream_events(
-    context: "grpc.aio.ServicerContext[Any, bytes]", reading: Reading[Reader], budget: Budget
+    context: "grpc.aio.ServicerContext[Any, bytes]",
+    reading: Reading[Reader],
+    budget: Budget,
+    message_of: Callable[[Sequence[Event]], bytes],
 ) -> None:
     """Open a read, and send every batch of it until the read ends.
 
-    A batch counts against `budget` while it is sent.
+    `message_of` makes the bytes of a batch. A batch counts against `budget` while it is sent.
 
     Raises: the errors of a `Reading`. An error after its context is entered makes the read a broken
         one. After a clean end: TokenExpired or another error, if the caller may not read any more.
@@ -53,13 +55,16 @@ async def stream_events(
         await context.send_initial_metadata(begun)
         async for events in reading:
             with budget.lent(COPIES * reader.size_of(events)):
-                await context.write(wire.events(events))
+                await context.write(message_of(events))
     if reader.refusal is not None:
         raise reader.refusal
 
 
 async def stream_many(
-    context: "grpc.aio.ServicerContext[Any, bytes]", reading: Reading[ManyReader], budget: Budget
+    context: "grpc.aio.ServicerContext[Any, bytes]",
+    reading: Reading[ManyReader],
+    budget: Budget,
+    message_of: Callable[[Sequence[Part]], bytes],
 ) -> None:
     """Do the same for a read of many channels."""
     async with reading:
@@ -68,7 +73,7 @@ async def stream_many(
         async for batch in reading:
             for parts in messages_of(batch, reader):
                 with budget.lent(COPIES * reader.size_of(parts)):
-                    await context.write(wire.parts(parts))
+                    await context.write(message_of(parts))
 
 
 def messages_of(batch: list[Part], reader: ManyReader) -> Iterator[list[Part]]:

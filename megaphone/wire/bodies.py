@@ -122,6 +122,7 @@ class ReadManyRequest(msgspec.Struct, forbid_unknown_fields=True):
     wait_ms: int | None = None
     heartbeat_ms: int | None = None
     stream: Annotated[list[str], text("The streams to send; an empty list means all.")] = []
+    trace: bool = False
 
 
 # -- Requests of operators
@@ -217,6 +218,10 @@ class Event(msgspec.Struct):
     ]
     ts: Annotated[datetime, text("When the broker accepted the event, in UTC.")]
     body: Annotated[Any, text("The JSON value that was written.")]
+    traceparent: Annotated[
+        str | UnsetType,
+        text("With `trace=true`: the trace context of the event, if it has one."),
+    ] = UNSET
 
 
 class PartOfMany(msgspec.Struct):
@@ -227,6 +232,7 @@ class PartOfMany(msgspec.Struct):
     eid: str | UnsetType = UNSET
     ts: datetime | UnsetType = UNSET
     body: Any = UNSET
+    traceparent: str | UnsetType = UNSET
     begun: Annotated[Literal[True] | UnsetType, text("The read of the channel begins.")] = UNSET
     position: Annotated[
         str | UnsetType, text("With `begun`: the event before the first one of this read, or `-`.")

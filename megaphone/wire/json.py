@@ -45,14 +45,14 @@ def parse_create(body: bytes) -> tuple[list[str], ChannelOptions]:
     return request.protocols, options
 
 
-def parse_batch(body: bytes) -> tuple[list[str], Sequence[NewEvent]]:
-    """Return the addresses and the messages of a batch."""
+def parse_batch(body: bytes, trace: str | None = None) -> tuple[list[str], Sequence[NewEvent]]:
+    """Return the addresses and the messages of a batch, all with one trace context."""
     request = decode_json(body, BatchRequest)
-    return named_channels(request), Converted(request.messages, message_of)
+    return named_channels(request), Converted(request.messages, lambda one: message_of(one, trace))
 
 
-def message_of(message: BatchMessage) -> NewEvent:
-    return NewEvent(message.stream_id, bytes(message.body))
+def message_of(message: BatchMessage, trace: str | None) -> NewEvent:
+    return NewEvent(message.stream_id, bytes(message.body), None, trace)
 
 
 def parse_exists(body: bytes) -> list[str]:
@@ -78,6 +78,7 @@ def parse_read_many(body: bytes) -> tuple[list[tuple[str, str | None]], ReadOpti
         wait_s=seconds("wait_ms", request.wait_ms),
         heartbeat_s=seconds("heartbeat_ms", request.heartbeat_ms),
         streams=frozenset(request.stream) or None,
+        trace=request.trace,
     )
     return [(one.address, one.after) for one in request.channels], options
 

@@ -5,7 +5,7 @@ Existing clients fix the names and the order of the members. The module stands a
 be compiled.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
@@ -77,15 +77,35 @@ def line_parts(event: Event) -> tuple[bytes, ...]:
     return before_body(event), event.body, END
 
 
+def traced_parts(event: Event) -> tuple[bytes, ...]:
+    """Do the same as `line_parts` for a client that asks for trace contexts."""
+    parts = line_parts(event)
+    if event.trace is None:
+        return parts
+    last = parts[-1].removesuffix(END)
+    return *parts[:-1], b'%b,"traceparent":"%b"}\n' % (last, event.trace.encode())
+
+
 def part_lines(batch: Sequence[Part]) -> list[bytes]:
     """Return the lines of a batch of many channels in parts. Each line begins with the index of its
     channel. An event follows as in its own line, whose bytes are not rendered again."""
+    return lines_of_many(batch, line_parts)
+
+
+def traced_part_lines(batch: Sequence[Part]) -> list[bytes]:
+    """Do the same for a client that asks for trace contexts."""
+    return lines_of_many(batch, traced_parts)
+
+
+def lines_of_many(
+    batch: Sequence[Part], parts_of_event: Callable[[Event], tuple[bytes, ...]]
+) -> list[bytes]:
     parts: list[bytes] = []
     for part in batch:
         if isinstance(part, ChannelEvents):
             begin = b'{"channel":%d,' % part.channel
             for event in part.events:
-                first, *rest = line_parts(event)
+                first, *rest = parts_of_event(event)
                 parts += begin + first[1:], *rest
         else:
             parts.append(notice_of(part) + b"\n")
@@ -117,3 +137,8 @@ def event_lines(events: Sequence[Event]) -> list[bytes]:
         else:
             parts += line_parts(event)
     return parts
+
+
+def traced_event_lines(events: Sequence[Event]) -> list[bytes]:
+    """Do the same for a client that asks for trace contexts."""
+    return [part for event in events for part in traced_parts(event)]

@@ -1,6 +1,6 @@
 """The protobuf of the gRPC face: messages to the model, and the model to messages."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -55,26 +55,26 @@ def optional(text: str) -> str | None:
     return text or None
 
 
-def batch_events(request: pb.WriteBatchRequest) -> Sequence[NewEvent]:
-    return Converted(request.messages, batch_event)
+def batch_events(request: pb.WriteBatchRequest, trace: str | None = None) -> Sequence[NewEvent]:
+    """Return the events of a batch, all with one trace context."""
+    return Converted(request.messages, lambda one: NewEvent(one.stream_id, one.body, None, trace))
 
 
-def batch_event(message: pb.WriteBatchRequest.Message) -> NewEvent:
-    return NewEvent(message.stream_id, message.body)
+def writes(
+    request: pb.PublishRequest, trace_of: Callable[[str], str | None]
+) -> Sequence[tuple[str, NewEvent]]:
+    """Return the producer address and the event of each write. `trace_of` returns the trace context
+    for what a writer sent as its own."""
 
+    def write_of(one: pb.WriteRequest) -> tuple[str, NewEvent]:
+        given = one.traceparent
+        return one.producer_address, new_event(one, trace_of(given) if given else None)
 
-def writes(request: pb.PublishRequest) -> Sequence[tuple[str, NewEvent]]:
-    """Return the producer address and the event of each write."""
     return Converted(request.events, write_of)
 
 
-def write_of(request: pb.WriteRequest) -> tuple[str, NewEvent]:
-    new = NewEvent(request.stream_id, request.body, request.request_id or None)
-    return request.producer_address, new
-
-
-def new_event(request: pb.WriteRequest) -> NewEvent:
-    return write_of(request)[1]
+def new_event(request: pb.WriteRequest, trace: str | None = None) -> NewEvent:
+    return NewEvent(request.stream_id, request.body, request.request_id or None, trace)
 
 
 def published(results: Sequence[str | WriteFailure]) -> Iterator[bytes]:
@@ -112,6 +112,7 @@ def many_options(request: pb.ReadManyRequest | pb.ReadRequest) -> ReadOptions:
         wait_s=request.wait_ms / 1000 if request.HasField("wait_ms") else None,
         heartbeat_s=request.heartbeat_ms / 1000 if request.heartbeat_ms else None,
         streams=frozenset(request.streams) or None,
+        trace=request.trace,
     )
 
 
@@ -175,14 +176,30 @@ def events(batch: Sequence[Event]) -> bytes:
     return b"".join(parts)
 
 
+def traced_events(batch: Sequence[Event]) -> bytes:
+    """Do the same for a client that asks for trace contexts."""
+    parts: list[bytes] = []
+    for one in batch:
+        before_body = before_body_of(one)
+        after_body = b"" if one.trace is None else field_of(5, one.trace.encode())
+        size = len(before_body) + len(one.body) + len(after_body)
+        parts += head_of(1, size), before_body, one.body, after_body
+    return b"".join(parts)
+
+
 def parts(batch: Sequence[Part]) -> bytes:
     """Return a ReadManyResponse."""
-    return b"".join([field_of(1, part_of(one)) for one in batch])
+    return b"".join([field_of(1, part_of(one, events)) for one in batch])
 
 
-def part_of(one: Part) -> bytes:
+def traced_parts(batch: Sequence[Part]) -> bytes:
+    """Do the same for a client that asks for trace contexts."""
+    return b"".join([field_of(1, part_of(one, traced_events)) for one in batch])
+
+
+def part_of(one: Part, bytes_of: Callable[[Sequence[Event]], bytes]) -> bytes:
     if isinstance(one, ChannelEvents):
-        return events(one.events) + b"\x10" + varint(one.channel)
+        return bytes_of(one.events) + b"\x10" + varint(one.channel)
     part = pb.ReadManyResponse.Part(channel=one.channel)
     if isinstance(one, ChannelBegun):
         part.begun.position = one.position

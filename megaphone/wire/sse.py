@@ -5,11 +5,17 @@ line that a reader of NDJSON gets. Its id is the event id, which the browser sen
 `Last-Event-ID`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from megaphone.errors import MegaphoneError
 from megaphone.model import ChannelEvents, Event, Part
-from megaphone.wire.lines import line_parts, notice_of, part_lines
+from megaphone.wire.lines import (
+    line_parts,
+    notice_of,
+    part_lines,
+    traced_part_lines,
+    traced_parts,
+)
 
 RETRY_MS = 500
 HEARTBEAT = b":\n\n"
@@ -30,24 +36,40 @@ def preamble(cursor: str, recovered: bool | None) -> bytes:
 
 def events(batch: Sequence[Event]) -> list[bytes]:
     """Return the bytes of a batch in parts."""
-    return [part for one in batch for part in parts_of(one)]
+    return [part for one in batch for part in parts_of(one, line_parts(one))]
+
+
+def traced_events(batch: Sequence[Event]) -> list[bytes]:
+    """Do the same for a client that asks for trace contexts."""
+    return [part for one in batch for part in parts_of(one, traced_parts(one))]
 
 
 def many_events(batch: Sequence[Part]) -> list[bytes]:
     """Return the bytes of a batch of many channels in parts. News of a channel itself is an event
     named `channel`. There are no ids, because no single one could name the cursors of all."""
+    return events_of_many(batch, part_lines)
+
+
+def traced_many_events(batch: Sequence[Part]) -> list[bytes]:
+    """Do the same for a client that asks for trace contexts."""
+    return events_of_many(batch, traced_part_lines)
+
+
+def events_of_many(
+    batch: Sequence[Part], lines: Callable[[Sequence[Part]], list[bytes]]
+) -> list[bytes]:
     parts: list[bytes] = []
     for part in batch:
         if isinstance(part, ChannelEvents):
             for event in part.events:
-                parts += b"data: ", *part_lines([ChannelEvents(part.channel, [event])]), b"\n"
+                parts += b"data: ", *lines([ChannelEvents(part.channel, [event])]), b"\n"
         else:
             parts.append(b"event: channel\ndata: %b\n\n" % notice_of(part))
     return parts
 
 
-def parts_of(one: Event) -> tuple[bytes, ...]:
-    return b"id: %b\ndata: " % one.id.encode(), *line_parts(one), b"\n"
+def parts_of(one: Event, line: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    return b"id: %b\ndata: " % one.id.encode(), *line, b"\n"
 
 
 def end(error: MegaphoneError) -> bytes:

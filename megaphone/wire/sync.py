@@ -124,6 +124,7 @@ def event_message(address: str, event: Event, offset: int, key: KeyOf | None) ->
         sequence=offset,
         request_id="" if key is None else key.request_id,
         age_ms=0 if key is None else milliseconds(key.age_s),
+        traceparent=event.trace or "",
     )
 
 
@@ -167,6 +168,7 @@ def event_of(received: pb.EventReceived) -> Event:
         stream_id=received.stream_id,
         timestamp_us=timestamp.seconds * MICROSECONDS_PER_S + timestamp.nanos // 1000,
         body=received.json_payload.encode(),
+        trace=received.traceparent or None,
     )
 
 

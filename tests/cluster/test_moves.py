@@ -133,6 +133,19 @@ async def test_every_agent_moves_and_its_channels_with_it(
         assert [event.body for event in events] == [b"1", b"2"]
 
 
+async def test_an_event_takes_its_trace_context_with_it(
+    source: App, target: App, faces: tuple[Face, Face]
+) -> None:
+    here, there = faces
+    context = f"00-{'a' * 32}-{'b' * 16}-01"
+    channel = await here.create()
+    await here.traced(context).write(channel.producer, "s", b"1")
+    await here.write(channel.producer, "s", b"2")
+    await drain(source, url(target))
+    events = await read_all(there, channel.consumer, ReadOptions(wait_s=0.0, trace=True))
+    assert [event.traceparent for event in events] == [context, None]
+
+
 async def test_a_read_ends_cleanly_and_goes_on_elsewhere(
     source: App, target: App, faces: tuple[Face, Face]
 ) -> None:

@@ -10,6 +10,7 @@ from megaphone.core.budget import (
     CHANNEL_BYTES,
     ENTRY_BYTES,
     EVENT_BYTES,
+    TRACE_BYTES,
     UNCOUNTED_BYTES,
     Budget,
     cost,
@@ -71,6 +72,24 @@ def test_an_event_counts_once_however_many_channels_hold_it() -> None:
         write(one, shared)
     # The line that readers of several channels share takes as much as the body.
     assert budget.used - empty == 10 * ENTRY_BYTES + EVENT_BYTES + 2 * BODY_BYTES
+
+
+def test_a_trace_context_counts_as_long_as_its_event() -> None:
+    budget = Budget()
+    traced = Event("e", "s", 0, b"1" * BODY_BYTES, f"00-{'a' * 32}-{'b' * 16}-01")
+    one, other = channel(budget), channel(budget)
+    empty = budget.used
+    assert cost(traced) == EVENT + TRACE_BYTES
+    write(one, traced)
+    assert budget.used - empty == EVENT + TRACE_BYTES
+    write(other, traced)
+    assert budget.used - empty == EVENT + TRACE_BYTES + ENTRY_BYTES + BODY_BYTES
+    for each in (one, other):
+        each.close()
+    assert budget.used <= empty
+    budget.hold(traced)
+    assert cost(traced) == ENTRY_BYTES
+    budget.drop([traced])
 
 
 def test_a_rendered_line_is_kept_only_while_several_channels_have_it_to_send() -> None:

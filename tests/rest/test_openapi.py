@@ -161,12 +161,14 @@ def test_nothing_is_answered_that_is_not_described(
 
 async def test_a_line_of_a_read_is_an_event_as_described(http: HttpFace) -> None:
     channel = await http.create()
-    await http.write(channel.producer, "s", b'{"a": [1]}')
-    async with http.session.get(http.url(f"/read/{channel.consumer}?limit=1")) as response:
+    context = f"00-{'a' * 32}-{'b' * 16}-01"
+    await http.traced(context).write(channel.producer, "s", b'{"a": [1]}')
+    url = http.url(f"/read/{channel.consumer}?limit=1&trace=true")
+    async with http.session.get(url) as response:
         assert (
             response.content_type in OPERATIONS["GET", "/read/{consumer_address}"].answer.contents
         )
         line = await response.read()
     event = msgspec.json.decode(line, type=bodies.Event)
-    assert (event.sid, event.body) == ("s", {"a": [1]})
+    assert (event.sid, event.body, event.traceparent) == ("s", {"a": [1]}, context)
     assert list(json.loads(line)) == [field.name for field in msgspec.structs.fields(bodies.Event)]

@@ -47,7 +47,8 @@ PLAIN = ReadOptions()
 JSON = {"Content-Type": "application/json"}
 HEARTBEAT_LINE = b"\n"
 LINE = re.compile(
-    rb'\{"sid":("(?:[^"\\]|\\.)*"),"eid":"([A-Za-z0-9]{23})","ts":"([^"]+)","body":(.*)\}',
+    rb'\{"sid":("(?:[^"\\]|\\.)*"),"eid":"([A-Za-z0-9]{23})","ts":"([^"]+)","body":(.*?)'
+    rb'(?:,"traceparent":"([^"]*)")?\}',
     re.DOTALL,
 )
 
@@ -69,6 +70,7 @@ class ReadEvent:
     stream_id: str
     timestamp: datetime
     body: bytes
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,9 @@ class Face(Protocol):
     def authorized(self, proof: str | None) -> "Face":
         """Return the same client with a value of `Authorization`; None is for no such header."""
 
+    def traced(self, traceparent: str) -> "Face":
+        """Return the same client with a trace context."""
+
     async def create(
         self, protocols: Sequence[str] = (), options: ChannelOptions = NO_OPTIONS
     ) -> Created: ...
@@ -263,6 +268,10 @@ class HttpFace:
 
     def authorized(self, proof: str | None) -> "HttpFace":
         more = {} if proof is None else {"Authorization": proof}
+        return HttpFace(self.session, self.port, self.scheme, more)
+
+    def traced(self, traceparent: str) -> "HttpFace":
+        more = {**self.more, "traceparent": traceparent}
         return HttpFace(self.session, self.port, self.scheme, more)
 
     def url(self, path: str) -> URL:
@@ -415,6 +424,8 @@ def query_of(options: ReadOptions) -> str:
         asked["heartbeat_ms"] = str(milliseconds(options.heartbeat_s))
     if options.streams is not None:
         asked["stream"] = sorted(options.streams)
+    if options.trace:
+        asked["trace"] = "true"
     return f"?{urlencode(asked, doseq=True)}" if asked else ""
 
 
@@ -446,6 +457,8 @@ def many_body(
         body["heartbeat_ms"] = milliseconds(options.heartbeat_s)
     if options.streams is not None:
         body["stream"] = sorted(options.streams)
+    if options.trace:
+        body["trace"] = True
     return body
 
 
@@ -489,12 +502,13 @@ async def next_chunk(response: aiohttp.ClientResponse) -> list[bytes] | None:
 def event_of_line(line: bytes) -> ReadEvent:
     parts = LINE.fullmatch(line)
     assert parts is not None, f"not the line of an event: {line!r}"
-    stream_id, event_id, timestamp, body = parts.groups()
+    stream_id, event_id, timestamp, body, traceparent = parts.groups()
     return ReadEvent(
         event_id.decode(),
         json.loads(stream_id),
         datetime.fromisoformat(timestamp.decode()),
         body,
+        None if traceparent is None else traceparent.decode(),
     )
 
 
@@ -544,6 +558,9 @@ class GrpcFace:
 
     def authorized(self, proof: str | None) -> "GrpcFace":
         return GrpcFace(self.channel, () if proof is None else (("authorization", proof),))
+
+    def traced(self, traceparent: str) -> "GrpcFace":
+        return GrpcFace(self.channel, (*self.more, ("traceparent", traceparent)))
 
     def metadata(self, *addresses: str) -> tuple[tuple[str, str], ...]:
         return (*agent_of(*addresses), *self.more)
@@ -628,6 +645,7 @@ class GrpcFace:
             wait_ms=None if options.wait_s is None else milliseconds(options.wait_s),
             heartbeat_ms=milliseconds(options.heartbeat_s or 0),
             streams=sorted(options.streams or ()),
+            trace=options.trace,
         )
         call = self.stub.ReadMany(request, metadata=self.metadata(*addresses))
         try:
@@ -687,6 +705,7 @@ def read_request(address: str, options: ReadOptions = PLAIN) -> pb.ReadRequest:
         wait_ms=None if options.wait_s is None else milliseconds(options.wait_s),
         heartbeat_ms=milliseconds(options.heartbeat_s or 0),
         streams=sorted(options.streams or ()),
+        trace=options.trace,
     )
 
 
@@ -721,7 +740,11 @@ async def next_parts(
 
 def event_of_message(event: pb.Event) -> ReadEvent:
     return ReadEvent(
-        event.event_id, event.stream_id, event.timestamp.ToDatetime(tzinfo=UTC), event.body
+        event.event_id,
+        event.stream_id,
+        event.timestamp.ToDatetime(tzinfo=UTC),
+        event.body,
+        event.traceparent or None,
     )
 
 

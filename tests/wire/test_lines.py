@@ -63,3 +63,35 @@ def test_server_sent_events_of_many_channels_have_no_ids() -> None:
     *notices, of_event, end = b"".join(sent).split(b"\n\n")
     assert notices == [b"event: channel\ndata: " + notice for notice in NOTICES]
     assert (of_event, end) == (b'data: {"channel":7,' + EVENT_LINE[1:-1], b"")
+
+
+CONTEXT = f"00-{'a' * 32}-{'b' * 16}-01"
+TRACED_LINE = EVENT_LINE[:-2] + b',"traceparent":"' + CONTEXT.encode() + b'"}\n'
+
+
+def traced(body: bytes = b"[1]") -> Event:
+    one = event(body, awaited=2)
+    one.trace = CONTEXT
+    return one
+
+
+def test_only_a_client_that_asks_gets_trace_contexts() -> None:
+    one = traced()
+    assert lines.event_lines([one]) == [EVENT_LINE]
+    assert lines.traced_event_lines([one, event()]) == [TRACED_LINE, EVENT_LINE]
+    assert lines.event_lines([one]) == [EVENT_LINE]
+
+
+def test_many_channels_have_trace_contexts_too() -> None:
+    line = b'{"channel":7,' + TRACED_LINE[1:]
+    assert b"".join(lines.traced_part_lines([ChannelEvents(7, [traced()])])) == line
+    sent = sse.traced_many_events([ChannelEvents(7, [traced()])])
+    assert b"".join(sent) == b"data: " + line + b"\n"
+    assert b"".join(sse.traced_events([traced()])) == b"id: e1\ndata: " + TRACED_LINE + b"\n"
+
+
+def test_the_body_of_a_large_event_with_a_context_is_not_copied() -> None:
+    large = traced(b'"' + b"x" * LINE_BODY_BYTES + b'"')
+    before, body, after = lines.traced_event_lines([large])
+    assert body is large.body
+    assert before + b"[1]" + after == TRACED_LINE

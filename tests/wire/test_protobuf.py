@@ -44,7 +44,8 @@ def test_the_events_of_a_request() -> None:
         pb.WriteRequest(producer_address="a", stream_id="s", body=b"1", request_id="r"),
         pb.WriteRequest(producer_address="a", stream_id="s", body=b"2"),
     ]
-    assert list(wire.writes(pb.PublishRequest(events=events))) == [
+    published = wire.writes(pb.PublishRequest(events=events), str.upper)
+    assert list(published) == [
         ("a", NewEvent("s", b"1", "r")),
         ("a", NewEvent("s", b"2")),
     ]
@@ -148,6 +149,7 @@ EVENTS = st.builds(
     stream_id=TEXTS,
     timestamp_us=st.integers(-(10**15), 250_000_000_000_000_000),
     body=st.binary(min_size=1) | st.integers(100, 300_000).map(bytes),
+    trace=st.none() | TEXTS,
 )
 
 
@@ -239,3 +241,15 @@ def test_the_parts_of_many_channels_are_one_message() -> None:
     assert late.done.retry_delay.seconds == 1
     assert clean.HasField("done")
     assert not clean.done.code
+
+
+@given(st.lists(EVENTS, max_size=5))
+def test_a_client_that_asks_gets_trace_contexts_too(batch: list[Event]) -> None:
+    expected = pb.ReadResponse.FromString(wire.events(batch))
+    for one, event in zip(batch, expected.events, strict=True):
+        event.traceparent = one.trace or ""
+    assert pb.ReadResponse.FromString(wire.traced_events(batch)) == expected
+    parts: list[Part] = [ChannelBegun(0, "-", None), ChannelEvents(1, batch)]
+    answer = pb.ReadManyResponse.FromString(wire.traced_parts(parts))
+    assert [part.channel for part in answer.parts] == [0, 1]
+    assert answer.parts[1].events == expected.events

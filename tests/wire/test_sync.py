@@ -23,6 +23,7 @@ from megaphone_api import sync_pb2 as pb
 
 CHANNEL = "node.secret.1"
 EVENT = Event("e1", "stream", 1_700_000_000_123_456, '{"a":"é"}'.encode())
+TRACED = Event("e2", "stream", 1_700_000_000_123_456, b"1", f"00-{'a' * 32}-{'b' * 16}-01")
 KEY = KeyOf("request-1", 1.25)
 
 EVERY_NODE_KNOWS: list[ChannelChange] = [
@@ -32,6 +33,7 @@ EVERY_NODE_KNOWS: list[ChannelChange] = [
     ChannelEnded(CHANNEL),
     EventAdded(CHANNEL, EVENT, 3, KEY),
     EventAdded(CHANNEL, EVENT, 0),
+    EventAdded(CHANNEL, TRACED, 1),
 ]
 EXTENSIONS: list[ChannelChange] = [
     KeyAdded(CHANNEL, "e1", KEY),
@@ -46,7 +48,7 @@ def comparable(change: ChannelChange) -> object:
     if not isinstance(change, EventAdded):
         return change
     event = change.event
-    members = (event.id, event.stream_id, event.timestamp_us, event.body)
+    members = (event.id, event.stream_id, event.timestamp_us, event.body, event.trace)
     return replace(change, event=EVENT), members
 
 

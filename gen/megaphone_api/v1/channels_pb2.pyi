@@ -44,6 +44,7 @@ class Event(_message.Message):
     STREAM_ID_FIELD_NUMBER: _builtins.int
     TIMESTAMP_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """23 random letters and digits that identify the event. If the event is sent again, it has the
     same id.
@@ -52,6 +53,10 @@ class Event(_message.Message):
     """The name that the writer gave to a stream within the channel."""
     body: _builtins.bytes
     """The JSON value in UTF-8, as it was written. Line breaks between its tokens are spaces."""
+    traceparent: _builtins.str
+    """The trace context of the event, if the read asks for it with `trace`, and the writer sent one
+    that was sampled.
+    """
     @_builtins.property
     def timestamp(self) -> _timestamp_pb2.Timestamp:
         """The time at which the broker accepted the event."""
@@ -63,10 +68,11 @@ class Event(_message.Message):
         stream_id: _builtins.str = ...,
         timestamp: _timestamp_pb2.Timestamp | None = ...,
         body: _builtins.bytes = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["timestamp", b"timestamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "event_id", b"event_id", "stream_id", b"stream_id", "timestamp", b"timestamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "event_id", b"event_id", "stream_id", b"stream_id", "timestamp", b"timestamp", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -159,6 +165,7 @@ class WriteRequest(_message.Message):
     STREAM_ID_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     producer_address: _builtins.str
     stream_id: _builtins.str
     """1 to 1,024 bytes of text without control characters."""
@@ -168,6 +175,10 @@ class WriteRequest(_message.Message):
     """An optional idempotency key. If the channel has accepted a write with the same key in the last
     60 seconds, the node stores no second event and returns the id of the first one.
     """
+    traceparent: _builtins.str
+    """An optional trace context, as in W3C Trace Context. In Write the metadata key `traceparent` is
+    the same; this field comes before it. A context that is not valid counts as none.
+    """
     def __init__(
         self,
         *,
@@ -175,10 +186,11 @@ class WriteRequest(_message.Message):
         stream_id: _builtins.str = ...,
         body: _builtins.bytes = ...,
         request_id: _builtins.str = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "producer_address", b"producer_address", "request_id", b"request_id", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "producer_address", b"producer_address", "request_id", b"request_id", "stream_id", b"stream_id", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,6 +415,7 @@ class ReadRequest(_message.Message):
     STREAMS_FIELD_NUMBER: _builtins.int
     READER_FIELD_NUMBER: _builtins.int
     RETURNING_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     consumer_address: _builtins.str
     after_event_id: _builtins.str
     """An optional cursor. The read starts after this event, and the call acknowledges this event and
@@ -435,6 +448,8 @@ class ReadRequest(_message.Message):
     and this one takes its place. If another reader has the channel, this one has lost it: the call
     fails with TAKEN_OVER, also with `take_over`.
     """
+    trace: _builtins.bool
+    """Send the trace context of each event that has one."""
     @_builtins.property
     def streams(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Send only the events of these streams, at most 100; empty means all. A plain reader counts as
@@ -456,10 +471,11 @@ class ReadRequest(_message.Message):
         streams: _abc.Iterable[_builtins.str] | None = ...,
         reader: _builtins.str = ...,
         returning: _builtins.bool = ...,
+        trace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "wait_ms", b"wait_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "after_event_id", b"after_event_id", "consumer_address", b"consumer_address", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "reader", b"reader", "returning", b"returning", "streams", b"streams", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "after_event_id", b"after_event_id", "consumer_address", b"consumer_address", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "reader", b"reader", "returning", b"returning", "streams", b"streams", "take_over", b"take_over", "trace", b"trace", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait_ms: _TypeAlias = _typing.Literal["wait_ms"]  # noqa: Y015
     _WhichOneofArgType__wait_ms: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms"]  # noqa: Y015
@@ -524,6 +540,7 @@ class ReadManyRequest(_message.Message):
     STREAMS_FIELD_NUMBER: _builtins.int
     READER_FIELD_NUMBER: _builtins.int
     RETURNING_FIELD_NUMBER: _builtins.int
+    TRACE_FIELD_NUMBER: _builtins.int
     acknowledge: _builtins.bool
     """The other fields mean what they mean in ReadRequest, for each channel; but `limit` counts the
     events of all channels together.
@@ -535,6 +552,7 @@ class ReadManyRequest(_message.Message):
     heartbeat_ms: _builtins.int
     reader: _builtins.str
     returning: _builtins.bool
+    trace: _builtins.bool
     @_builtins.property
     def channels(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReadManyRequest.Channel]:
         """At most 100 channels, all different."""
@@ -554,10 +572,11 @@ class ReadManyRequest(_message.Message):
         streams: _abc.Iterable[_builtins.str] | None = ...,
         reader: _builtins.str = ...,
         returning: _builtins.bool = ...,
+        trace: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "wait_ms", b"wait_ms"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "channels", b"channels", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "reader", b"reader", "returning", b"returning", "streams", b"streams", "take_over", b"take_over", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms", "acknowledge", b"acknowledge", "channels", b"channels", "heartbeat_ms", b"heartbeat_ms", "limit", b"limit", "reader", b"reader", "returning", b"returning", "streams", b"streams", "take_over", b"take_over", "trace", b"trace", "wait_ms", b"wait_ms", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait_ms: _TypeAlias = _typing.Literal["wait_ms"]  # noqa: Y015
     _WhichOneofArgType__wait_ms: _TypeAlias = _typing.Literal["_wait_ms", b"_wait_ms"]  # noqa: Y015

@@ -112,6 +112,7 @@ class ChannelServiceServicer(object):
         """Write the same events to many channels.
 
         The node writes to the channels concurrently, and writes the events of each channel in order.
+        The metadata key `traceparent` is the trace context of all events.
         The response names the events that were not accepted. After the first TIMEOUT on a channel, the
         remaining events for that channel are SKIPPED.
         """

@@ -65,6 +65,7 @@ class ChannelServiceStub:
     """Write the same events to many channels.
 
     The node writes to the channels concurrently, and writes the events of each channel in order.
+    The metadata key `traceparent` is the trace context of all events.
     The response names the events that were not accepted. After the first TIMEOUT on a channel, the
     remaining events for that channel are SKIPPED.
     """
@@ -138,6 +139,7 @@ class ChannelServiceAsyncStub(ChannelServiceStub):
     """Write the same events to many channels.
 
     The node writes to the channels concurrently, and writes the events of each channel in order.
+    The metadata key `traceparent` is the trace context of all events.
     The response names the events that were not accepted. After the first TIMEOUT on a channel, the
     remaining events for that channel are SKIPPED.
     """
@@ -226,6 +228,7 @@ class ChannelServiceServicer(metaclass=_abc_1.ABCMeta):
         """Write the same events to many channels.
 
         The node writes to the channels concurrently, and writes the events of each channel in order.
+        The metadata key `traceparent` is the trace context of all events.
         The response names the events that were not accepted. After the first TIMEOUT on a channel, the
         remaining events for that channel are SKIPPED.
         """

@@ -194,6 +194,9 @@ def harmless_lines() -> Iterator[Lines]:
     yield (b"!#$%&'*+-.^_`|~09: token",)
     yield (b"Date: Sun, 06 Nov 1994 08:49:37 GMT",)
     yield (b"Range: bytes=0-1", b"If-None-Match: *", b"If-Modified-Since: x")
+    for flags in (b"01", b"00", b"1"):  # sampled, not sampled, and not valid
+        yield (b"traceparent: 00-" + b"a" * 32 + b"-" + b"b" * 16 + b"-" + flags,)
+    yield (b"traceparent:",)
     yield (b"Pragma: no-cache", b"Cache-Control: no-cache", b"Max-Forwards: 1")
 
 
@@ -234,6 +237,7 @@ def reads() -> Iterator[tuple[str, bytes]]:
         b"?ack=none&takeover=true&wait_ms=0",
         b"?takeover=false&heartbeat_ms=100&wait_ms=0",
         b"?reader=a-B_1&returning=true&wait_ms=0",
+        b"?trace=true&wait_ms=0",
     )
     kinds: tuple[Lines, ...] = (
         (),
