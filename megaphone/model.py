@@ -12,6 +12,14 @@ from megaphone.errors import MegaphoneError
 DEFAULT_IN_FLIGHT = 100
 """The most events in flight to an acknowledging reader that asks for no other number."""
 
+HTTP: Final = "http"
+GRPC: Final = "grpc"
+FACES = (HTTP, GRPC)
+"""The names of the faces, for operators."""
+
+SHORT_ID_DIGITS: Final = 8
+"""How many hexadecimal digits of a channel id are its short id."""
+
 MAX_NAME_LENGTH = 100
 """The largest number of characters in the name of an agent."""
 
@@ -162,6 +170,71 @@ class WatchedChannel:
     """As in `ChannelOptions`; None also if the channel has none."""
     tenant: str | None = None
     """The name of the tenant to which the channel belongs."""
+    channel_id: bytes = b""
+    unsent: int | None = None
+    """How many events the next reader would get now."""
+    bytes: int | None = None
+    """As in `ChannelInfo`, if channels are sorted by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderInfo:
+    """An open read, as operators see it. None stands for what this node cannot find out."""
+
+    acknowledges: bool
+    """Whether an event keeps its place until the reader acknowledges it."""
+    name: str
+    """The name that the reader has given itself; empty if it has none."""
+    face: str | None
+    """The protocol of the reader: one of `FACES`."""
+    age_s: float | None
+    """How long ago the read began."""
+    taken_s: float | None
+    """How long ago the reader took events last; None also if it has taken none."""
+    node: str | None = None
+    """The name of the node of the reader, if that is another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelInfo:
+    """A channel with all that an operator may see of it: no event."""
+
+    address: str = field(repr=False)
+    """The consumer address."""
+    channel_id: bytes
+    tenant: str
+    label: str
+    """As in `ChannelOptions`."""
+    age_s: float
+    expires_s: float | None
+    """After how long the channel expires; None while it is read, or while its agent is replicated.
+    """
+    capacity: int
+    ttl_s: float
+    unsent: int
+    """How many events the next reader would get now."""
+    in_flight: int
+    """How many events a reader was sent and has not acknowledged, although it must."""
+    kept: int
+    """How many delivered events the channel has for replay."""
+    bytes: int | None
+    """What the channel and its events take of the memory, in a shared store of that of the store.
+    None if the store does not say it."""
+    waiting_writers: int
+    waiting_s: float | None
+    """How long the first of these writers has waited; None without one."""
+    written_s: float | None
+    """How long ago the last event was accepted; None if there was none, or if the channel has
+    dropped it."""
+    read_s: float | None
+    """How long ago the last read ended: 0 while there is one, and None if there was none."""
+    reader: ReaderInfo | None
+    """The open read."""
+
+    @property
+    def short_id(self) -> str:
+        """The name of the channel in log lines."""
+        return short_id(self.channel_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +434,8 @@ class ReadOptions:
     reader, and as acknowledged by an acknowledging one that acknowledges all that it was sent."""
     trace: bool = False
     """Send the trace context of each event that has one."""
+    face: str = field(default="", compare=False)
+    """Which of `FACES` the reader uses, for operators; empty if it uses none."""
 
     def ends_read_of(self, reader: str) -> bool:
         """Return whether this read takes the place of an open one of the named reader."""
@@ -518,6 +593,12 @@ class ChannelLimits:
 
 NO_OPTIONS: Final = ChannelOptions()
 """The options of a channel whose creator asks for nothing."""
+
+
+def short_id(channel_id: bytes) -> str:
+    """Return the beginning of a channel id, by which operators find the channel. Unlike an address
+    it gives no right to use the channel."""
+    return channel_id[: SHORT_ID_DIGITS // 2].hex()
 
 
 def agent_of(address: str) -> str:

@@ -63,6 +63,15 @@ class Output(StrEnum):
     JSON = "json"
 
 
+class Sort(StrEnum):
+    """Which channels come first."""
+
+    AGE = "age"
+    BYTES = "bytes"
+    UNSENT = "unsent"
+    WAITING = "waiting"
+
+
 class Agent(msgspec.Struct, rename="camel"):
     """An agent, as the admin API returns it."""
 
@@ -112,8 +121,19 @@ class Node:
         if self._output is Output.JSON:
             typer.echo(answer)
             raise typer.Exit
+        return self._decoded(answer, list[kind])  # type: ignore[valid-type]
+
+    def one(self, route: str, kind: type[T]) -> T:
+        """Return an answer to print. If the format is JSON, print it and exit instead."""
+        answer = self._call("GET", route)
+        if self._output is Output.JSON:
+            typer.echo(answer)
+            raise typer.Exit
+        return self._decoded(answer, kind)
+
+    def _decoded(self, answer: bytes, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(answer, type=list[kind])  # type: ignore[valid-type]
+            return msgspec.json.decode(answer, type=kind)
         except msgspec.DecodeError as error:
             self._fail(f"the broker's answer cannot be understood: {error}")
 
@@ -292,14 +312,63 @@ def list_channels(
     agent: Annotated[
         str | None, typer.Option("--agent", "-a", metavar="NAME", help="List only its channels.")
     ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", "-d", help="Show what is in each channel.")
+    ] = False,
+    blocked: Annotated[
+        bool,
+        typer.Option(
+            "--blocked", "-b", help="List only channels in which writers wait, with details."
+        ),
+    ] = False,
+    sort: Annotated[
+        Sort | None,
+        typer.Option(
+            "--sort",
+            help="List first the oldest channels, or those with the most bytes, unsent events or"
+            " waiting writers; with details.",
+        ),
+    ] = None,
 ) -> None:
     """List channels, oldest first."""
     query: dict[str, object] = {"skip": skip, "limit": limit}
     if agent is not None:
         query["agent"] = agent
-    channels = node(context).listing(f"/channel/list?{urlencode(query)}", Channel)
-    rows = [[channel.agent_id, channel.address] for channel in channels]
-    print_table(("AGENT", "ADDRESS"), (16, 0), rows)
+    if not (details or blocked or sort):
+        channels = node(context).listing(f"/channel/list?{urlencode(query)}", Channel)
+        rows = [[channel.agent_id, channel.address] for channel in channels]
+        print_table(("AGENT", "ADDRESS"), (16, 0), rows)
+        return
+    query |= {"details": "true", "blocked": str(blocked).lower()}
+    if sort is not None:
+        query["sort"] = str(sort)
+    from megaphone.cli.channel_details import COLUMNS, row
+    from megaphone.wire.bodies import ChannelInfo
+
+    infos = node(context).listing(f"/channel/list?{urlencode(query)}", ChannelInfo)
+    print_table(COLUMNS, [0] * len(COLUMNS), [row(info) for info in infos])
+
+
+@megactl_app.command()
+def show_channel(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Option(
+            "--name",
+            "-n",
+            metavar="CHANNEL",
+            help="The channel's consumer address, or its id as it is in the log.",
+        ),
+    ],
+) -> None:
+    """Show one channel: who reads it, what waits in it, when it expires. Shows no event."""
+    from megaphone.cli.channel_details import lines
+    from megaphone.wire.bodies import ChannelInfo
+
+    info = node(context).one(f"/channel/{quote(name, safe='')}", ChannelInfo)
+    for line in lines(info):
+        typer.echo(line)
 
 
 @megactl_app.command()

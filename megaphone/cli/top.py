@@ -11,6 +11,7 @@ import typer
 
 from megaphone.cli import contexts
 from megaphone.cli.calls import CONTEXT_VARIABLE, ContextOption
+from megaphone.cli.channel_details import age
 from megaphone.cli.config import load_or_exit
 from megaphone.cli.exits import Exit, leave
 from megaphone.cli.rendering import printable
@@ -216,18 +217,9 @@ def row(channel: "WatchedChannel") -> str:
         channel.in_flight,
         channel.waiting_writers,
         reads,
-        age(channel.age_s),
-        age(channel.oldest_s),
+        None if channel.age_s is None else age(channel.age_s),
+        None if channel.oldest_s is None else age(channel.oldest_s),
         None if channel.rate is None else f"{channel.rate:,.0f}",
     )
     label = f"  {channel.label}" if channel.label else ""
     return "".join(f"{'-' if cell is None else cell:>11}" for cell in cells) + label
-
-
-def age(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    if seconds < 60:
-        return f"{seconds:.1f}s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}m{rest:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"

@@ -8,13 +8,17 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
+from megaphone.core.listing import Asked, Listing, is_beginning_of_id
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Counts, Drains, Pipes, Store
 from megaphone.core.watching import Watching, asked
-from megaphone.model import AgentInfo, AgentMode, DrainProgress, NodeView
+from megaphone.errors import BadRequest, ChannelNotFound
+from megaphone.model import AgentInfo, AgentMode, ChannelInfo, DrainProgress, NodeView
 
 DEFAULT_LIMIT = 50
 """How many channels a list has if the operator gives no number."""
+SHOWN_IDS = 5
+"""How many ids an error names."""
 
 
 class Admin:
@@ -118,11 +122,48 @@ class Admin:
     ) -> Sequence[str]:
         """Return consumer addresses, oldest channel first: of one agent, or of all agents.
 
-        Raises: BadRequest; AgentNotFound.
+        Raises: BadRequest; AgentNotFound; StoreUnavailable.
         """
         if agent is not None:
             self._agents.named(agent)
         return await self._store.list(agent, skip, DEFAULT_LIMIT if limit is None else limit)
+
+    async def show_channels(self, asked: Asked) -> Sequence[ChannelInfo]:
+        """Return the first channels by what is asked for, with all that may be seen of them.
+
+        Looks at all channels, so this takes a while if there are many; calls of clients go on.
+
+        Raises: BadRequest; AgentNotFound; StoreUnavailable.
+        """
+        asked.check()
+        if asked.agent is not None:
+            self._agents.named(asked.agent)
+        return await Listing(self._store).first(asked)
+
+    async def show_channel(self, name: str) -> ChannelInfo:
+        """Return all that may be seen of a channel. `name` is its consumer address, or the
+        beginning of its id, at least `SHORT_ID_DIGITS` hexadecimal digits.
+
+        Raises: BadRequest, also if the ids of several channels begin so; ChannelNotFound;
+            AgentMoved; StoreUnavailable.
+        """
+        if not is_beginning_of_id(name):
+            consumer = ConsumerAddress.parse(name)
+            await self._agents.settled(consumer.agent)
+            self._agents.served(consumer.agent)
+            info = await self._store.info(consumer.channel_id)
+            if info.address != name:
+                raise ChannelNotFound
+            return info
+        found = await self._store.find(name.lower())
+        if not found:
+            raise ChannelNotFound(f"no channel has an id that begins with {name}")
+        if len(found) > 1:
+            raise BadRequest(
+                f"the ids of {len(found)} channels begin with {name}: give more digits; the"
+                " ids are " + ", ".join(one.hex() for one in found[:SHOWN_IDS])
+            )
+        return await self._store.info(found[0])
 
     async def dispose(self, address: str) -> None:
         """Remove a channel, with all its events, now.

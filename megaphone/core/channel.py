@@ -36,9 +36,11 @@ class Waiter:
     """The writers that wait for a free place for one event. There are several writers only if they
     repeat the same idempotency key."""
 
-    __slots__ = ("_callbacks", "accepted", "event", "request_id")
+    __slots__ = ("_callbacks", "accepted", "event", "request_id", "since")
 
-    def __init__(self, event: Event, request_id: str | None) -> None:
+    def __init__(self, event: Event, request_id: str | None, since: float) -> None:
+        self.since = since
+        """When the first of these writers began to wait."""
         self.event = event
         self.request_id = request_id
         self.accepted: bool | None = None
@@ -77,7 +79,9 @@ class Lease:
         "_last_taken",
         "_sendings",
         "acknowledging",
+        "began_at",
         "cursor",
+        "face",
         "floor",
         "in_flight",
         "is_open",
@@ -86,10 +90,17 @@ class Lease:
         "on_ready",
         "reader",
         "recovered",
+        "taken_at",
     )
 
-    def __init__(self, channel: "Channel", options: ReadOptions, recovered: bool | None) -> None:
+    def __init__(
+        self, channel: "Channel", options: ReadOptions, recovered: bool | None, now: float
+    ) -> None:
         self._channel = channel
+        self.began_at = now
+        self.taken_at: float | None = None
+        """When the reader took events last; None before the first ones."""
+        self.face = options.face
         self.acknowledging = options.acknowledge
         self.in_flight = options.in_flight
         self.reader = options.reader
@@ -158,6 +169,7 @@ class Lease:
         batch = log.take(min(most, limit), max_bytes, is_plain)
         if batch is not None:
             self._first_taken, self._last_taken = batch.first_offset, log.sent
+            self.taken_at = now
             channel._on_taken(is_plain, now)
         return batch
 
@@ -285,7 +297,7 @@ class Channel:
                 return earlier
         self.log.budget.ensure(cost(event), now, self)
         self._was_written = True
-        waiter = self._queue(Waiter(event, request_id))
+        waiter = self._queue(Waiter(event, request_id, now))
         if request_id is not None:
             self._remember(request_id, waiter, now)
         return waiter
@@ -348,6 +360,13 @@ class Channel:
     def waiting_writers(self) -> int:
         return len(self._waiters) if self._waiters else 0
 
+    @property
+    def waiting_since(self) -> float | None:
+        """Since when the first waiting writer waits; None without one."""
+        for waiter in self._waiters or ():
+            return waiter.since
+        return None
+
     # -- Reading
 
     def lease(self, options: ReadOptions, now: float) -> Lease:
@@ -370,7 +389,7 @@ class Channel:
         recovered = False if self.log.has_gap else None
         if options.cursor is not None:
             recovered = self._resume(options.cursor, now)
-        lease = self._lease = Lease(self, options, recovered)
+        lease = self._lease = Lease(self, options, recovered, now)
         self.deadline = None
         return lease
 
@@ -396,6 +415,25 @@ class Channel:
     @property
     def is_read(self) -> bool:
         return self._lease is not None
+
+    @property
+    def open_lease(self) -> Lease | None:
+        """The lease of the open read."""
+        return self._lease
+
+    def read_until(self, now: float) -> float | None:
+        """Return when the last read ended: now, if it is still open; None if there was none."""
+        if self.deadline is None:
+            return now
+        if self.deadline == self.created_at + self.log.limits.ttl_s:
+            return None
+        return self.deadline - self.log.limits.ttl_s
+
+    @property
+    def last_event(self) -> Event | None:
+        """The last event that was accepted; None without one, or if the log has dropped it."""
+        _, events = self.log.after(self.log.end - 1, 1)
+        return events[0] if events else None
 
     @property
     def was_used(self) -> bool:

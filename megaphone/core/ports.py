@@ -3,7 +3,7 @@
 No interface may require that channels live in this process, because a store may be a remote one.
 """
 
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
@@ -13,6 +13,7 @@ from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import MegaphoneError
 from megaphone.model import (
     NO_OPTIONS,
+    ChannelInfo,
     ChannelOptions,
     DrainProgress,
     Event,
@@ -80,6 +81,11 @@ class Lease(Protocol):
         if the channel has a gap, else None."""
 
     @property
+    def taken_at(self) -> float | None:
+        """When the reader took events last, in the time of the event loop; None if it has taken
+        none."""
+
+    @property
     def ready(self) -> int:
         """The length of the backlog. A `take` may return fewer events, because of its limits and
         the window."""
@@ -135,7 +141,8 @@ class Lease(Protocol):
 
 
 class Surveyed(Protocol):
-    """A channel, for a look at all channels."""
+    """A channel, for a look at all channels. Where channels live in this process, it always says
+    how the channel is now; otherwise, how it was when the store was asked."""
 
     @property
     def consumer_address(self) -> str: ...
@@ -153,6 +160,15 @@ class Surveyed(Protocol):
 
     @property
     def in_flight(self) -> int: ...
+
+    @property
+    def unsent(self) -> int:
+        """How many events the next reader would get now."""
+
+    @property
+    def size(self) -> int:
+        """As `ChannelInfo.bytes`; 0 if it was not asked for, or the store does not say it. May
+        take long to find out, if the channel has many events."""
 
     @property
     def accepted(self) -> int:
@@ -173,7 +189,7 @@ class Surveyed(Protocol):
         """As in `ChannelOptions`."""
 
     @property
-    def tenant(self) -> Tenant:
+    def tenant_name(self) -> str:
         """To whom the channel belongs."""
 
 
@@ -348,12 +364,25 @@ class Store(Protocol):
     async def count(self, agent: str) -> int:
         """Return how many channels an agent has."""
 
-    def survey(self) -> Iterator[Sequence[Surveyed]] | None:
-        """Return an iterator over all channels, oldest first, in slices; None if the store is
-        remote. Other tasks may run between two slices."""
+    def survey(
+        self, agent: str | None = None, *, with_size: bool = False
+    ) -> AsyncIterator[Sequence[Surveyed]]:
+        """Yield the channels of an agent, or of all agents, in slices. Other tasks may run between
+        two slices. A store in memory yields the oldest channels first. A remote store yields them
+        in any order; it raises StoreUnavailable.
 
-    def holds(self, channel: Surveyed) -> bool:
-        """Return whether a channel of a survey is still there."""
+        `with_size` says whether `Surveyed.size` will be used.
+        """
+
+    async def look_again(self, channels: Sequence[Surveyed]) -> Sequence[Surveyed]:
+        """Return those channels of a survey that are still there, as they are now."""
+
+    async def info(self, channel_id: bytes) -> ChannelInfo:
+        """Return how a channel is now. Raises: ChannelNotFound; StoreUnavailable."""
+
+    async def find(self, digits: str) -> Sequence[bytes]:
+        """Return the ids of the channels whose id begins with these hexadecimal digits, of which
+        there are at least `SHORT_ID_DIGITS`. May take long. Raises: StoreUnavailable."""
 
     # -- Life cycle
 

@@ -7,13 +7,12 @@ has the same channels, as they are by then.
 """
 
 import asyncio
-import heapq
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from operator import itemgetter
 from typing import NamedTuple
 
+from megaphone.core.listing import Heaviest, weight_by
 from megaphone.core.ports import Counts, Drains, Pipes, Store, Surveyed
 from megaphone.errors import BadRequest
 from megaphone.model import AgentInfo, NodeView, WatchedChannel
@@ -23,7 +22,7 @@ LONGEST_INTERVAL_S = 3_600.0
 DEFAULT_INTERVAL_S = 1.0
 MOST_CHANNELS = 1_000
 DEFAULT_CHANNELS = 50
-SORTS = ("depth", "waiting", "age", "rate")
+SORTS = ("depth", "unsent", "bytes", "waiting", "age", "rate")
 DEFAULT_SORT = "depth"
 NOTABLE = ("messages_lost", "messages_unroutable", "writes_timed_out", "reads_cut_off")
 """The counts of what an operator should look at."""
@@ -106,7 +105,7 @@ class Series:
         """The view of the next tick."""
         self._counts = watching.counts.counts()
         """The counts of the last view."""
-        self._first: list[Surveyed] = []
+        self._first: Sequence[Surveyed] = []
         """The first channels, at the last survey."""
         self._next_survey = self._surveyed = self._loop.time()
         """When to look through all channels again, and when that was done last."""
@@ -166,17 +165,12 @@ class Series:
         )
 
     async def _channels(self) -> list[WatchedChannel]:
-        """Return the first channels, by what they are sorted by. A remote store can only say which
-        are the oldest."""
+        """Return the first channels, by what they are sorted by."""
         store = self._watching.store
         now = self._loop.time()
         if now >= self._next_survey:
-            survey = store.survey()
-            if survey is None:
-                addresses = await store.list(None, 0, self._what.limit)
-                return [WatchedChannel(address) for address in addresses]
-            await self._survey(survey, now)
-        self._first = [one for one in self._first if store.holds(one)]
+            await self._survey(now)
+        self._first = await store.look_again(self._first)
         watched: list[WatchedChannel] = []
         for one in self._first:
             watched.append(self._watched(one, now))
@@ -185,13 +179,14 @@ class Series:
         self._before = {one.channel_id: (one.accepted, now) for one in self._first}
         return sorted(watched, key=self._rank, reverse=True)
 
-    async def _survey(self, survey: Iterable[Sequence[Surveyed]], now: float) -> None:
-        """Find the first channels. Of those that weigh the same, the older ones come first."""
+    async def _survey(self, now: float) -> None:
+        """Find the first channels. Of those that weigh the same, the older ones come first, if the
+        store yields them so."""
         by_rate = self._what.sort == "rate"
         ends: list[dict[bytes, int]] = [{} for _ in range(PARTS)]
         first = Heaviest(self._what.limit)
         used_s, began_s = 0.0, time.thread_time()
-        for some in survey:
+        async for some in self._watching.store.survey(with_size=self._what.sort == "bytes"):
             first.add(some, self._weight)
             for one in some if by_rate else ():
                 ends[part_of(one)][one.channel_id] = one.accepted
@@ -210,31 +205,28 @@ class Series:
 
     def _weight(self, one: Surveyed) -> float:
         """Return by what a channel is chosen: the largest comes first."""
-        match self._what.sort:
-            case "waiting":
-                return one.waiting_writers
-            case "age":
-                return -one.created_at
-            case "rate":
-                return one.accepted - self._ends[part_of(one)].get(one.channel_id, 0)
-        return one.depth
+        if self._what.sort == "rate":
+            return one.accepted - self._ends[part_of(one)].get(one.channel_id, 0)
+        return weight_by(self._what.sort, one)
 
     def _rank(self, one: WatchedChannel) -> float:
         """Return by what the channels of a view are sorted, as they are by then."""
-        match self._what.sort:
-            case "waiting":
-                return one.waiting_writers or 0
-            case "age":
-                return one.age_s or 0
-            case "rate":
-                return one.rate or 0
-        return one.depth or 0
+        by = {
+            "unsent": one.unsent,
+            "bytes": one.bytes,
+            "waiting": one.waiting_writers,
+            "age": one.age_s,
+            "rate": one.rate,
+        }
+        return by.get(self._what.sort, one.depth) or 0
 
     def _watched(self, one: Surveyed, now: float) -> WatchedChannel:
         oldest_us = one.oldest_us
         return WatchedChannel(
             one.consumer_address,
             depth=one.depth,
+            unsent=one.unsent,
+            bytes=one.size if self._what.sort == "bytes" else None,
             in_flight=one.in_flight,
             waiting_writers=one.waiting_writers,
             is_read=one.is_read,
@@ -242,37 +234,13 @@ class Series:
             oldest_s=None if oldest_us is None else max(0.0, time.time() - oldest_us / 1_000_000),
             rate=self._rate(one, now),
             label=one.label or None,
-            tenant=one.tenant.name,
+            tenant=one.tenant_name,
+            channel_id=one.channel_id,
         )
 
     def _rate(self, one: Surveyed, now: float) -> float | None:
         accepted, at = self._before.get(one.channel_id, (0, now))
         return None if at >= now else (one.accepted - accepted) / (now - at)
-
-
-class Heaviest:
-    """The heaviest channels so far. Of those that weigh the same, those that came first."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._added = 0
-        self._heap: list[tuple[float, int, Surveyed]] = []
-        """The lightest one first. The number is unique, so that no channels are compared."""
-
-    def add(self, some: Sequence[Surveyed], weigh: Callable[[Surveyed], float]) -> None:
-        heap, limit = self._heap, self._limit
-        for one in some:
-            weight = weigh(one)
-            if len(heap) < limit:
-                self._added += 1
-                heapq.heappush(heap, (weight, -self._added, one))
-            elif heap and weight > heap[0][0]:
-                self._added += 1
-                heapq.heapreplace(heap, (weight, -self._added, one))
-
-    def members(self) -> list[Surveyed]:
-        """Return them, the heaviest one first."""
-        return [one for _, _, one in sorted(self._heap, key=itemgetter(0, 1), reverse=True)]
 
 
 def part_of(one: Surveyed) -> int:

@@ -17,6 +17,7 @@ from typing import TypeVar
 from aiohttp import web
 
 from megaphone.core.admin import Admin
+from megaphone.core.listing import Asked
 from megaphone.errors import MegaphoneError
 from megaphone.rest.connection.answers import (
     OK,
@@ -24,10 +25,11 @@ from megaphone.rest.connection.answers import (
     json_answer,
     json_answer_in_pieces,
 )
-from megaphone.rest.reads import NDJSON
+from megaphone.rest.reads import NDJSON, YES_OR_NO
 from megaphone.rest.requests import (
     body_of,
     check_parameters,
+    choice,
     path_values,
     require_json,
     seconds_of_ms,
@@ -56,6 +58,7 @@ class AdminApi:
             web.post("/node/drain", without_query(self.drain)),
             web.get("/node/watch", self.watch),
             web.get("/channel/list", self.list_channels),
+            web.get(f"/channel/{segment('channel')}", without_query(self.show_channel)),
             web.delete(f"/channel/{segment('address')}", without_query(self.dispose_channel)),
         ]
 
@@ -94,13 +97,21 @@ class AdminApi:
         return await streamed_lines(request, watching, json.node_view)
 
     async def list_channels(self, request: web.Request) -> web.StreamResponse:
-        check_parameters(request.query, ("skip", "limit", "agent"))
-        addresses = await self._admin.list_channels(
-            skip=whole_number(request.query, "skip") or 0,
-            limit=whole_number(request.query, "limit"),
-            agent=request.query.get("agent"),
-        )
-        return await json_answer_in_pieces(request, json.channels(addresses), status=200)
+        query = request.query
+        check_parameters(query, ("skip", "limit", "agent", "blocked", "sort", "details"))
+        skip, limit = whole_number(query, "skip") or 0, whole_number(query, "limit")
+        agent, sort = query.get("agent"), query.get("sort")
+        blocked = choice(query, "blocked", YES_OR_NO, default=False)
+        if blocked or sort or choice(query, "details", YES_OR_NO, default=False):
+            infos = await self._admin.show_channels(Asked(skip, limit, agent, sort, blocked))
+            pieces = json.shown_channels(infos)
+        else:
+            pieces = json.channels(await self._admin.list_channels(skip, limit, agent))
+        return await json_answer_in_pieces(request, pieces, status=200)
+
+    async def show_channel(self, request: web.Request) -> web.Response:
+        (name,) = path_values(request)
+        return json_answer(json.shown_channel(await self._admin.show_channel(name)))
 
     async def dispose_channel(self, request: web.Request) -> web.Response:
         (address,) = path_values(request)

@@ -16,7 +16,7 @@ from aiohttp import web
 from megaphone.core.many import ManyReader
 from megaphone.core.open_read import OpenRead
 from megaphone.core.reader import Reader
-from megaphone.model import DEFAULT_IN_FLIGHT, ReadOptions
+from megaphone.model import DEFAULT_IN_FLIGHT, HTTP, ReadOptions
 from megaphone.rest.connection.answer_bytes import date_line
 from megaphone.rest.connection.guest import connection_of
 from megaphone.rest.connection.stream import Framing, chunk
@@ -101,6 +101,7 @@ def options_of(
         heartbeat_s=seconds_of_ms(query, "heartbeat_ms"),
         streams=frozenset(streams) or None,
         trace=choice(query, "trace", YES_OR_NO, default=False),
+        face=HTTP,
     )
     if framing is SSE and last_event_id is not None:
         options = replace(options, take_over=True)

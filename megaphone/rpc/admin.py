@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from megaphone.core.admin import Admin
+from megaphone.core.listing import Asked
 from megaphone.rpc.answers import joined
 from megaphone.wire import protobuf as wire
 from megaphone_api.v1 import admin_pb2 as pb
@@ -42,12 +43,19 @@ class AdminServicer(AdminServiceServicer):
     async def ListChannels(  # type: ignore[override]
         self, request: pb.ListChannelsRequest, context: Context
     ) -> bytes:
-        addresses = await self._admin.list_channels(
-            skip=request.skip,
-            limit=request.limit if request.HasField("limit") else None,
-            agent=wire.optional(request.agent),
-        )
+        limit = request.limit if request.HasField("limit") else None
+        agent, sort = wire.optional(request.agent), wire.optional(request.sort)
+        if request.blocked or sort or request.details:
+            asked = Asked(request.skip, limit, agent, sort, request.blocked)
+            return await joined(wire.shown_channels(await self._admin.show_channels(asked)))
+        addresses = await self._admin.list_channels(request.skip, limit, agent)
         return await joined(wire.channels(addresses))
+
+    async def GetChannel(
+        self, request: pb.GetChannelRequest, context: Context
+    ) -> pb.GetChannelResponse:
+        info = await self._admin.show_channel(request.channel)
+        return pb.GetChannelResponse(channel=wire.channel_info(info))
 
     async def DisposeChannel(
         self, request: pb.DisposeChannelRequest, context: Context

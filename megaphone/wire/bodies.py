@@ -280,6 +280,36 @@ class ListedChannel(msgspec.Struct, rename="camel"):
     agent_id: str
 
 
+class ReaderOfChannel(msgspec.Struct, rename="camel"):
+    kind: str
+    face: str | None
+    name: str
+    age_s: float | None
+    taken_s: float | None
+    node: str | None
+
+
+class ChannelInfo(msgspec.Struct, rename="camel"):
+    address: str
+    agent_id: str
+    id: str
+    tenant: str
+    label: str
+    age_s: float
+    expires_s: float | None
+    capacity: int
+    ttl_s: float
+    unsent: int
+    in_flight: int
+    kept: int
+    bytes: int | None
+    waiting_writers: int
+    waiting_s: float | None
+    written_s: float | None
+    read_s: float | None
+    reader: ReaderOfChannel | None
+
+
 class Pipe(msgspec.Struct, rename="camel"):
     agent: str
     target: str
@@ -298,6 +328,9 @@ class WatchedChannel(msgspec.Struct, rename="camel", omit_defaults=True):
     rate: float | None = None
     label: str | None = None
     tenant: str | None = None
+    id: str | None = None
+    unsent: int | None = None
+    bytes: int | None = None
 
 
 class NodeView(msgspec.Struct, rename="camel"):

@@ -12,16 +12,20 @@ import msgspec
 from megaphone.errors import BadRequest
 from megaphone.model import (
     DEFAULT_IN_FLIGHT,
+    HTTP,
     NO_OPTIONS,
     AgentInfo,
     BatchWritten,
+    ChannelInfo,
     ChannelOptions,
     DrainProgress,
     NewChannel,
     NewEvent,
     NodeView,
+    ReaderInfo,
     ReadOptions,
     agent_of,
+    short_id,
 )
 from megaphone.wire import bodies
 from megaphone.wire.bodies import BatchMessage, BatchRequest, ExistsRequest
@@ -79,6 +83,7 @@ def parse_read_many(body: bytes) -> tuple[list[tuple[str, str | None]], ReadOpti
         heartbeat_s=seconds("heartbeat_ms", request.heartbeat_ms),
         streams=frozenset(request.stream) or None,
         trace=request.trace,
+        face=HTTP,
     )
     return [(one.address, one.after) for one in request.channels], options
 
@@ -167,6 +172,45 @@ def agent(info: AgentInfo) -> bodies.Agent:
     )
 
 
+def shown_channels(infos: Sequence[ChannelInfo]) -> Iterator[bytes]:
+    """Yield a list of channels with details in pieces. Each takes a short time to make."""
+    return listed(infos, channel_info)
+
+
+def shown_channel(info: ChannelInfo) -> bytes:
+    return encode(channel_info(info))
+
+
+def channel_info(info: ChannelInfo) -> bodies.ChannelInfo:
+    return bodies.ChannelInfo(
+        address=info.address,
+        agent_id=agent_of(info.address),
+        id=info.short_id,
+        tenant=info.tenant,
+        label=info.label,
+        age_s=info.age_s,
+        expires_s=info.expires_s,
+        capacity=info.capacity,
+        ttl_s=info.ttl_s,
+        unsent=info.unsent,
+        in_flight=info.in_flight,
+        kept=info.kept,
+        bytes=info.bytes,
+        waiting_writers=info.waiting_writers,
+        waiting_s=info.waiting_s,
+        written_s=info.written_s,
+        read_s=info.read_s,
+        reader=None if info.reader is None else reader_of_channel(info.reader),
+    )
+
+
+def reader_of_channel(reader: ReaderInfo) -> bodies.ReaderOfChannel:
+    kind = "acknowledging" if reader.acknowledges else "plain"
+    return bodies.ReaderOfChannel(
+        kind, reader.face, reader.name, reader.age_s, reader.taken_s, reader.node
+    )
+
+
 def channels(addresses: Sequence[str]) -> Iterator[bytes]:
     """Yield a list of channels in pieces. Each takes a short time to make."""
     return listed(addresses, lambda one: bodies.ListedChannel(one, agent_of(one)))
@@ -220,6 +264,9 @@ def node_view(view: NodeView) -> bytes:
                 one.rate,
                 one.label,
                 one.tenant,
+                short_id(one.channel_id),
+                one.unsent,
+                one.bytes,
             )
             for one in view.channels
         ],

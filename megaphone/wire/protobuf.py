@@ -15,11 +15,13 @@ from google.rpc.status_pb2 import Status
 
 from megaphone.model import (
     DEFAULT_IN_FLIGHT,
+    GRPC,
     AgentInfo,
     BatchFailure,
     BatchWritten,
     ChannelBegun,
     ChannelEvents,
+    ChannelInfo,
     ChannelOptions,
     DrainProgress,
     Event,
@@ -27,8 +29,11 @@ from megaphone.model import (
     NewEvent,
     NodeView,
     Part,
+    ReaderInfo,
     ReadOptions,
     WriteFailure,
+    agent_of,
+    short_id,
 )
 from megaphone.wire.decode import Converted
 from megaphone.wire.errors import DOMAIN
@@ -113,6 +118,7 @@ def many_options(request: pb.ReadManyRequest | pb.ReadRequest) -> ReadOptions:
         heartbeat_s=request.heartbeat_ms / 1000 if request.heartbeat_ms else None,
         streams=frozenset(request.streams) or None,
         trace=request.trace,
+        face=GRPC,
     )
 
 
@@ -299,6 +305,52 @@ def channels(addresses: Sequence[str]) -> Iterator[bytes]:
         yield part.SerializeToString()
 
 
+def shown_channels(infos: Sequence[ChannelInfo]) -> Iterator[bytes]:
+    """Yield a list of channels with details in pieces. To make one piece takes a short time."""
+    for some in parts_of(infos):
+        channels = [
+            admin.ListChannelsResponse.Channel(
+                address=one.address, agent=agent_of(one.address), details=channel_info(one)
+            )
+            for one in some
+        ]
+        yield admin.ListChannelsResponse(channels=channels).SerializeToString()
+
+
+def channel_info(info: ChannelInfo) -> admin.ChannelDetails:
+    return admin.ChannelDetails(
+        address=info.address,
+        agent=agent_of(info.address),
+        id=info.short_id,
+        tenant=info.tenant,
+        label=info.label,
+        age_s=info.age_s,
+        expires_s=info.expires_s,
+        capacity=info.capacity,
+        ttl_s=info.ttl_s,
+        unsent=info.unsent,
+        in_flight=info.in_flight,
+        kept=info.kept,
+        bytes=info.bytes,
+        waiting_writers=info.waiting_writers,
+        waiting_s=info.waiting_s,
+        written_s=info.written_s,
+        read_s=info.read_s,
+        reader=None if info.reader is None else reader_of_channel(info.reader),
+    )
+
+
+def reader_of_channel(reader: ReaderInfo) -> admin.ChannelDetails.Reader:
+    return admin.ChannelDetails.Reader(
+        acknowledges=reader.acknowledges,
+        name=reader.name,
+        face=reader.face or "",
+        age_s=reader.age_s,
+        taken_s=reader.taken_s,
+        node=reader.node or "",
+    )
+
+
 def listed_channel(address: str) -> admin.ListChannelsResponse.Channel:
     return admin.ListChannelsResponse.Channel(address=address, agent=address.partition(".")[0])
 
@@ -346,6 +398,9 @@ def node_view(view: NodeView) -> admin.WatchResponse:
                 rate=one.rate,
                 label=one.label or "",
                 tenant=one.tenant or "",
+                id=short_id(one.channel_id),
+                unsent=one.unsent,
+                bytes=one.bytes,
             )
             for one in view.channels
         ],

@@ -174,6 +174,35 @@ def test_channels_are_listed_in_pages_and_by_agent(broker: BrokerProcess, tmp_pa
     assert (head.split(" | ")[1].strip(), row) == ("ADDRESS", f"{'node':16} | {made[59]}")
 
 
+def test_channels_are_listed_with_what_is_in_them(broker: BrokerProcess, tmp_path: Path) -> None:
+    first, second = create(broker, 2)
+    listed = as_json(tmp_path, "list-channels", "--sort", "age", "-l", "1")
+    assert isinstance(listed, list)
+    assert [one["address"] for one in listed] == [first]
+    assert as_json(tmp_path, "list-channels", "--blocked") == []
+    head, *rows = megactl(tmp_path, "list-channels", "--details").stdout.splitlines()
+    assert [cell.strip() for cell in head.split(" | ")][:4] == ["ID", "AGENT", "TENANT", "LABEL"]
+    assert [row.split(" | ")[-1].strip() for row in rows] == [first, second]
+    assert rows[0].startswith(listed[0]["id"])
+
+
+def test_a_channel_is_shown_by_its_address_and_by_its_id(
+    broker: BrokerProcess, tmp_path: Path
+) -> None:
+    [address] = create(broker, 1)
+    shown = as_json(tmp_path, "show-channel", "-n", address)
+    assert isinstance(shown, dict)
+    assert (shown["address"], shown["agentId"], shown["reader"]) == (address, "node", None)
+    done = megactl(tmp_path, "show-channel", "--name", shown["id"])
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = dict(re.split(" {2,}", line, maxsplit=1) for line in done.stdout.splitlines())
+    assert (lines["address"], lines["id"], lines["reader"]) == (address, shown["id"], "-")
+    assert lines["expires in"].endswith("s")
+    done = megactl(tmp_path, "show-channel", "-n", "00000000")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("megactl: NOT_FOUND: ")
+
+
 def test_a_channel_is_disposed_of(broker: BrokerProcess, tmp_path: Path) -> None:
     first, second = create(broker, 2)
     done = megactl(tmp_path, "dispose-channel", "-n", first)

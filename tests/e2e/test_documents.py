@@ -1,14 +1,18 @@
 """The commands and programs on the pages of docs/ work, and each link leads to something."""
 
+import http.client
+import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.support.documented import ROOT, steps
-from tests.support.process import broker_process, environment
+from tests.support.documented import ROOT, assert_printed, steps
+from tests.support.process import BrokerProcess, broker_process, environment
 
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
@@ -41,12 +45,54 @@ def test_the_commands_for_settings_work(tmp_path: Path) -> None:
 
 
 def test_a_node_is_looked_after_as_the_page_says(tmp_path: Path) -> None:
-    [look] = commands("operating.md")
+    look, *_ = commands("operating.md")
     with broker_process(tmp_path, agent="node"):
         agents, added, channels = run(look, tmp_path).splitlines()[1:]
     assert agents.startswith("node ")
     assert added == "Operation completed successfully"
     assert channels.split() == ["AGENT", "|", "ADDRESS"]
+
+
+def test_a_channel_is_shown_as_the_page_has_it(tmp_path: Path) -> None:
+    _, listings, show = steps((DOCS / "operating.md").read_text())
+    with (
+        broker_process(tmp_path, agent="node", agent_warmup_secs=0) as broker,
+        reading(broker) as consumer,
+    ):
+        listed = run(listings.command, tmp_path).splitlines()
+        shown = run(show.command.replace("$CONSUMER", consumer), tmp_path)
+    assert show.printed is not None
+    assert_printed(show, shown.strip())
+    blocked_head, head, row = listed
+    assert blocked_head.split(" | ")[0].strip() == head.split(" | ")[0].strip() == "ID"
+    assert row.rstrip().endswith(consumer)
+
+
+@contextmanager
+def reading(broker: BrokerProcess) -> Iterator[str]:
+    """Let a client read a channel with three events, of which its window lets it have one."""
+    made = http.client.HTTPConnection("127.0.0.1", broker.http_port)
+
+    def post(route: str, body: bytes) -> dict[str, str]:
+        made.request("POST", route, body, {"Content-Type": "application/json"})
+        answer: dict[str, str] = json.loads(made.getresponse().read())
+        return answer
+
+    channel = post("/create", b'{"label": "orders"}')
+    for _ in range(3):
+        post(f"/write/{channel['producerAddress']}/s", b"1")
+    read = http.client.HTTPConnection("127.0.0.1", broker.http_port)
+    try:
+        read.request(
+            "GET", f"/read/{channel['consumerAddress']}?ack=explicit&window=1&reader=phone"
+        )
+        answer = read.getresponse()
+        answer.readline()
+        yield channel["consumerAddress"]
+        answer.close()
+    finally:
+        read.close()
+        made.close()
 
 
 def test_the_program_with_stubs_reads_the_event_that_it_writes(tmp_path: Path) -> None:

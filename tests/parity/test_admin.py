@@ -1,5 +1,6 @@
 """Runs each thing that operators do over both faces of the management socket."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,6 +19,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from megaphone.app import App, running
 from megaphone.core.access import ANYONE
+from megaphone.core.addresses import ConsumerAddress
 from megaphone.errors import (
     AgentNotFound,
     BadRequest,
@@ -28,7 +30,7 @@ from megaphone.errors import (
     WrongMode,
 )
 from megaphone.listen.sockets import grpc_path
-from megaphone.model import AgentMode, ChannelOptions, NewEvent
+from megaphone.model import AgentMode, ChannelOptions, NewChannel, NewEvent, ReadOptions, short_id
 from megaphone.settings import Nodes
 from megaphone.wire.errors import error_from, row_of
 from megaphone_api.v1 import admin_pb2 as pb
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 DETAILS_KEY = "grpc-status-details-bin"
 ADMIN_SERVICE = "megaphone.v1.AdminService"
+LONG_S = 20.0
+"""How long a test waits for what must come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,11 @@ class Operator(Protocol):
 
     async def list_channels(self, **page: int | str) -> list[tuple[str, str]]:
         """Returns: addresses and agents."""
+
+    async def show_channels(self, **page: int | str | bool) -> list[dict[str, Any]]:
+        """Returns: channels with details."""
+
+    async def show_channel(self, name: str) -> dict[str, Any]: ...
 
     async def dispose(self, address: str) -> None: ...
 
@@ -158,6 +167,14 @@ class HttpOperator:
         listed = await self._call("GET", f"/channel/list?{urlencode(page)}")
         return [(channel["address"], channel["agentId"]) for channel in listed]
 
+    async def show_channels(self, **page: int | str | bool) -> list[dict[str, Any]]:
+        query = {name: str(value).lower() for name, value in page.items()}
+        listed = await self._call("GET", f"/channel/list?{urlencode(query)}")
+        return [details_of_json(one) for one in listed]
+
+    async def show_channel(self, name: str) -> dict[str, Any]:
+        return details_of_json(await self._call("GET", f"/channel/{name}"))
+
     async def dispose(self, address: str) -> None:
         await self._call("DELETE", f"/channel/{address}")
 
@@ -169,6 +186,36 @@ class HttpOperator:
         error = told(answer["code"], answer["message"])
         assert response.status == row_of(error).http_status
         raise error
+
+
+def details_of_json(shown: dict[str, Any]) -> dict[str, Any]:
+    """Return a channel with the names that both faces get in these tests."""
+    reader = shown["reader"]
+    return {
+        **{name: shown[name] for name in ("address", "id", "tenant", "label", "unsent", "kept")},
+        "agent": shown["agentId"],
+        "in_flight": shown["inFlight"],
+        "capacity": shown["capacity"],
+        "ttl_s": shown["ttlS"],
+        "waiting_writers": shown["waitingWriters"],
+        "is_young": 0 <= shown["ageS"] < 100,
+        "has_bytes": shown["bytes"] > 0,
+        "has": {
+            name
+            for name in ("expiresS", "waitingS", "writtenS", "readS")
+            if shown[name] is not None
+        },
+        "reader": None
+        if reader is None
+        else (
+            reader["kind"] == "acknowledging",
+            reader["name"],
+            reader["face"],
+            reader["node"],
+            reader["ageS"] >= 0,
+            reader["takenS"] is not None,
+        ),
+    }
 
 
 def view_of_line(line: dict[str, Any]) -> View:
@@ -191,6 +238,9 @@ def view_of_line(line: dict[str, Any]) -> View:
                 "has_rate": "rate" in one,
                 "label": one.get("label", ""),
                 "tenant": one["tenant"],
+                "id": one["id"],
+                "unsent": one["unsent"],
+                "has_bytes": "bytes" in one,
             }
             for one in line["channels"]
         ],
@@ -251,6 +301,18 @@ class GrpcOperator:
         listed = await self._call("ListChannels", pb.ListChannelsRequest(**page))
         return [(channel.address, channel.agent) for channel in listed.channels]
 
+    async def show_channels(self, **page: Any) -> list[dict[str, Any]]:
+        listed = await self._call("ListChannels", pb.ListChannelsRequest(**page))
+        assert all(
+            (one.address, one.agent) == (one.details.address, one.details.agent)
+            for one in listed.channels
+        )
+        return [details_of_message(one.details) for one in listed.channels]
+
+    async def show_channel(self, name: str) -> dict[str, Any]:
+        shown = await self._call("GetChannel", pb.GetChannelRequest(channel=name))
+        return details_of_message(shown.channel)
+
     async def dispose(self, address: str) -> None:
         await self._call("DisposeChannel", pb.DisposeChannelRequest(address=address))
 
@@ -259,6 +321,42 @@ class GrpcOperator:
             return await getattr(self._stub, method)(request)
         except grpc.aio.AioRpcError as failure:
             raise error_of(failure) from None
+
+
+def details_of_message(shown: pb.ChannelDetails) -> dict[str, Any]:
+    reader = shown.reader
+    times = {
+        "expires_s": "expiresS",
+        "waiting_s": "waitingS",
+        "written_s": "writtenS",
+        "read_s": "readS",
+    }
+    return {
+        "address": shown.address,
+        "id": shown.id,
+        "tenant": shown.tenant,
+        "label": shown.label,
+        "unsent": shown.unsent,
+        "kept": shown.kept,
+        "agent": shown.agent,
+        "in_flight": shown.in_flight,
+        "capacity": shown.capacity,
+        "ttl_s": shown.ttl_s,
+        "waiting_writers": shown.waiting_writers,
+        "is_young": 0 <= shown.age_s < 100,
+        "has_bytes": shown.bytes > 0,
+        "has": {name for field, name in times.items() if shown.HasField(field)},  # type: ignore[arg-type]
+        "reader": (
+            reader.acknowledges,
+            reader.name,
+            reader.face,
+            reader.node or None,
+            reader.age_s >= 0,
+            reader.HasField("taken_s"),
+        )
+        if shown.HasField("reader")
+        else None,
+    }
 
 
 async def views_of(
@@ -291,6 +389,9 @@ def view_of_message(view: pb.WatchResponse) -> View:
                 "has_rate": one.HasField("rate"),
                 "label": one.label,
                 "tenant": one.tenant,
+                "id": one.id,
+                "unsent": one.unsent,
+                "has_bytes": one.HasField("bytes"),
             }
             for one in view.channels
         ],
@@ -472,6 +573,102 @@ async def test_a_channel_is_disposed_of_once(node: App, operator: Operator) -> N
         await operator.dispose("no-address")
 
 
+async def write(node: App, channel: NewChannel, *values: object) -> None:
+    for value in values:
+        event = NewEvent("s", json.dumps(value).encode())
+        await node.broker.write(ANYONE, channel.producer_address, event)
+
+
+async def test_a_channel_is_shown(node: App, operator: Operator) -> None:
+    options = ChannelOptions(capacity=3, ttl_s=40.0, label="orders")
+    channel = await node.broker.create(ANYONE, (), options)
+    short = short_id(ConsumerAddress.parse(channel.consumer_address).channel_id)
+    quiet = {
+        "address": channel.consumer_address,
+        "id": short,
+        "agent": "node",
+        "tenant": "default",
+        "label": "orders",
+        "capacity": 3,
+        "ttl_s": 40.0,
+        "unsent": 0,
+        "in_flight": 0,
+        "kept": 0,
+        "waiting_writers": 0,
+        "is_young": True,
+        "has_bytes": True,
+        "has": {"expiresS"},
+        "reader": None,
+    }
+    assert await operator.show_channel(channel.consumer_address) == quiet
+    assert await operator.show_channel(short) == quiet
+    await write(node, channel, 1, 2, 3)
+    waiting = asyncio.create_task(write(node, channel, 4))
+    options_of_read = ReadOptions(acknowledge=True, in_flight=1, reader="phone", face="grpc")
+    async with node.broker.read(ANYONE, channel.consumer_address, options_of_read) as reading:
+        await anext(reading)
+        shown = await operator.show_channel(short.upper())
+    assert shown == quiet | {
+        "unsent": 2,
+        "in_flight": 1,
+        "waiting_writers": 1,
+        "has": {"waitingS", "writtenS", "readS"},
+        "reader": (True, "phone", "grpc", None, True, True),
+    }
+    waiting.cancel()
+
+
+async def test_a_channel_that_cannot_be_shown_is_refused(node: App, operator: Operator) -> None:
+    [address] = await create(node, 1)
+    for name, error in {
+        address[:-3] + "x.1": ChannelNotFound,
+        "00000000": ChannelNotFound,
+        "0000000": BadRequest,
+        "no-address": BadRequest,
+        "absent" + address[address.index(".") :]: ChannelNotFound,
+    }.items():
+        with pytest.raises(error):
+            await operator.show_channel(name)
+    await node.admin.dispose(address)
+    with pytest.raises(ChannelNotFound):
+        await operator.show_channel(address)
+
+
+async def test_channels_are_listed_by_what_is_in_them(node: App, operator: Operator) -> None:
+    small = ChannelOptions(capacity=2)
+    few, large, full = [await node.broker.create(ANYONE, (), small) for _ in range(3)]
+    await write(node, few, 1)
+    await write(node, large, "x" * 10_000)
+    await write(node, full, 1, 2)
+    waiting = asyncio.create_task(write(node, full, 3))
+    names = {few.consumer_address: "few", large.consumer_address: "large"}
+    names[full.consumer_address] = "full"
+
+    async def listed(**asked: int | str | bool) -> list[str]:
+        return [names[one["address"]] for one in await operator.show_channels(**asked)]
+
+    until = asyncio.get_running_loop().time() + LONG_S
+    while await listed(blocked=True) != ["full"]:
+        assert asyncio.get_running_loop().time() < until
+        await asyncio.sleep(0.01)
+    assert await listed(blocked=True, agent="spare") == []
+    assert await listed(sort="unsent") == ["full", "few", "large"]
+    assert (await listed(sort="bytes"))[0] == "large"
+    assert (await listed(sort="waiting"))[0] == "full"
+    assert await listed(sort="age", limit=2) == ["few", "large"]
+    assert await listed(details=True, skip=1, limit=1) == ["large"]
+    assert [one["unsent"] for one in await operator.show_channels(details=True)] == [1, 1, 2]
+    waiting.cancel()
+
+
+@pytest.mark.parametrize("asked", [{"sort": "size"}, {"limit": 1_001, "details": True}])
+async def test_what_cannot_be_listed_is_refused(
+    operator: Operator, asked: dict[str, int | str | bool]
+) -> None:
+    with pytest.raises(BadRequest):
+        await operator.show_channels(**asked)
+
+
 async def test_the_service_is_on_its_socket_only(node: App, socket_path: str) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{node.grpc_port}") as connection:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -519,6 +716,9 @@ async def test_a_node_is_watched(target: App, node: App, operator: Operator) -> 
             "has_rate": False,
             "label": "orders",
             "tenant": "default",
+            "id": short_id(ConsumerAddress.parse(busy.consumer_address).channel_id),
+            "unsent": 3,
+            "has_bytes": False,
         }
         assert first.channels[1]["address"] == quiet.consumer_address
         await operator.pipe("node", f"http://127.0.0.1:{target.grpc_port}")

@@ -237,22 +237,37 @@ class ListChannelsRequest(_message.Message):
     SKIP_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    BLOCKED_FIELD_NUMBER: _builtins.int
+    SORT_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
     skip: _builtins.int
     """The number of channels to skip."""
     limit: _builtins.int
     """The largest number of channels to list; unset means 50."""
     agent: _builtins.str
     """If set, list only the channels of this agent."""
+    blocked: _builtins.bool
+    """List only channels in which writers wait. Each channel has details."""
+    sort: _builtins.str
+    """Which channels come first: "age" (the oldest), "bytes" (those that take most memory), "unsent"
+    (with the most events that no reader was sent), or "waiting" (with the most waiting writers).
+    If set, each channel has details.
+    """
+    details: _builtins.bool
+    """Let each channel have details. Then at most 1,000 channels can be listed at once."""
     def __init__(
         self,
         *,
         skip: _builtins.int = ...,
         limit: _builtins.int | None = ...,
         agent: _builtins.str = ...,
+        blocked: _builtins.bool = ...,
+        sort: _builtins.str = ...,
+        details: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "agent", b"agent", "limit", b"limit", "skip", b"skip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "agent", b"agent", "blocked", b"blocked", "details", b"details", "limit", b"limit", "skip", b"skip", "sort", b"sort"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -270,18 +285,24 @@ class ListChannelsResponse(_message.Message):
 
         ADDRESS_FIELD_NUMBER: _builtins.int
         AGENT_FIELD_NUMBER: _builtins.int
+        DETAILS_FIELD_NUMBER: _builtins.int
         address: _builtins.str
         """The consumer address."""
         agent: _builtins.str
+        @_builtins.property
+        def details(self) -> Global___ChannelDetails:
+            """Set if the request asks for details."""
+
         def __init__(
             self,
             *,
             address: _builtins.str = ...,
             agent: _builtins.str = ...,
+            details: Global___ChannelDetails | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent", b"agent"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "agent", b"agent", "details", b"details"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -300,6 +321,199 @@ class ListChannelsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListChannelsResponse: _TypeAlias = ListChannelsResponse  # noqa: Y015
+
+@_typing.final
+class ChannelDetails(_message.Message):
+    """A channel with all that an operator may see of it. A field is unset if there is no such thing, or
+    if the store does not say it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Reader(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ACKNOWLEDGES_FIELD_NUMBER: _builtins.int
+        NAME_FIELD_NUMBER: _builtins.int
+        FACE_FIELD_NUMBER: _builtins.int
+        AGE_S_FIELD_NUMBER: _builtins.int
+        TAKEN_S_FIELD_NUMBER: _builtins.int
+        NODE_FIELD_NUMBER: _builtins.int
+        acknowledges: _builtins.bool
+        """Whether an event keeps its place until the reader acknowledges it."""
+        name: _builtins.str
+        """The name that the reader has given itself; empty if it has none."""
+        face: _builtins.str
+        """"http" or "grpc"; empty if the node of the reader does not say it."""
+        age_s: _builtins.float
+        """How long ago the read began."""
+        taken_s: _builtins.float
+        """How long ago the reader took events last; unset also if it has taken none."""
+        node: _builtins.str
+        """The name of the node of the reader, if that is another one of a shared store."""
+        def __init__(
+            self,
+            *,
+            acknowledges: _builtins.bool = ...,
+            name: _builtins.str = ...,
+            face: _builtins.str = ...,
+            age_s: _builtins.float | None = ...,
+            taken_s: _builtins.float | None = ...,
+            node: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_taken_s", b"_taken_s", "age_s", b"age_s", "taken_s", b"taken_s"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_taken_s", b"_taken_s", "acknowledges", b"acknowledges", "age_s", b"age_s", "face", b"face", "name", b"name", "node", b"node", "taken_s", b"taken_s"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType__age_s: _TypeAlias = _typing.Literal["age_s"]  # noqa: Y015
+        _WhichOneofArgType__age_s: _TypeAlias = _typing.Literal["_age_s", b"_age_s"]  # noqa: Y015
+        _WhichOneofReturnType__taken_s: _TypeAlias = _typing.Literal["taken_s"]  # noqa: Y015
+        _WhichOneofArgType__taken_s: _TypeAlias = _typing.Literal["_taken_s", b"_taken_s"]  # noqa: Y015
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__age_s) -> _WhichOneofReturnType__age_s | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__taken_s) -> _WhichOneofReturnType__taken_s | None: ...
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    AGE_S_FIELD_NUMBER: _builtins.int
+    EXPIRES_S_FIELD_NUMBER: _builtins.int
+    CAPACITY_FIELD_NUMBER: _builtins.int
+    TTL_S_FIELD_NUMBER: _builtins.int
+    UNSENT_FIELD_NUMBER: _builtins.int
+    IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    WAITING_WRITERS_FIELD_NUMBER: _builtins.int
+    WAITING_S_FIELD_NUMBER: _builtins.int
+    WRITTEN_S_FIELD_NUMBER: _builtins.int
+    READ_S_FIELD_NUMBER: _builtins.int
+    READER_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """The consumer address."""
+    agent: _builtins.str
+    id: _builtins.str
+    """The short id: log lines have it in place of the address."""
+    tenant: _builtins.str
+    label: _builtins.str
+    """The label that the creator of the channel has given it; empty if there is none."""
+    age_s: _builtins.float
+    expires_s: _builtins.float
+    """After how long the channel expires; unset while it is read, or while its agent is replicated."""
+    capacity: _builtins.int
+    """The number of places."""
+    ttl_s: _builtins.float
+    unsent: _builtins.int
+    """The number of events that the next reader would get now."""
+    in_flight: _builtins.int
+    """The number of events that a reader was sent and has not acknowledged, although it must."""
+    kept: _builtins.int
+    """The number of delivered events that the channel has for replay."""
+    bytes: _builtins.int
+    """What the channel and its events take of the memory; in a shared store, of that of the store."""
+    waiting_writers: _builtins.int
+    waiting_s: _builtins.float
+    """How long the first of the waiting writers has waited."""
+    written_s: _builtins.float
+    """How long ago the last event was accepted; unset if the channel does not have it any more."""
+    read_s: _builtins.float
+    """How long ago the last read ended: 0 while there is one, unset if there was none."""
+    @_builtins.property
+    def reader(self) -> Global___ChannelDetails.Reader:
+        """The open read; unset without one."""
+
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        agent: _builtins.str = ...,
+        id: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        label: _builtins.str = ...,
+        age_s: _builtins.float = ...,
+        expires_s: _builtins.float | None = ...,
+        capacity: _builtins.int = ...,
+        ttl_s: _builtins.float = ...,
+        unsent: _builtins.int = ...,
+        in_flight: _builtins.int = ...,
+        kept: _builtins.int = ...,
+        bytes: _builtins.int | None = ...,
+        waiting_writers: _builtins.int = ...,
+        waiting_s: _builtins.float | None = ...,
+        written_s: _builtins.float | None = ...,
+        read_s: _builtins.float | None = ...,
+        reader: Global___ChannelDetails.Reader | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "_expires_s", b"_expires_s", "_read_s", b"_read_s", "_waiting_s", b"_waiting_s", "_written_s", b"_written_s", "bytes", b"bytes", "expires_s", b"expires_s", "read_s", b"read_s", "reader", b"reader", "waiting_s", b"waiting_s", "written_s", b"written_s"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_bytes", b"_bytes", "_expires_s", b"_expires_s", "_read_s", b"_read_s", "_waiting_s", b"_waiting_s", "_written_s", b"_written_s", "address", b"address", "age_s", b"age_s", "agent", b"agent", "bytes", b"bytes", "capacity", b"capacity", "expires_s", b"expires_s", "id", b"id", "in_flight", b"in_flight", "kept", b"kept", "label", b"label", "read_s", b"read_s", "reader", b"reader", "tenant", b"tenant", "ttl_s", b"ttl_s", "unsent", b"unsent", "waiting_s", b"waiting_s", "waiting_writers", b"waiting_writers", "written_s", b"written_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__bytes: _TypeAlias = _typing.Literal["bytes"]  # noqa: Y015
+    _WhichOneofArgType__bytes: _TypeAlias = _typing.Literal["_bytes", b"_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__expires_s: _TypeAlias = _typing.Literal["expires_s"]  # noqa: Y015
+    _WhichOneofArgType__expires_s: _TypeAlias = _typing.Literal["_expires_s", b"_expires_s"]  # noqa: Y015
+    _WhichOneofReturnType__read_s: _TypeAlias = _typing.Literal["read_s"]  # noqa: Y015
+    _WhichOneofArgType__read_s: _TypeAlias = _typing.Literal["_read_s", b"_read_s"]  # noqa: Y015
+    _WhichOneofReturnType__waiting_s: _TypeAlias = _typing.Literal["waiting_s"]  # noqa: Y015
+    _WhichOneofArgType__waiting_s: _TypeAlias = _typing.Literal["_waiting_s", b"_waiting_s"]  # noqa: Y015
+    _WhichOneofReturnType__written_s: _TypeAlias = _typing.Literal["written_s"]  # noqa: Y015
+    _WhichOneofArgType__written_s: _TypeAlias = _typing.Literal["_written_s", b"_written_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes) -> _WhichOneofReturnType__bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_s) -> _WhichOneofReturnType__expires_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_s) -> _WhichOneofReturnType__read_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__waiting_s) -> _WhichOneofReturnType__waiting_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__written_s) -> _WhichOneofReturnType__written_s | None: ...
+
+Global___ChannelDetails: _TypeAlias = ChannelDetails  # noqa: Y015
+
+@_typing.final
+class GetChannelRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    channel: _builtins.str
+    """The consumer address of the channel, or the beginning of its id: 8 to 32 hexadecimal digits."""
+    def __init__(
+        self,
+        *,
+        channel: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChannelRequest: _TypeAlias = GetChannelRequest  # noqa: Y015
+
+@_typing.final
+class GetChannelResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def channel(self) -> Global___ChannelDetails: ...
+    def __init__(
+        self,
+        *,
+        channel: Global___ChannelDetails | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetChannelResponse: _TypeAlias = GetChannelResponse  # noqa: Y015
 
 @_typing.final
 class DisposeChannelRequest(_message.Message):
@@ -417,7 +631,8 @@ class WatchRequest(_message.Message):
     limit: _builtins.int
     """The largest number of channels to show, at most 1,000; unset means 50."""
     sort: _builtins.str
-    """Which channels come first: "depth" (those with the most events), "waiting" (with the most waiting
+    """Which channels come first: "depth" (those with the most events), "unsent" (with the most events
+    that no reader was sent), "bytes" (that take most memory), "waiting" (with the most waiting
     writers), "age" (the oldest), or "rate" (to which most was written since the last tick). Empty
     means "depth".
     """
@@ -489,6 +704,9 @@ class WatchResponse(_message.Message):
         RATE_FIELD_NUMBER: _builtins.int
         LABEL_FIELD_NUMBER: _builtins.int
         TENANT_FIELD_NUMBER: _builtins.int
+        ID_FIELD_NUMBER: _builtins.int
+        UNSENT_FIELD_NUMBER: _builtins.int
+        BYTES_FIELD_NUMBER: _builtins.int
         address: _builtins.str
         """The consumer address."""
         depth: _builtins.int
@@ -510,6 +728,12 @@ class WatchResponse(_message.Message):
         """
         tenant: _builtins.str
         """The tenant to which the channel belongs; empty if the store does not say it."""
+        id: _builtins.str
+        """The short id: log lines have it in place of the address."""
+        unsent: _builtins.int
+        """The number of events that the next reader would get now."""
+        bytes: _builtins.int
+        """What the channel and its events take of the memory; set if channels are sorted by it."""
         def __init__(
             self,
             *,
@@ -523,13 +747,18 @@ class WatchResponse(_message.Message):
             rate: _builtins.float | None = ...,
             label: _builtins.str = ...,
             tenant: _builtins.str = ...,
+            id: _builtins.str = ...,
+            unsent: _builtins.int | None = ...,
+            bytes: _builtins.int | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_waiting_writers", b"_waiting_writers", "age_s", b"age_s", "depth", b"depth", "in_flight", b"in_flight", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "waiting_writers", b"waiting_writers"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_bytes", b"_bytes", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_unsent", b"_unsent", "_waiting_writers", b"_waiting_writers", "age_s", b"age_s", "bytes", b"bytes", "depth", b"depth", "in_flight", b"in_flight", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "unsent", b"unsent", "waiting_writers", b"waiting_writers"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_waiting_writers", b"_waiting_writers", "address", b"address", "age_s", b"age_s", "depth", b"depth", "in_flight", b"in_flight", "label", b"label", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "tenant", b"tenant", "waiting_writers", b"waiting_writers"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["_age_s", b"_age_s", "_bytes", b"_bytes", "_depth", b"_depth", "_in_flight", b"_in_flight", "_oldest_s", b"_oldest_s", "_rate", b"_rate", "_read", b"_read", "_unsent", b"_unsent", "_waiting_writers", b"_waiting_writers", "address", b"address", "age_s", b"age_s", "bytes", b"bytes", "depth", b"depth", "id", b"id", "in_flight", b"in_flight", "label", b"label", "oldest_s", b"oldest_s", "rate", b"rate", "read", b"read", "tenant", b"tenant", "unsent", b"unsent", "waiting_writers", b"waiting_writers"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         _WhichOneofReturnType__age_s: _TypeAlias = _typing.Literal["age_s"]  # noqa: Y015
         _WhichOneofArgType__age_s: _TypeAlias = _typing.Literal["_age_s", b"_age_s"]  # noqa: Y015
+        _WhichOneofReturnType__bytes: _TypeAlias = _typing.Literal["bytes"]  # noqa: Y015
+        _WhichOneofArgType__bytes: _TypeAlias = _typing.Literal["_bytes", b"_bytes"]  # noqa: Y015
         _WhichOneofReturnType__depth: _TypeAlias = _typing.Literal["depth"]  # noqa: Y015
         _WhichOneofArgType__depth: _TypeAlias = _typing.Literal["_depth", b"_depth"]  # noqa: Y015
         _WhichOneofReturnType__in_flight: _TypeAlias = _typing.Literal["in_flight"]  # noqa: Y015
@@ -540,10 +769,14 @@ class WatchResponse(_message.Message):
         _WhichOneofArgType__rate: _TypeAlias = _typing.Literal["_rate", b"_rate"]  # noqa: Y015
         _WhichOneofReturnType__read: _TypeAlias = _typing.Literal["read"]  # noqa: Y015
         _WhichOneofArgType__read: _TypeAlias = _typing.Literal["_read", b"_read"]  # noqa: Y015
+        _WhichOneofReturnType__unsent: _TypeAlias = _typing.Literal["unsent"]  # noqa: Y015
+        _WhichOneofArgType__unsent: _TypeAlias = _typing.Literal["_unsent", b"_unsent"]  # noqa: Y015
         _WhichOneofReturnType__waiting_writers: _TypeAlias = _typing.Literal["waiting_writers"]  # noqa: Y015
         _WhichOneofArgType__waiting_writers: _TypeAlias = _typing.Literal["_waiting_writers", b"_waiting_writers"]  # noqa: Y015
         @_typing.overload
         def WhichOneof(self, oneof_group: _WhichOneofArgType__age_s) -> _WhichOneofReturnType__age_s | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__bytes) -> _WhichOneofReturnType__bytes | None: ...
         @_typing.overload
         def WhichOneof(self, oneof_group: _WhichOneofArgType__depth) -> _WhichOneofReturnType__depth | None: ...
         @_typing.overload
@@ -554,6 +787,8 @@ class WatchResponse(_message.Message):
         def WhichOneof(self, oneof_group: _WhichOneofArgType__rate) -> _WhichOneofReturnType__rate | None: ...
         @_typing.overload
         def WhichOneof(self, oneof_group: _WhichOneofArgType__read) -> _WhichOneofReturnType__read | None: ...
+        @_typing.overload
+        def WhichOneof(self, oneof_group: _WhichOneofArgType__unsent) -> _WhichOneofReturnType__unsent | None: ...
         @_typing.overload
         def WhichOneof(self, oneof_group: _WhichOneofArgType__waiting_writers) -> _WhichOneofReturnType__waiting_writers | None: ...
 

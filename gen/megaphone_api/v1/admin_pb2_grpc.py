@@ -59,6 +59,11 @@ class AdminServiceStub(object):
                 request_serializer=megaphone__api_dot_v1_dot_admin__pb2.ListChannelsRequest.SerializeToString,
                 response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.ListChannelsResponse.FromString,
                 _registered_method=True)
+        self.GetChannel = channel.unary_unary(
+                '/megaphone.v1.AdminService/GetChannel',
+                request_serializer=megaphone__api_dot_v1_dot_admin__pb2.GetChannelRequest.SerializeToString,
+                response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.GetChannelResponse.FromString,
+                _registered_method=True)
         self.DisposeChannel = channel.unary_unary(
                 '/megaphone.v1.AdminService/DisposeChannel',
                 request_serializer=megaphone__api_dot_v1_dot_admin__pb2.DisposeChannelRequest.SerializeToString,
@@ -116,7 +121,20 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListChannels(self, request, context):
-        """List channels, oldest first.
+        """List channels, oldest first or as the request says.
+
+        Fails with NOT_FOUND (AGENT_NOT_FOUND) if the agent is not on this node, and with
+        INVALID_ARGUMENT if the request asks for what is not allowed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetChannel(self, request, context):
+        """Show a channel: who reads it, what waits in it, and when it expires; no event.
+
+        Fails with NOT_FOUND if there is no such channel, and with INVALID_ARGUMENT if the request has
+        neither an address nor an id, or if the ids of several channels begin with the digits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -148,7 +166,7 @@ class AdminServiceServicer(object):
         """Watch this node: a response at each tick, the first one soon, until the call is cancelled.
 
         A response is made once for all who watch the same, and only while somebody watches. If the
-        channels are in a shared store, the response has the addresses of the oldest channels only.
+        channels are in a shared store, the response has those of all its nodes.
         Fails with INVALID_ARGUMENT if the request asks for what is not allowed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -182,6 +200,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.ListChannels,
                     request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.ListChannelsRequest.FromString,
                     response_serializer=megaphone__api_dot_v1_dot_admin__pb2.ListChannelsResponse.SerializeToString,
+            ),
+            'GetChannel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetChannel,
+                    request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.GetChannelRequest.FromString,
+                    response_serializer=megaphone__api_dot_v1_dot_admin__pb2.GetChannelResponse.SerializeToString,
             ),
             'DisposeChannel': grpc.unary_unary_rpc_method_handler(
                     servicer.DisposeChannel,
@@ -334,6 +357,33 @@ class AdminService(object):
             '/megaphone.v1.AdminService/ListChannels',
             megaphone__api_dot_v1_dot_admin__pb2.ListChannelsRequest.SerializeToString,
             megaphone__api_dot_v1_dot_admin__pb2.ListChannelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetChannel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/megaphone.v1.AdminService/GetChannel',
+            megaphone__api_dot_v1_dot_admin__pb2.GetChannelRequest.SerializeToString,
+            megaphone__api_dot_v1_dot_admin__pb2.GetChannelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,7 +56,17 @@ class AdminServiceStub:
     Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
     """
     ListChannels: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListChannelsRequest, _admin_pb2.ListChannelsResponse]
-    """List channels, oldest first."""
+    """List channels, oldest first or as the request says.
+
+    Fails with NOT_FOUND (AGENT_NOT_FOUND) if the agent is not on this node, and with
+    INVALID_ARGUMENT if the request asks for what is not allowed.
+    """
+    GetChannel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetChannelRequest, _admin_pb2.GetChannelResponse]
+    """Show a channel: who reads it, what waits in it, and when it expires; no event.
+
+    Fails with NOT_FOUND if there is no such channel, and with INVALID_ARGUMENT if the request has
+    neither an address nor an id, or if the ids of several channels begin with the digits.
+    """
     DisposeChannel: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DisposeChannelRequest, _admin_pb2.DisposeChannelResponse]
     """Remove a channel now. Its open read ends, and events that nobody has read are lost."""
     Drain: _grpc.UnaryStreamMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]
@@ -74,7 +84,7 @@ class AdminServiceStub:
     """Watch this node: a response at each tick, the first one soon, until the call is cancelled.
 
     A response is made once for all who watch the same, and only while somebody watches. If the
-    channels are in a shared store, the response has the addresses of the oldest channels only.
+    channels are in a shared store, the response has those of all its nodes.
     Fails with INVALID_ARGUMENT if the request asks for what is not allowed.
     """
 
@@ -101,7 +111,17 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
     """
     ListChannels: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListChannelsRequest, _admin_pb2.ListChannelsResponse]  # type: ignore[assignment]
-    """List channels, oldest first."""
+    """List channels, oldest first or as the request says.
+
+    Fails with NOT_FOUND (AGENT_NOT_FOUND) if the agent is not on this node, and with
+    INVALID_ARGUMENT if the request asks for what is not allowed.
+    """
+    GetChannel: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetChannelRequest, _admin_pb2.GetChannelResponse]  # type: ignore[assignment]
+    """Show a channel: who reads it, what waits in it, and when it expires; no event.
+
+    Fails with NOT_FOUND if there is no such channel, and with INVALID_ARGUMENT if the request has
+    neither an address nor an id, or if the ids of several channels begin with the digits.
+    """
     DisposeChannel: _aio.UnaryUnaryMultiCallable[_admin_pb2.DisposeChannelRequest, _admin_pb2.DisposeChannelResponse]  # type: ignore[assignment]
     """Remove a channel now. Its open read ends, and events that nobody has read are lost."""
     Drain: _aio.UnaryStreamMultiCallable[_admin_pb2.DrainRequest, _admin_pb2.DrainResponse]  # type: ignore[assignment]
@@ -119,7 +139,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Watch this node: a response at each tick, the first one soon, until the call is cancelled.
 
     A response is made once for all who watch the same, and only while somebody watches. If the
-    channels are in a shared store, the response has the addresses of the oldest channels only.
+    channels are in a shared store, the response has those of all its nodes.
     Fails with INVALID_ARGUMENT if the request asks for what is not allowed.
     """
 
@@ -173,7 +193,23 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.ListChannelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.ListChannelsResponse, _abc.Awaitable[_admin_pb2.ListChannelsResponse]]:
-        """List channels, oldest first."""
+        """List channels, oldest first or as the request says.
+
+        Fails with NOT_FOUND (AGENT_NOT_FOUND) if the agent is not on this node, and with
+        INVALID_ARGUMENT if the request asks for what is not allowed.
+        """
+
+    @_abc_1.abstractmethod
+    def GetChannel(
+        self,
+        request: _admin_pb2.GetChannelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.GetChannelResponse, _abc.Awaitable[_admin_pb2.GetChannelResponse]]:
+        """Show a channel: who reads it, what waits in it, and when it expires; no event.
+
+        Fails with NOT_FOUND if there is no such channel, and with INVALID_ARGUMENT if the request has
+        neither an address nor an id, or if the ids of several channels begin with the digits.
+        """
 
     @_abc_1.abstractmethod
     def DisposeChannel(
@@ -209,7 +245,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Watch this node: a response at each tick, the first one soon, until the call is cancelled.
 
         A response is made once for all who watch the same, and only while somebody watches. If the
-        channels are in a shared store, the response has the addresses of the oldest channels only.
+        channels are in a shared store, the response has those of all its nodes.
         Fails with INVALID_ARGUMENT if the request asks for what is not allowed.
         """
 

@@ -11,7 +11,7 @@ from math import inf
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from megaphone.core.budget import Budget
+from megaphone.core.budget import CHANNEL_BYTES, ENTRY_BYTES, EVENT_BYTES, Budget
 from megaphone.core.channel import Channel
 from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.model import ChannelLimits
@@ -78,6 +78,19 @@ class StoredChannel(Channel):
     def accepted(self) -> int:
         """How many events the channel has accepted."""
         return self.log.end
+
+    @property
+    def size(self) -> int:
+        """How many bytes the channel and its events take. An event that other channels have too
+        counts in each of them."""
+        log = self.log
+        _, events = log.after(log.dropped, log.end - log.dropped)
+        bodies = sum([len(event.body) for event in events])
+        return CHANNEL_BYTES + (EVENT_BYTES + ENTRY_BYTES) * len(events) + bodies
+
+    @property
+    def tenant_name(self) -> str:
+        return self.tenant.name
 
     @property
     def oldest_us(self) -> int | None:

@@ -5,7 +5,7 @@ one step without an `await`, so neither a cancellation nor another task can inte
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Lease
@@ -13,8 +13,15 @@ from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, OnRemoved, Stored, Surveyed, WouldBlock
 from megaphone.core.tenants import DEFAULT, Tenant
 from megaphone.errors import MegaphoneError
-from megaphone.model import NO_OPTIONS, ChannelLimits, ChannelOptions, Event, ReadOptions
-from megaphone.store.memory.index import StoredChannel
+from megaphone.model import (
+    NO_OPTIONS,
+    ChannelInfo,
+    ChannelLimits,
+    ChannelOptions,
+    Event,
+    ReadOptions,
+)
+from megaphone.store.memory.inspection import ids_with, info_of, slices_of
 from megaphone.store.memory.replication import MemoryReplication
 from megaphone.store.memory.table import Table
 from megaphone.store.memory.waiting import WaitingWriters
@@ -212,21 +219,20 @@ class MemoryStore:
                 await asyncio.sleep(0)
         return addresses
 
-    def survey(self) -> Iterator[Sequence[StoredChannel]] | None:
-        return self._slices()
+    def survey(
+        self, agent: str | None = None, *, with_size: bool = False
+    ) -> AsyncIterator[Sequence[Surveyed]]:
+        return slices_of(self._index, agent)
 
-    def holds(self, channel: Surveyed) -> bool:
-        return isinstance(channel, StoredChannel) and self._index.holds(channel)
+    async def look_again(self, channels: Sequence[Surveyed]) -> Sequence[Surveyed]:
+        return [one for one in channels if self._index.get(one.channel_id) is one]
 
-    def _slices(self) -> Iterator[Sequence[StoredChannel]]:
-        some: list[StoredChannel] = []
-        for channel in self._index.walk(None):
-            if self._index.holds(channel):
-                some.append(channel)
-            if len(some) >= LISTED_AT_ONCE:
-                yield some
-                some = []
-        yield some
+    async def info(self, channel_id: bytes) -> ChannelInfo:
+        now = self._clock()
+        return info_of(self._table.living(channel_id, now), now)
+
+    async def find(self, digits: str) -> Sequence[bytes]:
+        return await ids_with(self._index, digits)
 
     async def count(self, agent: str) -> int:
         home = self._index.find_agent(agent)

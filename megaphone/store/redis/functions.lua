@@ -46,6 +46,11 @@
 --   X handle                 the lease is over
 --   W token result           the event of a waiting writer is accepted (1, or 0 for a writer that
 --                            repeated the key of an earlier one), or the channel has ended (-1)
+--
+-- Nodes send each other two more, for operators:
+--
+--   A handle inbox number    how is the read of this lease?
+--   I number                 the answer to the question of this number, in the same message
 
 local IDEMPOTENCY_MS = 60000
 local MOST_KEYS = 10000
@@ -56,6 +61,7 @@ local KEPT_AT_LEAST_MS = 86400000
 local DEFAULT_TENANT = 'default'
 local CLAIM_MS = 60000        -- so long a channel that is to be created counts
 local TOLERANCE_MS = 0.01
+local HEAD_BYTES = 1100       -- the longest ids of an event and of a stream, and a time
 -- The fields that change: not what the channel was made with.
 local FIELDS = {
     'o', 'q', 'b', 'i', 'x', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't',
@@ -747,6 +753,49 @@ function functions.exists(keys, args)
     return self and (not args[3] or self:address() == args[3]) and 1 or 0
 end
 
+-- Returns the first bytes of an event: its id, its stream id and its time.
+local function head_of(event)
+    return event and string.sub(event, 1, HEAD_BYTES) or ''
+end
+
+-- Returns how many bytes of memory the keys of a channel take; -1 if the node may not ask.
+local function memory_of(keys)
+    local sum = 0
+    for i = 1, #keys do
+        local size = redis.pcall('MEMORY', 'USAGE', keys[i])
+        if type(size) == 'number' then
+            sum = sum + size
+        elseif type(size) == 'table' then
+            return -1
+        end
+    end
+    return sum
+end
+
+-- For operators: time, whether the size is asked for -> address, label, tenant, age, deadline less the
+-- time (-1 while it is read), capacity, TTL, the offsets g d s t f, writers that wait, size (-1: not
+-- asked for), number of the latest lease, `{node, handle, acknowledges, name}` of the open lease (or nothing), the first bytes of
+-- the oldest event with a place, of the last event, and of the first one that waits ('' without one)
+function functions.look(keys, args)
+    local self = load(keys, time_of(args[1]))
+    if not self then
+        return nil
+    end
+    local oldest = self.t > self.f and redis.call('LINDEX', keys[2], self.f - self.g)
+    local last = self.t > self.g and redis.call('LINDEX', keys[2], -1)
+    local waiting, first = redis.call('LLEN', keys[6]), nil
+    if waiting > 0 then
+        local record = redis.call('HGET', keys[7], redis.call('LINDEX', keys[6], 0))
+        first = record and cmsgpack.unpack(record)[4]
+    end
+    return {
+        self:address(), self.L, self.N == '' and DEFAULT_TENANT or self.N, self.now - self.c,
+        self.x > 0 and self.x - self.now or -1, self.C, self.T, self.g, self.d, self.s, self.t, self.f,
+        waiting, args[2] == '1' and memory_of(keys) or -1, self.n,
+        self.l > 0 and {self.o, self.q, self.k, self.i} or {}, head_of(oldest), head_of(last), head_of(first),
+    }
+end
+
 -- time -> {1, address, age, lost events, tenant} if it has expired now; {2, when to look again}
 function functions.expire(keys, args)
     local self = load(keys, time_of(args[1]), true)
@@ -860,3 +909,4 @@ end
 register({'create', 'append', 'append_to_all', 'wait', 'claim'}, {})
 register({'withdraw', 'lease', 'take', 'release', 'give_back', 'acknowledge', 'pass_over', 'exists', 'expire', 'remove',
           'greet', 'beat'}, {'allow-oom'})
+register({'look'}, {'no-writes'})

@@ -79,6 +79,10 @@ class Names:
         """The Pub/Sub channel of a node."""
         return f"{self.prefix}:in:{node}"
 
+    def node_of(self, inbox: str) -> str:
+        """Return the node with an inbox."""
+        return inbox.removeprefix(self.inbox(""))
+
 
 def tag_of(channel_id: bytes) -> str:
     """Return a channel id in the characters that keys may have."""

@@ -74,9 +74,11 @@ class RemoteLease:
         "_redelivered_upto",
         "_sendings",
         "acknowledging",
+        "began_at",
         "channel_id",
         "cursor",
         "epoch",
+        "face",
         "handle",
         "is_fetching",
         "is_open",
@@ -84,6 +86,7 @@ class RemoteLease:
         "on_ready",
         "reader",
         "recovered",
+        "taken_at",
     )
 
     def __init__(
@@ -102,6 +105,9 @@ class RemoteLease:
         self.epoch = 0
         self.acknowledging = options.acknowledge
         self.reader = options.reader
+        self.face = options.face
+        self.began_at = asyncio.get_running_loop().time()
+        self.taken_at: float | None = None
         self.on_ready: Callable[[], None] | None = None
         self.cursor = START
         self.recovered: bool | None = None
@@ -149,6 +155,7 @@ class RemoteLease:
                 self._calls.take(self, self.resend_after(now))
             return None
         events = self._next(min(limit, len(self._arrived)), max_bytes)
+        self.taken_at = now
         first = self._handed + 1
         self._first_handed, self._handed = first, self._handed + len(events)
         redelivered = max(0, min(self._handed, self._redelivered_upto) - first + 1)

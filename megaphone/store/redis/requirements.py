@@ -31,13 +31,15 @@ RIGHTS = (
     "+subscribe",
 )
 """What the user of a node must be allowed, for `ACL SETUSER`."""
+OPTIONAL_RIGHTS = ("+memory|usage",)
+"""What it should be allowed, so that operators learn how many bytes a channel takes."""
 CLUSTER_RIGHTS = ("+cluster|slots", "+cluster|nodes", "+asking")
 """What it must be allowed besides in a cluster."""
 
 
 def rights_of(prefix: str, *, in_cluster: bool = False) -> str:
     """Return the rights that a node with a prefix needs, for `ACL SETUSER`."""
-    rights = RIGHTS + CLUSTER_RIGHTS if in_cluster else RIGHTS
+    rights = RIGHTS + OPTIONAL_RIGHTS + (CLUSTER_RIGHTS if in_cluster else ())
     return " ".join(rights).format(prefix=prefix)
 
 

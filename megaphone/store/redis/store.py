@@ -8,7 +8,7 @@ by messages to its inbox.
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from heapq import merge
 from itertools import islice
@@ -26,6 +26,7 @@ from megaphone.errors import (
 )
 from megaphone.model import (
     NO_OPTIONS,
+    ChannelInfo,
     ChannelLimits,
     ChannelOptions,
     Event,
@@ -41,6 +42,7 @@ from megaphone.store.redis.directory import RedisDirectory
 from megaphone.store.redis.encoding import decoded, name_of
 from megaphone.store.redis.errors import FAILURES
 from megaphone.store.redis.expiry import Sweeper
+from megaphone.store.redis.inspection import Inspection
 from megaphone.store.redis.keys import KNOWN, Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease, Taken
 from megaphone.store.redis.link import Greeted
@@ -132,6 +134,9 @@ class RedisStore:
         self._leases: dict[str, RemoteLease] = {}
         """By their handles."""
         self._by_channel: dict[bytes, RemoteLease] = {}
+        self._inspection = Inspection(
+            self.functions, self.link, names, self.membership, self._leases
+        )
         self._known_agents: set[str] = set()
         """The agents that this node has listed in the store in this epoch."""
         self._known_tenants: set[str] = set()
@@ -289,10 +294,7 @@ class RedisStore:
 
     async def list(self, agent: str | None, skip: int, limit: int) -> Sequence[str]:
         names = self._names
-        if agent is not None:
-            agents = [agent]
-        else:
-            agents = [one.decode() for one in await self._members(names.agents_with_channels)]
+        agents = await self._agents(agent)
         found = await asyncio.gather(
             *(
                 self.link.call("ZRANGE", names.of_agent(one), 0, skip + limit - 1, "WITHSCORES")
@@ -306,11 +308,28 @@ class RedisStore:
         parts = await asyncio.gather(*(self.link.call("HMGET", key, "a", "A") for key in states))
         return [b"".join(address).decode() for address in parts if None not in address]
 
-    def survey(self) -> None:
-        """Return None: the channels are elsewhere."""
+    async def survey(
+        self, agent: str | None = None, *, with_size: bool = False
+    ) -> AsyncIterator[Sequence[Surveyed]]:
+        agents = await self._agents(agent)
+        async for some in self._inspection.survey(agents, with_size=with_size):
+            yield some
 
-    def holds(self, channel: Surveyed) -> bool:
-        return False  # because there is no survey
+    async def look_again(self, channels: Sequence[Surveyed]) -> Sequence[Surveyed]:
+        return await self._inspection.look_again(channels)
+
+    async def info(self, channel_id: bytes) -> ChannelInfo:
+        return await self._inspection.info(channel_id)
+
+    async def find(self, digits: str) -> Sequence[bytes]:
+        return await self._inspection.find(await self._agents(None), digits)
+
+    async def _agents(self, agent: str | None) -> Sequence[str]:
+        """Return the named agent, or all that have or had channels."""
+        if agent is not None:
+            return [agent]
+        members = await self._members(self._names.agents_with_channels)
+        return [one.decode() for one in members]
 
     async def count(self, agent: str) -> int:
         return int(await self.link.call("ZCARD", self._names.of_agent(agent)))
@@ -612,6 +631,10 @@ class RedisStore:
         kind, subject, *words = head.decode().split(" ")
         if kind == "W":
             self._writers.told(subject, int(words[0]))
+        elif kind == "A":
+            self._inspection.asked(subject, *words)
+        elif kind == "I":
+            self._inspection.answered(subject, body)
         elif (lease := self._leases.get(subject)) is None:
             return
         elif kind == "E" and len(words) == 2:  # one event, as most messages have

@@ -137,7 +137,7 @@ class RemoteWaiter(Waiter):
     """A waiter that knows under which token each of its writers waits."""
 
     def __init__(self, event: Event, request_id: str | None, record: str) -> None:
-        super().__init__(event, request_id)
+        super().__init__(event, request_id, 0.0)
         self.record = record
         self.next_writer = ""
         self.writers: list[tuple[Callable[[], None], str]] = []

@@ -71,6 +71,17 @@ async def test_each_right_that_is_missing_stops_the_start(server: RedisServer) -
     server.call("ACL", "DELUSER", "node")
 
 
+async def test_without_the_right_to_ask_for_memory_only_the_size_is_unknown(
+    server: RedisServer,
+) -> None:
+    rights = [one.format(prefix=PREFIX) for one in RIGHTS]
+    async with started(user(server, *rights)) as store:
+        await store.create(b"c", "agent.c.1")
+        info = await store.info(b"c")
+    assert (info.bytes, info.unsent, info.address) == (None, 0, "agent.c.1")
+    server.call("ACL", "DELUSER", "node")
+
+
 async def test_a_node_lives_on_when_rights_come_back(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
