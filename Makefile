@@ -7,7 +7,7 @@ PROTOS := $(shell find proto -name '*.proto' | sort)
 GEN_PACKAGE := megaphone_api
 LOCK := $(BIN)/uv pip compile --quiet --system-certs --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --custom-compile-command "make lock" \
-	--no-emit-package megaphone-api --no-emit-package megaphone-client
+	--no-emit-package megaphone-api --no-emit-package megaphone-client --no-emit-package megaphone-operator
 AUDIT := $(BIN)/uv tool run --system-certs --from pip-audit==2.10.1 pip-audit \
 	--vulnerability-service osv --require-hashes --disable-pip --progress-spinner off
 # More tests at a time than two cores have room for, because many tests wait most of the time.
@@ -25,7 +25,7 @@ help: ## List the targets.
 .PHONY: setup
 setup: $(READY) ## Make .venv with the locked versions of everything.
 
-$(READY): pyproject.toml gen/pyproject.toml clients/python/pyproject.toml requirements.lock
+$(READY): pyproject.toml gen/pyproject.toml clients/python/pyproject.toml operator/pyproject.toml requirements.lock
 	@echo "Setting up $(VENV)"
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 14) else f"Python 3.11 to 3.14 is needed, this is {v[0]}.{v[1]}: try make PYTHON=python3.11 setup")'
 	@$(PYTHON) -m venv $(VENV)
@@ -33,7 +33,7 @@ $(READY): pyproject.toml gen/pyproject.toml clients/python/pyproject.toml requir
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.lock
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --require-hashes -r requirements.lock
 	@$(BIN)/uv pip install --quiet --system-certs --python $(BIN)/python --no-deps --no-build-isolation \
-		-e gen -e clients/python -e .
+		-e gen -e clients/python -e operator -e .
 	@touch $@
 
 .PHONY: run
@@ -147,10 +147,12 @@ release: $(READY) ## Check everything and build the distributions into dist/; pu
 
 .PHONY: audit
 audit: $(READY) ## Ask osv.dev whether a locked version has a known vulnerability; needs the internet.
-	$(AUDIT) -r requirements.lock -r deploy/requirements.lock -r deploy/build-requirements.lock
+	$(AUDIT) -r requirements.lock -r deploy/requirements.lock -r deploy/build-requirements.lock \
+		-r operator/requirements.lock
 
 .PHONY: lock
 lock: $(READY) ## Lock the newest versions that pyproject.toml allows.
 	$(LOCK) --upgrade --group dev pyproject.toml -o requirements.lock
 	$(LOCK) --extra redis --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 	$(LOCK) --constraint requirements.lock --group build -o deploy/build-requirements.lock
+	$(LOCK) --constraint requirements.lock operator/pyproject.toml -o operator/requirements.lock

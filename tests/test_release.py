@@ -76,8 +76,8 @@ def test_code_in_it_stays_as_it_is() -> None:
 
 
 @pure_only("the source is hidden from these tests")
-def test_the_three_distributions_have_one_version() -> None:
-    for folder in (ROOT, ROOT / "gen", ROOT / "clients" / "python"):
+def test_the_distributions_have_one_version() -> None:
+    for folder in (ROOT, ROOT / "gen", ROOT / "clients" / "python", ROOT / "operator"):
         project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
         source = (folder / project["tool"]["hatch"]["version"]["path"]).resolve()
         assert source == (ROOT / "megaphone" / "__init__.py").resolve()

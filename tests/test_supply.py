@@ -13,9 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LOCKS = [
     ROOT / name
-    for name in ("requirements.lock", "deploy/requirements.lock", "deploy/build-requirements.lock")
+    for name in (
+        "requirements.lock",
+        "deploy/requirements.lock",
+        "deploy/build-requirements.lock",
+        "operator/requirements.lock",
+    )
 ]
-OUR_OWN = {"megaphone-broker", "megaphone-client", "megaphone-api"}
+OUR_OWN = {"megaphone-broker", "megaphone-client", "megaphone-api", "megaphone-operator"}
 TOOLS = {"pip", "setuptools"}
 """What `python -m venv` may install itself."""
 ENTRY = re.compile(
@@ -33,7 +38,7 @@ def entries(lock: Path) -> dict[str, str]:
     return {found["name"]: found["version"] for found in ENTRY.finditer(text)}
 
 
-@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: str(lock.relative_to(ROOT)))
 def test_every_dependency_is_pinned_by_its_version_and_its_hashes(lock: Path) -> None:
     assert len(entries(lock)) > 3
 
@@ -52,7 +57,7 @@ def test_nothing_is_installed_that_is_not_locked() -> None:
 
 
 def test_installations_check_the_hashes() -> None:
-    for file in ("Makefile", "deploy/Dockerfile"):
+    for file in ("Makefile", "deploy/Dockerfile", "operator/Dockerfile"):
         text = (ROOT / file).read_text().replace("\\\n", " ")
         for line in text.splitlines():
             if "pip install" in line and "-r " in line:

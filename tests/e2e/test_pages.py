@@ -5,7 +5,7 @@ import json
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from megaphone.cli.main import app
 from megaphone.config import KEYS, load
 from megaphone.testing import Broker
 from megaphone_client.sync import Megaphone
+from megaphone_operator.cli import parser
 from tests.support.documented import ROOT
 
 DRAWN = "mermaid"
@@ -60,6 +61,7 @@ PAGES = {
     "examples/README.md": {"bash": "e2e/test_examples.py"},
     "docs/tls.md": {"bash": "e2e/test_tls_page.py", "toml": "e2e/test_tls_page.py"},
     "gen/README.md": {"bash": "e2e/test_wheel.py", "python": "e2e/test_wheel.py"},
+    "operator/README.md": {"sh": "e2e/test_pages.py", "yaml": "operator/test_resource.py"},
     "docs/webhooks.md": {"toml": "e2e/test_webhooks.py", "python": "e2e/test_webhooks.py"},
 }
 """The test that runs the blocks of each language on each page that has any."""
@@ -218,12 +220,17 @@ def is_a_call_of_kubectl(arguments: list[str]) -> None:
     assert (ROOT / folder / "kustomization.yaml").exists()
 
 
-CHECKS = {
+def is_a_call_of_the_operator(arguments: list[str]) -> None:
+    parser().parse_args(arguments)
+
+
+CHECKS: dict[str, Callable[[list[str]], None]] = {
     "megaphone": lambda arguments: is_a_call_of(app, arguments),
     "megactl": lambda arguments: is_a_call_of(megactl_app, arguments),
     "make": is_a_call_of_make,
     "docker": is_a_call_of_docker,
     "kubectl": is_a_call_of_kubectl,
+    "megaphone-operator": is_a_call_of_the_operator,
 }
 
 

@@ -1,0 +1,4 @@
+from megaphone_operator.cli import main
+
+if __name__ == "__main__":
+    main()

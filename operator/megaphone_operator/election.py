@@ -1,0 +1,119 @@
+"""Who leads: of several copies of the operator only the one that holds the Lease works.
+
+Clocks of different machines are not compared. A Lease of another copy is free when it has not
+changed for `LEASE_S` by our own clock. A leader gives up after `GIVE_UP_S` without a renewal, which
+is earlier, so there are never two.
+"""
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from megaphone_operator.kube import Kube, Unreachable, reason_of
+from megaphone_operator.plan.names import MANAGER
+
+log = logging.getLogger(__name__)
+
+LEASE_S = 15
+RENEW_S = 2.0
+GIVE_UP_S = 10.0
+CALL_S = 4.0
+"""How long one call for the Lease may take."""
+
+
+class Election:
+    """One copy's part in the election."""
+
+    def __init__(self, kube: Kube, namespace: str, identity: str) -> None:
+        self._kube = kube
+        self._namespace = namespace
+        self._identity = identity
+        self._seen: Any = None
+        """The Lease of another copy as it was seen last, and since when it has not changed."""
+        self._unchanged_since = 0.0
+        self.contact: float | None = None
+        """When the Lease was read or written last, by the monotonic clock."""
+
+    async def win(self) -> None:
+        """Return when this copy leads."""
+        while not await self._try():  # noqa: ASYNC110 - the Lease is on another machine
+            await asyncio.sleep(RENEW_S)
+        log.info("this copy leads")
+
+    async def keep(self) -> None:
+        """Renew the Lease. Return when it is lost, or was not renewed for too long."""
+        renewed = time.monotonic()
+        while time.monotonic() - renewed < GIVE_UP_S:
+            await asyncio.sleep(RENEW_S)
+            begun = time.monotonic()
+            is_held = await self._try()
+            if is_held:
+                renewed = begun
+            elif is_held is False:
+                log.error("another copy has the lease")
+                return
+        log.error("the lease was not renewed for %s seconds", GIVE_UP_S)
+
+    async def release(self) -> None:
+        """Let another copy lead at once."""
+        try:
+            async with asyncio.timeout(CALL_S):
+                lease = await self._read()
+                if lease is not None and _spec(lease).get("holderIdentity") == self._identity:
+                    await self._write(lease, holder="")
+        except (Unreachable, TimeoutError) as error:
+            log.warning("the lease was not released: %s", reason_of(error))
+
+    async def _try(self) -> bool | None:
+        """Take or renew the Lease. Returns: whether this copy has it; None if that is unknown."""
+        try:
+            async with asyncio.timeout(CALL_S):
+                lease = await self._read()
+                is_held = await self._take(lease)
+        except (Unreachable, TimeoutError) as error:
+            log.warning("the lease cannot be reached: %s", reason_of(error))
+            return None
+        self.contact = time.monotonic()
+        return is_held
+
+    async def _take(self, lease: Any) -> bool:
+        if lease is not None and not self._is_free(lease):
+            return False
+        return await self._write(lease, holder=self._identity)
+
+    def _is_free(self, lease: Any) -> bool:
+        """Whether the Lease is ours, released, or of a copy that has stopped to renew it."""
+        spec = _spec(lease)
+        if spec.get("holderIdentity") in (None, "", self._identity):
+            return True
+        if spec != self._seen:
+            self._seen, self._unchanged_since = spec, time.monotonic()
+        return time.monotonic() - self._unchanged_since >= LEASE_S
+
+    async def _read(self) -> Any:
+        return await self._kube.get("Lease", self._namespace, MANAGER)
+
+    async def _write(self, lease: Any, holder: str) -> bool:
+        """Write the Lease. Returns: False if another copy was faster."""
+        before = _spec(lease) if lease else {}
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        is_new = before.get("holderIdentity") != holder
+        spec = {
+            "holderIdentity": holder,
+            "leaseDurationSeconds": LEASE_S,
+            "renewTime": now,
+            "acquireTime": now if is_new else before.get("acquireTime", now),
+            "leaseTransitions": before.get("leaseTransitions", 0) + is_new,
+        }
+        metadata = {"name": MANAGER, "namespace": self._namespace}
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
+        if lease is None:
+            return await self._kube.create({**body, "metadata": metadata, "spec": spec})
+        metadata["resourceVersion"] = lease["metadata"]["resourceVersion"]
+        return await self._kube.replace({**body, "metadata": metadata, "spec": spec})
+
+
+def _spec(lease: Any) -> Any:
+    return lease.get("spec") or {}

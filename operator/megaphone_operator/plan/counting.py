@@ -1,0 +1,73 @@
+"""How many channels there are, where, and which are lost. A node that does not answer has as many
+as it had when it answered last."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+from megaphone_operator.plan.nodes import node_template_checksum
+from megaphone_operator.plan.resource import Megaphone
+from megaphone_operator.plan.seen import SERVED_MODES, LegacyChannels, Pod, Seen
+
+
+class Census(msgspec.Struct, frozen=True):
+    """The channels and the nodes of a cluster, as a pass counts them."""
+
+    by_agent: Mapping[str, int]
+    """The channels of each agent that some node serves or served last."""
+    lost: int
+    """The channels of agents that have gone with their nodes, in this pass."""
+    alive: tuple[Pod, ...]
+    """This operator's nodes that are not to stop and have not ended."""
+    ready: int
+    updated: int
+    """How many of `alive` are as the resource says."""
+    leaving: Mapping[str, int]
+    """The pods that stop or will be replaced, each with its channels."""
+    legacy: int
+    """The channels on pods of the former operator."""
+
+    @property
+    def channels(self) -> int:
+        return sum(self.by_agent.values()) + self.legacy
+
+    @property
+    def channels_to_move(self) -> int:
+        return sum(self.leaving.values())
+
+
+def take_census(
+    resource: Megaphone, seen: Seen, before: Mapping[str, int], gone: frozenset[str]
+) -> Census:
+    """Count. `before` is `by_agent` of the last pass, and `gone` the agents that no node has."""
+    checksum = node_template_checksum(resource)
+    nodes = [pod for pod in seen.nodes if not pod.has_ended]
+    alive = tuple(pod for pod in nodes if not pod.is_stopping)
+    by_agent = dict(before)
+    for pod in nodes:
+        for agent in seen.agents_of(pod):
+            if agent.mode in SERVED_MODES:
+                by_agent[agent.name] = agent.channels_count
+    lost = sum(by_agent.pop(agent, 0) for agent in gone)
+    return Census(
+        by_agent=by_agent,
+        lost=lost if resource.spec.store is None else 0,
+        alive=alive,
+        ready=sum(pod.is_ready for pod in alive),
+        updated=sum(pod.template == checksum for pod in alive),
+        leaving={
+            pod.name: served_channels(seen, pod)
+            for pod in nodes
+            if pod.is_stopping or pod.template != checksum
+        },
+        legacy=sum(
+            answer.channels
+            for answer in seen.answers.values()
+            if isinstance(answer, LegacyChannels)
+        ),
+    )
+
+
+def served_channels(seen: Seen, pod: Pod) -> int:
+    """Return the channels that a node serves; 0 if it did not answer."""
+    return sum(agent.channels_count for agent in seen.agents_of(pod) if agent.mode in SERVED_MODES)

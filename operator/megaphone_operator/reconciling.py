@@ -1,0 +1,183 @@
+"""The passes of all clusters: each cluster has one task, and events only wake it.
+
+A pass looks, plans and does. It keeps no copy of what it saw: the next pass looks again.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from datetime import UTC, datetime
+
+from megaphone_operator.doing import Doing
+from megaphone_operator.kube import Kube, Unreachable, reason_of
+from megaphone_operator.looking import Looking
+from megaphone_operator.metrics import Metrics
+from megaphone_operator.plan.objects import Surroundings
+from megaphone_operator.plan.planning import Memory, Plan, plan
+from megaphone_operator.plan.resource import KIND, BadResource, Megaphone, parse_resource
+from megaphone_operator.plan.seen import Body
+from megaphone_operator.plan.status import failed_status
+
+log = logging.getLogger(__name__)
+
+AT_A_TIME = 8
+"""How many passes run at a time, so that a start does not flood the API server."""
+TOGETHER_S = 0.05
+"""How long a woken cluster waits for more events, because one change brings several."""
+FIRST_BACKOFF_S, LAST_BACKOFF_S = 1.0, 60.0
+PASS_TIMEOUT_S = 60.0
+OVERDUE_S = 120.0
+"""How late a pass may be before the process counts as stuck."""
+
+ClusterKey = tuple[str, str]
+"""The namespace and the name of a resource."""
+
+
+class Cluster:
+    """The passes of one cluster."""
+
+    def __init__(self, key: ClusterKey, reconciler: "Reconciler") -> None:
+        self.key = key
+        self.due = time.monotonic()
+        """When the next pass begins, at the latest."""
+        self._reconciler = reconciler
+        self._doing = Doing(reconciler.kube, reconciler.reporter)
+        self._memory = Memory()
+        self._uid = ""
+        self._failures = 0
+        self._woken = asyncio.Event()
+
+    def wake(self) -> None:
+        """Let the next pass begin soon."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Run passes until there is no such resource."""
+        while (wait_s := await self._pass()) is not None or self._woken.is_set():
+            wait_s = wait_s or 0.0
+            self.due = time.monotonic() + wait_s
+            if self._failures:
+                await asyncio.sleep(min(wait_s, FIRST_BACKOFF_S))
+                wait_s -= min(wait_s, FIRST_BACKOFF_S)
+            await self._sleep(wait_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(TOGETHER_S)
+
+    async def _pass(self) -> float | None:
+        """Run one pass. Returns: in how many seconds the next one begins; None if there is none."""
+        self._woken.clear()
+        metrics, namespace, name = self._reconciler.metrics, *self.key
+        with metrics.passing():
+            try:
+                async with self._reconciler.passes, asyncio.timeout(PASS_TIMEOUT_S):
+                    body = await self._reconciler.kube.get(KIND, namespace, name)
+                    if body is None:
+                        metrics.forget(self.key)
+                        return None
+                    wait_s = await self._reconcile(body)
+            except Exception as error:
+                metrics.failed(type(error).__name__)
+                return await self._fail(error)
+        self._failures = 0
+        metrics.succeeded()
+        return wait_s
+
+    async def _reconcile(self, body: Body) -> float:
+        try:
+            resource = parse_resource(body)
+        except BadResource as error:
+            await self._report(body, str(error))
+            raise
+        if resource.uid != self._uid:
+            self._uid, self._memory = resource.uid, Memory()
+        try:
+            seen = await self._reconciler.looking.look(resource)
+            planned = plan(resource, seen, self._memory, self._reconciler.surroundings)
+            await self._doing.do(resource, seen, planned)
+        except Exception as error:
+            await self._report(body, reason_of(error))
+            raise
+        self._memory = planned.memory
+        self._note(resource, planned)
+        return planned.next_pass_s
+
+    def _note(self, resource: Megaphone, planned: Plan) -> None:
+        if planned.status is not None:
+            self._reconciler.metrics.note_status(self.key, planned.status)
+        for event in planned.events:
+            details = {"cluster": "/".join(self.key), "event": event.reason}
+            log.info(event.message, extra=details)
+
+    async def _report(self, body: Body, reason: str) -> None:
+        """Say in the status why the pass has failed, if the API server takes that."""
+        before, generation = body.get("status") or {}, body["metadata"].get("generation", 0)
+        status = failed_status(before, generation, reason, datetime.now(UTC))
+        if status == before:
+            return
+        try:
+            await self._reconciler.kube.set_status(*self.key, status)
+        except Unreachable as error:
+            log.debug("the status was not written: %s", reason_of(error))
+
+    async def _fail(self, error: Exception) -> float:
+        self._failures += 1
+        wait_s = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(self._failures - 1, 10))
+        wait_s *= random.uniform(0.75, 1.25)  # not all clusters at the same moment
+        unknown = not isinstance(error, Unreachable | BadResource | TimeoutError)
+        details = {"cluster": "/".join(self.key), "retry_in_seconds": round(wait_s, 1)}
+        log.warning("a pass failed: %s", reason_of(error), extra=details, exc_info=unknown)
+        return wait_s
+
+
+class Reconciler:
+    """All clusters. Its passes begin when something wakes a cluster, and end with `close`."""
+
+    def __init__(
+        self, kube: Kube, looking: Looking, surroundings: Surroundings, metrics: Metrics,
+        reporter: str,
+    ) -> None:  # fmt: skip
+        self.kube = kube
+        self.looking = looking
+        self.surroundings = surroundings
+        self.metrics = metrics
+        self.reporter = reporter
+        self.passes = asyncio.Semaphore(AT_A_TIME)
+        self._clusters: dict[ClusterKey, Cluster] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def wake(self, namespace: str, name: str) -> None:
+        """Let a pass of a cluster begin soon. A cluster that is not known yet becomes known."""
+        key = (namespace, name)
+        cluster = self._clusters.get(key)
+        if cluster is None:
+            cluster = self._clusters[key] = Cluster(key, self)
+            task = asyncio.create_task(self._run(cluster), name=f"cluster {namespace}/{name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        cluster.wake()
+
+    async def _run(self, cluster: Cluster) -> None:
+        try:
+            await cluster.run()
+        finally:
+            if self._clusters.get(cluster.key) is cluster:
+                del self._clusters[cluster.key]
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether a pass should have begun long ago, so that this process must be stuck."""
+        limit = time.monotonic() - OVERDUE_S
+        return any(cluster.due < limit for cluster in self._clusters.values())
+
+    async def close(self) -> None:
+        """End all passes at once. What they have not done yet, the next leader does."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)

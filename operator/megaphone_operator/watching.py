@@ -1,0 +1,81 @@
+"""Watches the API server with kopf. What happens there only wakes the cluster that it concerns."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import kopf
+
+from megaphone_operator.plan.names import CLUSTER, SERVICE_OF
+from megaphone_operator.plan.resource import GROUP, VERSION
+
+Wake = Callable[[str, str], None]
+"""Takes the namespace and the name of a cluster."""
+
+LABELLED = (
+    ("apps", "v1", "deployments", CLUSTER),
+    ("", "v1", "pods", CLUSTER),
+    ("", "v1", "services", SERVICE_OF),
+)
+"""What is watched beside the resources, each with the label that names the cluster."""
+
+
+async def watch(
+    wake: Wake, namespace: str | None, stop: asyncio.Event, on_start: Callable[[], None]
+) -> None:
+    """Watch until `stop` is set, in one namespace or in all of them.
+
+    kopf takes SIGTERM and SIGINT for itself. After that it calls `on_start`, which can take them
+    back.
+
+    kopf writes nothing to objects: there are no handlers of changes, so no finalizers and no
+    annotations. It signs in as this process may: by the service account of its pod, or by the
+    file in KUBECONFIG.
+    """
+    await kopf.operator(
+        registry=_registry(wake, on_start),
+        settings=_settings(),
+        standalone=True,
+        clusterwide=namespace is None,
+        namespaces=[] if namespace is None else [namespace],
+        stop_flag=stop,
+    )
+
+
+def _registry(wake: Wake, on_start: Callable[[], None]) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+    kopf.on.login(registry=registry, errors=kopf.ErrorsMode.PERMANENT)(_sign_in)
+
+    async def start(**_: Any) -> None:
+        on_start()
+
+    async def resource(namespace: str | None, name: str, **_: Any) -> None:
+        assert namespace is not None
+        wake(namespace, name)
+
+    kopf.on.startup(registry=registry)(start)
+    kopf.on.event(GROUP, VERSION, "megaphones", registry=registry)(resource)
+    for group, version, plural, label in LABELLED:
+        handler = _child_handler(wake, label)
+        labels = {label: kopf.PRESENT}
+        kopf.on.event(group, version, plural, labels=labels, registry=registry)(handler)
+    return registry
+
+
+def _child_handler(wake: Wake, label: str) -> Any:
+    async def child(namespace: str, labels: Mapping[str, str], **_: Any) -> None:
+        wake(namespace, labels[label])
+
+    return child
+
+
+def _sign_in(**arguments: Any) -> kopf.ConnectionInfo | None:
+    return kopf.login_with_kubeconfig(**arguments) or kopf.login_with_service_account(**arguments)
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    for group, version, plural, label in LABELLED:
+        settings.watching.label_selectors[group, version, plural] = label
+    return settings
