@@ -167,6 +167,8 @@ async def running(
             drains=built.drains,
             counts=metrics,
             let_others_have=None if worker is None else worker.let_others_have,
+            let_others_drop=None if worker is None else worker.let_others_drop,
+            on_agent_removed=built.incoming.forget_sources,
         )
         all_metrics = metrics.text if worker is None else worker.gather
         jwts = await stack.enter_async_context(JwtVerifier(settings, tenants=tenants))
@@ -615,7 +617,11 @@ async def serve_for_supervisor(
             with suppress(BadRequest):  # it has it already
                 await app.agents.introduce(name, AgentMode.MASTER, loop_time())
 
-        worker.serves(app.http_port, app.grpc_port, app.metrics.render, have_agent)
+        def drop_agent(name: str) -> None:
+            if app.agents.get(name) is not None:
+                app.agents.dismiss(name)
+
+        worker.serves(app.http_port, app.grpc_port, app.metrics.render, have_agent, drop_agent)
         await first_of(worker.stopping.wait(), worker.leaving.wait())
         if not worker.stopping.is_set():
             limit_s = settings.grpc_connection_age_secs + settings.drain_timeout_secs

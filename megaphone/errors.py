@@ -102,7 +102,7 @@ class TakenOver(MegaphoneError):
 
 
 class WrongMode(MegaphoneError):
-    """The mode of the agent does not allow this command. Only operators get this error."""
+    """The state of the agent does not allow this command. Only operators get this error."""
 
     code = "WRONG_MODE"
 

@@ -287,6 +287,45 @@ def pipe_agent(
 
 
 @megactl_app.command()
+def unpipe(
+    context: typer.Context,
+    name: AgentName,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target",
+            "-t",
+            metavar="URL",
+            help="Close only the pipe to this node. Default: all pipes of the agent.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Do it even if readers at the target would miss events."),
+    ] = False,
+) -> None:
+    """Stop to replicate an agent. It gets the mode that it had before."""
+    body = {"name": name, "target": target, "force": force}
+    node(context).command("POST", "/vagent/unpipe", body)
+
+
+@megactl_app.command()
+def remove_agent(
+    context: typer.Context,
+    name: AgentName,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force",
+            help="Do it even if channels end with it, or if the node then takes no new channels.",
+        ),
+    ] = False,
+) -> None:
+    """Remove an agent. One that has channels is only removed with --force, and they end."""
+    node(context).command("POST", "/vagent/remove", {"name": name, "force": force})
+
+
+@megactl_app.command()
 def drain(
     context: typer.Context,
     target: Annotated[

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from megaphone.cluster import expiry
 from megaphone.cluster.credentials import Credentials
+from megaphone.cluster.expiry import ASKED_AT_ONCE
 from megaphone.cluster.incoming import RUST_CAPACITY
 from megaphone.cluster.peer import Connection, Target, connect, target_at
 from megaphone.cluster.ports import Replicable
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.ports import Observer, Store
-from megaphone.errors import ChannelNotFound, MegaphoneError, WrongMode
+from megaphone.errors import ChannelNotFound, MegaphoneError, TargetUnavailable, WrongMode
 from megaphone.model import AgentMode, ChannelChange, EventAdded, PipeInfo
 from megaphone.settings import Nodes
 from megaphone.wire import sync as wire
@@ -115,6 +116,45 @@ class OutgoingPipes:
         self._agents.named(agent)
         pipe = self._pipes.get((agent, target))
         return pipe if pipe is not None and pipe.is_running else None
+
+    async def unpipe(self, agent: str, target: str | None, *, force: bool) -> None:
+        self._agents.named(agent)
+        wanted = None if target is None else target_at(target)
+        pipes = [pipe for pipe in self._of(agent) if wanted in (None, pipe.target)]
+        if not pipes:
+            where = "any node" if wanted is None else str(wanted)
+            raise WrongMode(f"agent {agent} is not replicated from this node to {where}")
+        for pipe in pipes if not force else ():
+            await self._check_unused(pipe)
+        for pipe in pipes:
+            await self.close(pipe)
+
+    async def _check_unused(self, pipe: "OutgoingPipe") -> None:
+        """Raises: WrongMode, when clients read channels of a pipe at its target, or may do so."""
+        connection = pipe.connection
+        if connection is None:
+            if not pipe.is_running:
+                return
+            raise WrongMode(
+                f"the pipe to {pipe.target} is not connected, so this node cannot find out whether"
+                " clients read there; they would get nothing more: use `force` to close it anyway"
+            )
+        skip = in_use = 0
+        try:
+            while addresses := await self._store.list(pipe.agent.name, skip, ASKED_AT_ONCE):
+                skip += len(addresses)
+                in_use += len(await connection.in_use(addresses))
+        except TargetUnavailable:
+            raise WrongMode(
+                f"{pipe.target} does not say whether clients read there; they would get nothing"
+                " more: use `force` to close the pipe anyway"
+            ) from None
+        if in_use:
+            known = "are" if connection.extended else "may be"
+            raise WrongMode(
+                f"{in_use} channels of agent {pipe.agent.name} {known} in use at {pipe.target};"
+                " their readers there would get nothing more: use `force` to close the pipe anyway"
+            )
 
     async def close(self, pipe: "OutgoingPipe") -> None:
         """Close a pipe without completing it.

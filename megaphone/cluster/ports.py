@@ -72,6 +72,9 @@ class Incoming(Protocol):
         Raises: BadRequest; WrongMode; ShuttingDown; LimitExceeded.
         """
 
+    def forget_sources(self, agent: str) -> None:
+        """Forget which events other nodes have sent of an agent, because it was removed here."""
+
     async def usage(self, addresses: Sequence[str]) -> Usage:
         """Return how the channels with these consumer addresses are used here.
 

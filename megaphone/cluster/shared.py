@@ -21,6 +21,12 @@ class Unreplicated:
     async def pipe(self, agent: str, target: str) -> None:
         raise WrongMode(REASON)
 
+    async def unpipe(self, agent: str, target: str | None, *, force: bool) -> None:
+        raise WrongMode(REASON)
+
+    def forget_sources(self, agent: str) -> None:
+        """Do nothing, because no node replicates an agent to this one."""
+
     async def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
         for _ in range(1):
             raise WrongMode(REASON)

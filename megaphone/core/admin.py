@@ -5,6 +5,7 @@ Both faces call these methods with unchecked arguments, as they do with `core.br
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import suppress
 
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
@@ -12,11 +13,13 @@ from megaphone.core.listing import Asked, Listing, is_beginning_of_id
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Counts, Drains, Pipes, Store
 from megaphone.core.watching import Watching, asked
-from megaphone.errors import BadRequest, ChannelNotFound
+from megaphone.errors import BadRequest, ChannelNotFound, WrongMode
 from megaphone.model import AgentInfo, AgentMode, ChannelInfo, DrainProgress, NodeView
 
 DEFAULT_LIMIT = 50
 """How many channels a list has if the operator gives no number."""
+REMOVED_AT_ONCE = 50
+"""How many channels of an agent end before other tasks get a turn."""
 SHOWN_IDS = 5
 """How many ids an error names."""
 
@@ -33,9 +36,15 @@ class Admin:
         drains: Drains,
         counts: Counts,
         let_others_have: Callable[[str], Awaitable[None]] | None = None,
+        let_others_drop: Callable[[str], None] | None = None,
+        on_agent_removed: Callable[[str], None] = lambda name: None,
     ) -> None:
-        """`let_others_have` gives an agent to the other workers, if this node is one of several."""
+        """`let_others_have` gives an agent to the other workers, if this node is one of several,
+        and `let_others_drop` takes it from them. `on_agent_removed` is called before the channels
+        of an agent end that was removed."""
         self._let_others_have = let_others_have
+        self._let_others_drop = let_others_drop
+        self._on_agent_removed = on_agent_removed
         self._store = store
         self._agents = agents
         self._pipes = pipes
@@ -89,6 +98,52 @@ class Admin:
             await self._let_others_have(name)
         await self._agents.introduce(name, AgentMode.MASTER, loop_time())
 
+    async def remove_agent(self, name: str, *, force: bool = False) -> None:
+        """Remove an agent from this node; from all workers, if there are several.
+
+        If the channels of this node live in its memory, those of the agent end: that needs `force`.
+        In a shared store they live on, and other nodes serve them; this node only makes no new
+        channels under the agent. Without `force` the last agent that takes new channels stays too.
+
+        Raises: BadRequest; AgentNotFound; WrongMode, if the agent is replicated to this node or
+            from it, if a drain runs, or if the removal needs `force`.
+        """
+        self._refuse_during_drain()
+        self._agents.check_removable(name)
+        if any(pipe.agent == name for pipe in self._pipes.described()):
+            raise WrongMode(f"agent {name} is replicated to another node: close its pipes first")
+        is_remote = self._store.is_remote
+        channels = 0 if is_remote else await self._store.count(name)
+        if channels and not force:
+            raise WrongMode(
+                f"agent {name} has {channels} channels, which would end with all their events:"
+                " drain this node instead, or use `force`"
+            )
+        if not force and self._agents.alone_takes_channels(name):
+            raise WrongMode(
+                f"agent {name} is the only one of this node that takes new channels: add another"
+                " one before, or use `force`"
+            )
+        self._agents.dismiss(name)
+        if is_remote:
+            if self._let_others_drop is not None:
+                self._let_others_drop(name)
+        else:
+            self._on_agent_removed(name)
+            await self._remove_channels(name)
+
+    async def _remove_channels(self, agent: str) -> None:
+        """Remove all channels of an agent, in slices."""
+        while addresses := await self._store.list(agent, 0, REMOVED_AT_ONCE):
+            for address in addresses:
+                with suppress(ChannelNotFound):  # it has expired
+                    await self._store.remove(ConsumerAddress.parse(address).channel_id)
+            await asyncio.sleep(0)
+
+    def _refuse_during_drain(self) -> None:
+        if self._drains.progress is not None:
+            raise WrongMode("this node is being drained")
+
     def promote_agent(self, name: str) -> None:
         """Make a REPLICA a MASTER, or take back a PIPED agent whose pipe is not connected.
 
@@ -107,6 +162,16 @@ class Admin:
             have the same secret; TargetUnavailable.
         """
         await self._pipes.pipe(name, target)
+
+    async def unpipe_agent(
+        self, name: str, target: str | None = None, *, force: bool = False
+    ) -> None:
+        """Stop to replicate an agent to one target, or to all: see `core.ports.Pipes.unpipe`.
+
+        Raises: BadRequest; AgentNotFound; WrongMode, also while a drain runs.
+        """
+        self._refuse_during_drain()
+        await self._pipes.unpipe(name, target, force=force)
 
     def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
         """Move all agents of this node to another one: see `core.ports.Drains`.

@@ -347,6 +347,29 @@ class Agents:
         del self._agents[name]
         self.keys.drop(name)
 
+    def check_removable(self, name: str) -> None:
+        """Check whether an operator may remove an agent, as far as its mode matters.
+
+        Raises: BadRequest, when the name is not valid; AgentNotFound; WrongMode.
+        """
+        agent = self.named(name)
+        if name in self._moving:
+            raise WrongMode(f"agent {name} moves to another node")
+        if agent.sources:
+            raise WrongMode(f"another node replicates agent {name} here: close the pipe there")
+
+    def dismiss(self, name: str) -> None:
+        """Remove an agent because an operator wants it. It may be introduced again."""
+        self.remove(name)
+        self._own.discard(name)
+
+    def alone_takes_channels(self, name: str) -> bool:
+        """Return whether an agent is the only one of this node under which new channels are made,
+        now or once it is warm."""
+        own = self._own if self._directory is not None else self._agents
+        takers = [one.name for one in self if one.mode is AgentMode.MASTER and one.name in own]
+        return takers == [name]
+
     def added_by_sources(self) -> list[Agent]:
         """Return the agents that sources, not settings or commands, have added; oldest first."""
         return [agent for agent in self if agent.added_by_source]

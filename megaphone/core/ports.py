@@ -453,6 +453,17 @@ class Pipes(Protocol):
     def described(self) -> Sequence[PipeInfo]:
         """Return the pipes to other nodes."""
 
+    async def unpipe(self, agent: str, target: str | None, *, force: bool) -> None:
+        """Stop to replicate an agent, to one target or to all, without handing it over.
+
+        With its last pipe the agent gets the mode that it had before. The copies at the target
+        expire. Without `force` a target must say that nobody reads channels of the agent there,
+        because such readers would get nothing more.
+
+        Raises: AgentNotFound; BadRequest, when the target is not a URL; WrongMode, when there is no
+            such pipe, or, without `force`, when channels are or may be in use at a target.
+        """
+
     async def pipe(self, agent: str, target: str) -> None:
         """Replicate an agent to a target until this node stops.
 

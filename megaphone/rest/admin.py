@@ -55,6 +55,8 @@ class AdminApi:
             web.post("/vagent/add", without_query(self.add_agent)),
             web.post("/vagent/promote", without_query(self.promote_agent)),
             web.post("/vagent/pipe", without_query(self.pipe_agent)),
+            web.post("/vagent/unpipe", without_query(self.unpipe_agent)),
+            web.post("/vagent/remove", without_query(self.remove_agent)),
             web.post("/node/drain", without_query(self.drain)),
             web.get("/node/watch", self.watch),
             web.get("/channel/list", self.list_channels),
@@ -80,6 +82,18 @@ class AdminApi:
         name, target = json.parse_pipe_agent(await body_of(request))
         await self._admin.pipe_agent(name, target)
         return json_answer(OK, status=202)
+
+    async def unpipe_agent(self, request: web.Request) -> web.Response:
+        require_json(request)
+        name, target, force = json.parse_unpipe_agent(await body_of(request))
+        await self._admin.unpipe_agent(name, target, force=force)
+        return json_answer(OK)
+
+    async def remove_agent(self, request: web.Request) -> web.Response:
+        require_json(request)
+        name, force = json.parse_remove_agent(await body_of(request))
+        await self._admin.remove_agent(name, force=force)
+        return json_answer(OK)
 
     async def drain(self, request: web.Request) -> web.StreamResponse:
         """Answer with a line for each step. An error after the first step is the last line."""

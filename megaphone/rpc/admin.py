@@ -40,6 +40,19 @@ class AdminServicer(AdminServiceServicer):
         await self._admin.pipe_agent(request.name, request.target)
         return pb.PipeAgentResponse()
 
+    async def UnpipeAgent(
+        self, request: pb.UnpipeAgentRequest, context: Context
+    ) -> pb.UnpipeAgentResponse:
+        target = wire.optional(request.target)
+        await self._admin.unpipe_agent(request.name, target, force=request.force)
+        return pb.UnpipeAgentResponse()
+
+    async def RemoveAgent(
+        self, request: pb.RemoveAgentRequest, context: Context
+    ) -> pb.RemoveAgentResponse:
+        await self._admin.remove_agent(request.name, force=request.force)
+        return pb.RemoveAgentResponse()
+
     async def ListChannels(  # type: ignore[override]
         self, request: pb.ListChannelsRequest, context: Context
     ) -> bytes:

@@ -137,6 +137,17 @@ class PipeAgentRequest(msgspec.Struct):
     target: str
 
 
+class RemoveAgentRequest(msgspec.Struct):
+    name: str
+    force: bool = False
+
+
+class UnpipeAgentRequest(msgspec.Struct):
+    name: str
+    target: str | None = None
+    force: bool = False
+
+
 class DrainRequest(msgspec.Struct):
     target: str
 

@@ -107,6 +107,19 @@ def parse_pipe_agent(body: bytes) -> tuple[str, str]:
     return request.name, request.target
 
 
+def parse_remove_agent(body: bytes) -> tuple[str, bool]:
+    """Return the name in a request to remove an agent, and whether it is forced."""
+    request = decode_json(body, bodies.RemoveAgentRequest)
+    return request.name, request.force
+
+
+def parse_unpipe_agent(body: bytes) -> tuple[str, str | None, bool]:
+    """Return the name and the target in a request to end the replication of an agent, and whether
+    it is forced."""
+    request = decode_json(body, bodies.UnpipeAgentRequest)
+    return request.name, request.target, request.force
+
+
 def parse_drain(body: bytes) -> str:
     """Return the target of a request to drain."""
     return decode_json(body, bodies.DrainRequest).target

@@ -17,6 +17,7 @@ from megaphone.workers.messages import (
     AddAgent,
     AgentAdded,
     Begin,
+    DropAgent,
     Failed,
     Gather,
     Gathered,
@@ -54,6 +55,9 @@ class Others(Protocol):
 
     async def let_have(self, name: str, asking: "Member") -> str | None:
         """Let all workers but one have an agent. Returns: why somebody does not have it."""
+
+    def let_drop(self, name: str, asking: "Member") -> None:
+        """Let no worker make new channels under an agent."""
 
 
 class Member:
@@ -160,6 +164,8 @@ class Member:
                 self._begin(self._say_who_has(name))
             case AgentAdded(name, error) if name in self._adding:
                 self._adding.pop(name).set_result(error)
+            case DropAgent(name):
+                self._others.let_drop(name, self)
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -186,6 +192,10 @@ class Member:
         except TimeoutError:
             self._adding.pop(name, None)
             return f"worker {self.number} does not answer"
+
+    def drop_agent(self, name: str) -> None:
+        """Let the worker make no new channels under an agent."""
+        self._link.send(DropAgent(name))
 
     async def measure(self) -> None:
         """Ask for the metrics, and wait for them, but not long."""

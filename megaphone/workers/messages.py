@@ -50,6 +50,13 @@ class AgentAdded(msgspec.Struct, tag=True):
     """Why somebody does not have the agent."""
 
 
+class DropAgent(msgspec.Struct, tag=True):
+    """From a worker: let no worker make new channels under this agent. From the supervisor: the
+    same."""
+
+    name: str
+
+
 class Gathered(msgspec.Struct, tag=True):
     """From the supervisor, the answer to `Gather`: the metrics of all workers."""
 
@@ -92,6 +99,7 @@ Message: TypeAlias = (
     | Gather
     | AddAgent
     | AgentAdded
+    | DropAgent
 )
 
 DECODER: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)

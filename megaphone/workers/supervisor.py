@@ -129,9 +129,11 @@ class Supervisor:
         self._reload = reload
         self._slots = [Slot(number, self) for number in range(1, settings.workers + 1)]
         self._members: set[Member] = set()
+        """All processes that have not ended."""
         self._agents_added: dict[str, AgentMode] = {}
         """The agents that operators have added, which each new worker gets too."""
-        """All processes that have not ended."""
+        self._agents_dropped: set[str] = set()
+        """The agents of the settings under which no worker shall make new channels."""
         self._tasks: set[asyncio.Task[object]] = set()
         self._of_ended = b""
         """What still counts of the metrics of processes that have ended."""
@@ -223,7 +225,9 @@ class Supervisor:
         if settings.mng_socket_path is not None:
             path = admin_path(settings.mng_socket_path, number)
             settings = replace(settings, mng_socket_path=path)
-        settings = replace(settings, agent={**settings.agent, **self._agents_added})
+        agents = {**settings.agent, **self._agents_added}
+        agents = {name: mode for name, mode in agents.items() if name not in self._agents_dropped}
+        settings = replace(settings, agent=agents)
         member = await Member.start(number, settings, listening, self)
         self._members.add(member)
         for name in self._agents_added.keys() - settings.agent.keys():  # added meanwhile
@@ -255,9 +259,18 @@ class Supervisor:
         Returns: why one of them does not have it.
         """
         self._agents_added[name] = AgentMode.MASTER
+        self._agents_dropped.discard(name)
         others = [member for member in self._members if member is not asking]
         errors = await asyncio.gather(*(member.add_agent(name) for member in others))
         return next(filter(None, errors), None)
+
+    def let_drop(self, name: str, asking: Member) -> None:
+        """Let no worker make new channels under an agent, until the settings are read again."""
+        self._agents_added.pop(name, None)
+        self._agents_dropped.add(name)
+        for member in self._members:
+            if member is not asking:
+                member.drop_agent(name)
 
     # -- Metrics
 
@@ -308,6 +321,7 @@ class Supervisor:
     def _take_settings(self, settings: Settings) -> None:
         now = self._settings
         self._settings = replace(settings, **{name: getattr(now, name) for name in FIXED})
+        self._agents_dropped.clear()
 
     # -- The end
 

@@ -12,6 +12,7 @@ from megaphone.workers.messages import (
     AddAgent,
     AgentAdded,
     Begin,
+    DropAgent,
     Failed,
     Gather,
     Gathered,
@@ -57,6 +58,7 @@ class Worker:
         self._render: Callable[[], bytes] | None = None
         self._asked: deque[asyncio.Future[bytes]] = deque()
         self._have_agent: Callable[[str], Awaitable[None]] | None = None
+        self._drop_agent: Callable[[str], None] | None = None
         self._serves = asyncio.Event()
         self._adding: dict[str, asyncio.Future[str | None]] = {}
         """The agents that other workers do not have yet, or why not, by their names."""
@@ -87,6 +89,8 @@ class Worker:
                     self._begin(self._add_agent(link, name))
                 case AgentAdded(name, error) if name in self._adding:
                     self._adding.pop(name).set_result(error)
+                case DropAgent(name) if self._drop_agent is not None:
+                    self._drop_agent(name)
                 case Leave():
                     self.leaving.set()
                 case Stop():
@@ -105,12 +109,14 @@ class Worker:
         grpc_port: int,
         render: Callable[[], bytes],
         have_agent: Callable[[str], Awaitable[None]],
+        drop_agent: Callable[[str], None],
     ) -> None:
-        """Say that this worker serves. `render` returns its metrics, and `have_agent` gives it an
-        agent, unless it has it."""
+        """Say that this worker serves. `render` returns its metrics. `have_agent` gives it an
+        agent, unless it has it, and `drop_agent` takes it away."""
         assert self._link is not None
         self._render = render
         self._have_agent = have_agent
+        self._drop_agent = drop_agent
         self._serves.set()
         self._link.send(Ready(http_port, grpc_port))
 
@@ -145,6 +151,12 @@ class Worker:
             error = "the supervisor does not answer"
         if error is not None:
             raise TargetUnavailable(f"not every worker has agent {name}: {error}")
+
+    def let_others_drop(self, name: str) -> None:
+        """Let no other worker make new channels under an agent, nor one that is started from now
+        on, until the settings are read again."""
+        assert self._link is not None
+        self._link.send(DropAgent(name))
 
     # -- Metrics
 

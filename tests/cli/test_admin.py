@@ -156,6 +156,23 @@ def test_an_agent_is_forwarded(broker: BrokerProcess, tmp_path: Path) -> None:
         assert as_json(tmp_path, "pipe-agent", "-n", "spare", "-t", url) == {"status": "OK"}
 
 
+def test_a_pipe_is_closed_and_an_agent_is_removed(broker: BrokerProcess, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "target"
+    elsewhere.mkdir()
+    create(broker, 1)
+    with broker_process(elsewhere, agent="other") as target:
+        megactl(tmp_path, "pipe-agent", "-n", "node", "-t", f"http://{target.grpc_target}")
+        done = megactl(tmp_path, "unpipe", "-n", "node", "--force")
+        assert (done.returncode, done.stdout, done.stderr) == (0, DONE, "")
+    assert modes(tmp_path) == {"node": "MASTER", "spare": "REPLICA"}
+    assert as_json(tmp_path, "remove-agent", "-n", "spare") == {"status": "OK"}
+    done = megactl(tmp_path, "remove-agent", "-n", "node")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "agent node has 1 channels, which would end" in done.stderr
+    assert megactl(tmp_path, "remove-agent", "-n", "node", "--force").stdout == DONE
+    assert modes(tmp_path) == {}
+
+
 def modes(directory: Path) -> dict[str, str]:
     agents = as_json(directory, "list-agents")
     assert isinstance(agents, list)

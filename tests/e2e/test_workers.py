@@ -186,6 +186,24 @@ def test_an_agent_that_one_worker_is_given_is_given_to_all(tmp_path: Path) -> No
             wait_for(lambda path=path: agents_of(path) == {"one", "two"})  # type: ignore[misc]
 
 
+def test_an_agent_that_is_removed_from_one_worker_is_removed_from_all(tmp_path: Path) -> None:
+    first, second = (tmp_path / name for name in SOCKETS)
+    with workers(tmp_path, agent="one") as broker:
+        assert "add another one before" in megactl(first, "remove-agent", "-n", "one").stderr
+        assert megactl(second, "add-agent", "--name", "two").returncode == 0
+        done = megactl(first, "remove-agent", "-n", "one")
+        assert (done.returncode, done.stderr) == (0, "")
+        for path in (first, second):
+            wait_for(lambda path=path: agents_of(path) == {"two"})  # type: ignore[misc]
+        # Also from those that are started later.
+        before = processes(broker)
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: len(processes(broker) - before) == 2)
+        for path in (first, second):
+            wait_for(lambda path=path: agents_of(path) == {"two"})  # type: ignore[misc]
+
+
 def test_an_agent_is_not_given_to_all_while_one_worker_does_not_answer(tmp_path: Path) -> None:
     first, second = (tmp_path / name for name in SOCKETS)
     with workers(tmp_path, agent="one") as broker:

@@ -25,6 +25,7 @@ from megaphone.errors import (
     BadRequest,
     ChannelNotFound,
     MegaphoneError,
+    NoAgentAvailable,
     TargetUnavailable,
     Unauthenticated,
     WrongMode,
@@ -95,6 +96,12 @@ class Operator(Protocol):
 
     async def pipe(self, name: str, target: str) -> None: ...
 
+    async def unpipe(
+        self, name: str, target: str | None = None, *, force: bool = False
+    ) -> None: ...
+
+    async def remove(self, name: str, *, force: bool = False) -> None: ...
+
     async def drain(self, target: str) -> list[Progress]: ...
 
     def watch(self, **asked: int | str) -> AbstractAsyncContextManager[AsyncIterator[View]]: ...
@@ -134,6 +141,13 @@ class HttpOperator:
 
     async def pipe(self, name: str, target: str) -> None:
         await self._call("POST", "/vagent/pipe", {"name": name, "target": target})
+
+    async def unpipe(self, name: str, target: str | None = None, *, force: bool = False) -> None:
+        asked = {"name": name, "force": force} | ({"target": target} if target else {})
+        await self._call("POST", "/vagent/unpipe", asked)
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        await self._call("POST", "/vagent/remove", {"name": name, "force": force})
 
     async def drain(self, target: str) -> list[Progress]:
         async with self._session.post("/node/drain", json={"target": target}) as response:
@@ -271,6 +285,13 @@ class GrpcOperator:
 
     async def pipe(self, name: str, target: str) -> None:
         await self._call("PipeAgent", pb.PipeAgentRequest(name=name, target=target))
+
+    async def unpipe(self, name: str, target: str | None = None, *, force: bool = False) -> None:
+        request = pb.UnpipeAgentRequest(name=name, target=target or "", force=force)
+        await self._call("UnpipeAgent", request)
+
+    async def remove(self, name: str, *, force: bool = False) -> None:
+        await self._call("RemoveAgent", pb.RemoveAgentRequest(name=name, force=force))
 
     async def drain(self, target: str) -> list[Progress]:
         try:
@@ -493,6 +514,110 @@ async def test_an_agent_is_forwarded(target: App, operator: Operator) -> None:
     assert target.agents.named("node").mode is AgentMode.REPLICA
     with pytest.raises(WrongMode):
         await operator.promote("node")
+
+
+async def test_a_pipe_is_closed_and_the_agent_is_as_before(target: App, operator: Operator) -> None:
+    url = f"http://127.0.0.1:{target.grpc_port}"
+    await operator.pipe("node", url)
+    await operator.unpipe("node", url)
+    assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "REPLICA"]
+    await operator.pipe("node", url)
+    await operator.unpipe("node")
+    assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "REPLICA"]
+    for name, of, error in (
+        ("node", url, WrongMode),
+        ("node", None, WrongMode),
+        ("node", "nowhere", BadRequest),
+        ("absent", None, AgentNotFound),
+    ):
+        with pytest.raises(error):
+            await operator.unpipe(name, of)
+
+
+async def test_a_pipe_stays_while_clients_read_at_its_target(
+    target: App, node: App, operator: Operator
+) -> None:
+    [address] = await create(node, 1)
+    await operator.pipe("node", f"http://127.0.0.1:{target.grpc_port}")
+    until = asyncio.get_running_loop().time() + LONG_S
+    while target.metrics.channels_fed < 1:
+        assert asyncio.get_running_loop().time() < until
+        await asyncio.sleep(0.01)
+    target.agents.promote("node", 0.0)
+    async with target.broker.read(ANYONE, address):
+        with pytest.raises(WrongMode, match="1 channels of agent node are in use at 127"):
+            await operator.unpipe("node")
+        assert (await operator.list_agents())[0].mode == "PIPED"
+        await operator.unpipe("node", force=True)
+    assert (await operator.list_agents())[0].mode == "MASTER"
+
+
+async def test_a_pipe_to_a_target_that_is_gone_is_closed_by_force(
+    node: App, operator: Operator
+) -> None:
+    async with running(fast_settings(agent={"other": AgentMode.MASTER})) as target:
+        await operator.pipe("node", f"http://127.0.0.1:{target.grpc_port}")
+    until = asyncio.get_running_loop().time() + LONG_S
+    while node.pipes.described()[0].is_connected:
+        assert asyncio.get_running_loop().time() < until
+        await asyncio.sleep(0.01)
+    with pytest.raises(WrongMode, match="is not connected"):
+        await operator.unpipe("node")
+    await operator.unpipe("node", force=True)
+    assert (await operator.list_agents())[0].mode == "MASTER"
+
+
+async def test_an_agent_without_channels_is_removed(operator: Operator) -> None:
+    await operator.remove("spare")
+    assert [agent.name for agent in await operator.list_agents()] == ["node"]
+    with pytest.raises(AgentNotFound):
+        await operator.remove("spare")
+    with pytest.raises(BadRequest):
+        await operator.remove("a b")
+    await operator.add("spare")
+    assert [agent.mode for agent in await operator.list_agents()] == ["MASTER", "MASTER"]
+
+
+async def test_an_agent_with_channels_is_removed_by_force_only(
+    node: App, operator: Operator
+) -> None:
+    await operator.add("second")
+    channels = [await node.broker.create(ANYONE) for _ in range(120)]
+    mine = [one for one in channels if one.agent == "second"]
+    await write(node, mine[0], 1, 2, 3)
+    with pytest.raises(WrongMode, match=f"agent second has {len(mine)} channels"):
+        await operator.remove("second")
+    async with node.broker.read(ANYONE, mine[1].consumer_address) as reading:
+        await operator.remove("second", force=True)
+        assert [events async for events in reading] == []
+    assert node.metrics.messages_lost == 3
+    with pytest.raises(ChannelNotFound):
+        await write(node, mine[2], 1)
+    assert [agent.channels for agent in await operator.list_agents()] == [120 - len(mine), 0]
+
+
+async def test_the_last_agent_that_takes_channels_is_removed_by_force_only(
+    node: App, operator: Operator
+) -> None:
+    with pytest.raises(WrongMode, match="add another one before"):
+        await operator.remove("node")
+    await operator.remove("node", force=True)
+    with pytest.raises(NoAgentAvailable):
+        await node.broker.create(ANYONE)
+
+
+async def test_an_agent_that_is_replicated_is_not_removed(
+    target: App, node: App, operator: Operator
+) -> None:
+    await operator.add("second")
+    await operator.pipe("second", f"http://127.0.0.1:{target.grpc_port}")
+    for force in (False, True):
+        with pytest.raises(WrongMode, match="close its pipes first"):
+            await operator.remove("second", force=force)
+        with pytest.raises(WrongMode, match="close the pipe there"):
+            await target.admin.remove_agent("second", force=force)
+    await operator.unpipe("second")
+    await operator.remove("second")
 
 
 async def test_an_agent_that_cannot_be_forwarded_stays(operator: Operator) -> None:

@@ -54,6 +54,16 @@ class AdminServiceStub(object):
                 request_serializer=megaphone__api_dot_v1_dot_admin__pb2.PromoteAgentRequest.SerializeToString,
                 response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.PromoteAgentResponse.FromString,
                 _registered_method=True)
+        self.UnpipeAgent = channel.unary_unary(
+                '/megaphone.v1.AdminService/UnpipeAgent',
+                request_serializer=megaphone__api_dot_v1_dot_admin__pb2.UnpipeAgentRequest.SerializeToString,
+                response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.UnpipeAgentResponse.FromString,
+                _registered_method=True)
+        self.RemoveAgent = channel.unary_unary(
+                '/megaphone.v1.AdminService/RemoveAgent',
+                request_serializer=megaphone__api_dot_v1_dot_admin__pb2.RemoveAgentRequest.SerializeToString,
+                response_deserializer=megaphone__api_dot_v1_dot_admin__pb2.RemoveAgentResponse.FromString,
+                _registered_method=True)
         self.ListChannels = channel.unary_unary(
                 '/megaphone.v1.AdminService/ListChannels',
                 request_serializer=megaphone__api_dot_v1_dot_admin__pb2.ListChannelsRequest.SerializeToString,
@@ -115,6 +125,30 @@ class AdminServiceServicer(object):
         """Make a REPLICA a MASTER, or take a PIPED agent back if none of its pipes is connected.
 
         Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpipeAgent(self, request, context):
+        """Stop to replicate an agent to another node, without handing it over.
+
+        With its last pipe the agent gets the mode that it had before. The copies at the target expire.
+        Fails with FAILED_PRECONDITION (WRONG_MODE) if there is no such pipe, or, without `force`, if
+        channels of the agent are in use at the target, or if the target does not say it: their readers
+        there would get nothing more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveAgent(self, request, context):
+        """Remove an agent from this node.
+
+        Fails with FAILED_PRECONDITION (WRONG_MODE) if the agent is replicated to this node or from it,
+        or, without `force`, if it has channels, which would end with all their events, or if no other
+        agent of this node takes new channels. The channels of a shared store live on, so only the
+        latter needs `force` there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,6 +229,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.PromoteAgent,
                     request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.PromoteAgentRequest.FromString,
                     response_serializer=megaphone__api_dot_v1_dot_admin__pb2.PromoteAgentResponse.SerializeToString,
+            ),
+            'UnpipeAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpipeAgent,
+                    request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.UnpipeAgentRequest.FromString,
+                    response_serializer=megaphone__api_dot_v1_dot_admin__pb2.UnpipeAgentResponse.SerializeToString,
+            ),
+            'RemoveAgent': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveAgent,
+                    request_deserializer=megaphone__api_dot_v1_dot_admin__pb2.RemoveAgentRequest.FromString,
+                    response_serializer=megaphone__api_dot_v1_dot_admin__pb2.RemoveAgentResponse.SerializeToString,
             ),
             'ListChannels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListChannels,
@@ -330,6 +374,60 @@ class AdminService(object):
             '/megaphone.v1.AdminService/PromoteAgent',
             megaphone__api_dot_v1_dot_admin__pb2.PromoteAgentRequest.SerializeToString,
             megaphone__api_dot_v1_dot_admin__pb2.PromoteAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpipeAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/megaphone.v1.AdminService/UnpipeAgent',
+            megaphone__api_dot_v1_dot_admin__pb2.UnpipeAgentRequest.SerializeToString,
+            megaphone__api_dot_v1_dot_admin__pb2.UnpipeAgentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveAgent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/megaphone.v1.AdminService/RemoveAgent',
+            megaphone__api_dot_v1_dot_admin__pb2.RemoveAgentRequest.SerializeToString,
+            megaphone__api_dot_v1_dot_admin__pb2.RemoveAgentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -55,6 +55,22 @@ class AdminServiceStub:
 
     Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
     """
+    UnpipeAgent: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnpipeAgentRequest, _admin_pb2.UnpipeAgentResponse]
+    """Stop to replicate an agent to another node, without handing it over.
+
+    With its last pipe the agent gets the mode that it had before. The copies at the target expire.
+    Fails with FAILED_PRECONDITION (WRONG_MODE) if there is no such pipe, or, without `force`, if
+    channels of the agent are in use at the target, or if the target does not say it: their readers
+    there would get nothing more.
+    """
+    RemoveAgent: _grpc.UnaryUnaryMultiCallable[_admin_pb2.RemoveAgentRequest, _admin_pb2.RemoveAgentResponse]
+    """Remove an agent from this node.
+
+    Fails with FAILED_PRECONDITION (WRONG_MODE) if the agent is replicated to this node or from it,
+    or, without `force`, if it has channels, which would end with all their events, or if no other
+    agent of this node takes new channels. The channels of a shared store live on, so only the
+    latter needs `force` there.
+    """
     ListChannels: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListChannelsRequest, _admin_pb2.ListChannelsResponse]
     """List channels, oldest first or as the request says.
 
@@ -109,6 +125,22 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Make a REPLICA a MASTER, or take a PIPED agent back if none of its pipes is connected.
 
     Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
+    """
+    UnpipeAgent: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnpipeAgentRequest, _admin_pb2.UnpipeAgentResponse]  # type: ignore[assignment]
+    """Stop to replicate an agent to another node, without handing it over.
+
+    With its last pipe the agent gets the mode that it had before. The copies at the target expire.
+    Fails with FAILED_PRECONDITION (WRONG_MODE) if there is no such pipe, or, without `force`, if
+    channels of the agent are in use at the target, or if the target does not say it: their readers
+    there would get nothing more.
+    """
+    RemoveAgent: _aio.UnaryUnaryMultiCallable[_admin_pb2.RemoveAgentRequest, _admin_pb2.RemoveAgentResponse]  # type: ignore[assignment]
+    """Remove an agent from this node.
+
+    Fails with FAILED_PRECONDITION (WRONG_MODE) if the agent is replicated to this node or from it,
+    or, without `force`, if it has channels, which would end with all their events, or if no other
+    agent of this node takes new channels. The channels of a shared store live on, so only the
+    latter needs `force` there.
     """
     ListChannels: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListChannelsRequest, _admin_pb2.ListChannelsResponse]  # type: ignore[assignment]
     """List channels, oldest first or as the request says.
@@ -185,6 +217,34 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         """Make a REPLICA a MASTER, or take a PIPED agent back if none of its pipes is connected.
 
         Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
+        """
+
+    @_abc_1.abstractmethod
+    def UnpipeAgent(
+        self,
+        request: _admin_pb2.UnpipeAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.UnpipeAgentResponse, _abc.Awaitable[_admin_pb2.UnpipeAgentResponse]]:
+        """Stop to replicate an agent to another node, without handing it over.
+
+        With its last pipe the agent gets the mode that it had before. The copies at the target expire.
+        Fails with FAILED_PRECONDITION (WRONG_MODE) if there is no such pipe, or, without `force`, if
+        channels of the agent are in use at the target, or if the target does not say it: their readers
+        there would get nothing more.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveAgent(
+        self,
+        request: _admin_pb2.RemoveAgentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.RemoveAgentResponse, _abc.Awaitable[_admin_pb2.RemoveAgentResponse]]:
+        """Remove an agent from this node.
+
+        Fails with FAILED_PRECONDITION (WRONG_MODE) if the agent is replicated to this node or from it,
+        or, without `force`, if it has channels, which would end with all their events, or if no other
+        agent of this node takes new channels. The channels of a shared store live on, so only the
+        latter needs `force` there.
         """
 
     @_abc_1.abstractmethod
