@@ -6,7 +6,9 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import reduce
 from http.client import HTTPConnection
+from operator import getitem
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +25,9 @@ from megaphone.testing import Broker
 from megaphone_client.sync import Megaphone
 from megaphone_operator.cli import parser
 from tests.support.documented import ROOT
+from tests.support.kubernetes_programs import ARE_FOR_THIS_MACHINE, run_program
 
+CHART = "deploy/helm/megaphone-operator"
 DRAWN = "mermaid"
 SHOWN = ("text", "json")
 """What a command prints, or the broker answers. The test that runs the page compares it."""
@@ -47,6 +51,12 @@ PAGES = {
     "docs/errors.md": {"json": "e2e/test_pages.py"},
     "docs/grpc.md": {"python": "e2e/test_documents.py"},
     "docs/http.md": {"bash": "e2e/test_http_page.py", "http": "e2e/test_http_page.py"},
+    "docs/kubernetes.md": {
+        "sh": "e2e/test_pages.py",
+        "text": "deploy/test_kubernetes_page.py",
+        "yaml": "deploy/test_kubernetes_page.py",
+    },
+    "docs/kubernetes-migration.md": {"sh": "e2e/test_pages.py"},
     "docs/limits.md": dict.fromkeys(("bash", "http", "toml"), "e2e/test_limits_page.py"),
     "docs/nodes.md": {"toml": "e2e/test_pages.py", "sh": "e2e/test_pages.py"},
     "docs/operating.md": {"bash": "e2e/test_documents.py"},
@@ -68,7 +78,7 @@ PAGES = {
 
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`")
-COMMAND = re.compile(r"(?:\w+=\S+ )?(?:[./\w]*/)?(?:megaphone|megactl|make|docker|kubectl) \S")
+COMMAND = re.compile(r"(?:\w+=\S+ )?(?:[./\w]*/)?(?:megaphone|megactl|make|docker|kubectl|helm) \S")
 ASSIGNED = re.compile(r"(\w+)=(.*)")
 
 
@@ -205,6 +215,8 @@ def is_a_call_of_docker(arguments: list[str]) -> None:
                 yaml.safe_load((ROOT / one).read_text())["services"] for one in (file, more)
             ]
             assert services[1].keys() <= services[0].keys()
+        case ["build", "-f", file, "-t", _, "."]:
+            assert (ROOT / file).is_file()
         case ["build", "--build-arg", argument]:
             assert f"\nARG {argument.partition('=')[0]}" in image
         case ["exec", "NODE", program, *rest]:
@@ -215,9 +227,34 @@ def is_a_call_of_docker(arguments: list[str]) -> None:
 
 
 def is_a_call_of_kubectl(arguments: list[str]) -> None:
-    apply, flag, folder = arguments
-    assert (apply, flag) == ("apply", "-k")
-    assert (ROOT / folder / "kustomization.yaml").exists()
+    has_its_options("kubectl", arguments)
+    match arguments:
+        case [("apply" | "delete"), "-k", folder]:
+            assert (ROOT / folder / "kustomization.yaml").exists()
+        case ["patch", "megaphone", _, "--type=merge", patch]:
+            assert json.loads(patch.removeprefix("--patch=")).keys() == {"spec"}
+        case _:
+            assert arguments[0] in ("apply", "describe", "get", "port-forward", "scale")
+
+
+def is_a_call_of_helm(arguments: list[str]) -> None:
+    has_its_options("helm", arguments)
+    values = yaml.safe_load((ROOT / CHART / "values.yaml").read_text())
+    for argument in arguments:
+        assert not argument.startswith("deploy/") or argument == CHART
+        if set_to := re.fullmatch(r"--set=([\w.]+)=.*", argument):
+            assert reduce(getitem, set_to[1].split("."), values) is not None
+
+
+def has_its_options(program: str, arguments: list[str]) -> None:
+    """Check that a command of kubectl or helm has the options with which it is called."""
+    if not ARE_FOR_THIS_MACHINE:
+        return
+    command = arguments[0]
+    listed = run_program(program, command, "--help") + run_program(program, "--help")
+    for word in arguments[1:]:
+        if word.startswith("-"):
+            assert re.search(rf"(^|[\s,]){re.escape(word.partition('=')[0])}\b", listed), word
 
 
 def is_a_call_of_the_operator(arguments: list[str]) -> None:
@@ -231,6 +268,7 @@ CHECKS: dict[str, Callable[[list[str]], None]] = {
     "docker": is_a_call_of_docker,
     "kubectl": is_a_call_of_kubectl,
     "megaphone-operator": is_a_call_of_the_operator,
+    "helm": is_a_call_of_helm,
 }
 
 
