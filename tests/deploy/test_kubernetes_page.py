@@ -75,6 +75,15 @@ def test_the_columns_of_the_page_are_those_of_the_resource() -> None:
     assert wide == names + more
 
 
+def test_the_page_has_every_reason_and_every_event() -> None:
+    folder = ROOT / "operator" / "megaphone_operator" / "plan"
+    code = (folder / "status.py").read_text() + (folder / "events.py").read_text()
+    reasons = re.findall(r'Condition\("\w+", (?:True|False), "(\w+)"', code)
+    events = re.findall(r'(?:_normal\(|"Warning", )"(\w+)"', code)
+    named = set(re.findall(r"`([A-Z][A-Za-z]+)`", section("The status")))
+    assert named - {"Available", "Progressing", "Degraded"} == {*reasons, *events}
+
+
 def test_the_table_has_every_field_of_the_spec() -> None:
     spec = SCHEMA["properties"]["spec"]
     named = {field for row in ROW.findall(section("The spec")) for field in FIELD.findall(row)}

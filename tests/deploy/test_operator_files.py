@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from megaphone import __version__
+from megaphone_operator.cli import parser
 from tests.manifests import CHART, DEPLOY, MADE, NAME, operator_yaml, rendered
 from tests.support.kubernetes_programs import needs_kubernetes_programs, run_program
 
 pytestmark = needs_kubernetes_programs
 
 OPERATOR = DEPLOY / "operator"
+OPERATOR_README = DEPLOY.parent / "operator" / "README.md"
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
 KEEP = "helm.sh/resource-policy"
 
@@ -97,6 +99,9 @@ def test_every_value_reaches_the_operator(tmp_path: Path) -> None:
         "--resolver=10.96.0.10",
         "--cluster-domain=cluster.example",
     ]
+    options = parser().parse_args(container["args"])
+    assert (options.log_level, options.namespace) == ("debug", NAME)
+    assert (options.resolver, options.cluster_domain) == ("10.96.0.10", "cluster.example")
     assert container["resources"] == values["resources"] | VALUES["resources"] | {
         "limits": VALUES["resources"]["limits"] | {"cpu": "1"}
     }
@@ -129,6 +134,25 @@ def rules(role: Any) -> set[tuple[str, str, str]]:
         for group in rule["apiGroups"]
         for resource in rule["resources"]
         for verb in rule["verbs"]
+    }
+
+
+def test_the_rights_are_those_that_the_operator_says_it_uses() -> None:
+    everywhere, in_its_namespace = re.findall(
+        r"\| group \| resource .*\n\|.*\n((?:\|.*\n)+)", OPERATOR_README.read_text()
+    )
+    found = chart()
+    assert rules(found["ClusterRole", NAME]) == rights(everywhere)
+    assert rules(found["Role", f"{NAME}-lease"]) == rights(in_its_namespace)
+
+
+def rights(table: str) -> set[tuple[str, str, str]]:
+    """Return the rights in a table of README.md."""
+    rows = [[cell.strip(" `") for cell in row.split("|")[1:4]] for row in table.splitlines()]
+    return {
+        ("" if group == "core" else group, resource, verb)
+        for group, resource, verbs in rows
+        for verb in verbs.split(", ")
     }
 
 
