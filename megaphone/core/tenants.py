@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Final, final
 from weakref import WeakValueDictionary
 
@@ -15,7 +16,9 @@ from megaphone.settings import Settings, TenantLimits
 _NAME = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_TENANT_LENGTH}}}")
 NO_LIMITS: Final = TenantLimits()
 OTHER: Final = "other"
-"""What metrics call all tenants that are not in the settings."""
+"""What metrics call all tenants that are not among the first of the settings."""
+MOST_LABELS: Final = 100
+"""How many tenants of the settings have their own names in metrics."""
 MOST_HELD: Final = 10_000
 """How many tenants that are not in the settings are remembered for what they have not paid off."""
 READ_AGAIN_S: Final = 1.0
@@ -36,6 +39,7 @@ class Tenant:
         "_creates",
         "_writes",
         "channels",
+        "has_table",
         "label",
         "limits",
         "name",
@@ -43,7 +47,13 @@ class Tenant:
         "share",
     )
 
-    def __init__(self, name: str, limits: TenantLimits = NO_LIMITS, label: str = OTHER) -> None:
+    def __init__(
+        self,
+        name: str,
+        limits: TenantLimits = NO_LIMITS,
+        label: str = OTHER,
+        has_table: bool = False,
+    ) -> None:
         self.name: Final = name
         self.channels = 0
         """How many channels of this tenant the store of this node has in memory."""
@@ -54,10 +64,12 @@ class Tenant:
         self._bytes: Rate | None = None
         self.share: Share | None = None
         """What the tenant uses of the budget of this node; None if it has no share."""
-        self.change(limits, label)
+        self.change(limits, label, has_table)
 
-    def change(self, limits: TenantLimits, label: str) -> None:
+    def change(self, limits: TenantLimits, label: str, has_table: bool = False) -> None:
         """Set the limits. The counts so far stay."""
+        self.has_table = has_table
+        """Whether it has a table in the settings."""
         self.limits = limits
         self.label = label
         """The name of the tenant in metrics."""
@@ -100,8 +112,7 @@ class Tenant:
         many, have one only while a limit is set.
         """
         if self.share is None:
-            is_named = self.label != OTHER and self is not DEFAULT
-            if self.limits.buffered_bytes is None and not is_named:
+            if self.limits.buffered_bytes is None and not self.has_table:
                 return whole
             self.share = Share(whole, self.name, self.label, self.limits.buffered_bytes)
         return self.share
@@ -232,7 +243,7 @@ class Tenants:
         """`limits` are the shares, by the names of the tenants."""
         self._limits = dict(limits or {})
         of_default = self._limits.get(DEFAULT.name, NO_LIMITS)
-        self.default = Tenant(DEFAULT.name, of_default, DEFAULT.name)
+        self.default = Tenant(DEFAULT.name, of_default, DEFAULT.name, has_table=True)
         """The tenant of callers for whom no other one is configured."""
         self._configured = {name: self._new(name) for name in self._limits}
         self._others: WeakValueDictionary[str, Tenant] = WeakValueDictionary()
@@ -272,11 +283,14 @@ class Tenants:
     def _new(self, name: str) -> Tenant:
         return Tenant(name, *self._share_of(name))
 
-    def _share_of(self, name: str) -> tuple[TenantLimits, str]:
-        """Return the limits of a tenant, and its name in metrics."""
-        if name == DEFAULT.name or name in self._limits:
-            return self._limits.get(name, NO_LIMITS), name
-        return self._limits.get(DEFAULT.name, NO_LIMITS), OTHER
+    def _share_of(self, name: str) -> tuple[TenantLimits, str, bool]:
+        """Return the limits of a tenant, its name in metrics, and whether it has a table."""
+        if name == DEFAULT.name:
+            return self._limits.get(name, NO_LIMITS), name, True
+        if name in self._limits:
+            label = name if name in islice(self._limits, MOST_LABELS) else OTHER
+            return self._limits[name], label, True
+        return self._limits.get(DEFAULT.name, NO_LIMITS), OTHER, False
 
     def prepare(self, settings: Settings) -> Callable[[], None]:
         """Fulfils `megaphone.reload.Reloadable`. Each tenant keeps its object and its counts."""

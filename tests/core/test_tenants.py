@@ -5,8 +5,16 @@ import gc
 import pytest
 
 from megaphone.core import tenants as core_tenants
+from megaphone.core.budget import Budget
 from megaphone.core.creation import AllowedOptions
-from megaphone.core.tenants import DEFAULT, Tenant, Tenants, checked_tenant
+from megaphone.core.tenants import (
+    DEFAULT,
+    MOST_LABELS,
+    OTHER,
+    Tenant,
+    Tenants,
+    checked_tenant,
+)
 from megaphone.errors import BadRequest, LimitExceeded, RateLimited
 from megaphone.model import NO_OPTIONS, ChannelOptions
 from megaphone.settings import Settings, TenantLimits
@@ -164,3 +172,15 @@ def test_a_tenant_has_defaults_and_maxima_for_its_channels() -> None:
     assert large.options_of(ChannelOptions(50, 500), NODE) == ChannelOptions(50, 500)
     with pytest.raises(BadRequest, match="to 500 seconds"):
         large.options_of(ChannelOptions(None, 501), NODE)
+
+
+def test_metrics_name_no_more_than_the_first_hundred_tenants() -> None:
+    names = [f"t{number}" for number in range(MOST_LABELS + 2)]
+    tenants = Tenants(dict.fromkeys(names, TenantLimits()))
+    labels = [tenants.named(name).label for name in names]
+    assert labels == [*names[:MOST_LABELS], OTHER, OTHER]
+    budget = Budget()
+    assert (
+        tenants.named(names[-1]).budget_in(budget) is not budget
+    )  # which has a table all the same
+    assert tenants.named("unknown").budget_in(budget) is budget
