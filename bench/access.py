@@ -110,7 +110,7 @@ class Writes:
         began = time.thread_time()
         for _ in range(WRITES):
             outcomes = [answer(request, ())]
-            complete(outcomes)
+            complete(outcomes, time.monotonic())
         took_s = time.thread_time() - began
         assert isinstance(outcomes[0], bytes), outcomes
         await self._app.admin.dispose(channel.consumer_address)

@@ -36,7 +36,8 @@ from megaphone.listen.sockets import (
     unlink_unix,
 )
 from megaphone.model import AgentMode, Endpoint
-from megaphone.observe.metrics import Family, LogCounts, Metrics
+from megaphone.observe.calls import FaceCalls
+from megaphone.observe.metrics import LogCounts, Metrics
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
 from megaphone.process.terminal import has_terminal
@@ -136,10 +137,11 @@ async def running(
         lambda ip: peers.proxies.has(ip),
     )
     metrics = Metrics(webhooks, budget, connections, logs)
-    metrics.add(lambda: families_of(reloader))
+    metrics.add("channels_limit", lambda: settings.max_channels)
+    metrics.add("reloads_total", lambda: by_outcome(reloader.succeeded, reloader.failed))
     certificates = [one for one in (public, for_nodes) if one is not None]
     if certificates:
-        metrics.add(lambda: families_of_certificates(certificates))
+        add_metrics_of_certificates(metrics, certificates)
     if public is not None:
         reloader.add(public, "tls")
     if for_nodes is not None:
@@ -182,13 +184,13 @@ async def running(
         )
         reloader.add(jwts, "auth")  # before the doorkeeper, who looks whom it has revoked
         reloader.add(doorkeeper, "auth")
-        metrics.add(lambda: [*refusals_of(doorkeeper), *fetch_times_of(jwts)])
+        add_metrics_of_access(metrics, doorkeeper, jwts)
         resource = None
         if settings.public_url is not None:
             resource = ResourceMetadata(settings.public_url, jwts.urls)
-        metrics.add(lambda: limits_of(metrics))
+        add_metrics_of_pipes(metrics, built.pipes)
         if settings.store == MEMORY:  # nodes that share a store all serve the same agents
-            metrics.add(lambda: modes_of(built.agents))
+            metrics.add("agents", lambda: modes_of(built.agents))
         http, grpc = faces(
             settings,
             built,
@@ -207,11 +209,14 @@ async def running(
             stack.callback(checking.cancel)
         trimming = asyncio.create_task(memory.keep_small(settings.workers))
         stack.callback(trimming.cancel)
+        measuring = asyncio.create_task(metrics.lag.measure())
+        stack.callback(measuring.cancel)
         if settings.mng_socket_path is not None:
             await stack.enter_async_context(
                 serving_admin(
                     admin,
                     budget,
+                    metrics,
                     settings.mng_socket_path,
                     settings.grpc_reflection is not False,
                     replaces=worker is not None,
@@ -224,7 +229,7 @@ async def running(
         stack.push_async_callback(grpc.stop)
         nodes_port = None
         if for_nodes is not None and settings.nodes_endpoint is not None:
-            nodes = nodes_server(settings, built, for_nodes, reloader)
+            nodes = nodes_server(settings, built, for_nodes, reloader, metrics.grpc)
             nodes_port = await nodes.start(settings.nodes_endpoint)
             stack.push_async_callback(nodes.stop)
         ops_port = None
@@ -233,6 +238,7 @@ async def running(
                 serving_ops(
                     broker,
                     budget,
+                    metrics,
                     all_metrics,
                     admin,
                     settings.ops_endpoint,
@@ -322,9 +328,10 @@ def faces(
         max_body_bytes=settings.max_body_bytes,
         origins=Origins(settings.cors_allow_origin),
         connections=connections,
-        lane=lane_of(broker, doorkeeper, settings),
+        lane=lane_of(broker, doorkeeper, settings, metrics.http),
         tls=None if certificates is None else lambda: certificates.identity.context,
         on_error=metrics.refused,
+        calls=metrics.http,
     )
     grpc = GrpcServer(
         ChannelServicer(broker, budget, doorkeeper),
@@ -341,6 +348,7 @@ def faces(
         shares_port=worker is not None,
         tls=None if certificates is None else lambda: certificates.identity.contents,
         on_error=metrics.refused,
+        calls=metrics.grpc,
     )
     return http, grpc
 
@@ -356,6 +364,7 @@ def reflects(settings: Settings) -> bool:
 async def serving_ops(
     broker: Broker,
     budget: Budget,
+    metrics: Metrics,
     all_metrics: Callable[[], Awaitable[bytes]],
     admin: Admin,
     endpoint: Endpoint,
@@ -371,6 +380,7 @@ async def serving_ops(
         budget=budget,
         max_body_bytes=ADMIN_BODY_BYTES,
         connections=Connections(OPS_CONNECTIONS),
+        calls=metrics.http,
     )
     port = await http.start(bind_shared(endpoint) if shares_port else listen_tcp(endpoint))
     try:
@@ -381,14 +391,25 @@ async def serving_ops(
 
 @asynccontextmanager
 async def serving_admin(
-    admin: Admin, budget: Budget, socket_path: str, with_reflection: bool, *, replaces: bool
+    admin: Admin,
+    budget: Budget,
+    metrics: Metrics,
+    socket_path: str,
+    with_reflection: bool,
+    *,
+    replaces: bool,
 ) -> AsyncIterator[None]:
     """Serve the admin API within this context: HTTP at the path, gRPC beside it.
 
     With `replaces`, the sockets take the place of those that are there.
     """
-    http = HttpServer(AdminApi(admin).routes(), budget=budget, max_body_bytes=ADMIN_BODY_BYTES)
-    grpc = AdminServer(AdminServicer(admin), with_reflection=with_reflection)
+    http = HttpServer(
+        AdminApi(admin).routes(),
+        budget=budget,
+        max_body_bytes=ADMIN_BODY_BYTES,
+        calls=metrics.http,
+    )
+    grpc = AdminServer(AdminServicer(admin), with_reflection=with_reflection, calls=metrics.grpc)
     async with AsyncExitStack() as stack:
 
         def bound(path: str, at: str) -> None:
@@ -407,11 +428,14 @@ async def serving_admin(
         yield
 
 
-def lane_of(broker: Broker, doorkeeper: Doorkeeper, settings: Settings) -> Lane | None:
+def lane_of(
+    broker: Broker, doorkeeper: Doorkeeper, settings: Settings, calls: FaceCalls
+) -> Lane | None:
     """Return the lane of the HTTP face, unless it is switched off."""
     if not settings.http_lane:
         return None
-    return Lane(broker, doorkeeper, settings.max_body_bytes, Origins(settings.cors_allow_origin))
+    origins = Origins(settings.cors_allow_origin)
+    return Lane(broker, doorkeeper, settings.max_body_bytes, origins, calls=calls)
 
 
 async def let_clients_go(
@@ -469,7 +493,11 @@ def connections_of_each_face(settings: Settings) -> int:
 
 
 def nodes_server(
-    settings: Settings, built: Backend, certificates: Certificates, reloader: Reloader
+    settings: Settings,
+    built: Backend,
+    certificates: Certificates,
+    reloader: Reloader,
+    calls: FaceCalls,
 ) -> NodesServer:
     """Build the server for other nodes."""
     node_names = NodeNames(settings)
@@ -481,6 +509,7 @@ def nodes_server(
         max_members=max(settings.max_batch_events, settings.max_addresses),
         max_body_bytes=settings.max_body_bytes,
         max_connections=connections_of_each_face(settings),
+        calls=calls,
     )
 
 
@@ -491,58 +520,56 @@ def certificates_of(
     return None if files_in(settings) is None else Certificates(door, files_in, settings)
 
 
-def families_of_certificates(some: Sequence[Certificates]) -> list[Family]:
-    return [
-        Family(
-            "gauge",
-            "certificate_not_after_timestamp_seconds",
-            "Until when the certificate is valid.",
-            [({"door": one.door}, one.identity.not_after.timestamp()) for one in some],
-        ),
-        Family(
-            "counter",
-            "certificate_reloads_total",
-            "How often other files of a certificate were read while the node served.",
-            [
-                ({"outcome": "success"}, sum(one.succeeded for one in some)),
-                ({"outcome": "failure"}, sum(one.failed for one in some)),
-            ],
-        ),
-    ]
+def by_outcome(succeeded: int, failed: int) -> list[tuple[dict[str, str], int]]:
+    """Return the samples of a metric that counts outcomes."""
+    return [({"outcome": "success"}, succeeded), ({"outcome": "failure"}, failed)]
 
 
-def families_of(reloader: Reloader) -> list[Family]:
-    outcomes = {"success": reloader.succeeded, "failure": reloader.failed}
-    samples = [({"outcome": outcome}, count) for outcome, count in outcomes.items()]
-    meaning = "How often the settings were read again while the node served."
-    return [Family("counter", "reloads_total", meaning, samples)]
+def add_metrics_of_certificates(metrics: Metrics, some: Sequence[Certificates]) -> None:
+    metrics.add(
+        "certificate_not_after_timestamp_seconds",
+        lambda: [({"door": one.door}, one.identity.not_after.timestamp()) for one in some],
+    )
+    metrics.add(
+        "certificate_reloads_total",
+        lambda: by_outcome(sum(one.succeeded for one in some), sum(one.failed for one in some)),
+    )
 
 
-def limits_of(metrics: Metrics) -> list[Family]:
-    samples = [
-        ({"tenant": tenant, "limit": limit}, count)
-        for (tenant, limit), count in metrics.refusals.items()
-    ]
-    meaning = "How often a tenant was refused something, because it had reached a limit."
-    return [Family("counter", "limited_total", meaning, samples)]
+def add_metrics_of_access(metrics: Metrics, doorkeeper: Doorkeeper, jwts: JwtVerifier) -> None:
+    metrics.add(
+        "auth_failures_total",
+        lambda: [({"reason": code}, count) for code, count in doorkeeper.refused.counts.items()],
+    )
+    metrics.add(
+        "jwks_fetched_timestamp_seconds",
+        lambda: [({"issuer": name}, at) for name, at in jwts.fetch_times().items()],
+    )
 
 
-def modes_of(agents: Agents) -> list[Family]:
+def modes_of(agents: Agents) -> list[tuple[dict[str, str], int]]:
+    """Return how many agents there are, by their modes."""
     counts = Counter(agent.mode for agent in agents)
-    samples = [({"mode": mode.value}, counts[mode]) for mode in AgentMode]
-    return [Family("gauge", "agents", "Agents on this node, by their modes.", samples)]
+    return [({"mode": mode.value}, counts[mode]) for mode in AgentMode]
 
 
-def refusals_of(doorkeeper: Doorkeeper) -> list[Family]:
-    samples = [({"reason": code}, count) for code, count in doorkeeper.refused.counts.items()]
-    meaning = "How many tokens and other proofs were refused, by the code of the error."
-    return [Family("counter", "auth_failures_total", meaning, samples)]
+def add_metrics_of_pipes(metrics: Metrics, pipes: Pipes) -> None:
+    """An agent may have pipes to several nodes."""
 
+    def connected() -> list[tuple[dict[str, str], int]]:
+        found: dict[str, bool] = {}
+        for one in pipes.described():
+            found[one.agent] = found.get(one.agent, True) and one.is_connected
+        return [({"agent": agent}, int(are_connected)) for agent, are_connected in found.items()]
 
-def fetch_times_of(jwts: JwtVerifier) -> list[Family]:
-    samples = [({"issuer": name}, time) for name, time in jwts.fetch_times().items()]
-    meaning = "When the keys of an issuer were fetched last, in Unix time; 0 if they never were."
-    return [Family("gauge", "jwks_fetched_timestamp_seconds", meaning, samples)] if samples else []
+    def untold() -> list[tuple[dict[str, str], int]]:
+        found: dict[str, int] = {}
+        for one in pipes.described():
+            found[one.agent] = found.get(one.agent, 0) + one.backlog
+        return [({"agent": agent}, backlog) for agent, backlog in found.items()]
+
+    metrics.add("pipe_connected", connected)
+    metrics.add("pipe_channels_untold", untold)
 
 
 async def serve(

@@ -177,16 +177,25 @@ async def of_shared_store(
     assert store.facts is not None
     log.info("%s", store.facts.line(settings.store_wait_replicas))
 
-    def described() -> dict[str, object]:
+    def described() -> list[tuple[dict[str, object], int]]:
         facts = store.facts  # they are new after each connection
         assert facts is not None
-        return {
+        labels = {
             "server": facts.server,
             "persistence": facts.persistence,
             "wait_replicas": settings.store_wait_replicas,
         }
+        return [(labels, 1)]
 
-    metrics.store = described
+    counts = store.link.counts
+    metrics.add("store_info", described)
+    metrics.add("store_channels", lambda: store.counted)
+    metrics.add("store_call_seconds", lambda: counts.seconds)
+    metrics.add(
+        "store_errors_total",
+        lambda: [({"kind": kind}, count) for kind, count in counts.errors.items()],
+    )
+    metrics.add("store_reconnects_total", lambda: counts.reconnects)
     try:
         agents = Agents(settings.agent_warmup_secs, directory=store.directory)
         await introduce(agents, settings)

@@ -98,6 +98,43 @@ class AgentMode(Enum):
     """The agent is served here and replicated to another node. It takes no new channels."""
 
 
+class ReadKind(StrEnum):
+    """What a reader does so that it loses nothing. The values are labels of metrics."""
+
+    PLAIN = "plain"
+    RESUMING = "resuming"
+    ACKNOWLEDGING = "acknowledging"
+
+
+class ReadEnd(StrEnum):
+    """Why the read of a channel has ended. The values are labels of metrics, with these texts."""
+
+    WINDOW = "window"
+    """Its read time was over."""
+    LIMIT = "limit"
+    """The client has got as many events as it wanted."""
+    CLIENT_GONE = "client_gone"
+    """The client has closed or lost its connection."""
+    STALLED = "stalled"
+    """The client took nothing for too long."""
+    TAKEN_OVER = "taken_over"
+    """Another reader has taken its place."""
+    CHANNEL_GONE = "channel_gone"
+    """The channel has expired, or was removed."""
+    MOVED = "moved"
+    """The agent of the channel moves to another node."""
+    SHUTDOWN = "shutdown"
+    """The node stops, or lets its clients go to other nodes."""
+    TOKEN_EXPIRED = "token_expired"  # noqa: S105, because it is no password
+    """The token of the caller has expired."""
+    REVOKED = "revoked"
+    """A reload, or the issuer of the token, has taken from the caller what it was allowed."""
+    STORE_LOST = "store_lost"
+    """The shared store may have lost events, or could not end the read."""
+    FAILED = "failed"
+    """A bug. The log of the broker has the details."""
+
+
 class ReadProtocol(Enum):
     """The protocols for reading a channel, by the names that `/create` negotiates."""
 
@@ -436,6 +473,13 @@ class ReadOptions:
     """Send the trace context of each event that has one."""
     face: str = field(default="", compare=False)
     """Which of `FACES` the reader uses, for operators; empty if it uses none."""
+
+    @property
+    def kind(self) -> ReadKind:
+        """What the reader does so that it loses nothing."""
+        if self.acknowledge:
+            return ReadKind.ACKNOWLEDGING
+        return ReadKind.PLAIN if self.cursor is None else ReadKind.RESUMING
 
     def ends_read_of(self, reader: str) -> bool:
         """Return whether this read takes the place of an open one of the named reader."""

@@ -7,12 +7,13 @@ python -m docs.generate --check   fail, and name the pages that are not up to da
 import sys
 from pathlib import Path
 
-from docs.generate import errors, protos, settings
+from docs.generate import errors, metrics, protos, settings
 
 DOCS = Path(__file__).parents[1]
 PAGES = {
     "errors.md": errors.page,
     "grpc.md": protos.page,
+    "metrics.md": metrics.page,
     "settings.md": settings.page,
 }
 

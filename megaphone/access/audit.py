@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Final
 
 from megaphone.core.peers import network_of
+from megaphone.errors import KeysUnavailable, TokenExpired, Unauthenticated
 
 log = logging.getLogger("megaphone.audit")
 
 LINE_S: Final = 1.0
 """The shortest time between two lines about the same address."""
 PEERS_REMEMBERED: Final = 1_000
+CODES: Final = (Unauthenticated.code, TokenExpired.code, KeysUnavailable.code)
 
 
 class RefusedProofs:
@@ -21,7 +23,8 @@ class RefusedProofs:
         self._lines: dict[str, tuple[float, int]] = {}
         """For each network of peers: when the next line may be logged, and how many refusals no
         line has reported yet."""
-        self.counts: dict[str, int] = {}
+        # They are 0 from the start, because Prometheus would miss the first of each.
+        self.counts: dict[str, int] = dict.fromkeys(CODES, 0)
         """How many proofs were refused, by the code of the error."""
 
     def add(self, ip: str, code: str, reason: str) -> None:

@@ -39,6 +39,7 @@ from megaphone.model import (
     READER_PATTERN,
     ChannelOptions,
     NewChannel,
+    ReadEnd,
     ReadOptions,
     ReadProtocol,
     agent_of,
@@ -404,7 +405,8 @@ class Broker(Writing):
         # A reload while the call waited did not find it among the open reads.
         try:
             self._check_reader(reader)
-        except MegaphoneError:
+        except MegaphoneError as error:
+            reader.refuse(error)
             reader.close(clean=False)
             raise
         return reader
@@ -470,7 +472,7 @@ class Broker(Writing):
         """
         readers = {reader for reader in self._readers if reader.agent == agent}
         for reader in readers:
-            reader.end()
+            reader.end(ReadEnd.MOVED)
         with suppress(TimeoutError):
             async with asyncio.timeout(DRAIN_GRACE_S):
                 while readers & self._readers:
@@ -491,7 +493,7 @@ class Broker(Writing):
     def end_all_reads(self) -> None:
         """End all open reads cleanly. Clients may read again at once."""
         for reader in self._readers:
-            reader.end()
+            reader.end(ReadEnd.SHUTDOWN)
 
     def end_refused_reads(self, nobody: Caller) -> None:
         """End cleanly all open reads whose callers may not read any more. `nobody` is the caller
@@ -512,7 +514,7 @@ class Broker(Writing):
         caller = self._nobody if reader.caller is ANYONE else reader.caller
         tenant = caller.check_streams(Action.READ, loop_time(), reader.streams)
         if tenant is not None and reader.tenant is None:
-            reader.end()
+            reader.end(ReadEnd.REVOKED)
 
     async def begin_shutdown(self) -> None:
         """Refuse new calls and waiting writers from now on, and end all open reads cleanly."""

@@ -57,6 +57,7 @@ class Budget:
         "_delivered",
         "_dropped",
         "_entered",
+        "_events",
         "_received",
         "_shares",
         "_short_from",
@@ -70,6 +71,7 @@ class Budget:
         self._used = 0
         """How many bytes are in use, and those that repeated steps have freed since `_settle`."""
         self._entered, self._delivered, self._dropped = Repeated(), Repeated(), Repeated()
+        self._events = 0
         self._received = 0
         self._short_from = int(limit * SHORT_FROM)
         self._with_replay: dict[KeepsReplay, None] = {}
@@ -85,6 +87,12 @@ class Budget:
         """How many bytes are in use."""
         self._settle()
         return self._used
+
+    @property
+    def events(self) -> int:
+        """How many events are held, each counted once."""
+        self._settle()
+        return self._events
 
     @property
     def limit_of_requests(self) -> int:
@@ -217,6 +225,7 @@ class Budget:
         event.holders += 1
         size = ENTRY_BYTES
         if event.holders == 1:
+            self._events += 1
             size += size_of(event)
             event.payer = account
         self._add(size, account)
@@ -263,6 +272,7 @@ class Budget:
             event.holders += 1
             event.awaited += 1
             if event.holders == 1:
+                self._events += 1
                 used += EVENT_BYTES + len(event.body)
                 if event.trace is not None:
                     used += TRACE_BYTES
@@ -337,6 +347,7 @@ class Budget:
             event.holders -= holders
             if event.holders == 0:
                 are_shared = False
+                self._events -= 1
                 self._pay(event, -size_of(event))
         return are_shared
 

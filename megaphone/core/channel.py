@@ -23,7 +23,7 @@ from megaphone.core.idempotency import Key, Keys
 from megaphone.core.log import Batch, Log
 from megaphone.core.sendings import Sendings
 from megaphone.errors import LimitExceeded, ReaderBusy, TakenOver
-from megaphone.model import ChannelLimits, Event, Progress, ReadOptions
+from megaphone.model import ChannelLimits, Event, Progress, ReadEnd, ReadOptions
 
 REPLICA_SURPLUS = 1_000
 """How many more events than its source a replicated channel holds before it is full. A source sends
@@ -81,6 +81,7 @@ class Lease:
         "acknowledging",
         "began_at",
         "cursor",
+        "ended_by",
         "face",
         "floor",
         "in_flight",
@@ -114,6 +115,8 @@ class Lease:
         self.is_open = True
         """False once the reader has released the lease, another reader has taken over, or the
         channel is closed."""
+        self.ended_by: ReadEnd | None = None
+        """Why the channel has ended the read, if it has."""
         self.cursor = channel.cursor
         """The cursor before the first event of this read: an event id, or START. A read that
         resumes after it misses no event of this read."""
@@ -578,6 +581,7 @@ class Channel:
         """
         if (lease := self._lease) is not None:
             self._lease = None
+            lease.ended_by = ReadEnd.CHANNEL_GONE
             lease._end()
             lease.notify()
         waiters, self._waiters = self._waiters, None
@@ -666,5 +670,6 @@ class Channel:
             self.log.budget.keeps_replay(self)
 
     def _lose_lease(self, lease: Lease, now: float) -> None:
+        lease.ended_by = ReadEnd.TAKEN_OVER
         self._release(lease, clean=False, now=now)
         lease.notify()

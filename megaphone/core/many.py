@@ -15,7 +15,14 @@ from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
 from megaphone.core.ports import Observer
 from megaphone.core.reader import Reader, bytes_of
 from megaphone.errors import MegaphoneError, StoreUnavailable
-from megaphone.model import ChannelBegun, ChannelDone, ChannelEvents, Part, ReadOptions
+from megaphone.model import (
+    ChannelBegun,
+    ChannelDone,
+    ChannelEvents,
+    Part,
+    ReadEnd,
+    ReadOptions,
+)
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -114,7 +121,7 @@ class ManyReader(OpenRead[Part]):
                 self._left -= len(events)
                 self._enqueue(index)  # its next turn confirms these events
                 if self._left <= 0:
-                    self.end()
+                    self.end(ReadEnd.LIMIT)
             elif reader.is_over:
                 self._finish(index, reader)
         parts = self._with_news(parts)
@@ -159,10 +166,11 @@ class ManyReader(OpenRead[Part]):
             self._wake()
 
     def _close_one(self, index: int, reader: Reader, *, clean: bool) -> None:
-        reader.close(clean=clean)
         error = reader.refusal
         if not clean:
+            reader.ended_by = ReadEnd.STORE_LOST
             error = StoreUnavailable("the store has not ended the read; read again")
+        reader.close(clean=clean)
         self._news.append(ChannelDone(index, error))
 
     # -- What the readers call
@@ -177,9 +185,9 @@ class ManyReader(OpenRead[Part]):
 
     # -- The end
 
-    def end(self) -> None:
+    def end(self, why: ReadEnd) -> None:
         for reader in list(self._readers.values()):
-            reader.end()
+            reader.end(why)
 
     def settle(self) -> None:
         """Return None, because each reader was settled before the client learned of its end."""
@@ -191,4 +199,6 @@ class ManyReader(OpenRead[Part]):
         self._readers.clear()
         self._settling.clear()
         for reader in closing:
+            if self.ended_by is not None:
+                reader.note_end(self.ended_by)
             reader.close(clean=clean)

@@ -14,6 +14,7 @@ from typing import Final, Generic, Protocol, TypeVar
 from megaphone.core.ports import Observer
 from megaphone.core.progress import FIRST_BATCH_BYTES, STALL_S, Progress
 from megaphone.errors import MegaphoneError, TooSlow
+from megaphone.model import ReadEnd
 
 BATCH_EVENTS: Final = 100
 """The largest number of events in a batch. A face sends a batch before it asks for the next one, so
@@ -62,6 +63,7 @@ class OpenRead(ABC, Generic[T]):
         "_progress",
         "_timer",
         "_timer_due",
+        "ended_by",
         "is_over",
         "refusal",
     )
@@ -74,6 +76,8 @@ class OpenRead(ABC, Generic[T]):
         self._client: Client | None = None
         self.is_over = False
         """Whether the last `next` found that the read is over, so that it can end cleanly."""
+        self.ended_by: ReadEnd | None = None
+        """Why the read ends, once something ends it. Without that its client has gone."""
         self.refusal: MegaphoneError | None = None
         """Why the caller may not read any more, if that has ended the read. The end is a clean one
         all the same. A read of many channels says so of each channel instead."""
@@ -115,7 +119,7 @@ class OpenRead(ABC, Generic[T]):
         """Return how many bytes a batch counts: bodies, and an overhead for each event."""
 
     @abstractmethod
-    def end(self) -> None:
+    def end(self, why: ReadEnd) -> None:
         """End the read after the present batch, so that it can end cleanly."""
 
     @abstractmethod
@@ -212,9 +216,15 @@ class OpenRead(ABC, Generic[T]):
             progress.look(taken, now)
         if now >= progress.stalls_at:
             self._observer.read_cut_off()
+            self.note_end(ReadEnd.STALLED)
             self._break(TooSlow(f"the client took nothing for {STALL_S:g} s"))
         else:
             self._look_again(now)
+
+    def note_end(self, end: ReadEnd) -> None:
+        """Note why the read ends, unless it ends for another reason already."""
+        if self.ended_by is None:
+            self.ended_by = end
 
     def _break(self, error: MegaphoneError) -> None:
         if self._client is not None:

@@ -18,6 +18,8 @@ from megaphone.model import (
     DrainProgress,
     Event,
     PipeInfo,
+    ReadEnd,
+    ReadKind,
     ReadOptions,
 )
 
@@ -98,6 +100,10 @@ class Lease(Protocol):
     def is_over(self) -> bool:
         """Whether `take` will return no more events, because of `interrupt`, because another
         reader has taken over, or because the channel was removed."""
+
+    @property
+    def ended_by(self) -> ReadEnd | None:
+        """Why the store has ended the read, if it has: TAKEN_OVER, CHANNEL_GONE or STORE_LOST."""
 
     def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         """Confirm the events taken before, and return the next events in order.
@@ -544,8 +550,9 @@ class Observer(Protocol):
 
     def events_written(self, count: int) -> None: ...
 
-    def events_read(self, count: int, redelivered: int) -> None:
-        """A reader took `count` events, of which `redelivered` were sent to a reader before."""
+    def events_read(self, count: int, redelivered: int, written_us: int) -> None:
+        """A reader took `count` events, of which `redelivered` were sent to a reader before.
+        `written_us` is the timestamp of the oldest of the others; 0 if there is none."""
 
     def channel_applied(self) -> None:
         """This node added a channel that another node replicates to it."""
@@ -565,11 +572,11 @@ class Observer(Protocol):
     def agents_left_behind(self, count: int) -> None:
         """A drain is over, and could not move `count` agents that have channels."""
 
-    def writer_waits(self) -> None:
+    def writer_waits(self, channel_id: bytes) -> None:
         """A writer found a channel full, and starts to wait for a free place."""
 
-    def writer_waited(self) -> None:
-        """A writer stops waiting: it has its result, or was cancelled."""
+    def writer_waited(self, channel_id: bytes, seconds: float) -> None:
+        """A writer stops waiting after some seconds: it has its result, or was cancelled."""
 
     def events_unroutable(self, count: int) -> None:
         """`count` events were written to a channel that does not exist."""
@@ -584,6 +591,8 @@ class Observer(Protocol):
     def read_cut_off(self) -> None:
         """A read was broken because its client had stalled."""
 
-    def read_started(self) -> None: ...
+    def read_started(self, kind: ReadKind, recovered: bool | None) -> None:
+        """A read of a channel was opened. `recovered` is as that of `Lease`."""
 
-    def read_ended(self) -> None: ...
+    def read_ended(self, end: ReadEnd) -> None:
+        """A read of a channel has ended, for the first of several reasons if there were several."""

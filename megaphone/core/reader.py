@@ -11,7 +11,7 @@ from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
 from megaphone.core.ports import Lease, Observer, Receiving, Tracing
 from megaphone.core.tenants import Tenant
 from megaphone.errors import AgentMoved, MegaphoneError, TokenExpired
-from megaphone.model import Event, ReadOptions
+from megaphone.model import Event, ReadEnd, ReadOptions
 
 if TYPE_CHECKING:
     from asyncio import Future
@@ -82,7 +82,7 @@ class Reader(OpenRead[Event]):
         self._tracing = tracing
         self._receiving: Receiving | None = None
         """The span of the last batch, until the connection has all its bytes."""
-        observer.read_started()
+        observer.read_started(options.kind, lease.recovered)
 
     def attach(self, client: Client | None, on_ready: Callable[[], None]) -> None:
         self._client = client
@@ -132,7 +132,7 @@ class Reader(OpenRead[Event]):
             self._end_span(is_sent=True)
         for _ in range(PASSED_AT_ONCE):
             if left <= 0 or (self._ready <= 0 and now >= self._until):
-                self._finish(is_late=left > 0)
+                self._finish(ReadEnd.WINDOW if left > 0 else ReadEnd.LIMIT)
                 return None
             batch = lease.take(min(limit, left), max_bytes, now)
             if batch is None:
@@ -142,7 +142,8 @@ class Reader(OpenRead[Event]):
                 return self._nothing(now)
             _, first_offset, events, redelivered = batch
             count = len(events)
-            self._observer.events_read(count, redelivered)
+            written_us = events[redelivered].timestamp_us if redelivered < count else 0
+            self._observer.events_read(count, redelivered, written_us)
             self._ready -= count
             self._more_is_ready = lease.ready > 0
             if self._streams is not None:
@@ -179,8 +180,11 @@ class Reader(OpenRead[Event]):
         until = self._until
         if self._ready > 0 and self._lease.is_fetching:
             until += FETCH_S
-        if now >= until or self._lease.is_over:
-            self._finish(is_late=not self._lease.is_over)
+        if self._lease.is_over:
+            self._finish(self._lease.ended_by or ReadEnd.SHUTDOWN)
+            return None
+        if now >= until:
+            self._finish(ReadEnd.WINDOW)
             return None
         if (heartbeat := self._heartbeat(now)) is None:
             self._set_timer(min(until, self._heartbeat_at))
@@ -197,22 +201,27 @@ class Reader(OpenRead[Event]):
 
     # -- The end
 
-    def _finish(self, *, is_late: bool) -> None:
-        """The read is over; `is_late` says whether that is because of its time."""
+    def _finish(self, end: ReadEnd) -> None:
+        """The read is over."""
         self.is_over = True
-        if is_late and self._expires_first:
+        if end is ReadEnd.WINDOW and self._expires_first:
+            end = ReadEnd.TOKEN_EXPIRED
             self.refusal = TokenExpired()
+        self.note_end(end)
 
-    def end(self) -> None:
+    def end(self, why: ReadEnd) -> None:
+        self.note_end(why)
         self._lease.interrupt()
 
     def refuse(self, error: MegaphoneError) -> None:
         """Do the same as `end`, because of an error: the caller may not read any more."""
         self.refusal = error
-        self.end()
+        is_expired = isinstance(error, TokenExpired)
+        self.end(ReadEnd.TOKEN_EXPIRED if is_expired else ReadEnd.REVOKED)
 
     def abort(self) -> None:
         """End the read now, as broken, although bytes may still wait for the client."""
+        self.note_end(ReadEnd.MOVED)
         self._lease.interrupt()
         self._lease.release(clean=False, now=self._loop.time())
         self._break(AgentMoved(f"agent {self.agent} moves to another node"))
@@ -227,7 +236,7 @@ class Reader(OpenRead[Event]):
         self._end_span(is_sent=clean)
         self._forget_client()
         self._lease.release(clean=clean, now=self._loop.time())
-        self._observer.read_ended()
+        self._observer.read_ended(self.ended_by or self._lease.ended_by or ReadEnd.CLIENT_GONE)
         self._on_close(self)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from megaphone.core.open_read import OpenRead
 from megaphone.errors import MegaphoneError, StoreUnavailable
+from megaphone.model import ReadEnd
 
 R = TypeVar("R", bound=OpenRead[Any])
 
@@ -49,6 +50,8 @@ class Reading(Generic[R]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None and not isinstance(error, (asyncio.CancelledError, MegaphoneError)):
+            self.reader.note_end(ReadEnd.FAILED)
         self.reader.close(clean=kind is None)
         try:
             await self._broken.__aexit__(kind, error, traceback)
@@ -69,6 +72,7 @@ class Reading(Generic[R]):
             if self.reader.is_over:
                 settled = self.reader.settle()
                 if settled is not None and not await settled:
+                    self.reader.ended_by = ReadEnd.STORE_LOST
                     raise StoreUnavailable("the store has not ended the read; read again")
                 self.reader.wait_for_client(0)  # for the end, which the client must take too
                 raise StopAsyncIteration

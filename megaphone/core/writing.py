@@ -34,6 +34,7 @@ from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE, Pace, loop_time, many_tasks
 from megaphone.core.ports import Append, AppendResult, Observer, Store, Stored, WouldBlock
 from megaphone.core.tenants import Tenant
+from megaphone.core.waits import current as current_waits
 from megaphone.errors import (
     AgentMoved,
     BadRequest,
@@ -234,11 +235,7 @@ class Writing:
             write = Append(self._writable_channel(address), event, request_id, tenant)
             [result] = await self._append([write], wait=False)
             if isinstance(result, WouldBlock):
-                self._observer.writer_waits()
-                try:
-                    [result] = await self._append([write], wait=True)
-                finally:
-                    self._observer.writer_waited()
+                result = await self._append_waiting(write)
         except ChannelNotFound as error:
             result = error
         if isinstance(result, Stored):
@@ -251,6 +248,21 @@ class Writing:
             raise result
         finally:
             del result  # or the error and this frame, with the event, would refer to each other
+
+    async def _append_waiting(self, write: Append) -> AppendResult:
+        """Append an event to a channel that was full, and measure the wait."""
+        channel_id, waits, began_at = write.channel_id, current_waits(), self._clock()
+        self._observer.writer_waits(channel_id)
+        if waits is not None:
+            waits.begin(began_at)
+        try:
+            [result] = await self._append([write], wait=True)
+            return result
+        finally:
+            now = self._clock()
+            self._observer.writer_waited(channel_id, now - began_at)
+            if waits is not None:
+                waits.end(now)
 
     async def _append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         """Append events, and count the new ones.

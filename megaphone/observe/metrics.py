@@ -1,24 +1,63 @@
-"""Counts what happens, and renders the counts as Prometheus text.
+"""Counts what happens on a node, and knows where each count is.
 
 The counts are plain integers, because everything happens on one event loop and nothing needs a
-lock. Their names are those of the Rust broker (0.10), so that its dashboards go on working. These
-names lack the `_total` that prometheus-client would add. So this module renders our own metrics,
-and that library renders only those of the process and the interpreter.
+lock. `observe.catalogue` says what each metric is, and `observe.rendering` renders it;
+prometheus-client renders only the metrics of the process and the interpreter.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import platform
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import accumulate
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
 
 from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, generate_latest
 
+from megaphone import __version__
+from megaphone.build import build_kind
 from megaphone.core.budget import Budget
+from megaphone.core.histogram import Histogram
 from megaphone.errors import LimitExceeded, MegaphoneError, RateLimited
+from megaphone.model import ReadEnd, ReadKind
+from megaphone.observe.calls import OK, TIMED_METHODS, FaceCalls
+from megaphone.observe.lag import LoopLag
+from megaphone.observe.rendering import Source, render
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-DURATION_BUCKETS_S = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
+DURATION_BUCKETS_S: Final = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
+LEVELS: Final = (
+    "channels",
+    "channels_blocked",
+    "reads_open",
+    "writers_waiting",
+    "buffered_bytes",
+    "buffered_bytes_limit",
+    "buffered_events",
+    "webhooks_waiting",
+)
+"""The gauges that operators watch, beside the connections."""
+COUNTS: Final = (
+    "channel_created",
+    "channel_fed",
+    "channel_forgotten",
+    "channel_disposed",
+    "messages_received",
+    "messages_read",
+    "messages_redelivered",
+    "messages_unroutable",
+    "messages_lost",
+    "messages_fed",
+    "messages_forwarded",
+    "agents_left_behind",
+    "webhooks_sent",
+    "webhooks_failed",
+    "webhooks_lost",
+    "connections_refused",
+    "tls_handshakes_failed",
+    "log_lines_dropped",
+    "writes_timed_out",
+    "reads_cut_off",
+)
+"""The counters that operators watch."""
 
 
 class WebhookCounts(Protocol):
@@ -36,6 +75,10 @@ class WebhookCounts(Protocol):
     def lost(self) -> int:
         """How many removed channels were not reported to a hook, and will not be."""
 
+    @property
+    def waiting(self) -> int:
+        """How many removed channels are to be reported to a hook."""
+
 
 @dataclass(frozen=True, slots=True)
 class NoWebhooks:
@@ -44,6 +87,7 @@ class NoWebhooks:
     sent: int = 0
     failed: int = 0
     lost: int = 0
+    waiting: int = 0
 
 
 class ConnectionCounts(Protocol):
@@ -87,20 +131,8 @@ class NoLogs:
     dropped: int = 0
 
 
-class Family(NamedTuple):
-    """A metric that has labels."""
-
-    kind: str
-    """`counter` or `gauge`."""
-    name: str
-    """Its name without `megaphone_`."""
-    meaning: str
-    samples: Sequence[tuple[Mapping[str, str], int | float]]
-    """Each of its values, with its labels. Compiled code would make a `float` of each number."""
-
-
 class Metrics:
-    """Implements `core.ports.Observer`, and reads the counts of webhooks, connections and logs."""
+    """Implements `core.ports.Observer`, and reads the counts of all other parts of the node."""
 
     def __init__(
         self,
@@ -132,11 +164,20 @@ class Metrics:
         self.refusals: dict[tuple[str, str], int] = {}
         """How often a tenant was refused something, by its name in metrics and the limit that it
         had reached."""
-        self._durations = [0] * (len(DURATION_BUCKETS_S) + 1)
-        self._durations_sum_s = 0.0
-        self.store: Callable[[], Mapping[str, object]] | None = None
-        """Returns what a shared store is, by the names of labels."""
-        self._families: list[Callable[[], Iterable[Family]]] = []
+        self.reads_opened: dict[str, int] = {kind.value: 0 for kind in ReadKind}
+        self.reads_ended: dict[str, int] = {end.value: 0 for end in ReadEnd}
+        self.recoveries: dict[str, int] = {"true": 0, "false": 0}
+        self.delivery = Histogram()
+        self.write_wait = Histogram()
+        self.durations = Histogram(DURATION_BUCKETS_S)
+        self._blocked: dict[bytes, int] = {}
+        """How many writers wait in each channel in which some do."""
+        self._request_seconds: dict[str, Histogram] = {name: Histogram() for name in TIMED_METHODS}
+        self.http = FaceCalls(self._request_seconds)
+        """The calls over HTTP, which that face counts here."""
+        self.grpc = FaceCalls(self._request_seconds)
+        self.lag = LoopLag()
+        self._sources: dict[str, Source] = self._own_sources()
         self._process = CollectorRegistry()
         self._process.register(PROCESS_COLLECTOR)
         self._process.register(GC_COLLECTOR)
@@ -149,15 +190,17 @@ class Metrics:
     def channel_removed(self, age_s: float, lost: int) -> None:
         self.channels_disposed += 1
         self.messages_lost += lost
-        self._durations[bisect_left(DURATION_BUCKETS_S, age_s)] += 1
-        self._durations_sum_s += age_s
+        self.durations.add(age_s)
 
     def events_written(self, count: int) -> None:
         self.messages_received += count
 
-    def events_read(self, count: int, redelivered: int) -> None:
+    def events_read(self, count: int, redelivered: int, written_us: int) -> None:
         self.messages_read += count - redelivered
         self.messages_redelivered += redelivered
+        if written_us:
+            # Another node, whose clock differs, may have written the event.
+            self.delivery.add(max(0.0, time.time() - written_us / 1_000_000))
 
     def events_unroutable(self, count: int) -> None:
         self.messages_unroutable += count
@@ -196,37 +239,38 @@ class Metrics:
     def read_cut_off(self) -> None:
         self.reads_cut_off += 1
 
-    def read_started(self) -> None:
+    def read_started(self, kind: ReadKind, recovered: bool | None) -> None:
         self.reads_open += 1
+        self.reads_opened[kind.value] += 1
+        if recovered is not None:
+            self.recoveries["true" if recovered else "false"] += 1
 
-    def read_ended(self) -> None:
+    def read_ended(self, end: ReadEnd) -> None:
         self.reads_open -= 1
+        self.reads_ended[end.value] += 1
 
-    def writer_waits(self) -> None:
+    def writer_waits(self, channel_id: bytes) -> None:
         self.writers_waiting += 1
+        self._blocked[channel_id] = self._blocked.get(channel_id, 0) + 1
 
-    def writer_waited(self) -> None:
+    def writer_waited(self, channel_id: bytes, seconds: float) -> None:
         self.writers_waiting -= 1
+        self.write_wait.add(seconds)
+        left = self._blocked[channel_id] - 1
+        if left:
+            self._blocked[channel_id] = left
+        else:
+            del self._blocked[channel_id]
 
-    # -- The text
+    # -- Where the counts are
 
-    def add(self, families: Callable[[], Iterable[Family]]) -> None:
-        """Render some metrics of another part of the node too."""
-        self._families.append(families)
+    def add(self, name: str, source: Source) -> None:
+        """Render a metric of the catalogue too, whose value another part of the node knows."""
+        self._sources[name] = source
 
     def render(self) -> bytes:
         """Return all metrics as Prometheus text, format 0.0.4."""
-        lines = [
-            *of_kind("counter", self._counters()),
-            *of_kind("gauge", self._gauges()),
-            *self._duration_histogram(),
-        ]
-        for families in self._families:
-            for one in families():
-                lines += labelled(one)
-        if self.store is not None:
-            lines += info("store_info", "The shared store, and what 201 means.", self.store())
-        return "\n".join([*lines, ""]).encode() + generate_latest(self._process)
+        return render(self._sources) + generate_latest(self._process)
 
     async def text(self) -> bytes:
         """Do the same as `render`."""
@@ -234,123 +278,87 @@ class Metrics:
 
     def counts(self) -> Mapping[str, int]:
         """Fulfil `core.ports.Counts`."""
-        return {name: value for name, value, _ in self._counters()}
+        return {name: whole(self._sources[name]) for name in COUNTS}
 
     def levels(self) -> Mapping[str, int]:
         """Fulfil `core.ports.Counts`."""
-        return {name: value for name, value, _ in self._gauges()}
+        levels = {name: whole(self._sources[name]) for name in LEVELS}
+        return {"connections": self._connections.open, **levels}
 
-    def _counters(self) -> Sequence[tuple[str, int, str]]:
-        """Return for each counter its name, its value and its meaning."""
-        return (
-            ("channel_created", self.channels_created, "Channels created."),
-            ("channel_fed", self.channels_fed, "Channels received from other nodes."),
-            ("channel_forgotten", self.channels_forgotten, "Channels released to other nodes."),
-            (
-                "channel_disposed",
-                self.channels_disposed,
-                "Channels that expired or were disposed of.",
-            ),
-            ("messages_received", self.messages_received, "Events accepted from writers."),
-            ("messages_read", self.messages_read, "Events sent to readers, each counted once."),
-            ("messages_redelivered", self.messages_redelivered, "Events sent to readers again."),
-            (
-                "messages_unroutable",
-                self.messages_unroutable,
-                "Events written to unknown channels.",
-            ),
-            (
-                "messages_lost",
-                self.messages_lost,
-                "Events that no reader was sent, or that were refused.",
-            ),
-            ("messages_fed", self.messages_fed, "Events received from other nodes."),
-            ("messages_forwarded", self.messages_forwarded, "Events sent to other nodes."),
-            (
-                "agents_left_behind",
-                self.agents_not_moved,
-                "Agents with channels that a drain could not move.",
-            ),
-            ("webhooks_sent", self._webhooks.sent, "Webhook requests that were accepted."),
-            (
-                "webhooks_failed",
-                self._webhooks.failed,
-                "Attempts to send a webhook request that failed.",
-            ),
-            (
-                "webhooks_lost",
-                self._webhooks.lost,
-                "Ended channels that were not reported to a webhook.",
-            ),
-            (
-                "connections_refused",
-                self._connections.refused,
-                "HTTP connections refused at the limit.",
-            ),
-            (
-                "tls_handshakes_failed",
-                self._connections.handshakes_failed,
-                "HTTP connections that began no TLS, or with a wrong certificate.",
-            ),
-            (
-                "log_lines_dropped",
-                self._logs.dropped,
-                "Log lines dropped because nobody read the log.",
-            ),
-            ("writes_timed_out", self.writes_timed_out, "Writers that found no place in time."),
-            ("reads_cut_off", self.reads_cut_off, "Reads broken because their clients stalled."),
-        )
-
-    def _gauges(self) -> Sequence[tuple[str, int, str]]:
-        """Return the same for each gauge."""
-        return (
-            ("channels", self.channels_alive, "Channels on this node."),
-            ("connections", self._connections.open, "HTTP connections open."),
-            ("reads_open", self.reads_open, "Reads open."),
-            ("writers_waiting", self.writers_waiting, "Writers that wait for a place."),
-            ("buffered_bytes", self._budget.used, "Bytes of memory used for clients."),
-            (
-                "buffered_bytes_limit",
-                self._budget.limit,
-                "The largest number of bytes for clients.",
-            ),
-        )
-
-    def _duration_histogram(self) -> Iterator[str]:
-        yield from family("channel_duration", "histogram", "Lifetime of channels in seconds.")
-        cumulated = list(accumulate(self._durations))
-        for bound, count in zip((*DURATION_BUCKETS_S, "+Inf"), cumulated, strict=True):
-            yield f'megaphone_channel_duration_bucket{{le="{bound}"}} {count}'
-        yield f"megaphone_channel_duration_sum {self._durations_sum_s}"
-        yield f"megaphone_channel_duration_count {cumulated[-1]}"
+    def _own_sources(self) -> dict[str, Source]:
+        """Return where the value of each metric is that every node has."""
+        webhooks, budget, connections = self._webhooks, self._budget, self._connections
+        build = {
+            "version": __version__,
+            "build": build_kind(),
+            "python": platform.python_version(),
+        }
+        return {
+            "channel_created": lambda: self.channels_created,
+            "channel_fed": lambda: self.channels_fed,
+            "channel_forgotten": lambda: self.channels_forgotten,
+            "channel_disposed": lambda: self.channels_disposed,
+            "messages_received": lambda: self.messages_received,
+            "messages_read": lambda: self.messages_read,
+            "messages_redelivered": lambda: self.messages_redelivered,
+            "messages_unroutable": lambda: self.messages_unroutable,
+            "messages_lost": lambda: self.messages_lost,
+            "messages_fed": lambda: self.messages_fed,
+            "messages_forwarded": lambda: self.messages_forwarded,
+            "agents_left_behind": lambda: self.agents_not_moved,
+            "writes_timed_out": lambda: self.writes_timed_out,
+            "reads_cut_off": lambda: self.reads_cut_off,
+            "channels": lambda: self.channels_alive,
+            "channels_blocked": lambda: len(self._blocked),
+            "channel_duration": lambda: self.durations,
+            "reads_open": lambda: self.reads_open,
+            "writers_waiting": lambda: self.writers_waiting,
+            "buffered_bytes": lambda: budget.used,
+            "buffered_bytes_limit": lambda: budget.limit,
+            "buffered_events": lambda: budget.events,
+            "delivery_seconds": lambda: self.delivery,
+            "write_wait_seconds": lambda: self.write_wait,
+            "reads_opened_total": lambda: by_label("kind", self.reads_opened),
+            "reads_ended_total": lambda: by_label("reason", self.reads_ended),
+            "recoveries_total": lambda: by_label("recovered", self.recoveries),
+            "requests_total": lambda: [
+                *requests_of("http", self.http),
+                *requests_of("grpc", self.grpc),
+            ],
+            "request_seconds": lambda: by_label("method", self._request_seconds),
+            "limited_total": lambda: [
+                ({"tenant": tenant, "limit": limit}, count)
+                for (tenant, limit), count in self.refusals.items()
+            ],
+            "webhooks_sent": lambda: webhooks.sent,
+            "webhooks_failed": lambda: webhooks.failed,
+            "webhooks_lost": lambda: webhooks.lost,
+            "webhooks_waiting": lambda: webhooks.waiting,
+            "connections": lambda: [({"face": "http"}, connections.open)],
+            "connections_refused": lambda: connections.refused,
+            "tls_handshakes_failed": lambda: connections.handshakes_failed,
+            "log_lines_dropped": lambda: self._logs.dropped,
+            "loop_lag_seconds": lambda: self.lag.seconds,
+            "build_info": lambda: [(build, 1)],
+        }
 
 
-def labelled(metric: Family) -> Iterator[str]:
-    yield from family(metric.name, metric.kind, metric.meaning)
-    for labels, value in metric.samples:
-        yield f"megaphone_{metric.name}{{{pairs(labels)}}} {value}"
+def whole(source: Source) -> int:
+    """Return the value of a metric that has one whole number."""
+    value = source()
+    assert isinstance(value, int)
+    return value
 
 
-def info(name: str, meaning: str, labels: Mapping[str, object]) -> Iterator[str]:
-    """Yield a metric that says something by its labels."""
-    yield from family(name, "gauge", meaning)
-    yield f"megaphone_{name}{{{pairs(labels)}}} 1"
+def by_label(label: str, values: Mapping[str, object]) -> list[tuple[dict[str, str], object]]:
+    """Return some values with the label by which they are known."""
+    return [({label: of}, value) for of, value in values.items()]
 
 
-def pairs(labels: Mapping[str, object]) -> str:
-    return ",".join(f'{label}="{escaped(str(value))}"' for label, value in labels.items())
-
-
-def escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def of_kind(kind: str, some: Sequence[tuple[str, int, str]]) -> Iterator[str]:
-    for name, value, meaning in some:
-        yield from family(name, kind, meaning)
-        yield f"megaphone_{name} {value}"
-
-
-def family(name: str, kind: str, meaning: str) -> Iterator[str]:
-    yield f"# HELP megaphone_{name} {meaning}"
-    yield f"# TYPE megaphone_{name} {kind}"
+def requests_of(face: str, calls: FaceCalls) -> list[tuple[dict[str, str], object]]:
+    """Return how many calls there were over a face, by method and code."""
+    return [
+        ({"face": face, "method": one.method, "code": code}, count)
+        for one in calls.by_method.values()
+        for code, count in ((OK, one.ok), *one.failed.items())
+    ]

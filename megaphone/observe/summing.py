@@ -12,6 +12,8 @@ EARLIEST = (
     "megaphone_certificate_not_after_timestamp_seconds",
     "megaphone_jwks_fetched_timestamp_seconds",
 )
+OF_ALL = ("megaphone_channels_limit", "megaphone_store_channels")
+"""Gauges of what processes share, so that each of them says the same."""
 INFO = "_info"
 """How the name of a metric ends whose labels are what it says."""
 
@@ -28,8 +30,8 @@ class Family:
 def summed(texts: Iterable[bytes]) -> bytes:
     """Return the sum of the metrics of several processes.
 
-    Counters, gauges and histograms are added up. Of times the earliest is kept, and metrics
-    that say something by their labels stay as they are.
+    Counters, gauges and histograms are added up. Of times the earliest is kept, and of what all
+    processes share the largest value. Metrics that say something by their labels stay as they are.
     """
     families: dict[str, Family] = {}
     for text in texts:
@@ -48,7 +50,7 @@ def merged(name: str, one: float | None, other: float) -> float:
         return other
     if name in EARLIEST:
         return min(one, other)
-    return max(one, other) if name.endswith(INFO) else one + other
+    return max(one, other) if name in OF_ALL or name.endswith(INFO) else one + other
 
 
 def lasting(text: bytes) -> bytes:

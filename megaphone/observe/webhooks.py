@@ -112,6 +112,11 @@ class Webhooks:
         """How many addresses were not reported to a hook, and will not be."""
         return sum(hook.lost for hook in self._hooks)
 
+    @property
+    def waiting(self) -> int:
+        """How many addresses are to be reported to a hook."""
+        return sum(hook.waiting for hook in self._hooks)
+
     def channel_removed(self, consumer_address: str) -> None:
         """Report to every hook, soon, that a channel was removed. Never raises and never waits."""
         for hook in self._hooks:
@@ -192,10 +197,17 @@ class Hook:
         self._key = None if webhook.secret is None else key_of(webhook.secret)
         self._limits = limits
         self._waiting: deque[str] = deque()
+        self._sending = 0
+        """How many addresses are in requests that are being tried."""
         self._is_stopping = asyncio.Event()
         self._is_closed = False
         self._is_full = False
         self._last_reason: str | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many addresses are to be reported: those in requests, and those that wait for one."""
+        return len(self._waiting) + self._sending
 
     def add(self, address: str) -> None:
         """Queue an address for the next request, if there is room."""
@@ -268,9 +280,11 @@ class Hook:
         if not self._waiting:
             self._is_full = False
         is_sent = False
+        self._sending += size
         try:
             is_sent = await self._send(session, addresses)
         finally:  # also if the task is cancelled at the end
+            self._sending -= size
             if not is_sent:
                 self.lost += size
 

@@ -12,9 +12,11 @@ characters that nobody encodes.
 """
 
 import re
+from asyncio import CancelledError
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, Final
 
 import httptools
@@ -25,8 +27,10 @@ from megaphone.core.broker import Broker
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Doorkeeper, WouldBlock
 from megaphone.core.traces import sampled
+from megaphone.core.waits import measure
 from megaphone.errors import MegaphoneError, StoreUnavailable
 from megaphone.model import BatchWritten, ChannelOptions, NewEvent, ReadOptions
+from megaphone.observe.calls import CANCELLED, INTERNAL, OK, Calls, FaceCalls
 from megaphone.rest.connection.answer_bytes import (
     CREATED_LINE,
     OK_LINE,
@@ -251,6 +255,8 @@ class Lane:
     """The other origins whose pages may read."""
     makes_spans: bool = False
     """Whether writes have spans. aiohttp answers those whose traces are sampled."""
+    calls: FaceCalls = field(default_factory=FaceCalls)
+    """Counts the calls that the lane answers itself."""
     request: Request = field(default_factory=Request)
 
     def answer(self, data: bytes, names: Names) -> Outcome:
@@ -278,25 +284,29 @@ class Lane:
         except (MegaphoneError, WouldBlock, UnicodeDecodeError):
             return NOT_HERE
 
-    def complete(self, outcomes: list[Outcome]) -> None:
+    def complete(self, outcomes: list[Outcome], began_at: float) -> None:
         """Make each `Write` in a list, and put its answer in its place; or `Begun`, if the store is
-        elsewhere; or `NOT_HERE`, if it must wait or is refused."""
+        elsewhere; or `NOT_HERE`, if it must wait or is refused. `began_at` is when the turn of the
+        requests began."""
         writes = [(n, one) for n, one in enumerate(outcomes) if isinstance(one, Write)]
         if not writes:
             return
         if self.broker.has_remote_store:
             for number, write in writes:
-                outcomes[number] = self._begin(write)
+                outcomes[number] = self._begin(write, began_at)
             return
         results = self.broker.write_all_nowait(
             [(one.caller, one.address, one.event) for _, one in writes]
         )
+        written = 0
         for (number, _), result in zip(writes, results, strict=True):
-            outcomes[number] = (
-                with_json(CREATED_LINE, json.written(result))
-                if isinstance(result, str)
-                else NOT_HERE
-            )
+            if isinstance(result, str):
+                written += 1
+                outcomes[number] = with_json(CREATED_LINE, json.written(result))
+            else:
+                outcomes[number] = NOT_HERE
+        if written:
+            self.calls.write.succeeded(monotonic() - began_at, written)
 
     def _may_take(self, request: Request) -> bool:
         """Return whether the lane may answer a request whose body is incomplete. aiohttp refuses
@@ -329,31 +339,45 @@ class Lane:
         if (write := _WRITE.fullmatch(url)) is not None:
             return self._write(caller, request, write)
         if url == b"/channelsExists":
-            if self.broker.has_remote_store:
-                return Later(answered(self._found(caller, json.parse_exists(request.body))))
-            alive = self.broker.exists_nowait(caller, json.parse_exists(request.body))
-            return with_json(OK_LINE, json.existing(alive))
+            return self._exist(caller, request)
         if url == b"/write-batch":
             return self._write_batch(caller, request)
         if (ack := _ACK.fullmatch(url)) is not None and not self.origins.are_any:
-            event_id = json.parse_ack(request.body)
-            if self.broker.has_remote_store:
-                return Later(answered(self._acknowledged(caller, ack[1].decode(), event_id)))
-            count = self.broker.acknowledge_nowait(caller, ack[1].decode(), event_id)
-            return with_json(OK_LINE, json.acknowledged(count))
+            return self._acknowledge(caller, request, ack[1].decode())
         return NOT_HERE
+
+    def _exist(self, caller: Caller, request: Request) -> Outcome:
+        began_at = monotonic()
+        addresses = json.parse_exists(request.body)
+        if self.broker.has_remote_store:
+            return Later(answered(self._found(caller, addresses), self.calls.exists, began_at))
+        answer = with_json(OK_LINE, json.existing(self.broker.exists_nowait(caller, addresses)))
+        self.calls.exists.succeeded(monotonic() - began_at)
+        return answer
+
+    def _acknowledge(self, caller: Caller, request: Request, address: str) -> Outcome:
+        began_at = monotonic()
+        event_id = json.parse_ack(request.body)
+        if self.broker.has_remote_store:
+            call = self._acknowledged(caller, address, event_id)
+            return Later(answered(call, self.calls.ack, began_at))
+        count = self.broker.acknowledge_nowait(caller, address, event_id)
+        self.calls.ack.succeeded(monotonic() - began_at)
+        return with_json(OK_LINE, json.acknowledged(count))
 
     def _create(self, caller: Caller, request: Request) -> Outcome:
         if request.headers.get(b"content-type") != b"application/json" and not (
             request.has_no_body and PAGES_HEADERS.isdisjoint(request.headers)
         ):
             return NOT_HERE
+        began_at = monotonic()
         protocols, options = json.parse_create(request.body)
         if self.broker.has_remote_store:
-            return Later(answered(self._created(caller, protocols, options)))
-        return with_json(
-            OK_LINE, json.created(self.broker.create_nowait(caller, protocols, options))
-        )
+            call = self._created(caller, protocols, options)
+            return Later(answered(call, self.calls.create, began_at))
+        created = self.broker.create_nowait(caller, protocols, options)
+        self.calls.create.succeeded(monotonic() - began_at)
+        return with_json(OK_LINE, json.created(created))
 
     def _write(self, caller: Caller, request: Request, found: re.Match[bytes]) -> Outcome:
         address, stream_id = found.groups()
@@ -369,6 +393,8 @@ class Lane:
         return Write(caller, address.decode(), event)
 
     def _write_batch(self, caller: Caller, request: Request) -> Outcome:
+        began_at = monotonic()
+        calls = self.calls.write_batch
         trace = sampled(request.header(TRACEPARENT))
         if trace is not None and self.makes_spans:
             return NOT_HERE
@@ -378,11 +404,14 @@ class Lane:
             with suppress(WouldBlock):
                 written = self.broker.begin_batch(caller, channels, messages)
                 if isinstance(written, BatchWritten):
+                    calls.succeeded(monotonic() - began_at)
                     return with_json(CREATED_LINE, b"".join(json.batch_written(written)))
-                return Later(pieces_when_written(written))
-        return Later(pieces_when_written(self.broker.write_batch(caller, channels, messages, key)))
+                return Later(answered(pieces_when_written(written), calls, began_at))
+        writing = self.broker.write_batch(caller, channels, messages, key)
+        return Later(answered(pieces_when_written(writing), calls, began_at))
 
     def _read(self, caller: Caller, request: Request) -> Outcome:
+        began_at = monotonic()
         found = _READ.fullmatch(request.url)
         if found is None:
             return NOT_HERE
@@ -394,25 +423,25 @@ class Lane:
         options = options_of(framing, query, request.header(b"last-event-id"), streams)
         origin = request.header(b"origin")
         if self.broker.has_remote_store:
-            return Later(
-                answered(self._opened(caller, found[1].decode(), options, framing, origin))
-            )
+            call = self._opened(caller, found[1].decode(), options, framing, origin)
+            return Later(answered(call, self.calls.read, began_at))
         reader = self.broker.open_read_nowait(caller, found[1].decode(), options)
         head = head_of_answer(framing, reader, self.origins.headers(origin))
+        self.calls.read.succeeded(monotonic() - began_at)
         return Opened(head, reader, of_events(framing, options))
 
     # -- The same with a store elsewhere, whose answers come in a later turn
 
-    def _begin(self, write: Write) -> Outcome:
+    def _begin(self, write: Write, began_at: float) -> Outcome:
         """Begin a write. The most frequent call has no task, because that costs as much as the rest
         of a write."""
-        begun = Begun()
+        begun, calls = Begun(), self.calls.write
         try:
             self.broker.begin_write(
                 write.caller,
                 write.address,
                 write.event,
-                lambda result: begun.conclude(outcome_of(result)),
+                lambda result: begun.conclude(outcome_of(result, calls, began_at)),
             )
         except (MegaphoneError, WouldBlock):
             return NOT_HERE
@@ -444,41 +473,56 @@ class Lane:
         return Opened(head, reader, of_events(framing, options))
 
 
-def outcome_of(result: str | Exception) -> Outcome:
-    """Return what to do with a write that has ended, with the id of its event or an error."""
+def outcome_of(result: str | Exception, calls: Calls, began_at: float) -> Outcome:
+    """Return what to do with a write that has ended, with the id of its event or an error; count it
+    if the lane answers it."""
     if isinstance(result, str):
+        calls.succeeded(monotonic() - began_at)
         return with_json(CREATED_LINE, json.written(result))
     if isinstance(result, StoreUnavailable) and result.may_have_happened:
+        calls.ended(result.code, monotonic() - began_at)
         return error_bytes(result)
-    return NOT_HERE if isinstance(result, (MegaphoneError, WouldBlock)) else Failed(result)
+    if isinstance(result, (MegaphoneError, WouldBlock)):
+        return NOT_HERE
+    calls.ended(INTERNAL, monotonic() - began_at)
+    return Failed(result)
 
 
 def whole(status_line: bytes, body: bytes) -> Iterator[bytes]:
     return iter((with_json(status_line, body),))
 
 
-async def answered(call: Coroutine[Any, Any, Answered]) -> Answered:
-    """Return what a call returns; None if it was refused, and nothing has happened.
+async def answered(call: Coroutine[Any, Any, Answered], calls: Calls, began_at: float) -> Answered:
+    """Return what a call returns, and count the call; None if it was refused, and nothing has
+    happened. Then it does not count, because aiohttp answers it.
 
     This is the one error that the lane answers itself: the store may have done what it was asked,
     and must not be asked again.
     """
+    waits = measure()
+    code = OK
     try:
         return await call
     except StoreUnavailable as error:
+        code = error.code if error.may_have_happened else ""
         return iter((error_bytes(error),)) if error.may_have_happened else None
     except (MegaphoneError, WouldBlock):
+        code = ""
         return None
+    except CancelledError:
+        code = CANCELLED
+        raise
+    except Exception:
+        code = INTERNAL
+        raise
+    finally:
+        if code:
+            calls.ended(code, max(0.0, monotonic() - began_at - waits.seconds))
 
 
-async def pieces_when_written(
-    writing: Coroutine[Any, Any, BatchWritten],
-) -> Iterator[bytes] | None:
-    """Return the answer to a batch; None if it was refused as a whole."""
-    try:
-        return pieces_of_answer(CREATED_LINE, json.batch_written(await writing))
-    except MegaphoneError:
-        return None
+async def pieces_when_written(writing: Coroutine[Any, Any, BatchWritten]) -> Iterator[bytes]:
+    """Return the answer to a batch. Raises: MegaphoneError, if it was refused as a whole."""
+    return pieces_of_answer(CREATED_LINE, json.batch_written(await writing))
 
 
 def query_of(raw: bytes | None) -> dict[str, str] | None:

@@ -16,7 +16,7 @@ from megaphone.core.access import Action
 from megaphone.core.broker import Broker
 from megaphone.errors import AgentNotFound
 from megaphone.model import AgentInfo
-from megaphone.observe.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
+from megaphone.observe.rendering import CONTENT_TYPE as METRICS_CONTENT_TYPE
 from megaphone.rest.callers import Callers
 from megaphone.rest.connection.answers import OK, Answer, json_answer
 from megaphone.rest.requests import path_values, segment

@@ -6,7 +6,6 @@ further framing is a module in `megaphone.wire`, two `Framing`s here, for reads 
 of many, and a condition in `framing_of`.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -20,6 +19,7 @@ from megaphone.model import DEFAULT_IN_FLIGHT, HTTP, ReadOptions
 from megaphone.rest.connection.answer_bytes import date_line
 from megaphone.rest.connection.guest import connection_of
 from megaphone.rest.connection.stream import Framing, chunk
+from megaphone.rest.errors import StreamBegun
 from megaphone.rest.requests import check_parameters, choice, seconds_of_ms, whole_number
 from megaphone.wire import lines, sse
 
@@ -182,7 +182,7 @@ def stream_batches(
 ) -> NoReturn:
     """Send `head`, and then the batches of a read.
 
-    Raises: CancelledError, which ends the handler; ConnectionResetError, if the client has
+    Raises: StreamBegun, which ends the handler; ConnectionResetError, if the client has
         disconnected.
     """
     try:
@@ -191,4 +191,4 @@ def stream_batches(
     except BaseException:
         reader.close(clean=False)
         raise
-    raise asyncio.CancelledError
+    raise StreamBegun

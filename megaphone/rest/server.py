@@ -9,6 +9,7 @@ from typing import Any
 from aiohttp import hdrs, web
 
 from megaphone.core.budget import Budget
+from megaphone.observe.calls import FaceCalls
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.connection.protocol import Answering, Host
 from megaphone.rest.cors import Origins, allow_origins
@@ -36,10 +37,12 @@ class HttpServer:
         resource: ResourceMetadata | None = None,
         tls: Callable[[], ssl.SSLContext] | None = None,
         on_error: OnError = ignore,
+        calls: FaceCalls | None = None,
     ) -> None:
         """`lane` answers the most frequent requests without aiohttp, if it is given. `resource`
         says where clients get tokens. `tls` returns what each new connection needs for TLS; without
-        it, connections are plain. `on_error` is called with each error that a client gets."""
+        it, connections are plain. `on_error` is called with each error that a client gets. `calls`
+        counts all calls."""
         app = web.Application(client_max_size=max_body_bytes)
         app[BUDGET] = budget
         for route in routes:
@@ -62,6 +65,7 @@ class HttpServer:
         self._lane = lane
         self._tls = tls
         self._on_error = on_error
+        self._calls = calls or FaceCalls()
         self._host: Host | None = None
         self._listener: asyncio.Server | None = None
 
@@ -71,9 +75,15 @@ class HttpServer:
         server = self._runner.server
         assert server is not None
         # Around the handler of all requests, so that it sees the errors of the router too.
-        handler = with_error_responses(server.request_handler, self._on_error)
+        handler = with_error_responses(server.request_handler, self._on_error, self._calls)
         self._host = Host(
-            server, self._connections, self._budget, HEALTH_PATHS, self._lane, self._tls
+            server,
+            self._connections,
+            self._budget,
+            HEALTH_PATHS,
+            self._lane,
+            self._calls,
+            self._tls,
         )
         server.request_handler = self._announcing(handler)
         self._listener = await self._host.serve(listening)

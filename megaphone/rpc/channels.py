@@ -16,6 +16,7 @@ from megaphone.core.traces import UNTRACED
 from megaphone.model import WriteFailure
 from megaphone.rpc.answers import joined
 from megaphone.rpc.callers import caller, client_of, present_caller
+from megaphone.rpc.errors import present_call
 from megaphone.rpc.reads import read_time_s, stream_events, stream_many
 from megaphone.rpc.traces import FACE, traceparent
 from megaphone.wire import protobuf as wire
@@ -85,12 +86,14 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> AsyncIterator[bytes]:
         proxies = self._broker.peers.proxies
         async for request in requests:
+            present_call().begin()
             with self._held(request), self._tracing.sending(FACE) as sending:
                 writer = await present_caller(self._doorkeeper, context, proxies)
                 writes = wire.writes(request, sending.trace_of)
                 results = await self._broker.write_each(writer, writes)
                 if sending.has_spans:
                     await note_results(sending, request, results)
+            present_call().end()
             yield await joined(wire.published(results))
 
     # This is a coroutine that writes, and not a generator: the generator of a lost client would

@@ -13,6 +13,7 @@ from megaphone.core.progress import LARGEST_UNSEEN_BATCH_BYTES
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.model import Event, Part
+from megaphone.rpc.errors import present_call
 
 if TYPE_CHECKING:
     import grpc
@@ -42,7 +43,8 @@ async def stream_events(
 ) -> None:
     """Open a read, and send every batch of it until the read ends.
 
-    `message_of` makes the bytes of a batch. A batch counts against `budget` while it is sent.
+    `message_of` makes the bytes of a batch. A batch counts against `budget` while it is sent. The
+    call counts as answered when the read is open.
 
     Raises: the errors of a `Reading`. An error after its context is entered makes the read a broken
         one. After a clean end: TokenExpired or another error, if the caller may not read any more.
@@ -52,6 +54,7 @@ async def stream_events(
         begun = [(POSITION_KEY, reader.cursor)]
         if reader.recovered is not None:
             begun.append((RECOVERED_KEY, str(reader.recovered).lower()))
+        present_call().end()
         await context.send_initial_metadata(begun)
         async for events in reading:
             with budget.lent(COPIES * reader.size_of(events)):
@@ -68,6 +71,7 @@ async def stream_many(
 ) -> None:
     """Do the same for a read of many channels."""
     async with reading:
+        present_call().end()
         await context.send_initial_metadata(())
         reader = reading.reader
         async for batch in reading:

@@ -145,8 +145,8 @@ def current_call() -> "asyncio.Task[Any]":
     return call
 
 
-Refuse = Callable[[MegaphoneError, Any], Awaitable[Any]]
-"""Ends the call of a context with the status of an error."""
+Refuse = Callable[[MegaphoneError, str, Any], Awaitable[Any]]
+"""Ends a call of a method, by its context, with the status of an error."""
 
 
 class ReceptionInterceptor(grpc.aio.ServerInterceptor):
@@ -171,7 +171,8 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
             return handler
         call = current_call()
         leave = self._reception.leave
-        await self._reception.enter(call, lambda error: self._end(call, error))
+        method = handler_call_details.method
+        await self._reception.enter(call, lambda error: self._end(call, method, error))
         call.add_done_callback(leave)  # for a call that is cancelled before its message came
         deserialize = handler.request_deserializer
 
@@ -181,18 +182,18 @@ class ReceptionInterceptor(grpc.aio.ServerInterceptor):
 
         return handler._replace(request_deserializer=on_received)
 
-    def _end(self, call: "asyncio.Task[Any]", error: TooSlow) -> None:
+    def _end(self, call: "asyncio.Task[Any]", method: str, error: TooSlow) -> None:
         call.cancel()  # before the status is sent, so that no message is served any more
         context = context_of(call)
         if context is not None:
-            refusing = asyncio.create_task(self._send(error, context))
+            refusing = asyncio.create_task(self._send(error, method, context))
             self._refusing.add(refusing)
             refusing.add_done_callback(self._refusing.discard)
 
-    async def _send(self, error: TooSlow, context: Any) -> None:
+    async def _send(self, error: TooSlow, method: str, context: Any) -> None:
         # The client may have gone, or the server may be stopping.
         with suppress(grpc.aio.AbortError, grpc.aio.BaseError):
-            await self._refuse(error, context)
+            await self._refuse(error, method, context)
 
 
 def context_of(call: "asyncio.Task[Any]") -> Any:

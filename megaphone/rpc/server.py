@@ -22,11 +22,12 @@ from megaphone.listen.sockets import (
     owner_only,
 )
 from megaphone.model import Endpoint
+from megaphone.observe.calls import FaceCalls
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.callers import CallerInterceptor
 from megaphone.rpc.channels import ChannelServicer
 from megaphone.rpc.encryption import server_credentials
-from megaphone.rpc.errors import ErrorInterceptor, OnError, abort, ignore
+from megaphone.rpc.errors import ErrorInterceptor, OnError, ignore
 from megaphone.rpc.nodes import CertificateInterceptor, NodeInterceptor
 from megaphone.rpc.probes import HEALTH_SERVICE, Health
 from megaphone.rpc.reflection import serve_reflection
@@ -102,9 +103,10 @@ class GrpcServer:
         shares_port: bool = False,
         tls: Callable[[], Contents] | None = None,
         on_error: OnError = ignore,
+        calls: FaceCalls | None = None,
     ) -> None:
         """`tls` returns the certificate for each new connection; without it, connections are plain.
-        `on_error` is called with each error that a client gets.
+        `on_error` is called with each error that a client gets. `calls` counts all calls.
 
         With `shares_port`, other processes of the same user may listen on the same port.
 
@@ -115,14 +117,12 @@ class GrpcServer:
         """
         max_message_bytes = max_body_bytes + FRAMING_BYTES
         reception = Reception(budget.limit_of_requests, max_message_bytes)
-        self._calls = ErrorInterceptor(max_members, on_error)
+        self._calls = ErrorInterceptor(max_members, on_error, calls)
         self._server = grpc.aio.server(
             interceptors=[
                 self._calls,
                 NodeInterceptor(guard),
-                ReceptionInterceptor(
-                    reception, lambda error, context: abort(error, "a call", context, on_error)
-                ),
+                ReceptionInterceptor(reception, self._calls.refuse),
                 CallerInterceptor(doorkeeper, peers, reception),
             ],
             options=[
@@ -232,12 +232,16 @@ class NodesServer:
         max_members: int,
         max_body_bytes: int,
         max_connections: int,
+        calls: FaceCalls | None = None,
     ) -> None:
         """`names` returns the names in the certificates of nodes, and `tls` the certificate of this
-        one for each new connection."""
+        one for each new connection. `calls` counts all calls."""
         self._tls = tls
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor(max_members), CertificateInterceptor(names)],
+            interceptors=[
+                ErrorInterceptor(max_members, calls=calls),
+                CertificateInterceptor(names),
+            ],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", max_body_bytes + FRAMING_BYTES),
@@ -267,8 +271,13 @@ class NodesServer:
 class AdminServer:
     """Serves AdminService on a Unix socket, from `start` to `stop`."""
 
-    def __init__(self, admin: AdminServicer, *, with_reflection: bool) -> None:
-        self._server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=WAITING_CALLS)
+    def __init__(
+        self, admin: AdminServicer, *, with_reflection: bool, calls: FaceCalls | None = None
+    ) -> None:
+        """`calls` counts all calls."""
+        self._server = grpc.aio.server(
+            interceptors=[ErrorInterceptor(calls=calls)], options=WAITING_CALLS
+        )
         add_AdminServiceServicer_to_server(admin, self._server)
         if with_reflection:
             serve_reflection(self._server, (ADMIN_SERVICE,))

@@ -19,6 +19,7 @@ from typing import Any
 from megaphone.listen.exposure import log_start
 from megaphone.listen.sockets import bind_shared, check_unused, grpc_path, reserve
 from megaphone.model import AgentMode
+from megaphone.observe.rendering import render
 from megaphone.observe.summing import lasting, summed
 from megaphone.process.terminal import has_terminal
 from megaphone.settings import Settings
@@ -125,6 +126,8 @@ class Supervisor:
         """Where the workers listen, as soon as it is known."""
         self.died = 0
         """How many workers have ended by themselves."""
+        self._reloads = {"success": 0, "failure": 0}
+        """How often the settings were read again for workers that take the place of others."""
         self._settings = settings
         self._reload = reload
         self._slots = [Slot(number, self) for number in range(1, settings.workers + 1)]
@@ -286,14 +289,14 @@ class Supervisor:
         )
 
     def _own_metrics(self) -> bytes:
-        return (
-            "# HELP megaphone_workers Worker processes.\n"
-            "# TYPE megaphone_workers gauge\n"
-            f"megaphone_workers {len(self._members)}\n"
-            "# HELP megaphone_workers_died Worker processes that ended by themselves.\n"
-            "# TYPE megaphone_workers_died counter\n"
-            f"megaphone_workers_died {self.died}\n"
-        ).encode()
+        reloads = [({"outcome": outcome}, count) for outcome, count in self._reloads.items()]
+        return render(
+            {
+                "workers": lambda: len(self._members),
+                "workers_died": lambda: self.died,
+                "reloads_total": lambda: reloads,
+            }
+        )
 
     # -- Replacing
 
@@ -307,6 +310,7 @@ class Supervisor:
         try:
             self._take_settings(self._reload(self._settings))
         except ValueError as error:
+            self._reloads["failure"] += 1
             log.error("no worker is replaced: %s", error)
             return
         log.info("SIGHUP: replacing %d workers", len(self._slots))
@@ -314,8 +318,10 @@ class Supervisor:
             try:
                 await slot.replace()
             except (StartFailed, OSError) as error:
+                self._reloads["failure"] += 1
                 log.error("worker %d and those after it stay: %s", slot.number, error)
                 return
+        self._reloads["success"] += 1
         log.info("all workers are replaced")
 
     def _take_settings(self, settings: Settings) -> None:

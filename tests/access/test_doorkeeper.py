@@ -8,6 +8,7 @@ import pytest
 
 from megaphone.access import doorkeeper as module
 from megaphone.access import remembered
+from megaphone.access.audit import CODES
 from megaphone.access.doorkeeper import REFUSED_FOR_S, Doorkeeper
 from megaphone.access.ports import InvalidToken
 from megaphone.access.tokens import PREFIX, digest_of, new_token
@@ -93,7 +94,7 @@ async def test_where_only_limits_are_configured_nobody_looks_at_tokens(door: Doo
     for proof in ("Bearer x", "Basic eDp5"):
         assert keeper.known(proof) is nobody
         assert await keeper.admit(proof, PEER) is nobody
-    assert keeper.refused.counts == {}
+    assert keeper.refused.counts == dict.fromkeys(CODES, 0)
 
 
 async def test_the_owner_of_a_token_is_admitted_once_and_known_then(door: Door) -> None:
@@ -346,7 +347,7 @@ async def test_refusals_are_logged_once_a_second_for_each_network(
     ]
     assert {record.name for record in caplog.records} == {"megaphone.audit"}
     assert OTHER not in caplog.text
-    assert keeper.refused.counts == {"UNAUTHENTICATED": 13}
+    assert keeper.refused.counts == dict.fromkeys(CODES, 0) | {"UNAUTHENTICATED": 13}
 
 
 async def test_a_flood_of_addresses_takes_no_memory(door: Door) -> None:

@@ -7,7 +7,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from megaphone.app import App
 from megaphone.model import AgentMode, ReadOptions
-from megaphone.observe.metrics import Family, Metrics, labelled
+from megaphone.observe.catalogue import METRICS, Metric
+from megaphone.observe.metrics import Metrics
+from megaphone.observe.rendering import family
 from tests.support.faces import GrpcFace, HttpFace
 
 CONTRACT = {
@@ -27,6 +29,12 @@ def families(metrics: Metrics) -> dict[str, str]:
     return {family.name: family.type for family in text_string_to_metric_families(text)}
 
 
+def raw_families(text: bytes) -> dict[str, str]:
+    """Return the type of each metric by its name, which the parser of prometheus-client changes."""
+    lines = (line.split(" ") for line in text.decode().splitlines())
+    return {line[2]: line[3] for line in lines if line[:2] == ["#", "TYPE"]}
+
+
 def value(metrics: Metrics, name: str) -> float:
     for line in metrics.render().decode().splitlines():
         if line.startswith(f"{name} "):
@@ -42,7 +50,7 @@ def test_a_shared_store_is_described_by_labels() -> None:
     metrics = Metrics()
     assert "megaphone_store_info" not in families(metrics)
     labels = {"server": 'a "server" \\ of two\nlines', "persistence": "AOF", "wait_replicas": 1}
-    metrics.store = lambda: labels
+    metrics.add("store_info", lambda: [(labels, 1)])
     [sample] = [
         one
         for family in text_string_to_metric_families(metrics.render().decode())
@@ -90,5 +98,16 @@ async def test_both_faces_are_counted_alike(app: App, http: HttpFace, grpc: Grpc
 
 def test_whole_numbers_stay_whole_beside_fractions() -> None:
     samples = [({"of": "whole"}, 10), ({"of": "half"}, 0.5)]
-    lines = list(labelled(Family("counter", "things", "Things.", samples)))
+    lines = list(family(Metric("counter", "things", "things", "Things."), samples))
     assert lines[-2:] == ['megaphone_things{of="whole"} 10', 'megaphone_things{of="half"} 0.5']
+
+
+async def test_a_node_renders_what_the_catalogue_has(app: App) -> None:
+    rendered = {
+        name.removeprefix("megaphone_"): kind
+        for name, kind in raw_families(app.metrics.render()).items()
+        if name.startswith("megaphone_")
+    }
+    everywhere = {name: one.kind for name, one in METRICS.items() if not one.only}
+    assert everywhere.items() <= rendered.items()
+    assert {name: METRICS[name].kind for name in rendered} == rendered

@@ -36,6 +36,6 @@ async def metric(app: App, name: str) -> int:
     text = app.metrics.render().decode()
     leaks.check(text, "the metrics")
     for line in text.splitlines():
-        if line.startswith(f"{name} "):
-            return int(line.split()[1])
+        if line.startswith((f"{name} ", f"{name}{{")):
+            return int(line.rpartition(" ")[2])
     raise AssertionError(f"no {name}")

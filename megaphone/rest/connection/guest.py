@@ -14,7 +14,7 @@ from megaphone.errors import BadRequest, LimitExceeded
 from megaphone.rest.connection.answers import error_answer, internal_answer, json_answer
 from megaphone.rest.connection.limits import for_probes_only
 from megaphone.wire import json
-from megaphone.wire.errors import INTERNAL_HTTP_STATUS
+from megaphone.wire.errors import INTERNAL_CODE, INTERNAL_HTTP_STATUS
 
 if TYPE_CHECKING:
     from aiohttp.http_parser import HttpParser
@@ -199,6 +199,8 @@ class Guest(web.RequestHandler):
             )
         else:
             answer = error_answer(BadRequest("the request is not valid HTTP/1.1"))
+        is_bug = status >= INTERNAL_HTTP_STATUS
+        self.connection.count_error(INTERNAL_CODE if is_bug else BadRequest.code)
         answer.force_close()
         return answer
 

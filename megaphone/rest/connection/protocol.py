@@ -15,6 +15,7 @@ from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from time import monotonic
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from aiohttp import web
@@ -25,6 +26,7 @@ from megaphone.core.open_read import OpenRead
 from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
 from megaphone.model import NewEvent
+from megaphone.observe.calls import INTERNAL, FaceCalls
 from megaphone.rest.connection.answer_bytes import internal_error
 from megaphone.rest.connection.encryption import EncryptedTransport
 from megaphone.rest.connection.guest import Guest
@@ -144,8 +146,9 @@ class Answering(Protocol):
         """Answer the request that these bytes are, or do nothing at all. `names` are those in the
         certificate of the client."""
 
-    def complete(self, outcomes: list[Outcome]) -> None:
-        """Make or begin each `Write` in a list, and put another outcome in its place."""
+    def complete(self, outcomes: list[Outcome], began_at: float) -> None:
+        """Make or begin each `Write` in a list, and put another outcome in its place. `began_at` is
+        when the turn of the requests began, as `time.monotonic` counts."""
 
 
 @dataclass(slots=True)
@@ -159,6 +162,8 @@ class Host:
     probe_paths: Container[str]
     lane: Answering | None
     """None if aiohttp answers every request."""
+    calls: FaceCalls
+    """Counts the calls. The lane counts those that it answers itself."""
     tls: Callable[[], ssl.SSLContext] | None = None
     """Returns what a new connection needs for TLS; None if the face is plain."""
     turn: Turn = field(init=False)
@@ -179,17 +184,26 @@ class Host:
     def _ask(self, connections: "Sequence[Connection]", requests: Sequence[bytes]) -> list[Outcome]:
         """Offer the requests of a turn to the lane. Returns: what it does with each."""
         assert self.lane is not None
+        began_at = monotonic()
         outcomes: list[Outcome] = []
         for connection, data in zip(connections, requests, strict=True):
             try:
                 outcomes.append(self.lane.answer(data, connection.names))
             except Exception as error:
+                self.calls.other.ended(INTERNAL, monotonic() - began_at)
                 outcomes.append(Failed(error))
         try:
-            self.lane.complete(outcomes)
+            self.lane.complete(outcomes, began_at)
         except Exception as error:
-            return [Failed(error) if isinstance(one, Write) else one for one in outcomes]
+            return [self._failed(one, error, began_at) for one in outcomes]
         return outcomes
+
+    def _failed(self, outcome: Outcome, error: Exception, began_at: float) -> Outcome:
+        """Return what becomes of a request, because an error has ended the writes of its turn."""
+        if not isinstance(outcome, Write):
+            return outcome
+        self.calls.write.ended(INTERNAL, monotonic() - began_at)
+        return Failed(error)
 
     async def serve(self, listening: socket.socket) -> asyncio.Server:
         """Serve each connection to a socket, within the limit of `connections`.
@@ -390,6 +404,10 @@ class Connection:
             return Peer("")
         names = () if self._encrypted is None else self._encrypted.certificate_names
         return Peer(ip_of(transport), names)
+
+    def count_error(self, code: str) -> None:
+        """Count a request that is not valid HTTP, or that aiohttp could not serve."""
+        self._host.calls.other.ended(code, 0.0)
 
     @property
     def _is_busy(self) -> bool:

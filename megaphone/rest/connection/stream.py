@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 from megaphone.core.budget import Budget
 from megaphone.core.open_read import OpenRead
 from megaphone.errors import MegaphoneError
+from megaphone.model import ReadEnd
 from megaphone.rest.connection.encryption import EncryptedTransport
 from megaphone.rest.connection.peers import probe_often
 from megaphone.rest.connection.turn import Turn
@@ -182,6 +183,12 @@ class EventStream:
         """The client has stalled, or its agent moves."""
         self._break()
 
+    def _fail(self, error: Exception) -> None:
+        """Log a bug, and break the read."""
+        log.error("a read failed", exc_info=error)
+        self._reader.note_end(ReadEnd.FAILED)
+        self._break()
+
     def taken(self) -> int:
         """Return how many bytes the kernel of the client has acknowledged."""
         waiting = self._transport.get_write_buffer_size()
@@ -217,9 +224,8 @@ class EventStream:
             return
         try:
             self._batch = self._reader.next()
-        except Exception:
-            log.exception("a read failed")
-            self._break()
+        except Exception as error:
+            self._fail(error)
 
     def prepare(self) -> None:
         """Make the bytes of the batch that was taken."""
@@ -227,9 +233,8 @@ class EventStream:
             return
         try:
             self._prepared = self._bytes_of(self._batch)
-        except Exception:
-            log.exception("a read failed")
-            self._break()
+        except Exception as error:
+            self._fail(error)
         self._batch = None
 
     def send_ready(self) -> None:
@@ -243,9 +248,8 @@ class EventStream:
         try:
             if self._pieces is None or self._send_pieces():
                 self._send_batches()
-        except Exception:
-            log.exception("a read failed")
-            self._break()
+        except Exception as error:
+            self._fail(error)
 
     def _send_batches(self) -> None:
         data, begun = self._prepared, self._sent
@@ -322,8 +326,8 @@ class EventStream:
     # -- The end
 
     def end(self) -> None:
-        """End the read after the present batch."""
-        self._reader.end()
+        """End the read after the present batch, because the node lets its clients go."""
+        self._reader.end(ReadEnd.SHUTDOWN)
 
     def _write_end(self) -> None:
         settled = self._reader.settle()
@@ -338,6 +342,7 @@ class EventStream:
         if self._transport.is_closing():
             return
         if settled.cancelled() or not settled.result():
+            self._reader.ended_by = ReadEnd.STORE_LOST
             self._cut_off()
         else:
             self._write_last()

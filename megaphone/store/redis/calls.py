@@ -107,7 +107,7 @@ class Functions:
             await load(master)
         except Exception as error:
             if not call.done():
-                call.fail(error)
+                call.fail_for_good(error)
         else:
             if not call.done():
                 call.send()
@@ -179,7 +179,12 @@ class Call(ABC):
             self._is_repeated = True
             self._functions.repeat(self, master)
         else:
-            self.fail(error)
+            self.fail_for_good(error)
+
+    def fail_for_good(self, error: Exception) -> None:
+        """Count the failure, and take the error in place of a reply."""
+        self._functions.link.counts.note_failure(error)
+        self.fail(error)
 
 
 class Awaited(Call):

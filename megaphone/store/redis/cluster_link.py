@@ -21,13 +21,13 @@ from megaphone.store.redis.connection import (
     Pending,
     Place,
     Reply,
-    RoundTrips,
     Server,
-    fail,
     pack,
 )
+from megaphone.store.redis.counts import StoreCounts
 from megaphone.store.redis.errors import (
     ClusterDown,
+    NoAnswer,
     NoPermission,
     Redirected,
     ReplyError,
@@ -35,13 +35,16 @@ from megaphone.store.redis.errors import (
     UnusableStore,
 )
 from megaphone.store.redis.link import (
+    CLOSES,
     DOUBTFUL_S,
     MAX_WAITING_BYTES,
     MAX_WAITING_CALLS,
+    TOO_MANY,
     Greet,
     Greeted,
     Link,
     connect_to,
+    refuse,
     tls_of,
 )
 from megaphone.store.redis.masters import OneServer
@@ -151,7 +154,7 @@ class ClusterLink:
         """Raises: UnusableStore."""
         self._tls = tls_of(url)
         self.url = url
-        self.round_trips = RoundTrips()
+        self.counts = StoreCounts()
         self._name = name
         self._greet = greet
         self._map = SlotMap([])
@@ -207,7 +210,7 @@ class ClusterLink:
         await asyncio.gather(*(link.aclose() for link in self._links.values()), *self._closing)
         for slot in list(self._held):
             for call in self._held.pop(slot).calls:
-                fail(call, "this node closes its store", False)
+                refuse(call, CLOSES, None)
 
     # What there is.
 
@@ -292,8 +295,7 @@ class ClusterLink:
     def _hold(self, call: SlotCall, held: Held) -> None:
         size = len(call.packed)
         if self._held_calls >= MAX_HELD_CALLS or self._held_bytes + size > MAX_HELD_BYTES:
-            text = "too many calls wait for the store of channels"
-            asyncio.get_running_loop().call_soon(fail, call, text, False)
+            asyncio.get_running_loop().call_soon(refuse, call, TOO_MANY, NoAnswer.BUSY)
             return
         self._held_calls += 1
         self._held_bytes += size
@@ -356,7 +358,7 @@ class ClusterLink:
             name=self._name,
             greet=partial(self._greet_master, place),
             masters=OneServer(place, f"the master {place} of the store"),
-            round_trips=self.round_trips,
+            counts=self.counts,
         )
         link.on_down = self._doubt
         link.on_tag_moved = partial(self._choose_tag, place)
@@ -381,7 +383,7 @@ class ClusterLink:
         link = self._links.pop(place)
         for one in link.take_waiting():
             if not isinstance(one, SlotCall):
-                fail(one, "the server is no master any more", False)
+                refuse(one, "the server is no master any more", NoAnswer.UNREACHABLE)
             elif not one.done():
                 self._send(one)
         closing = asyncio.create_task(link.aclose())
@@ -489,7 +491,7 @@ class ClusterLink:
                 self.url,
                 self._tls,
                 self._name,
-                lambda: Connection(self.round_trips),
+                lambda: Connection(self.counts),
                 may_be_replica=True,
             )
         try:
@@ -537,7 +539,7 @@ class ClusterLink:
             self._followers.remove(follow)
 
     async def connect_to_master(
-        self, round_trips: RoundTrips, on_push: Callable[[list[Any]], None] | None = None
+        self, counts: StoreCounts, on_push: Callable[[list[Any]], None] | None = None
     ) -> tuple[Connection, Place]:
         """Return a connection that is logged in at any master, and the place of it.
 
@@ -551,7 +553,7 @@ class ClusterLink:
                     self.url,
                     self._tls,
                     self._name,
-                    lambda: Connection(round_trips, on_push),
+                    lambda: Connection(counts, on_push),
                 )
             except (StoreUnavailable, UnusableStore) as refusal:
                 error = refusal

@@ -3,6 +3,7 @@
 import asyncio
 
 from megaphone.errors import StoreUnavailable
+from megaphone.store.redis.counts import UNCONFIRMED
 from megaphone.store.redis.errors import Redirected
 from megaphone.store.redis.keys import Names
 from megaphone.store.redis.link import Link
@@ -47,18 +48,21 @@ class Confirmation:
         marked.add_done_callback(lambda done: done.exception())
         waiting = link.call("WAIT", self._replicas, WAIT_MS)
 
+        def fail(why: str) -> None:
+            link.counts.errors[UNCONFIRMED] += 1
+            asked.set_exception(self._error(why))
+
         def answered(done: asyncio.Future[int]) -> None:
             if done.exception() is not None:
-                asked.set_exception(self._error("the store did not say how many replicas have it"))
+                fail("the store did not say how many replicas have it")
             elif link.connections != connections:
                 # Another connection may be to another master, which has not got the write.
-                asked.set_exception(self._error("the connection to the store broke meanwhile"))
+                fail("the connection to the store broke meanwhile")
             elif isinstance(marked.exception(), Redirected):
                 link.on_tag_moved()
-                asked.set_exception(self._error("the slots of its master have moved meanwhile"))
+                fail("the slots of its master have moved meanwhile")
             elif done.result() < self._replicas:
-                text = f"only {done.result()} of {self._replicas} replicas have it"
-                asked.set_exception(self._error(text))
+                fail(f"only {done.result()} of {self._replicas} replicas have it")
             else:
                 asked.set_result(None)
 

@@ -14,7 +14,9 @@ from hiredis import HiredisError, PushNotification, Reader, pack_command
 
 from megaphone.errors import StoreUnavailable
 from megaphone.model import Endpoint
+from megaphone.store.redis.counts import StoreCounts
 from megaphone.store.redis.errors import (
+    NoAnswer,
     NoPermission,
     ReadOnly,
     ReplyError,
@@ -83,14 +85,6 @@ class Server:
         return f"{self.kind} {self.version}"
 
 
-@dataclass(slots=True)
-class RoundTrips:
-    """How often calls were written, and how long the answers to a write took, up to the last."""
-
-    count: int = 0
-    seconds: float = 0.0
-
-
 class Connection(asyncio.Protocol):
     """A connection to a server. It ends once, and for good.
 
@@ -100,7 +94,7 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(
-        self, round_trips: RoundTrips, on_push: Callable[[list[Any]], None] | None = None
+        self, counts: StoreCounts, on_push: Callable[[list[Any]], None] | None = None
     ) -> None:
         loop = asyncio.get_running_loop()
         self.on_change: Callable[[], None] | None = None
@@ -113,7 +107,7 @@ class Connection(asyncio.Protocol):
         """Whether the server is a replica: what was written is to be answered, and nothing more."""
         self._is_paused = False
         self._is_full = False
-        self._round_trips = round_trips
+        self._seconds = counts.seconds
         self._on_push = on_push
         self._transport: asyncio.Transport | None = None
         self._reader = Reader(replyError=error_of, notEnoughData=_NOTHING)
@@ -178,7 +172,12 @@ class Connection(asyncio.Protocol):
     def _write(self) -> None:
         if self.ended.done():
             for _, pending in self.take_unsent():
-                fail(pending, "the connection to the store of channels has ended", False)
+                fail(
+                    pending,
+                    "the connection to the store of channels has ended",
+                    NoAnswer.BROKEN,
+                    may_have_happened=False,
+                )
             return
         assert self._transport is not None
         data = self._unsent
@@ -208,7 +207,12 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
         self._tell_owner()
         for _ in range(len(self._calls) - len(self._unsent)):
-            fail(self._calls.popleft(), "the connection to the store of channels broke", True)
+            fail(
+                self._calls.popleft(),
+                "the connection to the store of channels broke",
+                NoAnswer.BROKEN,
+                may_have_happened=True,
+            )
         self._writes.clear()
         self.on_change = None
 
@@ -240,7 +244,8 @@ class Connection(asyncio.Protocol):
             late = sent
         answered = self._sent - len(self._calls) + len(self._unsent)
         for pending in list(islice(self._calls, max(0, late - answered))):
-            fail(pending, "the store of channels took too long", True)
+            text = "the store of channels took too long"
+            fail(pending, text, NoAnswer.LATE, may_have_happened=True)
 
     # What the transport calls.
 
@@ -271,15 +276,14 @@ class Connection(asyncio.Protocol):
                         pending.set_result(reply)
                     except Exception:
                         log.exception("an answer of the store could not be handled")
-                        fail(pending, UNHANDLED, True)
+                        fail(pending, UNHANDLED, NoAnswer.UNHANDLED, may_have_happened=True)
         except HiredisError as error:
             self.end(f"the server does not speak its protocol: {error}")
             return
         writes = self._writes
         answered = self._sent - len(calls) + len(self._unsent)
         while writes and writes[0][0] <= answered:
-            self._round_trips.count += 1
-            self._round_trips.seconds += now - writes.popleft()[1]
+            self._seconds.add(now - writes.popleft()[1])
         if self.is_retired and not writes:
             self.end("the server is a replica now")
         elif self._is_full and len(calls) <= MAX_UNDER_WAY // 2:
@@ -300,7 +304,7 @@ class Connection(asyncio.Protocol):
                 pending.set_exception(error)
             except Exception:
                 log.exception("an answer of the store could not be handled")
-                fail(pending, UNHANDLED, True)
+                fail(pending, UNHANDLED, NoAnswer.UNHANDLED, may_have_happened=True)
         if isinstance(error, ReadOnly) and not self.is_retired:
             self.is_retired = True
             self._tell_owner()
@@ -328,14 +332,15 @@ def pack(args: tuple[Argument, ...]) -> bytes:
     return packed
 
 
-def fail(pending: Pending, why: str, may_have_happened: bool) -> None:
-    """Fail a call, if it has no result yet. Never raises: other calls are to fail too."""
+def fail(pending: Pending, why: str, kind: str | None, *, may_have_happened: bool) -> None:
+    """Fail a call with `NoAnswer`, if it has no result yet. Never raises: other calls are to fail
+    too."""
     if pending.done():
         return
     if may_have_happened:
         why += ": the call may have happened"
     try:
-        pending.set_exception(StoreUnavailable(why, may_have_happened=may_have_happened))
+        pending.set_exception(NoAnswer(why, kind=kind, may_have_happened=may_have_happened))
     except Exception:
         log.exception("a failed call to the store could not be handled")
 

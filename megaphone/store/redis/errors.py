@@ -1,6 +1,7 @@
 """The errors between this node and the store, with more detail than clients get.
 
     megaphone.errors.StoreUnavailable
+     ├── NoAnswer          there is none, or this node did not even ask
      └── NotServing        the store answered: it did nothing, because it cannot serve now
           ├── NoReplicas, ReadOnly, Loading, MasterDown, ClusterDown, Misconfigured, ScriptBusy
           └── TryAgain     keys of the call are on their way to another master
@@ -16,6 +17,27 @@ A client may get any error below StoreUnavailable or LimitExceeded as it is.
 
 from megaphone.errors import LimitExceeded, MegaphoneError, StoreUnavailable
 from megaphone.store.errors import UnusableStore as UnusableStore
+
+
+class NoAnswer(StoreUnavailable):
+    """There is no answer of the store: it was not asked, or what it said is lost."""
+
+    UNREACHABLE = "unreachable"
+    """There was no connection in time."""
+    BUSY = "busy"
+    """Too many calls wait on this node."""
+    BROKEN = "broken"
+    """The connection ended before the answer."""
+    LATE = "late"
+    """The answer did not come in time."""
+    UNHANDLED = "unhandled"
+    """A bug: this node could not handle the answer."""
+    KINDS = (UNREACHABLE, BUSY, BROKEN, LATE, UNHANDLED)
+
+    def __init__(self, message: str, *, kind: str | None, may_have_happened: bool = False) -> None:
+        super().__init__(message, may_have_happened=may_have_happened)
+        self.kind = kind
+        """One of `KINDS`; None if this node has closed its store."""
 
 
 class NotServing(StoreUnavailable):

@@ -43,7 +43,8 @@
 --
 --   E handle first size...   events that the reader is sent; they follow in the same message
 --   R handle                 a take may return something new
---   X handle                 the lease is over
+--   X handle                 the lease is over, because the channel is gone
+--   X handle taken           the lease is over, because another reader has it
 --   W token result           the event of a waiting writer is accepted (1, or 0 for a writer that
 --                            repeated the key of an earlier one), or the channel has ended (-1)
 --
@@ -633,7 +634,7 @@ function functions.lease(keys, args)
             self:save()
             return {'B', self.o, self.q}
         end
-        tell(self.o, 'X ' .. self.q)
+        tell(self.o, 'X ' .. self.q .. ' taken')
         self:end_lease(false, self.v)
     end
     local recovered = self.y == 1 and 0 or -1

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from megaphone.core.log import Batch, cut_off, new_tuple
 from megaphone.core.sendings import Sendings
-from megaphone.model import START, Event, ReadOptions
+from megaphone.model import START, Event, ReadEnd, ReadOptions
 
 NOT_OPEN = -1
 """The number of a lease that Redis has not answered for yet."""
@@ -77,6 +77,7 @@ class RemoteLease:
         "began_at",
         "channel_id",
         "cursor",
+        "ended_by",
         "epoch",
         "face",
         "handle",
@@ -112,6 +113,7 @@ class RemoteLease:
         self.cursor = START
         self.recovered: bool | None = None
         self.is_open = True
+        self.ended_by: ReadEnd | None = None
         self.is_fetching = False
         self._is_interrupted = False
         self._arrived: deque[Event] = deque()
@@ -247,10 +249,16 @@ class RemoteLease:
         self._must_ask = True
         self.notify()
 
-    def end(self) -> None:
-        """Note that the lease is over in Redis: another reader has it, or the channel is gone."""
+    def end(self, why: ReadEnd) -> None:
+        """Note that the lease is over in Redis."""
         self.is_open = False
+        self.ended_by = why
         self.notify()
+
+    def lose(self) -> None:
+        """Make each later `take` return None, because the store may have lost events."""
+        self.ended_by = ReadEnd.STORE_LOST
+        self.interrupt()
 
     def notify(self) -> None:
         """Call `on_ready`, if it is set."""

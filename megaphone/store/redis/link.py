@@ -16,14 +16,14 @@ from megaphone.store.redis.connection import (
     Pending,
     Place,
     Reply,
-    RoundTrips,
     Server,
     dial,
     fail,
     pack,
     say_hello,
 )
-from megaphone.store.redis.errors import UnusableStore
+from megaphone.store.redis.counts import StoreCounts
+from megaphone.store.redis.errors import NoAnswer, UnusableStore
 from megaphone.store.redis.keeper import Keeper
 from megaphone.store.redis.masters import Masters, masters_of
 from megaphone.store.redis.url import StoreUrl, Topology
@@ -36,6 +36,10 @@ DOUBTFUL_S = 1.0
 """A master that answered so shortly before this node learned that another one has replaced it, or
 later, may have answered after that. One that is dead was silent for longer, because nobody replaces
 it sooner."""
+
+
+CLOSES = "this node closes its store"
+TOO_MANY = "too many calls wait for the store of channels"
 
 
 class _Waiting(NamedTuple):
@@ -81,7 +85,7 @@ class Link:
         name: str,
         greet: Greet | None = None,
         masters: Masters | None = None,
-        round_trips: RoundTrips | None = None,
+        counts: StoreCounts | None = None,
         max_waiting_calls: int = MAX_WAITING_CALLS,
         max_waiting_bytes: int = MAX_WAITING_BYTES,
     ) -> None:
@@ -96,7 +100,8 @@ class Link:
         """What the server said of itself when the link last connected."""
         self.connections = 0
         """How many connections the link has made."""
-        self.round_trips = round_trips or RoundTrips()
+        self.counts = counts or StoreCounts()
+        """What is counted of the calls, also those of other links that share the object."""
         self.tag = "0"
         """The hash tag of a key of the store that this master has. Another one may have others."""
         self.on_tag_moved: Callable[[], None] = lambda: None
@@ -222,14 +227,14 @@ class Link:
         await self._masters.aclose()
         self._open = None
         while self._waiting:
-            fail(self._waiting.popleft().pending, "this node closes its store", False)
+            refuse(self._waiting.popleft().pending, CLOSES, None)
         if self._timer is not None:
             self._timer.cancel()
 
     # Connections.
 
     async def _connect(self) -> Connection:
-        connection, place = await self.connect_to_master(self.round_trips)
+        connection, place = await self.connect_to_master(self.counts)
         try:
             if self._greet is not None:
                 assert self.server is not None
@@ -254,7 +259,7 @@ class Link:
             self._followers.remove(follow)
 
     async def connect_to_master(
-        self, round_trips: RoundTrips, on_push: Callable[[list[Any]], None] | None = None
+        self, counts: StoreCounts, on_push: Callable[[list[Any]], None] | None = None
     ) -> tuple[Connection, Place]:
         """Return a connection that is logged in at the master, and the place of it.
 
@@ -262,7 +267,7 @@ class Link:
         """
         place = await self._masters.find()
         connection, server = await connect_to(
-            place, self.url, self._tls, self._name, lambda: Connection(round_trips, on_push)
+            place, self.url, self._tls, self._name, lambda: Connection(counts, on_push)
         )
         self.server = server
         try:
@@ -289,6 +294,8 @@ class Link:
         self._left = place
 
     def _go_on(self, connection: Connection) -> None:
+        if self.connections:
+            self.counts.reconnects += 1
         self.connections += 1
         connection.on_change = self._look
         self._look()
@@ -314,12 +321,12 @@ class Link:
     def _wait(self, packed: bytes, pending: Pending) -> None:
         loop = asyncio.get_running_loop()
         if self._is_closed:
-            loop.call_soon(fail, pending, "this node closes its store", False)
+            loop.call_soon(refuse, pending, CLOSES, None)
         elif (
             len(self._waiting) >= self._max_waiting_calls
             or self._waiting_bytes + len(packed) > self._max_waiting_bytes
         ):
-            loop.call_soon(fail, pending, "too many calls wait for the store of channels", False)
+            loop.call_soon(refuse, pending, TOO_MANY, NoAnswer.BUSY)
         else:
             self._waiting.append(_Waiting(packed, pending, loop.time() + WAIT_S))
             self._waiting_bytes += len(packed)
@@ -343,10 +350,15 @@ class Link:
         while self._waiting and self._waiting[0].deadline <= now:
             waiting = self._waiting.popleft()
             self._waiting_bytes -= len(waiting.packed)
-            fail(waiting.pending, "the store of channels cannot be reached", False)
+            refuse(waiting.pending, "the store of channels cannot be reached", NoAnswer.UNREACHABLE)
         self._timer = (
             loop.call_at(self._waiting[0].deadline, self._give_up) if self._waiting else None
         )
+
+
+def refuse(pending: Pending, why: str, kind: str | None) -> None:
+    """Fail a call that was not sent."""
+    fail(pending, why, kind, may_have_happened=False)
 
 
 def tls_of(url: StoreUrl) -> ssl.SSLContext | None:

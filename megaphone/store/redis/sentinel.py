@@ -13,10 +13,10 @@ from megaphone.store.redis.connection import (
     CALL_S,
     Connection,
     Place,
-    RoundTrips,
     dial,
     say_hello,
 )
+from megaphone.store.redis.counts import StoreCounts
 from megaphone.store.redis.errors import ReplyError, UnusableStore
 from megaphone.store.redis.keeper import Keeper
 from megaphone.store.redis.url import StoreUrl
@@ -121,7 +121,7 @@ class Sentinels:
     async def _connect(
         self, endpoint: Endpoint, on_push: Callable[[list[Any]], None] | None
     ) -> Connection:
-        connection = await dial(endpoint, self._tls, lambda: Connection(RoundTrips(), on_push))
+        connection = await dial(endpoint, self._tls, lambda: Connection(StoreCounts(), on_push))
         try:
             server = await say_hello(
                 connection,

@@ -30,6 +30,7 @@ from megaphone.model import (
     ChannelLimits,
     ChannelOptions,
     Event,
+    ReadEnd,
     ReadOptions,
     agent_of,
 )
@@ -74,6 +75,8 @@ SETTLED_WITHIN_S = SILENT_S + 3.0
 """How long the client of a read waits for its end while the store is away. By then the other nodes
 take this one for dead, if they do."""
 RELEASED = 1
+TAKEN = "taken"
+"""The word that a message about the end of a lease has if another reader has it now."""
 TOO_OFTEN, TOO_MANY = 1, 2
 """What the function `claim` returns if a tenant may not create a channel."""
 RELEASE_AT_END_S = 2.0
@@ -170,6 +173,11 @@ class RedisStore:
     def keys_of(self, channel_id: bytes) -> Sequence[str]:
         """Return the keys of a channel, for those who look into the store."""
         return self._names.channel(channel_id)
+
+    @property
+    def counted(self) -> int:
+        """How many channels all nodes have, as this node has counted them last."""
+        return self._counted
 
     @property
     def facts(self) -> Facts | None:
@@ -516,6 +524,7 @@ class RedisStore:
     def _end_as_broken(self, lease: RemoteLease) -> None:
         """End a lease of this node, because another reader takes over."""
         notify = lease.on_ready
+        lease.ended_by = ReadEnd.TAKEN_OVER
         lease.release(clean=False, now=asyncio.get_running_loop().time())
         if notify is not None:
             notify()
@@ -572,8 +581,10 @@ class RedisStore:
         except FAILURES:
             lease.not_taken()
             return
-        if answer in (None, -1):
-            lease.end()
+        if answer is None:
+            lease.end(ReadEnd.CHANNEL_GONE)
+        elif answer == -1:
+            lease.end(ReadEnd.TAKEN_OVER)
         else:
             lease.taken(_taken(answer))
 
@@ -644,7 +655,7 @@ class RedisStore:
         elif kind == "R":
             lease.ask()
         elif kind == "X":
-            lease.end()
+            lease.end(ReadEnd.TAKEN_OVER if words == [TAKEN] else ReadEnd.CHANNEL_GONE)
 
     def _ask_all(self) -> None:
         """Let each reader ask, because messages may have been lost."""
@@ -657,7 +668,7 @@ class RedisStore:
         self._known_agents.clear()
         self._known_tenants.clear()
         for lease in list(self._leases.values()):
-            lease.interrupt()
+            lease.lose()
 
     def _on_old_answers(self) -> None:
         """Let all nodes know that events may be missing. The new master began an epoch with its

@@ -6,7 +6,8 @@ from typing import Any
 
 from megaphone.errors import StoreUnavailable
 from megaphone.store.redis.cluster_link import AnyLink
-from megaphone.store.redis.connection import CALL_S, Connection, Place, RoundTrips
+from megaphone.store.redis.connection import CALL_S, Connection, Place
+from megaphone.store.redis.counts import StoreCounts
 from megaphone.store.redis.errors import UnusableStore
 from megaphone.store.redis.keeper import Keeper
 
@@ -38,13 +39,14 @@ class Subscription:
         self._on_message = on_message
         self._on_subscribed = on_subscribed
         self._place: Place | None = None
+        self._has_connected = False
         self._missing = 0
         """How many channels the server has not confirmed yet."""
         self._confirmed: asyncio.Future[None] | None = None
         self._keeper = Keeper(
             f"the messages of the store {link.url}",
             self._connect,
-            on_up=lambda _: None,
+            on_up=self._on_up,
             on_down=on_lost,
         )
 
@@ -67,7 +69,7 @@ class Subscription:
     async def _connect(self) -> Connection:
         self._confirmed = asyncio.get_running_loop().create_future()
         self._missing = len(self._channels)
-        connection, self._place = await self._link.connect_to_master(RoundTrips(), self._take)
+        connection, self._place = await self._link.connect_to_master(StoreCounts(), self._take)
         try:
             connection.tell("SUBSCRIBE", *self._channels)
             await asyncio.wait(
@@ -83,6 +85,11 @@ class Subscription:
             connection.end("this node cannot use it")
             raise
         return connection
+
+    def _on_up(self, connection: Connection) -> None:
+        if self._has_connected:
+            self._link.counts.reconnects += 1
+        self._has_connected = True
 
     def _take(self, push: list[Any]) -> None:
         kind = push[0]

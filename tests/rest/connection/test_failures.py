@@ -34,7 +34,7 @@ LARGE_BYTES = 16 * 1024 * 1024
 
 
 class NeverWrites:
-    def complete(self, outcomes: list[Outcome]) -> None:
+    def complete(self, outcomes: list[Outcome], began_at: float) -> None:
         pass
 
 
@@ -47,7 +47,7 @@ class FailsInTheWrite:
     def answer(self, data: bytes, names: Names) -> Outcome:
         return Write(ANYONE, "address", NewEvent("s", b"1"))
 
-    def complete(self, outcomes: list[Outcome]) -> None:
+    def complete(self, outcomes: list[Outcome], began_at: float) -> None:
         raise RuntimeError("in the write")
 
 
@@ -83,7 +83,7 @@ class Begins:
     def answer(self, data: bytes, names: Names) -> Outcome:
         return Write(ANYONE, "address", NewEvent("s", b"1"))
 
-    def complete(self, outcomes: list[Outcome]) -> None:
+    def complete(self, outcomes: list[Outcome], began_at: float) -> None:
         for number in range(len(outcomes)):
             outcomes[number] = begun = Begun()
             self.begun.put_nowait(begun)

@@ -201,9 +201,9 @@ class WatchedLane:
             return Later(self._noted(outcome.call, bytes(data)))
         return outcome
 
-    def complete(self, outcomes: list[Outcome]) -> None:
+    def complete(self, outcomes: list[Outcome], began_at: float) -> None:
         numbers = [n for n, one in enumerate(outcomes) if isinstance(one, Write)]
-        self.lane.complete(outcomes)
+        self.lane.complete(outcomes, began_at)
         for number, data in zip(numbers, self._writes, strict=True):
             outcome = outcomes[number]
             if isinstance(outcome, bytes):

@@ -12,7 +12,7 @@ from megaphone.model import Endpoint, Event, ReadOptions
 from megaphone.store.redis import cluster_link, membership
 from megaphone.store.redis import connection as connections
 from megaphone.store.redis.cluster_link import ClusterLink
-from megaphone.store.redis.connection import RoundTrips
+from megaphone.store.redis.counts import StoreCounts
 from megaphone.store.redis.errors import ReplyError, TryAgain, UnusableStore
 from megaphone.store.redis.measure import looking_at, measure
 from megaphone.store.redis.requirements import rights_of
@@ -677,7 +677,7 @@ async def test_a_mark_for_replicas_that_has_moved_is_made_elsewhere() -> None:
 
 async def test_a_server_that_sends_messages_is_any_master(cluster: RedisCluster) -> None:
     async with link_to(cluster.url) as link:
-        connection, place = await link.connect_to_master(RoundTrips())
+        connection, place = await link.connect_to_master(StoreCounts())
         assert isinstance(place, Endpoint)
         assert place.port in [server.port for server in cluster.masters]
         await connection.aclose()

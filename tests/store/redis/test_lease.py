@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from megaphone.model import Event, ReadOptions
+from megaphone.model import Event, ReadEnd, ReadOptions
 from megaphone.store.redis.asking import keep_asking
 from megaphone.store.redis.lease import RemoteLease, Taken
 
@@ -73,7 +73,7 @@ def test_only_an_open_lease_that_acknowledges_passes_events_over(asked: Asked) -
     lease = unopened(asked, acknowledge=True)
     lease.opened(1, 5, None, "-", 0)
     lease.pass_over(0, 1, 0.0)
-    lease.end()
+    lease.end(ReadEnd.CHANNEL_GONE)
     lease.pass_over(1, 2, 0.0)
     assert asked.passed_over == [(0, 1)]
 
