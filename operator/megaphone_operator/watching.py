@@ -25,35 +25,32 @@ async def watch(
 ) -> None:
     """Watch until `stop` is set, in one namespace or in all of them.
 
-    kopf takes SIGTERM and SIGINT for itself. After that it calls `on_start`, which can take them
-    back.
-
     kopf writes nothing to objects: there are no handlers of changes, so no finalizers and no
-    annotations. It signs in as this process may: by the service account of its pod, or by the
-    file in KUBECONFIG.
+    annotations. It signs in as this process may: by the file in KUBECONFIG, or by the service
+    account of its pod. It takes SIGTERM and SIGINT for itself; then it calls `on_start`, which can
+    take them back.
     """
-    await kopf.operator(
-        registry=_registry(wake, on_start),
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=_registry(wake),
         settings=_settings(),
         standalone=True,
         clusterwide=namespace is None,
         namespaces=[] if namespace is None else [namespace],
         stop_flag=stop,
     )
+    on_start()
+    await kopf.run_tasks(tasks, ignored=others)
 
 
-def _registry(wake: Wake, on_start: Callable[[], None]) -> kopf.OperatorRegistry:
+def _registry(wake: Wake) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
     kopf.on.login(registry=registry, errors=kopf.ErrorsMode.PERMANENT)(_sign_in)
-
-    async def start(**_: Any) -> None:
-        on_start()
 
     async def resource(namespace: str | None, name: str, **_: Any) -> None:
         assert namespace is not None
         wake(namespace, name)
 
-    kopf.on.startup(registry=registry)(start)
     kopf.on.event(GROUP, VERSION, "megaphones", registry=registry)(resource)
     for group, version, plural, label in LABELLED:
         handler = _child_handler(wake, label)
