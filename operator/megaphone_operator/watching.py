@@ -33,7 +33,7 @@ async def watch(
     others = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
         registry=_registry(wake),
-        settings=_settings(),
+        settings=_settings(namespace),
         standalone=True,
         clusterwide=namespace is None,
         namespaces=[] if namespace is None else [namespace],
@@ -70,8 +70,10 @@ def _sign_in(**arguments: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_with_kubeconfig(**arguments) or kopf.login_with_service_account(**arguments)
 
 
-def _settings() -> kopf.OperatorSettings:
+def _settings(namespace: str | None) -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
+    # Only an operator for all namespaces may look for resource definitions that come and go.
+    settings.scanning.disabled = namespace is not None
     settings.posting.enabled = False
     for group, version, plural, label in LABELLED:
         settings.watching.label_selectors[group, version, plural] = label
