@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(READY) ## Make .venv with the locked versions of everything.
@@ -102,6 +102,10 @@ test-compiled: $(READY) ## Run tests on the compiled wheel, which is built if th
 compat: $(READY) ## Test against the Rust broker (0.10) and its client; needs Rust, builds them once.
 	@$(BIN)/python -m tests.compat.build
 	$(BIN)/python -m pytest tests/compat $(ARGS)
+
+.PHONY: operator-e2e
+operator-e2e: $(READY) ## Test the operator on a real control plane of Kubernetes; needs root, Go, etcd, nft and nginx.
+	$(BIN)/python -m tests.operator_e2e $(ARGS)
 
 .PHONY: client-ts
 client-ts: ## Build the TypeScript client into an npm package below dist/, and test it; needs npm.
