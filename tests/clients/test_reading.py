@@ -148,6 +148,24 @@ async def test_a_read_with_a_limit_counts_over_all_its_connections(
         assert (reading.error, reading.cursor) == (None, ids[6])
 
 
+@pytest.mark.parametrize("ack", ["auto", "none"])
+async def test_a_read_of_some_streams_gets_only_these_and_goes_on_after_a_cut(
+    driver: Driver, kind: Kind, ack: str
+) -> None:
+    """Those that nobody wants are more than a channel holds."""
+    async with stage(kind) as way, driver.client(way.url) as client:
+        created = await way.face.create()
+        reading = client.read(created.consumer, streams=["a", "b"], ack=ack, **SOON)
+        for number in range(3):
+            await write(way, created, Records(), *[0] * 50, stream="other")
+            await way.face.write(created.producer, "ab"[number % 2], str(number).encode())
+            await reading.has(number + 1)
+            way.road.cut()
+        assert reading.bodies == [0, 1, 2]
+        assert not reading.gaps
+        await client.stop(reading)
+
+
 async def test_a_read_of_many_channels_goes_on_after_cuts(driver: Driver, kind: Kind) -> None:
     async with stage(kind) as way, driver.client(way.url) as client:
         channels = [(await way.face.create(), Records()) for _ in range(3)]

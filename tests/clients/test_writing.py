@@ -30,13 +30,6 @@ WHAT_IS_READY = ReadOptions(wait_s=0)
 HOW = ["write", "batch", "publish"]
 
 
-@pytest.fixture(autouse=True)
-def skip_without_publisher(request: pytest.FixtureRequest, kind: Kind) -> None:
-    callspec = getattr(request.node, "callspec", None)
-    if not kind.has_publisher and callspec is not None and callspec.params.get("how") == "publish":
-        pytest.skip("the client has no publisher")
-
-
 async def stored(way: Stage, created: Created) -> list[Any]:
     """Return the bodies that a channel has."""
     events = await read_all(way.face, created.consumer, WHAT_IS_READY)

@@ -1,23 +1,11 @@
+import type { Ledger } from "./acks.js";
 import { MegaphoneError } from "./errors.js";
-import type { CallOptions, Http } from "./http.js";
-import type { Hub } from "./hub.js";
+import { type Entry, type Event, Events } from "./events.js";
+import type { Http } from "./http.js";
+import { Inbox } from "./inbox.js";
 import { type Line, Read, type Sink } from "./read.js";
-import { Backoff, now, sleep } from "./time.js";
-
-const ACK_EVENTS = 50;
-const ACK_AGE_MS = 1_000;
-const LAST_ACK_MS = 1_000;
-const KEPT_EVENTS = 100;
-const INBOX_EVENTS = 1_000;
-
-/** An event, as its channel gave it to the app. */
-export interface Event<T = any> {
-  readonly id: string;
-  readonly stream: string;
-  /** When the broker took it. */
-  readonly time: Date;
-  readonly body: T;
-}
+import type { Reads, Source } from "./reads.js";
+import { waitMs } from "./time.js";
 
 export type State = "connecting" | "open" | "waiting" | "closed";
 
@@ -37,6 +25,10 @@ export interface ChannelOptions {
   ack?: "none" | "auto" | "manual";
   /** The cursor of an earlier read; "-" stands before the first event. */
   after?: string;
+  /** The only streams that are wanted. The others count as dealt with. */
+  streams?: string[];
+  /** After so many events the channel is closed, and iterating ends. */
+  limit?: number;
   /** Is called before the first event after a gap. Without it, iterating throws `EVENTS_LOST`. */
   onGap?: () => unknown;
   /** Overrides that of the client. */
@@ -45,115 +37,8 @@ export interface ChannelOptions {
   share?: Share;
 }
 
-/** Where the events of a read come from. */
-export interface Source {
-  begin(): void;
-  end(): void;
-}
-
 /** Puts another source in place of the read's own. */
 export type Share = (read: Read, own: Source) => Source;
-
-interface Entry {
-  event: Event;
-  /** How many listeners have not dealt with it. */
-  left: number;
-}
-
-type Item = Entry | MegaphoneError;
-
-const isEvent = (item: Item | undefined): item is Entry => !!item && "event" in item;
-
-/** What is read from a channel, in order: all events, or those of one stream. */
-export class Events<T = any> implements AsyncIterableIterator<Event<T>> {
-  /** @internal */ items: Item[] = [];
-  readonly #owner: Owner;
-  #handed: Entry | undefined;
-  #waiting: (() => void)[] = [];
-  #isLeft = false;
-
-  /** @internal */
-  constructor(owner: Owner, readonly stream?: string) {
-    this.#owner = owner;
-    owner.enter(this);
-  }
-
-  /** @internal */
-  put(item: Item): void {
-    this.items.push(item);
-    this.wake();
-  }
-
-  /** @internal */
-  wake(): void {
-    for (const resolve of this.#waiting.splice(0)) resolve();
-  }
-
-  /** @internal Count as dealt with what the app was given. */
-  deal(): void {
-    const handed = this.#handed;
-    this.#handed = undefined;
-    if (handed) this.#owner.deal(handed);
-  }
-
-  /** Throws the error that ended the channel, or `EVENTS_LOST`, after which a new iteration goes on. */
-  async next(): Promise<IteratorResult<Event<T>, undefined>> {
-    this.deal();
-    while (!this.#isLeft) {
-      const item = this.items.shift();
-      this.#owner.room(this);
-      if (isEvent(item)) {
-        this.#handed = item;
-        return { value: item.event, done: false };
-      }
-      if (item) {
-        if (await this.#owner.passes(item)) continue;
-        await this.return();
-        throw item;
-      }
-      if (this.#owner.isOver) {
-        if (this.#owner.error) throw this.#owner.error;
-        break;
-      }
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    }
-    return { value: undefined, done: true };
-  }
-
-  /** Leave: as `break` does. What was not taken stays for whoever asks next. */
-  async return(): Promise<IteratorResult<Event<T>, undefined>> {
-    if (!this.#isLeft) {
-      this.#isLeft = true;
-      this.#owner.leave(this, this.#handed);
-      this.wake();
-    }
-    return { value: undefined, done: true };
-  }
-
-  /** Call a function for each event. Returns: a function that ends this. */
-  subscribe(next: (event: Event<T>) => unknown, error?: (error: unknown) => unknown): () => void {
-    const run = async () => {
-      for await (const event of this) await next(event);
-    };
-    void (error ? run().catch(error) : run());
-    return () => void this.return();
-  }
-
-  [Symbol.asyncIterator](): this {
-    return this;
-  }
-}
-
-/** @internal The side of a channel that its `Events` see. */
-interface Owner {
-  isOver: boolean;
-  error: unknown;
-  enter(events: Events): void;
-  leave(events: Events, handed: Entry | undefined): void;
-  deal(entry: Entry): void;
-  room(events: Events): void;
-  passes(item: MegaphoneError): Promise<boolean>;
-}
 
 /**
  * A channel to read. Reading begins at the first use, reconnects by itself, and ends only with
@@ -164,50 +49,34 @@ export class Channel implements AsyncIterable<Event> {
   onstate: ((state: State) => unknown) | undefined;
   #state: State = "connecting";
   readonly #http: Http;
-  readonly #hub: Hub;
+  readonly #reads: Reads;
   readonly #address: string | ((former?: Made) => Promise<Made>);
   readonly #options: ChannelOptions;
-  readonly #listeners = new Set<Events>();
-  readonly #undealt: Entry[] = [];
-  #kept: Item[] = [];
-  #left: Entry[] = [];
+  readonly #inbox: Inbox;
+  #made: Made | undefined;
   #read: Read | undefined;
   #source: Source | undefined;
-  #made: Made | undefined;
+  /** How many events more are wanted. */
+  #left: number | undefined;
+  #failures = 0;
   #isReading = false;
-  #isFull = false;
   #isMaking = false;
-  readonly #backoff = new Backoff();
-  #ackTimer: ReturnType<typeof setTimeout> | undefined;
-  #acking: Promise<unknown> | undefined;
-  readonly #closing = new AbortController();
-  readonly #owner: Owner;
-  readonly #sink: Sink;
+  readonly #acknowledges: boolean;
+  /** Is loaded only for reads that acknowledge. */
+  #Ledger: typeof Ledger | undefined;
+  #timer: ReturnType<typeof setTimeout> | undefined;
 
   /** Use `Megaphone.channel`. @internal */
-  constructor(http: Http, hub: Hub, address: string | ((former?: Made) => Promise<Made>), options: ChannelOptions) {
+  constructor(http: Http, reads: Reads, address: string | ((former?: Made) => Promise<Made>), options: ChannelOptions) {
+    const { ack = "none", limit, onGap, share } = options;
+    if (share && ack !== "none") throw new TypeError('`share` is only for `ack: "none"`');
     this.#http = http;
-    this.#hub = hub;
-    if (options.share && (options.ack ?? "none") !== "none") throw new TypeError("`share` is only for `ack: \"none\"`");
+    this.#reads = reads;
     this.#address = address;
     this.#options = options;
-    this.#owner = {
-      isOver: false,
-      error: undefined,
-      enter: (events) => this.#enter(events),
-      leave: (events, handed) => this.#leave(events, handed),
-      deal: (entry) => {
-        if (this.#options.ack !== "manual") this.#deal(entry);
-      },
-      room: (events) => this.#room(events),
-      passes: (item) => this.#passes(item),
-    };
-    this.#sink = {
-      take: (lines) => this.#take(lines),
-      gap: () => this.#spread(new MegaphoneError("EVENTS_LOST", "events are missing here: fetch the state they would have changed")),
-      state: (state) => this.#become(state),
-      ended: (error) => this.#ended(error),
-    };
+    this.#left = limit;
+    this.#acknowledges = ack !== "none";
+    this.#inbox = new Inbox({ onGap, begin: () => this.#begin(), pause: () => this.pause() });
   }
 
   get state(): State {
@@ -216,7 +85,7 @@ export class Channel implements AsyncIterable<Event> {
 
   /** The id of the last event dealt with: keep it, and pass it as `after` to go on later. */
   get cursor(): string | undefined {
-    return this.#read?.cursor ?? this.#options.after;
+    return (this.#inbox.ledger ? undefined : this.#inbox.cursor) ?? this.#read?.cursor ?? this.#options.after;
   }
 
   /** What the function in place of an address returned last. */
@@ -225,12 +94,12 @@ export class Channel implements AsyncIterable<Event> {
   }
 
   [Symbol.asyncIterator](): Events {
-    return new Events(this.#owner);
+    return new Events(this.#inbox);
   }
 
   /** Return the events of one stream, beginning with those of the last 100 that nobody took. */
   stream<T = any>(stream: string): Events<T> {
-    return new Events<T>(this.#owner, stream);
+    return new Events<T>(this.#inbox, stream);
   }
 
   /** Return the body of the next event of a stream, which may have come already. */
@@ -253,242 +122,108 @@ export class Channel implements AsyncIterable<Event> {
 
   /** Acknowledge an event and all before it. Returns when the broker knows. */
   async ack({ id }: { id: string }): Promise<void> {
-    const index = this.#undealt.findIndex(({ event }) => event.id === id);
-    for (const entry of this.#undealt.slice(0, index + 1)) entry.left = 0;
-    this.#settle();
-    const read = this.#read;
-    if (!read?.acknowledges) return;
-    const until = now() + (this.#http.options.timeoutMs ?? 30_000);
-    for (const dealt = read.dealtWith; !read.isKnown(dealt); ) {
-      if (now() > until) throw new MegaphoneError("CONNECTION_FAILED", "no answer to an acknowledgement in time");
-      const error = await this.#acknowledge(until - now());
-      if (error && !mayHeal(error)) throw error;
-    }
+    this.#inbox.ledger?.dealUpTo(id);
+    await this.#inbox.ledger?.reach();
   }
 
   /** Stop reading until somebody begins to iterate, which goes on where this ended. */
   pause(): void {
-    this.#pause();
+    if (this.#isReading) this.#source!.end();
+    this.#isReading = false;
   }
 
   /** Stop reading. The app has dealt with what it was given; the broker is told in a second at most. */
-  async close(): Promise<void> {
-    for (const events of this.#listeners) events.deal();
-    for (const entry of this.#left.splice(0)) this.#owner.deal(entry);
-    await this.#close();
+  close(): Promise<void> {
+    this.#inbox.dealAll();
+    return this[Symbol.asyncDispose]();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    await this.#close();
+    if (!this.#inbox.isOver) this.#end();
+    await this.#inbox.ledger?.close();
   }
 
-  async #close(): Promise<void> {
-    if (this.#owner.isOver) return;
-    this.#over();
-    const timer = setTimeout(() => this.#closing.abort(), LAST_ACK_MS);
-    await this.#acknowledge();
-    clearTimeout(timer);
-    this.#closing.abort();
+  #end(error?: unknown): void {
+    clearTimeout(this.#timer);
+    this.pause();
+    this.#become("closed");
+    this.#inbox.end(error);
   }
-
-  // -- Reading
 
   #become(state: State): void {
-    if (state === this.#state || this.#owner.isOver) return;
+    if (state === this.#state || this.#inbox.isOver) return;
     this.#state = state;
     this.onstate?.(state);
   }
 
-  #over(error?: unknown): void {
-    this.#pause();
-    clearTimeout(this.#ackTimer);
-    this.#become("closed");
-    this.#owner.isOver = true;
-    this.#owner.error = error;
-    for (const events of this.#listeners) events.wake();
-  }
-
   #begin(): void {
-    if (this.#isReading || this.#owner.isOver || this.#isFull) return;
-    if (this.#read) {
-      this.#isReading = true;
-      this.#source!.begin();
-    } else if (typeof this.#address === "string") this.#use(this.#address);
-    else void this.#make(this.#address);
+    if (this.#isReading || this.#inbox.isOver || this.#inbox.isFull) return;
+    if (!this.#read) return void this.#make();
+    this.#isReading = true;
+    this.#source!.begin();
   }
 
-  #use(consumer: string): void {
-    const { ack = "none", after, heartbeatMs = this.#http.options.heartbeatMs ?? 10_000 } = this.#options;
-    this.#read = new Read(consumer, ack !== "none", heartbeatMs, this.#sink, this.#made ? undefined : after);
-    const read = this.#read;
-    const own = { begin: () => this.#hub.add(read), end: () => this.#hub.remove(read) };
-    this.#source = this.#options.share?.(read, own) ?? own;
-    this.#undealt.length = 0;
-    this.#begin();
+  /** Begin again a moment later, and later the more often that failed. */
+  #beginLater(): void {
+    this.#timer = setTimeout(() => this.#begin(), this.#failures++ && waitMs(this.#failures));
   }
 
-  async #make(make: (former?: Made) => Promise<Made>): Promise<void> {
+  async #make(): Promise<void> {
+    const make = this.#address;
     if (this.#isMaking) return;
     this.#isMaking = true;
     try {
-      while (!this.#owner.isOver)
-        try {
-          this.#made = await make(this.#made);
-          this.#use(this.#made.consumer);
-          return;
-        } catch (error) {
-          // A TypeError is how `fetch` reports that there is no network.
-          if (!(error instanceof TypeError || mayHeal(error))) return this.#over(error);
-          this.#become("waiting");
-          await sleep(this.#backoff.next(), this.#closing.signal);
-        }
-    } finally {
+      if (typeof make !== "string") this.#made = await make(this.#made);
+      if (this.#acknowledges) this.#Ledger ??= (await import("./acks.js")).Ledger;
+      this.#use(this.#made?.consumer ?? (make as string));
+    } catch (error) {
+      // A TypeError is how `fetch` reports that there is no network.
+      if (!(error instanceof TypeError || (error as MegaphoneError).mayHeal)) this.#end(error);
+      this.#become("waiting");
       this.#isMaking = false;
+      return this.#beginLater();
     }
-  }
-
-  #ended(error: MegaphoneError): void {
-    if (error.code !== "NOT_FOUND" || typeof this.#address === "string") return this.#over(error);
-    this.#pause();
-    this.#read = undefined;
-    const make = this.#address;
-    // A channel that is gone at once, again and again, is not made without a pause.
-    setTimeout(() => void this.#make(make), this.#backoff.failures++ ? this.#backoff.next() : 0);
-  }
-
-  #pause(): void {
-    if (this.#isReading) this.#source?.end();
-    this.#isReading = false;
-  }
-
-  #take(lines: Line[]): void {
-    this.#backoff.reset();
-    for (const { sid: stream, eid: id, ts, body } of lines) {
-      const entry = { event: { id, stream, time: new Date(ts), body }, left: 0 };
-      this.#undealt.push(entry);
-      this.#spread(entry);
-    }
-    this.#settle();
-  }
-
-  /** Give an item to all that want it, or keep it for who asks later. */
-  #spread(item: Item): void {
-    let isTaken = false;
-    for (const events of this.#listeners)
-      if (!isEvent(item) || events.stream === undefined || events.stream === item.event.stream) {
-        isTaken = true;
-        if (isEvent(item)) item.left++;
-        events.put(item);
-        // With acknowledgements the window of the broker is the limit.
-        if (!this.#read!.acknowledges && events.items.length >= INBOX_EVENTS) this.#fill();
-      }
-    if (!isTaken) this.#keep([item]);
-  }
-
-  #fill(): void {
-    this.#isFull = true;
-    this.#pause();
-  }
-
-  #room({ items }: Events): void {
-    if (this.#isFull && items.length < INBOX_EVENTS / 2) {
-      this.#isFull = false;
-      this.#begin();
-    }
-  }
-
-  #keep(items: Item[]): void {
-    this.#kept.push(...items);
-    if (this.#isReading) for (const item of this.#kept.splice(0, Math.max(0, this.#kept.length - KEPT_EVENTS))) if (isEvent(item)) this.#deal(item);
-  }
-
-  // -- Those who iterate
-
-  #enter(events: Events): void {
-    const { stream } = events;
-    this.#listeners.add(events);
-    this.#kept = this.#kept.filter((item) => {
-      if (isEvent(item) && stream !== undefined && item.event.stream !== stream) return true;
-      events.put(item);
-      return false;
-    });
-    for (const entry of this.#left.splice(0)) this.#owner.deal(entry);
+    this.#isMaking = false;
     this.#begin();
   }
 
-  #leave(events: Events, handed: Entry | undefined): void {
-    this.#listeners.delete(events);
-    const { items, stream } = events;
-    if (handed) this.#left.push(handed);
-    if (stream === undefined && !this.#listeners.size) {
-      this.#pause();
-      this.#isFull = false;
-      this.#kept.push(...items);
-    } else {
-      // What stays unacknowledged would fill the window of the broker, and hold back the others.
-      for (const item of items) if (isEvent(item)) this.#deal(item);
-      if (!this.#listeners.size || stream !== undefined) this.#keep(items.filter((item) => !isEvent(item) || !item.left));
+  #use(consumer: string): void {
+    const { ack, after, heartbeatMs = this.#http.options.heartbeatMs ?? 10_000, share, streams } = this.#options;
+    const acknowledges = this.#acknowledges;
+    const sink: Sink = {
+      take: (lines) => this.#take(lines),
+      gap: () => this.#inbox.put([{ length: 0, left: 0 }]),
+      state: (state) => this.#become(state),
+      ended: (error) => this.#ended(error),
+    };
+    // A log that passes over streams forgets cursors, so only what is acknowledged can be read so.
+    const read = new Read(consumer, acknowledges, heartbeatMs, sink, this.#made ? undefined : after, acknowledges ? streams : undefined);
+    const own = { begin: () => this.#reads.add(read), end: () => this.#reads.remove(read) };
+    read.limit = this.#left;
+    this.#inbox.forget();
+    this.#read = read;
+    this.#source = share?.(read, own) ?? own;
+    this.#inbox.ledger = this.#Ledger && new this.#Ledger(this.#http, read, ack === "auto");
+  }
+
+  #take(lines: Line[]): void {
+    const { streams } = this.#options;
+    const isWanted = (stream?: string) => streams?.includes(stream!) ?? true;
+    const entries: Entry[] = [];
+    this.#failures = 0;
+    for (const { sid: stream, eid: id, ts, body, length } of lines) {
+      if (isWanted(stream) && this.#left !== undefined && --this.#left < 0) break;
+      entries.push({ event: { id, stream, time: new Date(ts), body }, length, left: 0 });
     }
+    this.#read!.limit = this.#left;
+    this.#inbox.put(entries, isWanted);
+    if (this.#left! < 1) this.#end();
   }
 
-  async #passes(item: MegaphoneError): Promise<boolean> {
-    const { onGap } = this.#options;
-    if (!onGap) return false;
-    if (!this.#told.has(item)) {
-      this.#told.add(item);
-      await onGap();
-    }
-    return true;
-  }
-
-  readonly #told = new WeakSet<MegaphoneError>();
-
-  // -- Acknowledging
-
-  #deal(entry: Entry): void {
-    entry.left--;
-    this.#settle();
-  }
-
-  /** Count as dealt with the events at the begin that all have dealt with. */
-  #settle(): void {
-    let count = this.#undealt.findIndex(({ left }) => left > 0);
-    if (count < 0) count = this.#undealt.length;
-    const last = this.#undealt.splice(0, count).at(-1);
-    if (!last || !this.#read) return;
-    this.#read.deal(count, last.event.id);
-    this.#planAck();
-  }
-
-  #planAck(): void {
-    const read = this.#read;
-    if (!read?.acknowledges || this.#acking || this.#owner.isOver || !read.due) return;
-    const isFull = read.due >= ACK_EVENTS;
-    if (isFull) clearTimeout(this.#ackTimer);
-    else if (this.#ackTimer) return;
-    this.#ackTimer = setTimeout(() => void this.#acknowledge(), isFull ? 0 : ACK_AGE_MS);
-  }
-
-  /** Acknowledge once all that is dealt with. A failure is repeated later. Returns: the failure. */
-  async #acknowledge(timeoutMs = this.#http.options.timeoutMs): Promise<unknown> {
-    clearTimeout(this.#ackTimer);
-    this.#ackTimer = undefined;
-    await this.#acking;
-    const read = this.#read;
-    if (!read?.acknowledges || !read.due) return undefined;
-    const isKnown = read.acknowledging();
-    const options: CallOptions = { signal: this.#closing.signal };
-    if (timeoutMs) options.timeoutMs = timeoutMs;
-    const sent = this.#http.call(`/ack/${encodeURIComponent(read.consumer)}`, { eid: read.cursor }, options).then(
-      () => void isKnown(),
-      (error: unknown) => error,
-    );
-    this.#acking = sent;
-    const failure = await sent;
-    this.#acking = undefined;
-    if (!failure || mayHeal(failure)) this.#planAck();
-    return failure;
+  #ended(error: MegaphoneError): void {
+    if (error.code !== "NOT_FOUND" || typeof this.#address === "string") return this.#end(error);
+    this.pause();
+    this.#read = undefined;
+    this.#beginLater();
   }
 }
-
-const mayHeal = (error: unknown) => error instanceof MegaphoneError && error.mayHeal;

@@ -1,5 +1,4 @@
-import { MegaphoneError, connectionFailed, protocolError } from "./errors.js";
-import { Backoff, now, sleep } from "./time.js";
+import { MegaphoneError, connectionFailed } from "./errors.js";
 
 export interface Options {
   /** Go with every call; a function is asked for them before each. */
@@ -10,132 +9,66 @@ export interface Options {
   heartbeatMs?: number;
   /** How long a call may take with all its tries: 30,000 by default, 55,000 at most. */
   timeoutMs?: number;
+  /**
+   * Read by long polls, where `fetch` gives no answer before its end. By default, if there are no
+   * streams in answers, as in React Native.
+   */
+  polls?: boolean;
 }
 
-export interface CallOptions {
-  timeoutMs?: number;
-  signal?: AbortSignal;
-}
-
-interface Call {
-  body?: unknown;
-  key?: string | undefined;
-  agent?: string;
+export interface Request {
+  method?: string;
+  /** The body. */
+  json?: string | undefined;
+  /** Go with it, unless the app has given others. */
+  headers?: Record<string, string>;
   signal: AbortSignal;
 }
 
+/** The name of the agent that has the channel of an address. */
 export const agentOf = (address: string) => address.split(".", 1)[0]!;
 
-/** The calls of one broker. */
+/** The way to one broker. */
 export class Http {
   readonly #base: string;
   readonly #authorization: Record<string, string> = {};
+  /** Whether reads are long polls. */
+  polls: boolean;
 
   constructor(url: string, readonly options: Options) {
-    const parsed = new URL(url, globalThis.location?.href);
-    if (parsed.username) {
-      const pair = decodeURIComponent(parsed.username) + ":" + decodeURIComponent(parsed.password);
-      this.#authorization = { Authorization: "Basic " + btoa(pair) };
-    }
-    this.#base = parsed.origin + parsed.pathname.replace(/\/+$/, "");
+    const { username, password, origin, pathname } = new URL(url, globalThis.location?.href);
+    if (username) this.#authorization = { Authorization: "Basic " + btoa(decodeURIComponent(username + ":" + password)) };
+    this.polls = options.polls ?? !("body" in Response.prototype);
+    this.#base = origin + pathname.replace(/\/+$/, "");
   }
 
   /** Return an answer whose body is still to come. Throws the error of the broker. */
-  async open(method: string, path: string, { body, key, agent, signal }: Call): Promise<Response> {
-    const { headers, fetch: given } = this.options;
-    const all = new Headers(typeof headers === "function" ? await headers() : headers);
-    const own: Record<string, string> = { Accept: "application/x-ndjson", ...this.#authorization };
-    if (body !== undefined) own["Content-Type"] = "application/json";
-    if (key) own["Idempotency-Key"] = key;
-    // A page of another origin may not send this header, which only proxies look at.
-    if (agent && this.#base.startsWith(globalThis.location?.origin ?? "")) own["Megaphone-Agent"] = agent;
-    for (const name in own) if (!all.has(name)) all.set(name, own[name]!);
-    const init: RequestInit = { method, headers: all, signal, cache: "no-store", redirect: "manual" };
-    if (body !== undefined) init.body = JSON.stringify(body);
+  async open(path: string, { json, headers, ...init }: Request): Promise<Response> {
+    const { headers: given, fetch: fetching = fetch } = this.options;
+    const all = new Headers(typeof given === "function" ? await given() : given);
+    const own = { ...this.#authorization, ...(json && { "Content-Type": "application/json" }), ...headers };
+    for (const [name, value] of Object.entries(own)) if (!all.has(name)) all.set(name, value);
     let response: Response;
     try {
-      response = await (given ?? fetch)(this.#base + path, init);
+      response = await fetching(this.#base + path, {
+        ...init,
+        ...(json && { body: json }),
+        headers: all,
+        cache: "no-store",
+        redirect: "manual",
+      });
     } catch (error) {
       const { code } = (error as { cause?: { code?: string } }).cause ?? {};
-      throw connectionFailed("there is no connection", !/^(ECONNREFUSED|ENOTFOUND|EAI_AGAIN)$/.test(code ?? ""));
+      throw connectionFailed("there is no connection", !/^E(CONNREFUSED|NOTFOUND|AI_AGAIN)$/.test(code!));
     }
-    if (response.status < 200 || response.status > 299) throw await refused(response);
-    return response;
+    if (response.ok) return response;
+    const { status } = response;
+    const { code, message } = await response.json().catch(() => 0);
+    throw new MegaphoneError(
+      code ?? "HTTP_" + status,
+      message ?? "an error that is not the broker's",
+      status > 499 || status === 408 || status === 429,
+      +response.headers.get("Retry-After")! || undefined,
+    );
   }
-
-  /** Call until an answer comes, the call fails for good, or there is no time left. */
-  async call<T>(
-    path: string,
-    body: unknown,
-    { timeoutMs = this.options.timeoutMs ?? 30_000, signal }: CallOptions = {},
-    { key, agent = "", isWrite = false }: { key?: string; agent?: string; isWrite?: boolean } = {},
-    check?: (answer: T) => MegaphoneError | undefined,
-  ): Promise<T> {
-    const until = now() + timeoutMs;
-    const backoff = new Backoff();
-    let isUnknown = false;
-    for (;;) {
-      const begun = now();
-      const abort = new AbortController();
-      const stop = () => abort.abort();
-      const timer = setTimeout(stop, until - begun);
-      signal?.addEventListener("abort", stop);
-      try {
-        signal?.throwIfAborted();
-        const response = await this.open("POST", path, { body, key, agent, signal: abort.signal });
-        const text = await response.text().catch(() => {
-          throw connectionFailed("the connection broke");
-        });
-        const answer = parsed(text) as T;
-        const failure = check?.(answer);
-        if (failure) throw failure;
-        return answer;
-      } catch (error) {
-        signal?.throwIfAborted();
-        if (!(error instanceof MegaphoneError)) throw error;
-        isUnknown ||= isWrite && error.mayBeDone;
-        const waitMs = backoff.next(error.retryAfterS);
-        // A try that is likely to get no answer in time would only make the outcome unknown.
-        if (!error.mayHeal || 2 * now() - begun + waitMs >= until) {
-          if (isUnknown) {
-            const unknown = new MegaphoneError("OUTCOME_UNKNOWN", "it may have been done: " + error.message);
-            unknown.cause = error;
-            throw unknown;
-          }
-          throw error;
-        }
-        await sleep(waitMs, signal);
-      } finally {
-        clearTimeout(timer);
-        signal?.removeEventListener("abort", stop);
-      }
-    }
-  }
-}
-
-function parsed(text: string): unknown {
-  try {
-    const answer = JSON.parse(text);
-    if (typeof answer === "object" && answer) return answer;
-  } catch {}
-  throw protocolError(text.length);
-}
-
-async function refused(response: Response): Promise<MegaphoneError> {
-  const { status } = response;
-  const wait = Number(response.headers.get("Retry-After") || NaN);
-  let code: unknown;
-  let message: unknown;
-  try {
-    ({ code, message } = await response.json());
-  } catch {}
-  const isKnown = typeof code === "string";
-  return new MegaphoneError(
-    isKnown ? (code as string) : "HTTP_" + status,
-    isKnown ? String(message) : `HTTP answer ${status} without an error of the broker`,
-    {
-      isUnavailable: status >= 500 || status === 408 || status === 429,
-      retryAfterS: wait >= 0 ? wait : undefined,
-    },
-  );
 }

@@ -1,5 +1,6 @@
 import { useCallback, useSyncExternalStore } from "react";
-import type { Channel, Event } from "./channel.js";
+import type { Channel } from "./channel.js";
+import type { Event } from "./events.js";
 
 const LEFT_MS = 1_000;
 

@@ -1,8 +1,9 @@
-import { MegaphoneError } from "./errors.js";
-import { Backoff, now } from "./time.js";
+import type { MegaphoneError } from "./errors.js";
+import { now, waitMs } from "./time.js";
 
 const BUSY_WAIT_MS = 30_000;
 const QUICK_END_MS = 100;
+const LONGEST_REST_MS = 2_000;
 const IDS_REMEMBERED = 1_000;
 
 /** A line of a read: an event, or, of a read of many channels, the begin or end of one of them. */
@@ -11,6 +12,8 @@ export interface Line {
   eid: string;
   ts: string;
   body: unknown;
+  /** How long the line was, in characters. */
+  length: number;
   channel?: number;
   begun?: boolean;
   position?: string | null;
@@ -38,21 +41,22 @@ export interface Sink {
 export class Read {
   /** The id of the last event that is dealt with, or one that stands before the first event. */
   cursor: string | undefined;
+  /** The last event that came, or one that stands before the first. */
+  received: string | undefined;
   hasBegun = false;
-  #received: string | undefined;
-  #latest = new Set<string>();
-  #former = new Set<string>();
-  #backoff = new Backoff();
-  #rest = new Backoff(2_000);
-  #mayHaveRead = false;
-  #busySince = 0;
-  #askedAt = 0;
-  #askedAfter = 0;
-  /** How many events came, were dealt with, are acknowledged, and were dealt with when asking. */
+  /** How many events were dealt with, at all and when the read was asked for last. */
+  dealt = 0;
+  asked = 0;
+  /** How many of them the broker knows. */
+  known = 0;
   #came = 0;
-  #dealt = 0;
-  #acknowledged = 0;
-  #asked = 0;
+  #askedAfter = 0;
+  #askedAt = 0;
+  #ids = new Set<string>();
+  #failures = 0;
+  #rests = 0;
+  #busySince = 0;
+  #mayHaveRead = false;
 
   constructor(
     readonly consumer: string,
@@ -60,44 +64,57 @@ export class Read {
     readonly heartbeatMs: number,
     public sink: Sink,
     after?: string,
+    /** The only streams that the broker is to send, and how many events more. */
+    readonly streams?: string[],
+    public limit?: number,
     /** The name of the reader, if it is not that of the client. */
     public reader?: string,
   ) {
-    this.cursor = this.#received = after;
+    this.cursor = this.received = after;
   }
 
-  /** Return the cursor to ask for. */
-  ask(): string | undefined {
+  /** Return what to ask for: the members of `POST /read`, and the parameters of `GET /read`. */
+  ask(reader: string, polls?: boolean): Record<string, any> {
+    const { acknowledges, dealt, hasBegun, limit, streams } = this;
+    const wait_ms = polls ? (this.#came > this.#askedAfter ? 0 : Math.ceil(this.heartbeatMs)) : undefined;
     this.#askedAt = now();
-    this.#asked = this.#dealt;
     this.#askedAfter = this.#came;
-    if (!this.hasBegun) this.sink.state("connecting"); // a read that ends in order is no break
-    // What came in a read whose answer was lost counts as delivered, unless it is acknowledged.
-    return this.acknowledges ? this.cursor : (this.#received ?? (this.#mayHaveRead ? "-" : undefined));
+    this.asked = dealt;
+    if (!hasBegun) this.sink.state("connecting"); // a read that ends in order is no break
+    return {
+      // What came in a read whose answer was lost counts as delivered, unless it is acknowledged. While streams that
+      // nobody wants are passed over, a cursor would look like a gap; but what is acknowledged needs none.
+      after: acknowledges
+        ? streams && hasBegun && dealt === this.known ? undefined : this.cursor
+        : this.received ?? (this.#mayHaveRead ? "-" : undefined),
+      ack: acknowledges ? "explicit" : undefined,
+      heartbeat_ms: Math.ceil(this.heartbeatMs),
+      reader: this.reader ?? reader,
+      takeover: hasBegun || undefined,
+      returning: hasBegun || undefined,
+      stream: streams,
+      // A long poll brings one event, and the next one what came meanwhile.
+      limit: wait_ms ? 1 : limit && acknowledges ? limit + this.#came - dealt : limit,
+      wait_ms,
+    };
   }
 
   opened(recovered: boolean | null | undefined, position: string | null | undefined): void {
     this.hasBegun = true;
     this.#busySince = 0;
-    this.#acknowledged = Math.max(this.#acknowledged, this.#asked);
-    const isGap = recovered === false;
+    this.known = Math.max(this.known, this.asked);
     if (position != null) {
-      if (isGap) this.#received = this.cursor = position;
-      this.#received ??= position;
+      if (recovered === false) this.received = this.cursor = position;
+      this.received ??= position;
       this.cursor ??= position;
     }
-    if (isGap) this.sink.gap();
+    if (recovered === false) this.sink.gap();
     this.sink.state("open");
-  }
-
-  /** The last event that came, or one that stands before the first. */
-  get received(): string | undefined {
-    return this.#received;
   }
 
   /** Whether an event came, or is the one that stands before the first. */
   has(id: string): boolean {
-    return id === this.#received || this.#latest.has(id) || this.#former.has(id);
+    return id === this.received || this.#ids.has(id);
   }
 
   /** The connection was cut here, so that its answer may be lost, and what that delivered. */
@@ -107,75 +124,40 @@ export class Read {
 
   /** Bytes came. */
   alive(): void {
-    this.#backoff.reset();
+    this.#failures = 0;
   }
 
   take(lines: Line[]): void {
+    const ids = this.#ids;
     const fresh = lines.filter(({ eid }) => {
-      if (this.#latest.has(eid) || this.#former.has(eid)) return false;
-      if (this.#latest.size >= IDS_REMEMBERED) {
-        this.#former = this.#latest;
-        this.#latest = new Set();
-      }
-      this.#latest.add(eid);
+      if (ids.has(eid)) return;
+      ids.add(eid);
+      if (ids.size > IDS_REMEMBERED) ids.delete(ids.values().next().value!);
       return true;
     });
     if (!fresh.length) return;
     this.#came += fresh.length;
-    this.#received = fresh.at(-1)!.eid;
+    this.received = fresh.at(-1)!.eid;
     this.sink.take(fresh);
   }
 
   /** The read ended cleanly. Returns: how many milliseconds to wait before the next one. */
   ended(): number {
-    this.#backoff.reset();
-    if (now() - this.#askedAt >= QUICK_END_MS || this.#came > this.#askedAfter) {
-      this.#rest.reset();
-      return 0;
-    }
-    return this.#rest.next(0.1);
+    this.#failures = 0;
+    if (now() - this.#askedAt >= QUICK_END_MS || this.#came > this.#askedAfter) return (this.#rests = 0);
+    return waitMs(this.#rests++, QUICK_END_MS, LONGEST_REST_MS);
   }
 
   /** The read failed. Returns: how long to wait; undefined, if it has ended for good. */
   failed(error: MegaphoneError): number | undefined {
-    if (error.code === "CONNECTION_FAILED" && error.mayBeDone) this.#mayHaveRead = true;
-    let mayHeal = error.mayHeal;
-    if (error.code === "BUSY" && !this.hasBegun) {
-      this.#busySince ||= now();
-      mayHeal = now() - this.#busySince < BUSY_WAIT_MS;
-    }
-    if (mayHeal) {
+    const { code, hasArrived, retryAfterS = 0 } = error;
+    if (code === "CONNECTION_FAILED" && hasArrived) this.#mayHaveRead = true;
+    const isKept = code === "BUSY" && !this.hasBegun && now() - (this.#busySince ||= now()) >= BUSY_WAIT_MS;
+    if (error.mayHeal && !isKept) {
       this.sink.state("waiting");
-      return this.#backoff.next(error.retryAfterS);
+      return waitMs(this.#failures++, retryAfterS * 1000);
     }
     this.sink.ended(error);
-    return undefined;
-  }
-
-  /** The app has dealt with so many events more, the last of which has this id. */
-  deal(count: number, id: string): void {
-    this.#dealt += count;
-    this.cursor = id;
-  }
-
-  /** How many events are dealt with and not acknowledged. */
-  get due(): number {
-    return this.#dealt - this.#acknowledged;
-  }
-
-  /** Return a function that notes that all that is dealt with now is acknowledged. */
-  acknowledging(): () => void {
-    const dealt = this.#dealt;
-    return () => {
-      this.#acknowledged = Math.max(this.#acknowledged, dealt);
-    };
-  }
-
-  get dealtWith(): number {
-    return this.#dealt;
-  }
-
-  isKnown(dealt: number): boolean {
-    return this.#acknowledged >= dealt;
+    return;
   }
 }

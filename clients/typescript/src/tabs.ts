@@ -1,5 +1,6 @@
 import type { Share } from "./channel.js";
 import type { Line } from "./read.js";
+import { randomId } from "./reads.js";
 import { now } from "./time.js";
 
 const BEAT_MS = 1_000;
@@ -18,7 +19,7 @@ interface Told {
 /** Return the name of the reader, which all tabs of the browser have in common. */
 function readerName(): string {
   try {
-    return (localStorage[NAME] ??= crypto.getRandomValues(new Uint32Array(4)).join("-"));
+    return (localStorage[NAME] ??= randomId());
   } catch {
     return "tabs";
   }

@@ -1,28 +1,52 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Splitter } from "../dist/lines.js";
+import { Connection } from "../dist/connection.js";
+import { Http } from "../dist/http.js";
 
-const bytes = new TextEncoder().encode('{"a":"é𝄞"}\n\n{"b":2}\n{"cut":');
+/** Return the bodies of the events in an answer that comes in these pieces. */
+async function bodies(pieces) {
+  const body = new ReadableStream({
+    start(controller) {
+      for (const piece of pieces) controller.enqueue(piece);
+      controller.close();
+    },
+  });
+  const found = [];
+  const http = new Http("http://broker", { fetch: async () => new Response(body) });
+  const take = (lines) => found.push(...lines.map((line) => line.body));
+  await new Connection().run(http, "/read/a", {}, 1_000, { opened() {}, take });
+  return found;
+}
 
-test("lines are the same however their bytes are split", () => {
+const line = (body) => JSON.stringify({ sid: "s", eid: "e", ts: "", body }) + "\n";
+const bytes = new TextEncoder().encode(`${line("é")}\r\n\n${line("日本")}${line({ a: [1, "\n"] })}`);
+
+test("lines are whole, however their bytes are cut", async () => {
   for (let size = 1; size <= bytes.length; size++) {
-    const splitter = new Splitter();
-    const lines = [];
-    for (let at = 0; at < bytes.length; at += size) lines.push(...splitter.push(bytes.slice(at, at + size)));
-    assert.deepEqual(lines, ['{"a":"é𝄞"}', "", '{"b":2}']);
+    const pieces = [];
+    for (let at = 0; at < bytes.length; at += size) pieces.push(bytes.slice(at, at + size));
+    assert.deepEqual(await bodies(pieces), ["é", "日本", { a: [1, "\n"] }]);
   }
 });
 
-test("a line in 20,000 pieces takes no more than linear time", () => {
-  const splitter = new Splitter();
-  const piece = new Uint8Array(1_000).fill(97);
-  const begun = performance.now();
-  for (let count = 0; count < 20_000; count++) splitter.push(piece);
-  const [line] = splitter.push(Uint8Array.of(10));
-  assert.equal(line.length, 20_000_000);
-  assert.ok(performance.now() - begun < 10_000);
+test("a line that the end of the answer cuts is dropped", async () => {
+  assert.deepEqual(await bodies([bytes.slice(0, -3)]), ["é", "日本"]);
 });
 
-test("what is not UTF-8 is refused", () => {
-  assert.throws(() => new Splitter().push(Uint8Array.of(255, 10)), TypeError);
+test("a line that is no event, and bytes that are no text, are an error that does not repeat them", async () => {
+  for (const wrong of ["[1]\n", "secret\n", '{"secret":1}\n', "null\n", Uint8Array.of(0xff, 0x0a)]) {
+    const piece = typeof wrong === "string" ? new TextEncoder().encode(wrong) : wrong;
+    await assert.rejects(bodies([bytes, piece]), ({ code, message }) => {
+      assert.equal(code, "PROTOCOL_ERROR");
+      return !message.includes("secret");
+    });
+  }
+});
+
+test("a long line in many pieces takes time in proportion to its length", async () => {
+  const long = new TextEncoder().encode(line("x".repeat(2_000_000)));
+  const pieces = [];
+  for (let at = 0; at < long.length; at += 1_000) pieces.push(long.slice(at, at + 1_000));
+  const [body] = await bodies(pieces);
+  assert.equal(body.length, 2_000_000);
 });

@@ -232,3 +232,114 @@ test("a channel that is left before the answer loses nothing for the others of i
   await Promise.all([left.close(), other.close()]);
   server.close();
 });
+
+const many = (count, length = 1) => Array.from({ length: count }, (_, at) => line(String(at), "s", "x".repeat(length))).join("");
+
+for (const [what, count, length] of [["1,000 events", 1_000, 1], ["8 MiB of events", 10, 1_000_000]])
+  test(`a read pauses while ${what} wait, and goes on behind them`, async () => {
+    const asked = [];
+    let isOpen = false;
+    const server = await serve(({ query }, response) => {
+      asked.push(query.after);
+      isOpen = true;
+      response.on("close", () => (isOpen = false));
+      if (asked.length === 1) response.write(many(count, length));
+      else response.write(line("last"));
+    });
+    const channel = new Megaphone(server.url, { heartbeatMs: 60_000 }).channel("node.a.1");
+    const events = channel[Symbol.asyncIterator]();
+    assert.equal((await events.next()).value.id, "0");
+    while (isOpen) await new Promise((resolve) => setTimeout(resolve, 5));
+    assert.equal(channel.cursor, undefined);
+    for (let at = 1; at < count; at++) assert.equal((await events.next()).value.id, String(at));
+    assert.equal(channel.cursor, String(count - 2));
+    assert.equal((await events.next()).value.id, "last");
+    assert.deepEqual(asked, [undefined, String(count - 1)]);
+    await channel.close();
+    assert.equal(channel.cursor, "last");
+    server.close();
+  });
+
+test("without streams in answers, a channel is read by long polls", async () => {
+  const asked = [];
+  const server = await serve(({ query }, response) => {
+    asked.push([query.after, query.limit, query.wait_ms]);
+    if (asked.length === 1) response.end(line("1"));
+    else if (asked.length === 2) response.end(line("2") + line("3"));
+    else if (asked.length === 3) response.end();
+    else if (asked.length === 4) response.end(line("4"));
+  });
+  const whole = async (...given) => {
+    const response = await fetch(...given);
+    const text = new TextEncoder().encode(await response.text());
+    return { ok: true, headers: response.headers, body: undefined, arrayBuffer: async () => text };
+  };
+  const channel = new Megaphone(server.url, { ...SOON, fetch: whole }).channel("node.a.1");
+  assert.deepEqual(await taken(channel, 4), ["1", "2", "3", "4"]);
+  assert.deepEqual(asked.slice(1), [["1", undefined, "0"], ["3", undefined, "0"], ["3", "1", "200"]]);
+  await channel.close();
+  server.close();
+});
+
+test("if requests of many channels get no answer, and others do, each channel is read for itself", async () => {
+  const open = new Set();
+  let refused = 0;
+  const server = await serve(({ method }, response) => {
+    if (method === "POST") {
+      refused++;
+      return response.destroy();
+    }
+    response.flushHeaders();
+    open.add(response);
+    response.on("close", () => open.delete(response));
+  });
+  const mp = new Megaphone(server.url, { heartbeatMs: 60_000 });
+  const channels = ["node.a.1", "node.b.1"].map((address) => mp.channel(address));
+  const taking = channels.map((channel) => taken(channel, 1));
+  while (refused < 2 || open.size < 2) await new Promise((resolve) => setTimeout(resolve, 5));
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  assert.deepEqual([refused, open.size], [2, 2]);
+  for (const response of open) response.write(line("1"));
+  assert.deepEqual(await Promise.all(taking), [["1"], ["1"]]);
+  await Promise.all(channels.map((channel) => channel.close()));
+  server.close();
+});
+
+test("but if nothing got an answer, they share a connection when the network is back", async () => {
+  let failures = 0;
+  let together;
+  const server = await serve(({ method, body }, response) => {
+    if (failures++ < 4) return response.destroy();
+    if (method === "GET") response.flushHeaders();
+    else {
+      together = JSON.parse(body).channels.length;
+      for (const channel of Array(together).keys()) response.write(JSON.stringify({ channel, begun: true, position: "-" }) + "\n");
+    }
+  });
+  const mp = new Megaphone(server.url, { heartbeatMs: 60_000 });
+  const channels = ["node.a.1", "node.b.1"].map((address) => mp.channel(address));
+  for (const channel of channels) void channel.first("a").catch(() => {});
+  while (together !== 2) await new Promise((resolve) => setTimeout(resolve, 5));
+  await Promise.all(channels.map((channel) => channel.close()));
+  server.close();
+});
+
+test("one who leaves while dealing with an event holds the others of a read that acknowledges not back", async () => {
+  const acknowledged = [];
+  const server = await serve(({ path, body }, response) => {
+    if (path.startsWith("/ack/")) {
+      acknowledged.push(JSON.parse(body).eid);
+      response.end('{"acknowledged":1}');
+    } else response.write(line("1", "a") + line("2", "b") + line("3", "b"));
+  });
+  const channel = new Megaphone(server.url, { heartbeatMs: 60_000 }).channel("node.a.1", { ack: "auto" });
+  const [left, other] = [channel.stream("a"), channel.stream("b")];
+  await left.next();
+  await left.return();
+  await other.next();
+  await other.next();
+  while (acknowledged.at(-1) !== "2") await new Promise((resolve) => setTimeout(resolve, 5));
+  await channel.close();
+  assert.equal(acknowledged.at(-1), "3");
+  server.close();
+});

@@ -16,26 +16,26 @@ function read({ acknowledges = false, after } = {}) {
   return { read: new Read("node.a.1", acknowledges, 1_000, sink, after), seen };
 }
 
-const error = (code, options) => new MegaphoneError(code, "", options);
+const error = (code, retryAfterS) => new MegaphoneError(code, "", false, retryAfterS);
 
 test("a read resumes behind the last event that came", () => {
   const { read: one } = read();
-  assert.equal(one.ask(), undefined);
+  assert.equal(one.ask("me").after, undefined);
   one.opened(true, "p");
-  assert.equal(one.ask(), "p");
+  assert.equal(one.ask("me").after, "p");
   one.take([line("1"), line("2")]);
-  assert.equal(one.ask(), "2");
+  assert.equal(one.ask("me").after, "2");
 });
 
 test("a read that acknowledges resumes behind the last event dealt with", () => {
   const { read: one } = read({ acknowledges: true, after: "0" });
   one.opened(true, "0");
   one.take([line("1"), line("2")]);
-  one.deal(1, "1");
-  assert.equal(one.ask(), "1");
-  assert.equal(one.due, 1);
+  [one.dealt, one.cursor] = [1, "1"];
+  assert.equal(one.ask("me").after, "1");
+  assert.equal(one.known, 0);
   one.opened(true, "1"); // the cursor of a read acknowledges
-  assert.equal(one.due, 0);
+  assert.equal(one.known, 1);
 });
 
 test("none of the last 1,000 events is shown twice", () => {
@@ -50,13 +50,13 @@ test("a gap is told, and moves the cursor", () => {
   const { read: one, seen } = read({ acknowledges: true, after: "lost" });
   one.opened(false, "7");
   assert.deepEqual(seen, ["gap"]);
-  assert.equal(one.ask(), "7");
+  assert.equal(one.ask("me").after, "7");
 });
 
 test("a lost answer to a first read makes the next one begin at the oldest event", () => {
   const { read: one } = read();
   one.failed(error("CONNECTION_FAILED"));
-  assert.equal(one.ask(), "-");
+  assert.equal(one.ask("me").after, "-");
 });
 
 test("waits grow to 30 s, have chance in them, and are at least as long as the broker says", (t) => {
@@ -67,7 +67,7 @@ test("waits grow to 30 s, have chance in them, and are at least as long as the b
   assert.equal(waits.at(-1), 30_000);
   one.alive();
   assert.equal(one.failed(error("SHUTTING_DOWN")), 100);
-  assert.equal(one.failed(error("SHUTTING_DOWN", { retryAfterS: 60 })), 60_000);
+  assert.equal(one.failed(error("SHUTTING_DOWN", 60)), 60_000);
 });
 
 test("what no other try heals ends a read", () => {
@@ -94,9 +94,17 @@ test("a clean end is followed by the next read at once, unless each ends at once
   let ms = 1;
   t.mock.method(performance, "now", () => ms);
   const { read: one } = read();
-  one.ask();
+  one.ask("me");
   ms += 20_000;
   assert.equal(one.ended(), 0);
-  one.ask();
+  one.ask("me");
   assert.ok(one.ended() >= 100);
+});
+
+test("a long poll brings one event, and the next one what came meanwhile", () => {
+  const { read: one } = read();
+  assert.deepEqual([one.ask("me", true).limit, one.ask("me", true).wait_ms], [1, 1_000]);
+  one.take([line("1")]);
+  assert.equal(one.ask("me", true).wait_ms, 0);
+  assert.equal(one.ask("me", true).limit, 1);
 });

@@ -34,10 +34,14 @@ export class Driver {
       return failures.map(({ producer, index, reason }) => [producer, index, reason]);
     },
     publish: async (command) => {
-      const results = [];
-      for (const [producer, stream, body] of command.items)
-        results.push(await this.#api(command).write(producer, stream, body).then((id) => ({ id }), described));
-      return results;
+      const publisher = await this.#api(command).publisher();
+      const all = [];
+      for (const [producer, stream, body] of command.items) {
+        const sent = await publisher.send(producer, stream, body);
+        all.push(sent.id.then((id) => ({ id }), described));
+      }
+      await publisher.close();
+      return Promise.all(all);
     },
     exists: (command) => this.#api(command).exists(command.addresses),
     ack: (command) => this.#api(command).ack(command.consumer, command.event),
@@ -86,9 +90,11 @@ export class Driver {
     await Promise.all([...this.#clients.keys()].map((client) => this.#calls.close({ client })));
   }
 
-  #options({ ack = "auto", after, gaps, heartbeat_s, read }) {
+  #options({ ack = "auto", after, gaps, heartbeat_s, limit, read, streams, do: what }) {
     return {
       ack,
+      ...(limit && { limit }),
+      ...(streams && what === "read" && { streams }),
       ...(after && { after }),
       ...(heartbeat_s && { heartbeatMs: heartbeat_s * 1000 }),
       ...(gaps === "call" && { onGap: () => this.report({ is: "gap", read }) }),
@@ -157,7 +163,7 @@ class Application {
         this.current.set(channel, events);
         for await (const event of events) {
           await this.#dealWith(channel, event, whose);
-          if (this.isStopped() || this.#count === this.command.limit) return;
+          if (this.isStopped()) return;
         }
         return;
       } catch (error) {

@@ -18,8 +18,6 @@ class Kind:
     """`http` or `grpc`: how the URLs begin that its clients open."""
     lacks: str | None = None
     """Why it cannot run here."""
-    has_publisher: bool = True
-    """Whether its client gathers events into batches. If not, `publish` writes one by one."""
 
     def __str__(self) -> str:
         return self.name
@@ -53,14 +51,12 @@ NODE = Kind(
     ("node", str(HERE / "node.js")),
     "http",
     lacks=lack_of_node(),
-    has_publisher=False,
 )
 PAGE = Kind(
     "chromium",
     python_driver("chromium"),
     "http",
     lacks=lack_of_chromium(),
-    has_publisher=False,
 )
 
 KINDS = (HTTP, GRPC, SYNC, NODE)

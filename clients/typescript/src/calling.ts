@@ -1,0 +1,111 @@
+import { MegaphoneError, connectionFailed, protocolError } from "./errors.js";
+import type { Http } from "./http.js";
+import { now, waitMs } from "./time.js";
+
+const NOT_TAKEN = /^(MOVED|NO_AGENT|SHUTTING_DOWN|(KEYS|TARGET)_UNAVAILABLE)$/;
+
+export interface CallOptions {
+  /** How long the call may take with all its tries. */
+  timeoutMs?: number | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+/** What a call is beside its path and body. */
+export interface Call<T> {
+  key?: string;
+  /** By which a proxy finds the node, if the path names no address. */
+  agent?: string;
+  isWrite?: boolean;
+  method?: string;
+  /** Returns what is wrong with an answer. */
+  check?: (answer: T) => MegaphoneError | undefined;
+}
+
+/** Whether a request that failed in this way may have had its effect. */
+export const mayBeDone = ({ code, name, hasArrived }: MegaphoneError) =>
+  (code === "CONNECTION_FAILED" && hasArrived) || (name === "Unavailable" && !NOT_TAKEN.test(code));
+
+/** The outcome is unknown, because of an error. */
+export const unknownAfter = (error: MegaphoneError) => {
+  const unknown = new MegaphoneError("OUTCOME_UNKNOWN", "it may have been done: " + error.message);
+  unknown.cause = error;
+  return unknown;
+};
+
+/** Wait, or until the signal is given. */
+export const sleep = (ms: number, signal?: AbortSignal) =>
+  new Promise<void>((resolve) => {
+    const stop = () => {
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", stop);
+      resolve();
+    };
+    const timer = setTimeout(stop, ms);
+    signal?.addEventListener("abort", stop);
+    if (signal?.aborted) stop();
+  });
+
+/** Call once, with a body of JSON or none. Throws a MegaphoneError. */
+export async function callOnce<T>(
+  http: Http,
+  path: string,
+  json: string | undefined,
+  timeoutMs: number,
+  { key, agent, method, check }: Call<T>,
+  signal?: AbortSignal,
+): Promise<T> {
+  const abort = new AbortController();
+  const stop = () => abort.abort();
+  const timer = setTimeout(stop, timeoutMs);
+  signal?.addEventListener("abort", stop);
+  try {
+    signal?.throwIfAborted();
+    const headers = { ...(key && { "Idempotency-Key": key }), ...(agent && { "Megaphone-Agent": agent }) };
+    const response = await http.open(path, { method: method ?? "POST", json, headers, signal: abort.signal });
+    const text = await response.text().catch(() => {
+      throw connectionFailed("the connection broke");
+    });
+    const answer = parsed(text) as T;
+    const failure = check?.(answer);
+    if (failure) throw failure;
+    return answer;
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", stop);
+  }
+}
+
+/** Call until an answer comes, the call fails for good, or there is no time left. */
+export async function call<T>(
+  http: Http,
+  path: string,
+  body: unknown,
+  { timeoutMs = http.options.timeoutMs ?? 30_000, signal }: CallOptions = {},
+  what: Call<T> = {},
+): Promise<T> {
+  const json = JSON.stringify(body);
+  const until = now() + timeoutMs;
+  let isUnknown = false;
+  for (let failures = 0; ; failures++) {
+    const begun = now();
+    try {
+      return await callOnce(http, path, json, until - begun, what, signal);
+    } catch (error) {
+      signal?.throwIfAborted();
+      if (!(error instanceof MegaphoneError)) throw error;
+      isUnknown ||= !!what.isWrite && mayBeDone(error);
+      const pauseMs = waitMs(failures, (error.retryAfterS ?? 0) * 1000);
+      // A try that is likely to get no answer in time would only make the outcome unknown.
+      if (!error.mayHeal || 2 * now() - begun + pauseMs >= until) throw isUnknown ? unknownAfter(error) : error;
+      await sleep(pauseMs, signal);
+    }
+  }
+}
+
+function parsed(text: string): unknown {
+  try {
+    const answer = JSON.parse(text);
+    if (typeof answer === "object" && answer) return answer;
+  } catch {}
+  throw protocolError(text.length);
+}
