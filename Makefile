@@ -157,6 +157,6 @@ audit: $(READY) ## Ask osv.dev whether a locked version has a known vulnerabilit
 .PHONY: lock
 lock: $(READY) ## Lock the newest versions that pyproject.toml allows.
 	$(LOCK) --upgrade --group dev pyproject.toml -o requirements.lock
-	$(LOCK) --extra redis --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
+	$(LOCK) --extra redis --extra otel --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 	$(LOCK) --constraint requirements.lock --group build -o deploy/build-requirements.lock
 	$(LOCK) --constraint requirements.lock operator/pyproject.toml -o operator/requirements.lock

@@ -38,6 +38,7 @@ from megaphone.listen.sockets import (
 from megaphone.model import AgentMode, Endpoint
 from megaphone.observe.calls import FaceCalls
 from megaphone.observe.metrics import LogCounts, Metrics
+from megaphone.observe.tracing import tracing
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
 from megaphone.process.terminal import has_terminal
@@ -147,6 +148,7 @@ async def running(
     if for_nodes is not None:
         reloader.add(for_nodes, "nodes.certificate", "nodes.key", "nodes.ca")
     async with AsyncExitStack() as stack:
+        spans = await stack.enter_async_context(tracing())
         await stack.enter_async_context(webhooks)  # ends last, to report the channels of the store
         built = await stack.enter_async_context(
             backend(
@@ -156,6 +158,7 @@ async def running(
                 peers,
                 metrics,
                 webhooks,
+                spans,
                 None
                 if for_nodes is None
                 else lambda: channel_credentials(for_nodes.identity.contents),

@@ -21,7 +21,7 @@ from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.peers import PeerLimits
-from megaphone.core.ports import OnRemoved, Store
+from megaphone.core.ports import OnRemoved, Store, Tracing
 from megaphone.core.tenants import Tenants
 from megaphone.model import agent_of
 from megaphone.observe.metrics import Metrics
@@ -60,6 +60,7 @@ async def backend(
     peers: PeerLimits,
     metrics: Metrics,
     webhooks: Webhooks,
+    tracing: Tracing,
     for_tls: "Callable[[], grpc.ChannelCredentials] | None" = None,
 ) -> AsyncIterator[Backend]:
     """Build the backend that the settings name. Its store is closed at the end of the context.
@@ -69,9 +70,9 @@ async def backend(
     Raises: UnusableStore, when the store will not do; StoreUnavailable, when it does not answer.
     """
     if settings.store == MEMORY:
-        kind = of_memory(settings, budget, tenants, peers, metrics, webhooks, for_tls)
+        kind = of_memory(settings, budget, tenants, peers, metrics, webhooks, tracing, for_tls)
     else:
-        kind = of_shared_store(settings, budget, tenants, peers, metrics, webhooks)
+        kind = of_shared_store(settings, budget, tenants, peers, metrics, webhooks, tracing)
     async with kind as built:
         yield built
 
@@ -84,6 +85,7 @@ async def of_memory(
     peers: PeerLimits,
     metrics: Metrics,
     webhooks: Webhooks,
+    tracing: Tracing,
     for_tls: "Callable[[], grpc.ChannelCredentials] | None",
 ) -> AsyncIterator[Backend]:
     """Build a node that keeps its channels in memory. They end with it, and webhooks report them,
@@ -105,6 +107,7 @@ async def of_memory(
         observer=metrics,
         tenants=tenants,
         peers=peers,
+        tracing=tracing,
     )
     replication = store.replication
     incoming = IncomingPipes(
@@ -152,6 +155,7 @@ async def of_shared_store(
     peers: PeerLimits,
     metrics: Metrics,
     webhooks: Webhooks,
+    tracing: Tracing,
 ) -> AsyncIterator[Backend]:
     """Build a node whose channels are in a shared store, and stay there when the node ends."""
     # Not above, because a node with its channels in memory does not need the packages for it.
@@ -206,6 +210,7 @@ async def of_shared_store(
             observer=metrics,
             tenants=tenants,
             peers=peers,
+            tracing=tracing,
         )
         none = Unreplicated()
         yield Backend(store, agents, broker, none, none, none, nothing, nothing)

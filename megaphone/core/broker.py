@@ -82,7 +82,8 @@ class Broker(Writing):
         peers: PeerLimits | None = None,
         tracing: Tracing = UNTRACED,
     ) -> None:
-        """Without `tenants` and `peers`, no tenant and no address has limits of its own."""
+        """Without `tenants` and `peers`, no tenant and no address has limits of its own. Without
+        `tracing`, events only keep the trace contexts of their writers."""
         super().__init__(store=store, agents=agents, settings=settings, observer=observer)
         self._tenants = tenants or Tenants()
         self.peers = peers or PeerLimits(settings)
@@ -94,6 +95,8 @@ class Broker(Writing):
         )
         self.has_remote_store = store.is_remote
         """Whether the calls that do not wait always raise WouldBlock."""
+        self.tracing = tracing
+        """Makes the spans of writers, and of reads."""
         self._tracing_of_reads = tracing if tracing.makes_spans else None
         self._readers: set[Reader] = set()
         self._on_close = self._on_read_end

@@ -16,8 +16,7 @@ from aiohttp import hdrs, web
 
 from megaphone.core.access import Action, Caller
 from megaphone.core.broker import Broker
-from megaphone.core.ports import Tracing
-from megaphone.core.traces import TRACEPARENT, UNTRACED
+from megaphone.core.traces import TRACEPARENT
 from megaphone.model import NewEvent
 from megaphone.rest.callers import Callers
 from megaphone.rest.connection.answers import OK, WrittenAnswer, json_answer, json_answer_in_pieces
@@ -47,10 +46,10 @@ FACE = "http"
 class ChannelApi:
     """The handlers of the calls of clients."""
 
-    def __init__(self, broker: Broker, callers: Callers, tracing: Tracing = UNTRACED) -> None:
+    def __init__(self, broker: Broker, callers: Callers) -> None:
         self._broker = broker
         self._callers = callers
-        self._tracing = tracing
+        self._tracing = broker.tracing
 
     def routes(self) -> list[web.RouteDef]:
         return [

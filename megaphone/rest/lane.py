@@ -253,8 +253,6 @@ class Lane:
     max_body_bytes: int
     origins: Origins
     """The other origins whose pages may read."""
-    makes_spans: bool = False
-    """Whether writes have spans. aiohttp answers those whose traces are sampled."""
     calls: FaceCalls = field(default_factory=FaceCalls)
     """Counts the calls that the lane answers itself."""
     request: Request = field(default_factory=Request)
@@ -384,9 +382,10 @@ class Lane:
         if stream_id in _DOTS:  # which aiohttp takes for folders
             return NOT_HERE
         trace: str | None = None
+        # A write that has a span takes longer anyway.
         if TRACEPARENT in request.headers:
             trace = sampled(request.header(TRACEPARENT))
-            if trace is not None and self.makes_spans:
+            if trace is not None and self.broker.tracing.makes_spans:
                 return NOT_HERE
         key = request.header(b"idempotency-key")
         event = NewEvent(stream_id.decode(), request.body, key, trace)
@@ -396,7 +395,7 @@ class Lane:
         began_at = monotonic()
         calls = self.calls.write_batch
         trace = sampled(request.header(TRACEPARENT))
-        if trace is not None and self.makes_spans:
+        if trace is not None and self.broker.tracing.makes_spans:
             return NOT_HERE
         channels, messages = json.parse_batch(request.body, trace)
         key = request.header(b"idempotency-key")

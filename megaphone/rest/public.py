@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from aiohttp import web
 
 from megaphone.core.broker import Broker
-from megaphone.core.ports import Tracing
-from megaphone.core.traces import UNTRACED
 from megaphone.model import AgentInfo
 from megaphone.rest.callers import Callers
 from megaphone.rest.channels import ChannelApi
@@ -20,7 +18,6 @@ def public_routes(
     callers: Callers,
     metrics: Callable[[], Awaitable[bytes]],
     agents: Callable[[], Awaitable[Iterable[AgentInfo]]],
-    tracing: Tracing = UNTRACED,
     *,
     with_pages: bool,
     with_ops: bool = True,
@@ -29,6 +26,6 @@ def public_routes(
     """Return all routes. `metrics` and `agents` are as `ProbeApi` needs them. Without `with_ops`,
     the probes that are only for operators have a port of their own."""
     probes = ProbeApi(broker, callers, metrics, agents).routes(for_everybody=not with_ops)
-    routes = [*ChannelApi(broker, callers, tracing).routes(), *probes]
+    routes = [*ChannelApi(broker, callers).routes(), *probes]
     pages = PageApi(routes).routes() if with_pages else []
     return [*routes, *pages, *(() if resource is None else resource.routes())]

@@ -11,8 +11,7 @@ from google.protobuf.message import Message
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.pace import ANSWER_WORK, Pace
-from megaphone.core.ports import Doorkeeper, Sending, Tracing
-from megaphone.core.traces import UNTRACED
+from megaphone.core.ports import Doorkeeper, Sending
 from megaphone.model import WriteFailure
 from megaphone.rpc.answers import joined
 from megaphone.rpc.callers import caller, client_of, present_caller
@@ -30,15 +29,9 @@ COPIES = 3
 
 
 class ChannelServicer(ChannelServiceServicer):
-    def __init__(
-        self,
-        broker: Broker,
-        budget: Budget,
-        doorkeeper: Doorkeeper,
-        tracing: Tracing = UNTRACED,
-    ) -> None:
+    def __init__(self, broker: Broker, budget: Budget, doorkeeper: Doorkeeper) -> None:
         self._broker = broker
-        self._tracing = tracing
+        self._tracing = broker.tracing
         self._doorkeeper = doorkeeper
         self._budget = budget
         self._clock = asyncio.get_running_loop().time
