@@ -268,35 +268,40 @@ async def test_batches_go_where_their_header_says(http: aiohttp.ClientSession) -
         assert status == 201  # by any node, which says of each event whether it was taken
 
 
-async def test_batches_without_a_header_go_where_the_name_of_a_service_says(
-    nodes: Cluster, http: aiohttp.ClientSession
-) -> None:
+async def test_batches_without_a_header_go_where_the_name_of_a_service_says(tmp_path: Path) -> None:
     agent = "0123456789abcdef"
-    connector = aiohttp.UnixConnector(path=str(nodes.folder / "n2" / "megaphone.sock"))
-    async with (
-        aiohttp.ClientSession("http://megaphone", connector=connector) as manager,
-        manager.post("/vagent/add", json={"name": agent}) as response,
-    ):
-        assert response.status == 201
-    channel = await create(http, agent)
-    batch = {
-        "channels": [channel["producerAddress"]],
-        "messages": [{"streamId": "s", "body": 1}],
-    }
+    with cluster(tmp_path) as nodes:
+        connector = aiohttp.UnixConnector(path=str(tmp_path / "n2" / "megaphone.sock"))
+        async with (
+            aiohttp.ClientSession("http://megaphone", connector=connector) as manager,
+            manager.post("/vagent/add", json={"name": agent}) as response,
+        ):
+            assert response.status == 201
+        async with aiohttp.ClientSession(nodes.proxy.url) as http:
+            channel = await create(http, agent)
+            await reaches_only_its_agent(http, channel, agent)
+
+
+async def reaches_only_its_agent(
+    http: aiohttp.ClientSession, channel: dict[str, str], agent: str
+) -> None:
+    batch = {"channels": [channel["producerAddress"]], "messages": [{"streamId": "s", "body": 1}]}
+
+    async def write(**headers: str) -> tuple[int, Any]:
+        return await call(http, "POST", "/write-batch", json=batch, headers=headers)
+
     for host in (
         f"svc-demo-{agent}-write:3000",
         f"svc-my-demo-{agent}-read",
         f"svc-demo-{agent}-write.default.svc.cluster.local:3000",
     ):
         for _ in range(2):
-            headers = {"Host": host}
-            status, answer = await call(http, "POST", "/write-batch", json=batch, headers=headers)
+            status, answer = await write(Host=host)
             assert (status, answer["failures"]) == (201, []), host
     headers = {"Host": f"svc-demo-{agent}-write", "Megaphone-Agent": "n1"}
-    _, answer = await call(http, "POST", "/write-batch", json=batch, headers=headers)
+    _, answer = await write(**headers)
     assert len(answer["failures"]) == 1  # the header says more than the host
-    headers = {"Host": f"svc-demo-{'f' * 16}-write"}
-    status, answer = await call(http, "POST", "/write-batch", json=batch, headers=headers)
+    status, answer = await write(Host=f"svc-demo-{'f' * 16}-write")
     assert (status, answer["message"]) == (404, f"no such channel: no node has agent {'f' * 16}")
 
 
@@ -552,10 +557,38 @@ def test_the_client_that_the_docs_show_writes(nodes: Cluster) -> None:
 
 
 def test_the_list_that_the_docs_show_is_that_of_the_model() -> None:
-    [example] = re.findall(r"```nginx\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    example, _ = re.findall(r"```nginx\n(.*?)```", DOCS.read_text(), re.DOTALL)
     model = (CONFIGURATION / "nodes-static.conf").read_text()
     for line in example.splitlines():
         assert line in model
+
+
+async def test_nodes_are_asked_at_a_port_of_their_own_as_the_docs_show(tmp_path: Path) -> None:
+    _, example = re.findall(r"```nginx\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    http_port, grpc_port, ops_port = free_port(), free_port(), free_port()
+    with ExitStack() as stack:
+        for agent in ("n1", "n2"):
+            (tmp_path / agent).mkdir()
+            node = broker_process(
+                tmp_path / agent,
+                agent=agent,
+                agent_warmup_secs=0,
+                address=f"{HOSTS[agent]}:{http_port}",
+                grpc_address=f"{HOSTS[agent]}:{grpc_port}",
+                ops_address=f"{HOSTS[agent]}:{ops_port}",
+            )
+            stack.enter_context(node)
+        listed = static_nodes([HOSTS["n1"], HOSTS["n2"]], ops_port, grpc_port)
+        named = listed + "\n" + example.replace("3000", str(http_port))
+        proxy = stack.enter_context(nginx(tmp_path / "nginx", named))
+        async with (
+            aiohttp.ClientSession(proxy.url) as http,
+            grpc.aio.insecure_channel(proxy.grpc_target) as connection,
+        ):
+            for agent in ("n1", "n2"):
+                channel = await create(http, agent)
+                assert await is_written(http, channel)
+                assert await is_found(connection, channel)
 
 
 # -- Nodes that go
