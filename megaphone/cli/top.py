@@ -24,13 +24,26 @@ MOST_CHANNELS: Final = 1_000
 SHOWN_OF_AN_ADDRESS: Final = 8
 """An address is a secret: so much of it tells channels apart, and is of no use to others."""
 MB: Final = 1_000_000
-COLUMNS: Final = ("DEPTH", "IN FLIGHT", "WAITING", "READ", "AGE", "OLDEST", "RATE/S")
+COLUMNS: Final = (
+    "ID",
+    "DEPTH",
+    "UNSENT",
+    "IN FLIGHT",
+    "WAITING",
+    "READ",
+    "AGE",
+    "OLDEST",
+    "RATE/S",
+    "BYTES",
+)
 
 
 class Sort(StrEnum):
     """Which channels come first."""
 
     DEPTH = "depth"
+    UNSENT = "unsent"
+    BYTES = "bytes"
     WAITING = "waiting"
     AGE = "age"
     RATE = "rate"
@@ -51,8 +64,8 @@ def top(
         Sort,
         typer.Option(
             "--sort",
-            help="Show first the channels with the most events, or the most waiting writers, or the"
-            " oldest ones, or those that are written most.",
+            help="Show first the channels with the most events, unsent events, bytes or waiting"
+            " writers, or the oldest ones, or those that are written most.",
         ),
     ] = Sort.DEPTH,
     agent: Annotated[
@@ -206,20 +219,28 @@ def table(channels: Sequence["WatchedChannel"]) -> list[str]:
 
 
 def name_of(channel: "WatchedChannel") -> str:
-    agent, _, rest = channel.address.partition(".")
+    return short_name(channel.address)
+
+
+def short_name(address: str) -> str:
+    """Return what may be shown of an address."""
+    agent, _, rest = address.partition(".")
     return f"{agent}.{rest[:SHOWN_OF_AN_ADDRESS]}…"
 
 
 def row(channel: "WatchedChannel") -> str:
     reads = None if channel.is_read is None else "yes" if channel.is_read else "no"
     cells = (
+        channel.id or None,
         channel.depth,
+        channel.unsent,
         channel.in_flight,
         channel.waiting_writers,
         reads,
         None if channel.age_s is None else age(channel.age_s),
         None if channel.oldest_s is None else age(channel.oldest_s),
         None if channel.rate is None else f"{channel.rate:,.0f}",
+        None if channel.bytes is None else f"{channel.bytes:,}",
     )
     label = f"  {channel.label}" if channel.label else ""
     return "".join(f"{'-' if cell is None else cell:>11}" for cell in cells) + label

@@ -14,13 +14,13 @@ from urllib.parse import quote
 import msgspec
 
 from megaphone.cli.admin_client import call, follow
-from megaphone.cli.top import name_of
+from megaphone.cli.top import name_of, short_name
 from megaphone.wire.bodies import NodeView, WatchedChannel
 
 INTERVAL_MS: Final = 1_000
 ACTIONS: Final = ("dispose", "promote", "drain")
 REMEMBERED: Final = 8_192
-"""How many channels can be disposed of: those that were shown last."""
+"""How many channels can be asked for by their keys: those that were shown last."""
 
 
 class WrongAction(Exception):
@@ -50,6 +50,14 @@ class Relay:
         for line in follow(self._socket_path, "GET", route):
             yield self._shown(line)
 
+    def show(self, key: str) -> bytes:
+        """Return all that may be seen of a channel, as JSON. Raises: WrongAction; CallFailed."""
+        address = self._address(key)
+        route = f"/channel/{quote(address, safe='')}"
+        members = msgspec.json.decode(call(self._socket_path, "GET", route), type=dict[str, Any])
+        del members["address"]
+        return msgspec.json.encode({"name": short_name(address), **members})
+
     def act(self, action: str, body: bytes) -> Iterator[bytes]:
         """Do one of ACTIONS. Returns: a line of JSON for each step, perhaps none.
 
@@ -69,10 +77,14 @@ class Relay:
         return follow(self._socket_path, "POST", "/node/drain", {"target": of})
 
     def _dispose(self, key: str) -> Iterator[bytes]:
+        return self._call("DELETE", f"/channel/{quote(self._address(key), safe='')}")
+
+    def _address(self, key: str) -> str:
+        """Return the address of a channel. Raises: WrongAction."""
         address = self._addresses.get(key)
         if address is None:
             raise WrongAction("this channel was not shown lately")
-        return self._call("DELETE", f"/channel/{quote(address, safe='')}")
+        return address
 
     def _call(self, method: str, route: str, body: object = None) -> Iterator[bytes]:
         call(self._socket_path, method, route, body)
@@ -94,8 +106,6 @@ class Relay:
         return hashlib.blake2s(address.encode(), key=self._secret, digest_size=12).hexdigest()
 
     def _remember(self, addresses: Mapping[str, str]) -> None:
-        if not self.allows_actions:
-            return
         with self._lock:
             kept = {key: self._addresses[key] for key in self._addresses if key not in addresses}
             kept.update(addresses)

@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = IDLE_S
 
     def do_GET(self) -> None:
-        self._answer({"": self._page, "watch": self._watch})
+        self._answer({"": self._page, "watch": self._watch, "channel": self._channel})
 
     def do_POST(self) -> None:
         self._answer({name: partial(self._act, name) for name in ACTIONS})
@@ -169,6 +169,13 @@ class Handler(BaseHTTPRequestHandler):
         limit = FILTERED_CHANNELS if self._query("filtered") else CHANNELS
         with closing(self.server.relay.watch(sort, limit)) as lines:
             self._stream(lines)
+
+    def _channel(self) -> None:
+        try:
+            shown = self.server.relay.show("".join(self._query("key")))
+        except WrongAction as error:
+            raise Refused(404, str(error)) from None
+        self._send(200, "application/json", shown)
 
     def _act(self, action: str) -> None:
         try:

@@ -120,6 +120,24 @@ async def test_channels_are_filtered_and_sorted(page: Page, client: Megaphone) -
     assert await page.value("document.querySelector('[aria-sort]').textContent") == "Age"
 
 
+async def test_a_channel_is_shown_when_its_name_is_pressed(page: Page, client: Megaphone) -> None:
+    (name,) = await channels(client, 2)
+    await cells(page, name)
+    await press(page, name, "#channels tbody")
+    await page.becomes("details.open && document.querySelector('#name').textContent !== ''")
+    shown = (
+        "Object.fromEntries([...document.querySelectorAll('#facts dt')]"
+        ".map((one) => [one.textContent, one.nextSibling.textContent]))"
+    )
+    facts = await page.value(shown)
+    assert (facts["Label"], facts["Unsent"], facts["Capacity"]) == ("a label", "2", "100")
+    assert facts["Last read"] == facts["Reader"]
+    assert len(facts["Short id"]) == 8
+    await assert_all_can_use(page)
+    await press(page, "Close", "#details")
+    assert await page.value("details.open") is False
+
+
 async def test_a_channel_is_disposed_of_after_a_question(page: Page, client: Megaphone) -> None:
     (name,) = await channels(client, 20)
     await page.becomes(f"{ROWS}[0]?.cells[0].textContent === {json.dumps(name)}")

@@ -67,7 +67,21 @@ def test_no_broker_is_one_line_and_exit_code_1(user: User, tmp_path: Path) -> No
 
 def test_a_page_has_rates_pipes_a_drain_and_what_is_notable() -> None:
     channels = [
-        WatchedChannel("node1.abcdefghijkl.1", 7, 2, 1, True, 61.0, 2.5, 1_000.0, "orders", "shop"),
+        WatchedChannel(
+            "node1.abcdefghijkl.1",
+            depth=7,
+            in_flight=2,
+            waiting_writers=1,
+            is_read=True,
+            age_s=61.0,
+            oldest_s=2.5,
+            rate=1_000.0,
+            label="orders",
+            tenant="shop",
+            id="0a1b2c3d",
+            unsent=5,
+            bytes=9_000,
+        ),
         WatchedChannel("node1.zyxwvutsrqpo.1"),
     ]
     before = NodeView(NOON, COUNTS, LEVELS, {}, [], [], None, [])
@@ -90,10 +104,11 @@ def test_a_page_has_rates_pipes_a_drain_and_what_is_notable() -> None:
     assert "drain   1 agents and 30 channels moved, 2 and 40 left" in text
     assert "! writes timed out: 3 more" in text
     head, *rows = text.splitlines()[-3:]
-    assert head.endswith("RATE/S  LABEL")
-    cells = ["node1.abcdefgh…", "7", "2", "1", "yes", "1m01s", "2.5s", "1,000", "orders"]
+    assert head.endswith("BYTES  LABEL")
+    cells = ["node1.abcdefgh…", "0a1b2c3d", "7", "5", "2", "1", "yes", "1m01s", "2.5s", "1,000"]
+    cells += ["9,000", "orders"]
     assert rows[0].split() == cells
-    assert rows[1].split() == ["node1.zyxwvuts…", *"-------"]
+    assert rows[1].split() == ["node1.zyxwvuts…", *"----------"]
 
 
 def test_a_first_page_has_no_rates() -> None:

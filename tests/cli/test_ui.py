@@ -183,6 +183,23 @@ def test_the_page_learns_no_address(watching: UiServer, at_room: User) -> None:
         assert address not in line
 
 
+def test_a_channel_is_shown_by_its_key_without_its_address(
+    watching: UiServer, at_room: User
+) -> None:
+    saved = json.loads((at_room.home / ".local/state/megaphone/channels.json").read_text())["room"]
+    name = re.sub(r"^(\w[\w-]*\..{8}).*", r"\1…", saved["consumer"])
+    key = next(one["key"] for one in view(watching)["channels"] if one["name"] == name)
+    with request(watching, f"channel?key={key}") as answer:
+        assert answer.status == 200
+        body = answer.read().decode()
+    shown = json.loads(body)
+    assert (shown["name"], shown["tenant"]) == (name, "default")
+    assert "address" not in shown
+    assert saved["consumer"] not in body
+    with request(watching, "channel?key=unknown") as answer:
+        assert (answer.status, answer.read()) == (404, b"this channel was not shown lately")
+
+
 def test_a_wrong_question_has_the_reason(watching: UiServer) -> None:
     with request(watching, "watch?sort=size") as answer:
         assert answer.status == 502
