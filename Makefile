@@ -132,6 +132,10 @@ pictures: $(READY) ## Make the pictures of README.md; needs Chromium and npm, an
 	@[ -e clients/typescript/dist/index.js ] || $(MAKE) --no-print-directory client-ts-build
 	@$(BIN)/python -m tests.pictures
 
+.PHONY: dashboard
+dashboard: $(READY) ## Make the picture of docs/alerts.md; needs Prometheus, and takes two minutes.
+	@$(BIN)/python -m tests.dashboard
+
 .PHONY: soak
 soak: $(READY) ## Run readers, writers and faults for ten minutes and look for leaks.
 	$(BIN)/python -m tests.soak $(ARGS)

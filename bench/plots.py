@@ -24,7 +24,7 @@ SERIES = {
 
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328 }
-.title { font-weight: 600 }
+.title { font-weight: 600 } .value { font-size: 22px }
 .end { text-anchor: end } .middle { text-anchor: middle }
 .grid { stroke: #d1d9e0 } .one { stroke: #59636e; stroke-width: 1.5 }
 .line { fill: none; stroke-width: 2 }

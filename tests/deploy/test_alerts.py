@@ -1,6 +1,5 @@
 """The files for Prometheus and Grafana agree with each other, with the nodes and with the page."""
 
-import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -10,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.dashboard import DASHBOARD
 from tests.e2e.test_documents import anchors
 from tests.support.documented import ROOT
 from tests.support.prometheus import DEPLOY, PROMTOOL, RULES, hurried, needs_prometheus
 
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboards" / "megaphone.json").read_text())
 PAGE = (ROOT / "docs" / "alerts.md").read_text()
 ALERTS: list[dict[str, Any]] = [
     rule for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"]

@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -46,26 +46,12 @@ class Prometheus:
     """A running Prometheus. Its calls block."""
 
     url: str
-    folder: Path
-    targets: dict[str, str] = field(default_factory=dict)
-    """The host and port of each node that it watches, by name."""
 
-    def watch(self, **nodes: str) -> None:
-        """Ask these nodes too, whose names become the label `instance`."""
-        self.targets |= nodes
-        groups = [
-            {"targets": [address], "labels": {"instance": name}}
-            for name, address in self.targets.items()
-        ]
-        written = self.folder / "targets.new"
-        written.write_text(json.dumps(groups))
-        written.rename(self.folder / "targets.json")
-
-    def wait_until_it_knows(self, name: str) -> None:
-        """Wait until it has asked a node and got an answer: a counter that begins above 0 has not
-        increased."""
+    def wait_until_it_knows(self, count: int) -> None:
+        """Wait until so many nodes have answered it: a counter that begins above 0 has not
+        increased. It asks no node before some seconds are over."""
         deadline = time.monotonic() + WITHIN_S
-        while not self.query(f'up{{instance="{name}"}} == 1'):
+        while len(self.query("up == 1")) < count:
             assert time.monotonic() < deadline, self.call("targets")
             time.sleep(0.05)
 
@@ -105,13 +91,16 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(folder: Path, rules: str = "") -> Iterator[Prometheus]:
-    """Run Prometheus with some rules on a free port. It is killed at the end."""
+def prometheus(folder: Path, targets: Mapping[str, str], rules: str = "") -> Iterator[Prometheus]:
+    """Run Prometheus on a free port, and wait until all targets have answered it. It is killed at
+    the end.
+
+    `targets` are hosts and ports by the names that become the label `instance`.
+    """
     assert PROMETHEUS is not None
     folder.mkdir()
     (folder / "rules.yml").write_text(rules)
-    (folder / "targets.json").write_text("[]")
-    (folder / "prometheus.yml").write_text(json.dumps(configuration()))
+    (folder / "prometheus.yml").write_text(json.dumps(configuration(targets)))
     port = free_port()
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -126,20 +115,23 @@ def prometheus(folder: Path, rules: str = "") -> Iterator[Prometheus]:
         )
     try:
         wait_until_it_is_ready(process, f"http://127.0.0.1:{port}", folder / "log")
-        yield Prometheus(f"http://127.0.0.1:{port}", folder)
+        started = Prometheus(f"http://127.0.0.1:{port}")
+        started.wait_until_it_knows(len(targets))
+        yield started
     finally:
         process.kill()
         process.wait()
 
 
-def configuration() -> dict[str, Any]:
+def configuration(targets: Mapping[str, str]) -> dict[str, Any]:
     every = f"{int(1000 * EVERY_S)}ms"
+    watched = [
+        {"targets": [address], "labels": {"instance": name}} for name, address in targets.items()
+    ]
     return {
         "global": {"scrape_interval": every, "scrape_timeout": every, "evaluation_interval": every},
         "rule_files": ["rules.yml"],
-        "scrape_configs": [
-            {"job_name": "megaphone", "file_sd_configs": [{"files": ["targets.json"]}]}
-        ],
+        "scrape_configs": [{"job_name": "megaphone", "static_configs": watched}],
     }
 
 
