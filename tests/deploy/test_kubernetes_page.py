@@ -8,6 +8,7 @@ from typing import Any
 import jsonschema_rs
 import yaml
 
+from megaphone import __version__
 from tests.manifests import DEPLOY
 from tests.support.documented import ROOT
 from tests.support.kubernetes_programs import needs_kubernetes_programs, run_program
@@ -64,6 +65,14 @@ def test_the_kustomization_of_the_page_names_another_image(tmp_path: Path) -> No
     assert "image: registry.example/megaphone-operator:" in run_program(
         "kubectl", "kustomize", tmp_path
     )
+
+
+def test_the_images_of_the_pages_have_the_version_of_the_rest() -> None:
+    migration = (ROOT / "docs" / "kubernetes-migration.md").read_text()
+    versions = re.findall(r"megaphone(?:-operator)?:([0-9.]+[0-9])", PAGE + migration)
+    *numbers, patch = __version__.split(".")
+    upgrade = ".".join([*numbers, str(int(patch) + 1)])  # to which the page upgrades a cluster
+    assert set(versions) == {__version__, upgrade}
 
 
 def test_the_columns_of_the_page_are_those_of_the_resource() -> None:
