@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from megaphone_operator.metrics import Metrics
 from tests.dashboard import DASHBOARD
 from tests.e2e.test_documents import anchors
 from tests.support.documented import ROOT
@@ -70,6 +71,16 @@ def test_each_alert_says_how_bad_it_is_and_has_a_runbook(alert: dict[str, Any]) 
 def test_the_page_has_no_alert_that_does_not_exist() -> None:
     assert set(re.findall(r"\bMegaphone[A-Z]\w+", PAGE)) == set(NAMES)
     assert re.findall(r"^### (.+)$", PAGE, re.MULTILINE) == NAMES
+
+
+def test_the_operator_has_the_metrics_of_its_alerts() -> None:
+    metrics = Metrics()
+    condition = {"type": "Degraded", "status": "True"}
+    metrics.note_status("cluster", {"conditions": [condition], "channelsToMove": 0})
+    text = metrics.render().decode()
+    for alert in ALERTS:
+        for selector in re.findall(r"megaphone_operator_\w+(?:\{.*?\})?", alert["expr"]):
+            assert f"\n{selector.replace(', ', ',')}" in text, alert["alert"]
 
 
 def test_the_panels_that_the_page_names_exist() -> None:
