@@ -118,6 +118,10 @@ client-ts-build:
 	@cd clients/typescript && npm run --silent build && npm test --silent
 	@mkdir -p dist && cd clients/typescript && npm pack --silent --pack-destination ../../dist
 
+.PHONY: runtimes
+runtimes: ## Install Deno and Bun, so that the TypeScript client is tested with them too; needs npm.
+	@cd tests/clients/runtimes && npm ci --silent
+
 .PHONY: old-broker
 old-broker: $(READY) ## Build the broker 0.11.0 from the history, for the tests of clients with it.
 	@$(BIN)/python -m tests.clients.old_broker

@@ -35,7 +35,10 @@ EXPOSED = {
 VARY = {"Vary": "Origin"}
 PREFLIGHT_HEADERS = {
     "Access-Control-Allow-Methods": "GET, POST",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, Last-Event-ID",
+    # By `Megaphone-Agent` a proxy finds the node for a read of many channels.
+    "Access-Control-Allow-Headers": (
+        "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, Megaphone-Agent"
+    ),
     "Access-Control-Max-Age": "86400",
 }
 

@@ -5,7 +5,7 @@ and nothing of what the calls mean.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Never, Protocol
@@ -19,6 +19,8 @@ from tests.support.links import PIECE_BYTES
 from tests.support.proxy import reset
 
 REFUSED = "refused by the test"
+FOR_PAGES = {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": "Retry-After"}
+"""What every answer of a gate has, because otherwise a page of another origin would not see it."""
 LARGEST_HEAD = 65_536
 SERVICE = "/megaphone.v1.ChannelService/"
 DETAILS_KEY = "grpc-status-details-bin"
@@ -50,6 +52,11 @@ class Request:
         path = self.head.split(b" ", 2)[1].partition(b"?")[0].decode()
         first = path.strip("/").partition("/")[0]
         return {"write-batch": "batch", "channelsExists": "exists"}.get(first, first)
+
+    @property
+    def is_preflight(self) -> bool:
+        """Whether a browser asks if a page may make a call; the client knows nothing of this."""
+        return self.head.startswith(b"OPTIONS ")
 
 
 class HttpGate:
@@ -119,12 +126,13 @@ class HttpConnection:
 
     async def _serve(self, request: Request) -> bool:
         """Serve a request. Returns: whether the connection lives on."""
-        match self._gate.plan.decide(request.call):
+        match None if request.is_preflight else self._gate.plan.decide(request.call):
             case Refusal() as refusal:
                 await self._send(refused(refusal))
                 return True
             case Garbage(http=answer):
-                await self._send(answer)
+                status, _, rest = answer.partition(b"\r\n")
+                await self._send(b"\r\n".join([status, *rendered(FOR_PAGES), rest]))
                 return False
             case LostAnswer():
                 self._loses_answer = True
@@ -180,7 +188,12 @@ def refused(refusal: Refusal) -> bytes:
     ]
     if refusal.retry_after_s is not None:
         head.append(f"Retry-After: {refusal.retry_after_s:g}")
-    return "\r\n".join([*head, "", ""]).encode() + body
+    lines = [line.encode() for line in head] + rendered(FOR_PAGES)
+    return b"\r\n".join([*lines, b"", b""]) + body
+
+
+def rendered(headers: Mapping[str, str]) -> list[bytes]:
+    return [f"{name}: {value}".encode() for name, value in headers.items()]
 
 
 # -- gRPC

@@ -19,7 +19,7 @@ from tests.clients.driver import Client, ClientError, Driver, Reading
 from tests.clients.drivers.kinds import Kind
 from tests.clients.records import Records
 from tests.clients.roads import PIECE_BYTES, Weather
-from tests.clients.stages import Stage, other_node, stage
+from tests.clients.stages import Stage, allowing, other_node, stage
 from tests.clients.troubles import Plan
 from tests.support.faces import http_face
 
@@ -160,14 +160,17 @@ class Finished:
         return "\n  ".join(lines)
 
 
-async def run(driver: Driver, scenario: Scenario) -> Finished:
-    """Do a run and judge it."""
+async def run(driver: Driver, writing: Driver, scenario: Scenario) -> Finished:
+    """Do a run and judge it. `writing` is the driver that writes."""
     finished = Finished(scenario, Records(scenario.rng("bodies")))
     try:
         async with asyncio.timeout(RUN_AT_MOST_S), AsyncExitStack() as stack:
             place = await stack.enter_async_context(place_of(scenario))
-            client = await stack.enter_async_context(driver.client(place.stage.url, timeout_s=4.0))
-            await Run(finished, place, client).do()
+            client, writer = [
+                await stack.enter_async_context(one.client(place.stage.url, timeout_s=4.0))
+                for one in (driver, writing)
+            ]
+            await Run(finished, place, client, writer).do()
     except Exception as error:
         finished.faults.append(f"did not finish: {error!r} {getattr(error, 'exceptions', '')}")
     return finished
@@ -198,7 +201,8 @@ async def place_of(scenario: Scenario) -> AsyncIterator[Place]:
     async with AsyncExitStack() as stack:
         other = None
         if scenario.moves:
-            other = await stack.enter_async_context(other_node(**settings))
+            node = other_node(**allowing(scenario.kind), **settings)
+            other = await stack.enter_async_context(node)
         way = stage(scenario.kind, scenario.plan(), scenario.weather(), **settings)
         here = await stack.enter_async_context(way)
         yield Place(here, here.app, other)
@@ -207,12 +211,13 @@ async def place_of(scenario: Scenario) -> AsyncIterator[Place]:
 class Run:
     """A run that is going on."""
 
-    def __init__(self, finished: Finished, place: Place, client: Client) -> None:
+    def __init__(self, finished: Finished, place: Place, client: Client, writer: Client) -> None:
         self._scenario = finished.scenario
         self._finished = finished
         self._records = finished.records
         self._place = place
         self._client = client
+        self._writer = writer
         self._written = 0
         self._half_written = asyncio.Event()
 
@@ -266,11 +271,11 @@ class Run:
         try:
             match way:
                 case "one":
-                    return [await self._client.write(producer, STREAM, bodies[0])]
+                    return [await self._writer.write(producer, STREAM, bodies[0])]
                 case "batch":
                     return await self._results_of_batch(producer, bodies)
                 case _:
-                    told = await self._client.publish([(producer, STREAM, b) for b in bodies])
+                    told = await self._writer.publish([(producer, STREAM, b) for b in bodies])
                     return [one["id"] if "id" in one else ClientError(one) for one in told]
         except ClientError as error:
             return [error] * len(bodies)
@@ -278,7 +283,7 @@ class Run:
     async def _results_of_batch(
         self, producer: str, bodies: Sequence[Any]
     ) -> list[str | ClientError | None]:
-        failed = await self._client.batch([producer], [(STREAM, body) for body in bodies])
+        failed = await self._writer.batch([producer], [(STREAM, body) for body in bodies])
         results: list[str | ClientError | None] = [None] * len(bodies)
         for _, index, reason in failed:
             name = "OutcomeUnknown" if reason == "OUTCOME_UNKNOWN" else "Failure"
@@ -332,14 +337,16 @@ class Run:
         happened["disposed of"] += self._scenario.is_disposed
 
 
-async def run_all(driver: Driver, scenarios: Iterable[Scenario], *, at_once: int) -> list[Finished]:
-    """Do runs of one driver, several at a time."""
+async def run_all(
+    driver: Driver, writing: Driver, scenarios: Iterable[Scenario], *, at_once: int
+) -> list[Finished]:
+    """Do runs of one driver, several at a time; another one may write."""
     waiting = iter(scenarios)
     done: list[Finished] = []
 
     async def run_one_after_the_other() -> None:
         for scenario in waiting:
-            done.append(await run(driver, scenario))  # noqa: PERF401
+            done.append(await run(driver, writing, scenario))  # noqa: PERF401
 
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):

@@ -79,6 +79,11 @@ async def way_to(
         await gate.aclose()
 
 
+def allowing(kind: Kind) -> dict[str, Any]:
+    """Return the settings of a broker that its clients need: pages are of another origin."""
+    return {} if kind.may_write else {"cors_allow_origin": ("*",)}
+
+
 @asynccontextmanager
 async def other_node(**settings: Any) -> AsyncIterator[App]:
     """Run another broker, to which channels may move."""
@@ -92,7 +97,7 @@ async def stage(
 ) -> AsyncIterator[Stage]:
     """Run a broker with these settings, and open a way to it, within this context."""
     async with AsyncExitStack() as stack:
-        app = await stack.enter_async_context(running(fast_settings(**settings)))
+        app = await stack.enter_async_context(running(fast_settings(**allowing(kind), **settings)))
         way = way_to(port_of(app, kind.scheme), kind.scheme, plan, weather)
         road, gate = await stack.enter_async_context(way)
         face = await stack.enter_async_context(http_face(app))

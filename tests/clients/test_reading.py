@@ -270,12 +270,16 @@ async def test_a_client_waits_as_long_as_a_refusal_says(driver: Driver, kind: Ki
     refusal = Refusal("SHUTTING_DOWN", 503, "UNAVAILABLE", retry_after_s=1)
     async with stage(kind) as way, driver.client(way.url) as client:
         created = await way.face.create()
-        way.plan.next("read", refusal)
-        way.plan.next("write", refusal)
+        calls = ["read", "write"] if kind.may_write else ["read"]
+        for call in calls:
+            way.plan.next(call, refusal)
         reading = client.read(created.consumer, **SOON)
-        await client.write(created.producer, STREAM, 1)
+        if kind.may_write:
+            await client.write(created.producer, STREAM, 1)
+        else:
+            await way.face.write(created.producer, STREAM, b"1")
         await reading.has(1)
-        for call in ("read", "write"):
+        for call in calls:
             first, second, *_ = way.plan.times_of(call)
             assert second - first >= 1
         await client.stop(reading)

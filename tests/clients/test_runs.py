@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.clients.conftest import Drivers
-from tests.clients.drivers.kinds import KINDS, PAGE, SYNC_GRPC, Kind
+from tests.clients.drivers.kinds import BUN, DENO, HTTP, KINDS, PAGE, SYNC_GRPC, WORKER, Kind
 from tests.clients.runs import Scenario, run_all, summary
 from tests.support.settings import IS_LONG
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 RUNS = 80 if IS_LONG else 4
 AT_ONCE = 4
-EVERY = (*KINDS, SYNC_GRPC, PAGE) if IS_LONG else KINDS
+EVERY = (*KINDS, SYNC_GRPC, PAGE, WORKER, DENO, BUN) if IS_LONG else KINDS
 SEED = os.environ.get("CLIENTS_SEED")
 """Such as `http-17`: do only this run."""
 
@@ -33,7 +33,8 @@ async def test_seeded_runs_are_as_promised(drivers: Drivers, kind: Kind) -> None
     if SEED is not None:
         name, _, seed = SEED.rpartition("-")
         scenarios = [Scenario.draw(kind, int(seed))] if name == kind.name else []
-    finished = await run_all(await drivers(kind), scenarios, at_once=AT_ONCE)
+    writing = await drivers(kind if kind.may_write else HTTP)
+    finished = await run_all(await drivers(kind), writing, scenarios, at_once=AT_ONCE)
     print(f"\n{kind}: {summary(finished)}")
     wrong = [one.explanation() for one in finished if one.faults]
     assert not wrong, "\n".join(wrong[:3])

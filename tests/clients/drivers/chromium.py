@@ -1,13 +1,16 @@
-"""The driver of the TypeScript client in a page: python -m tests.clients.drivers.chromium
+"""The driver of the TypeScript client in a page: python -m tests.clients.drivers.chromium [worker]
 
-It passes commands to a page in Chromium, and the page's reports on. The browser lets the page read
-from any origin, because most pages are of the broker's own.
+It passes commands to a page in Chromium, and the page's reports on. The page is of another origin
+than the broker, so the broker must allow that, and the page cannot write. With `worker`, the client
+is in a worker of the page.
 """
 
 import asyncio
 import itertools
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,31 @@ from tests.support.chromium import chromium
 
 HERE = Path(__file__).parent
 BUILT = HERE.parents[2] / "clients/typescript/dist"
-PAGE = """<!doctype html><script type="module">
+DRIVER = """
 import { Megaphone } from "/client/index.js";
 import { Driver } from "/drivers/javascript.js";
-window.driver = new Driver(Megaphone, (told) => report(JSON.stringify(told)));
-driver.report({ is: "ready" });
+const driver = new Driver(Megaphone, (told) => report(JSON.stringify(told)));
+"""
+PAGE = f"""<!doctype html><script type="module">
+{DRIVER}
+window.carryOut = (command) => driver.carryOut(command);
+window.close = () => driver.close();
+driver.report({{ is: "ready" }});
 </script>"""
+PAGE_OF_WORKER = """<!doctype html><script>
+const worker = new Worker("/worker.js", { type: "module" });
+let closed;
+worker.onmessage = ({ data }) => data === "closed" ? closed() : report(data);
+window.carryOut = (command) => worker.postMessage(command);
+window.close = () => new Promise((resolve) => { closed = resolve; worker.postMessage("close"); });
+</script>"""
+WORKER = f"""
+const report = postMessage;
+{DRIVER}
+onmessage = ({{ data }}) =>
+  data === "close" ? driver.close().then(() => postMessage("closed")) : driver.carryOut(data);
+driver.report({{ is: "ready" }});
+"""
 
 
 class Page:
@@ -63,13 +85,15 @@ class Page:
 
 
 async def site() -> web.AppRunner:
-    """Serve the page, the driver and the client."""
-
-    async def page(request: web.Request) -> web.Response:
-        return web.Response(text=PAGE, content_type="text/html")
-
+    """Serve the pages, the driver and the client."""
     served = web.Application()
-    served.router.add_get("/", page)
+    for path, text, media_type in (
+        ("/", PAGE, "text/html"),
+        ("/worker", PAGE_OF_WORKER, "text/html"),
+        ("/worker.js", WORKER, "text/javascript"),
+    ):
+        answer = partial(web.Response, text=text, content_type=media_type)
+        served.router.add_get(path, partial(answering, answer))
     served.router.add_static("/client", BUILT)
     served.router.add_static("/drivers", HERE)
     runner = web.AppRunner(served, access_log=None)
@@ -78,7 +102,11 @@ async def site() -> web.AppRunner:
     return runner
 
 
-async def run(devtools_url: str) -> None:
+async def answering(answer: Callable[[], web.Response], _: web.Request) -> web.Response:
+    return answer()
+
+
+async def run(devtools_url: str, path: str) -> None:
     """Carry out commands until there are no more."""
     runner = await site()
     async with (
@@ -87,15 +115,15 @@ async def run(devtools_url: str) -> None:
     ):
         page = Page(connection)
         listening = asyncio.create_task(page.listen())
-        await page.open(f"http://127.0.0.1:{runner.addresses[0][1]}/")
+        await page.open(f"http://127.0.0.1:{runner.addresses[0][1]}/{path}")
         while line := await asyncio.to_thread(sys.stdin.readline):
             command = json.dumps(json.loads(line))
-            await page.call("Runtime.evaluate", expression=f"void driver.carryOut({command})")
-        await page.call("Runtime.evaluate", expression="driver.close()", awaitPromise=True)
+            await page.call("Runtime.evaluate", expression=f"void carryOut({command})")
+        await page.call("Runtime.evaluate", expression="window.close()", awaitPromise=True)
         listening.cancel()
     await runner.cleanup()
 
 
 if __name__ == "__main__":
-    with chromium("--disable-web-security") as url:
-        asyncio.run(run(url))
+    with chromium() as url:
+        asyncio.run(run(url, *sys.argv[1:] or [""]))
