@@ -28,13 +28,13 @@ def test_pieces_of_any_size(events: list[tuple[str, str, str]], data: st.DataObj
         size = data.draw(st.integers(1, len(sent)))
         piece, sent = sent[:size], sent[size:]
         got += events_of(splitter.whole_lines(piece))
-    assert [(stream, event_id, json.loads(raw)) for stream, event_id, _, raw in got] == events
+    assert [(stream, event_id, json.loads(raw)) for stream, event_id, _, raw, _ in got] == events
 
 
 def test_a_cut_line_is_no_event() -> None:
     splitter = Splitter()
     assert events_of(splitter.whole_lines(line("s", "e1", 1) + b'{"sid":"s"')) == [
-        ("s", "e1", "t", b"1")
+        ("s", "e1", "t", b"1", None)
     ]
 
 
@@ -43,7 +43,7 @@ def test_there_is_no_longest_line() -> None:
     whole = line("s", "e1", "x" * 5_000_000)
     for at in range(0, len(whole) - 1, 1_000):
         assert not splitter.whole_lines(whole[at : at + 1_000].removesuffix(b"\n"))
-    [(_, event_id, _, raw)] = events_of(splitter.whole_lines(b"\n"))
+    [(_, event_id, _, raw, _)] = events_of(splitter.whole_lines(b"\n"))
     assert (event_id, len(raw)) == ("e1", 5_000_002)
 
 

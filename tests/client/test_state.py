@@ -32,7 +32,7 @@ class Nobody:
 
 
 def arrived(*names: str, stream: str = "s") -> list[Arrived]:
-    return [(stream, name, 0, b"1") for name in names]
+    return [(stream, name, 0, b"1", None) for name in names]
 
 
 def receive(state: ReadState, *names: str, stream: str = "s", now: float = 0.0) -> list[Event[Any]]:

@@ -61,7 +61,7 @@ async def test_what_the_client_keeps_shows_no_secret() -> None:
         message,
         Sent(message, asyncio.get_running_loop().create_future()),
         Ask("secret", None, True, False, None, 1.0, ()),
-        Part(0, [("s", "1", 0, b"secret")]),
+        Part(0, [("s", "1", 0, b"secret", None)]),
     ):
         assert "secret" not in repr(value)
         assert b64encode(b"secret:secret").decode() not in repr(value)

@@ -28,6 +28,7 @@ from megaphone_client.retrying import repeated
 from megaphone_client.state import ReadState
 from megaphone_client.subscriptions import Renew, Subscriptions
 from megaphone_client.together import Together
+from megaphone_client.tracing import current_traceparent
 from megaphone_client.transport import (
     Create,
     Headers,
@@ -179,18 +180,21 @@ class Megaphone:
         *,
         key: str | None = None,
         timeout_s: float | None = None,
+        traceparent: str | None = None,
     ) -> str:
         """Write one event. Returns its id, when the broker has it.
 
         `body` is any object that JSON has a form for; `bytes` are JSON already. If the channel is
         full, the call waits. `key` is an idempotency key, if the one that the client makes is not
-        enough. `timeout_s` is at most 55.
+        enough. `timeout_s` is at most 55. `traceparent` is the trace context of the event, by
+        default that of the present span, if the app uses OpenTelemetry and the span is sampled.
 
         Raises: WriteTimeout, if the channel stayed full and the event was not taken;
             OutcomeUnknown, if it may have been taken; ChannelNotFound and other errors of the
             broker.
         """
-        message = Message(producer, stream, encode(body), key or self._new_key())
+        trace = traceparent or current_traceparent()
+        message = Message(producer, stream, encode(body), key or self._new_key(), trace)
         transport = await self._connected()
         return await repeated(
             lambda left_s: transport.write(message, left_s),
@@ -205,21 +209,24 @@ class Megaphone:
         *,
         key: str | None = None,
         timeout_s: float | None = None,
+        traceparent: str | None = None,
     ) -> list[Failure]:
         """Write the same events, given as pairs of stream and body, to many channels.
 
         Channels of different agents need a request each. What a broker cannot take now, because the
         channel moves to another one, is tried again. Returns: which channel did not take which
         event. Raises: as `write` does, if every request failed; if only some did, their events are
-        among the failures, with the code of the error as the reason.
+        among the failures, with the code of the error as the reason. `traceparent` is as in
+        `write`.
         """
         encoded = [(stream, encode(body)) for stream, body in messages]
         key = key or self._new_key()
         limit_s = self._checked(timeout_s)
+        trace = traceparent or current_traceparent()
         transport = await self._connected()
 
         async def once(addresses: Sequence[str], left_s: float) -> list[Failure]:
-            failures = await transport.write_batch(addresses, encoded, key, left_s)
+            failures = await transport.write_batch(addresses, encoded, key, left_s, trace)
             if key is not None:  # without one, what was taken would be stored twice
                 for failure in failures:
                     if CLASSES.get(failure.reason) is Unavailable:
@@ -293,6 +300,7 @@ class Megaphone:
         take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[T]: ...
     @overload
     def read(
@@ -307,6 +315,7 @@ class Megaphone:
         take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[T]: ...
     @overload
     def read(
@@ -320,6 +329,7 @@ class Megaphone:
         take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[Any]: ...
     def read(
         self,
@@ -334,6 +344,7 @@ class Megaphone:
         take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[Any]:
         """Return the events of a channel.
 
@@ -347,10 +358,22 @@ class Megaphone:
         seconds for that one to leave, and then raises ReaderBusy. If another reader takes over from
         this one, or gets the channel while this one has lost its connection, this one raises
         TakenOver. `on_gap` is called where events are missing. After 2.5 times `heartbeat_s`
-        without a byte from the broker the client connects again.
+        without a byte from the broker the client connects again. With `trace`, events have their
+        `traceparent`; a broker older than traces refuses that.
         """
         return self._reader(
-            [self._state(consumer, after, ack, limit, heartbeat_s, streams, take_over=take_over)],
+            [
+                self._state(
+                    consumer,
+                    after,
+                    ack,
+                    limit,
+                    heartbeat_s,
+                    streams,
+                    take_over=take_over,
+                    trace=trace,
+                )
+            ],
             decoder(type, decode),
             ack,
             on_gap,
@@ -367,6 +390,7 @@ class Megaphone:
         after: Mapping[str, str] | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[T]: ...
     @overload
     def read_many(
@@ -379,6 +403,7 @@ class Megaphone:
         after: Mapping[str, str] | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[T]: ...
     @overload
     def read_many(
@@ -390,6 +415,7 @@ class Megaphone:
         after: Mapping[str, str] | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[Any]: ...
     def read_many(
         self,
@@ -402,6 +428,7 @@ class Megaphone:
         after: Mapping[str, str] | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[Any]:
         """Return the events of many channels, in order for each of them. `event.consumer` names the
         channel; `after` has cursors by it. Up to 100 channels of one agent share a connection.
@@ -414,7 +441,14 @@ class Megaphone:
         name = name_of_reader()
         states = [
             self._state(
-                consumer, cursors.get(consumer), ack, None, heartbeat_s, wanted, reader=name
+                consumer,
+                cursors.get(consumer),
+                ack,
+                None,
+                heartbeat_s,
+                wanted,
+                reader=name,
+                trace=trace,
             )
             for consumer in dict.fromkeys(consumers)
         ]
@@ -431,6 +465,7 @@ class Megaphone:
         after: str | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
         renew: Renew | None = None,
     ) -> AsyncIterator[Subscriptions]:
         """Read a channel within this context, each of its streams by a reader of its own.
@@ -438,13 +473,13 @@ class Megaphone:
         `renew` gets the consumer address of a channel that has gone, and returns that of a new one,
         which is read from then on. The other arguments are those of `read`.
         """
-        first = self._state(consumer, after, ack, None, heartbeat_s, None)
+        first = self._state(consumer, after, ack, None, heartbeat_s, None, trace=trace)
         decode = decoder(Any, None)
 
         def pump(address: str, sink: Sink) -> Pump:
             state = first
             if address != consumer:
-                state = self._state(address, None, ack, None, heartbeat_s, None)
+                state = self._state(address, None, ack, None, heartbeat_s, None, trace=trace)
             return self._pump(state, sink, decode)
 
         subscriptions = Subscriptions(
@@ -514,6 +549,7 @@ class Megaphone:
         *,
         take_over: bool = False,
         reader: str | None = None,
+        trace: bool = False,
     ) -> ReadState:
         if ack not in ("auto", "manual", "none"):
             raise ValueError('`ack` is "auto", "manual" or "none"')
@@ -530,6 +566,7 @@ class Megaphone:
             streams=streams,
             takes_over=take_over,
             reader=reader or name_of_reader(),
+            trace=trace,
         )
 
     def _pump(self, state: ReadState, sink: Sink, decode: Callable[[bytes], Any]) -> Pump:

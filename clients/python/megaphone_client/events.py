@@ -45,6 +45,7 @@ class Event(Generic[T]):
         "id",
         "raw",
         "stream",
+        "traceparent",
     )
 
     def __init__(
@@ -57,12 +58,15 @@ class Event(Generic[T]):
         decode: "Callable[[bytes], T]",
         owner: Owner,
         number: int,
+        traceparent: str | None = None,
     ) -> None:
         self.consumer = consumer
         """The consumer address of the channel. It is a secret."""
         self.id = id
         self.stream = stream
         self.raw = raw
+        self.traceparent = traceparent
+        """The trace context of the event, if the read asks for it and the writer sent one."""
         self._at = at
         self._decode = decode
         self._owner = owner
@@ -102,9 +106,9 @@ class Event(Generic[T]):
         return f"<Event {self.id} of stream {self.stream!r}, {len(self.raw)} bytes>"
 
 
-Arrived = tuple[str, str, str | int, bytes]
-"""An event, as it came: stream, id, time (RFC 3339, or microseconds since 1970), and body. It is a
-plain tuple, because that is made in half the time."""
+Arrived = tuple[str, str, str | int, bytes, str | None]
+"""An event, as it came: stream, id, time (RFC 3339, or microseconds since 1970), body, and trace
+context. It is a plain tuple, because that is made in half the time."""
 
 
 @dataclass(frozen=True, slots=True)

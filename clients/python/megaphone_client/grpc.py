@@ -25,6 +25,7 @@ from megaphone_client.encryption import Encryption
 from megaphone_client.errors import ConnectionFailed, MegaphoneError, ProtocolError, error_of
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.state import Ask
+from megaphone_client.tracing import HEADER
 from megaphone_client.transport import (
     Create,
     Headers,
@@ -129,6 +130,8 @@ class GrpcTransport:
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)
 
+    batch_has_one_trace = False
+
     def lane_of(self, producer: str) -> str:
         return agent_of(producer)  # a proxy routes a stream of events by its agent
 
@@ -153,6 +156,7 @@ class GrpcTransport:
         messages: Sequence[tuple[str, bytes]],
         key: str | None,
         timeout_s: float,
+        trace: str | None,
     ) -> list[Failure]:
         request = pb.WriteBatchRequest(
             channels=producers,
@@ -162,7 +166,9 @@ class GrpcTransport:
             ],
             request_id=key or "",
         )
-        answer = await self._call(self._stub.WriteBatch, request, timeout_s, *producers[:1])
+        answer = await self._call(
+            self._stub.WriteBatch, request, timeout_s, *producers[:1], trace=trace
+        )
         return [Failure(one.channel, one.index, one.reason) for one in answer.failures]
 
     async def publish(
@@ -265,6 +271,7 @@ class GrpcTransport:
             returning=first.returns,
             heartbeat_ms=max(1, round(first.heartbeat_s * 1000)),
             streams=first.streams,
+            trace=first.trace,
         )
         metadata = await self._metadata(first.consumer)
         return GrpcReadOfMany(self._stub.ReadMany(request, metadata=metadata))
@@ -289,11 +296,14 @@ class GrpcTransport:
         request: object,
         timeout_s: float,
         *addresses: str,
+        trace: str | None = None,
     ) -> T:
         """Return the answer to a call for the channel of the first address."""
         now = asyncio.get_running_loop().time
         until = now() + timeout_s
         metadata = await self._metadata(*addresses, timeout_s=timeout_s)
+        if trace is not None:
+            metadata = (*metadata, (HEADER, trace))
         with failing_by_code():
             return whole(await method(request, timeout=max(0.0, until - now()), metadata=metadata))
 
@@ -361,6 +371,7 @@ def write_request(message: Message) -> pb.WriteRequest:
         stream_id=message.stream,
         body=message.body,
         request_id=message.key or "",
+        traceparent=message.trace or "",
     )
 
 
@@ -375,6 +386,7 @@ def read_request(ask: Ask) -> pb.ReadRequest:
         limit=ask.limit or 0,
         heartbeat_ms=max(1, round(ask.heartbeat_s * 1000)),
         streams=ask.streams,
+        trace=ask.trace,
     )
 
 
@@ -386,7 +398,7 @@ def result_of(result: pb.PublishResponse.Result) -> str | MegaphoneError:
 
 def arrived(event: pb.Event) -> Arrived:
     at_us = event.timestamp.seconds * 1_000_000 + event.timestamp.nanos // 1_000
-    return event.stream_id, event.event_id, at_us, event.body
+    return event.stream_id, event.event_id, at_us, event.body, event.traceparent or None
 
 
 def part_of(part: pb.ReadManyResponse.Part) -> Part:

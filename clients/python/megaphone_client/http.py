@@ -24,6 +24,7 @@ from megaphone_client.errors import (
 from megaphone_client.events import Arrived, Channel, Failure
 from megaphone_client.lines import Splitter, events_of, parts_of
 from megaphone_client.state import Ask
+from megaphone_client.tracing import HEADER
 from megaphone_client.transport import (
     Create,
     Headers,
@@ -101,6 +102,8 @@ class HttpTransport:
             read_bufsize=BUFFER_BYTES,
         )
 
+    batch_has_one_trace = True
+
     def lane_of(self, producer: str) -> str:
         return producer  # a request of `/write-batch` has one list of events for all its channels
 
@@ -121,7 +124,8 @@ class HttpTransport:
 
     async def write(self, message: Message, timeout_s: float) -> str:
         path = f"/write/{segment(message.producer)}/{segment(message.stream)}"
-        return parsed(await self._post(path, message.body, timeout_s, message.key), Written).eid
+        answer = await self._post(path, message.body, timeout_s, message.key, trace=message.trace)
+        return parsed(answer, Written).eid
 
     async def write_batch(
         self,
@@ -129,15 +133,20 @@ class HttpTransport:
         messages: Sequence[tuple[str, bytes]],
         key: str | None,
         timeout_s: float,
+        trace: str | None,
     ) -> list[Failure]:
-        return failures_of(await self._write_batch(producers, messages, key, timeout_s))
+        return failures_of(await self._write_batch(producers, messages, key, timeout_s, trace))
 
     async def publish(
         self, messages: Sequence[Message], timeout_s: float, *, is_apart: bool = False
     ) -> list[str | MegaphoneError | None]:
         first = messages[0]
         answer = await self._write_batch(
-            [first.producer], [(one.stream, one.body) for one in messages], first.key, timeout_s
+            [first.producer],
+            [(one.stream, one.body) for one in messages],
+            first.key,
+            timeout_s,
+            first.trace,
         )
         ids: list[str | None] = [None] * len(messages)
         if answer.eids is not None and len(answer.eids) == len(messages):
@@ -157,6 +166,7 @@ class HttpTransport:
         messages: Sequence[tuple[str, bytes]],
         key: str | None,
         timeout_s: float,
+        trace: str | None,
     ) -> BatchWritten:
         rendered = [
             b'{"streamId":%b,"body":%b}' % (encode(stream), body) for stream, body in messages
@@ -164,7 +174,7 @@ class HttpTransport:
         channels = encode(list(producers))
         body = b'{"channels":%b,"messages":[%b]}' % (channels, b",".join(rendered))
         agent = agent_of(producers[0]) if producers else ""
-        answer = await self._post("/write-batch", body, timeout_s, key, agent)
+        answer = await self._post("/write-batch", body, timeout_s, key, agent, trace)
         return parsed(answer, BatchWritten)
 
     async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int:
@@ -182,12 +192,20 @@ class HttpTransport:
         await self._send("DELETE", f"/channel/{segment(producer)}", {}, None, timeout_s)
 
     async def _post(
-        self, path: str, body: bytes, timeout_s: float, key: str | None = None, agent: str = ""
+        self,
+        path: str,
+        body: bytes,
+        timeout_s: float,
+        key: str | None = None,
+        agent: str = "",
+        trace: str | None = None,
     ) -> bytes:
         """`agent` is for calls whose path has no address by which a proxy could route."""
         headers = JSON if key is None else JSON | {"Idempotency-Key": key}
         if agent:
             headers = headers | {"Megaphone-Agent": agent}
+        if trace is not None:
+            headers = headers | {HEADER: trace}
         # aiohttp warns about more than a megabyte of bytes; it sends a file of any size.
         data = body if len(body) < BUFFER_BYTES else BytesIO(body)
         return await self._send("POST", path, headers, data, timeout_s)
@@ -350,6 +368,8 @@ def query_of(ask: Ask) -> str:
         query.append(("returning", "true"))
     if ask.limit is not None:
         query.append(("limit", str(ask.limit)))
+    if ask.trace:
+        query.append(("trace", "true"))
     query += [("stream", stream) for stream in ask.streams]
     return urlencode(query)
 
@@ -371,6 +391,8 @@ def body_of(asks: Sequence[Ask]) -> bytes:
             "heartbeat_ms": heartbeat_ms(first),
             "stream": first.streams,
         }
+        # Only if it is set, because older brokers refuse members they do not know.
+        | ({"trace": True} if first.trace else {})
     )
 
 

@@ -18,6 +18,7 @@ class Line(msgspec.Struct, gc=False):
     eid: str
     ts: str
     body: msgspec.Raw
+    traceparent: str | None = None
 
 
 class LineOfMany(msgspec.Struct, gc=False):
@@ -28,6 +29,7 @@ class LineOfMany(msgspec.Struct, gc=False):
     eid: str = ""
     ts: str = ""
     body: msgspec.Raw = msgspec.Raw()
+    traceparent: str | None = None
     begun: bool = False
     position: str | None = None
     recovered: bool | None = None
@@ -72,7 +74,10 @@ def events_of(lines: bytes) -> Sequence[Arrived]:
     Raises: ProtocolError, if a line is no event. The error has its length, never its content.
     """
     try:
-        return [(line.sid, line.eid, line.ts, bytes(line.body)) for line in decode_lines(lines)]
+        return [
+            (line.sid, line.eid, line.ts, bytes(line.body), line.traceparent)
+            for line in decode_lines(lines)
+        ]
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise ProtocolError(f"a line of {length_of_bad(lines)} bytes is no event") from None
 
@@ -102,7 +107,8 @@ def parts_of(lines: bytes) -> Sequence[Part]:
             else:
                 if not (parts and parts[-1].channel == line.channel and parts[-1].events):
                     parts.append(Part(line.channel))
-                parts[-1].events.append((line.sid, line.eid, line.ts, bytes(line.body)))
+                arrived = (line.sid, line.eid, line.ts, bytes(line.body), line.traceparent)
+                parts[-1].events.append(arrived)
                 continue
             parts.append(part)
     except (msgspec.DecodeError, UnicodeDecodeError):

@@ -23,6 +23,7 @@ from megaphone_client.errors import (
     may_be_done,
 )
 from megaphone_client.state import Backoff
+from megaphone_client.tracing import current_traceparent
 from megaphone_client.transport import Message, Transport
 
 LANES_AT_ONCE: Final = 64
@@ -131,7 +132,8 @@ class Publisher:
         self._idle.clear()
         key = os.urandom(16).hex() if self._idempotent else None
         sent = Sent(
-            Message(producer, stream, encoded, key), asyncio.get_running_loop().create_future()
+            Message(producer, stream, encoded, key, current_traceparent()),
+            asyncio.get_running_loop().create_future(),
         )
         self._add(transport, sent)
         return sent
@@ -208,7 +210,7 @@ class Publisher:
             while lane.waiting:
                 if not lane.is_full.is_set():
                     await self._linger(lane)
-                batch = self._next_batch(lane)
+                batch = self._next_batch(lane, has_one_trace=transport.batch_has_one_trace)
                 wait_s = await self._send(transport, lane, batch, backoff)
                 if wait_s is not None:
                     await asyncio.sleep(wait_s)
@@ -229,15 +231,22 @@ class Publisher:
         except TimeoutError:
             pass
 
-    def _next_batch(self, lane: Lane) -> list[Sent]:
+    def _next_batch(self, lane: Lane, *, has_one_trace: bool) -> list[Sent]:
+        """With `has_one_trace`, a batch ends before an event with another trace context. What is
+        behind it has lingered too, and follows at once."""
         batch: list[Sent] = []
         size = 0
+        is_cut = False
         while lane.waiting and len(batch) < self._max_batch:
-            size += len(lane.waiting[0].message.body)
-            if batch and size > self._max_bytes:
+            message = lane.waiting[0].message
+            size += len(message.body)
+            is_cut = has_one_trace and bool(batch) and message.trace != batch[0].message.trace
+            if batch and (is_cut or size > self._max_bytes):
                 break
             batch.append(self._next(lane))
-        if not self._is_flushing and len(lane.waiting) < self._max_batch:
+        if is_cut:
+            lane.is_full.set()
+        elif not self._is_flushing and len(lane.waiting) < self._max_batch:
             lane.is_full.clear()
         return batch
 

@@ -51,6 +51,8 @@ class Ask:
     returns: bool = False
     """Whether the reader has read the channel before, so that the broker can tell whether it has
     lost it to another one. An older broker does not look at this, but at `takes_over`."""
+    trace: bool = False
+    """Whether the app wants the trace contexts of events. An older broker refuses that."""
 
 
 class Backoff:
@@ -114,6 +116,7 @@ class ReadState:
         streams: Iterable[str] | None = None,
         takes_over: bool = False,
         reader: str = "",
+        trace: bool = False,
         random: Callable[[], float] = random.random,
     ) -> None:
         self.cursor = after
@@ -131,6 +134,7 @@ class ReadState:
         """Whether the broker has ever answered a request for the read."""
         self._takes_over = takes_over
         self._reader = reader
+        self._trace = trace
         self._may_have_read = False  # an answer to a request for a read may have been lost
         self._busy_since: float | None = None
         self._last: Event[Any] | None = None
@@ -187,6 +191,7 @@ class ReadState:
             self._named_streams,
             self._reader,
             self.has_begun and bool(self._reader),
+            self._trace,
         )
 
     @property
@@ -246,12 +251,12 @@ class ReadState:
         consumer, streams = self.consumer, self._streams
         last, number = self._last, self._number
         new = self._repeats.new(arrived)
-        for stream, event_id, at, raw in new:
+        for stream, event_id, at, raw, trace in new:
             number += 1
             if streams is not None and stream not in streams:
                 self._pass_over(event_id, number, last, now)
                 continue
-            last = Event(consumer, stream, event_id, at, raw, decode, owner, number)
+            last = Event(consumer, stream, event_id, at, raw, decode, owner, number, trace)
             events.append(last)
         self._last, self._number = last, number
         if new:

@@ -82,7 +82,7 @@ os.register_at_fork(after_in_child=_begin_anew)
 class Event(Generic[T]):
     """An event that was read: `megaphone_client.Event`, whose `ack` waits."""
 
-    __slots__ = ("_event", "_thread", "consumer", "id", "raw", "stream")
+    __slots__ = ("_event", "_thread", "consumer", "id", "raw", "stream", "traceparent")
 
     def __init__(self, event: aio.Event[T], thread: LoopThread) -> None:
         self._event = event
@@ -91,6 +91,7 @@ class Event(Generic[T]):
         self.id = event.id
         self.stream = event.stream
         self.raw = event.raw
+        self.traceparent = event.traceparent
 
     @property
     def time(self) -> datetime:
@@ -417,10 +418,15 @@ class Megaphone:
         *,
         key: str | None = None,
         timeout_s: float | None = None,
+        traceparent: str | None = None,
     ) -> str:
         """Write one event. Returns its id, when the broker has it."""
         client, thread = self._here()
-        return thread.run(client.write(producer, stream, body, key=key, timeout_s=timeout_s))
+        return thread.run(
+            client.write(
+                producer, stream, body, key=key, timeout_s=timeout_s, traceparent=traceparent
+            )
+        )
 
     def write_batch(
         self,
@@ -429,10 +435,15 @@ class Megaphone:
         *,
         key: str | None = None,
         timeout_s: float | None = None,
+        traceparent: str | None = None,
     ) -> list[Failure]:
         """Write the same events to many channels. Returns which channel did not take which."""
         client, thread = self._here()
-        return thread.run(client.write_batch(producers, messages, key=key, timeout_s=timeout_s))
+        return thread.run(
+            client.write_batch(
+                producers, messages, key=key, timeout_s=timeout_s, traceparent=traceparent
+            )
+        )
 
     @contextmanager
     def publisher(
@@ -471,6 +482,7 @@ class Megaphone:
         take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[T]: ...
     @overload
     def read(
@@ -485,6 +497,7 @@ class Megaphone:
         take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[T]: ...
     @overload
     def read(
@@ -498,6 +511,7 @@ class Megaphone:
         take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[Any]: ...
     def read(
         self,
@@ -512,6 +526,7 @@ class Megaphone:
         take_over: bool = False,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[Any]:
         """Return the events of a channel. `on_gap` is called in the thread of the app."""
         client, thread = self._here()
@@ -525,6 +540,7 @@ class Megaphone:
             limit=limit,
             take_over=take_over,
             heartbeat_s=heartbeat_s,
+            trace=trace,
         )
         return Reader(reader, thread, on_gap)
 
@@ -539,6 +555,7 @@ class Megaphone:
         after: Mapping[str, str] | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[T]: ...
     @overload
     def read_many(
@@ -551,6 +568,7 @@ class Megaphone:
         after: Mapping[str, str] | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[T]: ...
     @overload
     def read_many(
@@ -562,6 +580,7 @@ class Megaphone:
         after: Mapping[str, str] | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[Any]: ...
     def read_many(
         self,
@@ -574,6 +593,7 @@ class Megaphone:
         after: Mapping[str, str] | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
     ) -> Reader[Any]:
         """Return the events of many channels, in order for each of them."""
         client, thread = self._here()
@@ -585,6 +605,7 @@ class Megaphone:
             ack=ack,
             after=after,
             heartbeat_s=heartbeat_s,
+            trace=trace,
         )
         return Reader(reader, thread, on_gap)
 
@@ -597,6 +618,7 @@ class Megaphone:
         after: str | None = None,
         on_gap: OnGap | None = None,
         heartbeat_s: float = 10.0,
+        trace: bool = False,
         renew: Renew | None = None,
     ) -> Iterator[Subscriptions]:
         """Read a channel within this context, each of its streams by a reader of its own. `renew`
@@ -607,6 +629,7 @@ class Megaphone:
             ack=ack,
             after=after,
             heartbeat_s=heartbeat_s,
+            trace=trace,
             renew=None if renew is None else in_thread(renew),
         )
         subscriptions = thread.run(context.__aenter__())

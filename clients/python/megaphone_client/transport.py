@@ -27,6 +27,8 @@ class Message(NamedTuple):
     stream: str
     body: bytes
     key: str | None
+    trace: str | None = None
+    """The trace context."""
 
     def __repr__(self) -> str:
         return f"<Message of {len(self.body)} bytes>"
@@ -98,6 +100,9 @@ class Transport(Protocol):
     Each raises the error of the broker by its code, or
     ConnectionFailed. `timeout_s` limits one request."""
 
+    batch_has_one_trace: bool
+    """Whether all events of one call of `publish` have the same trace context."""
+
     def lane_of(self, producer: str) -> str:
         """Return the name of what a channel shares `publish` with. One call of `publish` has events
         of one lane."""
@@ -112,6 +117,7 @@ class Transport(Protocol):
         messages: Sequence[tuple[str, bytes]],
         key: str | None,
         timeout_s: float,
+        trace: str | None,
     ) -> list[Failure]: ...
 
     async def publish(
