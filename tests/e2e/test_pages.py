@@ -72,7 +72,7 @@ PAGES = {
     "docs/tls.md": {"bash": "e2e/test_tls_page.py", "toml": "e2e/test_tls_page.py"},
     "gen/README.md": {"bash": "e2e/test_wheel.py", "python": "e2e/test_wheel.py"},
     "operator/README.md": {"sh": "e2e/test_pages.py", "yaml": "operator/test_resource.py"},
-    "docs/tracing.md": {"bash": "e2e/test_tracing_page.py"},
+    "docs/tracing.md": dict.fromkeys(("bash", "python"), "e2e/test_tracing_page.py"),
     "docs/webhooks.md": {"toml": "e2e/test_webhooks.py", "python": "e2e/test_webhooks.py"},
 }
 """The test that runs the blocks of each language on each page that has any."""
