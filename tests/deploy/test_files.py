@@ -170,6 +170,24 @@ def test_every_proxy_knows_a_new_node_before_the_next_one_stops() -> None:
     assert nodes["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
 
 
+@pytest.mark.parametrize("file", ["kubernetes.yaml", "shared/kubernetes.yaml"])
+def test_the_pods_of_each_deployment_are_evicted_one_at_a_time(file: str) -> None:
+    found = list(yaml.safe_load_all((DEPLOY / file).read_text()))
+    budgets = {
+        one["metadata"]["name"]: one["spec"]
+        for one in found
+        if one["kind"] == "PodDisruptionBudget"
+    }
+    selectors = {
+        one["metadata"]["name"]: one["spec"]["selector"]
+        for one in found
+        if one["kind"] == "Deployment"
+    }
+    assert budgets == {
+        name: {"maxUnavailable": 1, "selector": selector} for name, selector in selectors.items()
+    }
+
+
 def test_the_names_that_nginx_looks_up_are_those_of_headless_services() -> None:
     looked_up = (DEPLOY / "nginx" / "nodes-kubernetes.conf").read_text()
     named = re.findall(r"default ([a-z-]+)\.default\.svc\.cluster\.local:3000;", looked_up)

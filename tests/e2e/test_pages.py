@@ -235,7 +235,15 @@ def is_a_call_of_kubectl(arguments: list[str]) -> None:
         case ["patch", "megaphone", _, "--type=merge", patch]:
             assert json.loads(patch.removeprefix("--patch=")).keys() == {"spec"}
         case _:
-            assert arguments[0] in ("apply", "describe", "get", "logs", "port-forward", "scale")
+            assert arguments[0] in (
+                "apply",
+                "describe",
+                "drain",
+                "get",
+                "logs",
+                "port-forward",
+                "scale",
+            )
 
 
 def is_a_call_of_helm(arguments: list[str]) -> None:
