@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from megaphone_operator import __version__
 from megaphone_operator.app import Lost, Options, run
 from megaphone_operator.logs import set_up_logs
+
+log = logging.getLogger(__name__)
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 RESOLV_CONF = Path("/etc/resolv.conf")
@@ -19,7 +22,10 @@ LOST_CODE = 3
 
 
 def main() -> None:
-    """Run the operator. Exits with 0 after SIGTERM, and with 3 when another copy leads."""
+    """Run the operator.
+
+    Exits with 0 after SIGTERM, with 3 when another copy leads, and with 1 after a failure.
+    """
     arguments = parser().parse_args()
     set_up_logs(arguments.log_level)
     if arguments.kubeconfig:
@@ -37,8 +43,9 @@ def main() -> None:
         asyncio.run(run(options))
     except Lost:
         sys.exit(LOST_CODE)
-    except OSError as error:
-        sys.exit(f"megaphone-operator: {error}")
+    except Exception:
+        log.exception("the operator has failed")
+        sys.exit(1)
 
 
 def parser() -> argparse.ArgumentParser:

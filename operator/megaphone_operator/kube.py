@@ -145,6 +145,8 @@ def reason_of(error: Exception) -> str:
     """Return in one line why a call has failed. The API server's texts have no secrets."""
     if isinstance(error, ApiError):
         return str(error.status.message or error.status.reason or error.status.code)
+    if isinstance(error, httpx2.HTTPStatusError):
+        return f"the API server answers with status {error.response.status_code}"
     if isinstance(error, Unreachable):
         return f"the API server does not answer ({type(error).__name__})"
     return str(error) or type(error).__name__
