@@ -10,9 +10,10 @@ import logging
 import os
 import sys
 import threading
+import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from megaphone import __version__
@@ -33,8 +34,17 @@ NONE: Final = "none"
 PROTOCOL: Final = "http/protobuf"
 NAME: Final = "megaphone"
 UNNAMED: Final = "unknown_service"
+SDK: Final = "opentelemetry"
+"""The logger above all those of the SDK."""
+HTTP: Final = "urllib3.connectionpool"
+"""The logger of the library by which the SDK calls a collector."""
+QUIET_S: Final = 60.0
+"""How often the same message of the SDK is logged."""
 FLUSH_S: Final = 2.0
 """How long a node that stops waits until its last spans are sent."""
+
+
+WITHOUT: Final = "this node makes no spans: %s"
 
 
 class NoTraces(Exception):
@@ -47,24 +57,35 @@ async def tracing() -> AsyncIterator[Tracing]:
 
     A node that cannot send spans as it was asked to serves without them, and logs why.
     """
-    provider, own = None, None
+    if (provider := provider_of_process()) is not None:
+        yield spans_of(provider)
+        return
     try:
-        provider = provider_of_process()
-        if provider is None and is_wanted(os.environ):
-            provider = own = new_provider()
+        wanted = is_wanted(os.environ)
     except NoTraces as error:
-        log.warning("this node makes no spans: %s", error)
-    if provider is None:
+        log.warning(WITHOUT, error)
+        wanted = False
+    if not wanted:
         yield UNTRACED
         return
-    from megaphone.observe.spans import Spans
+    with sdk_logs():
+        try:
+            own = new_provider()
+        except NoTraces as error:
+            log.warning(WITHOUT, error)
+            yield UNTRACED
+            return
+        try:
+            yield spans_of(own)
+        finally:
+            await closed(own)
+
+
+def spans_of(provider: Any) -> Tracing:
+    from megaphone.observe.spans import Spans  # which needs packages that most nodes do not have
 
     log.info("this node makes spans for events whose traces are sampled")
-    try:
-        yield Spans(provider.get_tracer(NAME, __version__))
-    finally:
-        if own is not None:
-            await closed(own)
+    return Spans(provider.get_tracer(NAME, __version__))
 
 
 def provider_of_process() -> Any:
@@ -117,6 +138,50 @@ def new_provider() -> "TracerProvider":
     except (ValueError, OSError) as error:
         raise NoTraces(f"a variable of OpenTelemetry is wrong: {error}") from None
     return provider
+
+
+@contextmanager
+def sdk_logs() -> Iterator[None]:
+    """Let the log have what the SDK says, without secrets, within this context."""
+    logger, handler = logging.getLogger(SDK), SdkLog()
+    below = logging.getLogger(HTTP)  # says less of what fails than the SDK does, and names URLs
+    propagated, logger.propagate = logger.propagate, False
+    was_disabled, below.disabled = below.disabled, True
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate, below.disabled = propagated, was_disabled
+
+
+class SdkLog(logging.Handler):
+    """Repeats what the SDK says, each message at most once in `QUIET_S`: it says for each batch
+    that a collector does not answer.
+
+    Of the values in a message only numbers, and the types of errors, are repeated. Others may be
+    headers or URLs with secrets.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now, message = time.monotonic(), str(record.msg)
+        if now - self._said_at.get(message, -QUIET_S) < QUIET_S:
+            return
+        self._said_at[message] = now
+        values = record.args if isinstance(record.args, tuple) else ()
+        with suppress(TypeError, ValueError):  # a message may lack its values
+            message %= tuple(map(harmless, values))
+        log.log(record.levelno, "OpenTelemetry: %s", message)
+
+
+def harmless(value: object) -> object:
+    if isinstance(value, int | float):
+        return value
+    return type(value).__name__ if isinstance(value, BaseException) else "…"
 
 
 async def closed(provider: "TracerProvider") -> None:

@@ -1,6 +1,7 @@
 """When a node makes spans, by the variables of OpenTelemetry, and what happens if it cannot."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Mapping
 
@@ -167,3 +168,34 @@ async def test_a_collector_that_hangs_does_not_keep_a_node(
                 sending.trace_of(CONTEXT)
         assert "the last spans were not sent within 0.2 s" in caplog.messages
         stopped.set()
+
+
+async def test_what_the_sdk_says_is_logged_once_and_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "header-that-is-wrong")
+    sdk = logging.getLogger("opentelemetry.sdk.trace")
+    async with tracing():
+        for number in range(3):
+            sdk.warning("code %d of %s: %s", number, "http://a/b?c", ConnectionError("http://a"))
+        sdk.warning("100 % of it")
+        sdk.warning("%s and %s", 1)
+    [header, failed, *others] = caplog.messages
+    assert header.startswith("OpenTelemetry: Header format invalid!")
+    assert "header-that-is-wrong" not in caplog.text
+    assert failed == "OpenTelemetry: code 0 of …: ConnectionError"
+    assert others == ["OpenTelemetry: 100 % of it", "OpenTelemetry: %s and %s"]
+    assert logging.getLogger("opentelemetry").propagate
+
+
+async def test_a_collector_that_is_not_there_costs_nothing_but_the_spans(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("megaphone.observe.tracing.FLUSH_S", 0.2)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9/secret-path")
+    async with running(fast_settings()) as app, http_face(app) as http:
+        channel = await http.create()
+        await http.traced(CONTEXT).write(channel.producer, "s", b"1")
+    assert any("OpenTelemetry: Transient error ConnectionError" in one for one in caplog.messages)
+    assert "secret-path" not in caplog.text
