@@ -210,6 +210,8 @@ async def running(
         for one in certificates:
             checking = asyncio.create_task(one.keep_current(reloader.one_at_a_time))
             stack.callback(checking.cancel)
+        looking = asyncio.create_task(broker.lookout.run())
+        stack.callback(looking.cancel)
         trimming = asyncio.create_task(memory.keep_small(settings.workers))
         stack.callback(trimming.cancel)
         measuring = asyncio.create_task(metrics.lag.measure())

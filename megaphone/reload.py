@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from megaphone.settings import Settings
 
 log = logging.getLogger(__name__)
+audit = logging.getLogger("megaphone.audit")
 
 
 class Reloadable(Protocol):
@@ -64,11 +65,11 @@ class Reloader:
                 loaded, prepared = await asyncio.to_thread(self._prepare, load)
             except (ValueError, OSError) as error:
                 self.failed += 1
-                log.error("the settings stay as they were: %s", error)
+                audit.error("the settings stay as they were: %s", error)
                 return False
             except Exception:
                 self.failed += 1
-                log.exception("the settings stay as they were")
+                audit.exception("the settings stay as they were")
                 return False
             for apply in prepared:
                 apply()
@@ -89,7 +90,7 @@ class Reloader:
         fixed = [path for path in changed if not self._is_reloaded(path)]
         for path in taken:
             self.settings = with_leaf(self.settings, path, loaded)
-        log.info("the settings were read again; changed: %s", ", ".join(taken) or "none")
+        audit.info("the settings were read again; changed: %s", ", ".join(taken) or "none")
         if fixed:
             log.warning("these settings change only at the next start: %s", ", ".join(fixed))
 

@@ -575,6 +575,8 @@ class Settings:
     loopback, otherwise false. The admin socket has reflection unless this is false."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """Log lines for people (`text`) or in JSON; `auto` means text on a terminal, JSON elsewhere."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level of the log lines that the node writes."""
 
     @property
     def http_endpoint(self) -> Endpoint:

@@ -35,8 +35,10 @@ class RefusedProofs:
         if now < next_line_at:
             self._lines[network] = (next_line_at, unreported + 1)
             return
-        more = f"; {unreported} more were refused since the last such line" if unreported else ""
-        log.warning("refused a token from %s: %s%s", ip or "a local process", reason, more)
+        fields: dict[str, object] = {"peer": ip or "local", "code": code}
+        if unreported:
+            fields["others"] = unreported
+        log.warning("refused a token: %s", reason, extra=fields)
         if len(self._lines) >= PEERS_REMEMBERED:
             del self._lines[next(iter(self._lines))]
         self._lines[network] = (now + LINE_S, 0)

@@ -109,14 +109,14 @@ class FetchedKeys:
             keys = await self._fetch()
         except FetchFailed as error:
             if not self._failed:
-                log.warning("the keys of issuer %s cannot be fetched: %s", self._name, error)
+                log.warning("keys cannot be fetched: %s", error, extra={"issuer": self._name})
             self._failed = True
         except Exception:
-            log.exception("the keys of issuer %s cannot be fetched", self._name)
+            log.exception("keys cannot be fetched", extra={"issuer": self._name})
             self._failed = True
         else:
             if self._failed:
-                log.info("the keys of issuer %s can be fetched again", self._name)
+                log.info("keys can be fetched again", extra={"issuer": self._name})
             self._failed = False
             self._valid_until = asyncio.get_running_loop().time() + VALID_S
             self.fetched_at = time.time()

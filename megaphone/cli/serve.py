@@ -26,7 +26,7 @@ def serve_until_stopped(settings: Settings, load: Callable[[Settings], Settings]
     descriptors.raise_limit()
     with (
         Freezer(allowed_bytes()),
-        logging_to_stderr(settings.log_format) as lines,
+        logging_to_stderr(settings.log_format, settings.log_level) as lines,
         asyncio.Runner(loop_factory=new_event_loop) as runner,
     ):
         try:

@@ -28,7 +28,7 @@ def supervise_until_stopped(settings: Settings, config: Path | None) -> None:
         # With the number of workers, because the default of some settings depends on it.
         return load_again(present, config, {"workers": present.workers, "store": present.store})
 
-    with logging_to_stderr(settings.log_format) as lines:
+    with logging_to_stderr(settings.log_format, settings.log_level) as lines:
         supervisor = Supervisor(settings, reload)
         try:
             asyncio.run(

@@ -30,7 +30,7 @@ def main(connection: socket.socket) -> int:
     descriptors.raise_limit()
     with (
         Freezer(allowed_bytes(worker.settings.workers)),
-        logging_to_stderr(worker.settings.log_format) as lines,
+        logging_to_stderr(worker.settings.log_format, worker.settings.log_level) as lines,
         asyncio.Runner(loop_factory=new_event_loop) as runner,
     ):
         try:

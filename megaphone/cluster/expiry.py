@@ -38,7 +38,7 @@ async def unused_channels(
         try:
             answers = await asyncio.gather(*(target.in_use(addresses) for target in targets))
         except MegaphoneError as error:
-            log.warning("agent %s: its channels cannot expire now: %s", agent, error)
+            log.warning("channels cannot expire now: %s", error, extra={"agent": agent})
             break
         gone = set(addresses).difference(*answers)
         unread += [ConsumerAddress.parse(address).channel_id for address in gone]

@@ -117,7 +117,7 @@ class IncomingPipes:
             if (earlier := self._pipes.get((agent, source_id))) is not None:
                 earlier.close()
             self._pipes[agent, source_id] = pipe
-        log.info("agent %s: another node replicates it to this one", agent)
+        log.info("another node replicates the agent to this one", extra={"agent": agent})
         return pipe
 
     def closed(self, agent: str, source_id: str, pipe: "IncomingPipe") -> None:
@@ -147,7 +147,10 @@ class IncomingPipes:
         """Make a replica a MASTER, because its source has sent everything."""
         self.forget_sources(agent.name)
         self.agents.promote(agent.name, asyncio.get_running_loop().time())
-        log.info("agent %s is MASTER here now: its source has sent everything", agent.name)
+        log.info(
+            "the agent is MASTER here now: its source has sent everything",
+            extra={"agent": agent.name},
+        )
 
     async def usage(self, addresses: Sequence[str]) -> Usage:
         """Return how the channels with these consumer addresses are used here.
@@ -244,12 +247,11 @@ class IncomingPipe:
             self._agent.sources -= 1
             self._keeping_alive.close()
             self._pipes.closed(self._agent.name, self._source_id, self)
-            log.info("agent %s: its incoming pipe has ended", self._agent.name)
+            log.info("an incoming pipe has ended", extra={"agent": self._agent.name})
             if self._refused > 1:
                 log.warning(
-                    "agent %s: %d replicated events were refused in total",
-                    self._agent.name,
-                    self._refused,
+                    "replicated events were refused",
+                    extra={"agent": self._agent.name, "events": self._refused},
                 )
 
     # -- Changes
@@ -310,7 +312,11 @@ class IncomingPipe:
             self._pipes.observer.events_lost(1)
             self._refused += 1
             if self._refused == 1:  # only once, so that a source cannot fill the log file
-                log.warning("agent %s: a replicated event was refused: %s", self._agent.name, error)
+                log.warning(
+                    "a replicated event was refused: %s",
+                    error,
+                    extra={"agent": self._agent.name},
+                )
         if change.offset:
             self._offsets[channel_id] = change.offset
 

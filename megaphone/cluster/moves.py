@@ -105,7 +105,9 @@ class Drains:
             log.error("this node did not finish its hand-over within %g s", within_s)
         if target is not None and (left := await self._report_left_behind()):
             names, channels = ", ".join(left), sum(left.values())
-            log.error("%d channels are lost with this node; their agents: %s", channels, names)
+            log.error(
+                "channels are lost with this node", extra={"channels": channels, "agents": names}
+            )
 
     async def _drain_in_the_end(self, target: str, sightings: "Sightings") -> None:
         """Drain, and try again after an error, until this node has no channels to move."""
@@ -312,7 +314,7 @@ class Move:
         self._incoming.forget_sources(self.agent.name)
         if self._agents.get(self.agent.name) is self.agent:  # it may have been removed meanwhile
             self._agents.remove(self.agent.name)
-        log.info("agent %s has no channels any more", self.agent.name)
+        log.info("the agent has no channels any more", extra={"agent": self.agent.name})
         return 0
 
     async def _open_pipe(self) -> tuple[OutgoingPipe, bool]:
@@ -355,7 +357,7 @@ class Move:
                 raise TargetUnavailable("the target did not confirm that it has everything")
             await self._pipes.release(self.agent)
             self._incoming.forget_sources(name)
-        log.info("agent %s has moved to another node, with %d channels", name, channels)
+        log.info("the agent has moved to another node", extra={"agent": name, "channels": channels})
         return channels
 
     async def _stay(self, pipe: OutgoingPipe, *, is_new: bool) -> None:

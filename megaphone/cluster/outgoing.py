@@ -287,6 +287,11 @@ class OutgoingPipe:
             )
 
     @property
+    def _fields(self) -> dict[str, str]:
+        """What each log line about the pipe says."""
+        return {"agent": self.agent.name, "target": str(self.target)}
+
+    @property
     def is_running(self) -> bool:
         """Whether the pipe replicates or tries to reconnect. False once its agent is not PIPED any
         more."""
@@ -315,7 +320,7 @@ class OutgoingPipe:
         self._is_completing.clear()
         self._has_said_all = False  # because new changes may follow from now on
         if was_running and not self._has_arrived:
-            log.warning("agent %s: its pipe ended before everything was sent", self.agent.name)
+            log.warning("a pipe ended before everything was sent", extra=self._fields)
         return self._has_arrived
 
     def resume(self) -> None:
@@ -355,7 +360,7 @@ class OutgoingPipe:
                 if self._has_arrived_before(error):
                     return
                 if not failures:
-                    log.warning("agent %s: its pipe broke: %s", self.agent.name, error)
+                    log.warning("a pipe broke: %s", error, extra=self._fields)
             connection = None
             await asyncio.sleep(pause_s(failures))
             failures += 1
@@ -372,7 +377,7 @@ class OutgoingPipe:
 
     async def _connect_again(self) -> Connection:
         connection = await connect(self.target, self._start, self._credentials)
-        log.info("agent %s: its pipe has reconnected", self.agent.name)
+        log.info("a pipe has reconnected", extra=self._fields)
         return connection
 
     async def _replicate(self, connection: Connection) -> None:

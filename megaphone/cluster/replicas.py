@@ -78,7 +78,8 @@ class Replicas:
         self._agents.remove(agent.name)
         self._on_removed(agent.name)
         log.info(
-            "agent %s is removed: no node replicates it here, and it has no channels", agent.name
+            "the agent is removed: no node replicates it here, and it has no channels",
+            extra={"agent": agent.name},
         )
         return True
 

@@ -5,16 +5,24 @@ Both faces call these methods with unchecked arguments, as they do with `core.br
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 from megaphone.core.addresses import ConsumerAddress
 from megaphone.core.agents import Agents
+from megaphone.core.audit import audit
 from megaphone.core.listing import Asked, Listing, is_beginning_of_id
 from megaphone.core.pace import loop_time
 from megaphone.core.ports import Counts, Drains, Pipes, Store
 from megaphone.core.watching import Watching, asked
 from megaphone.errors import BadRequest, ChannelNotFound, WrongMode
-from megaphone.model import AgentInfo, AgentMode, ChannelInfo, DrainProgress, NodeView
+from megaphone.model import (
+    AgentInfo,
+    AgentMode,
+    ChannelInfo,
+    DrainProgress,
+    NodeView,
+    short_id,
+)
 
 DEFAULT_LIMIT = 50
 """How many channels a list has if the operator gives no number."""
@@ -97,6 +105,7 @@ class Admin:
         if self._let_others_have is not None:
             await self._let_others_have(name)
         await self._agents.introduce(name, AgentMode.MASTER, loop_time())
+        audit.info("an agent was added", extra={"agent": name})
 
     async def remove_agent(self, name: str, *, force: bool = False) -> None:
         """Remove an agent from this node; from all workers, if there are several.
@@ -125,6 +134,8 @@ class Admin:
                 " one before, or use `force`"
             )
         self._agents.dismiss(name)
+        fields = {"agent": name, "channels": channels, "force": force}
+        audit.info("an agent was removed", extra=fields)
         if is_remote:
             if self._let_others_drop is not None:
                 self._let_others_drop(name)
@@ -151,6 +162,7 @@ class Admin:
             pipe is connected.
         """
         self._agents.promote(name, loop_time())
+        audit.info("an agent was promoted", extra={"agent": name})
 
     async def pipe_agent(self, name: str, target: str) -> None:
         """Replicate the channels of an agent to another node, until this node stops.
@@ -162,6 +174,7 @@ class Admin:
             have the same secret; TargetUnavailable.
         """
         await self._pipes.pipe(name, target)
+        audit.info("an agent is replicated", extra={"agent": name, "target": target})
 
     async def unpipe_agent(
         self, name: str, target: str | None = None, *, force: bool = False
@@ -172,13 +185,31 @@ class Admin:
         """
         self._refuse_during_drain()
         await self._pipes.unpipe(name, target, force=force)
+        fields = {"agent": name, "target": target or "all", "force": force}
+        audit.info("an agent is not replicated any more", extra=fields)
 
-    def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
+    async def drain(self, target: str) -> AsyncGenerator[DrainProgress, None]:
         """Move all agents of this node to another one: see `core.ports.Drains`.
 
         The drain runs only while the caller iterates over its progress.
         """
-        return self._drains.drain(target)
+        progress: DrainProgress | None = None
+        try:
+            async with aclosing(self._drains.drain(target)) as steps:
+                async for step in steps:
+                    if progress is None:
+                        audit.info("a drain has begun", extra={"target": target})
+                    progress = step
+                    yield step
+        finally:
+            if progress is not None:
+                fields = {
+                    "target": target,
+                    "agents": progress.agents_moved,
+                    "channels": progress.channels_moved,
+                    "agents_left": progress.agents_left,
+                }
+                audit.info("a drain is over", extra=fields)
 
     # -- Channels
 
@@ -239,3 +270,5 @@ class Admin:
         await self._agents.settled(consumer.agent)
         self._agents.served(consumer.agent)
         await self._store.remove(consumer.channel_id)
+        fields = {"agent": consumer.agent, "channel": short_id(consumer.channel_id)}
+        audit.info("an operator disposed of a channel", extra=fields)

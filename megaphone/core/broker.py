@@ -16,8 +16,10 @@ from typing import TypeAlias
 from megaphone.core.access import ANYONE, Action, Caller
 from megaphone.core.addresses import CANNOT_DISPOSE, ConsumerAddress, is_consumer_shaped
 from megaphone.core.agents import Agents
+from megaphone.core.audit import Sample
 from megaphone.core.content import checked_id, checked_stream_id
 from megaphone.core.creation import AllowedOptions
+from megaphone.core.lookout import Lookout
 from megaphone.core.many import ManyReader
 from megaphone.core.pace import ADDRESS_WORK, SLICE, loop_time
 from megaphone.core.peers import PeerLimits
@@ -99,6 +101,9 @@ class Broker(Writing):
         """Makes the spans of writers, and of reads."""
         self._tracing_of_reads = tracing if tracing.makes_spans else None
         self._readers: set[Reader] = set()
+        self.lookout = Lookout(self.blocked.waiting_since, lambda: self._readers)
+        self._audited_creates = Sample("a channel was created")
+        self._audited_disposals = Sample("a client disposed of a channel")
         self._on_close = self._on_read_end
         """One object for all readers, to save memory."""
         self._nobody = ANYONE
@@ -131,6 +136,8 @@ class Broker(Writing):
             self._give_back_create(caller, tenant, ip)
             raise
         self._observer.channel_created()
+        if caller.has_proof:
+            self._audited_creates.add(caller, channel.agent, channel_id, self._clock())
         return channel
 
     def create_nowait(
@@ -152,6 +159,8 @@ class Broker(Writing):
             self._give_back_create(caller, tenant, None)
             raise
         self._observer.channel_created()
+        if caller.has_proof:
+            self._audited_creates.add(caller, channel.agent, channel_id, self._clock())
         return channel
 
     def _take_create(
@@ -207,7 +216,9 @@ class Broker(Writing):
         if is_consumer_shaped(address):
             raise PermissionDenied(CANNOT_DISPOSE)
         await self._settled((address,))
-        await self._store.remove(self._open_producer_address(address), tenant)
+        channel_id = self._open_producer_address(address)
+        await self._store.remove(channel_id, tenant)
+        self._audited_disposals.add(caller, agent_of(address), channel_id, self._clock())
 
     async def exists(self, caller: Caller, addresses: Sequence[str]) -> dict[str, bool]:
         """Return for each producer or consumer address whether its channel exists.
@@ -488,6 +499,8 @@ class Broker(Writing):
         self._readers.discard(reader)
         self._tenants.own(reader.caller.tenant).end_read()
         self._read_ended.set()
+        if reader.ended_by is ReadEnd.STALLED:
+            self.lookout.cut_off(reader)
 
     @property
     def is_shutting_down(self) -> bool:

@@ -138,6 +138,10 @@ class Lease:
         scarce."""
 
     @property
+    def channel_id(self) -> bytes:
+        return self._channel.log.channel_id
+
+    @property
     def is_fetching(self) -> bool:
         """Never: what is ready can be taken at once."""
         return False

@@ -83,6 +83,9 @@ class Lease(Protocol):
         if the channel has a gap, else None."""
 
     @property
+    def channel_id(self) -> bytes: ...
+
+    @property
     def taken_at(self) -> float | None:
         """When the reader took events last, in the time of the event loop; None if it has taken
         none."""

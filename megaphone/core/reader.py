@@ -100,6 +100,20 @@ class Reader(OpenRead[Event]):
         return self._lease.recovered
 
     @property
+    def channel_id(self) -> bytes:
+        return self._lease.channel_id
+
+    @property
+    def backlog(self) -> int:
+        """How many events the reader could take now, if its client let it."""
+        return self._lease.ready
+
+    @property
+    def taken_at(self) -> float | None:
+        """When it took events last; None if it has taken none."""
+        return self._lease.taken_at
+
+    @property
     def streams(self) -> frozenset[str] | None:
         """The streams whose events the client wants; None if it wants all."""
         return self._streams

@@ -17,6 +17,7 @@ from megaphone.core.addresses import (
 )
 from megaphone.core.agents import Agents
 from megaphone.core.batches import Batch, Line, Refused, failure_of, outcome_of, refuse_long
+from megaphone.core.blocked import BlockedChannels
 from megaphone.core.content import (
     CHECKED_AT_ONCE,
     accepted_body,
@@ -75,6 +76,7 @@ class Writing:
         self._max_body_bytes = settings.max_body_bytes
         self._clock = asyncio.get_running_loop().time
         self._shutting_down = False
+        self.blocked = BlockedChannels()
 
     # -- Writing
 
@@ -235,7 +237,7 @@ class Writing:
             write = Append(self._writable_channel(address), event, request_id, tenant)
             [result] = await self._append([write], wait=False)
             if isinstance(result, WouldBlock):
-                result = await self._append_waiting(write)
+                result = await self._append_waiting(write, agent_of(address))
         except ChannelNotFound as error:
             result = error
         if isinstance(result, Stored):
@@ -249,10 +251,11 @@ class Writing:
         finally:
             del result  # or the error and this frame, with the event, would refer to each other
 
-    async def _append_waiting(self, write: Append) -> AppendResult:
+    async def _append_waiting(self, write: Append, agent: str) -> AppendResult:
         """Append an event to a channel that was full, and measure the wait."""
         channel_id, waits, began_at = write.channel_id, current_waits(), self._clock()
         self._observer.writer_waits(channel_id)
+        number = self.blocked.begin(channel_id, agent, began_at)
         if waits is not None:
             waits.begin(began_at)
         try:
@@ -260,6 +263,7 @@ class Writing:
             return result
         finally:
             now = self._clock()
+            self.blocked.end(channel_id, number)
             self._observer.writer_waited(channel_id, now - began_at)
             if waits is not None:
                 waits.end(now)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 log = logging.getLogger(__name__)
 
@@ -149,8 +149,18 @@ def dropped(count: int) -> logging.LogRecord:
     return log.makeRecord(log.name, logging.WARNING, __file__, 0, message, (count,), None)
 
 
+STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+"""The attributes that every record has."""
+
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """Return the fields of a record: what its `extra` says beside the message."""
+    return {name: value for name, value in record.__dict__.items() if name not in STANDARD}
+
+
 class TextFormatter(logging.Formatter):
-    """Formats a message as one line, followed by the lines of a traceback, each indented.
+    """Formats a message and its fields as one line, followed by the lines of a traceback, each
+    indented.
 
     Parts of a message may come from other machines. So characters that are not printable are
     escaped: no message can begin a line of its own, or control a terminal.
@@ -158,7 +168,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created, UTC).astimezone().strftime("%H:%M:%S")
-        text = f"{time} {record.levelname:7} {printable(record.getMessage())}"
+        said = [record.getMessage(), *(f"{k}={v}" for k, v in fields_of(record).items())]
+        text = f"{time} {record.levelname:7} {'  '.join(map(printable, said))}"
         if record.exc_info:
             lines = self.formatException(record.exc_info).split("\n")
             text = "\n    ".join([text, *map(printable, lines)])
@@ -173,7 +184,8 @@ def printable(text: str) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats a message as one JSON object: ts, level, logger, message, and exception if any."""
+    """Formats a message as one JSON object: ts, level, logger, message, then the fields, and
+    exception if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -181,18 +193,23 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
+            **fields_of(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return json.dumps(line, default=str)
 
 
 @contextmanager
-def logging_to_stderr(log_format: Literal["auto", "text", "json"]) -> Iterator[LineWriter]:
-    """Return a context in which all log lines go to standard error. Its end waits for them."""
-    as_text = log_format == "text" or (log_format == "auto" and os.isatty(STANDARD_ERROR))
-    handler = LineHandler(STANDARD_ERROR, TextFormatter() if as_text else JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+def logging_to_stderr(
+    log_format: Literal["auto", "text", "json"], log_level: str = "info"
+) -> Iterator[LineWriter]:
+    """Return a context in which all log lines of a level and above it go to standard error. Its end
+    waits for them."""
+    handler = LineHandler(
+        STANDARD_ERROR, TextFormatter() if is_text(log_format) else JsonFormatter()
+    )
+    logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
     # aiohttp would log each refused request with a traceback.
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     log_what_python_would_print()
@@ -200,6 +217,11 @@ def logging_to_stderr(log_format: Literal["auto", "text", "json"]) -> Iterator[L
         yield handler.writer
     finally:
         handler.writer.close()
+
+
+def is_text(log_format: Literal["auto", "text", "json"]) -> bool:
+    """Return whether lines are for people."""
+    return log_format == "text" or (log_format == "auto" and os.isatty(STANDARD_ERROR))
 
 
 def log_what_python_would_print() -> None:

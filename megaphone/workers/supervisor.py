@@ -58,6 +58,11 @@ class Slot:
         self._changes = asyncio.Lock()
         """Held while another process takes the place of the one that is here."""
 
+    @property
+    def _fields(self) -> dict[str, int]:
+        """What each log line about the worker says."""
+        return {"worker": self.number}
+
     async def start(self) -> Member:
         """Start a worker, and wait until it serves. Raises: StartFailed; OSError."""
         if self._socket is None:
@@ -83,7 +88,7 @@ class Slot:
         reason = f"process {ended.pid} {ended.end}"
         while True:
             when = f" in {pause_s:g} s" if pause_s else ""
-            log.error("worker %d: %s; it is started again%s", self.number, reason, when)
+            log.error("%s; the worker is started again%s", reason, when, extra=self._fields)
             if pause_s:
                 self.close()  # nobody may wait in its queue for so long
                 await asyncio.sleep(pause_s)
@@ -93,7 +98,7 @@ class Slot:
                 reason = str(error)
                 pause_s = min(max(2 * pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S)
             else:
-                log.info("worker %d serves as process %d", self.number, member.pid)
+                log.info("a worker serves", extra=self._fields | {"pid": member.pid})
                 return
 
     async def replace(self) -> None:
@@ -101,13 +106,16 @@ class Slot:
         async with self._changes:
             old = self._member
             new = await self.start()
-        log.info("worker %d serves as process %d", self.number, new.pid)
+        log.info("a worker serves", extra=self._fields | {"pid": new.pid})
         if old is not None:
             began_at = time.monotonic()
             old.leave()
             await old.ended()
             took_s = time.monotonic() - began_at
-            log.info("worker %d: process %d has left after %.1f s", self.number, old.pid, took_s)
+            log.info(
+                "a worker has left",
+                extra=self._fields | {"pid": old.pid, "seconds": round(took_s, 1)},
+            )
 
     def close(self) -> None:
         """Close the socket. What waits there to be accepted is refused."""

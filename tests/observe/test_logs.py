@@ -158,3 +158,23 @@ def test_a_traceback_has_lines_of_its_own_none_of_which_passes_for_a_message() -
     assert rest[0] == "    Traceback (most recent call last):"
     assert rest[-2:] == ["    ValueError: a", r"    12:00:00 ERROR   forged \x1b[2J"]
     assert all(part.startswith("    ") for part in rest)
+
+
+# -- Fields
+
+
+def with_fields(**fields: object) -> logging.LogRecord:
+    return logging.makeLogRecord(
+        {"name": "x", "levelno": logging.ERROR, "levelname": "ERROR", "msg": "it broke"} | fields
+    )
+
+
+def test_fields_are_members_in_json() -> None:
+    line = json.loads(JsonFormatter().format(with_fields(agent="node", channels=3, target=None)))
+    assert list(line) == ["ts", "level", "logger", "message", "agent", "channels", "target"]
+    assert (line["message"], line["agent"], line["channels"]) == ("it broke", "node", 3)
+
+
+def test_fields_are_behind_the_message_in_text() -> None:
+    assert text_of(with_fields(agent="node", channels=3)) == "it broke  agent=node  channels=3"
+    assert text_of(with_fields(peer="a\nb")) == r"it broke  peer=a\nb"
