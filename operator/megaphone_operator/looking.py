@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from megaphone_operator.asking import Asking
 from megaphone_operator.kube import Kube
 from megaphone_operator.plan.names import CLUSTER, MANAGER, SERVICE_OF, Names
-from megaphone_operator.plan.nodes import shows_certificate
 from megaphone_operator.plan.resource import Megaphone
 from megaphone_operator.plan.seen import (
     Body,
@@ -37,7 +36,7 @@ class Looking:
             self._pods(resource),
             self._others(resource),
         )
-        answers = await self._asking.ask(pods, has_tls=shows_certificate(resource))
+        answers = await self._asking.ask(pods)
         return Seen(
             now=datetime.now(UTC),
             deployments={one.object.ref.name: one for one in deployments},

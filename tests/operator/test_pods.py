@@ -57,6 +57,7 @@ def test_the_broker_takes_what_a_node_with_memory_is_told(tmp_path: Path) -> Non
         settings={"channel_ttl_secs": "300", "buffer_capacity": "7"},
     )
     assert (found.address, found.grpc_address) == ("0.0.0.0:3000", "0.0.0.0:3001")
+    assert found.ops_address == "0.0.0.0:3002"
     assert (found.agent_count, found.channel_ttl_secs, found.buffer_capacity) == (3, 300, 7)
     assert (found.drain_target, found.drain_timeout_secs) == ("http://mgp-demo-nodes:3001", 45)
     assert found.nodes.secret == SECRETS["megaphone_nodes.secret"]
@@ -79,7 +80,6 @@ def test_nodes_without_proxies_show_the_certificate(tmp_path: Path) -> None:
     assert {"name": "megaphone_tls.certificate", "value": "/etc/megaphone-tls/tls.crt"} in found[
         "env"
     ]
-    assert found["readinessProbe"]["httpGet"]["scheme"] == "HTTPS"
     behind_proxies = container(tls=tls)
     assert not any("tls" in variable["name"] for variable in behind_proxies["env"])
 
@@ -155,8 +155,8 @@ def test_proxies_have_the_files_of_the_repository() -> None:
     files = configuration(make_resource(), SURROUNDINGS)
     for name in ("nginx.conf", "megaphone.conf", "questions.conf", "question.conf"):
         assert files[name] == (ROOT / "deploy" / "nginx" / name).read_text()
-    assert "default mgp-demo-nodes.default.svc.cluster.local:3000;" in files["nodes.conf"]
-    assert "default mgp-demo-takers.default.svc.cluster.local:3000;" in files["nodes.conf"]
+    assert "default mgp-demo-nodes.default.svc.cluster.local:3002;" in files["nodes.conf"]
+    assert "default mgp-demo-takers.default.svc.cluster.local:3002;" in files["nodes.conf"]
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_the_name_server_may_have_an_address_of_either_kind(address: str, line: 
     surroundings = Surroundings("example.org", address, "x", SURROUNDINGS.nginx)
     files = configuration(make_resource(), surroundings)
     assert line in files["nodes.conf"].splitlines()
-    assert "mgp-demo-nodes.default.svc.example.org:3000" in files["nodes.conf"]
+    assert "mgp-demo-nodes.default.svc.example.org:3002" in files["nodes.conf"]
 
 
 def test_other_files_make_other_pods() -> None:

@@ -162,7 +162,7 @@ async def test_a_node_is_let_in_after_its_agents_have_services(
     put_resource(server, "gated")
     ip = loopback_address()
     settings = fast_settings(
-        address=f"{ip}:3000", agent={"aaaa": AgentMode.MASTER, "bbbb": AgentMode.MASTER}
+        ops_address=f"{ip}:3002", agent={"aaaa": AgentMode.MASTER, "bbbb": AgentMode.MASTER}
     )
     async with running(settings):
         server.put("pods", pod("gated-1", "gated", ip))
@@ -181,7 +181,7 @@ async def test_scaling_down_says_what_each_node_costs(
     put_resource(server, "cost")
     await until(lambda: replicas(server, "cost") == 2, "the Deployment is there")
     ip = loopback_address()
-    async with running(fast_settings(address=f"{ip}:3000")):
+    async with running(fast_settings(ops_address=f"{ip}:3002")):
         server.put("pods", pod("cost-1", "cost", ip))
         await until(lambda: is_routed(server, "cost-1"), "the node is known")
         put_resource(server, "cost", replicas=1)

@@ -10,6 +10,8 @@ TEMPLATE = "d71.dev/template"
 """The annotation of a node with the checksum of its template."""
 HTTP_PORT = 3000
 GRPC_PORT = 3001
+OPS_PORT = 3002
+"""Where nodes answer probes, the operator and proxies: by plain HTTP, and without tokens."""
 
 CLUSTER = "megaphone-cluster"
 """The label of nodes and Deployments, with the name of the cluster. The former operator's, too."""

@@ -11,6 +11,7 @@ from megaphone_operator.plan.names import (
     GATE,
     GRPC_PORT,
     HTTP_PORT,
+    OPS_PORT,
     TAKES_CHANNELS,
     TEMPLATE,
     Names,
@@ -42,6 +43,7 @@ USER = 10001
 """The user of the broker's image."""
 STOP_MARGIN_S = 30
 """How long a node may take to stop after its drain."""
+OPS: Manifest = {"name": "ops", "port": OPS_PORT}
 START_S = 300
 """How long a node may take to start. With a twentieth of a core it needs most of a minute."""
 
@@ -156,10 +158,10 @@ def node_template_checksum(resource: Megaphone) -> str:
 
 
 def _container(resource: Megaphone, kind: NodeKind) -> Manifest:
-    spec, has_tls = resource.spec, shows_certificate(resource)
+    spec = resource.spec
     mounts: list[Manifest] = [{"name": "tmp", "mountPath": TMP}]
     certificate: list[Manifest] = []
-    if has_tls:
+    if shows_certificate(resource):
         mounts.append(CERTIFICATE_MOUNT)
         certificate = [
             _variable("tls.certificate", CERTIFICATE_FILE),
@@ -168,17 +170,18 @@ def _container(resource: Megaphone, kind: NodeKind) -> Manifest:
     ours = [
         _variable("address", f"0.0.0.0:{HTTP_PORT}"),
         _variable("grpc_address", f"0.0.0.0:{GRPC_PORT}"),
+        _variable("ops_address", f"0.0.0.0:{OPS_PORT}"),
         _variable("drain_timeout_secs", str(spec.drain_timeout_seconds)),
     ]
     settings = [_variable(name, value) for name, value in sorted(spec.settings.items())]
     container: Manifest = {
         "name": "megaphone",
         "image": spec.image,
-        "ports": [{"name": one["name"], "containerPort": one["port"]} for one in PORTS],
+        "ports": [{"name": one["name"], "containerPort": one["port"]} for one in (*PORTS, OPS)],
         "env": by_name(ours, kind.env, certificate, settings, spec.pod_template.env),
-        "startupProbe": get_probe("/livez", has_tls, 2, failureThreshold=START_S // 2),
-        "readinessProbe": get_probe(_ready_path(resource), has_tls, 2),
-        "livenessProbe": get_probe("/livez", has_tls, 10, timeoutSeconds=5),
+        "startupProbe": get_probe("/livez", "ops", 2, failureThreshold=START_S // 2),
+        "readinessProbe": get_probe(_ready_path(resource), "ops", 2),
+        "livenessProbe": get_probe("/livez", "ops", 10, timeoutSeconds=5),
         "securityContext": NO_PRIVILEGES,
         "volumeMounts": mounts + spec.pod_template.volume_mounts,
     }
@@ -210,8 +213,9 @@ def _policy(resource: Megaphone, surroundings: Surroundings) -> Manifest:
         "podSelector": {"matchLabels": dict(names.node_selector)},
         "policyTypes": ["Ingress"],
         "ingress": [
-            _rule(HTTP_PORT, [proxies, operator, *others]),
+            _rule(HTTP_PORT, clients),
             _rule(GRPC_PORT, [nodes, *clients]),
+            _rule(OPS_PORT, [proxies, operator, *others]),
         ],
     }
     return manifest(resource, "NetworkPolicy", names.nodes, names.labels("node"), spec=policy)

@@ -28,6 +28,7 @@ NO_PRIVILEGES: Manifest = {
 HTTP: Manifest = {"name": "http", "port": HTTP_PORT}
 GRPC: Manifest = {"name": "grpc", "port": GRPC_PORT, "appProtocol": "kubernetes.io/h2c"}
 PORTS: list[Manifest] = [HTTP, GRPC]
+"""What clients call."""
 TMP = "/tmp"  # noqa: S108 - the container has it for itself
 CERTIFICATE_FOLDER = "/etc/megaphone-tls"
 CERTIFICATE_FILE = f"{CERTIFICATE_FOLDER}/tls.crt"
@@ -166,9 +167,8 @@ def by_name(*lists: Sequence[Manifest]) -> list[Manifest]:
     return list(joined.values())
 
 
-def get_probe(path: str, has_tls: bool, period_s: int, **rest: Any) -> Manifest:
-    get = {"path": path, "port": "http"} | ({"scheme": "HTTPS"} if has_tls else {})
-    return {"httpGet": get, "periodSeconds": period_s} | rest
+def get_probe(path: str, port: str, period_s: int, **rest: Any) -> Manifest:
+    return {"httpGet": {"path": path, "port": port}, "periodSeconds": period_s} | rest
 
 
 def certificate_volume(secret_name: str) -> Manifest:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from megaphone_operator.plan.names import GRPC_PORT, HTTP_PORT, Names
+from megaphone_operator.plan.names import GRPC_PORT, HTTP_PORT, OPS_PORT, Names
 from megaphone_operator.plan.objects import (
     CERTIFICATE_FOLDER,
     CERTIFICATE_MOUNT,
@@ -81,7 +81,11 @@ def _nodes_file(resource: Megaphone, surroundings: Surroundings) -> str:
 {_resolver_line(surroundings.resolver)}
 
 map "" $megaphone_nodes {{
-    default {names.all_nodes}.{domain}:{HTTP_PORT};
+    default {names.all_nodes}.{domain}:{OPS_PORT};
+}}
+
+map "" $megaphone_http_port {{
+    default {HTTP_PORT};
 }}
 
 map "" $megaphone_grpc_port {{
@@ -89,7 +93,7 @@ map "" $megaphone_grpc_port {{
 }}
 
 map "" $megaphone_makers {{
-    default {names.takers}.{domain}:{HTTP_PORT};
+    default {names.takers}.{domain}:{OPS_PORT};
 }}
 """
 
@@ -130,12 +134,15 @@ def _container(resource: Megaphone) -> Manifest:
     ]
     if has_tls:
         mounts.append(CERTIFICATE_MOUNT)
+    readiness = get_probe("/livez", "http", 2)
+    if has_tls:
+        readiness["httpGet"]["scheme"] = "HTTPS"
     container: Manifest = {
         "name": "nginx",
         "image": resource.spec.proxy.image,
         "command": ["nginx", "-c", f"{FOLDER}/nginx.conf", "-g", "daemon off;"],
         "ports": [{"name": one["name"], "containerPort": one["port"]} for one in PORTS],
-        "readinessProbe": get_probe("/livez", has_tls, 2),
+        "readinessProbe": readiness,
         "livenessProbe": {"tcpSocket": {"port": "http"}, "periodSeconds": 10},
         # Until the services send no more calls to a pod that stops.
         "lifecycle": {"preStop": {"exec": {"command": ["sleep", "3"]}}},

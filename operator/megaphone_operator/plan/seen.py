@@ -121,11 +121,7 @@ class TooOld(msgspec.Struct, frozen=True):
     """The node answered as one that does not know the question: its image is too old."""
 
 
-class Refused(msgspec.Struct, frozen=True):
-    """The node wants a token, which the operator has not."""
-
-
-Answer = Agents | LegacyChannels | TooOld | Refused
+Answer = Agents | LegacyChannels | TooOld
 """What a node said. A node that did not answer in time has no answer."""
 
 

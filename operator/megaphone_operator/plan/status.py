@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from megaphone_operator.plan.counting import Census
 from megaphone_operator.plan.names import Names
 from megaphone_operator.plan.resource import Megaphone
-from megaphone_operator.plan.seen import Refused, Seen, parse_time
+from megaphone_operator.plan.seen import Seen, parse_time
 from megaphone_operator.plan.takeover import has_old_image, waits_for_image
 
 LOSS_SHOWN = timedelta(hours=1)
@@ -168,8 +168,6 @@ def stuck_reason(resource: Megaphone, seen: Seen, census: Census) -> str | None:
     for pod in census.alive:
         if pod.trouble:
             return f"{pod.name}: {pod.trouble}"
-        if isinstance(seen.answers.get(pod.name), Refused):
-            return f"{pod.name} wants a token for GET /agents: take metrics out of auth.require"
     for name in (
         Names(resource.name, resource.uid).nodes,
         Names(resource.name, resource.uid).proxy,
