@@ -181,6 +181,7 @@ class ManyReader(OpenRead[Part]):
 
     def broken(self, error: MegaphoneError) -> None:
         """The agent of a channel moves, and the client does not take what it was sent."""
+        self.note_end(ReadEnd.MOVED)
         self._break(error)
 
     # -- The end

@@ -156,6 +156,7 @@ async def test_a_read_ends_cleanly_and_goes_on_elsewhere(
         [first] = await take(read, 1)
         await drain(source, url(target))
         assert [event async for event in read] == []
+    assert source.metrics.reads_ended["moved"] == 1
     await there.write(channel.producer, "s", b"2")
     options = ReadOptions(wait_s=0.0, cursor=first.event_id)
     assert [event.body for event in await read_all(there, channel.consumer, options)] == [b"2"]

@@ -28,6 +28,7 @@ from megaphone_api.sync_pb2 import (
 )
 from megaphone_api.sync_pb2_grpc import SyncServiceServicer, add_SyncServiceServicer_to_server
 from tests.support.faces import FACES, Created, Face, read_all, take
+from tests.support.metered import numbers
 from tests.support.proxy import Proxy, proxy_to
 from tests.support.settings import fast_settings
 
@@ -328,6 +329,25 @@ async def test_a_pipe_that_breaks_connects_again_and_catches_up(
     assert await numbers_read(target, channel, EVERYTHING_READY) == list(range(30))
     assert target.app.metrics.messages_fed == 30
     assert target.app.metrics.messages_lost == 0
+
+
+async def test_the_metrics_say_whether_a_pipe_is_connected_and_what_it_has_not_sent(
+    source: Node, line: Proxy
+) -> None:
+    def pipe() -> tuple[float | None, float | None]:
+        now = numbers(source.app)
+        names = ("connected", "channels_untold")
+        connected, untold = (now.get(f'pipe_{one}{{agent="moving"}}') for one in names)
+        return connected, untold
+
+    assert pipe() == (None, None)
+    channel = await source.face.create()
+    await source.app.pipes.pipe("moving", through(line))
+    await until(lambda: pipe() == (1, 0))
+    line.close()
+    await until(lambda: pipe()[0] == 0)
+    await write(source, channel, range(3))
+    await until(lambda: pipe() == (0, 1))
 
 
 async def test_a_reader_at_the_target_gets_nothing_twice_when_the_pipe_breaks(

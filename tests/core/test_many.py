@@ -148,6 +148,8 @@ async def test_a_client_that_stalls_loses_the_reads_of_all_channels(node: Node) 
     with pytest.raises(TooSlow):
         await stall(node, channels)
     assert now() - began == pytest.approx(5, abs=0.1)
+    assert node.metrics.reads_ended["stalled"] == 3
+    assert node.metrics.reads_cut_off == 1
     assert await node.read(channels[1], AT_ONCE) == [1]
     assert node.metrics.reads_open == 0
 
@@ -239,6 +241,7 @@ async def test_a_client_that_does_not_take_the_end_of_an_agent_loses_all(node: N
     with pytest.raises(AgentMoved):
         await reading
     assert node.metrics.reads_open == 0
+    assert node.metrics.reads_ended["moved"] == 2
 
 
 async def test_the_end_of_the_node_ends_all_channels(node: Node) -> None:

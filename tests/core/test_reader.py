@@ -69,6 +69,7 @@ async def test_a_client_that_takes_nothing_for_5_seconds_loses_its_read(node: No
     assert now() - started == pytest.approx(5, abs=0.1)
     assert await node.read(channel, AT_ONCE) == [1]
     assert node.metrics.reads_open == 0
+    assert node.metrics.reads_ended["stalled"] == node.metrics.reads_cut_off == 1
 
 
 async def test_a_client_that_is_only_seen_to_take_whole_batches_has_more_time_for_large_ones(

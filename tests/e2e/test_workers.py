@@ -134,6 +134,11 @@ def test_the_metrics_of_any_worker_are_those_of_all(tmp_path: Path) -> None:
             found = metrics(broker)
             assert found["megaphone_channel_created"] == found["megaphone_channels"] == 20
             assert found["megaphone_workers"] == 2
+            created = 'megaphone_requests_total{face="http",method="create",code="OK"}'
+            assert found[created] == 20
+            assert found['megaphone_request_seconds_count{method="create"}'] == 20
+            assert found["megaphone_channels_limit"] == 100_000  # of all together
+            assert found["megaphone_store_channels"] <= 20
             assert found["process_start_time_seconds"] < time.time()
             [store] = [name for name in found if name.startswith("megaphone_store_info{")]
             assert 'persistence="no persistence",wait_replicas="0"' in store
@@ -365,6 +370,9 @@ def test_a_hangup_takes_new_settings_and_refuses_wrong_ones(tmp_path: Path) -> N
         next_line(broker, "all workers are replaced")
         assert len(processes(broker)) == 2
         assert not processes(broker) & before
+        found = metrics(broker)
+        assert found['megaphone_reloads_total{outcome="success"}'] == 1
+        assert found['megaphone_reloads_total{outcome="failure"}'] == 1
         made = post(broker, "/create")
         for _ in range(3):
             post(broker, f"/write/{made['producerAddress']}/s", b"1")

@@ -78,3 +78,19 @@ def test_counts_last_when_a_process_has_ended() -> None:
     assert kept.pop("megaphone_channel_created") == 3
     assert kept.pop("megaphone_channels") == -2
     assert all(name.startswith("megaphone_channel_duration") for name in kept)
+
+
+def test_what_all_processes_share_is_not_added_up() -> None:
+    text = b"""\
+# TYPE megaphone_channels_limit gauge
+megaphone_channels_limit 100
+# TYPE megaphone_store_channels gauge
+megaphone_store_channels %d
+# TYPE megaphone_build_info gauge
+megaphone_build_info{version="1"} 1
+"""
+    assert values(summed([text % 7, text % 8])) == {
+        "megaphone_channels_limit": 100,
+        "megaphone_store_channels": 8,
+        'megaphone_build_info{version="1"}': 1,
+    }

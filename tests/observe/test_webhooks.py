@@ -819,6 +819,17 @@ async def test_an_answer_that_is_not_http_is_a_failure_that_may_pass(
 # -- Metrics
 
 
+async def test_reports_wait_until_an_endpoint_has_accepted_them(endpoint: Endpoint) -> None:
+    endpoint.answers = [Answer(500)]
+    async with hooks_of({"audit": endpoint.hook()}, limits=limits(batch=2)) as webhooks:
+        remove(webhooks, addresses(3))
+        assert "\nmegaphone_webhooks_waiting 3\n" in Metrics(webhooks).render().decode()
+        await until(lambda: webhooks.failed == 1)
+        assert webhooks.waiting == 3  # also those in the request that is tried again
+        await until(lambda: webhooks.sent == 2)
+        assert webhooks.waiting == 0
+
+
 async def test_metrics_contain_the_counts_of_webhooks(endpoint: Endpoint) -> None:
     endpoint.answers = [Answer(500), Answer(404)]
     async with hooks_of({"audit": endpoint.hook()}, limits=limits(capacity=5)) as webhooks:

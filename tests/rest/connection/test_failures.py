@@ -4,14 +4,18 @@ are busy when the node stops."""
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 
 import pytest
+from aiohttp import web
 
+from megaphone.app import App
 from megaphone.core.access import ANYONE, Names
 from megaphone.core.budget import Budget
 from megaphone.listen.sockets import listen_tcp
-from megaphone.model import Endpoint, NewEvent
+from megaphone.model import Endpoint, Event, NewEvent, ReadOptions
+from megaphone.observe.calls import FaceCalls
 from megaphone.rest import server as http_server
 from megaphone.rest.connection.answer_bytes import CREATED_LINE, with_json
 from megaphone.rest.connection.protocol import (
@@ -23,6 +27,8 @@ from megaphone.rest.connection.protocol import (
     Unanswered,
     Write,
 )
+from megaphone.rest.connection.stream import Framing
+from megaphone.rest.reads import stream_events
 from megaphone.rest.server import HttpServer
 from tests.support.connections import answer_of
 from tests.support.raw_http import Broken, Connection, Node, request_of
@@ -99,8 +105,13 @@ async def lane(request: pytest.FixtureRequest) -> Answering:
 
 
 @pytest.fixture
-async def server(lane: Answering) -> HttpServer:
-    return HttpServer([], budget=Budget(), max_body_bytes=1_000, lane=lane)
+def calls() -> FaceCalls:
+    return FaceCalls()
+
+
+@pytest.fixture
+async def server(lane: Answering, calls: FaceCalls) -> HttpServer:
+    return HttpServer([], budget=Budget(), max_body_bytes=1_000, lane=lane, calls=calls)
 
 
 @pytest.fixture
@@ -122,6 +133,75 @@ async def test_a_fault_is_answered_and_logged(node: Node, caplog: pytest.LogCapt
     connection.close()
     [record] = caplog.records
     assert record.exc_info is not None
+
+
+@pytest.mark.parametrize(
+    ("lane", "method"), [(FailsAtOnce, "other"), (FailsInTheWrite, "write")], indirect=["lane"]
+)
+async def test_a_fault_is_counted(node: Node, calls: FaceCalls, method: str) -> None:
+    connection = await Connection.open(node)
+    await answer_of(connection, request_of("POST", "/create"))
+    connection.close()
+    assert failed(calls) == {(method, "INTERNAL_SERVER_ERROR"): 1}
+
+
+async def test_a_fault_behind_the_lane_is_counted() -> None:
+    async def fails(request: web.Request) -> web.StreamResponse:
+        raise RuntimeError("behind the lane")
+
+    calls = FaceCalls()
+    routes = [web.post("/create", fails)]
+    server = HttpServer(routes, budget=Budget(), max_body_bytes=1_000, calls=calls)
+    connection = await Connection.open(
+        Node(await server.start(listen_tcp(Endpoint("127.0.0.1", 0))), 0)
+    )
+    head, _ = await answer_of(connection, request_of("POST", "/create"))
+    assert head.status == 500
+    connection.close()
+    await server.stop()
+    assert failed(calls) == {("create", "INTERNAL_SERVER_ERROR"): 1}
+
+
+def failed(calls: FaceCalls) -> dict[tuple[str, str], int]:
+    """Return how many calls have failed, by method and code."""
+    return {
+        (one.method, code): count
+        for one in calls.by_method.values()
+        for code, count in one.failed.items()
+        if count
+    }
+
+
+async def until_broken(connection: Connection) -> None:
+    with suppress(Broken):
+        while True:
+            await connection.receive()
+
+
+@pytest.mark.timeout(40)
+async def test_a_fault_in_an_open_read_breaks_and_counts_it(app: App) -> None:
+    def fails(events: Sequence[Event]) -> list[bytes]:
+        raise RuntimeError("in an open read")
+
+    channel = await app.broker.create(ANYONE)
+
+    async def read(request: web.Request) -> web.StreamResponse:
+        options = ReadOptions()
+        reader = await app.broker.open_read(ANYONE, channel.consumer_address, options)
+        framing = Framing("text/plain", heartbeat=b"", events=fails)
+        stream_events(request, reader, framing, {}, options)
+
+    server = HttpServer([web.get("/read", read)], budget=Budget(), max_body_bytes=1_000)
+    connection = await Connection.open(
+        Node(await server.start(listen_tcp(Endpoint("127.0.0.1", 0))), 0)
+    )
+    await connection.send(request_of("GET", "/read"))
+    await connection.receive()
+    await app.broker.write(ANYONE, channel.producer_address, NewEvent("s", b"1"))
+    await until_broken(connection)
+    connection.close()
+    await server.stop()
+    assert {end: count for end, count in app.metrics.reads_ended.items() if count} == {"failed": 1}
 
 
 @pytest.mark.parametrize("lane", [AnswersWhenTold], indirect=True)

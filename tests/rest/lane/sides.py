@@ -29,6 +29,7 @@ from megaphone.core.budget import Budget
 from megaphone.errors import MegaphoneError
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
+from megaphone.observe.calls import OK
 from megaphone.rest.callers import Callers
 from megaphone.rest.channels import ChannelApi
 from megaphone.rest.connection.protocol import Answered, Begun, Later, Opened, Outcome, Write
@@ -247,6 +248,7 @@ class Side:
     """Whether the client waits for answers on another connection before it goes on. If not, it
     waits for a few turns of the event loop only, which takes a third of the time."""
     _barrier: Connection = field(init=False, repr=False)
+    _barriers_passed: int = 0
 
     async def run(self, exchanges: Sequence[Exchange]) -> list[Record]:
         """Run some exchanges at the same time, each on a connection of its own."""
@@ -313,11 +315,22 @@ class Side:
             return
         await self._barrier.send(self.barrier)
         await receive_body(self._barrier, await receive_head(self._barrier))
+        self._barriers_passed += 1
 
     @property
     def counts(self) -> Counter[str]:
-        counts = {name: int(getattr(self.app.metrics, name)) for name in _COUNTS}
-        return Counter(counts | {"bytes held for requests": self.budget.used})
+        metrics = self.app.metrics
+        counts = {name: int(getattr(metrics, name)) for name in _COUNTS}
+        calls = {
+            f"{one.method} {code}": count
+            for one in metrics.http.by_method.values()
+            for code, count in ((OK, one.ok), *one.failed.items())
+        }
+        # One side may pass more barriers than the other.
+        barrier = "exists OK" if self.app.broker.has_remote_store else "other OK"
+        calls[barrier] -= self._barriers_passed
+        ends = {f"read ended: {reason}": count for reason, count in metrics.reads_ended.items()}
+        return Counter({**counts, **calls, **ends, "bytes held for requests": self.budget.used})
 
 
 class Call:
@@ -478,6 +491,7 @@ async def side(
             max_body_bytes=settings.max_body_bytes,
             origins=Origins(settings.cors_allow_origin),
             lane=lane,
+            calls=app.metrics.http,
         )
         port = await server.start(listen_tcp(Endpoint("127.0.0.1", 0)))
         stack.push_async_callback(server.stop)
@@ -496,6 +510,7 @@ def lane_over(app: App, settings: Settings) -> Lane:
         app.doorkeeper,
         settings.max_body_bytes,
         Origins(settings.cors_allow_origin),
+        calls=app.metrics.http,
     )
 
 
