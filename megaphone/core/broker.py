@@ -45,6 +45,7 @@ from megaphone.model import (
     ReadOptions,
     ReadProtocol,
     agent_of,
+    short_id,
 )
 from megaphone.settings import Settings
 
@@ -264,6 +265,14 @@ class Broker(Writing):
                 channel_ids[address] = self._channel_of(address)
         return channel_ids
 
+    def short_id_of(self, address: str) -> str | None:
+        """Return the short id of the channel of a producer or consumer address; None if the address
+        is none of this node."""
+        try:
+            return short_id(self._channel_of(address))
+        except MegaphoneError:
+            return None
+
     def _channel_of(self, address: str) -> bytes:
         if is_consumer_shaped(address):
             return self._consumer(address).channel_id
@@ -414,6 +423,7 @@ class Broker(Writing):
             observer=self._observer,
             on_close=self._on_close,
             tracing=self._tracing_of_reads,
+            short_id="" if self._tracing_of_reads is None else self.short_id_of(address) or "",
         )
         self._readers.add(reader)
         # A reload while the call waited did not find it among the open reads.

@@ -505,6 +505,9 @@ class Sending(Protocol):
         """Return the trace context of an event whose writer sent this, valid or not; the same one
         whenever it is asked again."""
 
+    def to_channel(self, short_id: str | None) -> None:
+        """Note to which channel the events go, if all go to one, and it is known."""
+
     def note(
         self,
         traceparent: str | None,
@@ -534,8 +537,9 @@ class Tracing(Protocol):
     def sending(self, face: str) -> Sending:
         """Return the traces of the events of one call, over a face of this name."""
 
-    def receive(self, events: Sequence[Event]) -> Receiving | None:
-        """Begin the span of a batch that a reader is handed; None if no event of it is traced."""
+    def receive(self, events: Sequence[Event], short_id: str) -> Receiving | None:
+        """Begin the span of a batch that a reader of a channel is handed; None if no event of it is
+        traced."""
 
 
 class Observer(Protocol):

@@ -35,6 +35,7 @@ class Reader(OpenRead[Event]):
         "_on_close",
         "_ready",
         "_receiving",
+        "_short_id",
         "_streams",
         "_tracing",
         "_until",
@@ -56,9 +57,11 @@ class Reader(OpenRead[Event]):
         on_close: Callable[["Reader"], None],
         expires_s: float = math.inf,
         tracing: Tracing | None = None,
+        short_id: str = "",
     ) -> None:
         """`time_s` is the read time in seconds. After `expires_s` the caller may not read any
-        more. Without `tracing`, the batches have no spans."""
+        more. Without `tracing`, the batches have no spans; with it, they name the channel by
+        `short_id`."""
         super().__init__(options.heartbeat_s, observer)
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
@@ -80,6 +83,7 @@ class Reader(OpenRead[Event]):
         self._on_close = on_close
         self._is_closed = False
         self._tracing = tracing
+        self._short_id = short_id
         self._receiving: Receiving | None = None
         """The span of the last batch, until the connection has all its bytes."""
         observer.read_started(options.kind, lease.recovered)
@@ -166,7 +170,7 @@ class Reader(OpenRead[Event]):
                 self._left = left - len(events)
                 self._heartbeat_at = now + self._heartbeat_s
                 if self._tracing is not None:
-                    self._receiving = self._tracing.receive(events)
+                    self._receiving = self._tracing.receive(events, self._short_id)
                 return events
         self._loop.call_soon(self._wake)
         return self._heartbeat(now)

@@ -54,6 +54,9 @@ class PassedOn:
     def trace_of(self, traceparent: str | None) -> str | None:
         return sampled(traceparent)
 
+    def to_channel(self, short_id: str | None) -> None:
+        pass
+
     def note(
         self,
         traceparent: str | None,
@@ -76,7 +79,7 @@ class Untraced:
     def sending(self, face: str) -> PassedOn:
         return self._passed_on
 
-    def receive(self, events: Sequence[Event]) -> Receiving | None:
+    def receive(self, events: Sequence[Event], short_id: str) -> Receiving | None:
         return None
 
 

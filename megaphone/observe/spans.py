@@ -1,7 +1,7 @@
 """The spans of a node: `send` for what a writer hands over, and `receive` for a batch of a reader.
 
 They follow the messaging conventions of OpenTelemetry. Only events whose writers sent a sampled
-trace context have spans. No attribute has an address: all channels have the same template.
+trace context have spans. No attribute has an address: channels have their short ids.
 
 A `receive` span belongs to the trace of the first traced event of its batch, and has links to the
 `send` spans of all of them, up to a number.
@@ -56,6 +56,7 @@ def attributes(operation: str) -> dict[str, AttributeValue]:
 
 OF_SEND: Final = attributes("send")
 OF_RECEIVE: Final = attributes("receive")
+CHANNEL: Final = "megaphone.channel"
 FACE: Final = "megaphone.face"
 MESSAGE_ID: Final = "messaging.message.id"
 MESSAGES: Final = "messaging.batch.message_count"
@@ -73,7 +74,7 @@ class Spans:
     def sending(self, face: str) -> "SendSpans":
         return SendSpans(self._tracer, face)
 
-    def receive(self, events: Sequence[Event]) -> "ReceiveSpan | None":
+    def receive(self, events: Sequence[Event], short_id: str) -> "ReceiveSpan | None":
         traced: dict[str, str] = {}
         """The ids of events, by the contexts that are to be linked."""
         for event in events:
@@ -86,9 +87,9 @@ class Spans:
         links = [
             Link(span_context(trace), {MESSAGE_ID: event_id}) for trace, event_id in traced.items()
         ]
-        more: dict[str, AttributeValue] = {MESSAGES: len(events)}
+        more: dict[str, AttributeValue] = {CHANNEL: short_id, MESSAGES: len(events)}
         if len(events) == 1:
-            more = {MESSAGE_ID: events[0].id}
+            more = {CHANNEL: short_id, MESSAGE_ID: events[0].id}
         span = self._tracer.start_span(
             f"receive {TEMPLATE}",
             context_with(links[0].context),
@@ -183,6 +184,11 @@ class SendSpans:
             return parent
         send = self._sends[traceparent] = Send(span)
         return send.trace
+
+    def to_channel(self, short_id: str | None) -> None:
+        if short_id is not None:
+            for send in self._sends.values():
+                send.span.set_attribute(CHANNEL, short_id)
 
     def note(
         self,

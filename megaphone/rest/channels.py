@@ -83,6 +83,8 @@ class ChannelApi:
         key, given = request.headers.get(IDEMPOTENCY_KEY), traceparent_of(request)
         with self._tracing.sending(FACE) as sending:
             event = NewEvent(stream_id, body, key, sending.trace_of(given))
+            if sending.has_spans:
+                sending.to_channel(self._broker.short_id_of(address))
             event_id = await self._broker.write(caller, address, event)
             sending.note(given, event_id)
         return WrittenAnswer(event_id)

@@ -56,6 +56,8 @@ class ChannelServicer(ChannelServiceServicer):
         given = request.traceparent or traceparent()
         with self._held(request), self._tracing.sending(FACE) as sending:
             event = wire.new_event(request, sending.trace_of(given))
+            if sending.has_spans:
+                sending.to_channel(self._broker.short_id_of(request.producer_address))
             event_id = await self._broker.write(caller(), request.producer_address, event)
             sending.note(given, event_id)
         return wire.written(event_id)

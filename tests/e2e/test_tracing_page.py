@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megaphone.observe.spans import FACE, MAX_LINKS, MAX_SENDS, OF_SEND, TEMPLATE
+from megaphone.observe.spans import CHANNEL, FACE, MAX_LINKS, MAX_SENDS, OF_SEND, TEMPLATE
 from megaphone.testing import Broker
 from tests.support.documented import ROOT, assert_printed, run_session, steps
 from tests.support.otlp import collector
@@ -95,6 +95,6 @@ def printed_by(code: str) -> str:
 
 def test_the_page_names_what_spans_have() -> None:
     named = set(re.findall(r"`([^`\n]+)`", PAGE))
-    assert {*OF_SEND, FACE, TEMPLATE} <= named
+    assert {*OF_SEND, CHANNEL, FACE, TEMPLATE} <= named
     assert f"at most {MAX_LINKS}." in PAGE
     assert f"at most {MAX_SENDS};" in PAGE

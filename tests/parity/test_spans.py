@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from megaphone.core.addresses import ConsumerAddress
 from megaphone.errors import ChannelNotFound
-from megaphone.model import NewEvent, ReadOptions
+from megaphone.model import NewEvent, ReadOptions, short_id
 from tests.support.faces import Created, Face, read_all, take
 from tests.support.otlp import Collector, Received, collector
 
@@ -35,6 +36,10 @@ async def spans(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Collector]:
 def first(spans: Collector) -> Collector:
     """Start the collector before the nodes, which begin with `app`."""
     return spans
+
+
+def short_id_of(channel: Created) -> str:
+    return short_id(ConsumerAddress.parse(channel.consumer).channel_id)
 
 
 def assert_no_address(spans: Collector, *channels: Created) -> None:
@@ -70,12 +75,14 @@ async def test_a_write_and_its_read_are_two_linked_spans_of_one_trace(
         "messaging.operation.name": "send",
         "messaging.operation.type": "send",
         "messaging.message.id": event_id,
+        "megaphone.channel": short_id_of(channel),
         "megaphone.face": writer.name,
     }
     assert receive.attributes == WHAT_ALL_HAVE | {
         "messaging.operation.name": "receive",
         "messaging.operation.type": "receive",
         "messaging.message.id": event_id,
+        "megaphone.channel": short_id_of(channel),
     }
     assert (send.error, receive.error) == ("", "")
     assert send.resource["service.name"] == "megaphone"
