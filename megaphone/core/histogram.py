@@ -4,7 +4,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
-SECONDS: Final = (
+# Without its type, mypyc takes the compiled tuple for one that was never set.
+SECONDS: Final[tuple[float, ...]] = (
     0.0005,
     0.001,
     0.0025,
