@@ -62,7 +62,7 @@ class Records:
         if isinstance(result, ClientError):
             unknown = result.name == NOT_TAKEN_UNLESS
             outcome = Outcome.UNKNOWN if unknown else Outcome.REFUSED
-            self.errors[writer, number] = f"{result.name} {result.code}"
+            self.errors[writer, number] = f"{result.name} {result.code} {result.message}"
         event_id = result if isinstance(result, str) else None
         ended = None if outcome is Outcome.UNKNOWN else self.tick()
         self.writes.append(Write(writer, number, outcome, event_id, began, ended))

@@ -108,7 +108,8 @@ class Driver:
     async def _publish(self, command: Command) -> list[dict[str, Any]]:
         async with self._client(command).publisher() as publisher:
             sent = [await publisher.send(*item) for item in command["items"]]
-        return [await outcome_of(one) for one in sent]
+            # Here, because at its end the publisher raises an error that nobody has seen.
+            return [await outcome_of(one) for one in sent]
 
     async def _exists(self, command: Command) -> dict[str, bool]:
         return await self._client(command).exists(command["addresses"])
