@@ -266,7 +266,7 @@ async def test_nodes_with_memory_are_left_without_losing_a_channel(tmp_path: Pat
             # 1. New nodes join behind the same proxy, and make all new channels.
             for name in ("new-1", "new-2"):
                 start(name, store=store.text_url)
-            _use(proxy, _with_makers(listed(*hosts), [hosts["new-1"], hosts["new-2"]], http_port))
+            _use(proxy, _with_takers(listed(*hosts), [hosts["new-1"], hosts["new-2"]], http_port))
             await _until_made_by(http, {"new-1", "new-2"})
             made = [(await call(http, "POST", "/create"))[1] for _ in range(10)]
             assert {one["producerAddress"].partition(".")[0] for one in made} <= {"new-1", "new-2"}
@@ -293,14 +293,14 @@ async def test_nodes_with_memory_are_left_without_losing_a_channel(tmp_path: Pat
                 assert (await call(http, "POST", path, json=3))[0] == 201
 
 
-def _with_makers(nodes: str, makers: list[str], port: int) -> str:
+def _with_takers(nodes: str, takers: list[str], port: int) -> str:
     """Return a nodes.conf in which only some nodes make channels, as the documents say."""
     [block] = re.findall(r"```nginx\n(.*?)```", DOCS, re.DOTALL)
     kept = [line for line in block.splitlines() if "server " not in line]
-    servers = [f"    server {host}:{port} max_fails=0;" for host in makers]
+    servers = [f"    server {host}:{port} max_fails=0;" for host in takers]
     first = next(i for i, line in enumerate(block.splitlines()) if "server " in line)
     block = "\n".join(kept[:first] + servers + kept[first:])
-    before = re.sub(r'map "" \$megaphone_makers \{.*?\}\n?', "", nodes, flags=re.DOTALL)
+    before = re.sub(r'map "" \$megaphone_takers \{.*?\}\n?', "", nodes, flags=re.DOTALL)
     assert before != nodes
     return f"{before}\n{block}\n"
 

@@ -92,7 +92,7 @@ map "" $megaphone_grpc_port {{
     default {GRPC_PORT};
 }}
 
-map "" $megaphone_makers {{
+map "" $megaphone_takers {{
     default {names.takers}.{domain}:{OPS_PORT};
 }}
 """
