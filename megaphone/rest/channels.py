@@ -49,7 +49,6 @@ class ChannelApi:
     def __init__(self, broker: Broker, callers: Callers) -> None:
         self._broker = broker
         self._callers = callers
-        self._tracing = broker.tracing
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -81,7 +80,7 @@ class ChannelApi:
         caller, body = await self._received(request, Action.WRITE)
         address, stream_id = path_values(request)
         key, given = request.headers.get(IDEMPOTENCY_KEY), traceparent_of(request)
-        with self._tracing.sending(FACE) as sending:
+        with self._broker.tracing.sending(FACE) as sending:
             event = NewEvent(stream_id, body, key, sending.trace_of(given))
             if sending.has_spans:
                 sending.to_channel(self._broker.short_id_of(address))
@@ -92,7 +91,7 @@ class ChannelApi:
     async def write_batch(self, request: web.Request) -> web.StreamResponse:
         caller, body = await self._received(request, Action.WRITE)
         key, given = request.headers.get(IDEMPOTENCY_KEY), traceparent_of(request)
-        with self._tracing.sending(FACE) as sending:
+        with self._broker.tracing.sending(FACE) as sending:
             channels, messages = json.parse_batch(body, sending.trace_of(given))
             written = await self._broker.write_batch(caller, channels, messages, key)
             sending.note(given, failure=written.failure, events=len(messages))
