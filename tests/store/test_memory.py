@@ -17,7 +17,7 @@ from megaphone.errors import (
     ShuttingDown,
     WriteTimeout,
 )
-from megaphone.model import ReadOptions
+from megaphone.model import ChannelOptions, ReadOptions
 from megaphone.store.memory.store import LISTED_AT_ONCE
 from megaphone.store.memory.table import ENDED_AT_ONCE
 from tests.store.conftest import Removed
@@ -748,6 +748,20 @@ async def test_a_reader_of_a_removed_channel_leaves_its_successor_alone(
     assert await bench.take(present) == ["a"]
     await bench.at(500.0)
     assert await bench.exists()
+
+
+@virtual_time
+async def test_a_channel_that_lives_shorter_than_older_ones_is_removed_at_its_own_deadline(
+    bench: Bench,
+) -> None:
+    await bench.create("old")
+    await bench.at(1.0)
+    await bench.store.create(b"short", bench.address("short"), ChannelOptions(ttl_s=2.0))
+    await bench.at(61.0)
+    assert [(removed.address, removed.at) for removed in bench.removed] == [
+        (bench.address("short"), 3.0),
+        (bench.address("old"), 60.0),
+    ]
 
 
 @virtual_time

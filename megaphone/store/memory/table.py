@@ -1,6 +1,7 @@
 """Adds channels to a store, and removes them: at their deadline, by a call, or with the store."""
 
 import asyncio
+import math
 import time
 from dataclasses import replace
 
@@ -37,6 +38,8 @@ class Table:
         are lost, the new store has another epoch."""
         self._deadlines = Deadlines()
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._sweeps_at = math.inf
+        """When the timer is due."""
 
     # -- Adding
 
@@ -81,7 +84,7 @@ class Table:
             changes.channel_changed(channel_id)
         assert channel.deadline is not None
         self._deadlines.add(channel_id, channel.deadline)
-        if self._sweep_timer is None:
+        if channel.deadline < self._sweeps_at:  # shorter-lived than all others, or the first
             self._schedule_sweep()
 
     def _limits_of(self, options: ChannelOptions) -> ChannelLimits:
@@ -159,7 +162,10 @@ class Table:
     # -- Expiry
 
     def _schedule_sweep(self) -> None:
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
         due = self._deadlines.next
+        self._sweeps_at = math.inf if due is None else due
         self._sweep_timer = None if due is None else self._loop.call_at(due, self._sweep)
 
     def _sweep(self) -> None:
