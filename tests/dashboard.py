@@ -12,7 +12,7 @@ import random
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,7 +34,7 @@ RATE_INTERVAL = "10s"
 """What Grafana puts in place of `$__rate_interval` at this step."""
 RANDOM = random.Random(7)
 
-COLUMN, HEIGHT, GAP = 344, 190, 12
+COLUMN, HEIGHT, GAP = 344, 206, 12
 """The size of a panel, and the space between two of them."""
 COLOURS = 7
 MOST_LINES = 6
@@ -45,20 +45,23 @@ MOST_LINES = 6
 
 async def load(nodes: Sequence[BrokerProcess]) -> None:
     """Use two nodes over both faces for a while: most channels are read, some are not."""
+    async with AsyncExitStack() as stack:
+        await use(nodes, stack)
+
+
+async def use(nodes: Sequence[BrokerProcess], stack: AsyncExitStack) -> None:
     work = []
     for node in nodes:
         for url in (node.url, f"grpc://{node.grpc_target}"):
-            client = Megaphone.from_url(url)
-            made = [await client.create(ttl_s=30) for _ in range(12)]
-            work += [write(client, one, 3.0 + 2 * number) for number, one in enumerate(made)]
-            work += [read(client, one) for one in made[2:]]
-            work.append(be_wrong(client, made[0]))
-            work.append(come_and_go(client))
-    tasks = [asyncio.create_task(one) for one in work]
-    await asyncio.sleep(LOAD_S)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+            client = await stack.enter_async_context(Megaphone.from_url(url))
+            made = [await client.create() for _ in range(12)]
+            work += [write(client, one, 2.0 + number) for number, one in enumerate(made)]
+            work += [read(client, one) for one in made[1:]]
+            work += [be_wrong(client, made[1]), come_and_go(client)]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LOAD_S), asyncio.TaskGroup() as group:
+            for one in work:
+                group.create_task(one)
 
 
 async def write(client: Megaphone, channel: Channel, rate: float) -> None:
@@ -72,7 +75,7 @@ async def write(client: Megaphone, channel: Channel, rate: float) -> None:
 async def read(client: Megaphone, channel: Channel) -> None:
     """Read, and go away for a moment now and then."""
     while True:
-        with suppress(MegaphoneError):
+        with suppress(MegaphoneError, TimeoutError):
             async with (
                 asyncio.timeout(RANDOM.uniform(5, 25)),
                 client.read(channel.consumer) as some,
@@ -188,7 +191,7 @@ def numbers(panels: Sequence[Drawn], y: float) -> Iterator[str]:
 
 
 def lines_of(panel: Drawn) -> Iterator[str]:
-    left, right, top, bottom = 46, COLUMN - 8, 28, HEIGHT - 44
+    left, right, top, bottom = 46, COLUMN - 8, 28, HEIGHT - 60
     shown = dict(sorted(panel.lines.items(), key=lambda one: -sum(value for _, value in one[1])))
     shown = dict(list(shown.items())[:MOST_LINES])
     points = [point for values in shown.values() for point in values]
@@ -214,7 +217,7 @@ def lines_of(panel: Drawn) -> Iterator[str]:
 def legend(names: Sequence[str], y: float) -> Iterator[str]:
     x = 8.0
     for number, name in enumerate(names):
-        length = 26 + 6.2 * len(name)
+        length = 26 + 6.6 * len(name) + 2 * sum(letter.isupper() for letter in name)
         if x + length > COLUMN and x > 8.0:
             x, y = 8.0, y + 17
         yield f'<circle cx="{x + 5}" cy="{y - 4}" r="4" class="s{number % COLOURS}"/>'
@@ -234,7 +237,9 @@ def short(value: float, unit: str) -> str:
     if unit == "s":
         return f"{value:.3g} s" if value >= 1 or value == 0 else f"{1000 * value:.3g} ms"
     if unit == "bytes":
-        return f"{value / 1e6:.3g} MB"
+        return f"{value / 1e6:.3g} MB" if value < 1e9 else f"{value / 1e9:.3g} GB"
+    if unit == "percentunit":
+        return f"{100 * value:.3g} %"
     return f"{value / 1000:.3g}k" if value >= 1000 else f"{value:.3g}"
 
 
@@ -247,7 +252,6 @@ def main() -> None:
             settings: dict[str, Any] = {
                 "agent": agent,
                 "agent_warmup_secs": 0,
-                "write_timeout_millis": 5000,
             }
             nodes[agent] = stack.enter_context(broker_process(folder / agent, **settings))
         targets = {agent: f"127.0.0.1:{node.http_port}" for agent, node in nodes.items()}

@@ -37,7 +37,7 @@ pytestmark = [needs_prometheus, pytest.mark.xdist_group("prometheus")]
 
 WITHIN_S = 20.0
 CAPACITY = 5
-SELECTOR = re.compile(r"\b(?:megaphone_\w+|process_\w+|up|ALERTS)(?:\{[^}]*\})?(?!\w)")
+SELECTOR = re.compile(r"\b(?:megaphone_(?!operator_)\w+|process_\w+|up|ALERTS)(?:\{[^}]*\})?(?!\w)")
 OF_PROMETHEUS = {'ALERTS{alertstate="firing", alertname=~"Megaphone.*"}'}
 """What need not be there, because it is there only while an alert fires."""
 PEER = struct.Struct("3i")

@@ -339,8 +339,11 @@ def test_the_certificates_of_nodes_are_settings(tmp_path: Path) -> None:
 
 
 def test_pictures_are_small_and_shown() -> None:
-    pictures = list((ROOT / "docs/pictures").iterdir())
-    assert len(pictures) == 2
-    for picture in pictures:
+    shown = {
+        picture
+        for page in all_pages()
+        for picture in re.findall(r"\]\((?:docs/)?pictures/(\S+)\)", (ROOT / page).read_text())
+    }
+    assert shown == {picture.name for picture in (ROOT / "docs/pictures").iterdir()}
+    for picture in (ROOT / "docs/pictures").iterdir():
         assert picture.stat().st_size < 150_000
-        assert f"](docs/pictures/{picture.name})" in (ROOT / "README.md").read_text()
