@@ -36,13 +36,16 @@ from megaphone.listen.sockets import (
     unlink_unix,
 )
 from megaphone.model import AgentMode, Endpoint
+from megaphone.observe.access_log import AccessLog
 from megaphone.observe.calls import FaceCalls
-from megaphone.observe.metrics import LogCounts, Metrics
+from megaphone.observe.logs import LineWriter, is_text
+from megaphone.observe.metrics import Metrics
 from megaphone.observe.tracing import tracing
 from megaphone.observe.webhooks import Webhooks
 from megaphone.process import descriptors, memory
 from megaphone.process.terminal import has_terminal
 from megaphone.reload import Reloader
+from megaphone.rest.access import HttpAccess
 from megaphone.rest.admin import AdminApi
 from megaphone.rest.callers import Callers
 from megaphone.rest.connection.limits import Connections
@@ -107,9 +110,10 @@ class App:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, logs: LogCounts | None = None, worker: Worker | None = None
+    settings: Settings, logs: LineWriter | None = None, worker: Worker | None = None
 ) -> AsyncIterator[App]:
-    """Serve within this context, and stop in order at its end.
+    """Serve within this context, and stop in order at its end. `logs` writes the process log;
+    without it there is no access log.
 
     The parts stop in the opposite order of their start: health reports the shutdown, agents move to
     the drain target, new requests are refused, and every read ends cleanly after a whole event.
@@ -194,6 +198,11 @@ async def running(
         add_metrics_of_pipes(metrics, built.pipes)
         if settings.store == MEMORY:  # nodes that share a store all serve the same agents
             metrics.add("agents", lambda: modes_of(built.agents))
+        access_log = access_log_of(settings, logs, broker)
+        if access_log is not None:
+            stack.callback(access_log.flush)
+            flushing = asyncio.create_task(access_log.run())
+            stack.callback(flushing.cancel)
         http, grpc = faces(
             settings,
             built,
@@ -206,6 +215,7 @@ async def running(
             all_metrics,
             admin,
             resource,
+            access_log,
         )
         for one in certificates:
             checking = asyncio.create_task(one.keep_current(reloader.one_at_a_time))
@@ -315,13 +325,15 @@ def faces(
     all_metrics: Callable[[], Awaitable[bytes]],
     admin: Admin,
     resource: ResourceMetadata | None,
+    access_log: AccessLog | None,
 ) -> tuple[HttpServer, GrpcServer]:
     """Build both faces for clients."""
     broker = built.broker
+    callers = Callers(doorkeeper, broker.peers)
     http = HttpServer(
         public_routes(
             broker,
-            Callers(doorkeeper, broker.peers),
+            callers,
             all_metrics,
             admin.list_agents,
             with_pages=settings.http_pages,
@@ -337,6 +349,7 @@ def faces(
         tls=None if certificates is None else lambda: certificates.identity.context,
         on_error=metrics.refused,
         calls=metrics.http,
+        access=None if access_log is None else HttpAccess(access_log, doorkeeper, callers),
     )
     grpc = GrpcServer(
         ChannelServicer(broker, budget, doorkeeper),
@@ -354,8 +367,21 @@ def faces(
         tls=None if certificates is None else lambda: certificates.identity.contents,
         on_error=metrics.refused,
         calls=metrics.grpc,
+        access_log=access_log,
     )
     return http, grpc
+
+
+def access_log_of(settings: Settings, lines: LineWriter | None, broker: Broker) -> AccessLog | None:
+    """Return the access log, if there shall be one."""
+    if lines is None or settings.access_log == "off":
+        return None
+    return AccessLog(
+        lines,
+        broker.channel_id_of,
+        only_errors=settings.access_log == "errors",
+        as_text=is_text(settings.log_format),
+    )
 
 
 def reflects(settings: Settings) -> bool:
@@ -581,7 +607,7 @@ async def serve(
     settings: Settings,
     announce: Callable[[App], None],
     load: Callable[[Settings], Settings],
-    logs: LogCounts | None = None,
+    logs: LineWriter | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, then stop in order. A second one ends the process at once.
 
@@ -613,7 +639,7 @@ async def reload_when_asked(
         await reloader.reload(load)
 
 
-async def serve_as_worker(worker: Worker, logs: LogCounts | None = None) -> None:
+async def serve_as_worker(worker: Worker, logs: LineWriter | None = None) -> None:
     """Serve until the supervisor or a signal stops this worker, or another one takes its place.
 
     If the supervisor goes away, the worker stops in order; one that does not serve yet gives up.
@@ -637,7 +663,7 @@ async def serve_as_worker(worker: Worker, logs: LogCounts | None = None) -> None
 
 
 async def serve_for_supervisor(
-    worker: Worker, logs: LogCounts | None, started: asyncio.Event
+    worker: Worker, logs: LineWriter | None, started: asyncio.Event
 ) -> None:
     """Serve as one of several workers until this one stops or leaves. `started` is set when it
     serves."""

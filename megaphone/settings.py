@@ -577,6 +577,9 @@ class Settings:
     """Log lines for people (`text`) or in JSON; `auto` means text on a terminal, JSON elsewhere."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The lowest level of the log lines that the node writes."""
+    access_log: Literal["off", "errors", "all"] = "off"
+    """Log each call of a client that was refused or has failed (`errors`), or each call (`all`).
+    The lines say what was called, by whom, and how it ended, and have no address."""
 
     @property
     def http_endpoint(self) -> Endpoint:

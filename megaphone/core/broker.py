@@ -278,6 +278,14 @@ class Broker(Writing):
             return self._consumer(address).channel_id
         return self._open_producer_address(address)
 
+    def channel_id_of(self, address: str) -> bytes | None:
+        """Return the channel id in an address, for log lines; None if it is not an address of an
+        agent that is served here."""
+        try:
+            return self._channel_of(address)
+        except MegaphoneError:
+            return None
+
     # -- Reading
 
     def read(

@@ -5,10 +5,13 @@ lane counts all its answers too.
 """
 
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from megaphone.core.histogram import Histogram
 from megaphone.core.waits import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FACES: Final = ("http", "grpc")
 TIMED_METHODS: Final = (
@@ -86,10 +89,12 @@ class FaceCalls:
 class Call:
     """One call while it is served. It counts once, when its answer is known."""
 
-    __slots__ = ("_began_at", "_is_counted", "_waits", "calls")
+    __slots__ = ("_began_at", "_is_counted", "_waits", "calls", "on_end")
 
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
+        self.on_end: Callable[[str, str, float], None] | None = None
+        """Called once the call has counted: with its method, its code, and how long it took."""
         self.begin()
 
     def begin(self) -> None:
@@ -108,5 +113,7 @@ class Call:
         """Count the call, unless it was counted before."""
         if not self._is_counted:
             self._is_counted = True
-            seconds = monotonic() - self._began_at - self._waits.seconds
-            self.calls.ended(code, max(0.0, seconds))
+            seconds = max(0.0, monotonic() - self._began_at - self._waits.seconds)
+            self.calls.ended(code, seconds)
+            if self.on_end is not None:
+                self.on_end(self.calls.method, code, seconds)

@@ -47,7 +47,7 @@ class LineWriter:
         self._max_waiting_bytes = max_waiting_bytes
         self._changed = threading.Condition()
         """Guards all attributes below."""
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[tuple[bytes, int]] = deque()
         self._waiting_bytes = 0
         self._is_idle = True
         self._is_full = False
@@ -57,15 +57,16 @@ class LineWriter:
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
-    def write(self, line: bytes) -> None:
-        """Queue a line, or drop it if too many bytes wait. Returns at once."""
+    def write(self, line: bytes, count: int = 1) -> None:
+        """Queue a line, or `count` lines at once, or drop them if too many bytes wait. Returns at
+        once."""
         with self._changed:
             if self._waiting_bytes + len(line) > self._max_waiting_bytes:
                 self._is_full = True
             if self._is_full or self._is_closed:
-                self._drop()
+                self._drop(count)
                 return
-            self._waiting.append(line)
+            self._waiting.append((line, count))
             self._waiting_bytes += len(line)
             self._is_idle = False
             self._changed.notify_all()
@@ -77,24 +78,25 @@ class LineWriter:
             self._changed.notify_all()
             self._changed.wait_for(lambda: self._is_idle, timeout_s)
 
-    def _drop(self) -> None:
-        self.dropped += 1
-        self._unreported += 1
+    def _drop(self, count: int) -> None:
+        self.dropped += count
+        self._unreported += count
 
     # -- In the thread
 
     def _run(self) -> None:
-        while (line := self._next()) is not None:
+        while (queued := self._next()) is not None:
+            line, count = queued
             is_written = self._write(line)
             with self._changed:
                 self._waiting_bytes -= len(line)
                 if not is_written:
-                    self._drop()
+                    self._drop(count)
             if is_written:
                 self._report_dropped()
 
-    def _next(self) -> bytes | None:
-        """Return the next line, and wait for it if necessary; None after `close`."""
+    def _next(self) -> tuple[bytes, int] | None:
+        """Return the next line or lines, and how many. Waits for them; None after `close`."""
         with self._changed:
             if not self._waiting:
                 self._is_idle, self._is_full = True, False

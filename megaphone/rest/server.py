@@ -10,6 +10,7 @@ from aiohttp import hdrs, web
 
 from megaphone.core.budget import Budget
 from megaphone.observe.calls import FaceCalls
+from megaphone.rest.access import HttpAccess
 from megaphone.rest.connection.limits import Connections
 from megaphone.rest.connection.protocol import Answering, Host
 from megaphone.rest.cors import Origins, allow_origins
@@ -38,11 +39,12 @@ class HttpServer:
         tls: Callable[[], ssl.SSLContext] | None = None,
         on_error: OnError = ignore,
         calls: FaceCalls | None = None,
+        access: HttpAccess | None = None,
     ) -> None:
         """`lane` answers the most frequent requests without aiohttp, if it is given. `resource`
         says where clients get tokens. `tls` returns what each new connection needs for TLS; without
         it, connections are plain. `on_error` is called with each error that a client gets. `calls`
-        counts all calls."""
+        counts all calls, and `access` logs them, if it is given."""
         app = web.Application(client_max_size=max_body_bytes)
         app[BUDGET] = budget
         for route in routes:
@@ -66,6 +68,7 @@ class HttpServer:
         self._tls = tls
         self._on_error = on_error
         self._calls = calls or FaceCalls()
+        self._access = access
         self._host: Host | None = None
         self._listener: asyncio.Server | None = None
 
@@ -75,7 +78,9 @@ class HttpServer:
         server = self._runner.server
         assert server is not None
         # Around the handler of all requests, so that it sees the errors of the router too.
-        handler = with_error_responses(server.request_handler, self._on_error, self._calls)
+        handler = with_error_responses(
+            server.request_handler, self._on_error, self._calls, self._access
+        )
         self._host = Host(
             server,
             self._connections,
@@ -84,6 +89,7 @@ class HttpServer:
             self._lane,
             self._calls,
             self._tls,
+            self._access,
         )
         server.request_handler = self._announcing(handler)
         self._listener = await self._host.serve(listening)

@@ -15,6 +15,7 @@ import grpc
 
 from megaphone.errors import MegaphoneError
 from megaphone.observe.calls import CANCELLED, OTHER, Call, Calls, FaceCalls
+from megaphone.rpc.access import GrpcAccess
 from megaphone.rpc.answers import or_serialized
 from megaphone.rpc.requests import all_readable, lenient, readable
 from megaphone.wire import errors
@@ -60,11 +61,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         max_members: int = sys.maxsize,
         on_error: OnError = ignore,
         calls: FaceCalls | None = None,
+        access: GrpcAccess | None = None,
     ) -> None:
-        """`on_error` is called with each error that a client gets. `calls` counts all calls."""
+        """`on_error` is called with each error that a client gets. `calls` counts all calls, and
+        `access` logs them, if it is given."""
         self._max_members = max_members
         self._on_error = on_error
         self._calls = calls or FaceCalls()
+        self._access = access
         self.calls_begun = 0
         """How many calls have arrived since the start."""
 
@@ -82,14 +86,17 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         behaviour = getattr(handler, kind)
         wrap = stream_with_error_statuses if handler.request_streaming else with_error_statuses
         return getattr(grpc, f"{kind}_rpc_method_handler")(
-            wrap(handler_call_details.method, behaviour, self._on_error, self._calls),
+            wrap(handler_call_details.method, behaviour, self._on_error, self._calls, self._access),
             lenient(handler.request_deserializer, self._max_members),
             or_serialized(handler.response_serializer),
         )
 
     async def refuse(self, error: MegaphoneError, method: str, context: Context) -> None:
         """End a call whose handler never began, because its message did not come."""
-        calls_of(method, self._calls).ended(error.code, 0.0)
+        call = Call(calls_of(method, self._calls))
+        if self._access is not None:
+            call.on_end = self._access.begun(None, context)
+        call.end(error.code)
         await abort(error, method, context, self._on_error)
 
 
@@ -102,7 +109,11 @@ KINDS = {
 
 
 def stream_with_error_statuses(
-    method: str, behaviour: Handler, on_error: OnError, calls: FaceCalls
+    method: str,
+    behaviour: Handler,
+    on_error: OnError,
+    calls: FaceCalls,
+    access: GrpcAccess | None = None,
 ) -> Handler:
     """Do the same as `with_error_statuses`, for a handler that takes a stream of requests."""
     if inspect.isasyncgenfunction(behaviour):
@@ -111,18 +122,23 @@ def stream_with_error_statuses(
             async for response in behaviour(all_readable(requests), context):
                 yield response
 
-        return with_error_statuses(method, generate, on_error, calls)
+        return with_error_statuses(method, generate, on_error, calls, access)
 
     async def call(requests: Any, context: Context) -> Any:
         return await behaviour(all_readable(requests), context)
 
-    return with_error_statuses(method, call, on_error, calls)
+    return with_error_statuses(method, call, on_error, calls, access)
 
 
 def with_error_statuses(
-    method: str, behaviour: Handler, on_error: OnError, calls: FaceCalls
+    method: str,
+    behaviour: Handler,
+    on_error: OnError,
+    calls: FaceCalls,
+    access: GrpcAccess | None = None,
 ) -> Handler:
-    """Return a handler that fails with our statuses, and counts its calls.
+    """Return a handler that fails with our statuses, and counts its calls; `access` logs them, if
+    it is given.
 
     `behaviour` is a coroutine function or an asynchronous generator.
     """
@@ -133,8 +149,13 @@ def with_error_statuses(
 
     async def call(request: Any, context: Context) -> Any:
         present = begin_call(of_method)
+        served = None
+        if access is not None:
+            present.on_end = served = access.begun(request, context)
         try:
             response = await behaviour(readable(request), context)
+            if served is not None:
+                served.response = response
             present.end()
             return response
         except asyncio.CancelledError:
@@ -148,6 +169,8 @@ def with_error_statuses(
 
     async def generate(request: Any, context: Context) -> AsyncIterator[Any]:
         present = begin_call(of_method)
+        if access is not None:
+            present.on_end = access.begun(request, context)
         try:
             async for response in behaviour(readable(request), context):
                 yield response

@@ -22,7 +22,9 @@ from megaphone.listen.sockets import (
     owner_only,
 )
 from megaphone.model import Endpoint
+from megaphone.observe.access_log import AccessLog
 from megaphone.observe.calls import FaceCalls
+from megaphone.rpc.access import GrpcAccess
 from megaphone.rpc.admin import AdminServicer
 from megaphone.rpc.callers import CallerInterceptor
 from megaphone.rpc.channels import ChannelServicer
@@ -104,9 +106,11 @@ class GrpcServer:
         tls: Callable[[], Contents] | None = None,
         on_error: OnError = ignore,
         calls: FaceCalls | None = None,
+        access_log: AccessLog | None = None,
     ) -> None:
         """`tls` returns the certificate for each new connection; without it, connections are plain.
-        `on_error` is called with each error that a client gets. `calls` counts all calls.
+        `on_error` is called with each error that a client gets. `calls` counts all calls, and
+        `access_log` logs them, if it is given.
 
         With `shares_port`, other processes of the same user may listen on the same port.
 
@@ -117,7 +121,8 @@ class GrpcServer:
         """
         max_message_bytes = max_body_bytes + FRAMING_BYTES
         reception = Reception(budget.limit_of_requests, max_message_bytes)
-        self._calls = ErrorInterceptor(max_members, on_error, calls)
+        access = None if access_log is None else GrpcAccess(access_log, peers.proxies)
+        self._calls = ErrorInterceptor(max_members, on_error, calls, access)
         self._server = grpc.aio.server(
             interceptors=[
                 self._calls,

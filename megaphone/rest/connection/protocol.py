@@ -151,6 +151,14 @@ class Answering(Protocol):
         when the turn of the requests began, as `time.monotonic` counts."""
 
 
+class LaneAccess(Protocol):
+    """What a connection needs of the access log."""
+
+    def answered(self, data: bytes, answer: bytes, seconds: float, ip: str, names: Names) -> None:
+        """Log a call that the lane has answered. `data` is the request, and `answer` at least the
+        first part of the answer."""
+
+
 @dataclass(slots=True)
 class Host:
     """What all connections of a face share."""
@@ -166,6 +174,8 @@ class Host:
     """Counts the calls. The lane counts those that it answers itself."""
     tls: Callable[[], ssl.SSLContext] | None = None
     """Returns what a new connection needs for TLS; None if the face is plain."""
+    access: LaneAccess | None = None
+    """Logs the calls that the lane answers; None if nobody wants that."""
     turn: Turn = field(init=False)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     open: set["Connection"] = field(default_factory=set)
@@ -270,6 +280,7 @@ class Connection:
     """
 
     __slots__ = (
+        "_asked_at",
         "_encrypted",
         "_guest",
         "_held",
@@ -294,6 +305,8 @@ class Connection:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._asked_at = 0.0
+        """When the request came that is being answered, if calls are logged."""
         self._transport: asyncio.Transport | None = None
         self._encrypted: EncryptedTransport | None = None
         """The transport, if the connection is encrypted."""
@@ -471,6 +484,8 @@ class Connection:
             self._lend(data)
         else:
             self._is_asking = True
+            if self._host.access is not None:
+                self._asked_at = monotonic()
             if self._encrypted is not None:  # the handshake is done
                 self.names = self._encrypted.certificate_names
             self._host.turn.add_request(self, data)
@@ -480,6 +495,8 @@ class Connection:
         self._is_asking = False
         try:
             if isinstance(outcome, bytes):
+                if self._host.access is not None:
+                    self._log_call(data, outcome)
                 self._answer(self._announcing(outcome))
             else:
                 self._conclude(outcome, data)
@@ -494,18 +511,27 @@ class Connection:
             self._is_begun = True
             outcome.on_outcome = partial(host.turn.add_answer, self, data)
         elif isinstance(outcome, Failed):
+            self._log_call(data, internal_error())
             self._answer_failure(outcome.error)
         elif isinstance(outcome, Unanswered):
             self._is_lent_for_ever = not outcome.is_whole
             self._lend(data)
         elif isinstance(outcome, Opened):
             host.answered += 1
+            self._log_call(data, outcome.head)
             self.begin_stream(outcome.reader, outcome.framing, outcome.head)
         elif isinstance(outcome, Unfinished):
             self._hold(data, outcome.missing)
         elif isinstance(outcome, Later):
             self._held = bytearray()
             self._task = host.loop.create_task(self._answer_later(outcome.call, data))
+
+    def _log_call(self, data: bytes, answer: bytes) -> None:
+        """Log a call that the lane has answered, if that is wanted."""
+        access, transport = self._host.access, self._transport
+        if access is not None and transport is not None:
+            seconds = monotonic() - self._asked_at
+            access.answered(data, answer, seconds, ip_of(transport), self.names)
 
     def answer_late(self, outcome: Outcome, data: bytes) -> None:
         """Do what the lane says about a request that was begun."""
@@ -560,11 +586,13 @@ class Connection:
         try:
             answered = await call
             if isinstance(answered, Opened):
+                self._log_call(data, answered.head)
                 self._open_later(answered)
                 return
-            last = None if answered is None else await self._write_all_but_last(answered)
+            last = None if answered is None else await self._write_all_but_last(answered, data)
         except Exception as error:
             self._task = None
+            self._log_call(data, internal_error())
             self._answer_failure(error)
             return
         self._task = None
@@ -586,8 +614,10 @@ class Connection:
         self._host.answered += 1
         self.begin_stream(opened.reader, opened.framing, opened.head)
 
-    async def _write_all_but_last(self, pieces: Iterator[bytes]) -> bytes:
-        last = self._announcing(next(pieces))
+    async def _write_all_but_last(self, pieces: Iterator[bytes], data: bytes) -> bytes:
+        first = next(pieces)
+        self._log_call(data, first)
+        last = self._announcing(first)
         for piece in pieces:
             await self._drained()
             self._transport_or_raise().write(last)
