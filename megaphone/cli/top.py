@@ -172,7 +172,8 @@ def page(view: "NodeView", before: "NodeView | None", path: str) -> list[str]:
         f"channels {levels['channels']:,}   reads {levels['reads_open']:,}"
         f"   writers waiting {levels['writers_waiting']:,}"
         f"   connections {levels['connections']:,}"
-        f"   memory for clients {levels['buffered_bytes'] / MB:,.1f} MB",
+        f"   memory for clients {levels['buffered_bytes'] / MB:,.1f} MB"
+        f"   loop delay {levels['loop_lag_us'] / 1_000:,.1f} ms",
         f"in {rate('messages_received', view, before)}   out {rate('messages_read', view, before)}"
         f"   again {rate('messages_redelivered', view, before)}"
         f"   lost {view.counts['messages_lost']:,}",

@@ -601,5 +601,5 @@ class Observer(Protocol):
     def read_started(self, kind: ReadKind, recovered: bool | None) -> None:
         """A read of a channel was opened. `recovered` is as that of `Lease`."""
 
-    def read_ended(self, end: ReadEnd) -> None:
+    def read_ended(self, kind: ReadKind, end: ReadEnd) -> None:
         """A read of a channel has ended, for the first of several reasons if there were several."""

@@ -29,6 +29,7 @@ class Reader(OpenRead[Event]):
     __slots__ = (
         "_expires_first",
         "_is_closed",
+        "_kind",
         "_last_wanted",
         "_lease",
         "_left",
@@ -86,7 +87,8 @@ class Reader(OpenRead[Event]):
         self._short_id = short_id
         self._receiving: Receiving | None = None
         """The span of the last batch, until the connection has all its bytes."""
-        observer.read_started(options.kind, lease.recovered)
+        self._kind = options.kind
+        observer.read_started(self._kind, lease.recovered)
 
     def attach(self, client: Client | None, on_ready: Callable[[], None]) -> None:
         self._client = client
@@ -254,7 +256,8 @@ class Reader(OpenRead[Event]):
         self._end_span(is_sent=clean)
         self._forget_client()
         self._lease.release(clean=clean, now=self._loop.time())
-        self._observer.read_ended(self.ended_by or self._lease.ended_by or ReadEnd.CLIENT_GONE)
+        ended_by = self.ended_by or self._lease.ended_by or ReadEnd.CLIENT_GONE
+        self._observer.read_ended(self._kind, ended_by)
         self._on_close(self)
 
 

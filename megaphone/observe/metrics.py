@@ -157,7 +157,7 @@ class Metrics:
         self.messages_fed = 0
         self.messages_forwarded = 0
         self.agents_not_moved = 0
-        self.reads_open = 0
+        self.reads_open_by_kind: dict[str, int] = {kind.value: 0 for kind in ReadKind}
         self.writers_waiting = 0
         self.writes_timed_out = 0
         self.reads_cut_off = 0
@@ -240,13 +240,13 @@ class Metrics:
         self.reads_cut_off += 1
 
     def read_started(self, kind: ReadKind, recovered: bool | None) -> None:
-        self.reads_open += 1
+        self.reads_open_by_kind[kind.value] += 1
         self.reads_opened[kind.value] += 1
         if recovered is not None:
             self.recoveries["true" if recovered else "false"] += 1
 
-    def read_ended(self, end: ReadEnd) -> None:
-        self.reads_open -= 1
+    def read_ended(self, kind: ReadKind, end: ReadEnd) -> None:
+        self.reads_open_by_kind[kind.value] -= 1
         self.reads_ended[end.value] += 1
 
     def writer_waits(self, channel_id: bytes) -> None:
@@ -280,10 +280,18 @@ class Metrics:
         """Fulfil `core.ports.Counts`."""
         return {name: whole(self._sources[name]) for name in COUNTS}
 
+    @property
+    def reads_open(self) -> int:
+        return sum(self.reads_open_by_kind.values())
+
     def levels(self) -> Mapping[str, int]:
         """Fulfil `core.ports.Counts`."""
-        levels = {name: whole(self._sources[name]) for name in LEVELS}
-        return {"connections": self._connections.open, **levels}
+        return {
+            **{name: whole(self._sources[name]) for name in LEVELS},
+            **{f"reads_open_{kind}": count for kind, count in self.reads_open_by_kind.items()},
+            "connections": self._connections.open,
+            "loop_lag_us": round(self.lag.last_s * 1e6),
+        }
 
     def _own_sources(self) -> dict[str, Source]:
         """Return where the value of each metric is that every node has."""

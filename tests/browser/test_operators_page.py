@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -95,12 +96,28 @@ async def press(page: Page, text: str, within: str) -> None:
 
 async def test_the_page_shows_a_node_while_it_runs(page: Page, client: Megaphone) -> None:
     full, empty = await channels(client, 3, 0)
-    assert (await cells(page, full))[1:6] == ["a label", "3", "0", "0", "no"]
+    texts = "[...row.cells].map((cell) => cell.textContent).slice(0, 6).join()"
+    wanted = f"{full},a label,3,0,0,no"
+    await page.becomes(f"{ROWS}.some((row) => {texts} === {json.dumps(wanted)})", within_s=20)
     assert (await cells(page, empty))[2] == "0"
     assert "token" not in await page.value("location.href")
     await page.becomes("document.querySelector('#state').textContent.startsWith('Live')")
     await page.becomes("/^in \\d/.test(document.querySelector('#in').textContent)")
     await page.becomes("document.querySelector('#line-in').getAttribute('d').includes('L')")
+    await page.becomes("/Loop delay\\d+\\.\\d ms/.test(document.body.textContent)")
+
+
+async def test_open_reads_are_told_by_kind(page: Page, client: Megaphone) -> None:
+    made = [await client.create() for _ in range(3)]
+    note = "document.querySelector('#note1').textContent"
+    await page.becomes(f"{note} === ''")
+    async with AsyncExitStack() as stack:
+        for number, channel in enumerate(made):
+            reader = client.read(channel.consumer, ack="auto" if number else "none")
+            await client.write(channel.producer, "s", 1)
+            await anext(await stack.enter_async_context(reader))
+        await page.becomes(f"{note} === '1 plain, 2 acknowledging'")
+    await page.becomes(f"{note} === ''")
 
 
 async def test_channels_are_filtered_and_sorted(page: Page, client: Megaphone) -> None:

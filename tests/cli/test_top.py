@@ -21,6 +21,7 @@ LEVELS = {
     "writers_waiting": 0,
     "connections": 3,
     "buffered_bytes": 1_500_000,
+    "loop_lag_us": 1_234,
 }
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -17,7 +17,7 @@ from megaphone.cli.ui_server import INLINE, MOST_BODY_BYTES, PAGE, UiServer, sha
 from tests.cli.conftest import User
 from tests.support.process import BrokerProcess, broker_process, wait_for
 
-MOST_PAGE_BYTES = 20_000
+MOST_PAGE_BYTES = 20 * 1024
 
 
 @contextmanager

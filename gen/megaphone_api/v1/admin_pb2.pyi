@@ -948,7 +948,10 @@ class WatchResponse(_message.Message):
 
     @_builtins.property
     def levels(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
-        """The gauges of the metrics, in the same way."""
+        """The gauges of the metrics, in the same way. `reads_open_plain`, `reads_open_resuming` and
+        `reads_open_acknowledging` are open reads by their kind, and `loop_lag_us` is how late, in
+        microseconds, the event loop called a timer last.
+        """
 
     @_builtins.property
     def notable(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
