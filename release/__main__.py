@@ -18,16 +18,18 @@ from release.distributions import (
 )
 
 NEXT = """\
-dist/ has megaphone-broker, megaphone-client and megaphone-api {version}. What remains to be done:
+dist/ has megaphone-broker, megaphone-client, megaphone-api and megaphone-operator {version}.
+What remains to be done:
 
     git tag -a v{version} -m "Megaphone {version}"
     git push origin v{version}
     auditwheel repair --wheel-dir dist dist/*-linux_*.whl && rm dist/*-linux_*.whl
     twine upload dist/*
     docker build -f deploy/Dockerfile -t megaphone:{version} .
+    docker build -f operator/Dockerfile -t megaphone-operator:{version} .
 
-An index takes the compiled wheel only with the tag that auditwheel gives it. The last two need
-the accounts of the project."""
+An index takes the compiled wheel only with the tag that auditwheel gives it. The last three
+need the accounts of the project."""
 
 
 def ready() -> str:

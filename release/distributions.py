@@ -1,10 +1,10 @@
 """Build the source distribution and the wheels, and check that they can be published.
 
-There are four wheels: the broker's two, the client's, and that of the API. Of the broker's wheels
-the pure one runs everywhere; the compiled one has modules as machine code, for one platform and one
-version of Python. The source distribution has the source of all. A release is built from the last
-commit, not from the working tree, so that no ignored file gets in. Each check raises SystemExit if
-it fails.
+There are five wheels: the broker's two, the client's, that of the API, and that of the operator of
+Kubernetes. Of the broker's wheels the pure one runs everywhere; the compiled one has modules as
+machine code, for one platform and one version of Python. The source distribution has the source of
+all. A release is built from the last commit, not from the working tree, so that no ignored file
+gets in. Each check raises SystemExit if it fails.
 """
 
 import os
@@ -31,12 +31,14 @@ RELATIVE_LINK = re.compile(r"\]\((?!https?:|#)[^)]+\)")
 
 API_FOLDER = "gen"
 CLIENT_FOLDER = "clients/python"
+OPERATOR_FOLDER = "operator"
 
 
 class Distributions(NamedTuple):
     source: Path
     api: Path
     client: Path
+    operator: Path
     pure: Path
     compiled: Path
 
@@ -46,13 +48,15 @@ def build(source: Path, into: Path) -> Distributions:
     hatchling(source, into, "sdist")
     hatchling(source, into, "wheel")
     build_companions(source, into)
+    hatchling(source / OPERATOR_FOLDER, into, "wheel")
     compile_wheel(source, into)
     [archive] = into.glob("*.tar.gz")
     [api] = into.glob("megaphone_api-*.whl")
     [client] = into.glob("megaphone_client-*.whl")
+    [operator] = into.glob("megaphone_operator-*.whl")
     [pure] = into.glob("megaphone_broker-*-none-any.whl")
     [compiled] = set(into.glob("megaphone_broker-*.whl")) - {pure}
-    return Distributions(archive, api, client, pure, compiled)
+    return Distributions(archive, api, client, operator, pure, compiled)
 
 
 def build_companions(source: Path, into: Path) -> None:

@@ -7,11 +7,10 @@ is earlier, so there are never two.
 
 import asyncio
 import logging
-import time
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Protocol
 
-from megaphone_operator.kube import Kube, Unreachable, reason_of
+from megaphone_operator.kube import Unreachable, reason_of
 from megaphone_operator.plan.names import MANAGER
 
 log = logging.getLogger(__name__)
@@ -23,18 +22,28 @@ CALL_S = 4.0
 """How long one call for the Lease may take."""
 
 
+class Leases(Protocol):
+    """Where the Lease is: the API server, by `Kube`. Each call raises `Unreachable` if it fails."""
+
+    async def get(self, kind: str, namespace: str, name: str) -> Any: ...
+
+    async def create(self, manifest: dict[str, Any]) -> bool: ...
+
+    async def replace(self, manifest: dict[str, Any]) -> bool: ...
+
+
 class Election:
     """One copy's part in the election."""
 
-    def __init__(self, kube: Kube, namespace: str, identity: str) -> None:
-        self._kube = kube
+    def __init__(self, leases: Leases, namespace: str, identity: str) -> None:
+        self._leases = leases
         self._namespace = namespace
         self._identity = identity
         self._seen: Any = None
         """The Lease of another copy as it was seen last, and since when it has not changed."""
         self._unchanged_since = 0.0
         self.contact: float | None = None
-        """When the Lease was read or written last, by the monotonic clock."""
+        """When the Lease was read or written last, by the clock of the event loop."""
 
     async def win(self) -> None:
         """Return when this copy leads."""
@@ -44,17 +53,20 @@ class Election:
 
     async def keep(self) -> None:
         """Renew the Lease. Return when it is lost, or was not renewed for too long."""
-        renewed = time.monotonic()
-        while time.monotonic() - renewed < GIVE_UP_S:
-            await asyncio.sleep(RENEW_S)
-            begun = time.monotonic()
-            is_held = await self._try()
-            if is_held:
-                renewed = begun
-            elif is_held is False:
-                log.error("another copy has the lease")
-                return
-        log.error("the lease was not renewed for %s seconds", GIVE_UP_S)
+        renewed = _now()
+        try:
+            while True:
+                async with asyncio.timeout_at(renewed + GIVE_UP_S):
+                    await asyncio.sleep(RENEW_S)
+                    begun = _now()
+                    is_held = await self._try()
+                if is_held:
+                    renewed = begun
+                elif is_held is False:
+                    log.error("another copy has the lease")
+                    return
+        except TimeoutError:
+            log.error("the lease was not renewed for %s seconds", GIVE_UP_S)
 
     async def release(self) -> None:
         """Let another copy lead at once."""
@@ -75,7 +87,7 @@ class Election:
         except (Unreachable, TimeoutError) as error:
             log.warning("the lease cannot be reached: %s", reason_of(error))
             return None
-        self.contact = time.monotonic()
+        self.contact = _now()
         return is_held
 
     async def _take(self, lease: Any) -> bool:
@@ -89,30 +101,35 @@ class Election:
         if spec.get("holderIdentity") in (None, "", self._identity):
             return True
         if spec != self._seen:
-            self._seen, self._unchanged_since = spec, time.monotonic()
-        return time.monotonic() - self._unchanged_since >= LEASE_S
+            self._seen, self._unchanged_since = spec, _now()
+        return _now() - self._unchanged_since >= LEASE_S
 
     async def _read(self) -> Any:
-        return await self._kube.get("Lease", self._namespace, MANAGER)
+        return await self._leases.get("Lease", self._namespace, MANAGER)
 
     async def _write(self, lease: Any, holder: str) -> bool:
         """Write the Lease. Returns: False if another copy was faster."""
         before = _spec(lease) if lease else {}
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         is_new = before.get("holderIdentity") != holder
         spec = {
             "holderIdentity": holder,
             "leaseDurationSeconds": LEASE_S,
-            "renewTime": now,
-            "acquireTime": now if is_new else before.get("acquireTime", now),
+            "renewTime": time,
+            "acquireTime": time if is_new else before.get("acquireTime", time),
             "leaseTransitions": before.get("leaseTransitions", 0) + is_new,
         }
         metadata = {"name": MANAGER, "namespace": self._namespace}
         body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
         if lease is None:
-            return await self._kube.create({**body, "metadata": metadata, "spec": spec})
+            return await self._leases.create({**body, "metadata": metadata, "spec": spec})
         metadata["resourceVersion"] = lease["metadata"]["resourceVersion"]
-        return await self._kube.replace({**body, "metadata": metadata, "spec": spec})
+        return await self._leases.replace({**body, "metadata": metadata, "spec": spec})
+
+
+def _now() -> float:
+    """Return the time of the event loop, which tests can set."""
+    return asyncio.get_running_loop().time()
 
 
 def _spec(lease: Any) -> Any:

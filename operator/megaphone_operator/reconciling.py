@@ -6,7 +6,6 @@ A pass looks, plans and does. It keeps no copy of what it saw: the next pass loo
 import asyncio
 import logging
 import random
-import time
 from datetime import UTC, datetime
 
 from megaphone_operator.doing import Doing
@@ -39,7 +38,7 @@ class Cluster:
 
     def __init__(self, key: ClusterKey, reconciler: "Reconciler") -> None:
         self.key = key
-        self.due = time.monotonic()
+        self.due = asyncio.get_running_loop().time()
         """When the next pass begins, at the latest."""
         self._reconciler = reconciler
         self._doing = Doing(reconciler.kube, reconciler.reporter)
@@ -56,7 +55,7 @@ class Cluster:
         """Run passes until there is no such resource."""
         while (wait_s := await self._pass()) is not None or self._woken.is_set():
             wait_s = wait_s or 0.0
-            self.due = time.monotonic() + wait_s
+            self.due = asyncio.get_running_loop().time() + wait_s
             if self._failures:
                 await asyncio.sleep(min(wait_s, FIRST_BACKOFF_S))
                 wait_s -= min(wait_s, FIRST_BACKOFF_S)
@@ -173,7 +172,7 @@ class Reconciler:
     @property
     def is_overdue(self) -> bool:
         """Whether a pass should have begun long ago, so that this process must be stuck."""
-        limit = time.monotonic() - OVERDUE_S
+        limit = asyncio.get_running_loop().time() - OVERDUE_S
         return any(cluster.due < limit for cluster in self._clusters.values())
 
     async def close(self) -> None:

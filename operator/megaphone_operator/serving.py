@@ -5,7 +5,7 @@ GET /readyz    503 if the lease was not reached for some time
 GET /metrics
 """
 
-import time
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -27,7 +27,9 @@ async def serving(
 
     async def readyz(_: web.Request) -> web.Response:
         contact = election.contact
-        return _answer(contact is not None and time.monotonic() - contact < LEASE_S)
+        return _answer(
+            contact is not None and asyncio.get_running_loop().time() - contact < LEASE_S
+        )
 
     async def show_metrics(_: web.Request) -> web.Response:
         return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})

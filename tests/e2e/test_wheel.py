@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from release.distributions import build_companions
+from release.distributions import OPERATOR_FOLDER, build_companions, hatchling
 from tests.support.process import broker_process, environment
 
 pytestmark = pytest.mark.xdist_group("wheel")
@@ -135,3 +135,17 @@ def test_a_newcomer_gets_along_with_the_commands(installed: Path, tmp_path: Path
         _, said = tail.communicate(timeout=60)
     assert tail.returncode == 3
     assert "`megaphone create --save room` makes a new one" in said
+
+
+@pytest.mark.timeout(400)
+def test_the_operator_needs_nothing_of_the_broker(tmp_path: Path) -> None:
+    hatchling(ROOT / OPERATOR_FOLDER, tmp_path, "wheel")
+    (tmp_path / "operator").mkdir()
+    commands = installation("megaphone-operator", tmp_path, tmp_path / "operator")
+    assert run(str(commands / "megaphone-operator"), "--version", cwd=tmp_path).strip()
+    code = (
+        "from megaphone_operator.proxy_files import proxy_files; import importlib.util as u;"
+        "print(sorted(proxy_files()), u.find_spec('megaphone'))"
+    )
+    files = ["megaphone.conf", "nginx.conf", "question.conf", "questions.conf"]
+    assert run(str(commands / "python"), "-c", code, cwd=tmp_path) == f"{files} None\n"
