@@ -743,6 +743,27 @@ async def test_a_channel_is_shown(node: App, operator: Operator) -> None:
     waiting.cancel()
 
 
+async def test_the_id_in_a_log_line_finds_the_channel(
+    socket_path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("megaphone.core.lookout.STUCK_S", 0.05)
+    monkeypatch.setattr("megaphone.core.lookout.CHECK_S", 0.05)
+    async with (
+        running(fast_settings(mng_socket_path=socket_path)) as node,
+        over_http(socket_path) as operator,
+    ):
+        channel = await node.broker.create(ANYONE, (), ChannelOptions(capacity=1))
+        await write(node, channel, 1)
+        waiting = asyncio.create_task(write(node, channel, 2))
+        until = asyncio.get_running_loop().time() + LONG_S
+        while not (lines := [one for one in caplog.records if "writers wait" in one.message]):
+            assert asyncio.get_running_loop().time() < until
+            await asyncio.sleep(0.02)
+        shown = await operator.show_channel(lines[0].__dict__["channel"])
+        assert (shown["address"], shown["waiting_writers"]) == (channel.consumer_address, 1)
+        waiting.cancel()
+
+
 async def test_a_channel_that_cannot_be_shown_is_refused(node: App, operator: Operator) -> None:
     [address] = await create(node, 1)
     for name, error in {
