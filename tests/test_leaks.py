@@ -60,5 +60,6 @@ def test_log_records_of_every_level_and_their_exceptions_are_looked_at() -> None
         raise ValueError(str(CONSUMER))
     except ValueError:
         log.info("failed", exc_info=True)
-    log.warning("fine")
-    assert len(LOGGED.take()) == 2
+    log.warning("fine", extra={"agent": "node-1"})
+    log.warning("a field", extra={"channel": str(CONSUMER)})
+    assert len(LOGGED.take()) == 3

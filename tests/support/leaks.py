@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from megaphone.observe.logs import fields_of
+
 FORMS = re.compile(
     r"[A-Za-z0-9_-]\.[A-Za-z0-9]{50}\.[0-9a-f]"  # a consumer address
     r"|[A-Za-z0-9_-]\.[A-Za-z0-9_-]{58}[AEIMQUYcgkosw048](?![A-Za-z0-9_-])"  # a producer address
@@ -84,7 +86,9 @@ class LeakFinder(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.name.startswith(CLIENTS_OF_TESTS):
             return
-        if (leak := leak_in(self._formatter.format(record))) is not None:
+        text = self._formatter.format(record)
+        fields = "".join(f"\n{name}={value}" for name, value in fields_of(record).items())
+        if (leak := leak_in(text + fields)) is not None:
             self.leaks.append(leak)
 
     def take(self) -> list[str]:
