@@ -90,6 +90,14 @@ def test_the_panels_that_the_page_names_exist() -> None:
     assert named <= titles
 
 
+def test_the_log_lines_that_the_page_quotes_exist() -> None:
+    quoted = re.findall(r"a line `(.+?)`", " ".join(PAGE.split()))
+    code = "".join(path.read_text() for path in (ROOT / "megaphone").rglob("*.py"))
+    assert len(quoted) > 3
+    for line in quoted:
+        assert f'"{line}' in code, line
+
+
 # -- What compose mounts
 
 

@@ -32,8 +32,13 @@ from tests.support.ports import free_port
 from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, wait_for
 from tests.support.prometheus import RULES, Prometheus, hurried, needs_prometheus, prometheus
 from tests.support.redis_server import RedisServer, redis_server
+from tests.support.settings import IS_LONG
 
 pytestmark = [needs_prometheus, pytest.mark.xdist_group("prometheus")]
+
+takes_long = pytest.mark.skipif(
+    not IS_LONG, reason="takes seconds: workers or the store start anew"
+)
 
 WITHIN_S = 20.0
 CAPACITY = 5
@@ -399,6 +404,7 @@ def test_a_worker_is_killed(watcher: Prometheus, shared: Node) -> None:
     watcher.wait_until_fires("MegaphoneWorkerDied", instance="shared")
 
 
+@takes_long
 def test_a_worker_ends_before_it_has_called_a_webhook(watcher: Prometheus, shared: Node) -> None:
     _, consumer = shared.create()
     shared.megactl("dispose-channel", "-n", consumer)
@@ -406,6 +412,7 @@ def test_a_worker_ends_before_it_has_called_a_webhook(watcher: Prometheus, share
     watcher.wait_until_fires("MegaphoneWebhooksLost", instance="shared")
 
 
+@takes_long
 def test_the_store_dies(watcher: Prometheus, site: Site, shared: Node) -> None:
     site.store.kill()
     watcher.wait_until_fires(
