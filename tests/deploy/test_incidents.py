@@ -24,13 +24,21 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 
+from megaphone_client.sync import Megaphone
 from tests.dashboard import DASHBOARD, expression
 from tests.support.certificates import make_certificates
 from tests.support.documented import ROOT
 from tests.support.forked import run, without_own_settings
 from tests.support.ports import free_port
 from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, wait_for
-from tests.support.prometheus import RULES, Prometheus, hurried, needs_prometheus, prometheus
+from tests.support.prometheus import (
+    RULES,
+    WINDOW,
+    Prometheus,
+    hurried,
+    needs_prometheus,
+    prometheus,
+)
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.settings import IS_LONG
 
@@ -45,6 +53,8 @@ CAPACITY = 5
 SELECTOR = re.compile(r"\b(?:megaphone_(?!operator_)\w+|process_\w+|up|ALERTS)(?:\{[^}]*\})?(?!\w)")
 OF_PROMETHEUS = {'ALERTS{alertstate="firing", alertname=~"Megaphone.*"}'}
 """What need not be there, because it is there only while an alert fires."""
+OF_A_BUSY_MACHINE = {"MegaphoneDown", "MegaphoneLoopLag", "MegaphoneDeliverySlow"}
+"""What other tests at the same time may cause on a node that is well."""
 PEER = struct.Struct("3i")
 """The process, user and group at the other end of a Unix socket."""
 
@@ -61,6 +71,8 @@ class Node:
         self.name = name
         self.folder = folder
         self.broker = broker
+        self.producers: list[str] = []
+        """Of all channels that were created."""
 
     def call(self, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any]:
         """Return the status and the body of an answer."""
@@ -77,6 +89,7 @@ class Node:
         """Create a channel. Returns: the addresses of its producer and its consumer."""
         status, made = self.call("POST", "/create", json.dumps(options).encode())
         assert status == 200, made
+        self.producers.append(made["producerAddress"])
         return made["producerAddress"], made["consumerAddress"]
 
     def write(self, producer: str, body: bytes = b"1") -> str:
@@ -154,6 +167,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         site.start("rooms", buffer_capacity=CAPACITY)
         site.start("hasty", **HASTY, buffer_capacity=CAPACITY)
         site.start("starved")
+        site.start("well")
         site.start("narrow", **NARROW, ops_address=f"127.0.0.1:{free_port()}")
         site.start("doors", **behind_doors(folder), ops_address=f"127.0.0.1:{free_port()}")
         site.start("shared", MEGAPHONE, **with_a_store(store))
@@ -242,9 +256,9 @@ def test_a_writer_waits_all_the_time(watcher: Prometheus, rooms: Node) -> None:
 
 def test_a_channel_ends_with_events_that_nobody_read(watcher: Prometheus, rooms: Node) -> None:
     def end() -> None:
-        producer, consumer = rooms.create()
+        producer, _ = rooms.create()
         assert rooms.write(producer) == "OK"
-        rooms.megactl("dispose-channel", "-n", consumer)
+        rooms.call("DELETE", f"/channel/{producer}")
 
     watcher.wait_until_fires("MegaphoneEventsLost", end, instance="rooms")
 
@@ -290,8 +304,8 @@ def narrow(site: Site) -> Iterator[Node]:
     """A node with low limits, without channels."""
     node = site.nodes["narrow"]
     yield node
-    for channel in json.loads(node.megactl("list-channels", "-o", "json")):
-        node.megactl("dispose-channel", "-n", channel["address"])
+    for producer in node.producers:
+        node.call("DELETE", f"/channel/{producer}")
 
 
 def test_events_that_nobody_reads_fill_the_memory(watcher: Prometheus, narrow: Node) -> None:
@@ -306,8 +320,8 @@ def test_events_that_nobody_reads_fill_the_memory(watcher: Prometheus, narrow: N
 
 
 def test_channels_reach_their_limit(watcher: Prometheus, narrow: Node) -> None:
-    while narrow.call("POST", "/create")[0] == 200:
-        pass
+    for _ in range(10):
+        narrow.create()
     watcher.wait_until_fires("MegaphoneChannelsNearLimit", instance="narrow")
 
 
@@ -407,7 +421,7 @@ def test_a_worker_is_killed(watcher: Prometheus, shared: Node) -> None:
 @takes_long
 def test_a_worker_ends_before_it_has_called_a_webhook(watcher: Prometheus, shared: Node) -> None:
     _, consumer = shared.create()
-    shared.megactl("dispose-channel", "-n", consumer)
+    shared.megactl("dispose-channel", "-n", consumer)  # by the first worker
     os.kill(first_worker(shared), signal.SIGTERM)  # the other one still answers Prometheus
     watcher.wait_until_fires("MegaphoneWebhooksLost", instance="shared")
 
@@ -422,6 +436,26 @@ def test_the_store_dies(watcher: Prometheus, site: Site, shared: Node) -> None:
 
 
 # -- All nodes
+
+
+def test_a_node_that_is_well_raises_no_alert(watcher: Prometheus, site: Site) -> None:
+    broker = site.nodes["well"].broker
+    for url in (broker.url, f"grpc://{broker.grpc_target}"):
+        with Megaphone.from_url(url) as client:
+            channel = client.create()
+            with client.read(channel.consumer) as events:
+                for number in range(20):
+                    client.write(channel.producer, "s", number)
+                    assert next(events).body == number
+            client.dispose(channel.producer)
+    wait_for(lambda: bool(watcher.query('megaphone_messages_read{instance="well"} == 40')))
+    wait_for(
+        lambda: bool(
+            watcher.query(f'rate(megaphone_messages_read{{instance="well"}}[{WINDOW}]) == 0')
+        )
+    )
+    raised = watcher.query('max_over_time(ALERTS{instance="well"}[1h])')
+    assert {one["metric"]["alertname"] for one in raised} <= OF_A_BUSY_MACHINE
 
 
 def expressions() -> Iterator[str]:
