@@ -37,6 +37,7 @@ class LineOfCall(msgspec.Struct, omit_defaults=True):
     method: str
     code: str
     ms: float
+    waited_ms: float | None = None
     caller: str = ""
     tenant: str = ""
     agent: str = ""
@@ -79,13 +80,15 @@ class AccessLog:
         method: str,
         code: str,
         seconds: float,
+        waited_s: float = 0.0,
         *,
         caller: Caller | None = None,
         address: str = "",
         peer: str = "",
         traceparent: str = "",
     ) -> None:
-        """Add a line for a call that has ended. Probes and pages have one only if they fail."""
+        """Add a line for a call that has ended, and whose writers have waited for places for
+        `waited_s` besides. Probes and pages have a line only if they fail."""
         if code == OK and (self.only_errors or method == OTHER):
             return
         channel_id = self._channel_of(address) if address else None
@@ -98,6 +101,7 @@ class AccessLog:
             method,
             code,
             round(1000 * seconds, 3),
+            round(1000 * waited_s, 3) if waited_s else None,
             caller="" if caller is None else caller.name,
             tenant="" if caller is None else caller.tenant.name,
             agent="" if channel_id is None else agent_of(address),

@@ -93,8 +93,9 @@ class Call:
 
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
-        self.on_end: Callable[[str, str, float], None] | None = None
-        """Called once the call has counted: with its method, its code, and how long it took."""
+        self.on_end: Callable[[str, str, float, float], None] | None = None
+        """Called once the call has counted: with its method, its code, how long it took, and for
+        how long its writers waited for places besides."""
         self.begin()
 
     def begin(self) -> None:
@@ -116,4 +117,4 @@ class Call:
             seconds = max(0.0, monotonic() - self._began_at - self._waits.seconds)
             self.calls.ended(code, seconds)
             if self.on_end is not None:
-                self.on_end(self.calls.method, code, seconds)
+                self.on_end(self.calls.method, code, seconds, self._waits.seconds)

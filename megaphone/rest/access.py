@@ -53,6 +53,7 @@ class HttpAccess:
         method: str,
         code: str,
         seconds: float,
+        waited_s: float,
     ) -> None:
         """Make the line of a call that aiohttp has served."""
         if code == OK and self._log.only_errors:
@@ -64,6 +65,7 @@ class HttpAccess:
             method,
             code,
             seconds,
+            waited_s,
             caller=self._doorkeeper.known(proof_of(request), peer.certificate_names),
             address=address or created_in(answer, method),
             peer=peer.ip,
@@ -85,6 +87,7 @@ class HttpAccess:
             method,
             code,
             seconds,
+            0.0,  # because the lane never waits
             caller=self._doorkeeper.known(request.proof, names),
             address=rest[0] if rest else created_in(answer, method),
             peer=ip,
@@ -105,11 +108,11 @@ class ServedRequest:
         self.response: web.StreamResponse | None = None
         """The answer, once it is known."""
 
-    def __call__(self, method: str, code: str, seconds: float) -> None:
+    def __call__(self, method: str, code: str, seconds: float, waited_s: float) -> None:
         """Make the line, because the call has ended."""
         body: Any = getattr(self.response, "body", None)
         answer = body if isinstance(body, bytes) else b""
-        self._access.ended(self._request, self._peer, answer, method, code, seconds)
+        self._access.ended(self._request, self._peer, answer, method, code, seconds, waited_s)
 
 
 def created_in(answer: bytes, method: str) -> str:

@@ -50,7 +50,7 @@ class Served(Protocol):
     response: web.StreamResponse | None
     """The answer, once it is known."""
 
-    def __call__(self, method: str, code: str, seconds: float) -> None: ...
+    def __call__(self, method: str, code: str, seconds: float, waited_s: float) -> None: ...
 
 
 class Access(Protocol):

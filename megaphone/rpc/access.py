@@ -21,7 +21,9 @@ class GrpcAccess:
         """Return what makes the line of a call. `request` is its message, if it has one."""
         return ServedCall(self, address_in(request), context)
 
-    def ended(self, address: str, context: Any, method: str, code: str, seconds: float) -> None:
+    def ended(
+        self, address: str, context: Any, method: str, code: str, seconds: float, waited_s: float
+    ) -> None:
         """Make the line of a call."""
         metadata = context.invocation_metadata() or ()
         self._log.add(
@@ -29,6 +31,7 @@ class GrpcAccess:
             method,
             code,
             seconds,
+            waited_s,
             caller=caller(),
             address=address,
             peer=client_of(context, self._proxies),
@@ -48,10 +51,10 @@ class ServedCall:
         self.response: Any = None
         """The answer, once it is known."""
 
-    def __call__(self, method: str, code: str, seconds: float) -> None:
+    def __call__(self, method: str, code: str, seconds: float, waited_s: float) -> None:
         """Make the line, because the call has ended."""
         address = self._address or address_in(self.response)
-        self._access.ended(address, self._context, method, code, seconds)
+        self._access.ended(address, self._context, method, code, seconds, waited_s)
 
 
 def address_in(message: Any) -> str:

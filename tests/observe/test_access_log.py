@@ -124,6 +124,19 @@ async def test_only_errors_have_lines_if_that_is_wanted(log: Log, face: str, lan
     ]
 
 
+@pytest.mark.parametrize("face", FACES)
+async def test_a_line_says_how_long_its_writer_waited(log: Log, face: str) -> None:
+    full = {"buffer_capacity": 1, "write_timeout_millis": 50}
+    async with node(log, face, access_log="errors", **full) as (_, client):
+        channel = await client.create()
+        await client.write(channel.producer, "s", b"1")
+        with pytest.raises(Exception, match="stayed full"):
+            await client.write(channel.producer, "s", b"2")
+    [line] = log.lines()
+    assert (line["code"], line["channel"]) == ("TIMEOUT", id_of(channel))
+    assert line["waited_ms"] >= 49
+
+
 async def test_nothing_is_logged_unless_that_is_wanted(log: Log) -> None:
     async with node(log, "http") as (_, client):
         await client.create()
