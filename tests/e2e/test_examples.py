@@ -1,11 +1,14 @@
 """`make demo` starts what it says, and the commands of examples/README.md print what it says."""
 
 import os
+import pty
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from examples.chat.chat import CLIENT
 from tests.support.documented import ROOT, assert_printed, run_session, steps
 from tests.support.ports import free_ports
 from tests.support.process import environment
+from tests.support.settings import IS_LONG
 
 PAGE = (ROOT / "examples" / "README.md").read_text()
 PORTS = ("3000", "8000", "8001")
@@ -72,3 +76,40 @@ def test_a_demo_whose_port_is_taken_says_so(tmp_path: Path) -> None:
         )
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith(f"port {port} cannot be used: Address already in use. Name three")
+
+
+@pytest.mark.skipif(not IS_LONG, reason="starts five programs: MEGAPHONE_TESTED_LONG=1")
+def test_enter_stops_the_broker_for_a_moment_and_ctrl_c_ends_the_demo(tmp_path: Path) -> None:
+    ports = [str(port) for port in free_ports(3)]
+    terminal, own = pty.openpty()
+    demo = subprocess.Popen(
+        [sys.executable, ROOT / "examples" / "demo.py", *ports],
+        cwd=tmp_path,
+        stdin=own,
+        stdout=own,
+        stderr=own,
+        start_new_session=True,
+    )
+    os.close(own)
+    try:
+        said = read_until(terminal, b"Ctrl-C ends the demo.")
+        os.write(terminal, b"\n")
+        said += read_until(terminal, b"The broker is there again.")
+        assert b"The broker stops." in said
+        os.killpg(demo.pid, signal.SIGINT)
+        assert demo.wait(30) == 0
+    finally:
+        if demo.poll() is None:
+            os.killpg(demo.pid, signal.SIGKILL)
+            demo.wait()
+        os.close(terminal)
+
+
+def read_until(terminal: int, wanted: bytes) -> bytes:
+    """Return what a program prints until it has printed this, for a minute at most."""
+    said, until = b"", time.monotonic() + 60
+    while wanted not in said and time.monotonic() < until:
+        can_be_read, _, _ = select.select([terminal], [], [], 0.5)
+        said += os.read(terminal, 65_536) if can_be_read else b""
+    assert wanted in said, said.decode(errors="replace")
+    return said

@@ -19,13 +19,24 @@ export interface Chunks<T> extends AsyncIterable<Chunk<T>> {
   subscribe(observer: Observer<T> | ((chunk: Chunk<T>) => unknown)): { unsubscribe(): void };
 }
 
-/** What a factory returns. The former client had both names for the address. */
+/** The addresses of a channel, as the former client has them since its version 0.10. */
+export interface ChannelAddress {
+  producer: string;
+  consumer: string;
+}
+
+/**
+ * What a factory returns: which streams to read, and of which channel. Older versions of the former
+ * client had only the consumer address, by one of two names. Without any, the streams are those of
+ * the channel that is being read.
+ */
 export interface Use {
-  channelAddress?: string;
+  channelAddress?: ChannelAddress | string;
   channelId?: string;
   streamIds: string[];
 }
 
+/** Gets the producer address of the channel that is being read, or that which a factory returned in its place. */
 export type Factory = (address?: string) => Promise<Use>;
 
 const chunkOf = <T>({ stream, id, time, body }: Event<T>): Chunk<T> => ({ sid: stream, eid: id, ts: time.toISOString(), body });
@@ -38,7 +49,7 @@ const chunkOf = <T>({ stream, id, time, body }: Event<T>): Chunk<T> => ({ sid: s
 export class MegaphonePoller {
   readonly #megaphone: Megaphone;
   #channel: Channel | undefined;
-  #address: string | undefined;
+  #former: ChannelAddress | undefined;
   #subscribers = 0;
   #wasLeft = false;
 
@@ -47,15 +58,17 @@ export class MegaphonePoller {
     this.#megaphone = new Megaphone(url);
   }
 
-  /** `factory` gets the address that is being read. A stream ends when `finalizer` returns false. */
+  /** `factory` gets the address of the channel that is being read. A stream ends when `finalizer` returns false. */
   async newStream<T>(factory: Factory, finalizer: (stream: string, chunk: Chunk<T>) => boolean): Promise<Chunks<T>> {
-    const { channelAddress, channelId, streamIds } = await factory(this.#wasLeft ? undefined : this.#address);
+    const used = await factory(this.#wasLeft ? undefined : this.#former?.producer);
+    const { channelAddress = used.channelId, streamIds } = used;
+    const address = typeof channelAddress === "string" ? { producer: channelAddress, consumer: channelAddress } : channelAddress;
     this.#wasLeft = false;
-    const address = (channelAddress ?? channelId)!;
-    if (address !== this.#address || !this.#channel) {
-      this.#address = address;
-      this.#channel = this.#megaphone.channel(address);
+    if (address && address.consumer !== this.#former?.consumer) {
+      this.#former = address;
+      this.#channel = this.#megaphone.channel(address.consumer);
     }
+    if (!this.#channel) throw new TypeError("the factory has named no channel, and none is being read");
     const channel = this.#channel;
     const subscribe: Chunks<T>["subscribe"] = (given) => {
       const { next, error, complete } = typeof given === "function" ? ({ next: given } as Observer<T>) : given;

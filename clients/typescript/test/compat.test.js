@@ -3,17 +3,22 @@ import { test } from "node:test";
 import { firstValueFrom, from, take, toArray } from "rxjs";
 import { line, serve } from "./server.js";
 
-// FORMER_CLIENT may name the built file of the former client, which passes the first of these tests.
+// FORMER_CLIENT may name the built file of the former client (0.10.3), which passes the first of these tests.
 const former = process.env.FORMER_CLIENT;
 const { MegaphonePoller } = await import(former ?? "../dist/compat.js");
 
 test("streams, delayed answers and finalizers are as in the former client", async () => {
-  let asked = 0;
-  const server = await serve((_, response) => {
-    asked++;
+  const asked = [];
+  const server = await serve(({ method, path }, response) => {
+    asked.push(method + path);
     response.write(line("1", "a") + line("2", "answer") + line("3", "a") + line("4", "end") + line("5", "end"));
   });
-  const factory = (...streamIds) => async () => ({ channelAddress: "node.a.1", channelId: "node.a.1", streamIds });
+  const channelAddress = { producer: "node.a", consumer: "node.a.1" };
+  const formers = [];
+  const factory = (...streamIds) => async (former) => {
+    formers.push(former);
+    return former ? { streamIds } : { channelAddress, streamIds };
+  };
   const poller = new MegaphonePoller(server.url, 100);
   const chunks = await poller.newUnboundedStream(factory("a"));
   const answers = await poller.newDelayedResponse(factory("answer"));
@@ -26,7 +31,8 @@ test("streams, delayed answers and finalizers are as in the former client", asyn
   assert.deepEqual(all.map(({ sid, eid, body }) => [sid, eid, body]), [["a", "1", "1"], ["a", "3", "3"]]);
   assert.equal(Date.parse(answer.ts), Date.parse("2026-01-02T03:04:05Z"));
   assert.deepEqual(end.map(({ body }) => body), ["4", "5"]);
-  assert.equal(asked, 1);
+  assert.deepEqual(asked, ["GET/read/node.a.1"]);
+  assert.equal(formers[0], undefined);
   server.close();
 });
 
@@ -44,6 +50,11 @@ test("a factory learns which channel is read, so that it can use that again", { 
   subscription.unsubscribe();
   await poller.newUnboundedStream(factory);
   assert.deepEqual(addresses, [undefined, "node.a.1", undefined]);
+  const named = new MegaphonePoller(server.url, 100);
+  await named.newUnboundedStream(async () => ({ channelAddress: { producer: "node.a", consumer: "node.a.1" }, streamIds: ["a"] }));
+  await named.newUnboundedStream(async (former) => (addresses.push(former), { streamIds: ["b"] }));
+  assert.equal(addresses.at(-1), "node.a");
+  await assert.rejects(new MegaphonePoller(server.url).newUnboundedStream(async () => ({ streamIds: ["a"] })), TypeError);
   server.close();
 });
 
