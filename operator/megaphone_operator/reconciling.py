@@ -72,23 +72,23 @@ class Cluster:
     async def _pass(self) -> float | None:
         """Run one pass. Returns: in how many seconds the next one begins; None if there is none."""
         self._woken.clear()
-        metrics, namespace, name = self._reconciler.metrics, *self.key
-        with metrics.passing():
-            try:
-                async with self._reconciler.passes, asyncio.timeout(PASS_TIMEOUT_S):
-                    body = await self._reconciler.kube.get(KIND, namespace, name)
-                    if body is None:
-                        metrics.forget(self.key)
-                        return None
-                    wait_s = await self._reconcile(body)
-            except Exception as error:
-                metrics.failed(type(error).__name__)
-                return await self._fail(error)
+        metrics = self._reconciler.metrics
+        try:
+            async with self._reconciler.passes, asyncio.timeout(PASS_TIMEOUT_S):
+                with metrics.passing():
+                    wait_s = await self._reconcile()
+        except Exception as error:
+            metrics.failed(type(error).__name__)
+            return await self._fail(error)
         self._failures = 0
         metrics.succeeded()
         return wait_s
 
-    async def _reconcile(self, body: Body) -> float:
+    async def _reconcile(self) -> float | None:
+        body = await self._reconciler.kube.get(KIND, *self.key)
+        if body is None:
+            self._reconciler.metrics.forget(self.key)
+            return None
         try:
             resource = parse_resource(body)
         except BadResource as error:
