@@ -12,6 +12,7 @@ import yaml
 from megaphone_operator.metrics import Metrics
 from tests.dashboard import DASHBOARD
 from tests.e2e.test_documents import anchors
+from tests.support.build import pure_only
 from tests.support.documented import ROOT
 from tests.support.prometheus import DEPLOY, PROMTOOL, RULES, hurried, needs_prometheus
 
@@ -90,6 +91,7 @@ def test_the_panels_that_the_page_names_exist() -> None:
     assert named <= titles
 
 
+@pure_only("the source is hidden from these tests")
 def test_the_log_lines_that_the_page_quotes_exist() -> None:
     quoted = re.findall(r"a line `(.+?)`", " ".join(PAGE.split()))
     code = "".join(path.read_text() for path in (ROOT / "megaphone").rglob("*.py"))

@@ -127,14 +127,14 @@ class Node:
         connection.sendall(head.encode() + body)
         return connection
 
-    def megactl(self, *words: str) -> str:
+    def megactl(self, *words: str, exit_code: int = 0) -> str:
         """Run a command of the node's operators. Returns: what it prints."""
         done = run(
             ["megactl", "-p", str(self.folder / "megaphone.sock"), *words],
             directory=self.folder,
             environment=without_own_settings(),
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == exit_code, done.stderr
         return done.stdout
 
 
@@ -489,6 +489,16 @@ def test_prometheus_can_evaluate_each_panel(watcher: Prometheus) -> None:
 
 
 # -- Other nodes
+
+
+def test_a_drain_finds_no_target(watcher: Prometheus, site: Site) -> None:
+    hasty = site.nodes["hasty"]
+    hasty.create()
+
+    def drain() -> None:
+        hasty.megactl("drain", "--target", f"http://127.0.0.1:{free_port()}", exit_code=1)
+
+    watcher.wait_until_fires("MegaphoneAgentsLeftBehind", drain, instance="hasty")
 
 
 def test_a_node_dies_that_has_the_replica_of_another(watcher: Prometheus, site: Site) -> None:
