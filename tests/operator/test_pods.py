@@ -38,15 +38,20 @@ def container(**spec: Any) -> dict[str, Any]:
     return found
 
 
-def settings(folder: Path, **spec: Any) -> Settings:
-    """Return the settings that the broker reads in such a container."""
+def environment(**spec: Any) -> dict[str, str]:
+    """Return the variables of such a container, with the secrets that it is given."""
     env = {}
     for variable in container(**spec)["env"]:
         if "value" in variable:
             env[variable["name"]] = variable["value"]
         elif variable["name"] in SECRETS:
             env[variable["name"]] = SECRETS[variable["name"]]
-    return load(folder, env).settings
+    return env
+
+
+def settings(folder: Path, **spec: Any) -> Settings:
+    """Return the settings that the broker reads in such a container."""
+    return load(folder, environment(**spec)).settings
 
 
 def test_the_broker_takes_what_a_node_with_memory_is_told(tmp_path: Path) -> None:

@@ -99,8 +99,11 @@ map "" $megaphone_takers {{
 
 
 def _resolver_line(address: str) -> str:
-    """Return the name server in the words of nginx. Nodes have addresses of its kind."""
-    if ":" in address:
+    """Return the name server in the words of nginx. Nodes have addresses of its kind.
+
+    An address of IPv4 may have a port.
+    """
+    if address.count(":") > 1:
         return f"resolver [{address}] valid=1s;"
     return f"resolver {address} valid=1s ipv6=off;"
 
