@@ -263,6 +263,20 @@ def test_an_agent_whose_name_fits_no_service_stops_nothing() -> None:
     assert world.status["channels"] == 2
 
 
+def test_with_a_store_nothing_moves_and_nothing_is_lost() -> None:
+    world = settled(store={"redis": {"urlSecret": {"name": "store"}}})
+    assert not {"mgp-demo-nodes", "mgp-demo-takers"} & set(world.services)
+    assert PROXIES not in world.deployments
+    assert world.services["svc-demo"]["spec"]["selector"] == NAMES.node_selector
+    agents = {name for name in map(NAMES.agent_of, world.services) if name}
+    with_agents(world, 4)
+    world.change(image="broker:2", replicas=1)
+    world.settle()
+    assert all(planned.costs == {} for planned in world.plans)
+    assert {"Moving", "Moved", "ChannelsLost"}.isdisjoint(events(world))
+    assert agents <= set(map(NAMES.agent_of, world.services))
+
+
 def test_without_agent_services_there_is_no_gate() -> None:
     world = settled(agentServices=False)
     assert all(NAMES.agent_of(name) is None for name in world.services)

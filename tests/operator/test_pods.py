@@ -77,6 +77,11 @@ def test_nodes_with_a_store_all_have_the_same_agents(tmp_path: Path) -> None:
     assert set(found.agent.values()) == {AgentMode.MASTER}
     assert found.agent == again.agent
     assert found.drain_target is None
+    assert found.agent_warmup_secs == 0
+
+
+def test_the_user_may_let_agents_wait(tmp_path: Path) -> None:
+    assert settings(tmp_path, settings={"agent_warmup_secs": "9"}).agent_warmup_secs == 9
 
 
 def test_nodes_without_proxies_show_the_certificate(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ class Census(msgspec.Struct, frozen=True):
     updated: int
     """How many of `alive` are as the resource says."""
     leaving: Mapping[str, int]
-    """The pods that stop or will be replaced, each with its channels."""
+    """The pods that stop or will be replaced, each with the channels that must move before. With a
+    shared store none must."""
     legacy: int
     """The channels on pods of the former operator."""
 
@@ -49,14 +50,15 @@ def take_census(
             if agent.mode in SERVED_MODES:
                 by_agent[agent.name] = agent.channels_count
     lost = sum(by_agent.pop(agent, 0) for agent in gone)
+    has_memory = resource.spec.store is None
     return Census(
         by_agent=by_agent,
-        lost=lost if resource.spec.store is None else 0,
+        lost=lost if has_memory else 0,
         alive=alive,
         ready=sum(pod.is_ready for pod in alive),
         updated=sum(pod.template == checksum for pod in alive),
         leaving={
-            pod.name: served_channels(seen, pod)
+            pod.name: served_channels(seen, pod) if has_memory else 0
             for pod in nodes
             if pod.is_stopping or pod.template != checksum
         },

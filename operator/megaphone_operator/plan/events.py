@@ -82,7 +82,7 @@ def _movements(
             for agent in seen.agents_of(pod)
             if agent.mode in SERVED_MODES and agent.channels_count
         )
-        if pod.is_stopping and agents:
+        if pod.is_stopping and agents and census.leaving.get(pod.name):
             moving[pod.name] = moving.get(pod.name, frozenset()) | agents
     settled = {
         agent.name

@@ -48,6 +48,15 @@ START_S = 300
 """How long a node may take to start. With a twentieth of a core it needs most of a minute."""
 
 
+def _variable(setting: str, value: str) -> Manifest:
+    return {"name": f"megaphone_{setting}", "value": value}
+
+
+# A node is let in only after clients can find its agents, so its agents need not wait as well.
+DEFAULTS = [_variable("agent_warmup_secs", "0")]
+"""Settings that differ from those of the broker, unless the user sets them."""
+
+
 class NodeKind(NamedTuple):
     """What sets nodes with memory apart from nodes that share a store."""
 
@@ -94,10 +103,6 @@ def shared_agents(resource: Megaphone) -> list[str]:
         hashlib.sha256(f"{resource.uid}/{number}".encode()).hexdigest()[:16]
         for number in range(resource.spec.virtual_agents_per_node)
     ]
-
-
-def _variable(setting: str, value: str) -> Manifest:
-    return {"name": f"megaphone_{setting}", "value": value}
 
 
 def node_objects(resource: Megaphone, surroundings: Surroundings) -> Iterator[Manifest]:
@@ -178,7 +183,7 @@ def _container(resource: Megaphone, kind: NodeKind) -> Manifest:
         "name": "megaphone",
         "image": spec.image,
         "ports": [{"name": one["name"], "containerPort": one["port"]} for one in (*PORTS, OPS)],
-        "env": by_name(ours, kind.env, certificate, settings, spec.pod_template.env),
+        "env": by_name(ours, kind.env, certificate, settings, spec.pod_template.env, DEFAULTS),
         "startupProbe": get_probe("/livez", "ops", 2, failureThreshold=START_S // 2),
         "readinessProbe": get_probe(_ready_path(resource), "ops", 2),
         "livenessProbe": get_probe("/livez", "ops", 10, timeoutSeconds=5),

@@ -166,7 +166,9 @@ def _may_adopt(resource: Megaphone, found: Object) -> bool:
 def _costs(resource: Megaphone, seen: Seen) -> dict[str, int]:
     """Return the costs that must change before the Deployment is scaled down."""
     nodes = seen.deployments.get(Names(resource.name, resource.uid).nodes)
-    if nodes is None or resource.spec.replicas >= nodes.wanted or resource.spec.paused:
+    if nodes is None or resource.spec.replicas >= nodes.wanted:
+        return {}
+    if resource.spec.paused or resource.spec.store is not None:
         return {}
     costs = {
         pod.name: (pod.cost, served_channels(seen, pod))
