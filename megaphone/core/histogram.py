@@ -38,7 +38,12 @@ class Histogram:
         self.total = 0.0
         """The sum of all values."""
 
-    def add(self, value: float, times: int = 1) -> None:
-        """Count a value, or several values that are equal."""
+    def add(self, value: float) -> None:
+        """Count a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def add_equal(self, value: float, times: int) -> None:
+        """Count several values that are equal."""
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times

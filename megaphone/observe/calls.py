@@ -57,7 +57,7 @@ class Calls:
         """Count calls that were answered in a time, each of them."""
         self.ok += times
         if self._seconds is not None:
-            self._seconds.add(seconds, times)
+            self._seconds.add_equal(seconds, times)
 
     def ended(self, code: str, seconds: float) -> None:
         """Count a call that has ended with a code."""

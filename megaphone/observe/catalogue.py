@@ -184,7 +184,7 @@ CATALOGUE: Final = (
                 "channels_blocked",
                 "channels",
                 "Channels in which writers of this node wait for a place.",
-                "More than 0 for long: `megactl list-channels` finds them.",
+                "More than 0 for long: `megactl list-channels --blocked` finds them.",
             ),
             Metric("gauge", "writers_waiting", "writers", "Writers that wait for a place."),
             Metric("counter", "channel_created", "channels", "Channels created."),

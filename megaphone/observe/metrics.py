@@ -6,9 +6,9 @@ prometheus-client renders only the metrics of the process and the interpreter.
 """
 
 import platform
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import time
 from typing import Final, Protocol
 
 from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry, generate_latest
@@ -168,6 +168,7 @@ class Metrics:
         self.reads_ended: dict[str, int] = {end.value: 0 for end in ReadEnd}
         self.recoveries: dict[str, int] = {"true": 0, "false": 0}
         self.delivery = Histogram()
+        self._delivered = self.delivery.add
         self.write_wait = Histogram()
         self.durations = Histogram(DURATION_BUCKETS_S)
         self._blocked: dict[bytes, int] = {}
@@ -199,8 +200,9 @@ class Metrics:
         self.messages_read += count - redelivered
         self.messages_redelivered += redelivered
         if written_us:
+            seconds = time() - written_us / 1_000_000
             # Another node, whose clock differs, may have written the event.
-            self.delivery.add(max(0.0, time.time() - written_us / 1_000_000))
+            self._delivered(max(0.0, seconds))
 
     def events_unroutable(self, count: int) -> None:
         self.messages_unroutable += count

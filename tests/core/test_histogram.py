@@ -7,6 +7,6 @@ def test_values_count_below_their_bounds() -> None:
     histogram = Histogram((1.0, 2.0))
     for value in (0.0, 1.0, 1.5, 2.0, 2.5):
         histogram.add(value)
-    histogram.add(3.0, 4)
+    histogram.add_equal(3.0, 4)
     assert histogram.counts == [2, 2, 5]
     assert histogram.total == 7.0 + 12.0

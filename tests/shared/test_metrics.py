@@ -7,6 +7,7 @@ import pytest
 
 from megaphone.app import running
 from megaphone.errors import MegaphoneError
+from megaphone.observe.catalogue import METRICS, WITH_STORE
 from megaphone.settings import Settings
 from tests.parity.test_metrics import *  # noqa: F403
 from tests.parity.test_metrics import LONG, ends, reads_are_open
@@ -15,6 +16,9 @@ from tests.support.faces import FACES, Face, read_all
 from tests.support.metered import WITHIN_S, Metered, numbers
 from tests.support.redis_server import redis_server
 from tests.support.scenes import eventually
+
+UNLESS_NONE = ("jwks_fetched_timestamp_seconds",)
+"""Metrics that are there without a value if a node has nothing of the kind."""
 
 del test_a_call_that_nobody_knows_counts_too, test_each_call_counts_once_without_the_lane  # noqa: F821 - they are for one node
 
@@ -26,6 +30,13 @@ async def test_calls_to_the_store_count(app: Nodes, face: Face) -> None:
     assert metered.moved_by("store_call_seconds_count") >= 2
     assert 0 < metered.moved_by("store_call_seconds_sum") < WITHIN_S
     assert metered.moved("store_errors_total") == {}
+
+
+async def test_a_node_renders_what_the_catalogue_has_for_its_store(app: Nodes) -> None:
+    text = app.apps[0].metrics.render().decode()
+    for name, metric in METRICS.items():
+        is_here = f"\n# TYPE megaphone_{name} {metric.kind}\n" in f"\n{text}"
+        assert is_here == (metric.only in ("", WITH_STORE) or name in UNLESS_NONE), name
 
 
 async def test_the_channels_of_the_store_count_once(app: Nodes, face: Face) -> None:
