@@ -6,7 +6,7 @@ prometheus-client renders only the metrics of the process and the interpreter.
 """
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import time
 from typing import Final, Protocol
@@ -23,7 +23,7 @@ from megaphone.observe.calls import OK, TIMED_METHODS, FaceCalls
 from megaphone.observe.lag import LoopLag
 from megaphone.observe.rendering import Source, render
 
-DURATION_BUCKETS_S: Final = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
+DURATION_BUCKETS_S: Sequence[float] = (80, 160, 320, 640, 1280, 2560, 5120, 10240, 20480)
 LEVELS: Final = (
     "channels",
     "channels_blocked",
