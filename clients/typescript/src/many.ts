@@ -9,6 +9,9 @@ const MOST_CHANNELS = 100;
 const TOGETHER_MS = 20;
 const NO_ROUTE = /^(NOT_FOUND|HTTP_404|HTTP_405)$/;
 
+/** What ends the read of one channel for good. A code that is not known may be of a newer broker that is busy. */
+const FINAL = /^(BAD_REQUEST|UNAUTHENTICATED|TOKEN_EXPIRED|PERMISSION_DENIED|NOT_FOUND|TAKEN_OVER)$/;
+
 /** Some reads that share a connection. */
 interface Group {
   key: string;
@@ -201,7 +204,7 @@ export class Many {
   /** The read of one channel of many is done. */
   #done({ reads }: Group, read: Read, { channel, code, message = "", retryAfter }: Line): void {
     reads.delete(channel!);
-    const waitMs = code ? read.failed(new MegaphoneError(code, message, true, retryAfter)) : read.ended();
+    const waitMs = code ? read.failed(new MegaphoneError(code, message, !FINAL.test(code), retryAfter)) : read.ended();
     // A moment later, because other channels may be done then too.
     if (waitMs !== undefined) this.#plan(read, Math.max(waitMs, TOGETHER_MS));
   }

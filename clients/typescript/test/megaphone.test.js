@@ -181,6 +181,34 @@ test("the channels of a client share one connection", async () => {
   await late.return();
 });
 
+test("of many channels that share a connection, one may end for good, and one for a moment", async () => {
+  let isFirst = true;
+  const server = await serve(({ method, path, body }, response) => {
+    const tell = (channel, told) => response.write(JSON.stringify({ channel, ...told }) + "\n");
+    if (method === "GET") {
+      response.flushHeaders();
+      if (path === "/read/node.busy.1") response.write(line("2"));
+      return;
+    }
+    for (const [at, { address }] of JSON.parse(body).channels.entries()) {
+      if (address === "node.gone.1") tell(at, { done: true, code: "NOT_FOUND", message: "gone" });
+      else if (isFirst && address === "node.busy.1") tell(at, { done: true, code: "A_CODE_OF_TOMORROW" });
+      else {
+        tell(at, { begun: true, position: "-", recovered: true });
+        tell(at, JSON.parse(line(address === "node.a.1" ? "1" : "2")));
+      }
+    }
+    isFirst = false;
+  });
+  const mp = new Megaphone(server.url, { heartbeatMs: 60_000 });
+  const channels = ["node.a.1", "node.gone.1", "node.busy.1"].map((address) => mp.channel(address));
+  const [a, gone, busy] = channels.map((channel) => taken(channel, 1));
+  await assert.rejects(gone, { code: "NOT_FOUND", name: "ChannelNotFound" });
+  assert.deepEqual(await Promise.all([a, busy]), [["1"], ["2"]]);
+  await Promise.all(channels.map((channel) => channel.close()));
+  server.close();
+});
+
 test("a page that comes back reads again at once, if its connection was silent or it waits", async (t) => {
   let asked = 0;
   const server = await serve((_, response) => {
