@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -564,6 +564,25 @@ async def test_a_pipe_to_a_target_that_is_gone_is_closed_by_force(
     with pytest.raises(WrongMode, match="is not connected"):
         await operator.unpipe("node")
     await operator.unpipe("node", force=True)
+    assert (await operator.list_agents())[0].mode == "MASTER"
+    assert node.pipes.described() == []
+
+
+async def test_the_pipe_of_an_agent_that_was_taken_back_is_closed_without_force(
+    node: App, operator: Operator
+) -> None:
+    async with running(fast_settings(agent={"other": AgentMode.MASTER})) as target:
+        await operator.pipe("node", f"http://127.0.0.1:{target.grpc_port}")
+    until = asyncio.get_running_loop().time() + LONG_S
+    while node.pipes.described()[0].is_connected:
+        assert asyncio.get_running_loop().time() < until
+        await asyncio.sleep(0.01)
+    await operator.promote("node")
+    while node.pipes.described():
+        assert asyncio.get_running_loop().time() < until
+        with suppress(WrongMode):  # until the pipe knows that the agent was taken back
+            await operator.unpipe("node")
+        await asyncio.sleep(0.01)
     assert (await operator.list_agents())[0].mode == "MASTER"
 
 
