@@ -187,6 +187,11 @@ async def test_a_call_without_a_message_is_refused_in_the_end(
                     await call(silent(), metadata=metadata)
             assert refused.value.code() is StatusCode.ABORTED
             assert refused.value.details() == "the message did not arrive within 0.3 s"
+    counted = app.metrics.grpc.by_method[method.lower()]
+    assert (counted.ok, {code: n for code, n in counted.failed.items() if n}) == (
+        0,
+        {"TOO_SLOW": 2},
+    )
     channel = await grpc.create()
     await grpc.write(channel.producer, "s", b"1")
 

@@ -91,10 +91,12 @@ async def test_a_write_that_no_replica_confirms_is_refused_and_can_be_repeated(
     async with store_of(master, 1) as store:
         await create(store)
         lease = await store.open(b"c", ADDRESS, ReadOptions())
+        before = dict(store.link.counts.errors)
         replica.freeze()
         result = await append(store, "a", key="key")
         assert isinstance(result, StoreUnavailable)
         assert result.may_have_happened
+        assert store.link.counts.errors == before | {"unconfirmed": before["unconfirmed"] + 1}
         assert "0 of 1 replicas" in str(result)
         # The reader of this node gets it all the same: it may have happened.
         batch = await taken(lease, 10, 1_000, asyncio.get_running_loop().time() + 5)
