@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ import aiohttp
 from lightkube.core.async_client import AsyncClient
 
 from megaphone_operator.asking import Asking
-from megaphone_operator.election import Election
+from megaphone_operator.election import Election, Lost
 from megaphone_operator.kube import Kube
 from megaphone_operator.looking import Looking
 from megaphone_operator.metrics import Metrics
@@ -39,10 +39,6 @@ class Options(NamedTuple):
     port: int
     domain: str
     resolver: str
-
-
-class Lost(Exception):
-    """Another copy leads now, so this process must end."""
 
 
 async def run(options: Options) -> None:
@@ -75,36 +71,55 @@ async def _take_part(
     namespace: str | None, election: Election, reconciler: Reconciler, metrics: Metrics,
     stop: asyncio.Event,
 ) -> None:  # fmt: skip
-    """Wait for the lease, work as long as this copy has it, and then release it."""
-    winning = asyncio.create_task(election.win())
-    if not await _ends_before(winning, stop):
+    """Work whenever this copy has the lease, until `stop` is set, and then release it.
+
+    The watches go on while the API server is away. They only wake clusters.
+    """
+    if not await _ends_before(election.win(), stop):
         return
-    metrics.lead(True)
     # Without a signal for this one, kopf would take five seconds to stop before the lease is free.
     stop_watching = asyncio.Event()
     watching = asyncio.create_task(
         watch(reconciler.wake, namespace, stop_watching, lambda: _take_signals(stop))
     )
-    keeping = asyncio.create_task(election.keep())
     try:
-        if await _ends_before(keeping, stop, watching):
-            raise Lost
-        await reconciler.close()
+        while await _work(election, reconciler, metrics, stop, watching):
+            if not await _ends_before(election.win(), stop, watching):
+                return
         await election.release()
     finally:
-        metrics.lead(False)
-        await reconciler.close()
         stop_watching.set()
         await asyncio.wait([watching], timeout=WATCH_STOP_S)
     if watching.done():
         watching.result()
 
 
+async def _work(
+    election: Election, reconciler: Reconciler, metrics: Metrics, stop: asyncio.Event,
+    watching: asyncio.Task[None],
+) -> bool:  # fmt: skip
+    """Work until the lease was not renewed for too long. Returns: False, if something else ends
+    before.
+
+    Raises: Lost, if another copy has the lease.
+    """
+    metrics.lead(True)
+    reconciler.open()
+    try:
+        return await _ends_before(election.keep(), stop, watching)
+    except Lost as error:
+        log.error("%s", error)
+        raise
+    finally:
+        metrics.lead(False)
+        await reconciler.close()
+
+
 async def _ends_before(
-    task: asyncio.Task[None], stop: asyncio.Event, *others: asyncio.Task[None]
+    work: Coroutine[None, None, None], stop: asyncio.Event, *others: asyncio.Task[None]
 ) -> bool:
-    """Whether a task ends before `stop` is set and before other tasks end. Cancels it if not."""
-    stopping = asyncio.create_task(stop.wait())
+    """Whether some work ends before `stop` is set and before other tasks end. Ends it if not."""
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([task, stopping, *others], return_when=asyncio.FIRST_COMPLETED)
         if task.done():

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from megaphone_operator import __version__
-from megaphone_operator.app import Lost, Options, run
+from megaphone_operator.app import Options, run
+from megaphone_operator.election import Lost
 from megaphone_operator.logs import set_up_logs
 
 log = logging.getLogger(__name__)

@@ -22,6 +22,10 @@ CALL_S = 4.0
 """How long one call for the Lease may take."""
 
 
+class Lost(Exception):
+    """Another copy leads although this one thought that it did."""
+
+
 class Leases(Protocol):
     """Where the Lease is: the API server, by `Kube`. Each call raises `Unreachable` if it fails."""
 
@@ -52,7 +56,11 @@ class Election:
         log.info("this copy leads")
 
     async def keep(self) -> None:
-        """Renew the Lease. Return when it is lost, or was not renewed for too long."""
+        """Renew the Lease. Return when it could not be renewed for too long, because then another
+        copy may take it.
+
+        Raises: Lost, if another copy has taken it already.
+        """
         renewed = _now()
         try:
             while True:
@@ -63,8 +71,7 @@ class Election:
                 if is_held:
                     renewed = begun
                 elif is_held is False:
-                    log.error("another copy has the lease")
-                    return
+                    raise Lost("another copy has the lease")
         except TimeoutError:
             log.error("the lease was not renewed for %s seconds", GIVE_UP_S)
 

@@ -136,7 +136,7 @@ class Cluster:
 
 
 class Reconciler:
-    """All clusters. Its passes begin when something wakes a cluster, and end with `close`."""
+    """All clusters. After `open`, what wakes a cluster begins a pass. `close` ends all passes."""
 
     def __init__(
         self, kube: Kube, looking: Looking, surroundings: Surroundings, metrics: Metrics,
@@ -148,12 +148,18 @@ class Reconciler:
         self.metrics = metrics
         self.reporter = reporter
         self.passes = asyncio.Semaphore(AT_A_TIME)
+        self._is_open = False
+        self._known: set[ClusterKey] = set()
         self._clusters: dict[ClusterKey, Cluster] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def wake(self, namespace: str, name: str) -> None:
-        """Let a pass of a cluster begin soon. A cluster that is not known yet becomes known."""
+        """Let a pass of a cluster begin soon, or when this copy leads. A cluster that is not known
+        yet becomes known."""
         key = (namespace, name)
+        self._known.add(key)
+        if not self._is_open:
+            return
         cluster = self._clusters.get(key)
         if cluster is None:
             cluster = self._clusters[key] = Cluster(key, self)
@@ -162,12 +168,19 @@ class Reconciler:
             task.add_done_callback(self._tasks.discard)
         cluster.wake()
 
+    def open(self) -> None:
+        """Let passes of all clusters begin, because this copy leads."""
+        self._is_open = True
+        for key in list(self._known):
+            self.wake(*key)
+
     async def _run(self, cluster: Cluster) -> None:
         try:
             await cluster.run()
         finally:
             if self._clusters.get(cluster.key) is cluster:
                 del self._clusters[cluster.key]
+        self._known.discard(cluster.key)  # it is gone
 
     @property
     def is_overdue(self) -> bool:
@@ -177,6 +190,7 @@ class Reconciler:
 
     async def close(self) -> None:
         """End all passes at once. What they have not done yet, the next leader does."""
+        self._is_open = False
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -19,6 +19,9 @@ LABELLED = (
 )
 """What is watched beside the resources, each with the label that names the cluster."""
 
+BACKOFFS_S = (1, 1, 2, 3, *(5 for _ in range(100_000)))
+"""The pauses between calls while the API server is away: for some days it may be."""
+
 
 async def watch(
     wake: Wake, namespace: str | None, stop: asyncio.Event, on_start: Callable[[], None]
@@ -75,6 +78,7 @@ def _settings(namespace: str | None) -> kopf.OperatorSettings:
     # Only an operator for all namespaces may look for resource definitions that come and go.
     settings.scanning.disabled = namespace is not None
     settings.posting.enabled = False
+    settings.networking.error_backoffs = BACKOFFS_S
     for group, version, plural, label in LABELLED:
         settings.watching.label_selectors[group, version, plural] = label
     return settings

@@ -19,7 +19,7 @@ from megaphone_operator.plan.names import GATE, MANAGER
 from megaphone_operator.plan.resource import API_VERSION, FORMER_FINALIZER, KIND
 from tests.operator.api_server import ApiServer, Call, api_server
 from tests.operator.process import Operator, operator, until
-from tests.support.settings import fast_settings
+from tests.support.settings import IS_LONG, fast_settings
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("operator")]
 
@@ -327,3 +327,20 @@ async def test_with_a_namespace_it_works_only_there(tmp_path: Path) -> None:
         await until(lambda: server.names("deployments", "mine"), "the cluster is made")
         assert server.names("deployments") == set()
         assert await one.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.skipif(not IS_LONG, reason="takes fifteen seconds")
+async def test_it_goes_on_when_the_api_server_is_back(tmp_path: Path) -> None:
+    async with api_server() as server, operator(server, tmp_path) as one:
+        put_resource(server, "patient")
+        await until(lambda: status(server, "patient"), "the cluster is made")
+        server.refuse = lambda _: 503
+        await until(lambda: one.logged("the lease was not renewed"), "it has stopped its work")
+        _, text = await one.fetch("/metrics")
+        assert "megaphone_operator_is_leader 0.0" in text
+        begun = len(server.calls)
+        put_resource(server, "patient", replicas=3)
+        server.refuse = lambda _: None
+        await until(lambda: replicas(server, "patient") == 3, "it works again")
+        assert any(call.resource == "leases" for call in server.calls[begun:])
+        assert one.process.returncode is None
