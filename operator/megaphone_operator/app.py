@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import aiohttp
 from lightkube.core.async_client import AsyncClient
+from lightkube.core.exceptions import ConfigError
 
 from megaphone_operator.asking import Asking
 from megaphone_operator.election import Election, Lost
@@ -41,8 +42,16 @@ class Options(NamedTuple):
     resolver: str
 
 
+class CannotStart(Exception):
+    """Something that the operator needs is not there. The text says what."""
+
+
 async def run(options: Options) -> None:
-    """Run the operator until SIGTERM or SIGINT. Raises `Lost` when this copy leads no more."""
+    """Run the operator until SIGTERM or SIGINT.
+
+    Raises: Lost, when another copy leads; CannotStart, without a way to sign in; OSError, if the
+    port is in use.
+    """
     stop = asyncio.Event()
     _take_signals(stop)
     surroundings = Surroundings(
@@ -132,7 +141,12 @@ async def _ends_before(
 
 @asynccontextmanager
 async def _kube() -> AsyncIterator[Kube]:
-    client = AsyncClient()
+    try:
+        client = AsyncClient()
+    except (ConfigError, OSError) as error:
+        raise CannotStart(
+            f"no kubeconfig and no service account to sign in with: {error}"
+        ) from error
     try:
         yield Kube(client)
     finally:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from megaphone_operator import __version__
-from megaphone_operator.app import Options, run
+from megaphone_operator.app import CannotStart, Options, run
 from megaphone_operator.election import Lost
 from megaphone_operator.logs import set_up_logs
 
@@ -44,6 +44,9 @@ def main() -> None:
         asyncio.run(run(options))
     except Lost:
         sys.exit(LOST_CODE)
+    except (CannotStart, OSError) as error:
+        log.error("%s", error)
+        sys.exit(1)
     except Exception:
         log.exception("the operator has failed")
         sys.exit(1)
@@ -57,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
         "megaphones.d71.dev. It signs in by its service account, or by a kubeconfig.",
     )
     made.add_argument("--version", action="version", version=__version__)
-    made.add_argument("--kubeconfig", metavar="FILE", help="the file to sign in with")
+    made.add_argument(
+        "--kubeconfig", metavar="FILE", type=existing, help="the file to sign in with"
+    )
     made.add_argument(
         "--namespace", metavar="NAME", help="work in this namespace only (default: in all)"
     )
@@ -83,7 +88,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--resolver",
         metavar="IP",
-        default=servers[0] if servers else "",
+        default=servers[0] if servers else None,
+        required=not servers,
         help="the name server that proxies ask (default: that of this pod, here %(default)s)",
     )
     made.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
@@ -96,6 +102,13 @@ def address(text: str) -> str:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT, such as 0.0.0.0:8080")
     return text
+
+
+def existing(text: str) -> str:
+    """Check that there is such a file."""
+    if not Path(text).expanduser().is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return str(Path(text).expanduser())
 
 
 def own_namespace() -> str:
