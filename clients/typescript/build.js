@@ -1,7 +1,7 @@
 // Makes what pages load without a bundler: dist/megaphone.min.js and tabs.min.js. Parts that most pages do not need
 // are files of their own, which they load on demand.
 
-import { readdirSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { rollup } from "rollup";
 import { minify } from "terser";
 
