@@ -152,9 +152,10 @@ def test_a_service_of_the_former_operator_without_owner_is_adopted() -> None:
 
 def test_a_service_of_somebody_else_with_the_label_is_never_deleted() -> None:
     world = settled()
-    world.add_service("svc-demo-theirs-read", {}, owner="somebody")
+    for name in ("svc-demo-theirs-read", "their-own"):
+        world.add_service(name, {}, owner="somebody")
     world.settle()
-    assert "svc-demo-theirs-read" in world.services
+    assert {"svc-demo-theirs-read", "their-own"} <= set(world.services)
 
 
 # -- Rolling
@@ -425,6 +426,17 @@ def test_former_pods_go_when_they_are_empty_and_nodes_are_ready() -> None:
     assert not any("aaaa" in name or name == first.name for name in world.services)
     assert world.condition("Degraded")[1] == "AsWanted"
     assert world.status["clusterStatus"] == "idle"
+
+
+def test_a_former_pod_must_be_empty_twice_because_a_client_may_be_on_its_way() -> None:
+    world, (first, _) = legacy_world()
+    for _ in range(20):
+        world.run_pass()
+        world.tick()
+    for answer in (0, 1, 0):
+        first.answer = LegacyChannels(answer)
+        assert Ref("Pod", first.name) not in world.run_pass().delete
+    assert Ref("Pod", first.name) in world.run_pass().delete
 
 
 def test_former_pods_with_channels_go_when_their_time_is_over() -> None:
