@@ -1,6 +1,6 @@
 """Probes and metrics over HTTP.
 
-GET /livez     503 if a pass is long overdue, or this copy has lost the lease
+GET /livez     503 if a pass is long overdue
 GET /readyz    503 if the lease was not reached for some time
 GET /metrics
 """

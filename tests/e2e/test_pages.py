@@ -260,7 +260,8 @@ def has_its_options(program: str, arguments: list[str]) -> None:
     if not ARE_FOR_THIS_MACHINE:
         return
     command = arguments[0]
-    listed = run_program(program, command, "--help") + run_program(program, "--help")
+    of_all_commands = "options" if program == "kubectl" else "--help"
+    listed = run_program(program, command, "--help") + run_program(program, of_all_commands)
     for word in arguments[1:]:
         if word.startswith("-"):
             assert re.search(rf"(^|[\s,]){re.escape(word.partition('=')[0])}\b", listed), word
