@@ -59,13 +59,13 @@ CATALOGUE: Final = (
                 "calls",
                 "Calls that were answered, each once.",
                 "Any `INTERNAL_SERVER_ERROR` is a bug. Much `TIMEOUT` of `write` means that readers"
-                " are too slow; much of any other error, that clients or their settings are wrong.",
+                " are too slow. Many other errors mean that clients, or their settings, are wrong.",
                 {
                     "face": words(FACES),
-                    "method": f"{words(METHODS)}; `other` are probes, pages, operators, other nodes"
-                    " and whatever is unknown here. A read counts when it opens; each message of a"
-                    " `Publish` counts for itself",
-                    "code": "`OK`, a code of [errors.md](errors.md), `CANCELLED` if the client went"
+                    "method": f"{words(METHODS)}; `other` are calls of supervisors, browsers (pages),"
+                    " operators and other nodes, and unknown calls. A read counts when it opens; each"
+                    " message of a `Publish` counts as a call",
+                    "code": "`OK`, a code of [errors.md](errors.md), `CANCELLED` if the client left"
                     " before its answer, `UNIMPLEMENTED` for an unknown method of gRPC, and other"
                     " statuses of gRPC for its services of health and reflection",
                 },
@@ -74,7 +74,7 @@ CATALOGUE: Final = (
                 "histogram",
                 "request_seconds",
                 "seconds",
-                "How long calls took until their answers were ready, without waits for a place.",
+                "How long calls took until their answers were ready, without the wait for a place.",
                 "It grows if the node has too much to do: look at the lag of its loop, and with a"
                 " shared store at `megaphone_store_call_seconds`.",
                 {
@@ -107,8 +107,8 @@ CATALOGUE: Final = (
                 "auth_failures_total",
                 "refusals",
                 "How many tokens and other proofs were refused, by the code of the error.",
-                "More than some a second: somebody tries tokens, or a new token was not rolled out."
-                " The log `megaphone.audit` says from where.",
+                "More than a few a second: somebody guesses tokens, or a client has no new token"
+                " yet. The log `megaphone.audit` says from which IP address.",
                 {"reason": words((Unauthenticated.code, TokenExpired.code, KeysUnavailable.code))},
             ),
         ),
@@ -138,8 +138,9 @@ CATALOGUE: Final = (
                 "counter",
                 "messages_lost",
                 "events",
-                "Events that no reader was sent, or that were refused.",
-                "Any: channels expire before somebody has read them.",
+                "Events that were removed before a reader was sent them, or that this node refused"
+                " from a source node.",
+                "Any: channels expire before somebody has read their events.",
             ),
             Metric("counter", "messages_fed", "events", "Events received from other nodes."),
             Metric("counter", "messages_forwarded", "events", "Events sent to other nodes."),
@@ -149,15 +150,16 @@ CATALOGUE: Final = (
                 "seconds",
                 "The time from the write of an event to its first hand-over to a reader, for the"
                 " oldest event of each batch.",
-                "The time in which nobody reads a channel counts too. If readers are there and it"
-                " grows, the node or the store is slow.",
+                "The time in which nobody reads a channel counts too. If it grows although readers"
+                " are there, the node or the store is slow.",
             ),
             Metric(
                 "counter",
                 "writes_timed_out",
                 "events",
                 "Writers that found no place in time.",
-                "As `TIMEOUT` of `megaphone_requests_total`, and for events of batches too.",
+                "It grows: readers are too slow, or have gone. Events of batches count here too,"
+                " unlike in `megaphone_requests_total`.",
             ),
         ),
     ),
@@ -169,9 +171,9 @@ CATALOGUE: Final = (
                 "channels",
                 "channels",
                 "Channels on this node.",
-                "Near `megaphone_channels_limit`. With a shared store it is the number that this"
-                " node has made, less the number that it has removed: only the sum over all nodes"
-                " since their start means something, and `megaphone_store_channels` is better.",
+                "Near `megaphone_channels_limit`. With a shared store, look at"
+                " `megaphone_store_channels` instead: this one is only the number of channels that"
+                " this node has made since its start, less the number that it has removed.",
             ),
             Metric(
                 "gauge",
@@ -230,15 +232,15 @@ CATALOGUE: Final = (
                 "reads_opened_total",
                 "reads",
                 "Reads of a channel that were opened.",
-                "Several times as many as open reads and their length explain: clients read again"
-                " and again, after errors or without a pause.",
+                "Its rate is several times the number of open reads divided by their length:"
+                " clients read again and again, after errors or without a pause.",
                 {"kind": words(tuple(ReadKind))},
             ),
             Metric(
                 "counter",
                 "reads_ended_total",
                 "reads",
-                "Reads of a channel that have ended, by the first reason for it.",
+                "Reads of a channel that have ended, by the first reason.",
                 "`stalled`: clients too slow for what they are sent. `taken_over`: two clients read"
                 " one channel. `store_lost`: the store lost data, or was away. `failed`: a bug.",
                 {"reason": words(tuple(ReadEnd))},
@@ -256,8 +258,8 @@ CATALOGUE: Final = (
                 "reads_cut_off",
                 "reads",
                 "Reads broken because their clients stalled.",
-                "As `stalled` of `megaphone_reads_ended_total`, but once for a read of many"
-                " channels.",
+                "It grows: clients are too slow. It is `stalled` of `megaphone_reads_ended_total`,"
+                " but a read of many channels counts once.",
             ),
         ),
     ),
@@ -283,7 +285,7 @@ CATALOGUE: Final = (
                 "counter",
                 "tls_handshakes_failed",
                 "connections",
-                "HTTP connections that began no TLS, or with a wrong certificate.",
+                "HTTP connections whose TLS handshake failed, or did not begin.",
             ),
         ),
     ),
@@ -303,7 +305,7 @@ CATALOGUE: Final = (
                 "gauge",
                 "certificate_not_after_timestamp_seconds",
                 "Unix time",
-                "Until when the certificate is valid.",
+                "When the certificate expires, in Unix time.",
                 "Less than 14 days from now.",
                 {"door": words(("public", "nodes"))},
                 "with TLS",
@@ -312,7 +314,7 @@ CATALOGUE: Final = (
                 "counter",
                 "certificate_reloads_total",
                 "reloads",
-                "How often other files of a certificate were read while the node served.",
+                "How often the node read new files of a certificate while it served.",
                 "Any `failure`: the old certificate stays in use until it expires. The log says"
                 " what is wrong.",
                 {"outcome": OUTCOMES},
@@ -322,7 +324,7 @@ CATALOGUE: Final = (
                 "counter",
                 "reloads_total",
                 "reloads",
-                "How often the settings were read again while the node served.",
+                "How often the node read its settings again while it served.",
                 "Any `failure`: the old settings stay in use. The log says what is wrong.",
                 {"outcome": OUTCOMES},
             ),
@@ -372,7 +374,7 @@ CATALOGUE: Final = (
                 "gauge",
                 "store_info",
                 "1",
-                "The shared store, and what 201 means.",
+                "The shared store, and how safe an accepted event is in it.",
                 "",
                 {
                     "server": "its kind and version",
@@ -393,9 +395,9 @@ CATALOGUE: Final = (
                 "histogram",
                 "store_call_seconds",
                 "seconds",
-                "How long the store took to answer what a turn of the event loop had asked.",
-                "It is a part of each call. Above some milliseconds, look at the store and at the"
-                " network.",
+                "How long the store took to answer the calls of one turn of the event loop.",
+                "Above a few milliseconds: the store or the network is slow, and so is each call of"
+                " a client.",
                 only=WITH_STORE,
             ),
             Metric(
@@ -418,7 +420,7 @@ CATALOGUE: Final = (
                 "store_reconnects_total",
                 "connections",
                 "Connections to the store that replaced one which had ended.",
-                "More than a failover explains: the store or the network is unwell.",
+                "More than after a failover: the store or the network has a fault.",
                 only=WITH_STORE,
             ),
         ),
@@ -456,7 +458,7 @@ CATALOGUE: Final = (
                 "histogram",
                 "loop_lag_seconds",
                 "seconds",
-                "How much too late the event loop called a timer of 0.5 s.",
+                "How late the event loop called a timer, which it should call every 0.5 s.",
                 "Above 0.1 s: the node has more to do than one core can.",
             ),
             Metric(
