@@ -15,8 +15,9 @@ never change. No label has an address, a token, or anything else that a client h
 - A counter counts from the start of the process, so look at its `rate` or `increase`.
 - The bounds of a histogram of seconds are {bounds} and +Inf. Only
   `megaphone_channel_duration` has others: from 80 to 20480, each twice the one before.
-- With several workers, `GET /metrics` answers with the sum over all workers. For `…_timestamp_seconds` it
-  answers with the earliest time of any worker, and for a value that the workers share, with this value.
+- With several workers, `GET /metrics` answers with the sum over all workers. For
+  `…_timestamp_seconds` it answers with the earliest time of any worker, and for a value that the
+  workers share, with this value.
 - `process_…` and `python_…` are the usual metrics of a process, from prometheus-client.
 
 {groups}

@@ -62,9 +62,9 @@ CATALOGUE: Final = (
                 " are too slow. Many other errors mean that clients, or their settings, are wrong.",
                 {
                     "face": words(FACES),
-                    "method": f"{words(METHODS)}; `other` are calls of supervisors, browsers (pages),"
-                    " operators and other nodes, and unknown calls. A read counts when it opens; each"
-                    " message of a `Publish` counts as a call",
+                    "method": f"{words(METHODS)}; `other` are calls of supervisors, of browsers for"
+                    " pages, of operators and other nodes, and unknown calls. A read counts when it"
+                    " opens; each message of a `Publish` counts as a call",
                     "code": "`OK`, a code of [errors.md](errors.md), `CANCELLED` if the client left"
                     " before its answer, `UNIMPLEMENTED` for an unknown method of gRPC, and other"
                     " statuses of gRPC for its services of health and reflection",
