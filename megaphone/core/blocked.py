@@ -37,8 +37,12 @@ class BlockedChannels:
             del self._waiting[channel_id]
 
     def waiting_since(self, time: float) -> Iterator[Blocked]:
-        """Yield the channels in which a writer waits since this time or longer."""
-        for channel_id, (agent, writers) in self._waiting.items():
+        """Yield the channels in which a writer waits since this time or longer. Writers may come
+        and go meanwhile."""
+        for channel_id in tuple(self._waiting):
+            if channel_id not in self._waiting:
+                continue
+            agent, writers = self._waiting[channel_id]
             since = next(iter(writers.values()))
             if since <= time:
                 yield Blocked(channel_id, agent, len(writers), since)

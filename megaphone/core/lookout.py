@@ -25,7 +25,7 @@ AGAIN_S: Final = 60.0
 MOST_LINES: Final = 20
 """How many lines a look has at most. One more says how many channels have none."""
 LOOKED_AT_ONCE: Final = 1_000
-"""At how many readers a look looks before other tasks get a turn."""
+"""At how many channels or readers a look looks before other tasks get a turn."""
 
 BLOCKED: Final = "writers wait for a place in a channel"
 LEFT: Final = "a reader leaves the events of its channel"
@@ -59,9 +59,9 @@ class Lookout:
 
     async def look(self, now: float) -> None:
         """Log what does not go on."""
-        self._lines = self._unsaid = 0
+        self._lines = 0
         self._said = {key: at for key, at in self._said.items() if now - at < AGAIN_S}
-        for one in self._blocked(now - STUCK_S):
+        for number, one in enumerate(self._blocked(now - STUCK_S), 1):
             self._say(
                 BLOCKED,
                 one.channel_id,
@@ -70,9 +70,12 @@ class Lookout:
                 writers=one.writers,
                 seconds=round(now - one.since, 1),
             )
+            if number % LOOKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
         await self._look_at_readers(now)
-        if self._unsaid:
+        if self._unsaid:  # also since the look before
             log.warning("more channels are stuck", extra={"channels": self._unsaid})
+            self._unsaid = 0
 
     async def _look_at_readers(self, now: float) -> None:
         """Log the readers that left events at the last look, and have taken none since."""

@@ -10,7 +10,8 @@ import pytest
 
 from megaphone.core.access import ANYONE, Action, Caller, Grant
 from megaphone.core.addresses import ConsumerAddress
-from megaphone.core.lookout import BLOCKED, CUT_OFF, LEFT, MOST_LINES
+from megaphone.core.blocked import BlockedChannels
+from megaphone.core.lookout import BLOCKED, CUT_OFF, LEFT, LOOKED_AT_ONCE, MOST_LINES, Lookout
 from megaphone.core.progress import STALL_S
 from megaphone.core.tenants import DEFAULT
 from megaphone.errors import TooSlow
@@ -123,6 +124,42 @@ async def test_very_many_channels_have_one_line_together(
     assert line["channels"] == 7
     for task in writers:
         task.cancel()
+
+
+async def test_broken_reads_without_a_line_are_in_that_of_the_next_look(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def leave_events() -> None:
+        channel = await node.broker.create(ANYONE)
+        await node.write(channel, 1)
+        with suppress(TooSlow):
+            async with node.open(channel) as reading:
+                await anext(reading)
+                await asyncio.sleep(100 * STALL_S)
+
+    await asyncio.gather(*(leave_events() for _ in range(MOST_LINES + 7)))
+    assert len(lines(caplog, CUT_OFF)) == MOST_LINES
+    for _ in range(2):
+        await node.broker.lookout.look(now())
+    [line] = lines(caplog, "more channels are stuck")
+    assert line["channels"] == 7
+
+
+async def test_a_look_at_very_many_channels_lets_others_have_turns() -> None:
+    blocked = BlockedChannels()
+    numbers = {
+        number.to_bytes(16): blocked.begin(number.to_bytes(16), "node", 0.0)
+        for number in range(3 * LOOKED_AT_ONCE)
+    }
+    looking = asyncio.create_task(Lookout(blocked.waiting_since, lambda: ()).look(60.0))
+    turns = 0
+    while not looking.done():
+        await asyncio.sleep(0)
+        turns += 1
+        channel_id, number = numbers.popitem()  # writers come and go meanwhile
+        blocked.end(channel_id, number)
+    await looking
+    assert turns >= 3
 
 
 async def test_what_clients_with_a_name_do_is_audited_as_a_sample(
