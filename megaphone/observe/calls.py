@@ -105,6 +105,10 @@ class Call:
         self._began_at = monotonic()
         self._is_counted = False
 
+    def leave_to_messages(self) -> None:
+        """Count only the messages of the call, and not the call itself: see `begin`."""
+        self._is_counted = True
+
     def end_as(self, calls: Calls, code: str = OK) -> None:
         """Count the call as one of a method that was not known at its beginning."""
         self.calls = calls

@@ -12,6 +12,7 @@ from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.pace import ANSWER_WORK, Pace
 from megaphone.core.ports import Doorkeeper, Sending
+from megaphone.errors import MegaphoneError
 from megaphone.model import WriteFailure
 from megaphone.rpc.answers import joined
 from megaphone.rpc.callers import caller, client_of, present_caller
@@ -80,8 +81,7 @@ class ChannelServicer(ChannelServiceServicer):
         self, requests: AsyncIterator[pb.PublishRequest], context: Context
     ) -> AsyncIterator[bytes]:
         proxies = self._broker.peers.proxies
-        async for request in requests:
-            present_call().begin()
+        async for request in counted(requests):
             with self._held(request), self._tracing.sending(FACE) as sending:
                 writer = await present_caller(self._doorkeeper, context, proxies)
                 writes = wire.writes(request, sending.trace_of)
@@ -129,6 +129,23 @@ class ChannelServicer(ChannelServiceServicer):
     ) -> pb.ChannelServiceDisposeChannelResponse:
         await self._broker.dispose(caller(), request.producer_address)
         return pb.ChannelServiceDisposeChannelResponse()
+
+
+async def counted(requests: AsyncIterator[pb.PublishRequest]) -> AsyncIterator[pb.PublishRequest]:
+    """Yield the messages of a stream. Each begins a call that counts, also one that cannot be read;
+    how long the stream is open does not count.
+
+    Raises: BadRequest or PayloadTooLarge, if a message cannot be read.
+    """
+    call = present_call()
+    call.leave_to_messages()
+    try:
+        async for request in requests:
+            call.begin()
+            yield request
+    except MegaphoneError:
+        call.begin()
+        raise
 
 
 async def note_results(

@@ -1,4 +1,4 @@
-"""What the gRPC face counts when the broker itself fails."""
+"""What the gRPC face counts when the broker itself fails, and what of a stream of messages."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 import grpc
 import pytest
 
+from megaphone.app import running
 from megaphone.observe.calls import FaceCalls
 from megaphone.rpc.errors import SERVICE, ErrorInterceptor
+from megaphone_api.v1 import channels_pb2 as pb
+from tests.support.settings import fast_settings
 
 
 async def fails(request: bytes, context: Any) -> bytes:
@@ -57,3 +60,21 @@ async def test_a_fault_is_counted_as_one_of_its_method() -> None:
         for code, count in one.failed.items()
         if count
     } == {("ack", "INTERNAL_SERVER_ERROR"): 1, ("publish", "INTERNAL_SERVER_ERROR"): 1}
+
+
+async def test_each_message_of_a_stream_counts_and_the_stream_does_not() -> None:
+    async with running(fast_settings()) as app:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as channel:
+            stream: Any = channel.stream_stream(f"{SERVICE}Publish")
+            silent = stream()
+            await silent.wait_for_connection()
+            await silent.done_writing()
+            assert await silent.code() is grpc.StatusCode.OK
+            call = stream()
+            await call.write(pb.PublishRequest().SerializeToString())
+            assert await call.read() == b""
+            await call.write(b"\xff")  # no message of protobuf
+            assert await code_of(call.read()) is grpc.StatusCode.INVALID_ARGUMENT
+        counts = app.metrics.grpc.by_method["publish"]
+        assert counts.ok == 1
+        assert {code: count for code, count in counts.failed.items() if count} == {"BAD_REQUEST": 1}
