@@ -20,6 +20,9 @@ _FORM: Final = re.compile(
     "(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16})-[0-9a-f][13579bdf](-.*)?"
 )
 """A context that is sampled: the last bit of its flags is set."""
+_ID: Final = re.compile(
+    "(?!ff)[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
 
 
 def sampled(traceparent: str | None) -> str | None:
@@ -33,6 +36,13 @@ def sampled(traceparent: str | None) -> str | None:
     if version == "00":
         return traceparent if more is None else None
     return f"00-{ids}-01"  # a later version may mean more by its flags
+
+
+def trace_id_of(traceparent: str) -> str:
+    """Return the id of the trace in a context, sampled or not; empty if the context is not
+    valid."""
+    found = _ID.fullmatch(traceparent)
+    return "" if found is None else found[1]
 
 
 class PassedOn:

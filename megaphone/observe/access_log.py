@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from megaphone.core.access import Caller
+from megaphone.core.traces import trace_id_of
 from megaphone.model import agent_of, short_id
 from megaphone.observe.calls import OK, OTHER
 from megaphone.observe.logs import printable
@@ -21,8 +22,6 @@ FLUSH_S: Final = 1.0
 """How often the lines go to the writer."""
 FLUSH_BYTES: Final = 65_536
 """From this size on, lines go to the writer at once."""
-TRACE_ID: Final = slice(3, 35)
-"""Where a `traceparent` has the id of the trace."""
 MESSAGE: Final = "call"
 
 
@@ -107,7 +106,7 @@ class AccessLog:
             agent="" if channel_id is None else agent_of(address),
             channel="" if channel_id is None else short_id(channel_id),
             peer=peer,
-            trace_id=traceparent[TRACE_ID],
+            trace_id=trace_id_of(traceparent),
         )
         self._lines += self._rendered(line)
         self._count += 1

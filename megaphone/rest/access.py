@@ -9,10 +9,11 @@ from megaphone.core.ports import Doorkeeper
 from megaphone.model import HTTP
 from megaphone.observe.access_log import AccessLog
 from megaphone.observe.calls import OK, OTHER
-from megaphone.rest.callers import Callers, proof_of
+from megaphone.rest.callers import FORWARDED_FOR, Callers, proof_of
 from megaphone.rest.lane import Request
 
 TRACEPARENT = "traceparent"
+FORWARDED = FORWARDED_FOR.lower().encode()
 CONSUMER = b'"consumerAddress":"'
 CODE = b'"code":"'
 SEGMENTS = {
@@ -58,8 +59,10 @@ class HttpAccess:
         """Make the line of a call that aiohttp has served."""
         if code == OK and self._log.only_errors:
             return
-        values = request.match_info
-        address = values.get("producer_address") or values.get("consumer_address") or ""
+        address = ""
+        if method != OTHER:  # others may be refused before their route is looked for
+            values = request.match_info
+            address = values.get("producer_address") or values.get("consumer_address") or ""
         self._log.add(
             HTTP,
             method,
@@ -82,6 +85,7 @@ class HttpAccess:
             return  # which cannot be, because the lane has read it
         _, first, *rest = request.url.partition(b"?")[0].decode().split("/")
         method = SEGMENTS.get(first, OTHER)
+        forwarded_for = request.headers.get(FORWARDED, b"").decode("latin-1")
         self._log.add(
             HTTP,
             method,
@@ -90,7 +94,7 @@ class HttpAccess:
             0.0,  # because the lane never waits
             caller=self._doorkeeper.known(request.proof, names),
             address=rest[0] if rest else created_in(answer, method),
-            peer=ip,
+            peer=self._callers.client_of(ip, forwarded_for),
             traceparent=request.headers.get(TRACEPARENT.encode(), b"").decode("latin-1"),
         )
 

@@ -47,8 +47,11 @@ class Callers:
         forwarded_for = request.headers.getall(FORWARDED_FOR, None)
         if forwarded_for is None:
             return peer
-        client = self._peers.proxies.client_of(peer.ip, ",".join(forwarded_for))
-        return peer._replace(ip=client)
+        return peer._replace(ip=self.client_of(peer.ip, ",".join(forwarded_for)))
+
+    def client_of(self, ip: str, forwarded_for: str) -> str:
+        """Return the address of a client, from that of its connection and `X-Forwarded-For`."""
+        return self._peers.proxies.client_of(ip, forwarded_for)
 
 
 def proof_of(request: web.Request) -> str | None:

@@ -137,6 +137,52 @@ async def test_a_line_says_how_long_its_writer_waited(log: Log, face: str) -> No
     assert line["waited_ms"] >= 49
 
 
+async def status_of(app: App, request: bytes) -> int:
+    """Send a request that no client library would send. Returns: the status of the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
+    try:
+        writer.write(request)
+        async with asyncio.timeout(20):
+            return int((await reader.readuntil(b"\r\n")).split()[1])
+    finally:
+        writer.close()
+
+
+def request_of(path: str, *headers: bytes) -> bytes:
+    usual = (b"Host: node", b"Content-Type: application/json", b"Content-Length: 2")
+    return b"\r\n".join([f"POST {path} HTTP/1.1".encode(), *usual, *headers, b"", b"{}"])
+
+
+@pytest.mark.parametrize("lane", [True, False])
+async def test_a_line_has_the_client_behind_a_proxy(log: Log, lane: bool) -> None:
+    changes: dict[str, Any] = {"trusted_proxies": ("127.0.0.1",), "http_lane": lane}
+    async with node(log, "http", access_log="all", **changes) as (app, _):
+        request = request_of("/create", b"X-Forwarded-For: 198.51.100.1, 203.0.113.7")
+        assert await status_of(app, request) == 200
+    assert [line["peer"] for line in log.lines()] == ["203.0.113.7"]
+
+
+@pytest.mark.parametrize("lane", [True, False])
+async def test_a_header_that_is_no_trace_is_not_logged_and_changes_no_answer(
+    log: Log, lane: bool
+) -> None:
+    async with node(log, "http", access_log="all", http_lane=lane) as (app, client):
+        channel = await client.create()
+        for nonsense in (b"00-\xff\xfe", b"00-" + b"secret--" * 4 + b"-b7ad6b7169203331-01"):
+            request = request_of(f"/write/{channel.producer}/s", b"traceparent: " + nonsense)
+            assert await status_of(app, request) == 201
+    _, *lines = log.lines()
+    assert [(line["method"], line["code"], line.get("trace_id")) for line in lines] == 2 * [
+        ("write", "OK", None)
+    ]
+
+
+async def test_a_call_that_is_refused_before_its_route_is_known_has_a_line(log: Log) -> None:
+    async with node(log, "http", access_log="errors") as (app, _):
+        assert await status_of(app, request_of("/create", b"Expect: \xff")) == 417
+    assert [(line["method"], line["code"]) for line in log.lines()] == [("other", "BAD_REQUEST")]
+
+
 async def test_nothing_is_logged_unless_that_is_wanted(log: Log) -> None:
     async with node(log, "http") as (_, client):
         await client.create()
