@@ -78,7 +78,12 @@ class Asking:
 
 
 def legacy_answer(body: bytes) -> Answer | None:
-    """Read the metrics of the former broker. It counts what was created and what was disposed."""
+    """Read the metrics of the former broker. It counts what was created and what was disposed.
+
+    It renders only what it has counted. So before its first channel the answer is empty.
+    """
+    if not body.strip():
+        return LegacyChannels(0)
     counts: dict[bytes, float] = {}
     for name, value in COUNTER.findall(body):
         counts[name] = counts.get(name, 0) + float(value)

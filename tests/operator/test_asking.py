@@ -96,6 +96,7 @@ async def test_an_answer_that_is_no_list_of_agents_is_none(
     ("status", "body", "expected"),
     [
         (200, METRICS, LegacyChannels(7)),
+        (200, b"", LegacyChannels(0)),  # as before its first channel
         (200, b"other 1\n", None),
         (500, METRICS, None),
     ],
