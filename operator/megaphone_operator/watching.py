@@ -2,11 +2,11 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
-from megaphone_operator.plan.names import CLUSTER, SERVICE_OF
+from megaphone_operator.plan.names import CLUSTER, MANAGER, SERVICE_OF
 from megaphone_operator.plan.resource import GROUP, VERSION
 
 Wake = Callable[[str, str], None]
@@ -37,6 +37,8 @@ async def watch(
     tasks = await kopf.spawn_tasks(
         registry=_registry(wake),
         settings=_settings(namespace),
+        # Without it kopf asks for the name of the user, who may have none.
+        identity=cast("Any", MANAGER),
         standalone=True,
         clusterwide=namespace is None,
         namespaces=[] if namespace is None else [namespace],
