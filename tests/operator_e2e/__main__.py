@@ -16,6 +16,8 @@ from tests.support.kubernetes_programs import programs
 
 AT_MOST_S = 1500
 HERE = Path(__file__).parent
+SCENARIOS = ("takeover", "deploy", "rolling", "contract", "accidents", "life")
+"""The takeover is first, because it begins with the resource definition of the former operator."""
 NAMESPACES = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -28,7 +30,8 @@ def main(arguments: list[str]) -> None:
         programs()
     except subprocess.SubprocessError as error:
         sys.exit(f"The programs of Kubernetes cannot be made: {error}")
-    tests = ["-m", "pytest", "-n", "0", "-p", "no:randomly", "--verbose", *arguments, str(HERE)]
+    files = [str(HERE / f"test_{name}.py") for name in SCENARIOS]
+    tests = ["-m", "pytest", "-n", "0", "-p", "no:randomly", "--verbose", *arguments, *files]
     limit = ["timeout", "--foreground", "--signal=KILL", str(AT_MOST_S)]
     command = [*limit, "unshare", *NAMESPACES, sys.executable, *tests]
     code = subprocess.run(command, env=os.environ | {INSIDE: "1"}).returncode

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from tests.operator_e2e.addresses import NAME_SERVER, NAMES_SERVICE
+from tests.operator_e2e.addresses import NAME_SERVER, NAMES_SERVICE, node_address
 from tests.operator_e2e.api import AWAY, Api, ApiError, Object, name_of, path_of
 from tests.operator_e2e.inside import prepare
 from tests.operator_e2e.plane import ControlPlane
@@ -22,9 +22,10 @@ class Cluster:
     """Runs a cluster, and breaks it as a test wants."""
 
     def __init__(self, folder: Path) -> None:
-        prepare(nodes=2 * NODES)
+        hosts = [node_address(number + 1) for number in range(2 * NODES)]
+        prepare(hosts)
         self.folder = folder
-        self.plane = ControlPlane(folder / "plane", node_name(1))
+        self.plane = ControlPlane(folder / "plane", node_name(1), hosts)
         self._nodes: dict[str, subprocess.Popen[bytes]] = {}
         self._names: subprocess.Popen[bytes] | None = None
         self._started = 0

@@ -1,18 +1,23 @@
 """The cluster that all scenarios share, and what they report."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
 
 import pytest
 
-from tests.operator_e2e.api import Api
+from tests.operator_e2e.api import Api, name_of, path_of
 from tests.operator_e2e.cluster import Cluster
+from tests.operator_e2e.demo import Demo
 from tests.operator_e2e.inside import FOLDER, IS_INSIDE
+from tests.operator_e2e.install import OPERATOR, install_operator
 from tests.operator_e2e.kubectl import Kubectl
 from tests.operator_e2e.kubelet.images import ROOT
 from tests.operator_e2e.report import LINES
 
 collect_ignore_glob = [] if IS_INSIDE else ["test_*.py"]
+EVERYTHING = "megaphones,nodes,pods,deployments,endpointslices,leases"
 KEPT = ROOT / ".operator-e2e"
 """Where the logs of the last run are."""
 
@@ -37,6 +42,38 @@ async def api(cluster: Cluster) -> AsyncIterator[Api]:
 @pytest.fixture(scope="session")
 def kubectl(cluster: Cluster) -> Kubectl:
     return Kubectl(cluster.plane.kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def operator(kubectl: Kubectl) -> str:
+    """Install the operator. Returns: its namespace."""
+    install_operator(kubectl)
+    return OPERATOR
+
+
+@pytest.fixture
+async def demo(operator: str, api: Api, kubectl: Kubectl) -> AsyncIterator[Demo]:
+    """Give a test a namespace for a cluster of nodes. At its end both are deleted."""
+    made = await api.create(path_of("namespaces"), {"metadata": {"generateName": "demo-"}})
+    demo = Demo(api, kubectl, name_of(made))
+    yield demo
+    demo.call("delete", "megaphone", "--all", "--wait=false")
+    await api.delete(path_of("namespaces", None, demo.namespace))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what the API server says when a scenario fails, beside the logs."""
+    report = yield
+    kubectl = item.funcargs.get("kubectl")
+    if report.when == "call" and report.failed and isinstance(kubectl, Kubectl):
+        with suppress(AssertionError, subprocess.SubprocessError):
+            shown = kubectl("get", "--all-namespaces", "--output=wide", EVERYTHING)
+            described = kubectl("get", "--all-namespaces", "--output=yaml", "megaphones")
+            (FOLDER / f"state-{item.name}.log").write_text(shown + described)
+    return report
 
 
 def keep_logs(cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.operator_e2e.addresses import (
@@ -9,7 +10,6 @@ from tests.operator_e2e.addresses import (
     NAME_SERVER,
     NAMES_SERVICE,
     SERVICES,
-    node_address,
 )
 from tests.operator_e2e.programs import program
 
@@ -19,14 +19,16 @@ IS_INSIDE = INSIDE in os.environ
 FOLDER = Path("/run/cluster")
 
 
-def prepare(nodes: int) -> None:
-    """Give this network namespace its addresses, and this mount namespace its files."""
+def prepare(hosts: Sequence[str]) -> None:
+    """Give this network namespace its addresses, and this mount namespace its files.
+
+    `hosts` are the addresses of nodes.
+    """
     run("mount", "-t", "tmpfs", "tmpfs", "/run")
     FOLDER.mkdir()
-    addresses = (API_SERVER, NAME_SERVER, *(node_address(n + 1) for n in range(nodes)))
     ip = str(program("ip"))
     run(ip, "link", "set", "lo", "up")
-    for address in addresses:
+    for address in (API_SERVER, NAME_SERVER, *hosts):
         run(ip, "address", "add", f"{address}/32", "dev", "lo")
     # Without a route a packet to a service would not get as far as kube-proxy.
     run(ip, "route", "add", SERVICES, "dev", "lo", "src", API_SERVER)

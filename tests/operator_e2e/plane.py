@@ -20,8 +20,9 @@ NAMES_OF_API_SERVER = (
     "kubernetes.default.svc",
     "kubernetes.default.svc.cluster.local",
 )
-NODE_LOST_AFTER_S = 8
-"""After this time without a sign of life, a node counts as lost."""
+NODE_LOST_AFTER_S = 16
+"""After this time without a sign of life, a node counts as lost. An API server that is killed comes
+back earlier."""
 LEAVES_LOST_NODE_AFTER_S = 5
 """How long pods stay on a node that is lost."""
 STOP_S = 10
@@ -30,7 +31,8 @@ STOP_S = 10
 class ControlPlane:
     """Runs the parts of a control plane. They end with this process."""
 
-    def __init__(self, folder: Path, first_node: str) -> None:
+    def __init__(self, folder: Path, first_node: str, hosts: Sequence[str]) -> None:
+        """`hosts` are the addresses of all nodes that there may be."""
         self._folder = folder
         self._first_node = first_node
         self._running: dict[str, subprocess.Popen[bytes]] = {}
@@ -38,7 +40,7 @@ class ControlPlane:
         authority = Authority(folder, "cluster")
         self._serving = authority.issue("api-server", NAMES_OF_API_SERVER)
         self._accounts = authority.issue("accounts")
-        self.kubelets = authority.issue("kubelet")
+        self.kubelets = authority.issue("kubelet", hosts)
         """The certificate with which kubelets serve logs."""
         token = secrets.token_hex(16)
         (folder / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -193,8 +193,18 @@ class Container:
         hook = self.wanted.get("lifecycle", {}).get("preStop", {})
         if "sleep" in hook:
             await asyncio.sleep(hook["sleep"]["seconds"])
+        elif "exec" in hook:
+            await self._execute(hook["exec"]["command"])
         elif hook:
             raise NotImplementedError(f"a hook like {sorted(hook)}")
+
+    async def _execute(self, command: Sequence[str]) -> None:
+        """Run a command within the container, to its end."""
+        assert self._process is not None
+        if self._process.returncode is None:
+            where = (f"--target={self._process.pid}", "--mount", "--uts", "--net", "--root")
+            inside = await asyncio.create_subprocess_exec("nsenter", *where, *command)
+            await inside.wait()
 
     # -- Probes
 

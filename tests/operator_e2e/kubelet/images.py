@@ -30,6 +30,9 @@ class Image:
     """What a container is, unless its pod says otherwise."""
 
     command: tuple[str, ...]
+    """The program with its arguments, all of which the arguments of a pod replace."""
+    entrypoint: tuple[str, ...] = ()
+    """A program that the arguments of a pod do not replace; the command has its usual ones."""
     directory: str = "/"
     user: int = 0
     stop_signal: str = "SIGTERM"
@@ -63,7 +66,8 @@ BROKER = Image(
     },
 )
 OPERATOR = Image(
-    command=("/app/megaphone-operator",),
+    command=(),
+    entrypoint=("/app/megaphone-operator",),
     directory="/app",
     user=10001,
     environment=IN_PLACE,
@@ -74,10 +78,9 @@ NGINX = Image(
     stop_signal="SIGQUIT",
 )
 ORIGINAL_BROKER = Image(
-    command=("/app/megaphone",),
+    command=(f"{SOURCE}/{original.BROKER.relative_to(ROOT)}",),
     directory="/app",
     environment={"megaphone_address": "0.0.0.0:3000", "megaphone_grpc_address": "0.0.0.0:3001"},
-    scripts={"/app/megaphone": f"#!/bin/sh\nexec {SOURCE}/{original.BROKER.relative_to(ROOT)}\n"},
 )
 IMAGES = {"megaphone": BROKER, "megaphone-operator": OPERATOR, "nginx": NGINX}
 

@@ -136,7 +136,7 @@ class Node:
                 elif not is_over(pod):
                     self._start(pod)
             for uid in self._pods.keys() - pods.keys():
-                self._pods[uid].vanish()
+                self._pods.pop(uid).vanish()
 
     def _start(self, wanted: Object) -> None:
         number = next(self._count)
@@ -146,15 +146,9 @@ class Node:
         pod = Pod(self._api, self._session, wanted, number, folder, self._address, address)
         pod.update(wanted)
         self._pods[uid] = pod
-        task = asyncio.create_task(self._run(uid, pod))
+        task = asyncio.create_task(pod.run())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-
-    async def _run(self, uid: str, pod: Pod) -> None:
-        try:
-            await pod.run()
-        finally:
-            self._pods.pop(uid, None)
 
 
 def is_over(pod: Object) -> bool:

@@ -109,7 +109,7 @@ class Pod:
         self._folder.mkdir(parents=True)
         await network.make(self._network, self._address)
         self._is_set_up = True
-        await self._report()
+        self._changed.set()
         while True:
             with suppress(NotReady, ApiError, *AWAY):
                 made = await volumes.make(self._api, self._pod, self._folder / "volumes")
@@ -188,19 +188,27 @@ class Pod:
                 await asyncio.sleep(AGAIN_S)
 
     async def _report(self) -> None:
-        """Write the status, if it is not what was written last."""
+        """Write the status, if it is another one now, or if somebody has changed what was written:
+        when a node seems to be lost, a controller says of its pods that they are not ready.
+        """
         known = [] if self._written is None else self._written["conditions"]
         address = self._address if self._is_set_up else None
         status = status_of(self._pod, self._first, self._containers, address, self._host, known) | {
             "startTime": self._since
         }
-        if status == self._written:
+        if status == self._written and agrees(self._pod, status):
             return
         metadata = self._pod["metadata"]
         path = path_of("pods", metadata["namespace"], metadata["name"], "status")
         change = {"metadata": {"uid": metadata["uid"]}, "status": status}
         await self._api.patch(path, change, STRATEGIC)
         self._written = status
+
+
+def agrees(pod: Object, status: Object) -> bool:
+    """Return whether the API server has the conditions of a status."""
+    known = {one["type"]: one["status"] for one in pod.get("status", {}).get("conditions", ())}
+    return all(known.get(one["type"]) == one["status"] for one in status["conditions"])
 
 
 def complain(living: asyncio.Task[None]) -> None:

@@ -15,6 +15,9 @@ from tests.operator_e2e.api import Object, name_of, namespace_of
 from tests.operator_e2e.kubelet.images import ROOT, SOURCE, Image
 from tests.operator_e2e.kubelet.network import NAMESPACES
 
+PASSWD = "root:x:0:0::/:/bin/sh\n"
+"""Other users have no names, as in clusters that choose their numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class Box:
@@ -47,7 +50,7 @@ class Box:
 
     def _write_files(self) -> None:
         self._let_others_pass(Path(sys.base_prefix))
-        for path, content in {**self.image.scripts, **self._network_files()}.items():
+        for path, content in {**self.image.scripts, **self._files_of_pod()}.items():
             file = self._upper(path)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(content)
@@ -56,7 +59,7 @@ class Box:
         for mount in self.container.get("volumeMounts", ()):
             self._make_mount_point(mount)
 
-    def _network_files(self) -> dict[str, str]:
+    def _files_of_pod(self) -> dict[str, str]:
         namespace, name = namespace_of(self.pod), name_of(self.pod)
         searched = " ".join(f"{one}{DOMAIN}" for one in (f"{namespace}.svc.", "svc.", ""))
         return {
@@ -65,6 +68,7 @@ class Box:
             ),
             "/etc/hosts": f"127.0.0.1 localhost\n{self.address} {name}\n",
             "/etc/hostname": f"{name}\n",
+            "/etc/passwd": PASSWD,
         }
 
     def _let_others_pass(self, place: Path) -> None:
@@ -134,7 +138,7 @@ class Box:
         arguments = list(self.container.get("args", ()))
         if "command" in self.container:
             return [*self.container["command"], *arguments]
-        return [*self.image.command, *arguments] if arguments else list(self.image.command)
+        return [*self.image.entrypoint, *(arguments or self.image.command)]
 
     def _security(self, name: str, usual: object) -> object:
         """Return what the container, or else its pod, says about its rights."""
