@@ -112,9 +112,15 @@ class LineWriter:
             with self._changed:
                 self._unreported -= count
 
-    def _write(self, line: bytes) -> bool:
-        """Write a line, however long that takes. Returns: whether it was written."""
-        rest = memoryview(line)
+    def _write(self, lines: bytes) -> bool:
+        """Write a line, or several, however long that takes. Returns: whether that was done.
+
+        Other workers may write to the same pipe.
+        """
+        return all(self._write_piece(piece) for piece in pieces_of(lines))
+
+    def _write_piece(self, piece: bytes) -> bool:
+        rest = memoryview(piece)
         while rest:
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
@@ -123,6 +129,21 @@ class LineWriter:
             except OSError:  # nobody reads the log any more, or the disk is full
                 return False
         return True
+
+
+def pieces_of(lines: bytes) -> Iterator[bytes]:
+    """Cut lines into pieces of whole lines, each so small that a pipe takes it at once, unless one
+    line alone is larger."""
+    begin = 0
+    while len(lines) - begin > select.PIPE_BUF:
+        end = lines.rfind(b"\n", begin, begin + select.PIPE_BUF)
+        if end < 0:
+            end = lines.find(b"\n", begin + select.PIPE_BUF)
+        if end < 0:
+            break
+        yield lines[begin : end + 1]
+        begin = end + 1
+    yield lines[begin:]
 
 
 class LineHandler(logging.Handler):

@@ -11,6 +11,7 @@ import pytest
 from megaphone.observe.logs import JsonFormatter, LineHandler, LineWriter, TextFormatter
 
 LINE = b"x" * 999 + b"\n"
+LETTERS = (b"a", b"b")
 
 
 class Pipe:
@@ -48,6 +49,32 @@ def report(count: int) -> bytes:
 
 
 # -- Writing
+
+
+def test_lines_of_several_workers_stay_whole_in_one_pipe(pipe: Pipe) -> None:
+    lines = {
+        letter: [letter * 240 + b"%d" % number for number in range(2_000)] for letter in LETTERS
+    }
+    writers = {letter: pipe.writer(max_waiting_bytes=10_000_000) for letter in LETTERS}
+    for begin in range(0, 2_000, 250):
+        for letter, writer in writers.items():
+            some = lines[letter][begin : begin + 250]
+            writer.write(b"\n".join([*some, b""]), len(some))
+    received = b""
+    while received.count(b"\n") < 4_000:
+        received += os.read(pipe.reading.fileno(), 4_096)
+    for writer in writers.values():
+        writer.close()
+    assert sorted(received.split(b"\n")) == sorted([*lines[b"a"], *lines[b"b"], b""])
+
+
+def test_a_line_that_is_larger_than_a_piece_comes_whole(pipe: Pipe) -> None:
+    writer = pipe.writer()
+    lines = [b"short", b"l" * 10_000, b"m" * 4_095, b"n" * 4_096, b"", b"short"]
+    writer.write(b"\n".join([*lines, b"without an end"]), len(lines) + 1)
+    writer.close()
+    pipe.writing.close()
+    assert pipe.read().split(b"\n") == [*lines, b"without an end"]
 
 
 def test_lines_come_in_order(pipe: Pipe) -> None:
