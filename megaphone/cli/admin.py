@@ -304,7 +304,7 @@ def unpipe(
         typer.Option("--force", help="Do it even if readers at the target would miss events."),
     ] = False,
 ) -> None:
-    """Stop to replicate an agent. It gets the mode that it had before."""
+    """Stop replicating an agent. It gets the mode that it had before."""
     body = {"name": name, "target": target, "force": force}
     node(context).command("POST", "/vagent/unpipe", body)
 

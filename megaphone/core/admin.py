@@ -179,7 +179,7 @@ class Admin:
     async def unpipe_agent(
         self, name: str, target: str | None = None, *, force: bool = False
     ) -> None:
-        """Stop to replicate an agent to one target, or to all: see `core.ports.Pipes.unpipe`.
+        """Stop replicating an agent to one target, or to all: see `core.ports.Pipes.unpipe`.
 
         Raises: BadRequest; AgentNotFound; WrongMode, also while a drain runs.
         """

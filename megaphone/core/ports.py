@@ -463,7 +463,7 @@ class Pipes(Protocol):
         """Return the pipes to other nodes."""
 
     async def unpipe(self, agent: str, target: str | None, *, force: bool) -> None:
-        """Stop to replicate an agent, to one target or to all, without handing it over.
+        """Stop replicating an agent, to one target or to all, without handing it over.
 
         With its last pipe the agent gets the mode that it had before. The copies at the target
         expire. Without `force` a target must say that nobody reads channels of the agent there,

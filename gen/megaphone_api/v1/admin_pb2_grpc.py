@@ -131,7 +131,7 @@ class AdminServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UnpipeAgent(self, request, context):
-        """Stop to replicate an agent to another node, without handing it over.
+        """Stop replicating an agent to another node, without handing it over.
 
         With its last pipe the agent gets the mode that it had before. The copies at the target expire.
         Fails with FAILED_PRECONDITION (WRONG_MODE) if there is no such pipe, or, without `force`, if

@@ -56,7 +56,7 @@ class AdminServiceStub:
     Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
     """
     UnpipeAgent: _grpc.UnaryUnaryMultiCallable[_admin_pb2.UnpipeAgentRequest, _admin_pb2.UnpipeAgentResponse]
-    """Stop to replicate an agent to another node, without handing it over.
+    """Stop replicating an agent to another node, without handing it over.
 
     With its last pipe the agent gets the mode that it had before. The copies at the target expire.
     Fails with FAILED_PRECONDITION (WRONG_MODE) if there is no such pipe, or, without `force`, if
@@ -127,7 +127,7 @@ class AdminServiceAsyncStub(AdminServiceStub):
     Fails with FAILED_PRECONDITION (WRONG_MODE) in any other case.
     """
     UnpipeAgent: _aio.UnaryUnaryMultiCallable[_admin_pb2.UnpipeAgentRequest, _admin_pb2.UnpipeAgentResponse]  # type: ignore[assignment]
-    """Stop to replicate an agent to another node, without handing it over.
+    """Stop replicating an agent to another node, without handing it over.
 
     With its last pipe the agent gets the mode that it had before. The copies at the target expire.
     Fails with FAILED_PRECONDITION (WRONG_MODE) if there is no such pipe, or, without `force`, if
@@ -225,7 +225,7 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.UnpipeAgentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.UnpipeAgentResponse, _abc.Awaitable[_admin_pb2.UnpipeAgentResponse]]:
-        """Stop to replicate an agent to another node, without handing it over.
+        """Stop replicating an agent to another node, without handing it over.
 
         With its last pipe the agent gets the mode that it had before. The copies at the target expire.
         Fails with FAILED_PRECONDITION (WRONG_MODE) if there is no such pipe, or, without `force`, if
