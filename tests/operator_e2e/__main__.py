@@ -16,7 +16,7 @@ from tests.support.kubernetes_programs import programs
 
 AT_MOST_S = 1500
 HERE = Path(__file__).parent
-SCENARIOS = ("takeover", "deploy", "rolling", "contract", "accidents", "life")
+SCENARIOS = ("takeover", "install", "page", "deploy", "rolling", "contract", "accidents", "life")
 """The takeover is first, because it begins with the resource definition of the former operator."""
 NAMESPACES = ("--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 
