@@ -114,7 +114,7 @@ class Drains:
         logged: dict[str, str] = {}
         while True:
             try:
-                known = sightings.known(await addresses_of(target_at(target)))
+                known = await sightings.known(target_at(target))
                 async with aclosing(self._moving_each(await reachable(known), logged)) as steps:
                     async for _ in steps:
                         pass
@@ -221,14 +221,18 @@ class Sightings:
         """Proxies know an address when this node has seen it for `known_after_s` seconds."""
         self._known_after_s = known_after_s
         self._first: dict[Target, float] = {}
+        self._is_first_look = True
 
-    def known(self, targets: Sequence[Target]) -> list[Target]:
-        """Return the targets that proxies know. They know all that were there the first time.
+    async def known(self, target: Target) -> list[Target]:
+        """Return the targets at those addresses of a target that proxies know. They know all that
+        were there at the first look.
 
-        Raises: TargetUnavailable, if they know none.
+        Raises: TargetUnavailable, if they know none, or if the name cannot be resolved.
         """
+        is_first, self._is_first_look = self._is_first_look, False
+        targets = await addresses_of(target)
         now = asyncio.get_running_loop().time()
-        new_at = now if self._first else now - self._known_after_s
+        new_at = now - self._known_after_s if is_first else now
         self._first = {target: self._first.get(target, new_at) for target in targets}
         known = [one for one in targets if now >= self._first[one] + self._known_after_s]
         if not known:

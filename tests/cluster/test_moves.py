@@ -394,9 +394,11 @@ async def test_a_node_that_stops_moves_to_no_other_node_that_stops(stack: AsyncE
     assert [one.metrics.agents_not_moved for one in nodes] == [1, 1]
 
 
+@pytest.mark.parametrize("others", [0, 1])
 async def test_a_node_that_stops_waits_until_proxies_know_a_target_that_is_new(
-    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, others: int
 ) -> None:
+    """Also if the name of the targets had no address before."""
     loop = asyncio.get_running_loop()
     successor = await node(stack, "b")
     addresses: list[int] = []
@@ -404,6 +406,8 @@ async def test_a_node_that_stops_waits_until_proxies_know_a_target_that_is_new(
 
     async def resolve(host: str, port: int, **_: object) -> list[object]:
         is_resolved.set()
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", at)) for at in addresses]
 
     async with AsyncExitStack() as stopping:
@@ -412,7 +416,7 @@ async def test_a_node_that_stops_waits_until_proxies_know_a_target_that_is_new(
         )
         monkeypatch.setattr(moves, "PROXIES_KNOW_AFTER_S", 1.0)
         monkeypatch.setattr(loop, "getaddrinfo", resolve)
-        addresses.append(source.grpc_port)
+        addresses += others * [source.grpc_port]
         channel = await source.broker.create(ANYONE)
         stop = asyncio.create_task(stopping.aclose())
         await is_resolved.wait()
