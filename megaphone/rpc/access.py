@@ -1,5 +1,6 @@
 """Says to the access log what the calls over gRPC were."""
 
+from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 from megaphone.core.peers import Proxies
@@ -50,6 +51,16 @@ class ServedCall:
         self._context = context
         self.response: Any = None
         """The answer, once it is known."""
+
+    def following(self, request: Any) -> Any:
+        """Return the request of the call. If it is a stream, because the caller is admitted before
+        a message is read, the line has the address in the message."""
+        return self._noted(request) if isinstance(request, AsyncIterable) else request
+
+    async def _noted(self, messages: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        async for message in messages:
+            self._address = self._address or address_in(message)
+            yield message
 
     def __call__(self, method: str, code: str, seconds: float, waited_s: float) -> None:
         """Make the line, because the call has ended."""

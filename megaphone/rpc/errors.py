@@ -152,6 +152,7 @@ def with_error_statuses(
         served = None
         if access is not None:
             present.on_end = served = access.begun(request, context)
+            request = served.following(request)
         try:
             response = await behaviour(readable(request), context)
             if served is not None:

@@ -232,6 +232,28 @@ async def test_a_line_names_the_caller_and_never_the_token(log: Log) -> None:
     assert "wrong" not in text
 
 
+@pytest.mark.parametrize("face", FACES)
+async def test_the_first_call_of_a_caller_has_a_line_with_its_channel(log: Log, face: str) -> None:
+    digest = hashlib.sha256(TOKEN.encode()).hexdigest()
+    tokens = {"shop": Token(sha256=digest, actions=tuple(Action))}
+    auth = Auth(require=(Action.WRITE,), tokens=tokens)
+    async with node(log, face, access_log="all", auth=auth) as (app, client):
+        channel = await client.create()
+        if face == "http":
+            request = request_of(
+                f"/write/{channel.producer}/s", b"Authorization: Bearer " + TOKEN.encode()
+            )
+            assert await status_of(app, request) == 201
+        else:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{app.grpc_port}") as connection:
+                await ChannelServiceStub(connection).Write(
+                    pb.WriteRequest(producer_address=channel.producer, stream_id="s", body=b"{}"),
+                    metadata=(("authorization", f"Bearer {TOKEN}"),),
+                )
+    [line] = [line for line in log.lines() if line["method"] == "write"]
+    assert (line["caller"], line["channel"]) == ("token shop", id_of(channel))
+
+
 async def test_a_line_is_as_the_page_has_it(log: Log) -> None:
     async with node(log, "http", access_log="all") as (_, client):
         await client.write((await client.create()).producer, "s", b"1")
