@@ -17,7 +17,8 @@ MOST_SHOWN = 1_000
 DEFAULT_SHOWN = 50
 SORTS = ("age", "bytes", "unsent", "waiting")
 SHOWN_AT_ONCE = 20
-"""How many channels are described before other tasks get a turn."""
+"""How many channels are described together. With a shared store each may take half a second, if the
+node of its reader does not answer."""
 ID_DIGITS = 32
 _BEGINNING = re.compile(rf"[0-9A-Fa-f]{{{SHORT_ID_DIGITS},{ID_DIGITS}}}")
 
@@ -59,13 +60,19 @@ class Listing:
             wanted = [one for one in some if one.waiting_writers] if asked.blocked else some
             first.add(wanted, lambda one: weight_by(sort, one))
             await asyncio.sleep(0)
-        shown = []
-        for one in first.members()[asked.skip :]:
-            with suppress(ChannelNotFound):
-                shown.append(await self._store.info(one.channel_id))
-            if len(shown) % SHOWN_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        members = first.members()[asked.skip :]
+        shown: list[ChannelInfo] = []
+        for start in range(0, len(members), SHOWN_AT_ONCE):
+            some = members[start : start + SHOWN_AT_ONCE]
+            infos = await asyncio.gather(*(self._info(one.channel_id) for one in some))
+            shown += [one for one in infos if one is not None]
         return shown
+
+    async def _info(self, channel_id: bytes) -> ChannelInfo | None:
+        """Return how a channel is now; None if it is not there any more."""
+        with suppress(ChannelNotFound):
+            return await self._store.info(channel_id)
+        return None
 
 
 def is_beginning_of_id(name: str) -> bool:
