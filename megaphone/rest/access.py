@@ -8,7 +8,7 @@ from megaphone.core.access import Names, Peer
 from megaphone.core.ports import Doorkeeper
 from megaphone.model import HTTP
 from megaphone.observe.access_log import AccessLog
-from megaphone.observe.calls import OK, OTHER
+from megaphone.observe.calls import CANCELLED, OK, OTHER
 from megaphone.rest.callers import FORWARDED_FOR, Callers, proof_of
 from megaphone.rest.lane import Request
 
@@ -128,7 +128,9 @@ def created_in(answer: bytes, method: str) -> str:
 
 
 def code_in(answer: bytes) -> str:
-    """Return the code of an answer of the lane."""
+    """Return the code of an answer of the lane; an empty one was not sent."""
+    if not answer:
+        return CANCELLED
     if answer[9:10] == b"2":
         return OK
     return answer.partition(CODE)[2].partition(b'"')[0].decode()

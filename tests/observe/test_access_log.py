@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import AsyncIterator
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,8 @@ from tests.support.faces import FACES, Created, Face
 from tests.support.settings import fast_settings
 
 TOKEN = "mgp_" + "a" * 43
+RESET = struct.pack("ii", 1, 0)
+"""Lets a socket reset its connection when it is closed."""
 
 
 class Log:
@@ -137,6 +141,12 @@ async def test_a_line_says_how_long_its_writer_waited(log: Log, face: str) -> No
     assert line["waited_ms"] >= 49
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+
 async def status_of(app: App, request: bytes) -> int:
     """Send a request that no client library would send. Returns: the status of the answer."""
     reader, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
@@ -181,6 +191,27 @@ async def test_a_call_that_is_refused_before_its_route_is_known_has_a_line(log: 
     async with node(log, "http", access_log="errors") as (app, _):
         assert await status_of(app, request_of("/create", b"Expect: \xff")) == 417
     assert [(line["method"], line["code"]) for line in log.lines()] == [("other", "BAD_REQUEST")]
+
+
+@pytest.mark.parametrize("lane", [True, False])
+async def test_a_call_whose_client_goes_has_a_line(log: Log, lane: bool) -> None:
+    full = {"buffer_capacity": 1, "write_timeout_millis": 60_000, "http_lane": lane}
+    async with node(log, "http", access_log="errors", **full) as (app, client):
+        channel = await client.create()
+        await client.write(channel.producer, "s", b"1")
+        body = {"channels": [channel.producer], "messages": [{"streamId": "s", "body": 2}]}
+        sent = json.dumps(body).encode()
+        _, writer = await asyncio.open_connection("127.0.0.1", app.http_port)
+        head = b"POST /write-batch HTTP/1.1\r\nHost: node\r\nContent-Type: application/json\r\n"
+        writer.write(head + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
+        await until(lambda: app.metrics.writers_waiting == 1)
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        writer.close()
+        await until(lambda: app.metrics.writers_waiting == 0)
+        assert app.metrics.http.write_batch.failed["CANCELLED"] == 1
+    [line] = log.lines()
+    assert (line["method"], line["code"], line["peer"]) == ("write_batch", "CANCELLED", "127.0.0.1")
 
 
 async def test_nothing_is_logged_unless_that_is_wanted(log: Log) -> None:

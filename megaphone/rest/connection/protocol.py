@@ -156,7 +156,7 @@ class LaneAccess(Protocol):
 
     def answered(self, data: bytes, answer: bytes, seconds: float, ip: str, names: Names) -> None:
         """Log a call that the lane has answered. `data` is the request, and `answer` at least the
-        first part of the answer."""
+        first part of the answer; empty if the client has gone before it."""
 
 
 @dataclass(slots=True)
@@ -526,9 +526,12 @@ class Connection:
             self._held = bytearray()
             self._task = host.loop.create_task(self._answer_later(outcome.call, data))
 
-    def _log_call(self, data: bytes, answer: bytes) -> None:
-        """Log a call that the lane has answered, if that is wanted."""
-        access, transport = self._host.access, self._transport
+    def _log_call(
+        self, data: bytes, answer: bytes, former: asyncio.Transport | None = None
+    ) -> None:
+        """Log a call that the lane has answered, if that is wanted. `former` is the transport of a
+        connection that is closed."""
+        access, transport = self._host.access, self._transport or former
         if access is not None and transport is not None:
             seconds = monotonic() - self._asked_at
             access.answered(data, answer, seconds, ip_of(transport), self.names)
@@ -583,8 +586,13 @@ class Connection:
 
     async def _answer_later(self, call: Coroutine[Any, Any, Answered], data: bytes) -> None:
         """Answer the request `data` by a call that takes longer."""
+        transport = self._transport
         try:
-            answered = await call
+            try:
+                answered = await call
+            except asyncio.CancelledError:
+                self._log_call(data, b"", transport)
+                raise
             if isinstance(answered, Opened):
                 self._log_call(data, answered.head)
                 self._open_later(answered)
