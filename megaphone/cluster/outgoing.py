@@ -127,6 +127,10 @@ class OutgoingPipes:
         for pipe in pipes if not force else ():
             await self._check_unused(pipe)
         for pipe in pipes:
+            # A drain may have begun meanwhile. If the target did not get to confirm a cut-over,
+            # both nodes would own the agent.
+            if self._agents.is_unsettled(agent):
+                raise WrongMode(f"agent {agent} moves to another node")
             await self.close(pipe)
 
     async def _check_unused(self, pipe: "OutgoingPipe") -> None:

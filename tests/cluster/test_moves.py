@@ -440,6 +440,15 @@ def test_a_hand_over_waits_for_proxies_for_a_part_of_its_time(
 # -- What stays
 
 
+async def test_no_pipe_is_closed_during_a_cut_over(source: App, target: App) -> None:
+    await source.admin.pipe_agent("a", url(target))
+    with source.agents.moving("a"), pytest.raises(WrongMode, match="moves to another node"):
+        await source.admin.unpipe_agent("a", force=True)
+    assert [pipe.agent for pipe in source.pipes.described()] == ["a"]
+    await source.admin.unpipe_agent("a", force=True)
+    assert modes(source)["a"] is AgentMode.MASTER
+
+
 async def test_without_a_target_everything_stays(source: App) -> None:
     with pytest.raises(TargetUnavailable):
         await drain(source, "http://127.0.0.1:1")
