@@ -133,6 +133,8 @@ async def test_a_machine_dies(demo: Demo, cluster: Cluster, operator: str) -> No
     machine = await machine_without(demo.api, operator, await leader(demo.api, operator))
     async with replacing(cluster), load(demo.url, demo.grpc_target) as clients:
         dead = await agents_on(demo, machine)
+        # An operator that has nothing to do looks once a minute how many channels there are.
+        await until(lambda: knows_channels(demo, len(clients.channels)), 2 * WITHIN_S)
         clients.begin()
         cluster.kill_node(machine)
         # What people do when they know that a machine is off: its pods are then forgotten.
@@ -166,10 +168,15 @@ async def agents_on(demo: Demo, machine: str) -> set[str]:
     async with aiohttp.ClientSession() as session:
         for node in await demo.nodes():
             if node["spec"]["nodeName"] == machine:
-                url = f"http://{node['status']['podIP']}:3000/agents"
+                url = f"http://{node['status']['podIP']}:3002/agents"
                 async with session.get(url) as answer:
                     found |= {agent["name"] for agent in await answer.json()}
     return found
+
+
+async def knows_channels(demo: Demo, count: int) -> bool:
+    resource = await demo.resource()
+    return bool(resource["status"]["channels"] == count)
 
 
 async def has_lost_channels(demo: Demo) -> bool:
