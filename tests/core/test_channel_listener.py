@@ -47,6 +47,7 @@ ONLY_ASKING = {
     "is_unread_for",
     "keys_after",
     "notify",
+    "read_until",
     "resend_after",
 }
 

@@ -145,7 +145,12 @@ async def test_channels_that_are_disposed_of_or_expire_are_told_once(
         assert sorted(receiver.told[1:]) == sorted(expiring)
         assert len(set(receiver.ids)) == len(receiver.ids) == len(receiver.bodies)
         assert {"channels": []} not in receiver.bodies
-        assert await counts(broker) == {"sent": len(receiver.bodies), "failed": 0, "lost": 0}
+        assert await counts(broker) == {
+            "sent": len(receiver.bodies),
+            "failed": 0,
+            "lost": 0,
+            "waiting": 0,
+        }
         log = await stopped(broker)
     assert len(receiver.told) == 5
     assert "webhook" not in log
@@ -161,7 +166,7 @@ async def test_a_receiver_that_was_away_is_told_when_it_is_back(
         await receiver.is_told(1)
         assert len(receiver.ids) == 3
         assert len(set(receiver.ids)) == 1
-        assert await counts(broker) == {"sent": 1, "failed": 2, "lost": 0}
+        assert await counts(broker) == {"sent": 1, "failed": 2, "lost": 0, "waiting": 0}
         log = await stopped(broker)
     assert "webhook audit: a request was not accepted (status 503)" in log
     for unspoken in (address, receiver.secret, receiver.url):

@@ -97,6 +97,8 @@ class RemoteLease:
         handle: str,
         options: ReadOptions,
         redelivery_window_s: float,
+        *,
+        now: float,
     ) -> None:
         self._calls = calls
         self.channel_id = channel_id
@@ -107,7 +109,7 @@ class RemoteLease:
         self.acknowledging = options.acknowledge
         self.reader = options.reader
         self.face = options.face
-        self.began_at = asyncio.get_running_loop().time()
+        self.began_at = now
         self.taken_at: float | None = None
         self.on_ready: Callable[[], None] | None = None
         self.cursor = START

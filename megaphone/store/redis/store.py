@@ -411,6 +411,7 @@ class RedisStore:
             str(next(self._handles)),
             options,
             self._limits.redelivery_window_s,
+            now=asyncio.get_running_loop().time(),
         )
         # A writer may send events before the answer is here.
         self._leases[lease.handle] = lease

@@ -530,7 +530,7 @@ async def assert_refused_as_text(face: Face, address: bytes) -> None:
             None,
             "the query has the unknown parameter `limt`, did you mean `limit`? allowed are `after`,"
             " `ack`, `window`, `takeover`, `reader`, `returning`, `limit`, `wait_ms`,"
-            " `heartbeat_ms`, `stream`",
+            " `heartbeat_ms`, `stream`, `trace`",
         ),
         (
             "/channelsExists?pretty=1",

@@ -44,7 +44,7 @@ def asked() -> Iterator[Asked]:
 
 def unopened(asked: Asked, *, acknowledge: bool = False) -> RemoteLease:
     options = ReadOptions(acknowledge=acknowledge)
-    return RemoteLease(asked, b"c", "1", options, redelivery_window_s=10)
+    return RemoteLease(asked, b"c", "1", options, redelivery_window_s=10, now=0.0)
 
 
 def opened(asked: Asked, *, position: int = 0) -> RemoteLease:
