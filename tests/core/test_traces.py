@@ -2,7 +2,7 @@
 
 import pytest
 
-from megaphone.core.traces import sampled
+from megaphone.core.traces import UNTRACED, sampled
 
 IDS = "0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
 
@@ -40,3 +40,13 @@ def test_a_later_version_means_what_version_00_means(end: str) -> None:
 )
 def test_anything_else_is_no_context(text: str | None) -> None:
     assert sampled(text) is None
+
+
+def test_without_spans_contexts_are_passed_on() -> None:
+    assert not UNTRACED.makes_spans
+    with UNTRACED.sending("http") as sending:
+        assert not sending.has_spans
+        assert sending.trace_of(f"00-{IDS}-01") == f"00-{IDS}-01"
+        assert sending.trace_of("nonsense") is None
+        sending.note(None, failure="TIMEOUT")
+    assert UNTRACED.receive([], "abcdabcd") is None
