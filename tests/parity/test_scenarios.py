@@ -821,7 +821,8 @@ async def test_events_that_nobody_wants_do_not_fill_the_window_of_an_acknowledgi
         # An event that is not acknowledged keeps its place, and so do the events behind it.
         behind = asyncio.create_task(write_to(writer, channel, *"bbbbba"))
         await eventually(writers_wait(app, 1))
-        assert await writer.acknowledge(channel.consumer, first) == 1
+        # With a shared store, those that the reader has passed over may count too.
+        assert await writer.acknowledge(channel.consumer, first) >= 1
         assert numbers(await take(read, 1)) == [5]
         await behind
     async with reading_once_free(reader, channel, ACKNOWLEDGING) as read:
