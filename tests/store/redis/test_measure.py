@@ -41,8 +41,10 @@ async def test_the_functions_that_nodes_use_stay_as_they_are(server: RedisServer
 
 async def test_writes_wait_for_replicas(own_server: RedisServer) -> None:
     with redis_server(replicaof=f"127.0.0.1 {own_server.port}") as replica:
-        while replica.info("replication")["master_link_status"] != "up":  # noqa: ASYNC110
+        # Before that, the master does not ask it what it has.
+        while "state=online" not in own_server.info("replication").get("slave0", ""):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        assert replica.info("replication")["master_link_status"] == "up"
         async with looking_at(own_server.url, "mp") as (link, facts):
             await measure(link, "mp", 1)
         assert facts.replicas == 1
