@@ -26,7 +26,7 @@ MESSAGE: Final = "call"
 
 
 class LineOfCall(msgspec.Struct, omit_defaults=True):
-    """A line. What is empty is left out."""
+    """One line of the log. A field that is empty does not appear in it."""
 
     ts: datetime
     level: str

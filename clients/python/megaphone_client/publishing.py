@@ -232,8 +232,8 @@ class Publisher:
             pass
 
     def _next_batch(self, lane: Lane, *, has_one_trace: bool) -> list[Sent]:
-        """With `has_one_trace`, a batch ends before an event with another trace context. What is
-        behind it has lingered too, and follows at once."""
+        """Return the next events to send. With `has_one_trace` all have the same trace context. The
+        events behind them have waited as long, so the next batch has them at once."""
         batch: list[Sent] = []
         size = 0
         is_cut = False

@@ -664,8 +664,8 @@ class RedisStore:
             lease.ask()
 
     def _on_epoch(self) -> None:
-        """End the reads, so that their clients learn that events may be missing, and forget what
-        the store was told, because it may have lost that too."""
+        """End the reads, so that their clients learn that events may be missing. Forget which
+        agents and tenants this node has listed in the store, because it may have lost the lists."""
         self._known_agents.clear()
         self._known_tenants.clear()
         for lease in list(self._leases.values()):
