@@ -4,6 +4,7 @@ The package grpcio-reflection has v1alpha only. Both have the same messages unde
 finds no service by the name of one of its methods, which ghz and other tools ask for.
 """
 
+import functools
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ V1ALPHA = reflection.SERVICE_NAME
 PACKAGE = V1ALPHA.rpartition(".")[0]
 PACKAGE_OF_V1 = PACKAGE.replace("v1alpha", "v1")
 V1 = V1ALPHA.replace(PACKAGE, PACKAGE_OF_V1)
+FILE_OF_V1 = reflection_pb2.DESCRIPTOR.name.replace("reflection/v1alpha/", "reflection/v1/")
 METHOD = "ServerReflectionInfo"
 
 
@@ -42,10 +44,7 @@ class Reflection:
     """Answers requests of both versions."""
 
     def __init__(self, services: Sequence[str]) -> None:
-        of_v1 = file_of_v1()
-        pool = DescriptorPool()  # not the default one, to which another library may add version 1
-        pool.Add(of_v1)
-        self._file_of_v1 = of_v1.name
+        pool = pool_of_v1()
         self._schema = Answering(reflection.aio.ReflectionServicer(services), Default())
         self._v1 = Answering(reflection.aio.ReflectionServicer((), pool), pool)
 
@@ -58,9 +57,8 @@ class Reflection:
                 yield answer
 
     def _is_about_v1(self, request: ServerReflectionRequest) -> bool:
-        return (
-            request.file_by_filename == self._file_of_v1
-            or request.file_containing_symbol.startswith(f"{PACKAGE_OF_V1}.")
+        return request.file_by_filename == FILE_OF_V1 or request.file_containing_symbol.startswith(
+            f"{PACKAGE_OF_V1}."
         )
 
 
@@ -95,6 +93,17 @@ class Answering:
 
 async def only(request: ServerReflectionRequest) -> AsyncIterator[ServerReflectionRequest]:
     yield request
+
+
+@functools.cache
+def pool_of_v1() -> DescriptorPool:
+    """Return a pool with nothing but the schema of version 1, the same each time.
+
+    It is not the default pool, to which another library may add version 1.
+    """
+    pool = DescriptorPool()
+    pool.Add(file_of_v1())
+    return pool
 
 
 def file_of_v1() -> FileDescriptorProto:
