@@ -12,10 +12,13 @@ from megaphone.core.progress import STALL_S
 from megaphone.errors import BadRequest, TooSlow, WriteTimeout
 from megaphone.model import NewChannel, NodeView, ReadOptions
 from tests.core.node import WARM, Node, now
+from tests.support.settings import IS_LONG
 
 pytestmark = pytest.mark.looptime
 
 ACKNOWLEDGING = ReadOptions(acknowledge=True)
+CHANNELS = 100_000 if IS_LONG else 25_000
+"""So many that to look through all of them for each view would cost more than a watcher may."""
 
 
 @pytest.fixture
@@ -156,9 +159,9 @@ async def test_many_channels_are_looked_through_in_slices() -> None:
     assert turns >= 5_000 // 200 + 1_000 // 200
 
 
-async def test_a_watcher_of_100_000_channels_costs_less_than_2_percent_of_a_core() -> None:
+async def test_a_watcher_of_many_channels_costs_less_than_2_percent_of_a_core() -> None:
     node = Node(replace(WARM, channel_ttl_secs=3_600.0))
-    for number in range(100_000):
+    for number in range(CHANNELS):
         await node.broker.create(ANYONE)
         if number % 1_000 == 0:
             await asyncio.sleep(0)

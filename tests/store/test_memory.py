@@ -22,6 +22,7 @@ from megaphone.store.memory.store import LISTED_AT_ONCE
 from megaphone.store.memory.table import ENDED_AT_ONCE
 from tests.store.conftest import Removed
 from tests.support.leases import release
+from tests.support.settings import IS_LONG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -950,9 +951,11 @@ async def test_a_closed_store_leaves_nothing_behind(bench: Bench) -> None:
 # Many at once, in real time
 
 
-async def test_1000_channels_lose_and_disorder_nothing(make_bench: Callable[..., Bench]) -> None:
+async def test_many_channels_at_once_lose_and_disorder_nothing(
+    make_bench: Callable[..., Bench],
+) -> None:
     bench = make_bench(capacity=10)
-    channels = [f"c{n}" for n in range(1_000)]
+    channels = [f"c{n}" for n in range(1_000 if IS_LONG else 200)]
     received: dict[str, list[str]] = {channel: [] for channel in channels}
     until = bench.now() + 60.0
 
@@ -982,5 +985,5 @@ async def test_1000_channels_lose_and_disorder_nothing(make_bench: Callable[...,
         for writer in "xy":
             own = [event_id for event_id in event_ids if event_id.startswith(writer)]
             assert own == [f"{writer}{number:02}" for number in range(50)]
-    assert (bench.written, bench.taken) == (100_000, 100_000)
+    assert (bench.written, bench.taken) == (100 * len(channels), 100 * len(channels))
     assert bench.redelivered == 0

@@ -34,6 +34,7 @@ from megaphone.model import (
 )
 from megaphone.store.memory.changes import LOOKED_AT_ONCE
 from tests.support.leases import release
+from tests.support.settings import IS_LONG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from tests.store.conftest import Bench
 
 ACKNOWLEDGING = ReadOptions(acknowledge=True)
+SEEDS = range(60 if IS_LONG else 30)
 EITHER_WAY = pytest.mark.parametrize("with_read", [True, False], ids=["all", "unread"])
 
 virtual_time = pytest.mark.looptime
@@ -1103,7 +1105,7 @@ class Scenario:
                         assert await remaining(self.copy.bench, name, after) == by_cursor
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", SEEDS)
 @virtual_time
 async def test_a_copy_reads_as_the_original_does(
     make_bench: Callable[..., Bench], seed: int
@@ -1117,7 +1119,7 @@ async def test_a_copy_reads_as_the_original_does(
     await scenario.check(gaps=False)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", SEEDS)
 @virtual_time
 async def test_a_new_copy_reads_as_the_original_does_however_slow_the_follower(
     make_bench: Callable[..., Bench], seed: int
