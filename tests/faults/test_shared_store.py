@@ -196,7 +196,7 @@ def master_of(servers: list[RedisServer]) -> RedisServer:
     raise AssertionError("there is no master with two replicas")
 
 
-@pytest.mark.timeout(3 * NEW_MASTER_WITHIN_S)
+@pytest.mark.timeout((2 * MORE + 1) * NEW_MASTER_WITHIN_S)
 @pytest.mark.parametrize("wait_replicas", [0, 1])
 async def test_no_loss_at_a_new_master_is_untold(tmp_path: Path, wait_replicas: int) -> None:
     with replicated() as (servers, url):
