@@ -82,6 +82,17 @@ def test_the_installed_wheel_serves(installed: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
+def test_without_its_extra_a_shared_store_says_what_to_install(
+    installed: Path, tmp_path: Path
+) -> None:
+    command = [str(installed / "megaphone"), "serve"]
+    settings = {**os.environ, "megaphone_store": "redis://127.0.0.1:1"}
+    done = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("pip install 'megaphone-broker[redis]'")
+
+
+@pytest.mark.timeout(400)
 def test_the_wheel_brings_the_generated_code_and_its_types(installed: Path, tmp_path: Path) -> None:
     [imports] = re.findall(r"```python\n(.*?)```", API_README.read_text(), re.DOTALL)
     code = imports + (
