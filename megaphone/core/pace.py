@@ -5,9 +5,9 @@ in each test. A slice takes about a millisecond.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 SLICE: Final = 16_384
 """The amount of work in one slice. To check one byte of a body is an amount of 1."""
@@ -45,7 +45,11 @@ class Pace:
         return True
 
 
-Start = Callable[[Coroutine[None, None, None]], None]
+Result = TypeVar("Result")
+
+
+class Start(Protocol):
+    def __call__(self, work: Coroutine[Any, Any, Result], /) -> asyncio.Task[Result]: ...
 
 
 @asynccontextmanager
@@ -54,10 +58,16 @@ async def many_tasks() -> AsyncIterator[Start]:
 
     If the context is cancelled, it cancels the tasks in slices.
     """
-    tasks: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[Any]] = []
+
+    def start(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = group.create_task(work)
+        tasks.append(task)
+        return task
+
     async with asyncio.TaskGroup() as group:
         try:
-            yield lambda work: tasks.append(group.create_task(work))
+            yield start
             if tasks:
                 await asyncio.wait(tasks)
         except asyncio.CancelledError:

@@ -3,7 +3,15 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -16,7 +24,14 @@ from megaphone.core.addresses import (
     is_consumer_shaped,
 )
 from megaphone.core.agents import Agents
-from megaphone.core.batches import Batch, Line, Refused, failure_of, outcome_of, refuse_long
+from megaphone.core.batches import (
+    Batch,
+    Line,
+    Refused,
+    failure_of,
+    outcome_of,
+    refuse_long,
+)
 from megaphone.core.blocked import BlockedChannels
 from megaphone.core.content import (
     CHECKED_AT_ONCE,
@@ -61,6 +76,10 @@ MAY_HEAL = (LimitExceeded, RateLimited, WriteTimeout, Unavailable)
 WOULD_BLOCK = WouldBlock()
 PENDING = WouldBlock()
 """Stands for a result that the store has not returned yet."""
+
+SLICES_UNDER_WAY = 3
+"""How many slices of a batch a store has at a time: enough for it to go on while this node makes
+the next one, and few enough for other calls to come between."""
 
 
 class Writing:
@@ -556,6 +575,9 @@ class Writing:
         """Write to all channels in slices. Each full channel gets a task that waits for places.
         What they refuse does not count against the share of the caller's tenant.
 
+        A store may take a while for a slice, so later ones follow meanwhile, but never one with
+        events of the same channel.
+
         `already` says for some addresses how many events of the batch their channels have. Such a
         batch must fit into one run.
         """
@@ -567,8 +589,19 @@ class Writing:
             if (rest := await self._write_rest(address, batch, first)) is not None:
                 refused[address] = rest
 
+        async def end_first() -> None:
+            results = await under_way.popleft()
+            for line in self._full_channels(results, batch, refused, behind):
+                start(write_rest(line.address, line.number))
+
         async with many_tasks() as start:
+            under_way: deque[asyncio.Task[Iterable[tuple[Line, AppendResult]]]] = deque()
+            last = ""
             for runs in batch.slices(addresses):
+                goes_on = bool(runs) and runs[0].address == last
+                last = runs[-1].address if runs else ""
+                while under_way and (goes_on or len(under_way) >= SLICES_UNDER_WAY):
+                    await end_first()
                 lines: list[Line] = []
                 for run in runs:
                     if run.address not in behind and run.address not in refused:
@@ -577,27 +610,39 @@ class Writing:
                             accepted = self._accept_run(run.address, run.events, batch.tenant)
                         if accepted < len(run.events):
                             lines += batch.lines(run, accepted)
-                for line, result in (
-                    await self._write_lines(lines, batch.tenant, ()) if lines else ()
-                ):
-                    address = line.address
-                    if isinstance(result, Stored):
-                        batch.accepted(line.number, result.event_id)
-                    elif address in behind or address in refused:
-                        continue
-                    elif isinstance(result, WouldBlock):
-                        behind.add(address)
-                        start(write_rest(address, line.number))
-                    else:
-                        refused[address] = batch.refused(line.number, result)
-                        if isinstance(result, ChannelNotFound):
-                            self._observer.events_unroutable(len(batch.events) - line.number)
-                        else:
-                            self._observer.refused(result)
+                if lines:
+                    under_way.append(start(self._write_lines(lines, batch.tenant, ())))
                 await asyncio.sleep(0)
+            while under_way:
+                await end_first()
         if refused:
             give_back_writes(caller, *batch.cost_of(refused.values()))
         return await batch.written(addresses, refused)
+
+    def _full_channels(
+        self,
+        results: Iterable[tuple["Line", AppendResult]],
+        batch: "Batch",
+        refused: dict[str, "Refused"],
+        behind: set[str],
+    ) -> Iterator["Line"]:
+        """Note what has become of the events of a slice. Yields the first event that found no place
+        in a channel; `behind` has the channel from then on."""
+        for line, result in results:
+            address = line.address
+            if isinstance(result, Stored):
+                batch.accepted(line.number, result.event_id)
+            elif address in behind or address in refused:
+                continue
+            elif isinstance(result, WouldBlock):
+                behind.add(address)
+                yield line
+            else:
+                refused[address] = batch.refused(line.number, result)
+                if isinstance(result, ChannelNotFound):
+                    self._observer.events_unroutable(len(batch.events) - line.number)
+                else:
+                    self._observer.refused(result)
 
     async def _write_rest(self, address: str, batch: "Batch", first: int) -> "Refused | None":
         """Write the events of a batch from index `first` on to one channel. Waits for free places.

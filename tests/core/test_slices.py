@@ -6,6 +6,7 @@ that wants nothing but turns.
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
 from megaphone.core.pace import ADDRESS_WORK, CANCELLED_AT_ONCE, EVENT_WORK, SLICE
-from megaphone.core.ports import Append, AppendResult, Store
+from megaphone.core.ports import Append, AppendResult, Store, WouldBlock
 from megaphone.core.tenants import Tenant
 from megaphone.errors import BadRequest, PayloadTooLarge, WriteTimeout
 from megaphone.model import (
@@ -38,6 +39,8 @@ pytestmark = pytest.mark.looptime
 
 ROOMY = Settings(agent_warmup_secs=0, buffer_capacity=10_000)
 TIGHT = replace(ROOMY, buffer_capacity=3)
+ROUND_TRIP_S = 0.01
+"""How long a distant store takes at most."""
 MOST_IN_A_TURN = 2 * SLICE // min(ADDRESS_WORK, EVENT_WORK)
 
 
@@ -86,8 +89,36 @@ class CountingStore:
         return results
 
 
+class DistantStore:
+    """A store whose answers take a while, and not always the same."""
+
+    def __init__(self, store: CountingStore) -> None:
+        self.store = store
+        self.under_way: Counter[bytes] = Counter()
+        """How many calls there are for each channel."""
+        self.most_for_a_channel = 0
+        self._rng = random.Random(1)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.store, name)
+
+    def append_run_nowait(
+        self, channel_id: bytes, events: Sequence[Event], tenant: Tenant | None = None
+    ) -> int:
+        raise WouldBlock
+
+    async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
+        channels = {write.channel_id for write in writes}
+        self.under_way.update(channels)
+        self.most_for_a_channel = max(self.most_for_a_channel, *self.under_way.values())
+        await asyncio.sleep(self._rng.uniform(0, ROUND_TRIP_S))
+        results = await self.store.append(writes, wait=wait)
+        self.under_way.subtract(channels)
+        return results
+
+
 class Node:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, is_distant: bool = False) -> None:
         metrics = Metrics()
         store = MemoryStore(
             limits=settings.channel_limits(),
@@ -97,10 +128,11 @@ class Node:
             on_removed=lambda *_: self.store.called(),
         )
         self.store = CountingStore(store)
+        self.distant = DistantStore(self.store)
         self.agents = Agents(0)
         self.agents.add("node", AgentMode.MASTER, 0)
         self.broker = Broker(
-            store=cast("Store", self.store),
+            store=cast("Store", self.distant if is_distant else self.store),
             agents=self.agents,
             settings=settings,
             observer=metrics,
@@ -212,6 +244,36 @@ async def test_a_batch_to_many_channels_is_written_in_slices() -> None:
     assert node.store.most_in_a_turn <= MOST_IN_A_TURN
     for channel in channels:
         assert await node.events(channel) == list(range(20))
+
+
+async def test_a_batch_goes_on_while_the_store_has_a_slice_of_it() -> None:
+    node = Node(ROOMY, is_distant=True)
+    channels = await node.create(1_000)
+    slices = 1_000 * (ADDRESS_WORK + EVENT_WORK) // SLICE
+    began = asyncio.get_running_loop().time()
+    written = await node.broker.write_batch(
+        ANYONE, [channel.producer_address for channel in channels], messages(1)
+    )
+    took = asyncio.get_running_loop().time() - began
+    assert written.failures == []
+    assert took < slices * ROUND_TRIP_S / 2 / 2  # a half of what one slice after the other takes
+    for channel in channels:
+        assert await node.events(channel) == [0]
+
+
+async def test_slices_with_the_same_channel_are_written_one_after_the_other() -> None:
+    node = Node(replace(ROOMY, buffer_capacity=300), is_distant=True)
+    roomy, full, other = await node.create(3)
+    for number in range(100):
+        await node.broker.write(ANYONE, full.producer_address, NewEvent("s", b"%d" % -number))
+    addresses = [channel.producer_address for channel in (roomy, full, other)]
+    writing = asyncio.create_task(node.broker.write_batch(ANYONE, addresses, messages(300)))
+    await asyncio.sleep(60 * ROUND_TRIP_S)
+    assert await node.events(roomy) == await node.events(other) == list(range(300))
+    assert await node.events(full) == [*range(0, -100, -1), *range(200)]
+    assert (await writing).failures == []
+    assert await node.events(full) == list(range(200, 300))
+    assert node.distant.most_for_a_channel == 1
 
 
 async def test_a_batch_of_many_messages_to_one_channel_is_written_in_slices() -> None:
