@@ -68,6 +68,9 @@ class Connection:
         self._socket = connected(to)
         self._usual_bytes = 0
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def send(self, request: bytes) -> None:
         self._socket.sendall(request)
 

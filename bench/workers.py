@@ -2,6 +2,10 @@
 
 The workers of a broker share one core here, as every measured server does, so the figures are per
 second of their CPU time: with a core for each, two workers do twice as much as the figure says.
+
+The more requests a worker finds whenever it looks, the less each of them takes. So each worker has
+as many clients in both brokers, and two workers have twice as many as one. A client writes again as
+soon as it is answered, whichever worker answers first.
 """
 
 import asyncio
@@ -14,12 +18,14 @@ from pathlib import Path
 from bench.contestants import OUR_SETTINGS, OURS, Contestant, missing_redis
 from bench.processes import START_TIMEOUT_S, BenchError, children_of
 from bench.report import Figure, rate
-from bench.requests import prepare_writes
+from bench.requests import prepare_writes, repeat_as_answered
 from bench.rounds import Plan, Sample, alternate, core_seconds, in_thread
 from bench.servers import Broker, broker
 from tests.support.redis_server import redis_server
 
 ONE = "one worker"
+CROWD = 2
+"""How many times as many connections as in W1 each worker has."""
 SERVES = "serves HTTP on"
 
 
@@ -61,7 +67,13 @@ async def measure(_contestants: Sequence[Contestant], plan: Plan) -> list[Figure
             for name, count in ((OURS, 2), (ONE, 1)):
                 redis = servers.enter_context(redis_server())
                 started = await servers.enter_async_context(with_workers(count, redis.text_url))
-                write = await asyncio.to_thread(prepare_writes, started, connections)
+                write = await asyncio.to_thread(
+                    prepare_writes,
+                    started,
+                    connections,
+                    times=CROWD * count,
+                    repeat=repeat_as_answered,
+                )
                 sides[name] = Side(write, redis.pid)
             samples = await alternate(
                 "P1", plan, {name: in_thread(side.write) for name, side in sides.items()}
