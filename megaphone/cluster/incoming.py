@@ -358,7 +358,7 @@ class IncomingPipe:
             return self._own(address).channel_id
         producer = SealedAddress.parse(address)
         self._refuse_others(producer.agent)
-        return self._pipes.agents.keys.of(self._agent.name).open(producer.sealed)
+        return self._pipes.agents.keys.open(address)[1]
 
     def _refuse_others(self, agent: str) -> None:
         if agent != self._agent.name:

@@ -15,7 +15,6 @@ import string
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Final, Self
 
 from cryptography.exceptions import InvalidTag
@@ -31,7 +30,6 @@ streaming."""
 
 KEY_BYTES = 32
 NONCE_BYTES = 12
-OPENED_REMEMBERED = 10_000
 TEXTS_AT_ONCE = 100
 """How many random texts are made at once."""
 
@@ -164,18 +162,13 @@ class AddressKey:
     The key remembers the addresses that it decrypted last, because most addresses are used again.
     """
 
-    __slots__ = ("_cipher", "open", "secret")
+    __slots__ = ("_cipher", "secret")
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != KEY_BYTES:
             raise BadRequest(f"an address key has {KEY_BYTES} bytes, not {len(secret)}")
         self.secret = secret
         self._cipher = AESGCM(secret)
-        self.open: Callable[[str], bytes] = lru_cache(OPENED_REMEMBERED)(self._open)
-        """Return the channel id in the sealed part of a producer address.
-
-        Raises: BadRequest, when the part was sealed with another key, or was changed later.
-        """
 
     @classmethod
     def random(cls) -> Self:
@@ -187,7 +180,11 @@ class AddressKey:
         sealed = nonce + self._cipher.encrypt(nonce, channel_id, None)
         return urlsafe_b64encode(sealed).rstrip(b"=").decode()
 
-    def _open(self, sealed: str) -> bytes:
+    def open(self, sealed: str) -> bytes:
+        """Return the channel id in the sealed part of a producer address.
+
+        Raises: BadRequest, when the part was sealed with another key, or was changed later.
+        """
         if not _SEALED.fullmatch(sealed):
             raise BadRequest(MALFORMED)
         raw = urlsafe_b64decode(sealed + "=")

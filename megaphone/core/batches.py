@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from megaphone.core.addresses import MAX_ADDRESS_LENGTH
-from megaphone.core.log import new_tuple
 from megaphone.core.pace import ADDRESS_WORK, ANSWER_WORK, EVENT_WORK, SLICE, Pace
 from megaphone.core.ports import Stored
 from megaphone.core.tenants import Tenant
@@ -26,13 +25,13 @@ class Line(NamedTuple):
     request_id: str | None
 
 
-class Run(NamedTuple):
-    """Some events of a batch for one channel."""
+class Slice(NamedTuple):
+    """Some events of a batch for some channels: as much work as may be done without a pause."""
 
-    address: str
     first: int
-    """The index of the first of them in the batch."""
+    """The index of the first event in the batch."""
     events: Sequence[Event]
+    addresses: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,25 +46,21 @@ class Batch:
     earlier_ids: dict[int, str] = field(default_factory=dict)
     """By the index of an event: the id that an earlier batch with the same key gave it."""
 
-    def slices(self, addresses: Sequence[str]) -> Iterator[list["Run"]]:
-        """Yield all events for each address, in lists of runs. Each list is one slice of work."""
+    def slices(self, addresses: Sequence[str]) -> Iterator[Slice]:
+        """Divide the work. Each channel gets its events in their order."""
+        at_once = max(1, SLICE // (ADDRESS_WORK + EVENT_WORK * len(self.events)))
         starts = range(0, len(self.events), RUN_EVENTS)
         parts = [(first, self.events[first : first + RUN_EVENTS]) for first in starts]
-        runs: list[Run] = []
-        pace = Pace()
-        for address in addresses:
+        for begin in range(0, len(addresses), at_once):
+            some = addresses[begin : begin + at_once]
             for first, events in parts:
-                runs.append(new_tuple(Run, (address, first, events)))
-                if pace.is_used_up(ADDRESS_WORK + EVENT_WORK * len(events)):
-                    yield runs
-                    runs = []
-        yield runs
+                yield Slice(first, events, some)
 
-    def lines(self, run: "Run", accepted: int) -> list[Line]:
-        """Return the events of a run without the first ones, which were accepted, one by one."""
+    def lines(self, address: str, first: int, events: Sequence[Event]) -> list[Line]:
+        """Return some events for one channel one by one. `first` is the index of the first."""
         return [
-            Line(run.first + number, run.address, event, self.key(run.first + number))
-            for number, event in enumerate(run.events[accepted:], accepted)
+            Line(number, address, event, self.key(number))
+            for number, event in enumerate(events, first)
         ]
 
     def key(self, index: int) -> str | None:

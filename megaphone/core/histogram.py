@@ -1,5 +1,6 @@
 """Counts how long something takes, at a cost that each request and each batch can bear."""
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
@@ -27,7 +28,7 @@ SECONDS: Final[tuple[float, ...]] = (
 class Histogram:
     """How many values lie between some bounds, and their sum."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_above", "_index", "_upto", "bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float] = SECONDS) -> None:
         """`bounds` ascend. A value that is a bound counts below it."""
@@ -37,13 +38,26 @@ class Histogram:
         lie above all."""
         self.total = 0.0
         """The sum of all values."""
+        # Where the last value was, because the next one is there too most of the time.
+        self._index, self._above, self._upto = 0, -math.inf, self.bounds[0]
 
     def add(self, value: float) -> None:
         """Count a value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        if not self._above < value <= self._upto:
+            self._look_for(value)
+        self.counts[self._index] += 1
         self.total += value
 
     def add_equal(self, value: float, times: int) -> None:
         """Count several values that are equal."""
-        self.counts[bisect_left(self.bounds, value)] += times
+        if not self._above < value <= self._upto:
+            self._look_for(value)
+        self.counts[self._index] += times
         self.total += value * times
+
+    def _look_for(self, value: float) -> None:
+        """Find the bounds between which a value lies."""
+        bounds, index = self.bounds, bisect_left(self.bounds, value)
+        self._index = index
+        self._above = bounds[index - 1] if index else -math.inf
+        self._upto = bounds[index] if index < len(bounds) else math.inf

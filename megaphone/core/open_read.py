@@ -52,6 +52,7 @@ class OpenRead(ABC, Generic[T]):
     """
 
     __slots__ = (
+        "_batch_bytes",
         "_client",
         "_heartbeat_at",
         "_heartbeat_s",
@@ -83,6 +84,8 @@ class OpenRead(ABC, Generic[T]):
         all the same. A read of many channels says so of each channel instead."""
         self._progress: Progress | None = None
         """Made when the client does not take a batch at once, because most clients do."""
+        self._batch_bytes = FIRST_BATCH_BYTES
+        """The size limit of the next batch."""
         self._is_waiting = False
         """Whether a batch waits for the client."""
         self._more_is_ready = False
@@ -181,17 +184,13 @@ class OpenRead(ABC, Generic[T]):
         if self._look_timer is None:
             self._look_again(now)
 
-    @property
-    def _batch_bytes(self) -> int:
-        """The size limit of the next batch."""
-        return FIRST_BATCH_BYTES if self._progress is None else self._progress.batch_bytes
-
     def _note_taken(self, now: float) -> None:
         progress = self._known_progress()
         if self._is_waiting:
             progress.finish(now)
         else:
             progress.grow()
+        self._batch_bytes = progress.batch_bytes
         self._is_waiting = self._more_is_ready = False
 
     def _known_progress(self) -> Progress:

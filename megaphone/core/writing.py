@@ -596,20 +596,18 @@ class Writing:
 
         async with many_tasks() as start:
             under_way: deque[asyncio.Task[Iterable[tuple[Line, AppendResult]]]] = deque()
-            last = ""
-            for runs in batch.slices(addresses):
-                goes_on = bool(runs) and runs[0].address == last
-                last = runs[-1].address if runs else ""
-                while under_way and (goes_on or len(under_way) >= SLICES_UNDER_WAY):
+            for first, events, some in batch.slices(addresses):
+                # A slice that goes on with the channels of the last one must wait for it.
+                while under_way and (first or len(under_way) >= SLICES_UNDER_WAY):
                     await end_first()
                 lines: list[Line] = []
-                for run in runs:
-                    if run.address not in behind and run.address not in refused:
-                        accepted = already.get(run.address, 0)
+                for address in some:
+                    if address not in behind and address not in refused:
+                        accepted = already.get(address, 0)
                         if request_id is None and not already:
-                            accepted = self._accept_run(run.address, run.events, batch.tenant)
-                        if accepted < len(run.events):
-                            lines += batch.lines(run, accepted)
+                            accepted = self._accept_run(address, events, batch.tenant)
+                        if accepted < len(events):
+                            lines += batch.lines(address, first + accepted, events[accepted:])
                 if lines:
                     under_way.append(start(self._write_lines(lines, batch.tenant, ())))
                 await asyncio.sleep(0)
@@ -689,20 +687,35 @@ class Writing:
         return consumer
 
     def _writable_channel(self, address: str) -> bytes:
-        if address.count(".") == 1:  # a producer address has one dot, a consumer address has two
+        try:
             return self._open_producer_address(address)
-        if is_consumer_shaped(address) and not self._settings.legacy_channel_id_writes:
-            raise PermissionDenied(CANNOT_WRITE)
-        return self._consumer(address).channel_id
+        except BadRequest:
+            if address.count(".") == 1:  # as in a producer address; a consumer address has two
+                raise
+        return self._legacy_channel(address)
 
     def _open_producer_address(self, address: str) -> bytes:
-        name, _, sealed = address.partition(".")
         try:
-            self._agents.served(name)
+            name, channel_id = self._agents.keys.open(address)
+        except (KeyError, BadRequest):
+            self._refuse_if_absent(address)
+            raise
+        self._agents.served(name)
+        return channel_id
+
+    def _refuse_if_absent(self, address: str) -> None:
+        """Raise the error of a producer address whose agent this node does not serve."""
+        try:
+            self._agents.served(agent_of(address))
         except (AgentMoved, ChannelNotFound):
             SealedAddress.parse(address)  # because a text that is not an address is a bad request
             raise
-        return self._agents.keys.of(name).open(sealed)
+
+    def _legacy_channel(self, address: str) -> bytes:
+        """Return the channel of a consumer address, by which some old clients write."""
+        if is_consumer_shaped(address) and not self._settings.legacy_channel_id_writes:
+            raise PermissionDenied(CANNOT_WRITE)
+        return self._consumer(address).channel_id
 
     def _check_number(self, addresses: Sequence[str]) -> None:
         count, allowed = len(addresses), self._settings.max_addresses

@@ -6,7 +6,6 @@ prometheus-client renders only the metrics of the process and the interpreter.
 """
 
 import platform
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from time import time
@@ -17,7 +16,7 @@ from prometheus_client import GC_COLLECTOR, PROCESS_COLLECTOR, CollectorRegistry
 from megaphone import __version__
 from megaphone.build import build_kind
 from megaphone.core.budget import Budget
-from megaphone.core.histogram import SECONDS, Histogram
+from megaphone.core.histogram import Histogram
 from megaphone.errors import LimitExceeded, MegaphoneError, RateLimited
 from megaphone.model import ReadEnd, ReadKind
 from megaphone.observe.calls import OK, TIMED_METHODS, FaceCalls
@@ -202,11 +201,9 @@ class Metrics:
             self.messages_redelivered += redelivered
         if written_us:
             seconds = time() - written_us * 1e-6
-            # In place of `Histogram.add`, because each batch of each reader comes here.
-            delivery = self.delivery
-            delivery.counts[bisect_left(SECONDS, seconds)] += 1
-            if seconds > 0.0:  # else another node, whose clock differs, has written the event
-                delivery.total += seconds
+            if seconds < 0.0:  # another node, whose clock differs, has written the event
+                seconds = 0.0
+            self.delivery.add(seconds)
 
     def events_unroutable(self, count: int) -> None:
         self.messages_unroutable += count
