@@ -18,11 +18,14 @@ from tests.coverage_floor import COVERED
 from tests.support import leaks
 from tests.support.build import refuse_another_build
 from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
-from tests.support.settings import fast_settings
+from tests.support.settings import IS_LONG, fast_settings
 
 # How long an example takes says more about the machine's other work than about our code.
 hypothesis.settings.register_profile(
-    "megaphone", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    "megaphone",
+    max_examples=100 if IS_LONG else 30,  # each run has others
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("megaphone")
 

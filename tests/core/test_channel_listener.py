@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from megaphone.core.budget import Budget
 from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.model import START, Event, Progress, ReadOptions
-from tests.support.settings import limits
+from tests.support.settings import IS_LONG, limits
 
 MANY = 1_000
 STRANGER = "of no channel"
@@ -212,7 +212,7 @@ class FollowedChannel(RuleBasedStateMachine):
 
 TestFollowedChannel = FollowedChannel.TestCase
 TestFollowedChannel.settings = settings(
-    max_examples=150,
+    max_examples=150 if IS_LONG else 50,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -18,7 +18,7 @@ from megaphone.core.budget import CHANNEL_BYTES, ENTRY_BYTES, EVENT_BYTES, KEY_B
 from megaphone.core.channel import Channel, Lease, Waiter
 from megaphone.errors import ReaderBusy
 from megaphone.model import START, Event, ReadOptions
-from tests.support.settings import limits
+from tests.support.settings import IS_LONG, limits
 
 TTL_S = 60.0
 REQUEST_IDS_S = 7.25
@@ -472,7 +472,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
 TestChannelMachine = ChannelMachine.TestCase
 TestChannelMachine.settings = settings(
-    max_examples=300,
+    max_examples=300 if IS_LONG else 100,
     stateful_step_count=50,
     suppress_health_check=[HealthCheck.too_slow],
 )

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from megaphone.core.budget import ENTRY_BYTES, EVENT_BYTES, Budget
 from megaphone.core.log import EVENT_OVERHEAD_BYTES, INDEXED_FROM, SEARCHED, Batch, Log
 from megaphone.model import START, Event, Progress
-from tests.support.settings import limits
+from tests.support.settings import IS_LONG, limits
 
 MANY = 1_000_000
 FAR = 3 * SEARCHED
@@ -443,7 +443,7 @@ class LogMachine(RuleBasedStateMachine):
 
 TestLogMachine = LogMachine.TestCase
 TestLogMachine.settings = settings(
-    max_examples=150,
+    max_examples=150 if IS_LONG else 50,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
