@@ -50,12 +50,8 @@ test: $(READY) ## Run every test, four at a time. More pytest options: make test
 	$(BIN)/python -m pytest -n $(AT_A_TIME) $(ARGS)
 
 .PHONY: coverage
-coverage: $(READY) ## Run the tests of core, store and wire, and check how many branches they reach.
+coverage: $(READY) ## Run every test, and check how many branches of core, store and wire their own tests reach.
 	$(BIN)/python -m tests.coverage_floor -n $(AT_A_TIME) $(ARGS)
-
-.PHONY: test-others
-test-others: $(READY) ## Run every test that `make coverage` does not.
-	$(BIN)/python -m pytest -n $(AT_A_TIME) -m "hypothesis or not covered" $(ARGS)
 
 .PHONY: check check-style check-types check-imports
 check: check-types check-style check-imports proto-check docs-check ## Check format, lint, types, imports, schema and generated pages.

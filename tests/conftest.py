@@ -6,7 +6,6 @@ in this process as it does in production, with the same runners.
 
 import asyncio
 from collections.abc import AsyncIterator, Generator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -14,7 +13,6 @@ import pytest
 
 from megaphone.app import App, running
 from megaphone.settings import Settings
-from tests.coverage_floor import COVERED
 from tests.support import leaks
 from tests.support.build import refuse_another_build
 from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
@@ -37,13 +35,6 @@ def pytest_configure(config: pytest.Config) -> None:
     asyncio.set_event_loop(None)
     leaks.watch_logs()
     refuse_another_build()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
-    for item in items:
-        if item.path.relative_to(here).parts[0] in COVERED:
-            item.add_marker("covered")
 
 
 @pytest.hookimpl(wrapper=True)

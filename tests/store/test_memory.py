@@ -19,7 +19,7 @@ from megaphone.errors import (
 )
 from megaphone.model import ChannelOptions, ReadOptions
 from megaphone.store.memory.store import LISTED_AT_ONCE
-from megaphone.store.memory.table import ENDED_AT_ONCE
+from megaphone.store.memory.table import ENDED_AT_ONCE, SHARED_LIMITS
 from tests.store.conftest import Removed
 from tests.support.leases import release
 from tests.support.settings import IS_LONG
@@ -946,6 +946,16 @@ async def test_a_closed_store_leaves_nothing_behind(bench: Bench) -> None:
     await bench.fill("abc")
     await bench.close()
     assert what_waits() == before
+
+
+@virtual_time
+async def test_more_lifetimes_than_the_store_remembers_are_all_kept(bench: Bench) -> None:
+    ages = range(1, SHARED_LIMITS + 3)
+    for age_s in ages:
+        name = f"c{age_s}"
+        await bench.store.create(name.encode(), bench.address(name), ChannelOptions(ttl_s=age_s))
+    await bench.at(bench.now() + ages[-1] + 1)
+    assert [round(one.age_s) for one in bench.removed] == list(ages)
 
 
 # Many at once, in real time

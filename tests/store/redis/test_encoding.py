@@ -1,9 +1,10 @@
 """How events are kept in Redis: nodes of different versions read what the others wrote."""
 
 import msgspec
+import pytest
 
 from megaphone.model import Event
-from megaphone.store.redis.encoding import decoded, encoded
+from megaphone.store.redis.encoding import decoded, encoded, timestamp_in
 
 MEMBERS = ("e1", "s", 1_700_000_000_123_456, b"[1]")
 CONTEXT = f"00-{'a' * 32}-{'b' * 16}-01"
@@ -25,3 +26,11 @@ def test_an_event_keeps_its_context() -> None:
 def test_what_a_later_version_adds_is_ignored() -> None:
     later = msgspec.msgpack.encode((*MEMBERS, CONTEXT, {"more": 1}))
     assert members(decoded(later)) == (*MEMBERS, CONTEXT)
+
+
+@pytest.mark.parametrize("size", [1, 31, 32, 255, 256, 1_024])
+def test_the_time_of_an_event_is_found_without_its_body(size: int) -> None:
+    event = Event("e1", "s" * size, 1_700_000_000_123_456, b"[1]")
+    head, found, _ = encoded(event).partition(b"[1]")
+    assert found
+    assert timestamp_in(head) == event.timestamp_us
