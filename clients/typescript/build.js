@@ -8,9 +8,9 @@ import { minify } from "terser";
 const DIST = "dist/";
 /** Names that only these files use for members. A name that a user of the client may see is none of them. */
 const OWN = new RegExp(
-  "^(acknowledges|alive|asked|deal|deal[AL]\\w+|dealing|dealt|enter|failed|forget|handed|hasBegun|isCut|isFull|isOver|known|lastByte|leave|ledger|opened|pass|put|received|settled|sink|taken|wants)$",
+  "^(acknowledges|ackUpTo|ask|beatMs|become|came|deal|dealAll|dealing|deals|dealt|ended|event|failed|handed|hasBegun|ids|isCut|isFull|isOver|isSilent|items|iterate|left|opened|pending|put|readAddress|received|room|settle|sink)$",
 );
-const CORE = ["index", "channel", "connection", "errors", "events", "http", "inbox", "read", "reads", "time"];
+const CORE = ["index", "channel", "connection", "errors", "http", "inbox", "read", "reads", "time"];
 
 const bundle = await rollup({
   input: { megaphone: DIST + "index.js", tabs: DIST + "tabs.js" },
@@ -28,7 +28,7 @@ for (const { code, fileName } of output) {
     module: true,
     ecma: 2020,
     compress: { passes: 3, unsafe_arrows: true },
-    mangle: { properties: { regex: OWN } },
+    mangle: { properties: { regex: OWN, builtins: true } },
     nameCache,
   });
   writeFileSync(DIST + fileName, made.code + "\n");

@@ -10,6 +10,7 @@ import pytest
 
 import megaphone
 from megaphone.app import App
+from megaphone.wire.errors import TABLE
 from megaphone_client import MegaphoneError
 from megaphone_client.errors import CLASSES
 from tests.clients.drivers.kinds import NODE
@@ -38,16 +39,26 @@ async def node(script: str) -> asyncio.subprocess.Process:
 
 
 @needs_node
-async def test_each_code_has_the_name_of_its_class_in_python() -> None:
-    """Except those that have none of their own there, because no client gets them."""
-    named = {code: one.__name__ for code, one in CLASSES.items() if one is not MegaphoneError}
-    script = "import { MegaphoneError } from 'megaphone-client';"
-    script += (
-        f"const names = {json.dumps(list(named))}.map((one) => new MegaphoneError(one, '').name);"
-    )
-    script += "console.log(JSON.stringify(names));"
-    out, _ = await (await node(script)).communicate()
-    assert dict(zip(named, json.loads(out), strict=True)) == named
+async def test_each_code_means_what_it_means_in_python() -> None:
+    """Its name is that of the class, and another try may heal it or not: whether the code comes
+    with the status of an answer, or without one in an answer for many. Left out are the codes that
+    have no class of their own there, because no client gets them."""
+    named = {code: one for code, one in CLASSES.items() if one is not MegaphoneError}
+    status_of = {row.error.code: row.http_status for row in TABLE}
+    script = f"""
+        import {{ MegaphoneError }} from "megaphone-client";
+        import {{ errorOf, named }} from "./dist/codes.js";
+        const told = ({{ name, mayHeal }}) => [name, mayHeal];
+        const alone = {json.dumps(list(named))}.map((code) => [code, ...told(errorOf(code, ""))]);
+        const answers = Object.entries({json.dumps(status_of)}).map(([code, status]) =>
+          [code, ...told(named(new MegaphoneError(code, "", status)))]);
+        console.log(JSON.stringify([...alone, ...answers]));
+    """
+    out, errors = await (await node(script)).communicate()
+    assert not errors.decode()
+    for code, name, may_heal in json.loads(out):
+        if code in named:
+            assert (code, name, may_heal) == (code, named[code].__name__, named[code].may_heal)
 
 
 @needs_node

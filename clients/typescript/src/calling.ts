@@ -1,7 +1,10 @@
+import { named } from "./codes.js";
 import { MegaphoneError, connectionFailed, protocolError } from "./errors.js";
 import type { Http } from "./http.js";
 import { now, waitMs } from "./time.js";
 
+/** How Node says that there was no connection to begin with. */
+const NOT_SENT = /^E(CONNREFUSED|NOTFOUND|AI_AGAIN)$/;
 const NOT_TAKEN = /^(MOVED|NO_AGENT|SHUTTING_DOWN|(KEYS|TARGET)_UNAVAILABLE)$/;
 
 export interface CallOptions {
@@ -22,8 +25,8 @@ export interface Call<T> {
 }
 
 /** Whether a request that failed in this way may have had its effect. */
-export const mayBeDone = ({ code, name, hasArrived }: MegaphoneError) =>
-  (code === "CONNECTION_FAILED" && hasArrived) || (name === "Unavailable" && !NOT_TAKEN.test(code));
+export const mayBeDone = ({ code, name, cause }: MegaphoneError) =>
+  (code === "CONNECTION_FAILED" && !NOT_SENT.test((cause as any)?.cause?.code)) || (name === "Unavailable" && !NOT_TAKEN.test(code));
 
 /** The outcome is unknown, because of an error. */
 export const unknownAfter = (error: MegaphoneError) => {
@@ -60,15 +63,21 @@ export async function callOnce<T>(
   signal?.addEventListener("abort", stop);
   try {
     signal?.throwIfAborted();
-    const headers = { ...(key && { "Idempotency-Key": key }), ...(agent && { "Megaphone-Agent": agent }) };
-    const response = await http.open(path, { method: method ?? "POST", json, headers, signal: abort.signal });
-    const text = await response.text().catch(() => {
-      throw connectionFailed("the connection broke");
+    const headers = {
+      ...(json && { "content-type": "application/json" }),
+      ...(key && { "idempotency-key": key }),
+      ...(agent && { "megaphone-agent": agent }),
+    };
+    const response = await http.open(path, { method: method ?? "POST", headers, signal: abort.signal, ...(json && { body: json }) });
+    const text = await response.text().catch((error) => {
+      throw connectionFailed(error);
     });
     const answer = parsed(text) as T;
     const failure = check?.(answer);
     if (failure) throw failure;
     return answer;
+  } catch (error) {
+    throw error instanceof MegaphoneError ? named(error) : error;
   } finally {
     clearTimeout(timer);
     signal?.removeEventListener("abort", stop);
@@ -94,7 +103,7 @@ export async function call<T>(
       signal?.throwIfAborted();
       if (!(error instanceof MegaphoneError)) throw error;
       isUnknown ||= !!what.isWrite && mayBeDone(error);
-      const pauseMs = waitMs(failures, (error.retryAfterS ?? 0) * 1000);
+      const pauseMs = waitMs(failures, error.retryAfterS * 1000);
       // A try that is likely to get no answer in time would only make the outcome unknown.
       if (!error.mayHeal || 2 * now() - begun + pauseMs >= until) throw isUnknown ? unknownAfter(error) : error;
       await sleep(pauseMs, signal);

@@ -1,6 +1,9 @@
+import { agentOf, byAgent } from "./agents.js";
 import { type CallOptions, call } from "./calling.js";
+import { errorOf } from "./codes.js";
 import { MegaphoneError } from "./errors.js";
-import { type Http, agentOf } from "./http.js";
+import type { Http } from "./http.js";
+import type { Publisher, PublisherOptions } from "./publisher.js";
 import { randomId } from "./reads.js";
 
 /** A channel that was created. */
@@ -73,6 +76,12 @@ export class Calls {
     );
   }
 
+  /** Return what writes many events in batches, in the order of each channel. */
+  async publisher(options?: PublisherOptions): Promise<Publisher> {
+    const { Publisher } = await import("./publisher.js");
+    return new Publisher(this.#http, options);
+  }
+
   async #writeGroup(channels: string[], messages: unknown[], key: string, options: CallOptions): Promise<Failure[]> {
     let failures: any[] = [];
     let notYet: MegaphoneError | undefined;
@@ -80,7 +89,7 @@ export class Calls {
       const lacks = needs("failures")(answer);
       if (lacks) return lacks;
       failures = answer.failures;
-      const error = failures.map(({ reason }) => new MegaphoneError(reason, "not all was taken: " + reason)).find(({ name }) => name === "Unavailable");
+      const error = failures.map(({ reason }) => errorOf(reason, "not all was taken: " + reason)).find(({ name }) => name === "Unavailable");
       return (notYet = error);
     };
     try {
@@ -125,12 +134,3 @@ export class Calls {
 
 const needs = (member: string) => (answer: object) =>
   member in answer ? undefined : new MegaphoneError("PROTOCOL_ERROR", `an answer has no \`${member}\``);
-
-function byAgent(addresses: Iterable<string>): string[][] {
-  const groups = new Map<string, string[]>();
-  for (const address of new Set(addresses)) {
-    const agent = agentOf(address);
-    groups.set(agent, [...(groups.get(agent) ?? []), address]);
-  }
-  return [...groups.values()];
-}

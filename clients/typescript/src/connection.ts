@@ -1,84 +1,64 @@
 import { MegaphoneError, connectionFailed, protocolError } from "./errors.js";
 import type { Http, Request } from "./http.js";
 import type { Line } from "./read.js";
-import { now } from "./time.js";
 
 const SILENT_HEARTBEATS = 2.5;
 
-/** What a connection tells of its answer. */
-export interface Answer {
-  /** The answer has begun. */
+/** What to ask for, and who takes the answer. */
+export interface Asked {
+  path: string;
+  request?: Request;
+  /** After 2.5 times as long without a byte, the connection is cut. */
+  beatMs: number;
+  /** The answer begins. */
   opened(headers: Headers): void;
-  /** Bytes came, with these lines, which may be none. A line may have come in any number of pieces. */
-  take(lines: Line[]): void;
+  /** A line came, in any number of pieces. One without anything is a heartbeat. */
+  take(line?: Line): void;
 }
 
-/** One request for a read, and its answer. */
-export class Connection {
-  lastByte = now();
-  /** Whether `cut` has ended it. */
-  isCut = false;
-  readonly #abort = new AbortController();
-
-  cut(): void {
-    this.isCut = true;
-    this.#abort.abort();
-  }
-
-  /** Cut it, if it was silent for a heartbeat: after a sleep it may be dead. */
-  wake(heartbeatMs: number): void {
-    if (now() - this.lastByte > heartbeatMs) this.cut();
-  }
-
-  /** Ask, and take the answer until it ends in order. Throws a MegaphoneError, also after a long silence. */
-  async run(http: Http, path: string, request: Omit<Request, "signal">, heartbeatMs: number, { opened, take }: Answer): Promise<void> {
-    const { signal } = this.#abort;
-    const decoder = new TextDecoder("utf-8", { fatal: true });
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    let length = 0; // of what is being understood
-    let rest = "";
-    const beat = () => {
-      this.lastByte = now();
-      clearTimeout(timer);
-      timer = setTimeout(() => this.#abort.abort(), SILENT_HEARTBEATS * heartbeatMs);
-    };
-    const understand = (piece: Uint8Array) => {
-      const lines: Line[] = [];
+/**
+ * Ask for a read, and take the answer until it ends in order. Throws a MegaphoneError, also after a
+ * long silence, and when it is aborted. In the end, it is aborted in any case.
+ */
+export async function connect(http: Http, abort: AbortController, { path, request, beatMs, opened, take }: Asked): Promise<void> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  let rest = "";
+  const beat = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => abort.abort(), SILENT_HEARTBEATS * beatMs);
+  };
+  const understand = (text: string) => {
+    const lines = text.split("\n");
+    lines[0] = rest + lines[0];
+    rest = lines.pop()!;
+    for (const line of lines) take(parsed(line));
+  };
+  try {
+    beat();
+    const response = await http.open(path, { ...request, signal: abort.signal });
+    opened(response.headers);
+    if ((http.polls ||= !response.body)) return understand(await response.text());
+    const decoder = new TextDecoder();
+    for (const reader = response.body!.getReader(); ; ) {
+      const { done, value } = await reader.read();
+      if (done) return;
       beat();
-      length = piece.length;
-      try {
-        const text = decoder.decode(piece, { stream: true });
-        const end = text.lastIndexOf("\n") + 1;
-        const whole = end && rest + text.slice(0, end);
-        rest = end ? text.slice(end) : rest + text;
-        for (const one of whole ? whole.split("\n") : [])
-          if (one.trim()) {
-            const line = JSON.parse(one);
-            if (!line.eid && line.channel == null) throw 0;
-            line.length = one.length;
-            lines.push(line);
-          }
-        length = 0;
-      } finally {
-        take(lines); // also those before one that is wrong
-      }
-    };
-    try {
-      beat();
-      const response = await http.open(path, { ...request, signal });
-      opened(response.headers);
-      http.polls ||= !response.body;
-      if (http.polls) return understand(new Uint8Array(await response.arrayBuffer()));
-      for (const reader = response.body!.getReader(); ; ) {
-        const { done, value } = await reader.read();
-        if (done) return;
-        understand(value);
-      }
-    } catch (error) {
-      throw error instanceof MegaphoneError ? error : length ? protocolError(length) : connectionFailed("the connection broke");
-    } finally {
-      clearTimeout(timer);
-      this.#abort.abort();
+      understand(decoder.decode(value, { stream: true }));
     }
+  } catch (error) {
+    throw error instanceof MegaphoneError ? error : connectionFailed(error);
+  } finally {
+    clearTimeout(timer);
+    abort.abort();
   }
+}
+
+/** Understand a line. Bytes that are no text are no JSON either, except within a string. */
+function parsed(text: string): Line | undefined {
+  if (!text.trim()) return;
+  try {
+    const line = JSON.parse(text);
+    if (line.eid || line.channel != null) return { ...line, length: text.length };
+  } catch {}
+  throw protocolError(text.length);
 }

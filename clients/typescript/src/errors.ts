@@ -1,13 +1,6 @@
-/** The classes of the Python client that have another name than the code. */
-const NAMES: Record<string, string> = {
-  NOT_FOUND: "ChannelNotFound",
-  BUSY: "ReaderBusy",
-  UNSUPPORTED_MEDIA_TYPE: "BadRequest",
-  TIMEOUT: "WriteTimeout",
-  SKIPPED: "WriteTimeout",
-};
-const PASSING = /^(BUSY|TOO_SLOW|LIMIT_EXCEEDED|RATE_LIMITED|TIMEOUT|SKIPPED|CONNECTION_FAILED)$/;
-const UNAVAILABLE = /^(MOVED|NO_AGENT|SHUTTING_DOWN|INTERNAL_SERVER_ERROR|.+_UNAVAILABLE)$/;
+/** The classes of the Python client that have another name than the code. Those of writes are in `codes.ts`. */
+const NAMES: Record<string, string> = { NOT_FOUND: "ChannelNotFound", BUSY: "ReaderBusy" };
+const TIMEOUT = 408;
 
 /**
  * An error of the broker or of the client. Decide by `code`, or by `name`, which is the name of the
@@ -16,27 +9,25 @@ const UNAVAILABLE = /^(MOVED|NO_AGENT|SHUTTING_DOWN|INTERNAL_SERVER_ERROR|.+_UNA
 export class MegaphoneError extends Error {
   /** Whether the same request may succeed later. */
   readonly mayHeal: boolean;
+  override name: string;
 
   constructor(
     readonly code: string,
     message: string,
-    /** Whether the status says so, which counts if the code is unknown. */
-    isUnavailable?: boolean,
+    /** The status of the answer, or the one that means the same. */
+    status = 0,
     /** After how many seconds another try may succeed, if the broker said so. */
-    readonly retryAfterS?: number,
-    /** Whether the request may have arrived, if it got no answer. */
-    readonly hasArrived = true,
+    readonly retryAfterS = 0,
+    cause?: unknown,
   ) {
-    super(message);
-    const isPassing = PASSING.test(code);
-    const isDown = !isPassing && (isUnavailable || UNAVAILABLE.test(code));
-    this.mayHeal = isPassing || isDown;
-    this.name = isDown ? "Unavailable" : NAMES[code] ?? code.toLowerCase().replace(/(?:^|_)(.)/g, (_, letter) => letter.toUpperCase());
+    super(message, { cause });
+    const isDown = status > 499 || status === 421;
+    this.mayHeal = isDown || status === TIMEOUT || status === 429 || code === "BUSY";
+    this.name = NAMES[code] ?? (isDown ? "Unavailable" : code.toLowerCase().replace(/(?:^|_)(.)/g, (_, letter) => letter.toUpperCase()));
   }
 }
 
-export const connectionFailed = (message: string, hasArrived?: boolean) =>
-  new MegaphoneError("CONNECTION_FAILED", message, false, undefined, hasArrived);
+export const connectionFailed = (cause?: unknown) => new MegaphoneError("CONNECTION_FAILED", "there is no connection", TIMEOUT, 0, cause);
 
-export const protocolError = (bytes: number) =>
-  new MegaphoneError("PROTOCOL_ERROR", `${bytes} bytes of an answer are not those of a broker`);
+export const protocolError = (length: number) =>
+  new MegaphoneError("PROTOCOL_ERROR", `${length} characters that are not a broker's`);

@@ -16,59 +16,43 @@ export interface Options {
   polls?: boolean;
 }
 
-export interface Request {
-  method?: string;
-  /** The body. */
-  json?: string | undefined;
-  /** Go with it, unless the app has given others. */
+export interface Request extends RequestInit {
+  /** Go with it, unless the app has given others. Their names are in lower case. */
   headers?: Record<string, string>;
-  signal: AbortSignal;
 }
 
-/** The name of the agent that has the channel of an address. */
-export const agentOf = (address: string) => address.split(".", 1)[0]!;
-
 /** The way to one broker. */
-export class Http {
-  readonly #base: string;
-  readonly #authorization: Record<string, string> = {};
+export interface Http {
+  readonly options: Options;
   /** Whether reads are long polls. */
   polls: boolean;
-
-  constructor(url: string, readonly options: Options) {
-    const { username, password, origin, pathname } = new URL(url, globalThis.location?.href);
-    if (username) this.#authorization = { Authorization: "Basic " + btoa(decodeURIComponent(username + ":" + password)) };
-    this.polls = options.polls ?? !("body" in Response.prototype);
-    this.#base = origin + pathname.replace(/\/+$/, "");
-  }
-
   /** Return an answer whose body is still to come. Throws the error of the broker. */
-  async open(path: string, { json, headers, ...init }: Request): Promise<Response> {
-    const { headers: given, fetch: fetching = fetch } = this.options;
-    const all = new Headers(typeof given === "function" ? await given() : given);
-    const own = { ...this.#authorization, ...(json && { "Content-Type": "application/json" }), ...headers };
-    for (const [name, value] of Object.entries(own)) if (!all.has(name)) all.set(name, value);
-    let response: Response;
-    try {
-      response = await fetching(this.#base + path, {
-        ...init,
-        ...(json && { body: json }),
-        headers: all,
-        cache: "no-store",
-        redirect: "manual",
+  open(path: string, request: Request): Promise<Response>;
+}
+
+export function newHttp(url: string, options: Options): Http {
+  const { username, password, origin, pathname } = new URL(url, globalThis.location?.href);
+  const base = origin + pathname.replace(/\/+$/, "");
+  return {
+    options,
+    polls: options.polls ?? !("body" in Response.prototype),
+    async open(path, request) {
+      const { headers: given, fetch: fetching = fetch } = options;
+      const headers = {
+        ...(username && { authorization: "Basic " + btoa(decodeURIComponent(username + ":" + password)) }),
+        ...request.headers,
+        ...Object.fromEntries(new Headers(typeof given === "function" ? await given() : given)),
+      };
+      const response = await fetching(base + path, { ...request, headers, cache: "no-store", redirect: "manual" }).catch((cause) => {
+        throw connectionFailed(cause);
       });
-    } catch (error) {
-      const { code } = (error as { cause?: { code?: string } }).cause ?? {};
-      throw connectionFailed("there is no connection", !/^E(CONNREFUSED|NOTFOUND|AI_AGAIN)$/.test(code!));
-    }
-    if (response.ok) return response;
-    const { status } = response;
-    const { code, message } = await response.json().catch(() => 0);
-    throw new MegaphoneError(
-      code ?? "HTTP_" + status,
-      message ?? "an error that is not the broker's",
-      status > 499 || status === 408 || status === 429,
-      +response.headers.get("Retry-After")! || undefined,
-    );
-  }
+      const { ok, status, statusText, headers: answered } = response;
+      if (ok) return response;
+      const { code = "HTTP_" + status, message = statusText } = await response.json().catch((cause) => {
+        if (answered.get("content-type")?.includes("json")) throw connectionFailed(cause); // in the middle of an error of the broker
+        return 0;
+      });
+      throw new MegaphoneError(code, message, status, +answered.get("Retry-After")! || 0);
+    },
+  };
 }

@@ -1,132 +1,211 @@
-import type { Ledger } from "./acks.js";
 import { MegaphoneError } from "./errors.js";
-import type { Entry, Events } from "./events.js";
 
 const KEPT_EVENTS = 100;
-const MOST_EVENTS = 1_000;
-const MOST_LENGTH = 8 * 1024 * 1024;
+/** How many characters may wait for a loop, and for how many an event counts at least: 1,000 events fill it. */
+export const ROOM = 8 * 1024 * 1024;
+export const LEAST_ROOM = 8_389;
+
+/** An event, as its channel gave it to the app. */
+export interface Event<T = any> {
+  readonly id: string;
+  readonly stream: string;
+  /** When the broker took it. */
+  readonly time: Date;
+  readonly body: T;
+}
+
+/** What is read from a channel, in order: all events, or those of one stream. */
+export interface Events<T = any> extends AsyncIterableIterator<Event<T>, undefined> {
+  /** Throws the error that ended the channel, or `EVENTS_LOST`, after which a new iteration goes on. */
+  next(): Promise<IteratorResult<Event<T>, undefined>>;
+  /** Leave: as `break` does. What was not taken stays for whoever asks next. */
+  return(): Promise<IteratorResult<Event<T>, undefined>>;
+  /** Call a function for each event. Returns: a function that ends this. */
+  subscribe(next: (event: Event<T>) => unknown, error?: (error: unknown) => unknown): () => void;
+  /** @internal Count as dealt with what the app was given. */
+  deal(): void;
+}
+
+/** An event, or a gap, on its way to the loops that want it. */
+export interface Entry {
+  /** None, if it is a gap. */
+  readonly event: Event | undefined;
+  /** How much of the room of a loop it takes. */
+  readonly room: number;
+  /** How many loops have not dealt with it. */
+  left: number;
+  /** What the app does about a gap. */
+  dealing?: Promise<unknown>;
+}
+
+/** Somebody who iterates over all events, or over those of one stream. */
+interface Loop {
+  readonly stream: string | undefined;
+  readonly items: Entry[];
+  /** How much room they take. */
+  room: number;
+  /** What the app is dealing with. */
+  handed?: Entry | undefined;
+}
 
 /** What an inbox needs of its channel. */
 export interface Host {
-  readonly onGap: (() => unknown) | undefined;
   begin(): void;
   pause(): void;
+  /** The app has dealt with an event, and with all before it. */
+  dealt(id: string): void;
+  /** Deals with a gap, if the app can. */
+  onGap: (() => unknown) | undefined;
+  /** Whether asking for the next event deals with the last one. */
+  deals: boolean;
 }
 
 /** What was read from a channel, on its way to those who iterate over it. */
-export class Inbox {
-  /** Whether nothing more comes, and why, if that is an error. */
-  isOver = false;
-  error: unknown;
-  /** Whether so much waits that the read pauses. If it acknowledges, the broker limits that. */
-  isFull = false;
-  /** What is not dealt with, if the read acknowledges. */
-  ledger: Ledger | undefined;
-  readonly #host: Host;
-  readonly #listeners = new Set<Events>();
-  /** What nobody took, for whoever asks later. */
-  #kept: Entry[] = [];
-  #count = 0;
-  #last: string | undefined;
-
-  constructor(host: Host) {
-    this.#host = host;
-  }
-
-  /** The id of the event before the first one that was not given, or is being dealt with. */
-  get cursor(): string | undefined {
-    let first: Entry | undefined;
-    const waiting = [...this.#listeners].flatMap(({ handed, items }) => handed ?? items.slice(0, 1));
-    for (const one of [...waiting, ...this.#kept]) if (one.left && !(one.at! > first?.at!)) first = one;
-    return first ? first.before : this.#last;
-  }
-
-  /** Give events, or a gap, to all who want them; `isWanted` says which the app wants at all. */
-  put(entries: Entry[], isWanted: (stream?: string) => unknown = () => true): void {
-    for (const entry of entries) {
-      const { event } = entry;
-      entry.at = this.#count++;
-      entry.before = this.#last;
-      this.#last = event?.id;
-      if (event) this.ledger?.add(entry);
-      if (!isWanted(event?.stream)) continue;
-      for (const events of this.#listeners)
-        if (events.wants(entry)) {
-          entry.left++;
-          events.put(entry);
-        }
-      if (!entry.left) this.#kept.push(entry);
-    }
-    this.#kept.splice(0, this.#kept.length - KEPT_EVENTS);
-    this.ledger?.settle();
-    if (!this.ledger && this.#holds(1)) {
-      this.isFull = true;
-      this.#host.pause();
-    }
-  }
-
-  /** Whether as much waits for somebody as may, or this part of it. */
-  #holds(part: number): boolean {
-    return [...this.#listeners].some(({ items, length }) => items.length >= MOST_EVENTS * part || length >= MOST_LENGTH * part);
-  }
-
-  /** Somebody took something. */
-  taken(): void {
-    if (!this.isFull || this.#holds(0.5)) return;
-    this.isFull = false;
-    this.#host.begin();
-  }
-
-  /** What is here is of a channel that has gone. */
-  forget(): void {
-    this.#last = undefined;
-  }
-
+export interface Inbox {
+  /** In their order, the events that not all have dealt with. The first one is not dealt with. */
+  readonly pending: Entry[];
+  /** Whether so much waits that the read pauses. */
+  isFull: boolean;
+  /** Whether nothing more comes. */
+  isOver: boolean;
+  /** Give an event, or a gap, to all who want it. */
+  put(event?: Event, room?: number): void;
+  iterate<T>(stream?: string): Events<T>;
+  /** Tell the channel what all have dealt with. */
+  settle(): void;
   /** The app has dealt with all that it was given. */
-  dealAll(): void {
-    for (const events of this.#listeners) events.deal();
-    this.ledger?.dealLeft();
-  }
-
-  enter(events: Events): void {
-    this.#listeners.add(events);
-    this.ledger?.dealLeft();
-    this.#kept = this.#kept.filter((entry) => {
-      const isWanted = events.wants(entry);
-      if (isWanted) events.put(entry);
-      // What nobody wants now must not hold back the others.
-      entry.left = +isWanted;
-      return !isWanted;
-    });
-    this.ledger?.settle();
-    this.#host.begin();
-  }
-
-  leave(events: Events): void {
-    const { handed, items, stream } = events;
-    this.#listeners.delete(events);
-    const isLast = !this.#listeners.size;
-    if (handed) this.ledger?.leave(handed, isLast);
-    if (isLast && stream === undefined) {
-      this.#host.pause();
-      this.#kept.push(...items);
-    } // Otherwise, what stays would fill the window of the broker, and hold back the others.
-    else for (const entry of items) if (!--entry.left) this.#kept.push(entry);
-    this.ledger?.settle();
-    this.taken();
-  }
-
-  /** Let the app deal with a gap. Throws EVENTS_LOST, if the app has no function for that. */
-  async pass(entry: Entry): Promise<void> {
-    const { onGap } = this.#host;
-    if (!onGap) throw new MegaphoneError("EVENTS_LOST", "events are missing here: fetch the state they would have changed");
-    await (entry.dealing ??= (async () => onGap())());
-  }
-
+  dealAll(): void;
   /** Let nothing more come; what is here is still given. */
-  end(error?: unknown): void {
-    this.isOver = true;
-    this.error = error;
-    for (const events of this.#listeners) events.wake();
-  }
+  end(error?: unknown): void;
+}
+
+export function newInbox(host: Host): Inbox {
+  const loops = new Set<Loop>();
+  const pending: Entry[] = [];
+  /** What nobody took, for whoever asks later. */
+  let kept: Entry[] = [];
+  /** The last loop, if it has left. What it was dealing with counts as dealt with once somebody goes on. */
+  let former: Loop[] = [];
+  let failure: unknown;
+  const waiting: (() => void)[] = [];
+
+  const wake = () => {
+    for (const resolve of waiting.splice(0)) resolve();
+  };
+  const holds = (room: number) => [...loops].some((loop) => loop.room >= room);
+  const settle = () => {
+    while (pending[0]?.left! < 1) host.dealt(pending.shift()!.event!.id);
+  };
+  const deal = (loop: Loop) => {
+    if (loop.handed && host.deals) loop.handed.left--;
+    loop.handed = undefined;
+    settle();
+  };
+  /** Give an entry to a loop, if that wants it. */
+  const offer = (loop: Loop, entry: Entry) => {
+    const isWanted = !entry.event || loop.stream === undefined || loop.stream === entry.event.stream;
+    if (isWanted) {
+      entry.left++;
+      loop.items.push(entry);
+      loop.room += entry.room;
+    }
+    return isWanted;
+  };
+  /** Somebody took something, or has left. */
+  const taken = () => {
+    if (!inbox.isFull || holds(ROOM / 2)) return;
+    inbox.isFull = false;
+    host.begin();
+  };
+
+  const inbox: Inbox = {
+    pending,
+    isFull: false,
+    isOver: false,
+    settle,
+    put(event, room = 0) {
+      const entry: Entry = { event, room, left: 0 };
+      if (event) pending.push(entry);
+      else pending.length = 0; // of these, the broker knows nothing any more
+      for (const loop of loops) offer(loop, entry);
+      if (!entry.left) kept.push(entry);
+      kept.splice(0, kept.length - KEPT_EVENTS);
+      settle();
+      if (holds(ROOM)) {
+        inbox.isFull = true;
+        host.pause();
+      }
+      wake();
+    },
+    iterate(stream) {
+      const loop: Loop = { stream, items: [], room: 0 };
+      const leave = () => {
+        if (!loops.delete(loop)) return;
+        const isLast = !loops.size;
+        if (isLast) former = [loop];
+        else deal(loop);
+        if (isLast && stream === undefined) {
+          inbox.isFull = false;
+          host.pause();
+          kept.push(...loop.items);
+        } // Otherwise, what stays would fill the window of the broker, and hold back the others.
+        else for (const entry of loop.items) if (!--entry.left) kept.push(entry);
+        settle();
+        taken();
+        wake();
+      };
+      const run = async function* () {
+        try {
+          while (loops.has(loop)) {
+            deal(loop);
+            const entry = loop.items.shift();
+            if (entry) {
+              loop.room -= entry.room;
+              taken();
+              if (entry.event) yield (loop.handed = entry).event!;
+              else if (host.onGap) await (entry.dealing ??= Promise.resolve().then(host.onGap));
+              else throw new MegaphoneError("EVENTS_LOST", "events are missing here: fetch the current state");
+            } else if (failure) throw failure;
+            else if (inbox.isOver) return;
+            else await new Promise<void>((resolve) => waiting.push(resolve));
+          }
+        } finally {
+          leave();
+        }
+      };
+      const events: any = run();
+      former.forEach(deal);
+      former = [];
+      loops.add(loop);
+      kept = kept.filter((entry) => {
+        entry.left = 0; // what nobody wants now must not hold back the others
+        return !offer(loop, entry);
+      });
+      settle();
+      host.begin();
+      return Object.assign(events, {
+        deal: () => deal(loop),
+        return() {
+          leave();
+          return events.next();
+        },
+        subscribe(next: (event: Event) => unknown, error?: (error: unknown) => unknown) {
+          const run = async () => {
+            for await (const event of events) await next(event);
+          };
+          run().catch(error);
+          return events.return;
+        },
+      });
+    },
+    dealAll() {
+      [...loops, ...former].forEach(deal);
+    },
+    end(error) {
+      inbox.isOver = true;
+      failure = error;
+      wake();
+    },
+  };
+  return inbox;
 }

@@ -1,6 +1,8 @@
-import { Connection } from "./connection.js";
-import { MegaphoneError } from "./errors.js";
-import { type Http, agentOf } from "./http.js";
+import { agentOf } from "./agents.js";
+import { errorOf } from "./codes.js";
+import { connect } from "./connection.js";
+import type { MegaphoneError } from "./errors.js";
+import type { Http } from "./http.js";
 import type { Line, Read } from "./read.js";
 import { onWake, readOne } from "./reads.js";
 import { now } from "./time.js";
@@ -19,7 +21,15 @@ interface Group {
   reads: Map<number, Read>;
   /** Whether one of the reads has not begun. */
   isFresh: boolean;
-  connection: Connection;
+  /** Ends its connection. */
+  abort: AbortController;
+  /** Whether the client has cut it. */
+  isCut?: boolean;
+}
+
+function cut(group: Group): void {
+  group.isCut = true;
+  group.abort.abort();
 }
 
 /**
@@ -54,19 +64,18 @@ export class Many {
 
   remove(read: Read): void {
     this.#due.delete(read);
-    for (const { reads, connection } of this.#open)
-      for (const [index, one] of reads)
+    for (const group of this.#open)
+      for (const [index, one] of group.reads)
         if (one === read) {
-          reads.delete(index);
-          connection.cut();
+          group.reads.delete(index);
+          cut(group);
         }
     this.#rest();
   }
 
   /** Try again at once, after a sleep. */
   #wake(): void {
-    for (const { reads, connection } of this.#open)
-      connection.wake(Math.min(...[...reads.values()].map((read) => read.heartbeatMs)));
+    for (const group of this.#open) if ([...group.reads.values()].some((read) => read.isSilent())) cut(group);
     for (const read of this.#due.keys()) this.#plan(read, 0);
   }
 
@@ -88,9 +97,9 @@ export class Many {
     if (times.length) this.#timer = setTimeout(() => this.#start(), Math.max(0, Math.min(...times) - now()));
   }
 
-  #keyOf({ consumer, acknowledges, heartbeatMs, reader, streams, limit }: Read): string {
-    const apart = limit === undefined ? "" : consumer; // a limit counts for all channels of a connection
-    return JSON.stringify([agentOf(consumer), acknowledges, heartbeatMs, reader, streams, apart]);
+  #keyOf({ readAddress, acknowledges, beatMs, reader, streams, limit }: Read): string {
+    const apart = limit === undefined ? "" : readAddress; // a limit counts for all channels of a connection
+    return JSON.stringify([agentOf(readAddress), acknowledges, beatMs, reader, streams, apart]);
   }
 
   #start(): void {
@@ -104,7 +113,7 @@ export class Many {
       this.#due.delete(read);
       const some = groups.get(key + read.hasBegun) ?? [];
       groups.set(key + read.hasBegun, some);
-      const room = some.find((one) => one.length < most && one.every(({ consumer }) => consumer !== read.consumer));
+      const room = some.find((one) => one.length < most && one.every(({ readAddress }) => readAddress !== read.readAddress));
       if (room) room.push(read);
       else some.push([read]);
     }
@@ -115,25 +124,24 @@ export class Many {
   /** Make one connection of those that are asked in the same way, if there are several. */
   #merge(key: string): void {
     const same = [...this.#open].filter((one) => one.key === key && !one.isFresh);
-    const consumers = same.flatMap(({ reads }) => [...reads.values()].map((read) => read.consumer));
+    const consumers = same.flatMap(({ reads }) => [...reads.values()].map((read) => read.readAddress));
     if (same.length > 1 && consumers.length <= MOST_CHANNELS && new Set(consumers).size === consumers.length && !this.#isApart)
-      for (const { connection } of same) connection.cut();
+      for (const group of same) cut(group);
   }
 
   async #connect(all: Read[]): Promise<void> {
     const [first] = all as [Read];
-    const connection = new Connection();
-    const group: Group = { key: this.#keyOf(first), reads: new Map(all.entries()), isFresh: !first.hasBegun, connection };
+    const abort = new AbortController();
+    const group: Group = { key: this.#keyOf(first), reads: new Map(all.entries()), isFresh: !first.hasBegun, abort };
     const { reads } = group;
     const areMany = all.length > 1;
     this.#open.add(group);
     let error: MegaphoneError | undefined;
-    let isAtOnce = false;
+    let isAtOnce: boolean | undefined;
     try {
-      await (areMany ? this.#readMany(group, all) : readOne(connection, this.#http, first, this.#name, () => this.#begun(group)));
+      await (areMany ? this.#readMany(group, all) : readOne(this.#http, abort, first, this.#name, () => this.#begun(group)));
     } catch (failure) {
-      isAtOnce = connection.isCut || this.#turnsApart(failure as MegaphoneError, areMany);
-      if (connection.isCut) for (const read of all) read.cut();
+      isAtOnce = group.isCut || this.#turnsApart(failure as MegaphoneError, areMany);
       if (!isAtOnce) error = failure as MegaphoneError;
     }
     this.#open.delete(group);
@@ -172,31 +180,24 @@ export class Many {
 
   #readMany(group: Group, all: Read[]): Promise<void> {
     const [first] = all as [Read];
-    const { connection, reads } = group;
+    const { reads } = group;
     const asked = all.map((read) => read.ask(this.#name, this.#http.polls));
-    const channels = all.map(({ consumer }, index) => ({ address: consumer, after: asked[index]!.after }));
-    const json = JSON.stringify({ ...asked[0], after: undefined, channels });
-    const headers = { "Megaphone-Agent": agentOf(first.consumer) };
-    return connection.run(this.#http, "/read", { method: "POST", json, headers }, first.heartbeatMs, {
+    const channels = all.map(({ readAddress: address }, index) => ({ address, after: asked[index]!.after }));
+    const body = JSON.stringify({ ...asked[0], after: undefined, channels });
+    const headers = { "content-type": "application/json", "megaphone-agent": agentOf(first.readAddress) };
+    return connect(this.#http, group.abort, {
+      path: "/read",
+      request: { method: "POST", body, headers },
+      beatMs: first.beatMs,
       opened: () => void (this.#hasShared = true),
-      take: (lines) => {
-        for (const read of reads.values()) read.alive();
-        const events = new Map<Read, Line[]>();
-        const flush = () => {
-          for (const [read, some] of events) read.take(some);
-          events.clear();
-        };
-        for (const line of lines) {
-          const read = reads.get(line.channel!);
-          if (!read) continue;
-          if (line.begun || line.done) {
-            flush();
-            if (line.begun) read.opened(line.recovered, line.position);
-            else this.#done(group, read, line);
-            this.#begun(group);
-          } else events.set(read, [...(events.get(read) ?? []), line]);
-        }
-        flush();
+      take: (line) => {
+        for (const one of reads.values()) one.take();
+        const read = reads.get(line?.channel!);
+        if (!read || !line) return;
+        if (line.begun) read.opened(line.recovered === false, line.position);
+        else if (line.done) this.#done(group, read, line);
+        else return read.take(line);
+        this.#begun(group);
       },
     });
   }
@@ -204,7 +205,7 @@ export class Many {
   /** The read of one channel of many is done. */
   #done({ reads }: Group, read: Read, { channel, code, message = "", retryAfter }: Line): void {
     reads.delete(channel!);
-    const waitMs = code ? read.failed(new MegaphoneError(code, message, !FINAL.test(code), retryAfter)) : read.ended();
+    const waitMs = code ? read.failed(errorOf(code, message, retryAfter, FINAL.test(code) ? 400 : 503)) : read.ended();
     // A moment later, because other channels may be done then too.
     if (waitMs !== undefined) this.#plan(read, Math.max(waitMs, TOGETHER_MS));
   }

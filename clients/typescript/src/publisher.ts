@@ -1,6 +1,8 @@
+import { agentOf } from "./agents.js";
 import { callOnce, mayBeDone, sleep, unknownAfter } from "./calling.js";
-import { MegaphoneError  } from "./errors.js";
-import { type Http, agentOf } from "./http.js";
+import { errorOf } from "./codes.js";
+import { MegaphoneError } from "./errors.js";
+import type { Http } from "./http.js";
 import { randomId } from "./reads.js";
 import { now, waitMs } from "./time.js";
 
@@ -203,7 +205,7 @@ export class Publisher {
           for (const sent of open) this.#settle(sent, error as Error); // of a function of the app
           return NONE;
         }
-        const { mayHeal, retryAfterS = 0 } = error;
+        const { mayHeal, retryAfterS } = error;
         if (batch.length > 1 && TOO_LARGE.test(error.code)) return this.#deliverEach(batch);
         for (const sent of open) {
           sent.isUnknown ||= mayBeDone(error);
@@ -242,7 +244,7 @@ export class Publisher {
   /** Settle the events of a batch. Returns: those that the broker may take later, and why it did not. */
   #answered(batch: Sent[], { failures, eids }: Answer): [Sent, MegaphoneError][] {
     const again: [Sent, MegaphoneError][] = [];
-    const refused = new Map(failures.map(({ index, reason }) => [index, new MegaphoneError(reason, "the broker did not take it: " + reason)]));
+    const refused = new Map(failures.map(({ index, reason }) => [index, errorOf(reason, "the broker did not take it: " + reason)]));
     for (const [index, sent] of batch.entries()) {
       const error = refused.get(index);
       if (!error) this.#settle(sent, eids?.length === batch.length ? eids[index]! : null);

@@ -1,6 +1,6 @@
 import { useCallback, useSyncExternalStore } from "react";
 import type { Channel } from "./channel.js";
-import type { Event } from "./events.js";
+import type { Event } from "./inbox.js";
 
 const LEFT_MS = 1_000;
 

@@ -1,5 +1,4 @@
-import { Connection } from "./connection.js";
-import type { MegaphoneError } from "./errors.js";
+import { connect } from "./connection.js";
 import type { Http } from "./http.js";
 import type { Many } from "./many.js";
 import type { Read } from "./read.js";
@@ -13,127 +12,91 @@ export function onWake(wake: () => void): () => void {
   return () => abort.abort();
 }
 
-/** Read one channel over a connection, until the answer ends in order. Throws a MegaphoneError. */
-export function readOne(connection: Connection, http: Http, read: Read, name: string, begun: () => void): Promise<void> {
+/** Read one channel until the answer ends in order. `begun` is called when it begins. Throws a MegaphoneError. */
+export function readOne(http: Http, abort: AbortController, read: Read, name: string, begun: () => unknown): Promise<void> {
   const query = new URLSearchParams();
-  for (const [key, value] of Object.entries(read.ask(name, http.polls)))
-    for (const one of [value].flat()) if (one !== undefined) query.append(key, one);
-  return connection.run(http, `/read/${encodeURIComponent(read.consumer)}?${query}`, {}, read.heartbeatMs, {
+  for (const [key, value] of Object.entries(read.ask(name, http.polls))) for (const one of [value ?? []].flat()) query.append(key, one);
+  return connect(http, abort, {
+    path: `/read/${encodeURIComponent(read.readAddress)}?${query}`,
+    beatMs: read.beatMs,
     opened(headers) {
-      const recovered = headers.get("Megaphone-Recovered");
-      read.opened(recovered && JSON.parse(recovered), headers.get("Megaphone-Position"));
+      read.opened(headers.get("Megaphone-Recovered") === "false", headers.get("Megaphone-Position"));
       begun();
     },
-    take(lines) {
-      read.alive();
-      read.take(lines);
-    },
+    take: (line) => read.take(line),
   });
 }
 
 /** Where the events of a read come from. */
 export interface Source {
+  /** Read the channel until it ends for good, or `end` is called. */
   begin(): void;
   end(): void;
 }
 
-/** Reads a channel over connections of its own, one after the other. */
-class Single implements Source {
-  /** Is kept once the first request has been answered, or has failed. */
-  settled: Promise<void> | undefined;
-  #settle!: () => void;
-  #connection: Connection | undefined;
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  #unlisten: (() => void) | undefined;
-
-  constructor(readonly http: Http, readonly read: Read, readonly name: string) {}
-
-  begin(): void {
-    if (this.settled) return;
-    this.settled = new Promise((resolve) => (this.#settle = resolve));
-    this.#unlisten = onWake(() => (this.#connection ? this.#connection.wake(this.read.heartbeatMs) : this.#plan(0)));
-    void this.#connect();
-  }
-
-  end(): void {
-    this.#unlisten?.();
-    clearTimeout(this.#timer);
-    this.#connection?.cut();
-    this.#connection = undefined;
-  }
-
-  #plan(waitMs: number | undefined): void {
-    clearTimeout(this.#timer);
-    if (waitMs !== undefined) this.#timer = setTimeout(() => this.#connect(), waitMs);
-  }
-
-  async #connect(): Promise<void> {
-    const { http, read } = this;
-    const connection = (this.#connection = new Connection());
-    let waitMs: number | undefined = 0;
-    try {
-      await readOne(connection, http, read, this.name, this.#settle);
-      waitMs = read.ended();
-    } catch (error) {
-      if (connection.isCut) read.cut();
-      else waitMs = read.failed(error as MegaphoneError);
-    }
-    this.#settle();
-    if (this.#connection !== connection) return;
-    this.#connection = undefined;
-    this.#plan(waitMs);
-  }
-}
-
 /** The reads of a client. One has a connection of its own; as soon as there are more, they share some. */
-export class Reads {
-  readonly #http: Http;
-  readonly #name = randomId();
-  readonly #singles = new Map<Read, Single>();
-  #timer: ReturnType<typeof setTimeout> | undefined;
-  #many: Many | undefined;
-  #isLoading = false;
+export type Reads = (read: Read) => Source;
 
-  constructor(http: Http) {
-    this.#http = http;
-  }
+export function newReads(http: Http): Reads {
+  const name = randomId();
+  /** What ends each read that has connections of its own. */
+  const ends = new Map<Read, () => void>();
+  let many: Many | undefined;
+  let loading: Promise<unknown> | undefined;
 
-  /** Read a channel until it ends for good, or is removed. */
-  add(read: Read): void {
-    if (this.#many) return this.#many.add(read);
-    this.#singles.set(read, new Single(this.#http, read, this.#name));
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#start());
-  }
+  const share = (module: typeof import("./many.js")) => {
+    many = new module.Many(http, name);
+    // A read that is cut before it has begun could not take over, and would be refused.
+    for (const read of ends.keys()) if (read.hasBegun) handOver(read);
+  };
 
-  remove(read: Read): void {
-    this.#many?.remove(read);
-    this.#singles.get(read)?.end();
-    this.#singles.delete(read);
-  }
+  /** Let a read share a connection, if the code for that is there. */
+  const handOver = (read: Read) => {
+    if (!many) return false;
+    ends.get(read)!();
+    many.add(read);
+    return true;
+  };
 
-  #start(): void {
-    if (this.#singles.size > 1) void this.#share();
-    else for (const one of this.#singles.values()) one.begin();
-  }
+  const readAlone = (read: Read) => {
+    let timer: ReturnType<typeof setTimeout>;
+    let abort: AbortController | undefined;
+    const stop = () => {
+      clearTimeout(timer);
+      abort?.abort();
+      abort = undefined;
+    };
+    const run = async () => {
+      stop();
+      const mine = (abort = new AbortController());
+      await loading;
+      if (abort !== mine || handOver(read)) return;
+      const waitMs = await readOne(http, mine, read, name, () => abort === mine && handOver(read)).then(
+        () => read.ended(),
+        (error) => (abort === mine ? read.failed(error) : undefined),
+      );
+      if (abort === mine && waitMs !== undefined) timer = setTimeout(run, waitMs);
+    };
+    const unlisten = onWake(() => {
+      if (abort?.signal.aborted || read.isSilent()) void run(); // it waits, or its connection may be dead
+    });
+    timer = setTimeout(run); // with all channels that the page opens at the same time
+    ends.set(read, () => {
+      unlisten();
+      stop();
+      ends.delete(read);
+    });
+  };
 
-  async #share(): Promise<void> {
-    if (this.#isLoading) return;
-    this.#isLoading = true;
-    const singles = this.#singles;
-    try {
-      // A read that is cut before it has begun could not take over, and would be refused.
-      const [{ Many }] = await Promise.all([import("./many.js"), ...[...singles.values()].map((one) => one.settled)]);
-      this.#many = new Many(this.#http, this.#name);
-      for (const [read, one] of singles) {
-        one.end();
-        this.#many.add(read);
-      }
-      singles.clear();
-    } catch {
-      // The code cannot be loaded now.
-      for (const one of singles.values()) one.begin();
-    }
-    this.#isLoading = false;
-  }
+  return (read) => ({
+    begin() {
+      if (many) return many.add(read);
+      readAlone(read);
+      if (ends.size > 1) loading ??= import("./many.js").then(share).catch(() => (loading = undefined)); // it cannot be loaded now
+    },
+    end() {
+      many?.remove(read);
+      ends.get(read)?.();
+    },
+  });
 }

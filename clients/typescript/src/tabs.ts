@@ -1,4 +1,5 @@
 import type { Share } from "./channel.js";
+import { MegaphoneError } from "./errors.js";
 import type { Line } from "./read.js";
 import { randomId } from "./reads.js";
 import { now } from "./time.js";
@@ -9,9 +10,9 @@ const NAME = "megaphone:reader";
 
 /** What the tab that reads tells the others. */
 interface Told {
-  /** The last event before these lines. */
-  before: string | undefined;
-  lines?: Line[];
+  /** The last event before this line. */
+  before: string | null | undefined;
+  line?: Line;
   /** Events are missing before this one. */
   gap?: boolean;
 }
@@ -29,8 +30,9 @@ function readerName(): string {
 export const tabsWithin =
   (beatMs: number): Share =>
   (read, own) => {
+    if (read.acknowledges) throw new MegaphoneError("BAD_REQUEST", '`share` is only for `ack: "none"`');
     if (!globalThis.navigator?.locks || !globalThis.BroadcastChannel) return own;
-    const name = "megaphone:" + read.consumer;
+    const name = "megaphone:" + read.readAddress;
     const { sink } = read;
     let others: BroadcastChannel | undefined;
     let abort = new AbortController();
@@ -46,12 +48,12 @@ export const tabsWithin =
     read.reader = readerName();
     read.sink = {
       ...sink,
-      take(lines) {
-        sink.take(lines);
-        tell({ lines });
+      take(line) {
+        sink.take(line);
+        tell({ line });
       },
-      state(state) {
-        sink.state(state);
+      become(state) {
+        sink.become(state);
         if (state === "open") before ??= read.received ?? "-"; // the others begin where this read began
       },
       gap() {
@@ -93,14 +95,14 @@ export const tabsWithin =
       heardAt = now();
     };
 
-    const hear = ({ data: { before, lines, gap } }: MessageEvent<Told>) => {
+    const hear = ({ data: { before, line, gap } }: MessageEvent<Told>) => {
       heardAt = now();
-      if (release || before === undefined) return;
-      if (gap) read.opened(false, before);
-      else if (read.received === undefined || !read.hasBegun) read.opened(true, before);
+      if (release || before == null) return;
+      if (gap) read.opened(true, before);
+      else if (read.received == null || !read.hasBegun) read.opened(false, before);
       // Whoever has missed something reads it, and lets the others hear it again.
-      if (!read.has(before)) void compete(true);
-      else if (lines) read.take(lines);
+      if (before !== read.received && !read.ids.has(before!)) void compete(true);
+      else if (line) read.take(line);
     };
 
     const look = () => {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Connection } from "../dist/connection.js";
-import { Http } from "../dist/http.js";
+import { connect } from "../dist/connection.js";
+import { newHttp } from "../dist/http.js";
 
 /** Return the bodies of the events in an answer that comes in these pieces. */
 async function bodies(pieces) {
@@ -12,9 +12,9 @@ async function bodies(pieces) {
     },
   });
   const found = [];
-  const http = new Http("http://broker", { fetch: async () => new Response(body) });
-  const take = (lines) => found.push(...lines.map((line) => line.body));
-  await new Connection().run(http, "/read/a", {}, 1_000, { opened() {}, take });
+  const http = newHttp("http://broker", { fetch: async () => new Response(body) });
+  const take = (line) => line && found.push(line.body);
+  await connect(http, new AbortController(), { path: "/read/a", beatMs: 1_000, opened() {}, take });
   return found;
 }
 

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Megaphone } from "../dist/index.js";
+import { tabs } from "../dist/tabs.js";
 import { line, serve } from "./server.js";
 
 const SOON = { heartbeatMs: 200, timeoutMs: 2_000 };
@@ -36,6 +37,20 @@ test("a connection that is silent for 2.5 heartbeats is cut", async () => {
   const server = await serve((_, response) => {
     if (++asked === 1) response.flushHeaders();
     else response.write(line("1"));
+  });
+  const channel = new Megaphone(server.url, SOON).channel("node.a.1");
+  assert.deepEqual(await taken(channel, 1), ["1"]);
+  await channel.close();
+  server.close();
+});
+
+test("an error that is cut in its middle says nothing yet", async () => {
+  let asked = 0;
+  const server = await serve((_, response) => {
+    if (++asked > 2) return response.write(line("1"));
+    response.writeHead(409, { "Content-Type": "application/json", Connection: "close", ...(asked === 1 && { "Content-Length": 60 }) });
+    if (asked === 1) response.write('{"code":"BU', () => response.destroy());
+    else response.end('{"code":"BU');
   });
   const channel = new Megaphone(server.url, SOON).channel("node.a.1");
   assert.deepEqual(await taken(channel, 1), ["1"]);
@@ -288,6 +303,70 @@ for (const [what, count, length] of [["1,000 events", 1_000, 1], ["8 MiB of even
     server.close();
   });
 
+test("one who leaves while the read pauses because so much waits loses nothing", async () => {
+  let asked = 0;
+  let isOpen = false;
+  const server = await serve((_, response) => {
+    isOpen = true;
+    response.on("close", () => (isOpen = false));
+    response.write(++asked === 1 ? many(1_000) : line("last"));
+  });
+  const channel = new Megaphone(server.url, { heartbeatMs: 60_000 }).channel("node.a.1");
+  const events = channel[Symbol.asyncIterator]();
+  await events.next();
+  while (isOpen) await new Promise((resolve) => setTimeout(resolve, 5));
+  await events.return();
+  await new Promise((resolve) => setTimeout(resolve, 100));
+  assert.equal(asked, 1);
+  const ids = [];
+  for await (const { id } of channel) if (ids.push(id) === 1_000) break;
+  assert.deepEqual([ids[0], ids.at(-2), ids.at(-1)], ["1", "999", "last"]);
+  await channel.close();
+  server.close();
+});
+
+test("a function that makes channels is not called for a channel that is closed", async () => {
+  let calls = 0;
+  let fail;
+  const channel = new Megaphone("http://broker").channel(async () => {
+    calls++;
+    await new Promise((_, reject) => (fail = reject));
+  });
+  const waiting = taken(channel, 1);
+  await channel.close();
+  fail(new TypeError("there is no network"));
+  assert.deepEqual(await waiting, []);
+  await new Promise((resolve) => setTimeout(resolve, 50));
+  assert.equal(calls, 1);
+});
+
+test("what the app deals with after its channel has gone concerns no other channel", async () => {
+  const gone = JSON.stringify({ code: "NOT_FOUND", message: "gone" });
+  let isGone = false;
+  const server = await serve(({ path }, response) => {
+    if (path === "/read/node.b.1") response.write(line("3"));
+    else if (isGone) response.writeHead(404).end(gone);
+    else {
+      isGone = true;
+      response.end(line("1") + line("2"));
+    }
+  });
+  let isMade;
+  const channel = new Megaphone(server.url, SOON).channel(async (former) => {
+    if (former) await new Promise((resolve) => (isMade = resolve));
+    return { consumer: former ? "node.b.1" : "node.a.1" };
+  });
+  const events = channel[Symbol.asyncIterator]();
+  assert.equal((await events.next()).value.id, "1");
+  while (!isMade) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.equal((await events.next()).value.id, "2");
+  const next = events.next();
+  isMade();
+  assert.equal((await next).value.id, "3");
+  await channel.close();
+  server.close();
+});
+
 test("without streams in answers, a channel is read by long polls", async () => {
   const asked = [];
   const server = await serve(({ query }, response) => {
@@ -299,8 +378,8 @@ test("without streams in answers, a channel is read by long polls", async () => 
   });
   const whole = async (...given) => {
     const response = await fetch(...given);
-    const text = new TextEncoder().encode(await response.text());
-    return { ok: true, headers: response.headers, body: undefined, arrayBuffer: async () => text };
+    const text = await response.text();
+    return { ok: true, headers: response.headers, body: undefined, text: async () => text };
   };
   const channel = new Megaphone(server.url, { ...SOON, fetch: whole }).channel("node.a.1");
   assert.deepEqual(await taken(channel, 4), ["1", "2", "3", "4"]);
@@ -370,4 +449,10 @@ test("one who leaves while dealing with an event holds the others of a read that
   await channel.close();
   assert.equal(acknowledged.at(-1), "3");
   server.close();
+});
+
+test("a read that tabs share cannot acknowledge", async () => {
+  const channel = new Megaphone("http://broker").channel("node.a.1", { ack: "auto", share: tabs });
+  await assert.rejects(taken(channel, 1), { code: "BAD_REQUEST" });
+  await channel.close();
 });

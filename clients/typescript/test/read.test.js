@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { MegaphoneError } from "../dist/errors.js";
+import { Acknowledging } from "../dist/acks.js";
+import { MegaphoneError, connectionFailed } from "../dist/errors.js";
 import { Read } from "../dist/read.js";
 
 const line = (eid) => ({ sid: "s", eid, ts: "", body: null });
@@ -8,66 +9,69 @@ const line = (eid) => ({ sid: "s", eid, ts: "", body: null });
 function read({ acknowledges = false, after } = {}) {
   const seen = [];
   const sink = {
-    take: (lines) => seen.push(...lines.map(({ eid }) => eid)),
+    take: ({ eid }) => seen.push(eid),
     gap: () => seen.push("gap"),
-    state: () => {},
+    become: () => {},
     ended: (error) => seen.push(error.code),
   };
-  return { read: new Read("node.a.1", acknowledges, 1_000, sink, after), seen };
+  const common = ["node.a.1", 1_000, sink, after];
+  return { read: acknowledges ? new Acknowledging({ options: {} }, undefined, ...common) : new Read(...common), seen };
 }
 
-const error = (code, retryAfterS) => new MegaphoneError(code, "", false, retryAfterS);
+const error = (code, status, retryAfterS) => new MegaphoneError(code, "", status, retryAfterS);
 
 test("a read resumes behind the last event that came", () => {
   const { read: one } = read();
   assert.equal(one.ask("me").after, undefined);
-  one.opened(true, "p");
+  one.opened(false, "p");
   assert.equal(one.ask("me").after, "p");
-  one.take([line("1"), line("2")]);
+  one.take(line("1"));
+  one.take(line("2"));
   assert.equal(one.ask("me").after, "2");
 });
 
 test("a read that acknowledges resumes behind the last event dealt with", () => {
   const { read: one } = read({ acknowledges: true, after: "0" });
-  one.opened(true, "0");
-  one.take([line("1"), line("2")]);
-  [one.dealt, one.cursor] = [1, "1"];
+  one.opened(false, "0");
+  one.take(line("1"));
+  one.take(line("2"));
+  one.deal("1");
   assert.equal(one.ask("me").after, "1");
-  assert.equal(one.known, 0);
-  one.opened(true, "1"); // the cursor of a read acknowledges
-  assert.equal(one.known, 1);
+  assert.equal(one.due, 1);
+  one.opened(false, "1"); // the cursor of a read acknowledges
+  assert.equal(one.due, 0);
 });
 
 test("none of the last 1,000 events is shown twice", () => {
   const { read: one, seen } = read();
   const lines = Array.from({ length: 3_000 }, (_, at) => line(String(at)));
-  for (const each of lines) one.take([each]);
-  one.take(lines.slice(-1_000));
+  for (const each of [...lines, ...lines.slice(-1_000)]) one.take(each);
   assert.equal(seen.length, 3_000);
 });
 
 test("a gap is told, and moves the cursor", () => {
   const { read: one, seen } = read({ acknowledges: true, after: "lost" });
-  one.opened(false, "7");
+  one.opened(true, "7");
   assert.deepEqual(seen, ["gap"]);
   assert.equal(one.ask("me").after, "7");
 });
 
 test("a lost answer to a first read makes the next one begin at the oldest event", () => {
   const { read: one } = read();
-  one.failed(error("CONNECTION_FAILED"));
+  one.ask("me");
+  one.failed(connectionFailed());
   assert.equal(one.ask("me").after, "-");
 });
 
 test("waits grow to 30 s, have chance in them, and are at least as long as the broker says", (t) => {
   t.mock.method(Math, "random", () => 1);
   const { read: one } = read();
-  const waits = Array.from({ length: 12 }, () => one.failed(error("SHUTTING_DOWN")));
+  const waits = Array.from({ length: 12 }, () => one.failed(error("SHUTTING_DOWN", 503)));
   assert.deepEqual(waits.slice(0, 3), [100, 200, 400]);
   assert.equal(waits.at(-1), 30_000);
-  one.alive();
-  assert.equal(one.failed(error("SHUTTING_DOWN")), 100);
-  assert.equal(one.failed(error("SHUTTING_DOWN", 60)), 60_000);
+  one.take();
+  assert.equal(one.failed(error("SHUTTING_DOWN", 503)), 100);
+  assert.equal(one.failed(error("SHUTTING_DOWN", 503, 60)), 60_000);
 });
 
 test("what no other try heals ends a read", () => {
@@ -104,7 +108,7 @@ test("a clean end is followed by the next read at once, unless each ends at once
 test("a long poll brings one event, and the next one what came meanwhile", () => {
   const { read: one } = read();
   assert.deepEqual([one.ask("me", true).limit, one.ask("me", true).wait_ms], [1, 1_000]);
-  one.take([line("1")]);
+  one.take(line("1"));
   assert.equal(one.ask("me", true).wait_ms, 0);
   assert.equal(one.ask("me", true).limit, 1);
 });
