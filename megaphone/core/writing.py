@@ -698,18 +698,21 @@ class Writing:
         try:
             name, channel_id = self._agents.keys.open(address)
         except (KeyError, BadRequest):
-            self._refuse_if_absent(address)
-            raise
-        self._agents.served(name)
-        return channel_id
+            pass  # and raise the error later, or it would refer to this one and its frames
+        else:
+            self._agents.served(name)
+            return channel_id
+        return self._open_unknown_address(address)
 
-    def _refuse_if_absent(self, address: str) -> None:
-        """Raise the error of a producer address whose agent this node does not serve."""
+    def _open_unknown_address(self, address: str) -> bytes:
+        """Raise the error of an address that the keys do not open."""
+        name, _, sealed = address.partition(".")
         try:
-            self._agents.served(agent_of(address))
+            self._agents.served(name)
         except (AgentMoved, ChannelNotFound):
             SealedAddress.parse(address)  # because a text that is not an address is a bad request
             raise
+        return self._agents.keys.of(name).open(sealed)
 
     def _legacy_channel(self, address: str) -> bytes:
         """Return the channel of a consumer address, by which some old clients write."""
