@@ -909,13 +909,19 @@ async def test_channels_that_are_removed_while_the_store_closes_end_once(bench: 
 
 
 def what_waits() -> int:
-    """How many futures, tasks and timers there are that can still come to something."""
+    """How many futures, tasks and timers there are that can still come to something.
+
+    Those of another loop do not count: earlier tests may have left some, which go meanwhile.
+    """
     gc.collect()
+    loop = asyncio.get_running_loop()
     waiting = 0
     for thing in gc.get_objects():
         kind = type(thing)
-        timer = issubclass(kind, asyncio.TimerHandle) and not thing.cancelled()
-        waiting += timer or issubclass(kind, asyncio.Future)
+        if issubclass(kind, asyncio.Future):
+            waiting += thing.get_loop() is loop
+        elif issubclass(kind, asyncio.TimerHandle):
+            waiting += thing._loop is loop and not thing.cancelled()
     return waiting
 
 
