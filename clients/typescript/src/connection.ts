@@ -33,18 +33,25 @@ export async function connect(http: Http, abort: AbortController, { path, reques
     rest = lines.pop()!;
     for (const line of lines) take(parsed(line));
   };
-  try {
-    beat();
-    const response = await http.open(path, { ...request, signal: abort.signal });
+  const { signal } = abort;
+  const run = async () => {
+    const response = await http.open(path, { ...request, signal });
+    signal.throwIfAborted();
     opened(response.headers);
     if ((http.polls ||= !response.body)) return understand(await response.text());
     const decoder = new TextDecoder();
     for (const reader = response.body!.getReader(); ; ) {
       const { done, value } = await reader.read();
+      signal.throwIfAborted();
       if (done) return;
       beat();
       understand(decoder.decode(value, { stream: true }));
     }
+  };
+  try {
+    beat();
+    // Not every runtime ends what is under way for each signal.
+    await Promise.race([run(), new Promise((_, reject) => signal.addEventListener("abort", reject))]);
   } catch (error) {
     throw error instanceof MegaphoneError ? error : connectionFailed(error);
   } finally {

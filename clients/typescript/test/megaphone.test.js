@@ -58,6 +58,14 @@ test("an error that is cut in its middle says nothing yet", async () => {
   server.close();
 });
 
+test("a silent read is given up also where the runtime does not end it", async () => {
+  let asked = 0;
+  const deaf = async () => new Response(new ReadableStream({ start: (body) => ++asked > 1 && body.enqueue(new TextEncoder().encode(line("1"))) }));
+  const channel = new Megaphone("http://broker", { ...SOON, fetch: deaf }).channel("node.a.1");
+  assert.deepEqual(await taken(channel, 1), ["1"]);
+  await channel.close();
+});
+
 test("a gap is told before the next event", async () => {
   const server = await serve(({ query }, response) => {
     response.setHeader("Megaphone-Recovered", String(query.after === "6"));
