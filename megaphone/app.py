@@ -593,14 +593,14 @@ def add_metrics_of_pipes(metrics: Metrics, pipes: Pipes) -> None:
             found[one.agent] = found.get(one.agent, True) and one.is_connected
         return [({"agent": agent}, int(are_connected)) for agent, are_connected in found.items()]
 
-    def untold() -> list[tuple[dict[str, str], int]]:
+    def backlogs() -> list[tuple[dict[str, str], int]]:
         found: dict[str, int] = {}
         for one in pipes.described():
             found[one.agent] = found.get(one.agent, 0) + one.backlog
         return [({"agent": agent}, backlog) for agent, backlog in found.items()]
 
     metrics.add("pipe_connected", connected)
-    metrics.add("pipe_channels_untold", untold)
+    metrics.add("pipe_channels_untold", backlogs)
 
 
 async def serve(

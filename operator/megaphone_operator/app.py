@@ -31,7 +31,7 @@ WATCH_STOP_S = 1.0
 
 
 class Options(NamedTuple):
-    """What the command was told."""
+    """What the user of the command wants. The options of the command line say it."""
 
     namespace: str | None
     """The only namespace to work in; None means all."""
@@ -113,7 +113,7 @@ async def _work(
     Raises: Lost, if another copy has the lease.
     """
     metrics.lead(True)
-    reconciler.open()
+    reconciler.open(follows_leader=election.follows_leader)
     try:
         return await _ends_before(election.keep(), stop, watching)
     except Lost as error:

@@ -1,4 +1,7 @@
-"""Does what a plan says, in its order. What is as it should be already costs no call."""
+"""Carries out a plan: calls the API server for each part of it, in the order of the plan.
+
+An object that is already as the plan wants it needs no call.
+"""
 
 import secrets
 import uuid
