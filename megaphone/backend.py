@@ -137,7 +137,9 @@ async def of_memory(
     )
 
     async def move_away() -> None:
-        await drains.hand_over(settings.drain_target, settings.drain_timeout_secs)
+        await drains.hand_over(
+            settings.drain_target, settings.drain_timeout_secs, settings.drain_target_gone_secs
+        )
         incoming.refuse_pipes("this node is shutting down")
         await incoming.aclose()
 

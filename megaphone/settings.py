@@ -437,6 +437,11 @@ class Settings:
     drain_timeout_secs: Seconds = 30.0
     """How long a stopping node may take to move its agents, or, if the channels are in a shared
     store, to serve its gRPC clients until they have gone."""
+    drain_target_gone_secs: Seconds | None = None
+    """When the name of `drain_target` has not existed for this long, a stopping node gives up,
+    because nobody will take its agents. Set it where the name lasts as long as any node, as that of
+    a headless service of Kubernetes. Without it, a node looks until `drain_timeout_secs` is
+    over."""
 
     # -- Who may do what
 

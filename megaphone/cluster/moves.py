@@ -16,7 +16,7 @@ from typing import Any
 
 from megaphone.cluster.incoming import IncomingPipes
 from megaphone.cluster.outgoing import OutgoingPipe, OutgoingPipes
-from megaphone.cluster.peer import Target, addresses_of, reachable, target_at
+from megaphone.cluster.peer import NoSuchName, Target, addresses_of, reachable, target_at
 from megaphone.cluster.ports import Replicable
 from megaphone.core.agents import Agent, Agents
 from megaphone.core.broker import Broker
@@ -86,13 +86,17 @@ class Drains:
             self.incoming.accept_pipes()
             self._is_idle.set()
 
-    async def hand_over(self, target: str | None, within_s: float) -> None:
+    async def hand_over(
+        self, target: str | None, within_s: float, gone_after_s: float | None = None
+    ) -> None:
         """Drain this node before it stops, for at most `within_s` seconds.
 
         Waits first for the end of a drain that is running. Without a target nothing else happens.
         While channels would be lost with this node, it tries a target again that refuses or is
-        unreachable, because the target may be a node that is starting. This node accepts no agents
-        meanwhile, because it could not keep them. Logs the channels that could not be moved.
+        unreachable, because the target may be a node that is starting. It gives up when the name of
+        the target has not existed for `gone_after_s`, because then there will be no such node. This
+        node accepts no agents meanwhile, because it could not keep them. Logs the channels that
+        could not be moved.
         """
         try:
             async with asyncio.timeout(within_s):
@@ -100,7 +104,8 @@ class Drains:
                 if target is not None:
                     self._is_idle.clear()
                     self.incoming.refuse_pipes("this node is being drained")
-                    await self._drain_in_the_end(target, Sightings(known_after_s(within_s)))
+                    sightings = Sightings(known_after_s(within_s), gone_after_s)
+                    await self._drain_in_the_end(target, sightings)
         except TimeoutError:
             log.error("this node did not finish its hand-over within %g s", within_s)
         if target is not None and (left := await self._report_left_behind()):
@@ -110,7 +115,8 @@ class Drains:
             )
 
     async def _drain_in_the_end(self, target: str, sightings: "Sightings") -> None:
-        """Drain, and try again after an error, until this node has no channels to move."""
+        """Drain, and try again after an error, until this node has no channels to move, or until
+        the name of the target is gone."""
         logged: dict[str, str] = {}
         while True:
             try:
@@ -121,7 +127,7 @@ class Drains:
                 return
             except MegaphoneError as error:
                 log_once(logged, "", "this node cannot be handed over: %s", error)
-            if not await self._channels_here():
+            if sightings.name_is_gone or not await self._channels_here():
                 return
             await asyncio.sleep(RETRY_S)
 
@@ -210,18 +216,30 @@ class Drains:
 
 
 class Sightings:
-    """When a stopping node first saw each address of its target's name.
+    """When a stopping node first saw each address of its target's name, and since when the name has
+    not existed.
 
     A node that starts is at its address before the proxies know the address, because name servers
     and proxies keep answers for some seconds. The channels that move there at once would meanwhile
     be nowhere for clients.
     """
 
-    def __init__(self, known_after_s: float) -> None:
-        """Proxies know an address when this node has seen it for `known_after_s` seconds."""
+    def __init__(self, known_after_s: float, gone_after_s: float | None = None) -> None:
+        """Proxies know an address when this node has seen it for `known_after_s` seconds. A name is
+        gone when it has not existed for `gone_after_s`; without it no name is ever gone."""
         self._known_after_s = known_after_s
+        self._gone_after_s = gone_after_s
+        self._missing_since: float | None = None
         self._first: dict[Target, float] = {}
         self._is_first_look = True
+
+    @property
+    def name_is_gone(self) -> bool:
+        """Whether every look of the last `gone_after_s` seconds found that there is no such
+        name."""
+        if self._gone_after_s is None or self._missing_since is None:
+            return False
+        return asyncio.get_running_loop().time() >= self._missing_since + self._gone_after_s
 
     async def known(self, target: Target) -> list[Target]:
         """Return the targets at those addresses of a target that proxies know. They know all that
@@ -230,7 +248,7 @@ class Sightings:
         Raises: TargetUnavailable, if they know none, or if the name cannot be resolved.
         """
         is_first, self._is_first_look = self._is_first_look, False
-        targets = await addresses_of(target)
+        targets = await self._look(target)
         now = asyncio.get_running_loop().time()
         new_at = now - self._known_after_s if is_first else now
         self._first = {target: self._first.get(target, new_at) for target in targets}
@@ -238,6 +256,15 @@ class Sightings:
         if not known:
             raise TargetUnavailable("the target is so new that proxies may not know it yet")
         return known
+
+    async def _look(self, target: Target) -> list[Target]:
+        now = asyncio.get_running_loop().time()
+        missing_since, self._missing_since = self._missing_since, None
+        try:
+            return await addresses_of(target)
+        except NoSuchName:
+            self._missing_since = now if missing_since is None else missing_since
+            raise
 
 
 def known_after_s(within_s: float) -> float:

@@ -25,6 +25,8 @@ from megaphone_api.sync_pb2_grpc import SyncServiceStub
 
 TARGET = re.compile(rf"(?:(https?)://)?({ENDPOINT_PATTERN})/?")
 
+NO_SUCH_NAME = (socket.EAI_NONAME, socket.EAI_NODATA)
+"""How the resolver says that name servers know no such name."""
 CONNECT_S = 5.0
 """How long a connection attempt, or one question to a target, may take."""
 RUST_REFUSES_WITHIN_S = 1.0
@@ -47,6 +49,11 @@ REFUSED = {
     grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
     grpc.StatusCode.FAILED_PRECONDITION: WrongMode,
 }
+
+
+class NoSuchName(TargetUnavailable):
+    """The name servers say that the name of the target does not exist. A name server that does not
+    answer raises TargetUnavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +87,16 @@ async def addresses_of(target: Target) -> list[Target]:
     """Return the targets at all addresses of a target, each once, because a host name may have
     several IP addresses.
 
-    Raises: TargetUnavailable, when its name cannot be resolved.
+    Raises: NoSuchName; TargetUnavailable, when its name cannot be resolved for another reason.
     """
     endpoint = target.endpoint
     try:
         found = await asyncio.get_running_loop().getaddrinfo(
             endpoint.host, endpoint.port, type=socket.SOCK_STREAM
         )
-    except OSError:
-        raise TargetUnavailable("the name of the target cannot be resolved") from None
+    except OSError as error:
+        kind = NoSuchName if error.errno in NO_SUCH_NAME else TargetUnavailable
+        raise kind("the name of the target cannot be resolved") from None
     endpoints = [Endpoint(str(address[0]), int(address[1])) for *_, address in found]
     return [Target(endpoint, target.name) for endpoint in dict.fromkeys(endpoints)]
 

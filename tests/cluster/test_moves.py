@@ -12,6 +12,7 @@ import pytest
 from megaphone.app import App, running
 from megaphone.cluster import moves, outgoing
 from megaphone.cluster.outgoing import OutgoingPipes
+from megaphone.cluster.peer import target_at
 from megaphone.core.access import ANYONE, Caller
 from megaphone.core.ports import WouldBlock
 from megaphone.core.tenants import Tenant
@@ -428,6 +429,68 @@ async def test_a_node_that_stops_waits_until_proxies_know_a_target_that_is_new(
     assert await successor.broker.exists(ANYONE, [channel.consumer_address]) == {
         channel.consumer_address: True
     }
+
+
+@pytest.mark.parametrize(
+    ("reason", "gone_after_s", "gives_up"),
+    [
+        (socket.EAI_NONAME, 1.0, True),
+        (socket.EAI_NODATA, 1.0, True),
+        (socket.EAI_AGAIN, 1.0, False),  # the name server does not answer
+        (socket.EAI_NONAME, None, False),
+    ],
+)
+async def test_a_node_that_stops_gives_up_when_the_name_of_the_targets_is_gone(
+    monkeypatch: pytest.MonkeyPatch, reason: int, gone_after_s: float | None, gives_up: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def resolve(host: str, port: int, **_: object) -> list[object]:
+        raise socket.gaierror(reason, "no such name")
+
+    within_s = 4.0
+    async with AsyncExitStack() as stopping:
+        source = await node(
+            stopping,
+            "a",
+            drain_target="http://nodes:3001",
+            drain_timeout_secs=within_s,
+            drain_target_gone_secs=gone_after_s,
+        )
+        monkeypatch.setattr(loop, "getaddrinfo", resolve)
+        await source.broker.create(ANYONE)
+        began = loop.time()
+        await stopping.aclose()
+        took_s = loop.time() - began
+    assert took_s >= (gone_after_s or within_s)
+    assert (took_s < within_s) is gives_up
+    assert source.metrics.agents_not_moved == 1
+
+
+async def test_a_name_that_comes_back_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter((None, [(0, 0, 0, "", ("10.0.0.1", 3001))], None))
+
+    async def resolve(host: str, port: int, **_: object) -> list[Any]:
+        if (answer := next(answers)) is None:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return answer
+
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "getaddrinfo", resolve)
+    monkeypatch.setattr(loop, "time", lambda: now)
+    sightings = moves.Sightings(known_after_s=0.0, gone_after_s=5.0)
+    target = target_at("http://nodes:3001")
+    with pytest.raises(TargetUnavailable):
+        await sightings.known(target)
+    now += 4.0
+    assert len(await sightings.known(target)) == 1
+    now += 4.0
+    with pytest.raises(TargetUnavailable):
+        await sightings.known(target)
+    assert not sightings.name_is_gone
+    now += 5.0
+    assert sightings.name_is_gone
 
 
 @pytest.mark.parametrize(("within_s", "waits_s"), [(30, 6), (12, 3), (1, 0.25)])

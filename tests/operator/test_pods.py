@@ -65,6 +65,7 @@ def test_the_broker_takes_what_a_node_with_memory_is_told(tmp_path: Path) -> Non
     assert found.ops_address == "0.0.0.0:3002"
     assert (found.agent_count, found.channel_ttl_secs, found.buffer_capacity) == (3, 300, 7)
     assert (found.drain_target, found.drain_timeout_secs) == ("http://mgp-demo-nodes:3001", 45)
+    assert found.drain_target_gone_secs == 5
     assert found.nodes.secret == SECRETS["megaphone_nodes.secret"]
     assert found.store == "memory"
 

@@ -44,6 +44,9 @@ USER = 10001
 STOP_MARGIN_S = 30
 """How long a node may take to stop after its drain."""
 OPS: Manifest = {"name": "ops", "port": OPS_PORT}
+TARGET_GONE_S = 5
+"""How long the name of all nodes must be gone before a node that stops waits for no other node. It
+is gone when the resource is deleted."""
 START_S = 300
 """How long a node may take to start. With a twentieth of a core it needs most of a minute."""
 
@@ -86,6 +89,7 @@ def _memory_env(resource: Megaphone) -> list[Manifest]:
         _variable("agent_count", str(resource.spec.virtual_agents_per_node)),
         # All nodes; the first that accepts the agents gets them.
         _variable("drain_target", f"http://{names.all_nodes}:{GRPC_PORT}"),
+        _variable("drain_target_gone_secs", str(TARGET_GONE_S)),
         {
             "name": "megaphone_nodes.secret",
             "valueFrom": {"secretKeyRef": {"name": secret, "key": "secret"}},
