@@ -369,6 +369,54 @@ def test_a_resource_that_is_deleted_is_left_to_kubernetes() -> None:
 
 def legacy_world(image: str = "broker:1") -> tuple[World, list[Node]]:
     """Return a cluster that the former operator has made, with two pods."""
+ENDED = {"terminated": {"exitCode": 2, "reason": "Error", "message": "one\n the last word\n"}}
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        {"state": ENDED},
+        {"state": {"waiting": {"reason": "CrashLoopBackOff"}}, "lastState": ENDED},
+        {"state": {"running": {}}, "lastState": ENDED, "ready": False},
+    ],
+)
+def test_the_last_words_of_a_container_that_fails_are_shown_until_it_is_ready(
+    container: dict[str, Any],
+) -> None:
+    world = settled()
+    node = world.ours()[0]
+    node.body["status"]["containerStatuses"] = [container]
+    world.run_pass()
+    text = f"{node.name}: it ended with code 2: the last word"
+    assert world.condition("Degraded") == ("True", "NodeFails", text)
+    assert world.condition("Progressing") == ("False", "Stuck", text)
+    world.run_pass()
+    assert events(world).count("NodeFails") == 1
+    node.body["status"]["containerStatuses"] = [
+        {"state": {"running": {}}, "lastState": ENDED, "ready": True}
+    ]
+    world.run_pass()
+    assert world.condition("Degraded")[1] == "AsWanted"
+
+
+def test_a_container_that_ended_in_order_is_no_failure() -> None:
+    world = settled()
+    ended = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+    world.ours()[0].body["status"]["containerStatuses"] = [
+        {"state": {"running": {}}, "lastState": ended, "ready": False}
+    ]
+    world.run_pass()
+    assert world.condition("Degraded")[1] == "AsWanted"
+
+
+def test_a_container_that_fails_without_words_is_shown() -> None:
+    world = settled()
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+    world.ours()[0].body["status"]["containerStatuses"] = [{"state": {}, "lastState": killed}]
+    world.run_pass()
+    assert world.condition("Degraded")[2].endswith(": it ended with code 137: OOMKilled")
+
+
     world = World(image=image)
     world.resource["metadata"]["finalizers"] = [FORMER_FINALIZER]
     world.add_service("svc-demo", {"megaphone-cluster": "demo", "accepts-new-channels": "ON"})

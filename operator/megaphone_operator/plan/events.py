@@ -12,6 +12,9 @@ from megaphone_operator.plan.seen import SERVED_MODES, Seen
 from megaphone_operator.plan.status import conditions_of
 from megaphone_operator.plan.takeover import waits_for_image
 
+REPORTED = ("ImageTooOld", "NameTaken", "NodeFails")
+"""The reasons of the condition `Degraded` that have an event when they begin."""
+
 
 class Event(msgspec.Struct, frozen=True):
     type: Literal["Normal", "Warning"]
@@ -67,7 +70,7 @@ def _takeovers(resource: Megaphone, seen: Seen) -> Iterator[Event]:
 def _changes_of_state(resource: Megaphone, status: Mapping[str, Any]) -> Iterator[Event]:
     now = conditions_of(status)["Degraded"]
     last = conditions_of(resource.status).get("Degraded", {})
-    if now["reason"] in ("ImageTooOld", "NameTaken") and now["reason"] != last.get("reason"):
+    if now["reason"] in REPORTED and now["reason"] != last.get("reason"):
         yield Event("Warning", now["reason"], now["message"])
 
 

@@ -191,6 +191,8 @@ def _container(resource: Megaphone, kind: NodeKind) -> Manifest:
         "startupProbe": get_probe("/livez", "ops", 2, failureThreshold=START_S // 2),
         "readinessProbe": get_probe(_ready_path(resource), "ops", 2),
         "livenessProbe": get_probe("/livez", "ops", 10, timeoutSeconds=5),
+        # So the status of the pod says why a node cannot start, such as a setting that is wrong.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": NO_PRIVILEGES,
         "volumeMounts": mounts + spec.pod_template.volume_mounts,
     }

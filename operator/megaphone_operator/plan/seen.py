@@ -13,6 +13,9 @@ DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 SERVED_MODES = ("MASTER", "PIPED")
 """The modes in which the node that has an agent serves its channels. A REPLICA is a copy."""
 
+LAST_WORDS = 400
+"""How many characters of a container's last line a condition may have."""
+
 
 class Ref(NamedTuple):
     """Names one object of the cluster's namespace."""
@@ -72,8 +75,11 @@ class Pod(msgspec.Struct, frozen=True):
     is_routed: bool
     """Whether its gate is open."""
     cost: int | None
+    failure: str | None
+    """How its container has ended with an error, in the words of the container if there are some.
+    None when it is ready again."""
     trouble: str | None
-    """Why its container does not run, as Kubernetes says it."""
+    """Why its container does not run, as Kubernetes or the container says it."""
 
     @property
     def name(self) -> str:
@@ -212,6 +218,7 @@ def parse_pod(body: Body) -> Pod:
     phase = status.get("phase", "Pending")
     gates = [one["conditionType"] for one in spec.get("readinessGates") or ()]
     cost = annotations.get(DELETION_COST)
+    failure = _failure(containers)
     return Pod(
         object=parse_object("Pod", body),
         is_legacy=any(
@@ -229,8 +236,25 @@ def parse_pod(body: Body) -> Pod:
         has_gate=GATE in gates,
         is_routed=conditions.get(GATE) == "True",
         cost=int(cost) if cost is not None and cost.lstrip("-").isdecimal() else None,
-        trouble=_trouble(status, containers),
+        failure=failure,
+        trouble=failure or _trouble(status, containers),
     )
+
+
+def _failure(containers: Any) -> str | None:
+    """Return how a container has ended, if that was an error and it has not been ready since.
+
+    The last line that it wrote says why: so the containers of nodes end their logs.
+    """
+    for one in containers:
+        states = [] if one.get("ready") else [one.get("state"), one.get("lastState")]
+        for state in states:
+            ended = (state or {}).get("terminated") or {}
+            if code := ended.get("exitCode"):
+                lines = str(ended.get("message") or ended.get("reason") or "").split("\n")
+                said = next((line.strip() for line in reversed(lines) if line.strip()), "")
+                return ": ".join(filter(None, (f"it ended with code {code}", said[:LAST_WORDS])))
+    return None
 
 
 def _trouble(status: Body, containers: Any) -> str | None:

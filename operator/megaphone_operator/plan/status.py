@@ -190,11 +190,18 @@ def _degraded(resource: Megaphone, seen: Seen, census: Census, outcome: Outcome)
     if message := _recent_loss(resource, seen.now):
         return Condition("Degraded", True, "ChannelsLost", message)
     if seen.legacy_pods:
+    if message := _failure(census):
+        return Condition("Degraded", True, "NodeFails", message)
         return Condition("Degraded", True, "LegacyNodes", _legacy_text(seen, census))
     return Condition("Degraded", False, "AsWanted", "")
 
 
 def _recent_loss(resource: Megaphone, now: datetime) -> str | None:
+def _failure(census: Census) -> str | None:
+    """Return how a node has ended that should run, or None."""
+    return next((f"{pod.name}: {pod.failure}" for pod in census.alive if pod.failure), None)
+
+
     """Return what the last status says of a loss, if that is not long ago."""
     last = conditions_of(resource.status).get("Degraded", {})
     if last.get("status") != "True" or last.get("reason") != "ChannelsLost":
