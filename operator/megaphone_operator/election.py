@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 LEASE_S = 15
 RENEW_S = 2.0
 GIVE_UP_S = 10.0
+SHORTLY_S = 2.0 * LEASE_S
+"""How long ago a leader may have renewed the Lease that has led until shortly."""
 CALL_S = 4.0
 """How long one call for the Lease may take."""
 
@@ -46,6 +48,8 @@ class Election:
         self._seen: Any = None
         """The Lease of another copy as it was seen last, and since when it has not changed."""
         self._unchanged_since = 0.0
+        self.follows_leader = False
+        """Whether another copy led until shortly before this one won."""
         self.contact: float | None = None
         """When the Lease was read or written last, by the clock of the event loop."""
 
@@ -53,6 +57,8 @@ class Election:
         """Return when this copy leads."""
         while not await self._try():  # noqa: ASYNC110 - the Lease is on another machine
             await asyncio.sleep(RENEW_S)
+        silent_s = _now() - self._unchanged_since
+        self.follows_leader = self._seen is not None and silent_s < SHORTLY_S
         log.info("this copy leads")
 
     async def keep(self) -> None:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+import msgspec
+
 from megaphone_operator.asking import Asking
 from megaphone_operator.kube import Kube
 from megaphone_operator.plan.names import CLUSTER, MANAGER, SERVICE_OF, Names
@@ -45,6 +47,10 @@ class Looking:
             pods=tuple(pods),
             answers=answers,
         )
+
+    async def ask_again(self, seen: Seen) -> Seen:
+        """Return the same with what its nodes say now."""
+        return msgspec.structs.replace(seen, answers=await self._asking.ask(seen.nodes))
 
     async def _deployments(self, resource: Megaphone) -> list[Deployment]:
         names = Names(resource.name, resource.uid)

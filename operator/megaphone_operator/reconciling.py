@@ -13,9 +13,9 @@ from megaphone_operator.kube import Kube, Unreachable, reason_of
 from megaphone_operator.looking import Looking
 from megaphone_operator.metrics import Metrics
 from megaphone_operator.plan.objects import Surroundings
-from megaphone_operator.plan.planning import Memory, Plan, plan
+from megaphone_operator.plan.planning import Memory, Plan, count_again, plan
 from megaphone_operator.plan.resource import KIND, BadResource, Megaphone, parse_resource
-from megaphone_operator.plan.seen import Body
+from megaphone_operator.plan.seen import Body, Seen
 from megaphone_operator.plan.status import failed_status
 
 log = logging.getLogger(__name__)
@@ -24,6 +24,8 @@ AT_A_TIME = 8
 """How many passes run at a time, so that a start does not flood the API server."""
 TOGETHER_S = 0.05
 """How long a woken cluster waits for more events, because one change brings several."""
+COUNT_EVERY_S = 10.0
+"""How often the channels of nodes are counted while no pass is due."""
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 1.0, 60.0
 PASS_TIMEOUT_S = 60.0
 OVERDUE_S = 120.0
@@ -43,6 +45,8 @@ class Cluster:
         self._reconciler = reconciler
         self._doing = Doing(reconciler.kube, reconciler.reporter)
         self._memory = Memory()
+        self._seen: Seen | None = None
+        """What the last pass has seen, if its nodes are worth counting."""
         self._uid = ""
         self._failures = 0
         self._woken = asyncio.Event()
@@ -62,12 +66,28 @@ class Cluster:
             await self._sleep(wait_s)
 
     async def _sleep(self, seconds: float) -> None:
+        """Sleep until somebody wakes the cluster, but at most for so long. Count meanwhile."""
+        while seconds > COUNT_EVERY_S and not await self._is_woken(COUNT_EVERY_S):
+            seconds -= COUNT_EVERY_S
+            await self._count()
+        if self._woken.is_set() or await self._is_woken(seconds):
+            await asyncio.sleep(TOGETHER_S)
+
+    async def _is_woken(self, within_s: float) -> bool:
         try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
+            async with asyncio.timeout(within_s):
+                return await self._woken.wait()
         except TimeoutError:
+            return False
+
+    async def _count(self) -> None:
+        """Ask the nodes again how many channels they have, because one that dies cannot be asked.
+        That needs no call to the API server."""
+        if self._seen is None:
             return
-        await asyncio.sleep(TOGETHER_S)
+        async with self._reconciler.passes:
+            seen = await self._reconciler.looking.ask_again(self._seen)
+        self._memory = count_again(seen, self._memory)
 
     async def _pass(self) -> float | None:
         """Run one pass. Returns: in how many seconds the next one begins; None if there is none."""
@@ -95,7 +115,8 @@ class Cluster:
             await self._report(body, str(error))
             raise
         if resource.uid != self._uid:
-            self._uid, self._memory = resource.uid, Memory()
+            self._uid = resource.uid
+            self._memory = Memory(trusts_status=self._reconciler.follows_leader)
         try:
             seen = await self._reconciler.looking.look(resource)
             planned = plan(resource, seen, self._memory, self._reconciler.surroundings)
@@ -104,6 +125,7 @@ class Cluster:
             await self._report(body, reason_of(error))
             raise
         self._memory = planned.memory
+        self._seen = seen if resource.spec.store is None and seen.nodes else None
         self._note(resource, planned)
         return planned.next_pass_s
 
@@ -148,6 +170,8 @@ class Reconciler:
         self.metrics = metrics
         self.reporter = reporter
         self.passes = asyncio.Semaphore(AT_A_TIME)
+        self.follows_leader = False
+        """Whether another copy led until shortly before this one."""
         self._is_open = False
         self._known: set[ClusterKey] = set()
         self._clusters: dict[ClusterKey, Cluster] = {}
@@ -168,9 +192,9 @@ class Reconciler:
             task.add_done_callback(self._tasks.discard)
         cluster.wake()
 
-    def open(self) -> None:
+    def open(self, *, follows_leader: bool) -> None:
         """Let passes of all clusters begin, because this copy leads."""
-        self._is_open = True
+        self._is_open, self.follows_leader = True, follows_leader
         for key in list(self._known):
             self.wake(*key)
 

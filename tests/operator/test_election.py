@@ -182,3 +182,29 @@ async def test_the_lease_says_how_often_it_has_changed_hands() -> None:
     assert (spec["holderIdentity"], spec["leaseDurationSeconds"]) == ("c", LEASE_S)
     assert spec["acquireTime"] == spec["renewTime"]
     assert spec["leaseTransitions"] >= 3
+
+
+async def test_a_copy_knows_whether_another_one_led_until_shortly_before() -> None:
+    leases = Leases()
+    first, second = Election(leases, "default", "a"), Election(leases, "default", "b")
+    await first.win()
+    assert not first.follows_leader
+    keeping = asyncio.create_task(first.keep())
+    winning = asyncio.create_task(second.win())
+    await asyncio.sleep(60)
+    keeping.cancel()
+    await winning
+    assert second.follows_leader
+
+
+async def test_a_leader_that_was_not_seen_for_long_did_not_lead_until_shortly() -> None:
+    leases = Leases()
+    first, second = Election(leases, "default", "a"), Election(leases, "default", "b")
+    await first.win()
+    winning = asyncio.create_task(second.win())
+    await asyncio.sleep(RENEW_S)
+    leases.is_away = True
+    await asyncio.sleep(600)
+    leases.is_away = False
+    await winning
+    assert not second.follows_leader

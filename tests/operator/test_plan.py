@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from megaphone_operator.plan.names import GATE, Names
-from megaphone_operator.plan.planning import Memory, Plan, plan
+from megaphone_operator.plan.planning import Memory, Plan, count_again, plan
 from megaphone_operator.plan.resource import FORMER_FINALIZER, parse_resource
 from megaphone_operator.plan.seen import LegacyChannels, Ref, Seen, TooOld, parse_object
 from tests.operator.world import (
@@ -236,9 +236,50 @@ def test_services_of_a_lost_node_go_after_everybody_has_answered_twice() -> None
     assert {ref.name for ref in planned.delete} == set(NAMES.agent_services(agent) or ())
     assert world.condition("Degraded")[1:] == (
         "ChannelsLost",
-        "3 channels were lost with their nodes",
+        "at least 3 channels were lost with their nodes",
     )
     assert "ChannelsLost" in [event.reason for event in planned.events]
+
+
+def lose_a_node(world: World, memory: Memory | None = None) -> str:
+    """Let a node with seven channels die. Returns: the reason of `Degraded` afterwards."""
+    lost = world.ours()[0]
+    world.fill(lost.name, 7)
+    if memory is None:  # nobody has run a pass since the channels were made
+        world.memory = count_again(world.look(), world.memory)
+    else:
+        world.run_pass()
+        world.memory = memory
+    world.kill(lost.name)
+    world.settle()
+    return world.condition("Degraded")[1]
+
+
+def test_channels_that_were_counted_between_two_passes_are_lost_too() -> None:
+    world = settled()
+    assert lose_a_node(world) == "ChannelsLost"
+    assert world.condition("Degraded")[2].startswith("at least 7 channels")
+
+
+def test_another_copy_of_the_operator_knows_of_the_channels_by_the_status() -> None:
+    world = settled()
+    assert lose_a_node(world, Memory(trusts_status=True)) == "ChannelsLost"
+    assert world.condition("Degraded")[2].startswith("at least 7 channels")
+
+
+def test_an_operator_that_starts_anew_does_not_believe_what_the_status_said_long_ago() -> None:
+    assert lose_a_node(settled(), Memory()) == "AsWanted"
+
+
+def test_the_status_has_the_channels_of_each_agent_unless_nodes_share_a_store() -> None:
+    world = settled()
+    with_agents(world, 3)
+    agents = sorted(agent for node in world.ours() for agent in node.agents)
+    world.run_pass()
+    assert world.status["agents"] == [{"name": name, "channels": 3} for name in agents]
+    world.change(store={"redis": {"urlSecret": {"name": "redis"}}})
+    world.run_pass()
+    assert world.status["agents"] == []
 
 
 def test_a_loss_is_shown_for_an_hour() -> None:
@@ -328,47 +369,6 @@ def test_a_container_that_does_not_start_is_shown() -> None:
     assert world.condition("Progressing") == ("False", "Stuck", text)
 
 
-def test_a_deployment_that_makes_no_progress_is_shown() -> None:
-    world = settled()
-    condition = {"type": "Progressing", "status": "False", "message": "deadline exceeded"}
-    world.deployments[NODES]["status"]["conditions"] = [condition]
-    world.run_pass()
-    assert world.condition("Progressing") == ("False", "Stuck", "deadline exceeded")
-
-
-@pytest.mark.parametrize(
-    ("replicas", "available"),
-    [
-        (0, ("False", "NoNodes", "spec.replicas is 0")),
-        (2, ("True", "NodesReady", "2 of 2 nodes are ready")),
-    ],
-)
-def test_a_settled_cluster_is_available_if_it_has_nodes(
-    replicas: int, available: tuple[str, str, str]
-) -> None:
-    assert settled(replicas=replicas).condition("Available") == available
-
-
-def test_a_cluster_without_proxies_that_are_ready_is_not_available() -> None:
-    world = settled()
-    world.deployments[PROXIES]["status"] = {"readyReplicas": 0}
-    world.run_pass()
-    assert world.condition("Available")[:2] == ("False", "ProxiesNotReady")
-
-
-def test_a_resource_that_is_deleted_is_left_to_kubernetes() -> None:
-    body = resource_body()
-    body["metadata"] |= {"deletionTimestamp": "x", "finalizers": [FORMER_FINALIZER, "other"]}
-    planned = plan(parse_resource(body), Seen(BEGIN), Memory(), SURROUNDINGS)
-    assert planned.finalizers == ("other",)
-    assert (planned.apply, planned.delete, planned.status) == ((), (), None)
-
-
-# -- Pods of the former operator
-
-
-def legacy_world(image: str = "broker:1") -> tuple[World, list[Node]]:
-    """Return a cluster that the former operator has made, with two pods."""
 ENDED = {"terminated": {"exitCode": 2, "reason": "Error", "message": "one\n the last word\n"}}
 
 
@@ -417,6 +417,47 @@ def test_a_container_that_fails_without_words_is_shown() -> None:
     assert world.condition("Degraded")[2].endswith(": it ended with code 137: OOMKilled")
 
 
+def test_a_deployment_that_makes_no_progress_is_shown() -> None:
+    world = settled()
+    condition = {"type": "Progressing", "status": "False", "message": "deadline exceeded"}
+    world.deployments[NODES]["status"]["conditions"] = [condition]
+    world.run_pass()
+    assert world.condition("Progressing") == ("False", "Stuck", "deadline exceeded")
+
+
+@pytest.mark.parametrize(
+    ("replicas", "available"),
+    [
+        (0, ("False", "NoNodes", "spec.replicas is 0")),
+        (2, ("True", "NodesReady", "2 of 2 nodes are ready")),
+    ],
+)
+def test_a_settled_cluster_is_available_if_it_has_nodes(
+    replicas: int, available: tuple[str, str, str]
+) -> None:
+    assert settled(replicas=replicas).condition("Available") == available
+
+
+def test_a_cluster_without_proxies_that_are_ready_is_not_available() -> None:
+    world = settled()
+    world.deployments[PROXIES]["status"] = {"readyReplicas": 0}
+    world.run_pass()
+    assert world.condition("Available")[:2] == ("False", "ProxiesNotReady")
+
+
+def test_a_resource_that_is_deleted_is_left_to_kubernetes() -> None:
+    body = resource_body()
+    body["metadata"] |= {"deletionTimestamp": "x", "finalizers": [FORMER_FINALIZER, "other"]}
+    planned = plan(parse_resource(body), Seen(BEGIN), Memory(), SURROUNDINGS)
+    assert planned.finalizers == ("other",)
+    assert (planned.apply, planned.delete, planned.status) == ((), (), None)
+
+
+# -- Pods of the former operator
+
+
+def legacy_world(image: str = "broker:1") -> tuple[World, list[Node]]:
+    """Return a cluster that the former operator has made, with two pods."""
     world = World(image=image)
     world.resource["metadata"]["finalizers"] = [FORMER_FINALIZER]
     world.add_service("svc-demo", {"megaphone-cluster": "demo", "accepts-new-channels": "ON"})

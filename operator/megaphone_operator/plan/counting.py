@@ -2,6 +2,7 @@
 as it had when it answered last."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -44,11 +45,7 @@ def take_census(
     checksum = node_template_checksum(resource)
     nodes = [pod for pod in seen.nodes if not pod.has_ended]
     alive = tuple(pod for pod in nodes if not pod.is_stopping)
-    by_agent = dict(before)
-    for pod in nodes:
-        for agent in seen.agents_of(pod):
-            if agent.mode in SERVED_MODES:
-                by_agent[agent.name] = agent.channels_count
+    by_agent = count_by_agent(seen, before)
     lost = sum(by_agent.pop(agent, 0) for agent in gone)
     has_memory = resource.spec.store is None
     return Census(
@@ -68,6 +65,30 @@ def take_census(
             if isinstance(answer, LegacyChannels)
         ),
     )
+
+
+def count_by_agent(seen: Seen, before: Mapping[str, int]) -> dict[str, int]:
+    """Return the channels of each agent. An agent that no node names has as many as before."""
+    by_agent = dict(before)
+    for pod in seen.nodes:
+        for agent in () if pod.has_ended else seen.agents_of(pod):
+            if agent.mode in SERVED_MODES:
+                by_agent[agent.name] = agent.channels_count
+    return by_agent
+
+
+def noted_counts(status: Mapping[str, Any]) -> dict[str, int]:
+    """Return the channels of each agent as the status of a resource has them."""
+    return {one["name"]: one["channels"] for one in status.get("agents") or ()}
+
+
+def counts_to_note(resource: Megaphone, census: Census) -> list[dict[str, Any]]:
+    """Return what the status says of each agent with channels, so that another copy of the operator
+    knows it. With a shared store no channel is lost with a node, so nobody needs to know."""
+    if resource.spec.store is not None:
+        return []
+    counts = sorted(census.by_agent.items())
+    return [{"name": agent, "channels": channels} for agent, channels in counts if channels]
 
 
 def served_channels(seen: Seen, pod: Pod) -> int:

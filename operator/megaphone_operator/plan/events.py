@@ -46,7 +46,7 @@ def find_transitions(
         *(_normal("Moved", f"the channels of {pod} have moved") for pod in moved),
     ]
     if census.lost:
-        text = f"{census.lost} channels were lost with their nodes"
+        text = f"at least {census.lost} channels were lost with their nodes"
         events.append(Event("Warning", "ChannelsLost", text))
     return Transitions(ready, moving), tuple(events)
 

@@ -5,7 +5,13 @@ from typing import Any, Literal
 
 import msgspec
 
-from megaphone_operator.plan.counting import Census, served_channels, take_census
+from megaphone_operator.plan.counting import (
+    Census,
+    count_by_agent,
+    noted_counts,
+    served_channels,
+    take_census,
+)
 from megaphone_operator.plan.events import Event, Transitions, find_transitions
 from megaphone_operator.plan.names import SERVICE_OF, Names
 from megaphone_operator.plan.nodes import node_objects
@@ -47,6 +53,14 @@ class Memory(msgspec.Struct, frozen=True):
     """The channels of each agent, when it was seen last."""
     empty_legacy: frozenset[str] = frozenset()
     transitions: Transitions = Transitions()
+    trusts_status: bool = False
+    """Whether the status says how many channels there were a moment ago, because this is the first
+    pass after another copy of the operator has ended."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there was a pass before."""
+        return self.transitions.ready is not None
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -85,9 +99,10 @@ def plan(resource: Megaphone, seen: Seen, memory: Memory, surroundings: Surround
     finalizers = _finalizers(resource)
     if resource.is_deleted:
         return msgspec.structs.replace(NOTHING, finalizers=finalizers)
-    absences = count_absences(resource, seen, memory.absences, memory.channels)
+    counted = noted_counts(resource.status) if memory.trusts_status else memory.channels
+    absences = count_absences(resource, seen, memory.absences, counted)
     gone = gone_agents(absences)
-    census = take_census(resource, seen, memory.channels, gone)
+    census = take_census(resource, seen, counted, gone)
     wanted, taken = _divide(resource, seen, _wanted(resource, seen, surroundings))
     unwanted = tuple(_unwanted(resource, seen, census, gone, memory))
     outcome = Outcome(_services_after(seen, wanted, unwanted), taken)
@@ -96,7 +111,7 @@ def plan(resource: Megaphone, seen: Seen, memory: Memory, surroundings: Surround
     return Plan(
         finalizers=finalizers,
         costs=_costs(resource, seen),
-        secret=_secret(resource, seen, is_first=memory.transitions.ready is None),
+        secret=_secret(resource, seen, is_first=not memory.has_begun),
         apply=wanted,
         gates=gates_to_open(resource, seen),
         delete=unwanted,
@@ -110,6 +125,13 @@ def plan(resource: Megaphone, seen: Seen, memory: Memory, surroundings: Surround
             transitions=transitions,
         ),
     )
+
+
+def count_again(seen: Seen, memory: Memory) -> Memory:
+    """Take note of what nodes said between two passes. `seen` is of the last pass, with the new
+    answers."""
+    channels = count_by_agent(seen, memory.channels)
+    return msgspec.structs.replace(memory, channels=channels)
 
 
 def _services_after(

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
-from megaphone_operator.plan.counting import Census
+from megaphone_operator.plan.counting import Census, counts_to_note
 from megaphone_operator.plan.names import Names
 from megaphone_operator.plan.resource import Megaphone
 from megaphone_operator.plan.seen import Seen, parse_time
@@ -50,6 +50,7 @@ def make_status(
         "updatedReplicas": census.updated,
         "channels": census.channels,
         "channelsToMove": census.channels_to_move,
+        "agents": counts_to_note(resource, census),
         "selector": ",".join(f"{label}={value}" for label, value in names.node_selector.items()),
         "pods": sorted(pod.name for pod in seen.pods),
         "services": sorted(outcome.services),
@@ -185,23 +186,23 @@ def _degraded(resource: Megaphone, seen: Seen, census: Census, outcome: Outcome)
         text = f"these belong to somebody else: {', '.join(outcome.taken)}"
         return Condition("Degraded", True, "NameTaken", text)
     if census.lost:
-        text = f"{census.lost} channels were lost with their nodes"
+        text = f"at least {census.lost} channels were lost with their nodes"
         return Condition("Degraded", True, "ChannelsLost", text)
     if message := _recent_loss(resource, seen.now):
         return Condition("Degraded", True, "ChannelsLost", message)
-    if seen.legacy_pods:
     if message := _failure(census):
         return Condition("Degraded", True, "NodeFails", message)
+    if seen.legacy_pods:
         return Condition("Degraded", True, "LegacyNodes", _legacy_text(seen, census))
     return Condition("Degraded", False, "AsWanted", "")
 
 
-def _recent_loss(resource: Megaphone, now: datetime) -> str | None:
 def _failure(census: Census) -> str | None:
     """Return how a node has ended that should run, or None."""
     return next((f"{pod.name}: {pod.failure}" for pod in census.alive if pod.failure), None)
 
 
+def _recent_loss(resource: Megaphone, now: datetime) -> str | None:
     """Return what the last status says of a loss, if that is not long ago."""
     last = conditions_of(resource.status).get("Degraded", {})
     if last.get("status") != "True" or last.get("reason") != "ChannelsLost":
