@@ -51,7 +51,7 @@ def fields(schema: Any, prefix: str = "") -> set[str]:
 
 
 def test_the_cluster_of_the_page_is_one_that_kubernetes_accepts() -> None:
-    _, cluster = blocks("yaml")
+    _, cluster, _ = blocks("yaml")
     schema = strict(SCHEMA)
     schema["properties"]["metadata"] = {"type": "object", "required": ["name"]}
     jsonschema_rs.validate(schema, yaml.safe_load(cluster))
@@ -59,7 +59,7 @@ def test_the_cluster_of_the_page_is_one_that_kubernetes_accepts() -> None:
 
 @needs_kubernetes_programs
 def test_the_kustomization_of_the_page_names_another_image(tmp_path: Path) -> None:
-    kustomization, _ = blocks("yaml")
+    kustomization, *_ = blocks("yaml")
     shutil.copytree(DEPLOY / "operator", tmp_path / "deploy" / "operator")
     (tmp_path / "kustomization.yaml").write_text(kustomization)
     assert "image: registry.example/megaphone-operator:" in run_program(
@@ -69,7 +69,7 @@ def test_the_kustomization_of_the_page_names_another_image(tmp_path: Path) -> No
 
 def test_the_images_of_the_pages_have_the_version_of_the_rest() -> None:
     migration = (ROOT / "docs" / "kubernetes-migration.md").read_text()
-    versions = re.findall(r"megaphone(?:-operator)?:([0-9.]+[0-9])", PAGE + migration)
+    versions = re.findall(r"(?<!/)megaphone(?:-operator)?:([0-9.]+[0-9])", PAGE + migration)
     *numbers, patch = __version__.split(".")
     upgrade = ".".join([*numbers, str(int(patch) + 1)])  # to which the page upgrades a cluster
     assert set(versions) == {__version__, upgrade}

@@ -58,6 +58,10 @@ class Cluster:
 
     def kill_node(self, name: str) -> None:
         """End a node, and everything on it, at once."""
+        self._end_node(name)
+        self.plane.move_proxy(self.nodes[0])
+
+    def _end_node(self, name: str) -> None:
         process = self._nodes.pop(name)
         process.kill()
         process.wait()
@@ -73,7 +77,7 @@ class Cluster:
 
     def stop(self) -> None:
         for name in self.nodes:
-            self.kill_node(name)
+            self._end_node(name)
         if self._names is not None:
             self._names.kill()
             self._names.wait()

@@ -10,7 +10,7 @@ import pytest
 from tests.operator_e2e.api import Api, name_of, path_of
 from tests.operator_e2e.cluster import Cluster
 from tests.operator_e2e.demo import Demo
-from tests.operator_e2e.inside import FOLDER, IS_INSIDE
+from tests.operator_e2e.inside import CLUSTER, FOLDER, IS_INSIDE
 from tests.operator_e2e.install import OPERATOR, install_operator
 from tests.operator_e2e.kubectl import Kubectl
 from tests.operator_e2e.kubelet.images import ROOT
@@ -18,8 +18,8 @@ from tests.operator_e2e.report import LINES
 
 collect_ignore_glob = [] if IS_INSIDE else ["test_*.py"]
 EVERYTHING = "megaphones,nodes,pods,deployments,endpointslices,leases"
-KEPT = ROOT / ".operator-e2e"
-"""Where the logs of the last run are."""
+KEPT = ROOT / ".operator-e2e" / CLUSTER
+"""Where the logs of the last run of this cluster are."""
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +78,7 @@ def pytest_runtest_makereport(
 
 def keep_logs(cluster: Cluster) -> None:
     shutil.rmtree(KEPT, ignore_errors=True)
-    KEPT.mkdir()
+    KEPT.mkdir(parents=True)
     (KEPT / ".gitignore").write_text("*\n")
     for log in cluster.logs():
         name = "-".join(log.relative_to(cluster.folder).parts)

@@ -41,6 +41,10 @@ class Demo:
         return f"http://{self.host}:3000"
 
     @property
+    def https_url(self) -> str:
+        return f"https://{self.host}:3000"
+
+    @property
     def grpc_target(self) -> str:
         return f"{self.host}:3001"
 

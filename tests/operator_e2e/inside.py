@@ -14,8 +14,9 @@ from tests.operator_e2e.addresses import (
 from tests.operator_e2e.programs import program
 
 INSIDE = "MEGAPHONE_OPERATOR_E2E"
-"""A variable: it is set within the namespaces."""
+"""A variable: it is set within the namespaces, to the name of the cluster."""
 IS_INSIDE = INSIDE in os.environ
+CLUSTER = os.environ.get(INSIDE, "")
 FOLDER = Path("/run/cluster")
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import cycle, islice, product
+from pathlib import Path
 
 from tests.operator_e2e.report import LINES
 from tests.support.checker import Kind, Verdict
@@ -20,8 +21,9 @@ EVERY_S = 0.5
 SETTLES_S = 2.0
 """How long clients write before a scenario begins, and after it has ended."""
 
-ENDS_WITHIN_S = 20.0
-"""How long readers may need for what is left when the writers have finished."""
+ENDS_WITHIN_S = 40.0
+"""How long readers may need for what is left when the writers have finished. The reads that are
+open then may last for the 20 seconds that a read may take."""
 
 
 class Load:
@@ -96,9 +98,12 @@ def told(verdicts: Sequence[Verdict]) -> str:
 
 
 @asynccontextmanager
-async def load(url: str, grpc_target: str, count: int = CHANNELS) -> AsyncIterator[Load]:
-    """Write to channels and read them within this context, and finish both at its end."""
-    async with clients(url, grpc_target) as shared:
+async def load(
+    url: str, grpc_target: str, count: int = CHANNELS, authority: Path | None = None
+) -> AsyncIterator[Load]:
+    """Write to channels and read them within this context, and finish both at its end. With the
+    file of an authority, over TLS."""
+    async with clients(url, grpc_target, authority) as shared:
         channels = [Channel(shared, *one) for one in islice(cycle(KINDS), count)]
         for channel in channels:
             await channel.create()

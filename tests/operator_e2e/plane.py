@@ -23,6 +23,8 @@ NAMES_OF_API_SERVER = (
 NODE_LOST_AFTER_S = 16
 """After this time without a sign of life, a node counts as lost. An API server that is killed comes
 back earlier."""
+SCALES_EVERY_S = 2
+"""How often a HorizontalPodAutoscaler looks; usually it is every 15 seconds."""
 LEAVES_LOST_NODE_AFTER_S = 5
 """How long pods stay on a node that is lost."""
 STOP_S = 10
@@ -66,7 +68,7 @@ class ControlPlane:
     def start_controllers(self) -> None:
         self._run_part("kube-controller-manager", *self._controller_flags())
         self._run_part("kube-scheduler", f"--config={self._scheduler_file()}")
-        self._run_part("kube-proxy", f"--config={self._proxy_file()}")
+        self._run_part("kube-proxy", f"--config={self._proxy_file(self._first_node)}")
 
     def start_api_server(self) -> None:
         self._run_part(
@@ -94,6 +96,14 @@ class ControlPlane:
         process.kill()
         process.wait()
 
+    def move_proxy(self, node: str) -> None:
+        """Let kube-proxy work for another node, because it ends when its node is deleted. What it
+        has set up stays meanwhile."""
+        process = self._running.pop("kube-proxy")
+        process.terminate()
+        process.wait()
+        self._run_part("kube-proxy", f"--config={self._proxy_file(node)}")
+
     def stop(self) -> None:
         for process in reversed(self._running.values()):
             process.terminate()
@@ -112,6 +122,7 @@ class ControlPlane:
             "--leader-elect=false",
             f"--node-monitor-grace-period={NODE_LOST_AFTER_S}s",
             "--node-monitor-period=1s",
+            f"--horizontal-pod-autoscaler-sync-period={SCALES_EVERY_S}s",
             f"--flex-volume-plugin-dir={self._folder / 'plugins'}",
             "--bind-address=127.0.0.1",
             f"--cert-dir={self._folder / 'controllers'}",
@@ -128,7 +139,7 @@ class ControlPlane:
             },
         )
 
-    def _proxy_file(self) -> Path:
+    def _proxy_file(self, node: str) -> Path:
         # The limits of connection tracking belong to the whole machine, so they stay as they are.
         return self._configuration(
             "proxy",
@@ -138,7 +149,7 @@ class ControlPlane:
                 "clientConnection": {"kubeconfig": str(self.kubeconfig)},
                 "mode": "nftables",
                 "clusterCIDR": PODS,
-                "hostnameOverride": self._first_node,
+                "hostnameOverride": node,
                 "conntrack": {
                     "maxPerCore": 0,
                     "min": 0,

@@ -1,6 +1,7 @@
 """The programs of a Kubernetes cluster: where they are, and how the control plane is built.
 
-The control plane is built once for each version, in a cache outside of the repository.
+The control plane is built once for each version, in a cache outside of the repository. The command
+`python -m tests.operator_e2e.programs` only builds it.
 """
 
 import hashlib
@@ -19,6 +20,7 @@ NEEDED = {
     "ip": "iproute2",
     "nft": "nftables",
     "nginx": "nginx",
+    "redis-server": "redis-server",
     "go": "a Go toolchain, 1.26 or later",
 }
 """The programs that must be there, and Debian's packages with them."""
@@ -68,6 +70,7 @@ def build_control_plane() -> Path:
     subprocess.run(
         ["nice", "-n", "19", str(program("go")), "build", *flags(), "-o", str(partial), "."],
         cwd=MODULE,
+        env={**os.environ, "CGO_ENABLED": "0"},  # so it needs no compiler of C
         check=True,
         timeout=BUILD_AT_MOST_S,
     )
@@ -86,3 +89,7 @@ def flags() -> Sequence[str]:
     known = {"gitVersion": number, "gitMajor": major, "gitMinor": minor}
     stamps = [f"-X k8s.io/component-base/version.{name}={value}" for name, value in known.items()]
     return "-gcflags=all=-N -l -dwarf=false", f"-ldflags=-s -w {' '.join(stamps)}"
+
+
+if __name__ == "__main__":
+    build_control_plane()

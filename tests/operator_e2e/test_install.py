@@ -33,8 +33,10 @@ def test_the_server_takes_what_kustomize_makes(server: Kubectl) -> None:
 
 def test_the_server_takes_the_cluster_of_the_page(server: Kubectl) -> None:
     page = (ROOT / "docs" / "kubernetes.md").read_text()
-    [cluster] = re.findall(r"```yaml\n(apiVersion: .*?)```", page, re.DOTALL)
+    [cluster] = re.findall(r"```yaml\n(apiVersion: d71.dev.*?)```", page, re.DOTALL)
     assert "demo" in server(*BY_SERVER, "--filename=-", text=cluster)
+    [scaler] = re.findall(r"```yaml\n(apiVersion: autoscaling.*?)```", page, re.DOTALL)
+    assert "demo" in server(*BY_SERVER, "--filename=-", text=scaler)
     wrong = cluster.replace("replicas: 3", "replicas: 3\n  settings: {drain_target: x}")
     with pytest.raises(AssertionError, match=r"the operator sets .*drain_\*"):
         server(*BY_SERVER, "--filename=-", text=wrong)

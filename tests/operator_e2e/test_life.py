@@ -2,15 +2,18 @@
 
 import asyncio
 import json
+import time
 
 import pytest
 
 from tests.operator_e2e.api import Api, name_of, path_of
 from tests.operator_e2e.cluster import until
 from tests.operator_e2e.demo import Demo, manifest
-from tests.operator_e2e.install import OPERATOR
 from tests.operator_e2e.kubectl import Kubectl
 from tests.operator_e2e.load import load
+from tests.operator_e2e.report import LINES
+from tests.support.checker import Kind
+from tests.support.cluster_load import Channel, clients
 from tests.support.nginx import DEPLOY
 
 pytestmark = pytest.mark.timeout(300)
@@ -65,6 +68,27 @@ async def is_stuck(demo: Demo) -> bool:
     return progressing.get("reason") == "Stuck" and is_told
 
 
+async def test_a_value_that_the_broker_refuses_is_named(demo: Demo) -> None:
+    demo.apply(minReadySeconds=6)
+    await demo.settled()
+    async with load(demo.url, demo.grpc_target, 20) as clients:
+        clients.begin()
+        await asyncio.to_thread(demo.change, settings={"channel_ttl_secs": "soon"})
+        await until(lambda: names_bad_setting(demo), WITHIN_S)
+        events = await asyncio.to_thread(demo.call, "get", "events")
+        await asyncio.to_thread(demo.change, settings={"channel_ttl_secs": "300"})
+        await demo.settled()
+    clients.judge("a value that the broker refuses, and a good one")
+    assert "NodeFails" in events
+    assert (await demo.condition("Degraded"))["reason"] == "AsWanted"
+
+
+async def names_bad_setting(demo: Demo) -> bool:
+    degraded, progressing = [await demo.condition(one) for one in ("Degraded", "Progressing")]
+    is_told = 'channel_ttl_secs = "soon" is not allowed' in degraded.get("message", "")
+    return is_told and (degraded["reason"], progressing["reason"]) == ("NodeFails", "Stuck")
+
+
 async def test_people_see_how_a_cluster_is(demo: Demo) -> None:
     demo.apply(replicas=1, minReadySeconds=0)
     await demo.settled()
@@ -96,6 +120,19 @@ async def test_a_deletion_leaves_nothing(demo: Demo) -> None:
     await until(lambda: is_empty(demo), WITHIN_S)
 
 
+async def test_a_cluster_with_channels_ends_long_before_its_drain_timeout(demo: Demo) -> None:
+    demo.apply(minReadySeconds=0, drainTimeoutSeconds=600)
+    await demo.settled()
+    async with clients(demo.url, demo.grpc_target) as shared:
+        for _ in range(4):
+            await Channel(shared, Kind.PLAIN, "ndjson").create()
+    began = time.monotonic()
+    demo.call("delete", "megaphone", "demo", "--wait=false")
+    await until(lambda: is_empty(demo), WITHIN_S)
+    took_s = time.monotonic() - began
+    LINES.append(f"a cluster with channels is deleted: all is gone after {took_s:.1f} s")
+
+
 async def children(demo: Demo) -> set[str]:
     found = [await demo.api.items(path_of(one, demo.namespace)) for one in CHILDREN]
     return {name_of(child) for some in found for child in some} - OF_KUBERNETES
@@ -113,33 +150,3 @@ async def test_a_chart_is_what_the_api_server_takes(
     rendered = kubectl.helm("template", "other", chart, "--namespace=chart")
     apply = ("apply", "--dry-run=server", "--server-side", "--force-conflicts", "--filename=-")
     assert "megaphone-operator" in kubectl("--namespace=chart", *apply, text=rendered)
-
-
-async def test_the_operator_was_never_refused_a_right(operator: str, kubectl: Kubectl) -> None:
-    """The logs have what the operator has done in the scenarios before."""
-    pods = kubectl(f"--namespace={operator}", "get", "pods", "--output=name").split()
-    for pod in pods:
-        log = kubectl(f"--namespace={operator}", "logs", pod)
-        refused = [line for line in log.splitlines() if "is forbidden" in line]
-        # An API server that has just started knows no rights for a second.
-        assert [line for line in refused if "retry" not in line and "lease" not in line] == []
-
-
-async def test_a_missing_right_is_told(demo: Demo, kubectl: Kubectl) -> None:
-    """Without the right to make budgets a pass fails, and the condition says so."""
-    role = json.loads(kubectl("get", "clusterrole", OPERATOR, "--output=json"))
-    rules = [rule for rule in role["rules"] if "policy" not in rule["apiGroups"]]
-    patch = json.dumps({"rules": rules})
-    kubectl("patch", "clusterrole", OPERATOR, "--type=merge", f"--patch={patch}")
-    try:
-        demo.apply(replicas=1)
-        await until(lambda: names_missing_right(demo), WITHIN_S)
-    finally:
-        whole = json.dumps({"rules": role["rules"]})
-        kubectl("patch", "clusterrole", OPERATOR, "--type=merge", f"--patch={whole}")
-
-
-async def names_missing_right(demo: Demo) -> bool:
-    degraded = await demo.condition("Degraded")
-    is_told = "poddisruptionbudgets" in degraded.get("message", "")
-    return degraded.get("reason") == "ReconcileFailed" and is_told

@@ -45,7 +45,7 @@ def columns(line: str) -> list[str]:
 
 
 async def test_the_page_leads_from_nothing_to_an_upgrade(demo: Demo, tmp_path: Path) -> None:
-    [cluster] = re.findall(r"```yaml\n(apiVersion: .*?)```", PAGE, re.DOTALL)
+    [cluster] = re.findall(r"```yaml\n(apiVersion: d71.dev.*?)```", PAGE, re.DOTALL)
     file = tmp_path / "demo.yaml"
     file.write_text(cluster)
     apply = [word.replace("demo.yaml", str(file)) for word in command("apply -f")]

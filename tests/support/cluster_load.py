@@ -7,11 +7,13 @@ again at once. `tests.support.checker` judges the recorded histories.
 
 import asyncio
 import json
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -74,12 +76,25 @@ class Clients:
 
 
 @asynccontextmanager
-async def clients(url: str, grpc_target: str) -> AsyncIterator[Clients]:
+async def clients(
+    url: str, grpc_target: str, authority: Path | None = None
+) -> AsyncIterator[Clients]:
+    """`authority` is the file of the one that signed the certificate of the cluster; without it
+    nothing is encrypted."""
+    context = True if authority is None else ssl.create_default_context(cafile=str(authority))
+    connector = aiohttp.TCPConnector(limit=0, ssl=context)
     async with (
-        aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session,
-        grpc.aio.insecure_channel(grpc_target, OPTIONS) as connection,
+        aiohttp.ClientSession(url, connector=connector) as session,
+        grpc_channel(grpc_target, authority) as connection,
     ):
         yield Clients(session, ChannelServiceStub(connection))
+
+
+def grpc_channel(target: str, authority: Path | None) -> grpc.aio.Channel:
+    if authority is None:
+        return grpc.aio.insecure_channel(target, OPTIONS)
+    credentials = grpc.ssl_channel_credentials(authority.read_bytes())
+    return grpc.aio.secure_channel(target, credentials, OPTIONS)
 
 
 @dataclass(slots=True)

@@ -19,6 +19,8 @@ from tests.operator_e2e.kubelet.root import Box
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 16.0
 """How long a container that ends again and again stays away. A kubelet begins with ten seconds."""
 PULL_AGAIN_S = 2.0
+LAST_BYTES, LAST_LINES = 2048, 80
+"""How much of the log of a container that fails its pod may tell."""
 
 
 def now() -> str:
@@ -160,10 +162,17 @@ class Container:
         finally:
             probing.cancel()
         self._signal(signal.SIGKILL)  # to what the program has left
-        self._note_end(code)
+        self._note_end(code, log)
         return code
 
-    def _note_end(self, code: int) -> None:
+    def _last_words(self, log: Path) -> Object:
+        """Return the message with which a container ends that has failed."""
+        if self.wanted.get("terminationMessagePolicy") != "FallbackToLogsOnError":
+            return {}
+        lines = log.read_bytes()[-LAST_BYTES:].splitlines(keepends=True)[-LAST_LINES:]
+        return {"message": b"".join(lines).decode(errors="replace")}
+
+    def _note_end(self, code: int, log: Path | None = None) -> None:
         if self.state.exit_code is not None:
             return
         began = self.state.current.get("running", {}).get("startedAt", now())
@@ -175,6 +184,7 @@ class Container:
                     "reason": "Completed" if code == 0 else "Error",
                     "startedAt": began,
                     "finishedAt": now(),
+                    **(self._last_words(log) if code and log is not None else {}),
                 }
             }
         )

@@ -82,7 +82,10 @@ ORIGINAL_BROKER = Image(
     directory="/app",
     environment={"megaphone_address": "0.0.0.0:3000", "megaphone_grpc_address": "0.0.0.0:3001"},
 )
-IMAGES = {"megaphone": BROKER, "megaphone-operator": OPERATOR, "nginx": NGINX}
+REDIS = Image(
+    command=(program("redis-server") or "redis-server", "--save", "", "--protected-mode", "no"),
+)
+IMAGES = {"megaphone": BROKER, "megaphone-operator": OPERATOR, "nginx": NGINX, "redis": REDIS}
 
 
 def image_of(reference: str) -> Image:
