@@ -237,12 +237,14 @@ def is_a_call_of_kubectl(arguments: list[str]) -> None:
         case _:
             assert arguments[0] in (
                 "apply",
+                "delete",
                 "describe",
                 "drain",
                 "get",
                 "logs",
                 "port-forward",
                 "scale",
+                "wait",
             )
 
 

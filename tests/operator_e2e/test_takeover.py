@@ -5,6 +5,8 @@ The former pods run the Rust broker (0.10), which `make compat` builds.
 
 import asyncio
 import json
+import re
+import shlex
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,8 +19,9 @@ from tests.compat import original
 from tests.operator_e2e.api import APPLY, Api, Object, name_of, path_of, uid_of
 from tests.operator_e2e.cluster import until
 from tests.operator_e2e.demo import OLD_IMAGE, Demo
-from tests.operator_e2e.install import install_operator
+from tests.operator_e2e.install import OPERATOR, install_operator
 from tests.operator_e2e.kubectl import Kubectl
+from tests.operator_e2e.kubelet.images import ROOT
 from tests.operator_e2e.load import load
 from tests.operator_e2e.report import LINES
 
@@ -137,10 +140,49 @@ class Former:
         for number, agent in enumerate(AGENTS):
             takes = "ON" if agent == USED else "OFF"
             await self._apply("pods", self._pod(f"mgp-{NAME}-1234567890{number}", agent, takes))
+        for body in self._services():
+            await self._apply("services", body)
+
+    async def run_pass(self) -> list[str]:
+        """Do what a pass of the former operator does before its pods run: it counts all pods with
+        the label of the cluster as its own, makes those that lack, applies its services without
+        force, removes the other services with its label, and adds its finalizer.
+
+        Returns: the names of the services that it removed. Raises: ApiError.
+        """
+        label = f"megaphone-cluster={NAME}"
+        found = await self._api.items(path_of("pods", self._namespace), labelSelector=label)
+        for number, agent in list(enumerate(AGENTS))[len(found) :]:
+            takes = "ON" if agent == USED else "OFF"
+            await self._apply("pods", self._pod(f"mgp-{NAME}-9876543210{number}", agent, takes))
+        services = self._services()
+        for body in services:
+            await self._apply("services", body)
+        kept = {name_of(body) for body in services}
+        listed = await self._api.items(
+            path_of("services", self._namespace), labelSelector=f"svc-{label}"
+        )
+        removed = sorted({name_of(one) for one in listed} - kept)
+        for name in removed:
+            await self._api.delete(path_of("services", self._namespace, name))
+        await self._set_finalizers([FINALIZER])
+        return removed
+
+    async def leave(self) -> None:
+        """Remove the finalizer, as it does when the resource is deleted."""
+        await self._set_finalizers([])
+
+    async def _set_finalizers(self, finalizers: list[str]) -> None:
+        path = path_of("megaphones", self._namespace, NAME)
+        await self._api.patch(path, {"metadata": {"finalizers": finalizers}})
+
+    def _services(self) -> list[Object]:
+        made = [self._service(f"svc-{NAME}", "accepts-new-channels")]
+        for agent in AGENTS:
             for way in ("read", "write"):
-                name = f"svc-{NAME}-{agent}-{way}"
-                await self._apply("services", self._service(name, f"megaphone-{agent}-{way}"))
-        await self._apply("services", self._service(f"svc-{NAME}", "accepts-new-channels"))
+                label = f"megaphone-{agent}-{way}"
+                made.append(self._service(f"svc-{NAME}-{agent}-{way}", label))
+        return made
 
     async def _apply(self, resource: str, body: Object) -> None:
         path = path_of(resource, self._namespace, name_of(body))
@@ -241,7 +283,8 @@ async def test_a_cluster_of_the_former_operator_is_taken_over(api: Api, kubectl:
     await asyncio.to_thread(kubectl, *wait)
     made = await api.create(path_of("namespaces"), {"metadata": {"generateName": "former-"}})
     demo = Demo(api, kubectl, name_of(made), NAME)
-    await Former(api, demo.namespace).leave_cluster()
+    former = Former(api, demo.namespace)
+    await former.leave_cluster()
     await until(lambda: is_served(demo), WITHIN_S)
     async with former_channels(demo) as channels:
         await asyncio.to_thread(install_operator, kubectl)
@@ -264,8 +307,42 @@ async def test_a_cluster_of_the_former_operator_is_taken_over(api: Api, kubectl:
     await demo.settled()
     written = sum(len(channel.written) for channel in channels)
     LINES.append(f"takeover: {written} events of channels of a former pod, each read once in order")
+    await go_back(demo, former)
+    await former.leave()
     await api.delete(path_of("megaphones", demo.namespace, NAME))
     await api.delete(path_of("namespaces", None, demo.namespace))
+
+
+def way_back() -> list[list[str]]:
+    """Return the commands with which the page leads back, each without `kubectl`."""
+    page = (ROOT / "docs" / "kubernetes-migration.md").read_text().partition("## Go back")[2]
+    lines = re.findall(r"^ *kubectl (.*)$", page, re.MULTILINE)
+    return [shlex.split(line.replace("megaphone-demo", NAME)) for line in lines]
+
+
+async def go_back(demo: Demo, former: Former) -> None:
+    """Follow the page, and let the former operator run one pass."""
+    stop, *commands = way_back()
+    await asyncio.to_thread(demo.kubectl, *stop)
+    await until(lambda: has_no_operator(demo.api), WITHIN_S)
+    for command in commands:
+        await asyncio.to_thread(demo.call, *command)
+    assert (await demo.resource())["spec"]["image"] == FORMER_IMAGE
+    assert await former.run_pass() == []
+    await until(lambda: is_served(demo), WITHIN_S)
+    async with former_channels(demo) as channels:
+        await asyncio.sleep(4 * PAUSE_S)
+    for channel in channels:
+        assert channel.written
+        assert channel.read == channel.written
+    LINES.append("the way back: former pods serve new channels at the services of before")
+    start = ("scale", "deployment", OPERATOR, f"--namespace={OPERATOR}", "--replicas=2")
+    await asyncio.to_thread(demo.kubectl, *start)
+    await asyncio.to_thread(install_operator, demo.kubectl)
+
+
+async def has_no_operator(api: Api) -> bool:
+    return await api.items(path_of("pods", OPERATOR)) == []
 
 
 async def is_served(demo: Demo) -> bool:
