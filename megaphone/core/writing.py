@@ -589,17 +589,14 @@ class Writing:
             if (rest := await self._write_rest(address, batch, first)) is not None:
                 refused[address] = rest
 
-        async def end_first() -> None:
-            results = await under_way.popleft()
-            for line in self._full_channels(results, batch, refused, behind):
-                start(write_rest(line.address, line.number))
-
         async with many_tasks() as start:
             under_way: deque[asyncio.Task[Iterable[tuple[Line, AppendResult]]]] = deque()
             for first, events, some in batch.slices(addresses):
                 # A slice that goes on with the channels of the last one must wait for it.
                 while under_way and (first or len(under_way) >= SLICES_UNDER_WAY):
-                    await end_first()
+                    results = await under_way.popleft()
+                    for line in self._full_channels(results, batch, refused, behind):
+                        start(write_rest(line.address, line.number))
                 lines: list[Line] = []
                 for address in some:
                     if address not in behind and address not in refused:
@@ -612,7 +609,9 @@ class Writing:
                     under_way.append(start(self._write_lines(lines, batch.tenant, ())))
                 await asyncio.sleep(0)
             while under_way:
-                await end_first()
+                results = await under_way.popleft()
+                for line in self._full_channels(results, batch, refused, behind):
+                    start(write_rest(line.address, line.number))
         if refused:
             give_back_writes(caller, *batch.cost_of(refused.values()))
         return await batch.written(addresses, refused)
