@@ -72,7 +72,7 @@ export async function callOnce<T>(
     const text = await response.text().catch((error) => {
       throw connectionFailed(error);
     });
-    const answer = parsed(text) as T;
+    const answer = parsed(text, response.headers) as T;
     const failure = check?.(answer);
     if (failure) throw failure;
     return answer;
@@ -111,10 +111,13 @@ export async function call<T>(
   }
 }
 
-function parsed(text: string): unknown {
+function parsed(text: string, headers: Headers): unknown {
   try {
     const answer = JSON.parse(text);
     if (typeof answer === "object" && answer) return answer;
-  } catch {}
+  } catch (error) {
+    // Cut in its middle: not every runtime reports that.
+    if (headers.get("content-type")?.includes("json")) throw connectionFailed(error);
+  }
   throw protocolError(text.length);
 }

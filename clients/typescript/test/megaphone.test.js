@@ -153,6 +153,17 @@ test("a write is repeated with the same key, and says when it cannot know", asyn
   silent.close();
 });
 
+for (const rest of ["", '{"status":"OK","e'])
+  test(`a write whose answer is cut after ${rest.length} characters is repeated`, async () => {
+    let asked = 0;
+    const server = await serve((_, response) => {
+      response.writeHead(201, { "Content-Type": "application/json", Connection: "close" });
+      response.end(++asked === 1 ? rest : '{"status":"OK","eid":"e"}');
+    });
+    assert.equal(await new Megaphone(server.url, SOON).write("node.a", "s", 1), "e");
+    server.close();
+  });
+
 test("user and password of the URL become a header, and no error has an address", async () => {
   let authorization;
   const server = await serve(({ headers }, response) => {
