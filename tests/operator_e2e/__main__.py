@@ -22,8 +22,19 @@ NO_TESTS = 5
 """The exit code of pytest when it finds no test."""
 HERE = Path(__file__).parent
 CLUSTERS = {
-    "1": ("takeover", "install", "page", "deploy", "rolling", "contract", "store", "rights"),
-    "2": ("encryption", "autoscaling", "own_namespace", "accidents", "life", "rights"),
+    "1": (
+        "takeover",
+        "install",
+        "page",
+        "deploy",
+        "rolling",
+        "contract",
+        "store",
+        "encryption",
+        "autoscaling",
+        "rights",
+    ),
+    "2": ("own_namespace", "accidents", "life", "rights"),
 }
 """The clusters of Kubernetes, and the scenarios of each. The clusters run side by side, because
 scenarios wait most of the time. The takeover is first, because it begins with the resource
