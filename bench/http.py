@@ -21,8 +21,6 @@ EVENT_END = b"}\n"
 JSON = "application/json"
 RECEIVE_BYTES = 262_144
 TIMEOUT_S = 30
-STREAMED = "TE: chunked\r\n"
-"""nchan asks for this before it streams."""
 OK = b"HTTP/1.1 200"
 CREATED = b"HTTP/1.1 201"
 AT_ONCE = 32
@@ -38,8 +36,8 @@ def post(path: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{STREAMED}\r\n".encode()
+def get(path: str, headers: str = "") -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n".encode()
 
 
 def delete(path: str) -> bytes:
@@ -114,13 +112,13 @@ def is_whole(answer: bytes) -> bool:
 class Read:
     """An open read that counts its events."""
 
-    def __init__(self, port: int, path: str) -> None:
+    def __init__(self, port: int, request: bytes) -> None:
         self._socket = connected(port)
         self._last = b""
         self.count = 0
         """How many events have come."""
         self._wanted = 0
-        self._socket.sendall(get(path))
+        self._socket.sendall(request)
 
     def begin(self) -> None:
         """Wait for the headers of the answer. Raises: BenchError."""
@@ -183,11 +181,11 @@ class Read:
         self._last = data[-1:]
 
 
-def open_reads(port: int, paths: Sequence[str]) -> list[Read]:
+def open_reads(port: int, requests: Sequence[bytes]) -> list[Read]:
     """Open reads. Return when all have begun."""
     reads: list[Read] = []
-    for start in range(0, len(paths), AT_ONCE):
-        some = [Read(port, path) for path in paths[start : start + AT_ONCE]]
+    for start in range(0, len(requests), AT_ONCE):
+        some = [Read(port, request) for request in requests[start : start + AT_ONCE]]
         for read in some:
             read.begin()
         reads += some

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from bench.http import CREATED, OK, Connection, Read, channel_of, delete, post
 from bench.rounds import Sample, Watch
 from bench.scenario import RateScenario
-from bench.servers import Broker, write_request
+from bench.servers import Broker, read_request, write_request
 
 LIVES = 32
 """How many channels live at once, step by step."""
@@ -29,7 +29,7 @@ class Lives:
         for client in self._clients:
             client.send(post("/create", b""))
         channels = [channel_of(client.answer(OK)) for client in self._clients]
-        reads = [Read(self._port, f"/read/{channel.consumer}") for channel in channels]
+        reads = [Read(self._port, read_request(channel)) for channel in channels]
         for read in reads:
             read.begin()
         requests = [write_request(channel) for channel in channels]

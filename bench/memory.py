@@ -12,7 +12,7 @@ from bench.processes import most_connections, resident_bytes
 from bench.report import BYTES, Figure
 from bench.requests import CONNECTIONS
 from bench.rounds import Plan, progress
-from bench.servers import Broker, write_request
+from bench.servers import Broker, read_request, write_request
 
 WARM = 500
 """The number of things made before, so that memory that is needed only once does not count."""
@@ -36,8 +36,8 @@ def idle_reads(server: Broker, count: int, stack: ExitStack) -> Make:
     unread = iter(server.make_channels(count))
 
     def make(count: int) -> None:
-        paths = [f"/read/{next(unread).consumer}" for _ in range(count)]
-        for read in open_reads(server.http_port, paths):
+        requests = [read_request(next(unread)) for _ in range(count)]
+        for read in open_reads(server.http_port, requests):
             stack.callback(read.close)
 
     return make

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.events import BODY
-from bench.http import Channel, post
+from bench.http import Channel, get, post
 from bench.processes import (
     HOST,
     OPEN_FILES,
@@ -29,6 +29,8 @@ from tests.support.ports import free_ports
 
 PROGRAM = program("nginx")
 NCHAN = Path("/usr/lib/nginx/modules/ngx_nchan_module.so")
+STREAMED = "TE: chunked\r\n"
+"""nchan asks for this before it streams."""
 EXAMPLE = Channel(producer="bench." + "p" * 58, consumer="bench." + "c" * 52)
 """As long as real addresses, so that the requests are as long as those of the others."""
 
@@ -86,13 +88,20 @@ class Nchan(FanOutServer):
     """nginx with nchan, where a channel is there as soon as its name is used."""
 
     def routes(self, count: int) -> list[Route]:
-        return [Route(post(f"/write/c{n}", BODY + b"\n"), f"/read/c{n}") for n in range(count)]
+        return [
+            Route(post(f"/write/c{n}", BODY + b"\n"), get(f"/read/c{n}", STREAMED))
+            for n in range(count)
+        ]
 
     def fan_out(self, count: int, bodies: Sequence[bytes]) -> FanOut:
         """Raises: BenchError, if there are several events: nchan has no batches."""
         if len(bodies) != 1:
             raise BenchError("nchan takes one event a request")
-        return FanOut(post("/write/all", bodies[0] + b"\n"), ["/read/all"] * count, b"201 Created")
+        return FanOut(
+            post("/write/all", bodies[0] + b"\n"),
+            [get("/read/all", STREAMED)] * count,
+            b"201 Created",
+        )
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.events import BODY, STREAM_ID, batch_body
-from bench.http import Channel, make_channels, post
+from bench.http import Channel, get, make_channels, post
 from bench.processes import (
     HOST,
     answers,
@@ -26,18 +26,18 @@ LONG_POLL_MILLIS = 600_000
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The request that writes an event, and the path of the read that gets it, if there is one."""
+    """The request that writes an event, and that of the read that gets it, if there is one."""
 
     write: bytes
-    read: str | None
+    read: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
 class FanOut:
-    """The request by which all of some reads get the same events, and the paths of these reads."""
+    """The request by which all of some reads get the same events, and those of these reads."""
 
     write: bytes
-    reads: Sequence[str]
+    reads: Sequence[bytes]
     accepted: bytes
     """What the answer contains if no event was refused."""
 
@@ -84,14 +84,14 @@ class Broker(FanOutServer):
 
     def routes(self, count: int) -> list[Route]:
         return [
-            Route(write_request(channel), f"/read/{channel.consumer}")
+            Route(write_request(channel), read_request(channel))
             for channel in self.make_channels(count)
         ]
 
     def fan_out(self, count: int, bodies: Sequence[bytes]) -> FanOut:
         channels = self.make_channels(count)
         body = batch_body([channel.producer for channel in channels], bodies)
-        reads = [f"/read/{channel.consumer}" for channel in channels]
+        reads = [read_request(channel) for channel in channels]
         return FanOut(post("/write-batch", body), reads, b'"failures":[]')
 
     def make_channels(self, count: int) -> list[Channel]:
@@ -100,6 +100,10 @@ class Broker(FanOutServer):
 
 def write_request(channel: Channel) -> bytes:
     return post(f"/write/{channel.producer}/{STREAM_ID}", BODY)
+
+
+def read_request(channel: Channel) -> bytes:
+    return get(f"/read/{channel.consumer}")
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from bench.http import CREATED, OK, Connection, Read, is_whole
+from bench.http import CREATED, OK, Connection, Read, get, is_whole
 from bench.processes import BenchError
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -36,7 +36,7 @@ def peer() -> Iterator[Peer]:
 
 
 def test_events_are_counted_wherever_the_bytes_are_cut(peer: Peer) -> None:
-    read = Read(peer.port, "/read/x")
+    read = Read(peer.port, get("/read/x"))
     with peer.accept() as server:
         server.sendall(HEAD + b'8\r\n{"a":{}}')
         read.begin()
@@ -51,7 +51,7 @@ def test_events_are_counted_wherever_the_bytes_are_cut(peer: Peer) -> None:
 
 
 def test_events_that_nobody_waited_for_are_noticed(peer: Peer) -> None:
-    read = Read(peer.port, "/read/x")
+    read = Read(peer.port, get("/read/x"))
     with peer.accept() as server:
         server.sendall(HEAD + b"{}\n{}\n")
         read.begin()
@@ -61,7 +61,7 @@ def test_events_that_nobody_waited_for_are_noticed(peer: Peer) -> None:
 
 
 def test_looking_for_events_does_not_wait(peer: Peer) -> None:
-    read = Read(peer.port, "/read/x")
+    read = Read(peer.port, get("/read/x"))
     with peer.accept() as server:
         server.sendall(HEAD)
         read.begin()
@@ -70,7 +70,7 @@ def test_looking_for_events_does_not_wait(peer: Peer) -> None:
 
 
 def test_a_read_that_the_server_closes_is_an_error(peer: Peer) -> None:
-    read = Read(peer.port, "/read/x")
+    read = Read(peer.port, get("/read/x"))
     with peer.accept() as server:
         server.recv(1_000)
         server.sendall(HEAD)
@@ -81,7 +81,7 @@ def test_a_read_that_the_server_closes_is_an_error(peer: Peer) -> None:
 
 
 def test_a_refused_read_is_an_error(peer: Peer) -> None:
-    read = Read(peer.port, "/read/x")
+    read = Read(peer.port, get("/read/x"))
     with peer.accept() as server:
         server.sendall(b"HTTP/1.1 404 Not Found\r\n\r\n")
         with pytest.raises(BenchError, match="404"):
