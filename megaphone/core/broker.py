@@ -11,11 +11,13 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from sys import intern
 from typing import TypeAlias
 
 from megaphone.core.access import ANYONE, Action, Caller
 from megaphone.core.addresses import CANNOT_DISPOSE, ConsumerAddress, is_consumer_shaped
 from megaphone.core.agents import Agents
+from megaphone.core.alarms import Alarms
 from megaphone.core.audit import Sample
 from megaphone.core.content import checked_id, checked_stream_id
 from megaphone.core.creation import AllowedOptions
@@ -101,6 +103,7 @@ class Broker(Writing):
         self.tracing = tracing
         """Makes the spans of writers, and of reads."""
         self._tracing_of_reads = tracing if tracing.makes_spans else None
+        self._alarms = Alarms()
         self._readers: set[Reader] = set()
         self.lookout = Lookout(self.blocked.waiting_since, lambda: self._readers)
         self._audited_creates = Sample("a channel was created")
@@ -387,7 +390,7 @@ class Broker(Writing):
                 if isinstance(one, Reader):
                     one.close(clean=False)
             raise
-        return ManyReader(opened, options, self._observer)
+        return ManyReader(opened, options, self._observer, self._alarms)
 
     def open_read_nowait(self, caller: Caller, address: str, options: ReadOptions) -> Reader:
         """Do the same as `open_read`, without waiting.
@@ -425,10 +428,11 @@ class Broker(Writing):
             options,
             caller=caller,
             tenant=tenant,
-            agent=agent_of(address),
+            agent=intern(agent_of(address)),  # one object for all reads of an agent
             time_s=min(wait_s, self._max_read_s, within_s),
             expires_s=seconds_to_expiry(caller, loop_time()),
             observer=self._observer,
+            alarms=self._alarms,
             on_close=self._on_close,
             tracing=self._tracing_of_reads,
             short_id="" if self._tracing_of_reads is None else self.short_id_of(address) or "",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from megaphone.core.alarms import Alarms
 from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
 from megaphone.core.ports import Observer
 from megaphone.core.reader import Reader, bytes_of
@@ -53,9 +54,10 @@ class ManyReader(OpenRead[Part]):
         opened: Sequence[Reader | MegaphoneError],
         options: ReadOptions,
         observer: Observer,
+        alarms: Alarms,
     ) -> None:
         """`opened` has for each channel its reader, or the reason for which it is refused."""
-        super().__init__(options.heartbeat_s, observer)
+        super().__init__(options.heartbeat_s, observer, alarms)
         self._left = sys.maxsize if options.limit is None else options.limit
         self._readers: dict[int, Reader] = {}
         """The readers that are not over, by the indexes of their channels."""
@@ -133,7 +135,7 @@ class ManyReader(OpenRead[Part]):
             self.is_over = True
             return None
         if (heartbeat := self._heartbeat(now)) is None and self._heartbeat_at < math.inf:
-            self._set_timer(self._heartbeat_at)
+            self._wake_at(self._heartbeat_at)
         return heartbeat
 
     def _with_news(self, parts: list[Part]) -> list[Part]:

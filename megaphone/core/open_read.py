@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, Generic, Protocol, TypeVar
 
+from megaphone.core.alarms import NO_TICK, TICKS_PER_S, Alarms, tick_of
 from megaphone.core.ports import Observer
 from megaphone.core.progress import FIRST_BATCH_BYTES, STALL_S, Progress
 from megaphone.errors import MegaphoneError, TooSlow
@@ -52,6 +53,8 @@ class OpenRead(ABC, Generic[T]):
     """
 
     __slots__ = (
+        "_alarm",
+        "_alarms",
         "_batch_bytes",
         "_client",
         "_heartbeat_at",
@@ -62,15 +65,17 @@ class OpenRead(ABC, Generic[T]):
         "_more_is_ready",
         "_observer",
         "_progress",
-        "_timer",
-        "_timer_due",
         "ended_by",
         "is_over",
         "refusal",
     )
 
-    def __init__(self, heartbeat_s: float | None, observer: Observer) -> None:
+    def __init__(self, heartbeat_s: float | None, observer: Observer, alarms: Alarms) -> None:
         self._observer = observer
+        self._alarms = alarms
+        self._alarm = NO_TICK
+        """The tick at which the read wakes. No heartbeat is due before it, and the end of the read
+        only if the read waited for a store that had nothing more."""
         self._loop = asyncio.get_running_loop()
         self._heartbeat_s = math.inf if heartbeat_s is None else heartbeat_s
         self._heartbeat_at = self._loop.time() + self._heartbeat_s
@@ -90,10 +95,6 @@ class OpenRead(ABC, Generic[T]):
         """Whether a batch waits for the client."""
         self._more_is_ready = False
         """Whether more events were ready than the last batch could hold."""
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
-        """When `_timer` is due. No heartbeat is due before it, and the end of the read only if the
-        read waited for a store that had nothing more."""
         self._look_timer: asyncio.TimerHandle | None = None
 
     @abstractmethod
@@ -153,18 +154,22 @@ class OpenRead(ABC, Generic[T]):
         self._heartbeat_at = now + self._heartbeat_s
         return []
 
-    def _set_timer(self, due: float) -> None:
-        """Call `on_ready` at a time. A timer that is earlier stays: it calls in vain once, which
-        costs less than a new timer for each batch."""
-        if self._timer is not None:
-            if self._timer_due <= due:
+    def _wake_at(self, due: float) -> None:
+        """Call `on_ready` at a time. An alarm that is earlier stays: it wakes the read in vain
+        once, which costs less than a new alarm for each batch."""
+        if self._alarm != NO_TICK:
+            if self._alarm <= tick_of(due):
                 return
-            self._timer.cancel()
-        self._timer_due = due
-        self._timer = self._loop.call_at(due, self._on_time)
+            self._alarms.cancel(self._alarm, self)
+        self._alarm = self._alarms.set(due, self)
 
-    def _on_time(self) -> None:
-        self._timer = None  # The event loop may call this slightly early; then a new timer starts.
+    def _may_be_due(self, now: float) -> bool:
+        """Return whether a heartbeat may be due, or nothing wakes the read when it will be."""
+        return self._alarm == NO_TICK or now * TICKS_PER_S >= self._alarm
+
+    def on_alarm(self) -> None:
+        """Look again; if this is slightly early, a new alarm is set."""
+        self._alarm = NO_TICK
         self._wake()
 
     # -- The client
@@ -232,7 +237,9 @@ class OpenRead(ABC, Generic[T]):
     def _forget_client(self) -> None:
         """Stop all timers. The client refers to this object: without the cycle both are freed at
         once."""
-        for timer in (self._timer, self._look_timer):
-            if timer is not None:
-                timer.cancel()
-        self._client = self._timer = self._look_timer = None
+        if self._alarm != NO_TICK:
+            self._alarms.cancel(self._alarm, self)
+            self._alarm = NO_TICK
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._client = self._look_timer = None

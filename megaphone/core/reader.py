@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from megaphone.core.access import Caller
+from megaphone.core.alarms import Alarms
 from megaphone.core.log import EVENT_OVERHEAD_BYTES
 from megaphone.core.open_read import BATCH_EVENTS, Client, OpenRead
 from megaphone.core.ports import Lease, Observer, Receiving, Tracing
@@ -55,6 +56,7 @@ class Reader(OpenRead[Event]):
         agent: str,
         time_s: float,
         observer: Observer,
+        alarms: Alarms,
         on_close: Callable[["Reader"], None],
         expires_s: float = math.inf,
         tracing: Tracing | None = None,
@@ -63,7 +65,7 @@ class Reader(OpenRead[Event]):
         """`time_s` is the read time in seconds. After `expires_s` the caller may not read any
         more. Without `tracing`, the batches have no spans; with it, they name the channel by
         `short_id`."""
-        super().__init__(options.heartbeat_s, observer)
+        super().__init__(options.heartbeat_s, observer, alarms)
         self._lease = lease
         self._left = sys.maxsize if options.limit is None else options.limit
         self._ready = lease.ready
@@ -156,7 +158,7 @@ class Reader(OpenRead[Event]):
                 return None
             batch = lease.take(min(limit, left), max_bytes, now)
             if batch is None:
-                is_due = self._timer is None or now >= self._timer_due or now >= self._until
+                is_due = self._may_be_due(now) or now >= self._until
                 if not (is_due or lease.is_over):
                     return None  # the rule
                 return self._nothing(now)
@@ -207,7 +209,7 @@ class Reader(OpenRead[Event]):
             self._finish(ReadEnd.WINDOW)
             return None
         if (heartbeat := self._heartbeat(now)) is None:
-            self._set_timer(min(until, self._heartbeat_at))
+            self._wake_at(min(until, self._heartbeat_at))
         return heartbeat
 
     def _end_span(self, *, is_sent: bool) -> None:

@@ -11,6 +11,7 @@ from megaphone.cluster.shared import Unreplicated
 from megaphone.core.access import ANYONE
 from megaphone.core.admin import Admin
 from megaphone.core.agents import Agents
+from megaphone.core.alarms import Alarms
 from megaphone.core.many import ManyReader
 from megaphone.core.ports import Append, Lease, Stored, WouldBlock
 from megaphone.core.reader import Reader
@@ -595,6 +596,8 @@ async def test_each_channel_that_expires_is_reported_by_one_node(
 
 
 async def read_to_the_end(lease: Lease) -> list[Part]:
+    alarms = Alarms()
+
     async def opened() -> ManyReader:
         reader = Reader(
             lease,
@@ -604,9 +607,10 @@ async def read_to_the_end(lease: Lease) -> list[Part]:
             agent="agent",
             time_s=0.0,
             observer=Metrics(),
+            alarms=alarms,
             on_close=lambda _: None,
         )
-        return ManyReader([reader], ReadOptions(), Metrics())
+        return ManyReader([reader], ReadOptions(), Metrics(), alarms)
 
     async with asyncio.timeout(20), Reading(opened) as reading:
         return [part async for batch in reading for part in batch]
