@@ -5,7 +5,6 @@ in this process as it does in production, with the same runners.
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Generator
 from typing import Any
 
@@ -18,6 +17,8 @@ from tests.support import leaks
 from tests.support.build import refuse_another_build
 from tests.support.faces import FACES, Face, GrpcFace, HttpFace, grpc_face, http_face
 from tests.support.settings import IS_LONG, fast_settings
+
+pytest_plugins = ["tests.support.runners"]
 
 # How long an example takes says more about the machine's other work than about our code.
 hypothesis.settings.register_profile(
@@ -36,17 +37,6 @@ def pytest_configure(config: pytest.Config) -> None:
     asyncio.set_event_loop(None)
     leaks.watch_logs()
     refuse_another_build()
-
-
-GROUP = re.compile(r"@[^\]]*$")
-"""What pytest-xdist adds to the name of a test that has a group."""
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Report each test by its own name, by which `--last-failed` finds it."""
-    if hasattr(report, "node"):  # it comes from another process, which must keep the longer name
-        report.nodeid = GROUP.sub("", report.nodeid)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -9,7 +9,6 @@ counts.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,9 +26,8 @@ def run_tests(arguments: list[str]) -> int:
     """Run the tests and measure. Returns: the exit code of pytest."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir()
-    command = [sys.executable, "-m", "pytest", *arguments]
-    variables = os.environ | {"PYTEST_PLUGINS": "tests.measuring"}
-    return subprocess.run(command, env=variables).returncode
+    command = [sys.executable, "-m", "pytest", "-p", "tests.measuring", *arguments]
+    return subprocess.run(command).returncode
 
 
 def compare() -> int:

@@ -1,11 +1,9 @@
 """A plugin of pytest that measures which branches the tests of some folders reach.
 
 It measures while one of these tests runs, and while the broker is imported. So all tests can run
-together, and the others are not slowed down. `tests.coverage_floor` names it in `PYTEST_PLUGINS`,
-since pytest-xdist loads other plugins after the broker, and reads what it leaves.
+together, and the others are not slowed down. `tests.coverage_floor` reads what it leaves.
 """
 
-import os
 from collections.abc import Generator
 from importlib import import_module
 from pathlib import Path
@@ -37,7 +35,6 @@ def pytest_load_initial_conftests() -> Generator[None, object, object]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    os.environ.pop("PYTEST_PLUGINS", None)  # not for a pytest that a test starts
     if not counts(item):
         return (yield)
     measured.start()
@@ -48,6 +45,11 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def pytest_sessionfinish() -> None:
+    measured.save()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_runner_finish() -> None:
     measured.save()
 
 

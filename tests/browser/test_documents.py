@@ -15,7 +15,7 @@ from tests.support.faces import Created, HttpFace
 from tests.support.scenes import eventually
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.settings(cors_allow_origin=("*",)),
 ]

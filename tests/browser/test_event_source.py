@@ -16,7 +16,7 @@ from tests.support.scenes import UNKNOWN_EVENT, numbers, read_once_free, write_n
 from tests.support.settings import fast_settings
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.settings(cors_allow_origin=("*",), poll_duration_millis=250),
 ]

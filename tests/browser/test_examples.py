@@ -20,7 +20,7 @@ from tests.support.proxy import Proxy, proxy_to
 from tests.support.scenes import eventually
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.skipif(not (CLIENT / "index.js").exists(), reason="needs make client-ts"),
     pytest.mark.timeout(120),

@@ -16,7 +16,7 @@ from tests.support.chromium import CHROMIUM, DevTools, Page, tab
 from tests.support.process import BrokerProcess, broker_process
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
 ]
 

@@ -10,7 +10,7 @@ from tests.support.chromium import CHROMIUM, DevTools, Page, tab
 from tests.support.faces import Created, HttpFace
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
 ]
 

@@ -34,7 +34,7 @@ else new Worker(reader, { type: "module" }).onmessage = ({ data }) => show(data)
 </script>"""
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.skipif(not BUILT.exists(), reason="needs the TypeScript client: make client-ts"),
     pytest.mark.settings(cors_allow_origin=("*",)),

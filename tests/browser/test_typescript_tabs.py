@@ -31,7 +31,7 @@ for await (const { body } of channel) shown.push(body);
 </script>"""
 
 pytestmark = [
-    pytest.mark.xdist_group("browser"),
+    pytest.mark.group("browser"),
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.skipif(not BUILT.exists(), reason="needs the TypeScript client: make client-ts"),
     pytest.mark.settings(cors_allow_origin=("*",), poll_duration_millis=1_000),

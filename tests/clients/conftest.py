@@ -30,7 +30,7 @@ async def drivers() -> AsyncIterator[Drivers]:
 def params_of(kinds: Iterable[Kind]) -> list[ParameterSet]:
     """Return kinds as parameters. The tests of a kind run in one process, with one driver."""
     return [
-        pytest.param(kind, marks=pytest.mark.xdist_group(f"clients {kind}"), id=kind.name)
+        pytest.param(kind, marks=pytest.mark.group(f"clients {kind}"), id=kind.name)
         for kind in kinds
     ]
 

@@ -22,7 +22,7 @@ SEED = os.environ.get("CLIENTS_SEED")
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param(kind, marks=pytest.mark.xdist_group(f"clients {kind}"), id=kind.name)
+        pytest.param(kind, marks=pytest.mark.group(f"clients {kind}"), id=kind.name)
         for kind in EVERY
     ],
 )

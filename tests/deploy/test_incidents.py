@@ -42,7 +42,7 @@ from tests.support.prometheus import (
 from tests.support.redis_server import RedisServer, redis_server
 from tests.support.settings import IS_LONG
 
-pytestmark = [needs_prometheus, pytest.mark.xdist_group("prometheus")]
+pytestmark = [needs_prometheus, pytest.mark.group("prometheus")]
 
 takes_long = pytest.mark.skipif(
     not IS_LONG, reason="takes seconds: workers or the store start anew"

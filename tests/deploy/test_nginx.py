@@ -44,7 +44,7 @@ from tests.support.scenes import eventually
 if TYPE_CHECKING:
     from megaphone_api.v1.channels_pb2_grpc import ChannelServiceAsyncStub
 
-pytestmark = [needs_nginx, pytest.mark.xdist_group("nodes behind nginx")]
+pytestmark = [needs_nginx, pytest.mark.group("nodes behind nginx")]
 
 HOSTS = {"n1": "127.0.0.21", "n2": "127.0.0.22", "n3": "127.0.0.23"}
 SECRET = "a" * 50

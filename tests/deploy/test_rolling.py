@@ -24,7 +24,7 @@ from tests.support.settings import IS_LONG
 pytestmark = [
     needs_nginx,
     pytest.mark.timeout(180),
-    pytest.mark.xdist_group("nodes behind nginx"),
+    pytest.mark.group("nodes behind nginx"),
 ]
 
 HOSTS = ["127.0.0.11", "127.0.0.12", "127.0.0.13"]

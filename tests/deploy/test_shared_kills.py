@@ -21,7 +21,7 @@ from tests.support.shared_runs import Fleet, run_under
 pytestmark = [
     needs_nginx,
     pytest.mark.timeout(300),
-    pytest.mark.xdist_group("nodes behind nginx"),
+    pytest.mark.group("nodes behind nginx"),
 ]
 
 KILLS, EVERY_S = (12, 5.0) if IS_LONG else (6, 1.5)

@@ -21,7 +21,7 @@ from tests.support.settings import IS_LONG
 pytestmark = [
     needs_nginx,
     pytest.mark.timeout(180),
-    pytest.mark.xdist_group("nodes behind nginx"),
+    pytest.mark.group("nodes behind nginx"),
 ]
 
 NODES = 3

@@ -37,7 +37,7 @@ from tests.support.ports import free_port
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.redis_server import RedisServer, redis_server
 
-pytestmark = pytest.mark.xdist_group("nodes behind nginx")
+pytestmark = pytest.mark.group("nodes behind nginx")
 
 NODES = 3
 LEAST = "random two least_conn;"

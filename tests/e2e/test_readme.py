@@ -15,7 +15,7 @@ import pytest
 from tests.support.process import BrokerProcess, broker_process, environment, wait_until_it_serves
 from tests.support.settings import IS_LONG
 
-pytestmark = pytest.mark.xdist_group("README")
+pytestmark = pytest.mark.group("README")
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -13,7 +13,7 @@ import pytest
 from release.distributions import OPERATOR_FOLDER, build_companions, hatchling
 from tests.support.process import broker_process, environment
 
-pytestmark = pytest.mark.xdist_group("wheel")
+pytestmark = pytest.mark.group("wheel")
 
 ROOT = Path(__file__).parents[2]
 API_README = ROOT / "gen" / "README.md"

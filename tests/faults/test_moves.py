@@ -16,7 +16,7 @@ AT_ONCE = 8
 RUNS = 40 if IS_LONG else 22
 RUNS_IN_PROCESSES = 2
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.xdist_group("heavy load")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.group("heavy load")]
 
 
 def check(finished: list[Finished], runs: int) -> None:

@@ -29,7 +29,7 @@ from tests.support.planted import (
     swap_two,
 )
 
-pytestmark = pytest.mark.xdist_group("heavy load")  # one fixture makes all runs at once
+pytestmark = pytest.mark.group("heavy load")  # one fixture makes all runs at once
 
 PLANTED: dict[str, tuple[Plant, Fault]] = {
     "an event is lost": (Between(lose_one), Fault.LOST),

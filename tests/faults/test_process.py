@@ -300,7 +300,7 @@ async def let_readers_vanish(broker: BrokerProcess) -> dict[str, float]:
     return dict(zip(READERS, times, strict=True))
 
 
-@pytest.mark.xdist_group("readers beyond a link")  # one fixture lets all of them vanish at once
+@pytest.mark.group("readers beyond a link")  # one fixture lets all of them vanish at once
 @pytest.mark.parametrize("name", READERS)
 def test_a_lease_is_free_soon_after_its_reader_has_vanished(
     name: str, free_after: dict[str, float]

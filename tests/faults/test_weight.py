@@ -89,7 +89,7 @@ def served_meanwhile(node: SmallNode, *token: str) -> Iterator[list[float]]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.xdist_group("heavy load")
+@pytest.mark.group("heavy load")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("name", LOADS)
 async def test_a_small_node_outlives(name: str, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_a_node_in_a_group_has_every_setting(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.xdist_group("heavy load")
+@pytest.mark.group("heavy load")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 async def test_a_tenant_that_is_a_load_takes_nothing_from_another(tmp_path: Path) -> None:
     heavy = {"Authorization": f"Bearer {HEAVY}"}

@@ -21,7 +21,7 @@ from tests.operator.api_server import ApiServer, Call, api_server
 from tests.operator.process import Operator, operator, until
 from tests.support.settings import IS_LONG, fast_settings
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.xdist_group("operator")]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.group("operator")]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

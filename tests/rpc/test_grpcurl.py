@@ -20,7 +20,7 @@ SERVICE = "megaphone.v1.ChannelService"
 ROUTE = 'post: "/write/{producer_address}/{stream_id}"'
 
 pytestmark = [
-    pytest.mark.xdist_group("grpcurl"),
+    pytest.mark.group("grpcurl"),
     pytest.mark.skipif(not IS_LONG, reason="builds a tool"),
     pytest.mark.timeout(1_800),
 ]

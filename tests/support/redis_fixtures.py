@@ -1,6 +1,7 @@
 """Fixtures with Redis and Valkey servers. A conftest.py imports those that its tests want."""
 
 import atexit
+import functools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -31,10 +32,16 @@ def own_server() -> Iterator[RedisServer]:
         yield server
 
 
-_shared = ExitStack()
-atexit.register(_shared.close)
 _servers: dict[str, RedisServer] = {}
 _clusters: dict[str, RedisCluster] = {}
+
+
+@functools.cache
+def shared() -> ExitStack:
+    """Return what ends with this process."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack
 
 
 @contextmanager
@@ -43,7 +50,7 @@ def shared_server(kind: str | None = None) -> Iterator[RedisServer]:
     first. Skips the test if the kind is not installed."""
     kind = kind or any_kind()
     if kind not in _servers:
-        _servers[kind] = _shared.enter_context(redis_server(kind))
+        _servers[kind] = shared().enter_context(redis_server(kind))
     yield _servers[kind]
 
 
@@ -53,5 +60,5 @@ def shared_cluster(kind: str | None = None) -> Iterator[RedisCluster]:
     Skips the test if the kind is not installed."""
     kind = kind or any_kind()
     if kind not in _clusters:
-        _clusters[kind] = _shared.enter_context(redis_cluster(kind))
+        _clusters[kind] = shared().enter_context(redis_cluster(kind))
     yield _clusters[kind]
