@@ -37,7 +37,7 @@ from tests.support.raw_http import Broken, Node, post_once
 
 WINDOW_S = 0.4
 WRITERS = 2
-WRITES_EVERY_S = 0.01
+WRITES_EVERY_S = 0.04
 PAUSE_S = 0.02
 """How long a client waits before it tries again."""
 QUIET_READS = 3
