@@ -84,8 +84,8 @@ def pytest_of(folder: Path, tests: str, *options: str) -> str:
     (folder / "test_some.py").write_text(tests)
     (folder / "pytest.ini").touch()
     command = [sys.executable, "-m", "pytest", "-p", "tests.support.runners", *options]
-    command += ["-p", "no:randomly", "--rootdir", str(folder), str(folder)]
-    variables = {"PYTHONPATH": str(ROOT)}
+    command += ["--rootdir", str(folder), str(folder)]
+    variables = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True).stdout
 
 
