@@ -1,7 +1,9 @@
 """Tests run in several processes, each once, and `.ci/run` can repeat those that failed."""
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +55,7 @@ import pytest
 @pytest.mark.group("one")
 def test_that_waits(fixture):
     note("waits")
-    time.sleep(60)
+    time.sleep(30)
 
 @pytest.mark.group("another")
 @pytest.mark.parametrize("number", range(2))
@@ -86,7 +88,14 @@ def pytest_of(folder: Path, tests: str, *options: str) -> str:
     command = [sys.executable, "-m", "pytest", "-p", "tests.support.runners", *options]
     command += ["--rootdir", str(folder), str(folder)]
     variables = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True).stdout
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as in the background
+    ).stdout
 
 
 def test_a_test_of_a_group_that_failed_runs_again(tmp_path: Path) -> None:
@@ -117,7 +126,9 @@ def test_a_run_stops_at_the_first_failure_if_it_shall(tmp_path: Path) -> None:
 
 
 def test_a_runner_that_is_stopped_tidies_up(tmp_path: Path) -> None:
+    began = time.monotonic()
     said = pytest_of(tmp_path, TIDY, "-n", "2", "-x")
+    assert time.monotonic() - began < 30  # which the other test would wait
     assert "1 failed" in said
     assert sorted((tmp_path / "ran").read_text().split()) == ["exit", "exit", "fixture", "waits"]
 

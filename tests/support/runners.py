@@ -270,6 +270,7 @@ def leave_exit_to_the_parent() -> None:
 
 def become_runner(config: pytest.Config, name: str, connection: Connection) -> None:
     """Give the runner what it must not share with other processes."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     plugins = config.pluginmanager
     capture = plugins.getplugin("capturemanager")
     capture.stop_global_capturing()
