@@ -1,5 +1,6 @@
 """Tests run in several processes, each once, and `.ci/run` can repeat those that failed."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -111,6 +112,16 @@ def test_each_test_runs_once_and_a_group_in_one_process(tmp_path: Path) -> None:
     pids = {line.split()[1] for line in ran if line.startswith("module")}
     assert len(pids) > 1
     assert len({line for line in ran if line.startswith("module")}) == len(pids)
+
+
+def test_groups_come_first_and_modules_with_many_tests_last(tmp_path: Path) -> None:
+    for name, tests in {"a_many": "range(50)", "b_few": "range(2)"}.items():
+        mark = f"@pytest.mark.parametrize('number', {tests})"
+        code = f"import pytest\n{mark}\ndef test_{name}(number): pass"
+        (tmp_path / f"test_{name}.py").write_text(code)
+    said = pytest_of(tmp_path, GROUPED, "-n", "1", "-v")
+    names = re.findall(r"::test_(\w+)\[.* PASSED", said)
+    assert list(dict.fromkeys(names)) == ["in_a_group", "b_few", "a_many", "of_a_module"]
 
 
 def test_a_test_that_ends_its_process_fails_and_the_others_run(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ of the tests after the other:
 - A share has tests of one module, which use the fixtures of that module together.
 - Tests with `@pytest.mark.group("name")` are one share, whatever their modules are. These shares
   run first, because they take the longest.
-- The fewer tests are left, the smaller are the shares. So all runners end at about the same time.
+- The fewer tests are left, the smaller are the shares, and the last ones are of modules with many
+  short tests. So all runners end at about the same time.
 
 If a runner dies, the test that it ran fails, and another runner takes its place.
 """
@@ -34,6 +35,9 @@ LARGEST_SHARE = 40
 SHARES_LEFT = 4
 """A share has at most a part of the tests that are left: as many as leave this number of shares to
 each runner."""
+
+MANY_TESTS = 40
+"""Modules with as many tests are the last to be run, because each of their tests is short."""
 
 Share = list[int]
 """Tests, as indexes of the tests of the session."""
@@ -80,9 +84,8 @@ class Queue:
             mark = item.get_closest_marker("group")
             (alone if mark is None else groups.setdefault(mark.args[0], [])).append(index)
         self._groups = deque(sorted(groups.values(), key=len, reverse=True))
-        self._modules = deque(
-            deque(tests) for _, tests in groupby(alone, lambda index: items[index].path)
-        )
+        modules = (deque(tests) for _, tests in groupby(alone, lambda index: items[index].path))
+        self._modules = deque(sorted(modules, key=lambda tests: len(tests) >= MANY_TESTS))
         self._left = len(alone)
 
     def next(self) -> Share:
