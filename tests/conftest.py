@@ -39,6 +39,18 @@ def pytest_configure(config: pytest.Config) -> None:
     refuse_another_build()
 
 
+@hypothesis.settings(max_examples=1, database=None)
+@hypothesis.given(hypothesis.strategies.integers())
+def use_hypothesis(_: int) -> None:
+    """Let hypothesis read all modules for constants, as it does for the first test."""
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let hypothesis read them once, and not in each process that runs tests."""
+    if session.config.option.runners and not session.config.option.collectonly:
+        use_hypothesis()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown() -> Generator[None, None, None]:
     """Fail a test if a secret got into a log record of any level."""
