@@ -24,6 +24,8 @@ NO_CHANNEL = -1
 ORIGIN_WORDS = 4
 TENANTS_REMEMBERED = 100
 EVENT_WORDS = 3
+WORDS_TOLD = 5
+"""How many words `append_to_all` returns about each reader of this node."""
 
 
 class Run(NamedTuple):
@@ -177,10 +179,15 @@ class Appending:
     ) -> Sequence[Sequence[AppendResult]]:
         size = len(group[0].writes)
         try:
+            counts, told = await started.reply
             results = [
-                self._results_of_channel(run.writes, *answer)
-                for run, answer in zip(group, await started.reply, strict=True)
+                self._results_of_channel(run.writes, count)
+                for run, count in zip(group, counts, strict=True)
             ]
+            for place in range(0, len(told), WORDS_TOLD):
+                number, *handed = told[place : place + WORDS_TOLD]
+                accepted = group[number].writes[: counts[number]]
+                self._hand(handed, [write.event for write in accepted])
             await started.confirmed()
         except MegaphoneError as error:
             for run in group:
@@ -188,14 +195,11 @@ class Appending:
             return [[error] * size] * len(group)
         return results
 
-    def _results_of_channel(
-        self, run: Sequence[Append], count: int, handed: Any = None
-    ) -> Sequence[AppendResult]:
+    @staticmethod
+    def _results_of_channel(run: Sequence[Append], count: int) -> Sequence[AppendResult]:
         if count == NO_CHANNEL:
             return [ChannelNotFound()] * len(run)
-        accepted = [write.event for write in run[:count]]
-        self._hand(handed, accepted)
-        stored: list[AppendResult] = [Stored(event.id, is_new=True) for event in accepted]
+        stored: list[AppendResult] = [Stored(write.event.id, is_new=True) for write in run[:count]]
         return stored + [WouldBlock()] * (len(run) - count)
 
     # -- Readers of this node

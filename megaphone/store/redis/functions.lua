@@ -6,7 +6,7 @@
 -- A channel has seven keys with one hash tag. Each function gets all of them, in this order, so
 -- that a channel whose slot is on the move to another master is moved whole:
 --
---   1 state     HASH  the fields below
+--   1 state     STRING the values below, in MessagePack, one after the other
 --   2 events    LIST  the events after `dropped`, as the nodes encode them
 --   3 ids       LIST  their ids
 --   4 keys      HASH  idempotency key -> "time id", or "?token" while its writer waits
@@ -14,27 +14,27 @@
 --   6 queue     LIST  tokens of the events whose writers wait, first come first
 --   7 waiting   HASH  token -> the event and its writers, packed
 --
--- The fields of the state:
+-- The state has one value for each of these letters, in this order. It is one text, because to find
+-- each field in a hash takes Redis longer than to read them all from a text:
 --
---   a   consumer address, up to   n   number of the latest lease
---       its first dot
---   A   the rest of it: Redis packs a hash only if none of its values is longer than 64 bytes
---   c   time of creation          l   number of the open lease, 0 without one
---   x   deadline, 0 while read    o   node of the lease
---   C   capacity                  q   handle of the lease on its node
---   T   TTL                       k   1 if the reader acknowledges
---   L   label                     N   tenant, if it is not `default`
---   e   epoch                     w   largest number of events in flight
---   p   events up to this offset  u   offset up to which a broken end sends nothing again
---       may have followers that   v   offset after which the next read starts, if the node
---       the store lost                of the lease dies
---   y   1 if no reader has        r   how many bytes may be sent to the node before it asks
---       learned of these losses       again; -1 if it has not learned yet that it has a backlog
---
---   g dropped  d delivered  s sent  t end  f freed  h highest_sent   (offsets: see core/log.py)
---   b   id of the last dropped event, "" without one
---   i   name of the reader, "" if it has none
---   m   offset up to which the connection of a plain reader has all bytes, as its node last said
+--   A   consumer address          n   number of the latest lease
+--   L   label                     g d s t f h   offsets: dropped, delivered, sent, end, freed,
+--   N   tenant, if it is not          highest_sent (see core/log.py)
+--       `default`                 b   id of the last dropped event, "" without one
+--   c   time of creation
+--   C   capacity                  only if a lease is open:
+--   T   TTL                       l   its number; 0 without one
+--   x   deadline, 0 while read    o   its node
+--   e   epoch                     q   its handle on its node
+--   p   events up to this offset  i   name of the reader, "" if it has none
+--       may have followers that   k   1 if the reader acknowledges
+--       the store lost            w   largest number of events in flight
+--   y   1 if no reader has        m   offset up to which the connection of a plain reader has all
+--       learned of these losses       bytes, as its node last said
+--                                 u   offset up to which a broken end sends nothing again
+--                                 v   offset after which the next read starts, if the node dies
+--                                 r   how many bytes may be sent to the node before it asks again;
+--                                     -1 if it has not learned yet that it has a backlog
 --
 -- Times are whole milliseconds. The first argument of each function is how long the store was out
 -- of order until now, which counts for nothing; or, in tests, `=` and the time itself.
@@ -63,13 +63,6 @@ local DEFAULT_TENANT = 'default'
 local CLAIM_MS = 60000        -- so long a channel that is to be created counts
 local TOLERANCE_MS = 0.01
 local HEAD_BYTES = 1100       -- the longest ids of an event and of a stream, and a time
--- The fields that change: not what the channel was made with.
-local FIELDS = {
-    'o', 'q', 'b', 'i', 'x', 'e', 'p', 'y', 'n', 'l', 'k', 'w', 'm', 'u', 'v', 'r', 'g', 'd', 's', 't',
-    'f', 'h',
-}
--- These are as the nodes wrote them; all other fields are numbers.
-local IS_TEXT = {a = true, A = true, L = true, N = true, o = true, q = true, b = true, i = true}
 
 local function time_of(argument)
     if string.sub(argument, 1, 1) == '=' then
@@ -79,7 +72,8 @@ local function time_of(argument)
     return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000) - tonumber(argument)
 end
 
--- The keys of a channel whose first key is given, each made when it is needed: most are not.
+-- The keys of a channel whose first key is given: those that each append needs, and of the others
+-- each when it is needed.
 local SUFFIXES = {'', ':e', ':i', ':k', ':a', ':q', ':w'}
 local Keys = {}
 function Keys.__index(keys, i)
@@ -88,69 +82,58 @@ function Keys.__index(keys, i)
     return key
 end
 
+local function keys_of(key)
+    return setmetatable({key, key .. SUFFIXES[2], key .. SUFFIXES[3]}, Keys)
+end
+
 -- The state
 
 local Channel = {}
 Channel.__index = Channel
 
--- Returns a table with what a field is that the hash does not have. All are named here, because a
--- table that grows field by field takes longer.
-local function defaults()
-    return {
-        a = '', A = '', L = '', N = '', o = '', q = '', b = '', i = '',
-        c = 0, x = false, C = 0, T = 0, e = 0, p = 0, y = 0, n = 0, l = 0, k = 0, w = 0, m = 0, u = 0,
-        v = 0, r = 0, g = 0, d = 0, s = 0, t = 0, f = 0, h = 0,
-        keys = false, now = 0, was = false,
-    }
-end
-
 -- Returns the channel; nil if there is none, if it has expired and only waits to be removed, or if it
 -- belongs to another tenant than the named one ('' stands for any).
 local function load(keys, now, also_expired, tenant)
-    -- All fields, because Redis would search the whole hash for each one that is named.
-    local stored = redis.call('HGETALL', keys[1])
-    if #stored == 0 then
+    local stored = redis.call('GET', keys[1])
+    if not stored then
         return nil
     end
-    local self, was = defaults(), defaults()
-    self.keys, self.now, self.was = keys, now, was
-    for i = 1, #stored, 2 do
-        local field, value = stored[i], stored[i + 1]
-        if not IS_TEXT[field] then
-            value = value + 0      -- quicker than `tonumber`
-        end
-        self[field], was[field] = value, value
-    end
-    if not self.x then      -- it was not read since it was made
-        self.x = self.c + self.T
-        was.x = self.x
-    end
-    if self.x > 0 and now >= self.x and not also_expired then
+    local A, L, N, c, C, T, x, e, p, y, n, g, d, s, t, f, h, b, l, o, q, i, k, w, m, u, v, r
+        = cmsgpack.unpack(stored)
+    if x > 0 and now >= x and not also_expired then
         return nil
     end
-    if tenant and tenant ~= '' and tenant ~= (self.N == '' and DEFAULT_TENANT or self.N) then
+    if tenant and tenant ~= '' and tenant ~= (N == '' and DEFAULT_TENANT or N) then
         return nil
     end
-    return setmetatable(self, Channel)
+    -- More than 32 fields would take a table twice as large.
+    return setmetatable({
+        A = A, L = L, N = N, c = c, C = C, T = T, x = x, e = e, p = p, y = y, n = n,
+        g = g, d = d, s = s, t = t, f = f, h = h, b = b,
+        l = l or 0, o = o, q = q, i = i, k = k, w = w, m = m, u = u, v = v, r = r,
+        keys = keys, now = now, stored = stored,
+    }, Channel)
 end
 
-function Channel:address()
-    return self.a .. self.A
+function Channel:packed()
+    if self.l == 0 then
+        return cmsgpack.pack(
+            self.A, self.L, self.N, self.c, self.C, self.T, self.x, self.e, self.p, self.y, self.n,
+            self.g, self.d, self.s, self.t, self.f, self.h, self.b
+        )
+    end
+    return cmsgpack.pack(
+        self.A, self.L, self.N, self.c, self.C, self.T, self.x, self.e, self.p, self.y, self.n,
+        self.g, self.d, self.s, self.t, self.f, self.h, self.b,
+        self.l, self.o, self.q, self.i, self.k, self.w, self.m, self.u, self.v, self.r
+    )
 end
 
--- Writes the fields that have changed.
+-- Writes the state, if it has changed.
 function Channel:save()
-    local was, changed, count = self.was, {}, 0
-    for i = 1, #FIELDS do
-        local field = FIELDS[i]
-        local value = self[field]
-        if value ~= was[field] then      -- Redis prints whole numbers exactly
-            changed[count + 1], changed[count + 2] = field, value
-            count = count + 2
-        end
-    end
-    if count > 0 then
-        redis.call('HSET', self.keys[1], unpack(changed))
+    local state = self:packed()
+    if state ~= self.stored then
+        redis.call('SET', self.keys[1], state, 'KEEPTTL')
     end
 end
 
@@ -185,6 +168,13 @@ function Channel:push(event, id)
     redis.call('RPUSH', self.keys[2], event)
     redis.call('RPUSH', self.keys[3], id)
     self.t = self.t + 1
+end
+
+-- Adds the first ones of some events.
+function Channel:push_some(events, ids, count)
+    redis.call('RPUSH', self.keys[2], unpack(events, 1, count))
+    redis.call('RPUSH', self.keys[3], unpack(ids, 1, count))
+    self.t = self.t + count
 end
 
 -- Drops delivered events beyond the capacity.
@@ -350,37 +340,48 @@ function Channel:mark_sent(last)
     end
 end
 
--- Sends new events to a reader that waits for them. Returns: what its node must be told, if its
--- node is the caller; else it is told by a message.
-function Channel:hand_over(events, caller)
+local function sizes_of(events, count)
+    local sizes = ''
+    for i = 1, count do
+        sizes = sizes .. ' ' .. #events[i]
+    end
+    return sizes
+end
+
+-- Sends new events, the first `added` of a list, to a reader that waits for them. Returns what its
+-- node must be told, if its node is the caller, or nil: handle, first offset, how many are sent,
+-- and 1 if the reader must ask, else 0. Another node is told by a message.
+function Channel:hand_over(events, added, caller)
     if self.l == 0 or self.r < 0 then
         return nil
     end
-    local first, sizes, count = self.s + 1, '', 0
-    -- The backlog was empty before these events, unless the window was closed.
-    local is_next = self.t - #events == self.s
-    for _, event in ipairs(events) do
-        if not is_next or #event > LARGEST_SENT or self.r <= 0 or self:room() <= count then
-            break
+    local first, count = self.s + 1, 0
+    if self.t - added == self.s then      -- else the window was closed, and there is a backlog
+        local room, left = self:room(), self.r
+        while count < added and count < room and left > 0 do
+            local size = #events[count + 1]
+            if size > LARGEST_SENT then
+                break
+            end
+            count = count + 1
+            left = left - size - EVENT_OVERHEAD
         end
-        count = count + 1
-        sizes = sizes .. ' ' .. #event
-        self.r = self.r - #event - EVENT_OVERHEAD
+        self.r = left
     end
     if count > 0 then
         self:mark_sent(self.s + count)
     end
-    local is_stuck = self.r <= 0 or (self.t > self.s and self:room() > 0)
-    local must_ask = is_stuck or (self.k == 0 and self:room() <= 0)
+    local has_room = self:room() > 0
+    local must_ask = self.r <= 0 or (has_room and self.t > self.s) or (self.k == 0 and not has_room)
     if must_ask then
         self.r = -1
     end
     if self.o == caller then
-        return {self.q, first, count, must_ask and 1 or 0}
+        return self.q, first, count, must_ask and 1 or 0
     end
     if count > 0 then
-        tell(self.o, 'E ' .. self.q .. ' ' .. string.format('%.0f', first) .. sizes .. '\n'
-            .. table.concat(events, '', 1, count))
+        tell(self.o, 'E ' .. self.q .. ' ' .. string.format('%.0f', first) .. sizes_of(events, count)
+            .. '\n' .. table.concat(events, '', 1, count))
     end
     if must_ask then
         tell(self.o, 'R ' .. self.q)
@@ -405,7 +406,7 @@ function Channel:end_lease(clean, upto)
     if clean then
         self.y = 0
     end
-    self.l, self.r, self.o, self.q, self.i = 0, -1, '', '', ''
+    self.l = 0
     self.x = self.now + self.T
     self:free()
 end
@@ -422,7 +423,7 @@ local function close(self)
     end
     redis.call('DEL', unpack(self.keys))
     local tenant = self.N == '' and DEFAULT_TENANT or self.N
-    return {1, self:address(), self.now - self.c, math.max(0, lost), tenant}
+    return {1, self.A, self.now - self.c, math.max(0, lost), tenant}
 end
 
 -- The functions. Each returns nothing (nil) if there is no such channel.
@@ -436,17 +437,13 @@ function functions.create(keys, args)
         return 0
     end
     local ttl = tonumber(args[4])
-    local time = string.format('%.0f', now)
-    local agent, rest = string.match(args[2], '^([^.]*)(.*)$')
-    -- The other fields come when they are neither 0 nor empty: most channels are idle.
-    redis.call('HSET', keys[1], 'a', agent, 'A', rest, 'c', time, 'C', args[3], 'T', args[4], 'e', args[5])
-    if args[6] and args[6] ~= '' then
-        redis.call('HSET', keys[1], 'L', args[6])
-    end
-    if args[7] and args[7] ~= DEFAULT_TENANT then
-        redis.call('HSET', keys[1], 'N', args[7])
-    end
-    redis.call('PEXPIRE', keys[1], ttl + KEPT_AT_LEAST_MS)
+    local tenant = args[7] or DEFAULT_TENANT
+    local self = setmetatable({
+        A = args[2], L = args[6] or '', N = tenant == DEFAULT_TENANT and '' or tenant,
+        c = now, C = tonumber(args[3]), T = ttl, x = now + ttl, e = tonumber(args[5]), p = 0, y = 0, n = 0,
+        g = 0, d = 0, s = 0, t = 0, f = 0, h = 0, b = '', l = 0,
+    }, Channel)
+    redis.call('SET', keys[1], self:packed(), 'PX', string.format('%.0f', ttl + KEPT_AT_LEAST_MS))
     return 1
 end
 
@@ -495,41 +492,46 @@ function functions.append(keys, args)
             end
         end
     end
-    local told = #accepted > 0 and self:hand_over(accepted, args[3]) or {}
-    self:save()
-    return {table.concat(results, ' '), unpack(told)}
-end
-
-local function append_to_one(keys, args, now, epoch)
-    local self = load(keys, now, false, args[4])
-    if not self then
-        return {-1}
+    local handle, first, count, must_ask
+    if #accepted > 0 then
+        handle, first, count, must_ask = self:hand_over(accepted, #accepted, args[3])
     end
-    self:enter_epoch(epoch)
-    local accepted = {}
-    for i = 5, #args, 2 do
-        if self:is_full() then
-            break
-        end
-        self:push(args[i + 1], args[i])
-        accepted[#accepted + 1] = args[i + 1]
-    end
-    local told = #accepted > 0 and self:hand_over(accepted, args[3]) or nil
     self:save()
-    return {#accepted, told}
+    return {table.concat(results, ' '), handle, first, count, must_ask}
 end
 
 -- time, epoch, node, tenant, then for each event: id, event; all to many channels, of each of which
 -- only the first key is named: that is quicker, and only in a cluster slots move
--- -> for each channel: how many of the events found a place, -1 if there is no such channel; what
--- its reader of this node must be told (or nothing)
+-- -> for each channel how many of the events found a place, -1 if there is no such channel; then what
+-- readers of this node must be told, for each of them: the index of its channel from 0 on, and what
+-- `hand_over` returns
 function functions.append_to_all(keys, args)
-    local now, epoch = time_of(args[1]), tonumber(args[2])
-    local answers = {}
-    for i = 1, #keys do
-        answers[i] = append_to_one(setmetatable({keys[i]}, Keys), args, now, epoch)
+    local now, epoch, node, tenant = time_of(args[1]), tonumber(args[2]), args[3], args[4]
+    local ids, events = {}, {}
+    for i = 5, #args, 2 do
+        ids[#ids + 1], events[#events + 1] = args[i], args[i + 1]
     end
-    return answers
+    local counts, told = {}, {}
+    for i = 1, #keys do
+        local self = load(keys_of(keys[i]), now, false, tenant)
+        local count = -1
+        if self then
+            self:enter_epoch(epoch)
+            count = math.max(0, math.min(#events, self.C - self.t + self.f))
+            if count > 0 then
+                self:push_some(events, ids, count)
+                local handle, first, handed, must_ask = self:hand_over(events, count, node)
+                if handle then
+                    local n = #told
+                    told[n + 1], told[n + 2], told[n + 3], told[n + 4], told[n + 5]
+                        = i - 1, handle, first, handed, must_ask
+                end
+            end
+            self:save()
+        end
+        counts[i] = count
+    end
+    return {counts, told}
 end
 
 -- time, epoch, node, token, how long the writer waits, most events that may wait, id, key, event,
@@ -563,9 +565,9 @@ function functions.wait(keys, args)
         if key ~= '' then
             self:remember(key, id)
         end
-        local told = self:hand_over({event}, node)
+        local handle, first, count, must_ask = self:hand_over({event}, 1, node)
         self:save()
-        return {{'A'}, told}
+        return {{'A'}, handle and {handle, first, count, must_ask}}
     end
     local waiting = redis.call('LLEN', keys[6])
     if waiting >= tonumber(args[6]) then
@@ -624,7 +626,7 @@ end
 -- cursor, position, backlog before the take, what `take` returns}
 function functions.lease(keys, args)
     local self = load(keys, time_of(args[1]), false, args[15])
-    if not self or self:address() ~= args[5] then
+    if not self or self.A ~= args[5] then
         return nil
     end
     self:enter_epoch(tonumber(args[2]))
@@ -706,7 +708,7 @@ end
 -- time, address, id, tenant -> how many events were delivered by it
 function functions.acknowledge(keys, args)
     local self = load(keys, time_of(args[1]), false, args[4])
-    if not self or self:address() ~= args[2] then
+    if not self or self.A ~= args[2] then
         return nil
     end
     local offset = self:find(args[3])
@@ -751,7 +753,13 @@ end
 -- time, tenant, address (none: any) -> 1 if the channel lives
 function functions.exists(keys, args)
     local self = load(keys, time_of(args[1]), false, args[2])
-    return self and (not args[3] or self:address() == args[3]) and 1 or 0
+    return self and (not args[3] or self.A == args[3]) and 1 or 0
+end
+
+-- time -> address
+function functions.address(keys, args)
+    local self = load(keys, time_of(args[1]), true)
+    return self and self.A
 end
 
 -- Returns the first bytes of an event: its id, its stream id and its time.
@@ -790,7 +798,7 @@ function functions.look(keys, args)
         first = record and cmsgpack.unpack(record)[4]
     end
     return {
-        self:address(), self.L, self.N == '' and DEFAULT_TENANT or self.N, self.now - self.c,
+        self.A, self.L, self.N == '' and DEFAULT_TENANT or self.N, self.now - self.c,
         self.x > 0 and self.x - self.now or -1, self.C, self.T, self.g, self.d, self.s, self.t, self.f,
         waiting, args[2] == '1' and memory_of(keys) or -1, self.n,
         self.l > 0 and {self.o, self.q, self.k, self.i} or {}, head_of(oldest), head_of(last), head_of(first),
@@ -910,4 +918,4 @@ end
 register({'create', 'append', 'append_to_all', 'wait', 'claim'}, {})
 register({'withdraw', 'lease', 'take', 'release', 'give_back', 'acknowledge', 'pass_over', 'exists', 'expire', 'remove',
           'greet', 'beat'}, {'allow-oom'})
-register({'look'}, {'no-writes'})
+register({'address', 'look'}, {'no-writes'})

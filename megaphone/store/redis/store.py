@@ -312,9 +312,8 @@ class RedisStore:
         )
         by_age = merge(*(_by_score(one) for one in found))
         page = islice(by_age, skip, skip + limit)
-        states = [names.channel(id_of(tag.decode()))[0] for _, tag in page]
-        parts = await asyncio.gather(*(self.link.call("HMGET", key, "a", "A") for key in states))
-        return [b"".join(address).decode() for address in parts if None not in address]
+        addresses = await self._each("address", [id_of(tag.decode()) for _, tag in page])
+        return [address.decode() for address in addresses if address is not None]
 
     async def survey(
         self, agent: str | None = None, *, with_size: bool = False

@@ -24,10 +24,13 @@ NODE = "inbox"
 NO_TIME_LIMIT_MS = 10**9
 CREDIT = 0
 """The functions send no events unasked, because the model knows of no such thing."""
+DEADLINE, SENT, END, WAITING, LEASES, LEASE = 4, 9, 10, 12, 14, 15
+"""Where the function `look` says that, if the time is 0."""
+NO_DEADLINE = -1
+GONE = (0,) * 16
+"""Stands for what the function says of a channel that is gone."""
 NUMBERS = itertools.count()
 """Each channel is new, because a server takes longer to remove all keys than to make some."""
-FIELDS = ("l", "t", "s", "c", "T", "x", "n")
-"""The fields of a channel that the model test asks for."""
 
 
 class BlockingClient:
@@ -161,23 +164,19 @@ class RemoteChannel:
         """By their tokens, and by those of their writers."""
         self._lease: RemoteLease | None = None
         server.messages()  # to an earlier channel
-        self._state: dict[str, bytes | None] = {}
-        self.waiting_writers = 0
+        self._seen: Any = None
+        """What the function `look` said of the channel after the last call."""
         self.call("create", 0.0, "agent.model.1", limits.capacity, round(limits.ttl_s * 1000), 1)
 
     def call(self, name: str, now: float, *arguments: Any) -> Any:
         """Call a function, and see what the channel is like afterwards."""
         time = f"={round(now * 1000)}"
-        answer, state, self.waiting_writers = self._server.calls(
+        answer, seen = self._server.calls(
             ("FCALL", name_of(name), 7, *self._keys, time, *arguments),
-            ("HMGET", self._keys[0], *FIELDS),
-            ("LLEN", self._keys[5]),
+            ("FCALL", name_of("look"), 7, *self._keys, "=0", 0),
         )
-        self._state = dict(zip(FIELDS, state, strict=True))
+        self._seen = GONE if seen is None else seen
         return answer
-
-    def _field(self, name: str) -> int:
-        return int(self._state[name] or 0)
 
     def hear(self) -> None:
         """Do what the messages say that have come until now."""
@@ -231,7 +230,7 @@ class RemoteChannel:
             if old.on_ready is not None:
                 old.on_ready()
         has_cursor, cursor = int(options.cursor is not None), options.cursor or ""
-        handle = self._field("n") + 1
+        handle = self._seen[LEASES] + 1
         answer = self.call(
             "lease", now, 1, NODE, handle, "agent.model.1", has_cursor, cursor,
             int(options.acknowledge), options.in_flight, int(options.take_over), "", 0, 0, CREDIT,
@@ -258,14 +257,17 @@ class RemoteChannel:
 
     @property
     def is_read(self) -> bool:
-        return self._field("l") > 0
+        return bool(self._seen[LEASE])
+
+    @property
+    def waiting_writers(self) -> int:
+        return int(self._seen[WAITING])
 
     @property
     def unsent(self) -> int:
-        return self._field("t") - self._field("s")
+        return int(self._seen[END] - self._seen[SENT])
 
     @property
     def deadline(self) -> float | None:
-        if self._state["x"] is None:  # as it was made
-            return (self._field("c") + self._field("T")) / 1000
-        return self._field("x") / 1000 or None
+        deadline = self._seen[DEADLINE]
+        return None if deadline == NO_DEADLINE else deadline / 1000
