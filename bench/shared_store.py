@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from megaphone.core.addresses import ConsumerAddress
-from megaphone.core.ports import Append, Stored
+from megaphone.core.ports import Append
 from megaphone.model import Event, ReadOptions
 from megaphone.store.redis.store import RedisStore
 from tests.support.redis_server import RedisServer, redis_server
@@ -112,10 +112,8 @@ async def run(channels: int) -> None:
 
         async def append_to_all(channels: Sequence[ConsumerAddress]) -> None:
             new = event()(channels[0]).event
-            results = await store.append(
-                [Append(one.channel_id, new) for one in channels], wait=False
-            )
-            assert all(isinstance(one, Stored) for one in results)
+            results = await store.append_to_all([one.channel_id for one in channels], [new])
+            assert all(one == 1 for one in results)
 
         batches = [made[start : start + BATCH] for start in range(0, SOME, BATCH)]
         await meter.measure("the same event for 1,000 channels", batches, append_to_all, at_once=1)

@@ -1,6 +1,6 @@
 """Many events for many channels: how a call divides them, and what it answers for each."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,6 +33,14 @@ class Slice(NamedTuple):
     events: Sequence[Event]
     addresses: Sequence[str]
 
+    def without(self, *others: Collection[str]) -> "Slice":
+        """Return the same without some addresses."""
+        left = self.addresses
+        for some in others:
+            if some:
+                left = [one for one in left if one not in some]
+        return Slice(self.first, self.events, left)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -56,12 +64,14 @@ class Batch:
             for first, events in parts:
                 yield Slice(first, events, some)
 
-    def lines(self, address: str, first: int, events: Sequence[Event]) -> list[Line]:
-        """Return some events for one channel one by one. `first` is the index of the first."""
-        return [
-            Line(number, address, event, self.key(number))
-            for number, event in enumerate(events, first)
-        ]
+    def lines(self, part: Slice) -> list[Line]:
+        """Return the events of a slice one by one."""
+        numbers = range(part.first, part.first + len(part.events))
+        return [self.line(address, number) for address in part.addresses for number in numbers]
+
+    def line(self, address: str, number: int) -> Line:
+        """Return the event at an index for one channel."""
+        return Line(number, address, self.events[number], self.key(number))
 
     def key(self, index: int) -> str | None:
         """Return the idempotency key of one event of the batch: the request id and the index.

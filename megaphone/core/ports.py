@@ -289,6 +289,19 @@ class Store(Protocol):
         Raises: ChannelNotFound; WouldBlock; a remote store may raise it in each call.
         """
 
+    async def append_to_all(
+        self,
+        channel_ids: Sequence[bytes],
+        events: Sequence[Event],
+        tenant: Tenant | None = None,
+    ) -> Sequence[int | MegaphoneError]:
+        """Append the first of some events that have no idempotency keys to each of many channels,
+        as many as get a place there at once.
+
+        Returns: for each channel how many, or the error for which it has none: ChannelNotFound, or
+            that with which the store has failed.
+        """
+
     async def open(
         self,
         channel_id: bytes,

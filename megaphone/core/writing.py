@@ -28,6 +28,7 @@ from megaphone.core.batches import (
     Batch,
     Line,
     Refused,
+    Slice,
     failure_of,
     outcome_of,
     refuse_long,
@@ -542,11 +543,13 @@ class Writing:
             raise WouldBlock
         events = events_of(members, checked_bodies(bodies, self._max_body_bytes))
         take_writes(caller, *cost_of_batch(caller, addresses, members))
-        accepted = {address: self._accept_run(address, events, tenant) for address in addresses}
-        if all(count == len(events) for count in accepted.values()):
+        begun: dict[str, int] = {}
+        if not self._store.is_remote:
+            begun = {address: self._accept_run(address, events, tenant) for address in addresses}
+        if len(begun) == len(addresses) and all(count == len(events) for count in begun.values()):
             return BatchWritten(events, len(events) if addresses else 0, {}, ())
         batch = Batch(events, None, tenant, Pace())
-        return self._write_to_all(caller, addresses, batch, accepted)
+        return self._write_to_all(caller, addresses, batch, begun)
 
     def _checked_addresses(self, addresses: Sequence[str], messages: int) -> list[str]:
         """Return the different ones of the addresses for a batch with so many messages.
@@ -570,43 +573,41 @@ class Writing:
         caller: Caller,
         addresses: Sequence[str],
         batch: "Batch",
-        already: Mapping[str, int],
+        begun: Mapping[str, int],
     ) -> BatchWritten:
         """Write to all channels in slices. Each full channel gets a task that waits for places.
         What they refuse does not count against the share of the caller's tenant.
 
-        A store may take a while for a slice, so later ones follow meanwhile, but never one with
+        A remote store takes a while for a slice, so later ones follow meanwhile, but never one with
         events of the same channel.
 
-        `already` says for some addresses how many events of the batch their channels have. Such a
-        batch must fit into one run.
+        `begun` says for some addresses how many events of the batch their channels have.
         """
         refused: dict[str, Refused] = {}
         behind: set[str] = set()
-        request_id = batch.request_id
 
         async def write_rest(address: str, first: int) -> None:
             if (rest := await self._write_rest(address, batch, first)) is not None:
                 refused[address] = rest
 
         async with many_tasks() as start:
+            for address, count in begun.items():
+                if 0 < count < len(batch.events):
+                    start(write_rest(address, count))
             under_way: deque[asyncio.Task[Iterable[tuple[Line, AppendResult]]]] = deque()
-            for first, events, some in batch.slices(addresses):
+            for part in batch.slices([one for one in addresses if not begun.get(one)]):
                 # A slice that goes on with the channels of the last one must wait for it.
-                while under_way and (first or len(under_way) >= SLICES_UNDER_WAY):
+                while under_way and (part.first or len(under_way) >= SLICES_UNDER_WAY):
                     results = await under_way.popleft()
                     for line in self._full_channels(results, batch, refused, behind):
                         start(write_rest(line.address, line.number))
-                lines: list[Line] = []
-                for address in some:
-                    if address not in behind and address not in refused:
-                        accepted = already.get(address, 0)
-                        if request_id is None and not already:
-                            accepted = self._accept_run(address, events, batch.tenant)
-                        if accepted < len(events):
-                            lines += batch.lines(address, first + accepted, events[accepted:])
-                if lines:
-                    under_way.append(start(self._write_lines(lines, batch.tenant, ())))
+                part = part.without(behind, refused)
+                if self._store.is_remote:
+                    under_way.append(start(self._write_slice(part, batch)))
+                else:
+                    results = await self._write_slice(part, batch)
+                    for line in self._full_channels(results, batch, refused, behind):
+                        start(write_rest(line.address, line.number))
                 await asyncio.sleep(0)
             while under_way:
                 results = await under_way.popleft()
@@ -615,6 +616,51 @@ class Writing:
         if refused:
             give_back_writes(caller, *batch.cost_of(refused.values()))
         return await batch.written(addresses, refused)
+
+    async def _write_slice(
+        self, part: Slice, batch: "Batch"
+    ) -> Iterable[tuple["Line", AppendResult]]:
+        """Write a slice of a batch without waiting for places. Returns what has become of each
+        event; or, of a batch without keys, the first event that a channel did not accept, and
+        why."""
+        if batch.request_id is not None:
+            return await self._write_lines(batch.lines(part), batch.tenant, ())
+        return [
+            (batch.line(address, part.first + count), result)
+            for address, count, result in await self._append_to_all(part, batch.tenant)
+        ]
+
+    async def _append_to_all(
+        self, part: Slice, tenant: Tenant | None
+    ) -> list[tuple[str, int, AppendResult]]:
+        """Append events without keys, and count them.
+
+        Returns: the address of each channel that did not accept all of them, how many it accepted,
+            and why not the next one.
+        """
+        _, events, addresses = part
+        await self._settled(addresses)
+        stopped: list[tuple[str, int, AppendResult]] = []
+        known: list[str] = []
+        channel_ids: list[bytes] = []
+        for address in addresses:
+            try:
+                channel_ids.append(self._writable_channel(address))
+                known.append(address)
+            except MegaphoneError as error:
+                stopped.append((address, 0, error.with_traceback(None)))
+        accepted, wanted = 0, len(events)
+        results = await self._store.append_to_all(channel_ids, events, tenant)
+        for address, result in zip(known, results, strict=True):
+            if isinstance(result, MegaphoneError):
+                stopped.append((address, 0, result))
+                continue
+            accepted += result
+            if result < wanted:
+                stopped.append((address, result, WOULD_BLOCK))
+        if accepted:
+            self._observer.events_written(accepted)
+        return stopped
 
     def _full_channels(
         self,

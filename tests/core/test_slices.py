@@ -7,7 +7,7 @@ that wants nothing but turns.
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -21,7 +21,7 @@ from megaphone.core.budget import Budget
 from megaphone.core.pace import ADDRESS_WORK, CANCELLED_AT_ONCE, EVENT_WORK, SLICE
 from megaphone.core.ports import Append, AppendResult, Store, WouldBlock
 from megaphone.core.tenants import Tenant
-from megaphone.errors import BadRequest, PayloadTooLarge, WriteTimeout
+from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge, WriteTimeout
 from megaphone.model import (
     AgentMode,
     BatchFailure,
@@ -77,6 +77,12 @@ class CountingStore:
         self.called(accepted)
         return accepted
 
+    async def append_to_all(
+        self, channel_ids: Sequence[bytes], events: Sequence[Event], tenant: Tenant | None = None
+    ) -> Sequence[int | MegaphoneError]:
+        self.called(len(channel_ids) * len(events))
+        return await self.store.append_to_all(channel_ids, events, tenant)
+
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
         self.called(len(writes))
         try:
@@ -91,6 +97,8 @@ class CountingStore:
 
 class DistantStore:
     """A store whose answers take a while, and not always the same."""
+
+    is_remote = True
 
     def __init__(self, store: CountingStore) -> None:
         self.store = store
@@ -108,13 +116,22 @@ class DistantStore:
         raise WouldBlock
 
     async def append(self, writes: Sequence[Append], *, wait: bool) -> Sequence[AppendResult]:
-        channels = {write.channel_id for write in writes}
-        self.under_way.update(channels)
+        async with self._a_round_trip({write.channel_id for write in writes}):
+            return await self.store.append(writes, wait=wait)
+
+    async def append_to_all(
+        self, channel_ids: Sequence[bytes], events: Sequence[Event], tenant: Tenant | None = None
+    ) -> Sequence[int | MegaphoneError]:
+        async with self._a_round_trip(channel_ids):
+            return await self.store.append_to_all(channel_ids, events, tenant)
+
+    @asynccontextmanager
+    async def _a_round_trip(self, channel_ids: Collection[bytes]) -> AsyncIterator[None]:
+        self.under_way.update(channel_ids)
         self.most_for_a_channel = max(self.most_for_a_channel, *self.under_way.values())
         await asyncio.sleep(self._rng.uniform(0, ROUND_TRIP_S))
-        results = await self.store.append(writes, wait=wait)
-        self.under_way.subtract(channels)
-        return results
+        yield
+        self.under_way.subtract(channel_ids)
 
 
 class Node:

@@ -132,6 +132,20 @@ class MemoryStore:
         now = self._clock()
         return self._table.living(channel_id, now, tenant).accept_run(events, now)
 
+    async def append_to_all(
+        self,
+        channel_ids: Sequence[bytes],
+        events: Sequence[Event],
+        tenant: Tenant | None = None,
+    ) -> Sequence[int | MegaphoneError]:
+        results: list[int | MegaphoneError] = []
+        for channel_id in channel_ids:
+            try:
+                results.append(self.append_run_nowait(channel_id, events, tenant))
+            except MegaphoneError as error:
+                results.append(error.with_traceback(None))
+        return results
+
     async def _wait_for_room(self, write: Append) -> Stored:
         now = self._clock()
         channel = self._table.living(write.channel_id, now, write.tenant)

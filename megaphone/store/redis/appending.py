@@ -1,17 +1,17 @@
 """Appends events to channels in Redis: to each channel in order, to all channels at once."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import islice
 from typing import Any, NamedTuple
 
 from megaphone.core.log import new_tuple
 from megaphone.core.ports import Append, AppendResult, Stored, WouldBlock
+from megaphone.core.tenants import Tenant
 from megaphone.errors import ChannelNotFound, MegaphoneError, StoreUnavailable
 from megaphone.model import Event
 from megaphone.store.redis.calls import BEGUN_WORDS, Awaited, Call, Command, Functions, word
-from megaphone.store.redis.connection import Reply
+from megaphone.store.redis.connection import Argument, Reply
 from megaphone.store.redis.encoding import encoded, name_of
 from megaphone.store.redis.membership import Membership
 from megaphone.store.redis.writers import Writers
@@ -24,7 +24,7 @@ NO_CHANNEL = -1
 ORIGIN_WORDS = 4
 TENANTS_REMEMBERED = 100
 EVENT_WORDS = 3
-WORDS_TOLD = 5
+WORDS_TOLD = 4
 """How many words `append_to_all` returns about each reader of this node."""
 
 
@@ -57,7 +57,6 @@ class Appending:
         self._writers = writers
         self._on_handed = on_handed
         self._on_lost = on_lost
-        self._channels_at_once = CHANNELS_AT_ONCE if functions.takes_many_channels else 1
 
     def begin(self, write: Append, on_result: Callable[[AppendResult | Exception], None]) -> None:
         """See `core.ports.Store.begin_append`."""
@@ -72,15 +71,11 @@ class Appending:
         if len(writes) == 1:
             return await self._finish(writes, await self._start(writes), wait)
         results: list[AppendResult] = [WouldBlock()] * len(writes)
-        started = [
-            (group, self._start_group(group))
-            for group in groups_of(runs_of(writes).values(), self._channels_at_once)
-        ]
-        for group, results_to_come in started:
-            for run, results_of_run in zip(group, await results_to_come, strict=True):
-                finished = await self._finish(run.writes, results_of_run, wait)
-                for index, result in zip(run.indexes, finished, strict=True):
-                    results[index] = result
+        started = [(run, self._start(run.writes)) for run in runs_of(writes).values()]
+        for run, results_to_come in started:
+            finished = await self._finish(run.writes, await results_to_come, wait)
+            for index, result in zip(run.indexes, finished, strict=True):
+                results[index] = result
         return results
 
     async def _finish(
@@ -150,57 +145,59 @@ class Appending:
 
     # -- The same events for many channels
 
-    def _start_group(self, group: Sequence[Run]) -> Awaitable[Sequence[Sequence[AppendResult]]]:
-        """Append a group. The commands leave in this turn of the event loop."""
-        if len(group) == 1:
-            return self._group_of_one(self._start(group[0].writes))
-        arguments: list[Any] = []
-        for write in group[0].writes:
-            arguments += (write.event.id, encoded(write.event))
-        membership = self._membership
-        storing = self.functions.store_in_all(
-            "append_to_all",
-            [run.writes[0].channel_id for run in group],
-            membership.epoch,
-            membership.inbox,
-            name_of(group[0].writes[0].tenant),
-            *arguments,
-        )
-        return self._group(group, storing)
-
-    @staticmethod
-    async def _group_of_one(
-        started: Awaitable[Sequence[AppendResult]],
-    ) -> Sequence[Sequence[AppendResult]]:
-        return [await started]
-
-    async def _group(
-        self, group: Sequence[Run], started: Awaited
-    ) -> Sequence[Sequence[AppendResult]]:
-        size = len(group[0].writes)
-        try:
-            counts, told = await started.reply
-            results = [
-                self._results_of_channel(run.writes, count)
-                for run, count in zip(group, counts, strict=True)
-            ]
-            for place in range(0, len(told), WORDS_TOLD):
-                number, *handed = told[place : place + WORDS_TOLD]
-                accepted = group[number].writes[: counts[number]]
-                self._hand(handed, [write.event for write in accepted])
-            await started.confirmed()
-        except MegaphoneError as error:
-            for run in group:
-                self.note_failure(run.writes[0].channel_id, error)
-            return [[error] * size] * len(group)
+    async def append_to_all(
+        self, channel_ids: Sequence[bytes], events: Sequence[Event], tenant: Tenant | None
+    ) -> Sequence[int | MegaphoneError]:
+        """See `core.ports.Store.append_to_all`."""
+        if not self.functions.takes_many_channels:
+            return await self._append_to_each(channel_ids, events, tenant)
+        at_once = max(1, min(CHANNELS_AT_ONCE, EVENTS_AT_ONCE // len(events)))
+        groups = [
+            channel_ids[start : start + at_once] for start in range(0, len(channel_ids), at_once)
+        ]
+        arguments: list[Argument] = [name_of(tenant)]
+        for event in events:
+            arguments += (event.id, encoded(event))
+        epoch, inbox = self._membership.epoch, self._membership.inbox
+        started = [
+            self.functions.store_in_all("append_to_all", group, epoch, inbox, *arguments)
+            for group in groups
+        ]
+        results: list[int | MegaphoneError] = []
+        for group, one in zip(groups, started, strict=True):
+            results += await self._results_of_group(group, events, one)
         return results
 
-    @staticmethod
-    def _results_of_channel(run: Sequence[Append], count: int) -> Sequence[AppendResult]:
-        if count == NO_CHANNEL:
-            return [ChannelNotFound()] * len(run)
-        stored: list[AppendResult] = [Stored(write.event.id, is_new=True) for write in run[:count]]
-        return stored + [WouldBlock()] * (len(run) - count)
+    async def _append_to_each(
+        self, channel_ids: Sequence[bytes], events: Sequence[Event], tenant: Tenant | None
+    ) -> Sequence[int | MegaphoneError]:
+        """Append to each channel by a call of its own."""
+        started = [
+            self._start([Append(channel_id, event, None, tenant) for event in events])
+            for channel_id in channel_ids
+        ]
+        results: list[int | MegaphoneError] = []
+        for one in started:
+            of_channel = await one
+            last = of_channel[-1]
+            count = sum(isinstance(result, Stored) for result in of_channel)
+            results.append(last if isinstance(last, MegaphoneError) else count)
+        return results
+
+    async def _results_of_group(
+        self, group: Sequence[bytes], events: Sequence[Event], started: Awaited
+    ) -> Sequence[int | MegaphoneError]:
+        """Return what has become of the events, and give them to readers of this node."""
+        try:
+            counts, told = await started.reply
+            for place in range(0, len(told), WORDS_TOLD):
+                self._hand(told[place : place + WORDS_TOLD], events)
+            await started.confirmed()
+        except MegaphoneError as error:
+            for channel_id in group:
+                self.note_failure(channel_id, error)
+            return [error.with_traceback(None)] * len(group)
+        return [ChannelNotFound() if count == NO_CHANNEL else count for count in counts]
 
     # -- Readers of this node
 
@@ -295,19 +292,3 @@ def runs_of(writes: Sequence[Append]) -> dict[bytes, Run]:
         run.indexes.append(index)
         run.writes.append(write)
     return runs
-
-
-def groups_of(runs: Iterable[Run], channels_at_once: int) -> Iterable[Sequence[Run]]:
-    """Yield the runs in groups, each for one call: those with the same events and without keys go
-    together, as far as one call may be for so many channels; the others go alone."""
-    alike: dict[tuple[int, ...], list[Run]] = {}  # all have one tenant, because one client writes
-    for run in runs:
-        if any(write.request_id is not None for write in run.writes):
-            yield [run]
-        else:
-            alike.setdefault(tuple(id(write.event) for write in run.writes), []).append(run)
-    for events, together in alike.items():
-        at_once = max(1, min(channels_at_once, EVENTS_AT_ONCE // len(events)))
-        left = iter(together)
-        while group := list(islice(left, at_once)):
-            yield group

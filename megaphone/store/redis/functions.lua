@@ -503,8 +503,7 @@ end
 -- time, epoch, node, tenant, then for each event: id, event; all to many channels, of each of which
 -- only the first key is named: that is quicker, and only in a cluster slots move
 -- -> for each channel how many of the events found a place, -1 if there is no such channel; then what
--- readers of this node must be told, for each of them: the index of its channel from 0 on, and what
--- `hand_over` returns
+-- readers of this node must be told, for each of them what `hand_over` returns
 function functions.append_to_all(keys, args)
     local now, epoch, node, tenant = time_of(args[1]), tonumber(args[2]), args[3], args[4]
     local ids, events = {}, {}
@@ -523,8 +522,7 @@ function functions.append_to_all(keys, args)
                 local handle, first, handed, must_ask = self:hand_over(events, count, node)
                 if handle then
                     local n = #told
-                    told[n + 1], told[n + 2], told[n + 3], told[n + 4], told[n + 5]
-                        = i - 1, handle, first, handed, must_ask
+                    told[n + 1], told[n + 2], told[n + 3], told[n + 4] = handle, first, handed, must_ask
                 end
             end
             self:save()

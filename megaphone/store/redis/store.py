@@ -377,6 +377,14 @@ class RedisStore:
     ) -> int:
         raise WouldBlock
 
+    async def append_to_all(
+        self,
+        channel_ids: Sequence[bytes],
+        events: Sequence[Event],
+        tenant: Tenant | None = None,
+    ) -> Sequence[int | MegaphoneError]:
+        return await self._appending.append_to_all(channel_ids, events, tenant)
+
     def _on_handed(
         self, handle: str, first_offset: int, events: Sequence[Event], must_ask: bool
     ) -> None:

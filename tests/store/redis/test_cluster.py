@@ -395,9 +395,9 @@ async def test_events_go_to_many_channels_of_all_masters(cluster: RedisCluster) 
         ids = [b"%d" % number for number in range(9)]
         for channel_id in ids:
             await store.create(channel_id, f"agent.{channel_id.decode()}.1")
-        event = Event("a", "s", 0, b"1")
-        results = await store.append([Append(one, event) for one in [*ids, b"none"]], wait=False)
-        assert list(results[:-1]) == [Stored("a", is_new=True)] * 9
+        events = [Event(name, "s", 0, b"1") for name in "ab"]
+        results = await store.append_to_all([*ids, b"none"], events)
+        assert list(results[:-1]) == [2] * 9
         assert type(results[-1]).__name__ == "ChannelNotFound"
 
 
