@@ -29,8 +29,8 @@ class Alarms:
     __slots__ = ("_sleepers", "_ticks", "_timer", "_timer_tick")
 
     def __init__(self) -> None:
-        self._sleepers: dict[int, set[Sleeper]] = {}
-        """Those of each tick."""
+        self._sleepers: dict[int, dict[Sleeper, None]] = {}
+        """Those of each tick, in the order in which their alarms were set."""
         self._ticks: list[int] = []
         """A heap of these ticks, and of some that have no sleeper any more."""
         self._timer: asyncio.TimerHandle | None = None
@@ -38,16 +38,17 @@ class Alarms:
         """The tick for which `_timer` is set."""
 
     def set(self, due: float, sleeper: Sleeper) -> int:
-        """Wake a sleeper at a time of the event loop, or up to a tick later.
+        """Wake a sleeper at a time of the event loop, or up to a tick later. Those of one tick are
+        woken in the order of these calls.
 
         Returns: the tick, by which `cancel` finds the alarm.
         """
         tick = tick_of(due)
         sleepers = self._sleepers.get(tick)
         if sleepers is not None:
-            sleepers.add(sleeper)
+            sleepers[sleeper] = None
             return tick
-        self._sleepers[tick] = {sleeper}
+        self._sleepers[tick] = {sleeper: None}
         heappush(self._ticks, tick)
         self._set_timer()
         return tick
@@ -57,7 +58,7 @@ class Alarms:
         sleepers = self._sleepers.get(tick)
         if sleepers is None:
             return
-        sleepers.discard(sleeper)
+        sleepers.pop(sleeper, None)
         if not sleepers:
             del self._sleepers[tick]
             if len(self._ticks) > 2 * len(self._sleepers) + SPARE_TICKS:

@@ -6,6 +6,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -40,6 +41,15 @@ async def test_each_sleeper_is_woken_once_within_a_tick() -> None:
     for due, sleeper in zip(dues, sleepers, strict=True):
         [woken_at] = sleeper.woken_at
         assert -0.001 <= woken_at - due <= TICK_S + 0.001
+
+
+async def test_those_of_one_time_are_woken_in_the_order_of_their_alarms() -> None:
+    alarms, woken = Alarms(), list[int]()
+    due = now() + 1
+    for number in range(100):
+        alarms.set(due, Sleeper(partial(woken.append, number)))
+    await asyncio.sleep(2)
+    assert woken == list(range(100))
 
 
 async def test_an_alarm_that_was_cancelled_does_not_ring() -> None:
