@@ -102,8 +102,10 @@ class Agent:
 
     @property
     def is_owned(self) -> bool:
-        """Whether this node serves calls for the agent. A REPLICA is served by its source."""
-        return self.mode is not AgentMode.REPLICA
+        """Whether this node serves calls for the agent. A REPLICA is served by its source, also
+        while this node passes its copies on to another node."""
+        mode = self.before_pipe if self.mode is AgentMode.PIPED else self.mode
+        return mode is not AgentMode.REPLICA
 
     def is_warming_up(self, now: float) -> bool:
         return self.mode is AgentMode.MASTER and now < self.warm_at

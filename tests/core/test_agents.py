@@ -283,6 +283,17 @@ def test_a_node_answers_for_every_agent_but_its_replicas() -> None:
     assert owned == {"a": True, "piped": True, "replica": False, "unknown": True}
 
 
+def test_a_node_does_not_answer_for_a_replica_that_it_passes_on() -> None:
+    agents, agent = one(AgentMode.REPLICA)
+    agents.pipe("a")
+    agents.pipe("a")
+    assert agent.mode is AgentMode.PIPED
+    assert not agents.is_owned("a")
+    agents.promote("a", 0.0)
+    agents.pipe("a")
+    assert agents.is_owned("a")
+
+
 @pytest.mark.parametrize("mode", [AgentMode.MASTER, AgentMode.REPLICA])
 def test_an_agent_whose_pipes_led_nowhere_is_again_what_it_was(mode: AgentMode) -> None:
     agents, agent = one(mode)
