@@ -701,6 +701,8 @@ class Writing:
             except MegaphoneError as error:
                 if isinstance(error, ChannelNotFound):  # `_write_waiting` has counted one event
                     self._observer.events_unroutable(len(batch.events) - index - 1)
+                else:
+                    self._observer.refused(error)
                 return batch.refused(index, error)
             await batch.pace.work(EVENT_WORK)
         return None
