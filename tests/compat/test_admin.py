@@ -100,7 +100,7 @@ def test_both_refuse_to_dispose_of_what_is_no_address(brokers: Pair, address: st
         ("DELETE", "/channel/", 404),
         ("POST", "/vagent/list", 405),
         ("GET", "/vagent/add", 405),
-        ("GET", f"/channel/{UNKNOWN}", 405),
+        ("PUT", f"/channel/{UNKNOWN}", 405),
     ],
 )
 def test_other_routes_and_methods_have_the_same_status(
