@@ -4,9 +4,12 @@ GET    /vagent/list
 POST   /vagent/add
 POST   /vagent/promote
 POST   /vagent/pipe
+POST   /vagent/unpipe
+POST   /vagent/remove
 POST   /node/drain
 GET    /node/watch?interval_ms=1000&limit=50&sort=depth
 GET    /channel/list?skip=0&limit=50&agent=
+GET    /channel/{channel}
 DELETE /channel/{consumerAddress}
 """
 
