@@ -44,7 +44,7 @@ class Cluster:
         self._names = self._python("names", str(self.folder / "access.json"))
         for _ in range(NODES):
             self.start_node()
-        asyncio.run(self._wait_for_nodes())
+        asyncio.run(self.wait_for_nodes())
 
     def start_node(self) -> str:
         """Start one more node. Returns: its name."""
@@ -96,7 +96,8 @@ class Cluster:
             for name, body in name_service().items():
                 await api.create(path_of(name, "kube-system"), body)
 
-    async def _wait_for_nodes(self) -> None:
+    async def wait_for_nodes(self) -> None:
+        """Wait until the scheduler may use all nodes."""
         async with self.api() as api:
 
             async def are_ready() -> bool:

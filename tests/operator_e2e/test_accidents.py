@@ -158,6 +158,7 @@ async def test_a_machine_dies_with_the_copy_of_the_operator_that_leads(
         clients.begin()
         await lose(demo, cluster, machine, sum(agent_of(one) in dead for one in clients.channels))
         await demo.settled()
+    assert 0 < clients.gone < len(clients.channels)
     what = "a machine dies with one of two nodes and the leading operator"
     clients.judge(what, dead=dead, is_orderly=False)
 
@@ -179,11 +180,13 @@ async def machine_of(api: Api, namespace: str, pod: str) -> str:
 
 @asynccontextmanager
 async def replacing(cluster: Cluster) -> AsyncIterator[None]:
-    """Start another machine at the end, in the place of one that has died."""
+    """Start another machine at the end, in the place of one that has died, and wait until pods may
+    use it. Otherwise the nodes of the next scenario would share a machine."""
     try:
         yield
     finally:
         cluster.start_node()
+        await cluster.wait_for_nodes()
 
 
 async def agents_on(demo: Demo, machine: str) -> set[str]:
