@@ -1,4 +1,4 @@
-#!lua name=megaphone_1
+#!lua name=megaphone_2
 
 -- The rules of a channel, as functions of Redis. They are the rules of `megaphone.core.log` and
 -- `megaphone.core.channel`, in offsets; where this file is silent, the docstrings there hold.
@@ -908,7 +908,7 @@ end
 local function register(names, flags)
     for i = 1, #names do
         redis.register_function{
-            function_name = 'mp1_' .. names[i], callback = functions[names[i]], flags = flags,
+            function_name = 'mp2_' .. names[i], callback = functions[names[i]], flags = flags,
         }
     end
 end

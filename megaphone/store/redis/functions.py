@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-LAYOUT = 1
+LAYOUT = 2
 """The version of the keys, their contents and the functions. Nodes with different versions cannot
 share channels, but may share a Redis, because the names of library and functions have it."""
 LIBRARY = f"megaphone_{LAYOUT}"

@@ -30,7 +30,7 @@ async def test_a_store_is_measured_and_nothing_stays(server: RedisServer) -> Non
 
 
 async def test_the_functions_that_nodes_use_stay_as_they_are(server: RedisServer) -> None:
-    of_others = "#!lua name=megaphone_1\nredis.register_function('mp1_remove', function() end)"
+    of_others = "#!lua name=megaphone_2\nredis.register_function('mp2_remove', function() end)"
     server.call("FUNCTION", "LOAD", of_others)
     async with looking_at(server.url, "mp") as (link, _):
         with pytest.raises(ReplyError):  # the node has others: this one makes no channels
