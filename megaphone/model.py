@@ -95,7 +95,8 @@ class AgentMode(Enum):
     REPLICA = "REPLICA"
     """Another node replicates the agent to this one. It takes no new channels."""
     PIPED = "PIPED"
-    """The agent is served here and replicated to another node. It takes no new channels."""
+    """This node replicates the agent to another one. It is served here, unless it was a REPLICA
+    before. It takes no new channels."""
 
 
 class ReadKind(StrEnum):

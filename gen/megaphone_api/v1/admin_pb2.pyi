@@ -37,7 +37,9 @@ class _AgentModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AgentMode.V
     AGENT_MODE_REPLICA: _AgentMode.ValueType  # 2
     """Another node replicates the agent to this one. The agent takes no new channels."""
     AGENT_MODE_PIPED: _AgentMode.ValueType  # 3
-    """This node serves the agent and replicates it to other nodes. The agent takes no new channels."""
+    """This node replicates the agent to other nodes, and serves it, unless it was a REPLICA before. The
+    agent takes no new channels.
+    """
 
 class AgentMode(_AgentMode, metaclass=_AgentModeEnumTypeWrapper):
     """The role of a virtual agent on this node."""
@@ -48,7 +50,9 @@ AGENT_MODE_MASTER: AgentMode.ValueType  # 1
 AGENT_MODE_REPLICA: AgentMode.ValueType  # 2
 """Another node replicates the agent to this one. The agent takes no new channels."""
 AGENT_MODE_PIPED: AgentMode.ValueType  # 3
-"""This node serves the agent and replicates it to other nodes. The agent takes no new channels."""
+"""This node replicates the agent to other nodes, and serves it, unless it was a REPLICA before. The
+agent takes no new channels.
+"""
 Global___AgentMode: _TypeAlias = AgentMode  # noqa: Y015
 
 @_typing.final
