@@ -15,7 +15,9 @@ from tests.support.checker import Kind
 from tests.support.fault_runs import Scenario, run_all
 from tests.support.process import BrokerProcess, broker_process
 from tests.support.raw_http import Node
+from tests.support.redis_cluster import eventually, role_of
 from tests.support.redis_server import RedisServer, redis_server, sentinel
+from tests.support.settings import IS_LONG
 from tests.support.shared_runs import Fleet, Result, Run, run_under
 
 WINDOW_S = 0.4
@@ -216,3 +218,30 @@ async def test_no_loss_at_a_new_master_is_untold(tmp_path: Path, wait_replicas: 
     assert not blame(results), blame(results)
     if wait_replicas:
         assert not any(one.verdict.lost_told or one.ended for one in results)
+
+
+@pytest.mark.skipif(not IS_LONG and MORE == 1, reason="takes long")
+@pytest.mark.timeout((2 * MORE + 1) * NEW_MASTER_WITHIN_S)
+async def test_no_loss_at_a_master_that_stood_still_is_untold(tmp_path: Path) -> None:
+    """It goes on when another one has taken over, and is a master itself for some seconds more."""
+    with replicated() as (servers, url):
+        master_of(servers)
+        with fleet_of(tmp_path, url, 2) as fleet:
+
+            def freeze_a_master() -> None:
+                frozen = master_of(servers)
+                others = [one for one in servers if one is not frozen]
+                frozen.freeze()
+                try:
+                    eventually(lambda: "master" in map(role_of, others))
+                finally:
+                    frozen.thaw()
+
+            async def freeze_masters() -> None:
+                for _ in range(2 * MORE):
+                    await asyncio.sleep(1)
+                    await asyncio.to_thread(freeze_a_master)
+                await asyncio.sleep(1)
+
+            results = await run_under(freeze_masters, fleet, range(3), store_may_go_back=True)
+    assert not blame(results), blame(results)

@@ -48,6 +48,7 @@ from megaphone.store.redis.link import (
     tls_of,
 )
 from megaphone.store.redis.masters import OneServer
+from megaphone.store.redis.opinions import opinions_of
 from megaphone.store.redis.slots import SlotMap, epochs_in, slot_of
 from megaphone.store.redis.url import StoreUrl, Topology
 
@@ -65,6 +66,8 @@ MAP_S = 1.0
 """How often this node asks for the slots, if nothing tells it that they have changed."""
 MAP_AGAIN_S = 0.2
 """How long it waits between two questions, if something does."""
+OTHERS_ASKED = 2
+"""How many servers are asked whether a master was replaced, beside those that may replace it."""
 KEPT_S = 10.0
 """How long a link to a master without slots is kept after a call was sent there."""
 NOT_DONE = (Redirected, TryAgain, ClusterDown)
@@ -357,7 +360,9 @@ class ClusterLink:
             self.url,
             name=self._name,
             greet=partial(self._greet_master, place),
-            masters=OneServer(place, f"the master {place} of the store"),
+            masters=OneServer(
+                place, f"the master {place} of the store", partial(self._is_replaced, place)
+            ),
             counts=self.counts,
         )
         link.on_down = self._doubt
@@ -482,8 +487,27 @@ class ClusterLink:
             return outdated[0]
         raise next((one for one in refusals if isinstance(one, UnusableStore)), refusals[0])
 
-    async def _ask_for_map(self, place: Endpoint) -> SlotMap:
-        link = self._links.get(place)
+    async def _is_replaced(self, place: Endpoint) -> bool:
+        """Ask whether another server has replaced a master: its replicas, because one of them
+        would know it first, and some others."""
+        replicas = self._map.replicas_of(place)
+        known = chain(self._links, self.url.endpoints)
+        others = [one for one in dict.fromkeys(known) if one != place and one not in replicas]
+        asked = [*replicas, *random.sample(others, min(len(others), OTHERS_ASKED))]
+        if not asked:
+            return False
+        maps, _ = await opinions_of(self._ask_for_map(one, by_link=False) for one in asked)
+        newer = [one for one in maps if one.is_complete and not one.is_older_than(self._map)]
+        is_replaced = place in self._replaced or any(
+            place in self._map.replaced_until(one) for one in newer
+        )
+        if is_replaced:
+            self._doubt()
+        return is_replaced
+
+    async def _ask_for_map(self, place: Endpoint, *, by_link: bool = True) -> SlotMap:
+        """Ask a server for the slots, by its link if it has one that is up."""
+        link = self._links.get(place) if by_link else None
         connection = None
         if link is None or not link.is_up:
             connection, _ = await connect_to(

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
+import math
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import islice
 from time import monotonic
@@ -31,13 +32,21 @@ Reply = Any
 Argument = bytes | str | int
 Place = Endpoint | str
 """Where a server is: an endpoint, or the path of a unix socket."""
+IsReplaced = Callable[[], Awaitable[bool]]
+"""Asks others whether another server has replaced a certain master. Returns False if nobody says
+so, and raises nothing."""
 
 CONNECT_S = 2.0
 """How long it may take until the connection is there, with TLS."""
 CALL_S = 2.0
 """How long a call may take."""
-IDLE_S = 1.0
+IDLE_S = 0.25
 """An idle server is sent a PING after this time."""
+DOUBTED_S = 0.8
+"""A server that was silent for longer may have stood still, and may have been replaced meanwhile.
+Nobody replaces a master sooner, if the store has the least timeout that docs/store.md allows."""
+CONFIRMED_WITHIN_S = 1.0
+"""How long others have to say whether it was. If nobody says so by then, it was not."""
 SILENCE_S = 3.0
 """A server that says nothing for so long, though it is asked, is gone."""
 CHECK_S = 0.25
@@ -91,10 +100,18 @@ class Connection(asyncio.Protocol):
     Calls of one turn of the loop leave in one write. When the connection ends, calls whose answers
     are missing fail with StoreUnavailable and `may_have_happened`. Calls that were not written yet
     did not happen: the owner may take them back by `take_unsent`, else they fail without the flag.
+
+    `is_replaced`, if it is given, asks others whether another server has replaced this one. It is
+    asked about the first answer, and about an answer after DOUBTED_S of silence: a master that goes
+    on after it stood still takes calls until it learns that it is none any more. If it was
+    replaced, nobody gets its answer, and the connection ends.
     """
 
     def __init__(
-        self, counts: StoreCounts, on_push: Callable[[list[Any]], None] | None = None
+        self,
+        counts: StoreCounts,
+        on_push: Callable[[list[Any]], None] | None = None,
+        is_replaced: IsReplaced | None = None,
     ) -> None:
         loop = asyncio.get_running_loop()
         self.on_change: Callable[[], None] | None = None
@@ -121,6 +138,12 @@ class Connection(asyncio.Protocol):
         self._writes: deque[tuple[int, float]] = deque()
         """For each write with calls that are not answered: `_sent` after it, and its time."""
         self._heard_at = monotonic()
+        self._is_replaced = is_replaced
+        self._believed_s = math.inf if is_replaced is None else -math.inf
+        """After how much silence what the server says is handled at once."""
+        self._doubted: list[bytes] = []
+        """What it has said after more."""
+        self._confirming: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = loop
         self._call_soon = loop.call_soon
@@ -138,7 +161,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def heard_at(self) -> float:
-        """When the server said something last, as `time.monotonic` counts."""
+        """When the server said something last that was handled, as `time.monotonic` counts."""
         return self._heard_at
 
     def call(self, *args: Argument) -> asyncio.Future[Reply]:
@@ -204,6 +227,8 @@ class Connection(asyncio.Protocol):
         assert self._timer is not None
         assert self._transport is not None
         self._timer.cancel()
+        if self._confirming is not None:
+            self._confirming.cancel()
         self._transport.abort()
         self._tell_owner()
         for _ in range(len(self._calls) - len(self._unsent)):
@@ -233,7 +258,7 @@ class Connection(asyncio.Protocol):
             self.call("PING").add_done_callback(lambda done: done.exception())
 
     def _check_answers(self, now: float) -> None:
-        silent_s = now - self._heard_at
+        silent_s = 0.0 if self._doubted else now - self._heard_at
         if silent_s >= SILENCE_S and now - self._writes[0][1] >= CALL_S - CHECK_S:
             self.end(f"the server was silent for {silent_s:.1f} s")
             return
@@ -257,7 +282,35 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.ended.done():
             return
-        now = self._heard_at = monotonic()
+        now = monotonic()
+        if now - self._heard_at > self._believed_s:
+            self._doubt(data)
+        else:
+            self._handle(data, now)
+
+    def _doubt(self, data: bytes) -> None:
+        self._doubted.append(data)
+        if self._confirming is None:
+            self._confirming = self._loop.create_task(self._confirm())
+
+    async def _confirm(self) -> None:
+        """Handle what the server has said, or end the connection."""
+        assert self._is_replaced is not None
+        try:
+            async with asyncio.timeout(CONFIRMED_WITHIN_S):
+                is_replaced = await self._is_replaced()
+        except TimeoutError:
+            is_replaced = False
+        self._confirming = None
+        data, self._doubted = b"".join(self._doubted), []
+        if is_replaced:
+            self.end("another server has replaced it")
+        else:
+            self._believed_s = DOUBTED_S
+            self._handle(data, monotonic())
+
+    def _handle(self, data: bytes, now: float) -> None:
+        self._heard_at = now
         reader, calls = self._reader, self._calls
         try:
             reader.feed(data)

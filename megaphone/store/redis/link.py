@@ -266,8 +266,13 @@ class Link:
         Raises: StoreUnavailable; UnusableStore.
         """
         place = await self._masters.find()
+        is_replaced = self._masters.question_about(place)
         connection, server = await connect_to(
-            place, self.url, self._tls, self._name, lambda: Connection(counts, on_push)
+            place,
+            self.url,
+            self._tls,
+            self._name,
+            lambda: Connection(counts, on_push, is_replaced),
         )
         self.server = server
         try:

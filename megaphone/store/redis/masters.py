@@ -4,7 +4,7 @@ import ssl
 from collections.abc import Callable
 from typing import Protocol
 
-from megaphone.store.redis.connection import Place
+from megaphone.store.redis.connection import IsReplaced, Place
 from megaphone.store.redis.sentinel import Sentinels
 from megaphone.store.redis.url import StoreUrl, Topology
 
@@ -25,16 +25,20 @@ class Masters(Protocol):
     def is_master(self, place: Place) -> bool:
         """Return False if the server at a place is known not to be the master any more."""
 
+    def question_about(self, place: Place) -> IsReplaced | None:
+        """Return what asks whether the server at a place was replaced; None if it cannot be."""
+
     async def aclose(self) -> None: ...
 
 
 class OneServer:
-    """The only server there is."""
+    """The only server there is, for one link."""
 
-    def __init__(self, place: Place, name: str) -> None:
+    def __init__(self, place: Place, name: str, is_replaced: IsReplaced | None = None) -> None:
         self.on_switch: Callable[[], None] | None = None
         self.name = name
         self._place = place
+        self._is_replaced = is_replaced
 
     async def start(self) -> None:
         pass
@@ -44,6 +48,9 @@ class OneServer:
 
     def is_master(self, place: Place) -> bool:
         return place == self._place
+
+    def question_about(self, place: Place) -> IsReplaced | None:
+        return self._is_replaced
 
     async def aclose(self) -> None:
         pass

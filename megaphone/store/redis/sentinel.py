@@ -12,6 +12,7 @@ from megaphone.model import Endpoint
 from megaphone.store.redis.connection import (
     CALL_S,
     Connection,
+    IsReplaced,
     Place,
     dial,
     say_hello,
@@ -19,14 +20,13 @@ from megaphone.store.redis.connection import (
 from megaphone.store.redis.counts import StoreCounts
 from megaphone.store.redis.errors import ReplyError, UnusableStore
 from megaphone.store.redis.keeper import Keeper
+from megaphone.store.redis.opinions import opinions_of
 from megaphone.store.redis.url import StoreUrl
 
 log = logging.getLogger(__name__)
 
 SWITCH = "+switch-master"
 """The channel in which a Sentinel tells of a new master."""
-ANSWERS_S = 0.3
-"""How long the other Sentinels have to answer when one has."""
 NAME = "megaphone"
 
 
@@ -77,6 +77,15 @@ class Sentinels:
     def is_master(self, place: Place) -> bool:
         return self._told is None or place == self._told
 
+    def question_about(self, place: Place) -> IsReplaced:
+        return partial(self._is_replaced, place)
+
+    async def _is_replaced(self, place: Place) -> bool:
+        try:
+            return await self.find() != place
+        except (StoreUnavailable, UnusableStore):
+            return not self.is_master(place)
+
     async def find(self) -> Place:
         """Ask all Sentinels, and return the master of the newest failover that any of them knows.
 
@@ -84,16 +93,8 @@ class Sentinels:
             none lets this node in.
         """
         switches = self._switches
-        asked = {asyncio.create_task(self._ask(endpoint)) for endpoint in self._url.endpoints}
-        try:
-            answered = await _first_answers(asked)
-        finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-        opinions = [task.result() for task in answered if task.exception() is None]
+        opinions, errors = await opinions_of(map(self._ask, self._url.endpoints))
         if not opinions:
-            errors = [error for task in answered if (error := task.exception()) is not None]
             raise next((e for e in errors if isinstance(e, UnusableStore)), errors[0])
         newest = max(opinions)
         if self._is_outdated(newest) and len(opinions) <= len(self._url.endpoints) // 2:
@@ -183,17 +184,3 @@ class Sentinels:
         self._switches += 1
         if self.on_switch is not None:
             self.on_switch()
-
-
-async def _first_answers(
-    asked: set[asyncio.Task[_Opinion]],
-) -> set[asyncio.Task[_Opinion]]:
-    """Wait until one has answered, and then a little for the others. Return those that are done."""
-    pending = asked
-    while pending:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        if any(task.exception() is None for task in done):
-            break
-    if pending:
-        await asyncio.wait(pending, timeout=ANSWERS_S)
-    return {task for task in asked if task.done()}

@@ -35,12 +35,14 @@ class SlotMap:
         self,
         ranges: Sequence[tuple[int, int, Endpoint]],
         epochs: Mapping[Endpoint, int] | None = None,
+        replicas: Mapping[Endpoint, Sequence[Endpoint]] | None = None,
     ) -> None:
         """A range has a first slot, a last slot and their master. The epochs are those in which the
         masters got slots last, as far as the server tells them: if two masters claim a slot, the
         cluster follows the one with the higher epoch."""
         self._ranges = ranges
         self._epochs = epochs or {}
+        self._replicas = replicas or {}
         self._owners: dict[int, Endpoint] = {}
         self.masters: Sequence[Endpoint] = list(dict.fromkeys(place for _, _, place in ranges))
         """The masters that have slots."""
@@ -54,18 +56,23 @@ class SlotMap:
     ) -> "SlotMap":
         """Read the answer to CLUSTER SLOTS. A server that does not name its own host has the one at
         which it was asked. The epochs are by the ids of the servers."""
-        ranges, known = [], {}
-        for first, last, [host, port, *more], *_ in answer:
-            if host != UNKNOWN_HOST:
-                place = Endpoint(host.decode() if host else asked.host, port)
+        ranges, known, replicas = [], {}, {}
+        for first, last, master, *others in answer:
+            if (place := _place_of(master, asked)) is not None:
                 ranges.append((first, last, place))
-                if epochs and more[0] in epochs:
-                    known[place] = epochs[more[0]]
-        return cls(sorted(ranges, key=lambda one: one[0]), known)
+                places = (_place_of(one, asked) for one in others)
+                replicas[place] = [one for one in places if one is not None]
+                if epochs and master[2] in epochs:
+                    known[place] = epochs[master[2]]
+        return cls(sorted(ranges, key=lambda one: one[0]), known, replicas)
 
     def owner_of(self, slot: int) -> Endpoint | None:
         """Return the master of a slot, None if nobody has it."""
         return self._owners.get(slot)
+
+    def replicas_of(self, master: Endpoint) -> Sequence[Endpoint]:
+        """Return the servers of which one may replace a master."""
+        return self._replicas.get(master, ())
 
     def note(self, slot: int, owner: Endpoint) -> None:
         """Note that a slot has another master."""
@@ -118,6 +125,14 @@ class SlotMap:
         start = random.randrange(MANY)
         tags = map(str, count(start))
         return next(tag for tag in tags if self._owners.get(slot_of(tag)) == owner)
+
+
+def _place_of(server: Sequence[Any], asked: Endpoint) -> Endpoint | None:
+    """Return where a server is, which has its host and port first; None if its host is unknown."""
+    host, port, *_ = server
+    if host == UNKNOWN_HOST:
+        return None
+    return Endpoint(host.decode() if host else asked.host, port)
 
 
 def epochs_in(nodes: bytes | str) -> dict[bytes, int]:

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 import hiredis
 import pytest
 
+from megaphone.errors import StoreUnavailable
 from megaphone.model import Endpoint
 from megaphone.store.redis import cluster_link
+from megaphone.store.redis import connection as connections
 from megaphone.store.redis.cluster_link import ClusterLink
 from megaphone.store.redis.slots import SLOTS
 from megaphone.store.redis.url import StoreUrl
@@ -33,10 +35,13 @@ class FalseServer:
     """The keys of the calls that it got."""
     redirects_to: "FalseServer | None" = None
     is_silent: bool = False
+    goes_on: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared while the server stands still. Later it answers all that it got meanwhile."""
     server: asyncio.Server | None = None
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
 
     async def start(self) -> None:
+        self.goes_on.set()
         self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
         self.port = self.server.sockets[0].getsockname()[1]
 
@@ -57,6 +62,7 @@ class FalseServer:
             while data := await reader.read(65_536):
                 parser.feed(data)
                 while (command := parser.gets()) is not False:
+                    await self.goes_on.wait()
                     if not self.is_silent:
                         writer.write(self._answer([word.decode() for word in command]))
         except ConnectionError:
@@ -216,3 +222,78 @@ async def test_a_master_that_was_dead_before_has_taken_nothing(
     await asked_again(cluster)
     await replace(cluster)
     assert cluster.warnings == 0
+
+
+@pytest.fixture
+def doubted_s(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Doubt masters that were silent for less time. Idle ones are asked whether they are there."""
+    for name, seconds in {"CHECK_S": 0.02, "IDLE_S": 0.05, "DOUBTED_S": 0.3}.items():
+        monkeypatch.setattr(connections, name, seconds)
+    return 0.3
+
+
+async def answer_of_a_master_that_stood_still(cluster: FalseCluster, seconds: float) -> object:
+    cluster.old.goes_on.clear()
+    call = cluster.link.call("GET", KEY)
+    await asyncio.sleep(seconds)
+    cluster.old.goes_on.set()
+    try:
+        return await call
+    except StoreUnavailable as error:
+        return error
+
+
+async def test_nobody_gets_the_answer_of_a_master_that_stood_still_until_it_was_replaced(
+    doubted_s: float, cluster: FalseCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_link, "MAP_S", 60)
+    assert await cluster.link.call("GET", KEY) == b"old"
+    cluster.know(cluster.other, cluster.new, owner=cluster.new, epoch=3)
+    answer = await answer_of_a_master_that_stood_still(cluster, 2 * doubted_s)
+    assert cluster.old.asked == [KEY, KEY]
+    assert isinstance(answer, StoreUnavailable)
+    assert answer.may_have_happened
+    await goes_to(cluster, cluster.new)
+    assert await cluster.link.call("GET", KEY) == b"new"
+
+
+async def test_a_master_that_stood_still_is_believed_if_others_confirm_it(
+    doubted_s: float, cluster: FalseCluster
+) -> None:
+    assert await answer_of_a_master_that_stood_still(cluster, 2 * doubted_s) == b"old"
+    assert await cluster.link.call("GET", KEY) == b"old"
+
+
+async def test_a_master_that_stood_still_is_believed_if_nobody_else_answers(
+    doubted_s: float, cluster: FalseCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "CONFIRMED_WITHIN_S", 0.2)
+    cluster.other.is_silent = cluster.new.is_silent = True
+    assert await answer_of_a_master_that_stood_still(cluster, 2 * doubted_s) == b"old"
+    cluster.other.die()
+    cluster.new.die()
+    assert await answer_of_a_master_that_stood_still(cluster, 2 * doubted_s) == b"old"
+
+
+async def test_what_follows_an_answer_that_is_doubted_waits_with_it(
+    doubted_s: float, cluster: FalseCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answers keep their order, and none is lost."""
+    monkeypatch.setattr(connections, "CONFIRMED_WITHIN_S", 0.5)
+    cluster.other.is_silent = cluster.new.is_silent = True
+    cluster.old.goes_on.clear()
+    answered: list[int] = []
+
+    async def get(number: int) -> None:
+        assert await cluster.link.call("GET", KEY) == b"old"
+        answered.append(number)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(get(1))
+        await asyncio.sleep(2 * doubted_s)
+        cluster.old.goes_on.set()
+        group.create_task(get(2))
+        while len(cluster.old.asked) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        assert not answered
+    assert answered == [1, 2]

@@ -11,6 +11,7 @@ import pytest
 
 from megaphone.errors import StoreUnavailable
 from megaphone.model import Endpoint
+from megaphone.store.redis import opinions
 from megaphone.store.redis import sentinel as sentinels
 from megaphone.store.redis.errors import NoPermission
 from megaphone.store.redis.sentinel import Sentinels
@@ -131,7 +132,7 @@ async def test_an_older_failover_counts_only_if_most_sentinels_say_so(
 ) -> None:
     """They were set up anew if they do."""
     monkeypatch.setattr(sentinels, "CALL_S", 0.3)
-    monkeypatch.setattr(sentinels, "ANSWERS_S", 0.1)
+    monkeypatch.setattr(opinions, "OTHERS_S", 0.1)
     false = [FalseSentinel(NEW, 2) for _ in range(3)]
     asked = await ask(*false)
     assert await asked.find() == NEW
