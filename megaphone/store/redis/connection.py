@@ -301,6 +301,9 @@ class Connection(asyncio.Protocol):
                 is_replaced = await self._is_replaced()
         except TimeoutError:
             is_replaced = False
+        except Exception:
+            log.exception("this node could not ask whether the master was replaced")
+            is_replaced = False
         self._confirming = None
         data, self._doubted = b"".join(self._doubted), []
         if is_replaced:

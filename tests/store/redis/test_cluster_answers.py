@@ -14,6 +14,7 @@ from megaphone.model import Endpoint
 from megaphone.store.redis import cluster_link
 from megaphone.store.redis import connection as connections
 from megaphone.store.redis.cluster_link import ClusterLink
+from megaphone.store.redis.counts import StoreCounts
 from megaphone.store.redis.slots import SLOTS
 from megaphone.store.redis.url import StoreUrl
 
@@ -297,3 +298,20 @@ async def test_what_follows_an_answer_that_is_doubted_waits_with_it(
             await asyncio.sleep(0.01)
         assert not answered
     assert answered == [1, 2]
+
+
+async def test_a_question_that_fails_ends_no_connection(
+    cluster: FalseCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def is_replaced() -> bool:
+        raise RuntimeError("a bug")
+
+    connection = await connections.dial(
+        cluster.old.place,
+        None,
+        lambda: connections.Connection(StoreCounts(), is_replaced=is_replaced),
+    )
+    assert await connection.call("GET", KEY) == b"old"
+    assert await connection.call("GET", KEY) == b"old"
+    assert caplog.text.count("this node could not ask whether the master was replaced") == 1
+    await connection.aclose()
