@@ -277,7 +277,7 @@ async def test_the_lane_answers_clients_with_certificates(
     made = authority.issue()
     shop = authority.issue("shop", names=(SHOP,))
     auth = Auth(require=tuple(Action), certificates=GROUPS)
-    settings = fast_settings(tls=made.tls_for_known_clients, auth=auth)
+    settings = fast_settings(tls=made.tls_for_known_clients, auth=auth, http_lane=True)
     async with (
         running(settings) as app,
         http_client(app, authority.file.read_bytes(), shop) as face,

@@ -18,7 +18,7 @@ import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
@@ -26,7 +26,7 @@ from unittest import mock
 from megaphone.app import App, running
 from megaphone.core.access import ANYONE, Names
 from megaphone.core.budget import Budget
-from megaphone.errors import MegaphoneError
+from megaphone.errors import ChannelNotFound, MegaphoneError
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
 from megaphone.observe.calls import OK
@@ -265,7 +265,17 @@ class Side:
                 for call in calls:
                     call.close()
             await self._pass_turns()
-        return [await call.record() for call in calls]
+        records = [await call.record() for call in calls]
+        await self._dispose_of_channels()
+        return records
+
+    async def _dispose_of_channels(self) -> None:
+        """Remove all channels, because one that expires later would count in another exchange."""
+        admin = self.app.admin
+        while addresses := await admin.list_channels():
+            for address in addresses:
+                with suppress(ChannelNotFound):
+                    await admin.dispose(address)
 
     async def _run(self, calls: Sequence["Call"]) -> None:
         for number in range(max(len(call.exchange.steps) for call in calls)):
