@@ -24,6 +24,7 @@ from megaphone.config import KEYS, load
 from megaphone.testing import Broker
 from megaphone_client.sync import Megaphone
 from megaphone_operator.cli import parser
+from tests.support.build import pure_only
 from tests.support.documented import ROOT
 from tests.support.kubernetes_programs import ARE_FOR_THIS_MACHINE, run_program
 
@@ -101,6 +102,7 @@ def all_pages() -> list[str]:
     return subprocess.check_output(["git", "ls-files", "*.md"], cwd=ROOT, text=True).split()
 
 
+@pure_only("the source is hidden from these tests")
 def test_each_page_with_code_has_a_test_that_runs_it() -> None:
     found = {
         page: languages
@@ -342,6 +344,7 @@ def test_the_certificates_of_nodes_are_settings(tmp_path: Path) -> None:
     assert (nodes.address, nodes.ca) == ("0.0.0.0:3002", "authority.pem")
 
 
+@pure_only("the source is hidden from these tests")
 def test_pictures_are_small_and_shown() -> None:
     shown = {
         picture

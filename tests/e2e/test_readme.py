@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.build import pure_only
 from tests.support.process import BrokerProcess, broker_process, environment, wait_until_it_serves
 from tests.support.settings import IS_LONG
 
@@ -29,6 +30,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
         yield broker
 
 
+@pure_only("the source is hidden from these tests")
 def test_make_starts_the_broker(tmp_path: Path) -> None:
     process = started(START, environment(tmp_path, {}))
     assert process.stderr is not None

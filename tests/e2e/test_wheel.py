@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from release.distributions import OPERATOR_FOLDER, build_companions, hatchling
+from tests.support.build import pure_only
 from tests.support.process import broker_process, environment
 
 pytestmark = pytest.mark.group("wheel")
@@ -92,6 +93,7 @@ def test_without_its_extra_a_shared_store_says_what_to_install(
     assert done.stderr.splitlines()[-1].endswith("pip install 'megaphone-broker[redis]'")
 
 
+@pure_only("the source is hidden from these tests")
 @pytest.mark.timeout(400)
 def test_the_wheel_brings_the_generated_code_and_its_types(installed: Path, tmp_path: Path) -> None:
     [imports] = re.findall(r"```python\n(.*?)```", API_README.read_text(), re.DOTALL)
@@ -102,6 +104,7 @@ def test_the_wheel_brings_the_generated_code_and_its_types(installed: Path, tmp_
     assert run(str(installed / "python"), "-c", code, cwd=tmp_path) == "True\n"
 
 
+@pure_only("the source is hidden from these tests")
 @pytest.mark.timeout(400)
 def test_the_installed_schema_can_be_compiled_as_it_is(installed: Path, tmp_path: Path) -> None:
     site = Path(run(str(installed / "python"), "-c", SITE, cwd=tmp_path).strip())

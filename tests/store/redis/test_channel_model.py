@@ -14,6 +14,7 @@ from megaphone.core.budget import Budget
 from megaphone.store.redis.functions import source
 from tests.core.test_channel_model import ChannelMachine, Model
 from tests.store.redis.blocking import NODE, BlockingClient, RemoteChannel
+from tests.support.build import pure_only
 from tests.support.redis_fixtures import shared_server
 from tests.support.settings import IS_LONG, limits
 
@@ -65,6 +66,7 @@ def client_of(kind: str) -> Iterator[BlockingClient]:
         server.flush()
 
 
+@pure_only("its waiters inherit from those of the core")
 @pytest.mark.hypothesis
 @pytest.mark.parametrize("kind", SEQUENCES)
 def test_the_functions_agree_with_the_model(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
