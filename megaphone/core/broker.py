@@ -28,6 +28,7 @@ from megaphone.core.peers import PeerLimits
 from megaphone.core.ports import Lease, Observer, Store, Tracing, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
+from megaphone.core.tasks import Start, with_tasks, within
 from megaphone.core.tenants import Tenant, Tenants
 from megaphone.core.traces import UNTRACED
 from megaphone.core.writing import Writing, checked, checked_streams
@@ -381,10 +382,12 @@ class Broker(Writing):
             except MegaphoneError as error:
                 opened[index] = error.with_traceback(None)
 
+        async def open_all(start: Start) -> None:
+            for index, (address, cursor) in enumerate(channels):
+                start(open_one(index, address, cursor))
+
         try:
-            async with asyncio.TaskGroup() as group:
-                for index, (address, cursor) in enumerate(channels):
-                    group.create_task(open_one(index, address, cursor))
+            await with_tasks(open_all)
         except BaseException:
             for one in opened:
                 if isinstance(one, Reader):
@@ -509,13 +512,14 @@ class Broker(Writing):
         readers = {reader for reader in self._readers if reader.agent == agent}
         for reader in readers:
             reader.end(ReadEnd.MOVED)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DRAIN_GRACE_S):
-                while readers & self._readers:
-                    self._read_ended.clear()
-                    await self._read_ended.wait()
+        await within(DRAIN_GRACE_S, self._until_ended(readers))
         for reader in readers & self._readers:
             reader.abort()
+
+    async def _until_ended(self, readers: set[Reader]) -> None:
+        while readers & self._readers:
+            self._read_ended.clear()
+            await self._read_ended.wait()
 
     def _on_read_end(self, reader: Reader) -> None:
         self._readers.discard(reader)

@@ -5,9 +5,7 @@ in each test. A slice takes about a millisecond.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 SLICE: Final = 16_384
 """The amount of work in one slice. To check one byte of a body is an amount of 1."""
@@ -17,8 +15,6 @@ EVENT_WORK: Final = 128
 """The amount of work to make an event, or to write an event to a channel."""
 ANSWER_WORK = 32
 """The amount of work to make one entry of a long response."""
-CANCELLED_AT_ONCE = 200
-"""How many tasks are cancelled before other tasks get a turn."""
 FREED_AT_ONCE = 200
 """How many entries of a mapping are freed before tasks get a turn."""
 
@@ -43,39 +39,6 @@ class Pace:
             return False
         self._left = SLICE
         return True
-
-
-Result = TypeVar("Result")
-
-
-class Start(Protocol):
-    def __call__(self, work: Coroutine[Any, Any, Result], /) -> asyncio.Task[Result]: ...
-
-
-@asynccontextmanager
-async def many_tasks() -> AsyncIterator[Start]:
-    """A context that starts tasks and waits for them at its end, like `asyncio.TaskGroup`.
-
-    If the context is cancelled, it cancels the tasks in slices.
-    """
-    tasks: list[asyncio.Task[Any]] = []
-
-    def start(work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        task = group.create_task(work)
-        tasks.append(task)
-        return task
-
-    async with asyncio.TaskGroup() as group:
-        try:
-            yield start
-            if tasks:
-                await asyncio.wait(tasks)
-        except asyncio.CancelledError:
-            for number, task in enumerate(tasks, start=1):
-                task.cancel()
-                if number % CANCELLED_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            raise
 
 
 class Mapping(Protocol):

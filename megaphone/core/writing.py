@@ -48,8 +48,9 @@ from megaphone.core.content import (
     work_of_all,
 )
 from megaphone.core.log import new_tuple
-from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE, Pace, loop_time, many_tasks
+from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE, Pace, loop_time
 from megaphone.core.ports import Append, AppendResult, Observer, Store, Stored, WouldBlock
+from megaphone.core.tasks import Start, with_tasks
 from megaphone.core.tenants import Tenant
 from megaphone.core.waits import current as current_waits
 from megaphone.errors import (
@@ -115,17 +116,18 @@ class Writing:
         try:
             return self.write_nowait(caller, address, new)
         except WouldBlock:
-            tenant = checked(caller, Action.WRITE, new.stream_id)
-            event = await self._new_event(new)
-            take_writes(caller, 1, len(new.body))
-            try:
-                return await self._write_waiting(address, event, new.request_id, tenant)
-            except Exception as error:
-                if not may_be_written(error):
-                    give_back_writes(caller, 1, len(new.body))
-                raise
+            pass  # and wait below: a compiled handler must not (see `megaphone.core.tasks`)
         except ChannelNotFound:
             self._observer.events_unroutable(1)
+            raise
+        tenant = checked(caller, Action.WRITE, new.stream_id)
+        event = await self._new_event(new)
+        take_writes(caller, 1, len(new.body))
+        try:
+            return await self._write_waiting(address, event, new.request_id, tenant)
+        except Exception as error:
+            if not may_be_written(error):
+                give_back_writes(caller, 1, len(new.body))
             raise
 
     def write_nowait(self, caller: Caller, address: str, new: NewEvent) -> str:
@@ -351,7 +353,7 @@ class Writing:
                         return  # the rest of the queue, and all that comes to it, is skipped
             del behind[address]
 
-        async with many_tasks() as start:
+        async def write_all(start: Start) -> None:
             begun = 0
             while begun < count:
                 if begun:
@@ -373,6 +375,8 @@ class Writing:
                         elif isinstance(result, MAY_HEAL):
                             self._observer.refused(result)
                             behind[line.address] = deque()
+
+        await with_tasks(write_all)
         if caller is not ANYONE:
             refused = [
                 new
@@ -590,7 +594,7 @@ class Writing:
             if (rest := await self._write_rest(address, batch, first)) is not None:
                 refused[address] = rest
 
-        async with many_tasks() as start:
+        async def write_slices(start: Start) -> None:
             for address, count in begun.items():
                 if 0 < count < len(batch.events):
                     start(write_rest(address, count))
@@ -613,6 +617,8 @@ class Writing:
                 results = await under_way.popleft()
                 for line in self._full_channels(results, batch, refused, behind):
                     start(write_rest(line.address, line.number))
+
+        await with_tasks(write_slices)
         if refused:
             give_back_writes(caller, *batch.cost_of(refused.values()))
         return await batch.written(addresses, refused)

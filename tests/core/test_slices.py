@@ -18,8 +18,9 @@ from megaphone.core.access import ANYONE
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
-from megaphone.core.pace import ADDRESS_WORK, CANCELLED_AT_ONCE, EVENT_WORK, SLICE
+from megaphone.core.pace import ADDRESS_WORK, EVENT_WORK, SLICE
 from megaphone.core.ports import Append, AppendResult, Store, WouldBlock
+from megaphone.core.tasks import CANCELLED_AT_ONCE
 from megaphone.core.tenants import Tenant
 from megaphone.errors import BadRequest, MegaphoneError, PayloadTooLarge, WriteTimeout
 from megaphone.model import (
@@ -385,6 +386,28 @@ async def test_a_batch_with_many_writers_that_wait_is_cancelled_in_slices() -> N
             await writing
     assert node.store.calls == len(channels)
     assert node.store.most_in_a_turn <= 2 * CANCELLED_AT_ONCE
+
+
+@pytest.mark.parametrize("kind", ["batch", "each"])
+async def test_a_call_that_is_cancelled_while_writers_wait_and_the_agent_moves(kind: str) -> None:
+    node = Node(TIGHT)
+    addresses = [channel.producer_address for channel in await node.create(200)]
+
+    async def write() -> None:
+        if kind == "batch":
+            await node.broker.write_batch(ANYONE, addresses, messages(5))
+        else:
+            writes = [(address, one) for address in addresses for one in messages(5)]
+            await node.broker.write_each(ANYONE, writes)
+
+    writing = asyncio.create_task(write())
+    for _ in range(6):
+        await asyncio.sleep(0)
+    with node.agents.moving("node"):
+        await asyncio.sleep(1)
+        writing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await writing
 
 
 async def test_what_a_batch_has_not_written_when_its_agent_leaves_is_told() -> None:

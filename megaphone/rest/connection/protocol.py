@@ -12,7 +12,6 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -23,6 +22,7 @@ from aiohttp import web
 from megaphone.core.access import Caller, Names, Peer
 from megaphone.core.budget import Budget
 from megaphone.core.open_read import OpenRead
+from megaphone.core.tasks import within
 from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
 from megaphone.model import NewEvent
@@ -248,13 +248,14 @@ class Host:
         self.turn.answer_requests()
         for connection in list(self.open):
             connection.close_if_idle()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                while self.open:
-                    self.one_has_closed.clear()
-                    await self.one_has_closed.wait()
+        await within(grace_s, self._until_all_have_closed())
         for connection in list(self.open):
             connection.abort()
+
+    async def _until_all_have_closed(self) -> None:
+        while self.open:
+            self.one_has_closed.clear()
+            await self.one_has_closed.wait()
 
 
 def protocol_of(host: Host) -> asyncio.Protocol:
