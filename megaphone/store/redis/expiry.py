@@ -89,8 +89,13 @@ class Sweeper:
                 raise done
 
     async def _look(self, channel_id: bytes) -> None:
-        """See whether a channel has expired, and remove it then."""
-        result = await self._functions.start("expire", channel_id)
+        """See whether a channel has expired, and remove it then. A channel is not read any more
+        if the node that serves its read is dead."""
+        result = await self._functions.start("expire", channel_id, "", 0)
+        if result is not None and result[0] == LIVES and (inbox := result[2].decode()):
+            died_at = await self._membership.death_of(inbox)
+            if died_at is not None:
+                result = await self._functions.start("expire", channel_id, inbox, died_at)
         if result is None:  # a node died while it removed the channel, or made it
             names, call = self._names, self._link.call
             agents = await call("SMEMBERS", names.agents_with_channels)

@@ -803,12 +803,19 @@ function functions.look(keys, args)
     }
 end
 
--- time -> {1, address, age, lost events, tenant} if it has expired now; {2, when to look again}
+-- time, node that is dead (''), when it died -> {1, address, age, lost events, tenant} if the channel
+-- has expired now; else {2, when to look again, node of the open lease ('' without one)}
 function functions.expire(keys, args)
     local self = load(keys, time_of(args[1]), true)
     if not self then
         redis.call('DEL', unpack(keys))
         return nil
+    end
+    if self.l > 0 and self.o == args[2] then
+        tell(self.o, 'X ' .. self.q)      -- if it only stood still
+        self:end_lease(false, self.v)
+        self.x = tonumber(args[3]) + self.T
+        self:save()
     end
     if self.x > 0 and self.now >= self.x then
         return close(self)
@@ -816,7 +823,7 @@ function functions.expire(keys, args)
     for _, key in ipairs(keys) do
         redis.call('PEXPIRE', key, self.T + KEPT_AT_LEAST_MS)
     end
-    return {2, self.x > 0 and self.x or self.now + self.T}
+    return {2, self.x > 0 and self.x or self.now + self.T, self.l > 0 and self.o or ''}
 end
 
 -- time, tenant -> {1, address, age, lost events, tenant}

@@ -5,6 +5,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import islice
 from time import monotonic
 
 from megaphone.errors import MegaphoneError
@@ -24,6 +25,8 @@ AGAIN_S = 0.1
 """How long it waits before it tries again to tell the store of a loss."""
 KNOWN_S = 60.0
 """How long after this node any other may learn at most that a master was replaced, and then die."""
+SEEN_REMEMBERED = 1_000
+"""Of how many nodes this node remembers when it last saw them alive."""
 FORGOTTEN_S = 3600.0
 """A node that was silent for this long is removed from the list of nodes."""
 
@@ -41,6 +44,9 @@ class Membership:
         self.inbox = names.inbox(self.node)
         self.epoch = 0
         self._living: frozenset[str] = frozenset()
+        self._seen: dict[str, int] = {}
+        """When each node was last among those that live, in the time of the store, by its inbox;
+        those that are dead first."""
         self._offset_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -59,6 +65,16 @@ class Membership:
             return False
         await self._beat()
         return not self._is_living(inbox)
+
+    async def death_of(self, inbox: str) -> int | None:
+        """Return when a node died, in milliseconds of the time of the store: now, if it died before
+        this node started. None if it may live.
+
+        Raises: StoreUnavailable.
+        """
+        if not await self.is_dead(inbox):
+            return None
+        return self._seen.get(inbox, self.store_time_ms())
 
     def _is_living(self, inbox: str) -> bool:
         return inbox in map(self._names.inbox, self._living)
@@ -129,7 +145,15 @@ class Membership:
         self._functions.away = away.decode()
         self._offset_s = (int(time) - int(away)) / 1000 - loop_time
         self._living = now_living
+        self._note_seen(int(time) - int(away))
         self._enter(int(epoch))
+
+    def _note_seen(self, now_ms: int) -> None:
+        for inbox in map(self._names.inbox, self._living):
+            self._seen.pop(inbox, None)
+            self._seen[inbox] = now_ms
+        for inbox in list(islice(self._seen, max(0, len(self._seen) - SEEN_REMEMBERED))):
+            del self._seen[inbox]
 
     async def _tell_losses_of(self, dead: Iterable[str]) -> None:
         """Begin an epoch for each node that has died not long after a master was replaced: it may

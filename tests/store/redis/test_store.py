@@ -495,6 +495,34 @@ async def test_a_lease_of_a_node_that_is_dead_is_taken(
         await node.aclose()
 
 
+async def test_a_channel_expires_though_the_node_that_served_its_read_is_dead(
+    own_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.membership.BEAT_S", 0.1)
+    monkeypatch.setattr("megaphone.store.redis.membership.SILENT_S", 0.6)
+    monkeypatch.setattr("megaphone.store.redis.expiry.SWEEP_S", 0.1)
+    removed: list[str] = []
+    dead = await started(own_server, ttl_s=0.5)
+    lives = await started(own_server, ttl_s=0.5, removed=removed)
+    await lives.create(b"c", ADDRESS)
+    await lives.create(b"d", "agent.d.1")
+    await append(dead, "a")
+    lease = await dead.open(b"c", ADDRESS, ReadOptions())
+    still_read = await lives.open(b"d", "agent.d.1", ReadOptions())
+    await dead.membership.aclose()  # it beats no more
+    dead._sweeper._task.cancel()  # type: ignore[union-attr]
+    await until(lambda: removed == [ADDRESS])
+    await until(lambda: lease.is_over)  # the node only stood still
+    assert not still_read.is_over
+    # A node that starts later knows when no other node died.
+    await lives.membership.aclose()
+    lives._sweeper._task.cancel()  # type: ignore[union-attr]
+    later = await started(own_server, ttl_s=0.5, removed=removed)
+    await until(lambda: removed == [ADDRESS, "agent.d.1"])
+    for node in (dead, lives, later):
+        await node.aclose()
+
+
 async def test_a_lease_of_a_node_that_has_just_started_is_not_taken(
     store: RedisStore, other: RedisStore
 ) -> None:
