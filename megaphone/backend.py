@@ -17,6 +17,7 @@ from megaphone.cluster.outgoing import OutgoingPipes
 from megaphone.cluster.ports import Incoming
 from megaphone.cluster.shared import Unreplicated
 from megaphone.core import ports
+from megaphone.core.addresses import AddressKey
 from megaphone.core.agents import Agents
 from megaphone.core.broker import Broker
 from megaphone.core.budget import Budget
@@ -204,6 +205,8 @@ async def of_shared_store(
     metrics.add("store_reconnects_total", lambda: counts.reconnects)
     try:
         agents = Agents(settings.agent_warmup_secs, directory=store.directory)
+        keys = agents.keys
+        store.directory.on_other_key = lambda name, secret: keys.add(name, AddressKey(secret))
         await introduce(agents, settings)
         broker = Broker(
             store=store,

@@ -672,7 +672,9 @@ class RedisStore:
 
     def _on_epoch(self) -> None:
         """End the reads, so that their clients learn that events may be missing. Forget which
-        agents and tenants this node has listed in the store, because it may have lost the lists."""
+        agents and tenants this node has listed in the store, because it may have lost the lists,
+        and add the agents to the directory again."""
+        self._start_task(self.directory.restore(), self._tasks)
         self._known_agents.clear()
         self._known_tenants.clear()
         for lease in list(self._leases.values()):

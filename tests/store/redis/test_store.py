@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 
 import pytest
@@ -467,6 +467,36 @@ async def test_the_channels_of_a_store_that_was_emptied_are_found(
     await until(is_over(lease))
     await store.create(b"d", "agent.d.1")
     assert await store.list(None, 0, 10) == ["agent.d.1"]
+
+
+async def test_agents_that_the_store_has_lost_are_added_again(
+    own_server: RedisServer, store: RedisStore, other: RedisStore
+) -> None:
+    assert await store.directory.add("agent", b"key") == b"key"
+    own_server.kill()
+    own_server.start()
+
+    async with asyncio.timeout(20):
+        while await secret_at(other) != b"key":  # noqa: ASYNC110 - the other node must not be told
+            await asyncio.sleep(0.05)
+
+
+async def secret_at(store: RedisStore) -> bytes | None:
+    with suppress(StoreUnavailable):
+        return await store.directory.secret_of("agent")
+    return None
+
+
+async def test_a_node_learns_that_the_store_has_another_key_of_an_agent(
+    own_server: RedisServer, store: RedisStore, other: RedisStore
+) -> None:
+    """The store has lost the agent, and a node that has just started was the first to add it."""
+    assert await store.directory.add("agent", b"key") == b"key"
+    told: list[tuple[str, bytes]] = []
+    store.directory.on_other_key = lambda *agent: told.append(agent)
+    own_server.call("HSET", store._names.agents, "agent", "another")
+    await other.membership.begin_epoch()
+    await until(lambda: told == [("agent", b"another")])
 
 
 async def test_a_lease_that_nobody_has_is_taken(store: RedisStore) -> None:
