@@ -47,6 +47,9 @@ and this one checks whether the broker would start with these settings:
 .venv/bin/megaphone config check
 ```
 
+It reads the files that the settings name, and asks no server: whether a shared store will do, says
+`megaphone store check` ([store.md](store.md)).
+
 HTTP and gRPC listen on loopback. With `megaphone_address=0.0.0.0:3000` and
 `megaphone_grpc_address=0.0.0.0:3001`, other machines can reach them, by IPv4 and IPv6; the image
 sets these two. [security.md](security.md) says whom they may face.

@@ -66,6 +66,7 @@ def check(config: ConfigOption = None) -> None:
 
     loaded = load_or_exit(config)
     check_files(loaded.settings)
+    check_store(loaded.settings)
     counts = kinds_of_sources(loaded)
     found = [f"{count} from {kind}" for kind, count in counts.items()]
     typer.echo(f"The configuration is in order; settings: {', '.join(found)}.")
@@ -82,6 +83,25 @@ def check_files(settings: "Settings") -> None:
                 load(files)
         issuers_of(settings)
     except (UnusableCertificate, UnusableKey) as error:
+        typer.echo(f"megaphone: {error}", err=True)
+        raise typer.Exit(WRONG_CONFIGURATION) from None
+
+
+def check_store(settings: "Settings") -> None:
+    """Exit if no broker could start with the store that the settings name, and with the files of
+    its URL, whatever the server says. Asks no server."""
+    from megaphone.settings import MEMORY
+    from megaphone.store.errors import UnusableStore
+
+    if settings.store == MEMORY:
+        return
+    try:
+        # A broker with its channels in memory does not need the packages for it.
+        from megaphone.store.redis.link import tls_of
+        from megaphone.store.redis.url import StoreUrl
+
+        tls_of(StoreUrl.of_settings(settings.store, settings.store_password_file))
+    except (ImportError, UnusableStore) as error:
         typer.echo(f"megaphone: {error}", err=True)
         raise typer.Exit(WRONG_CONFIGURATION) from None
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,60 @@ def test_two_passwords_stop_the_start(tmp_path: Path) -> None:
     done = megaphone(tmp_path, "serve", store=store, store_password_file="password")
     assert done.stderr == (
         "megaphone: cannot start: store has a password, and store_password_file too: keep one\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("store", "settings"),
+    [
+        (f"redis://:{PASSWORD}@h:y", {}),
+        (f"redis://:{PASSWORD}@h/x", {}),
+        (f"redis://:{PASSWORD}@h#x", {}),
+        (f"redis://:{PASSWORD}@h", {"store_password_file": "password"}),
+        ("redis://h", {"store_password_file": "missing"}),
+        ("rediss://h?ssl_ca_certs=missing", {}),
+    ],
+)
+def test_the_check_of_the_settings_refuses_a_store_in_the_words_of_the_start(
+    store: str, settings: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "password").write_text(PASSWORD)
+    start = megaphone(tmp_path, "serve", store=store, **settings)
+    check = megaphone(tmp_path, "config", "check", store=store, **settings)
+    assert (start.returncode, check.returncode) == (1, 2)
+    assert check.stdout == ""
+    assert start.stderr == check.stderr.replace("megaphone: ", "megaphone: cannot start: ", 1)
+    assert PASSWORD not in check.stderr
+
+
+def test_the_check_of_the_settings_asks_no_server(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(PASSWORD)
+    settings = {"store": "redis://127.0.0.1:1", "store_password_file": "password"}
+    assert megaphone(tmp_path, "config", "check", **settings).returncode == 0
+
+
+def test_the_check_of_the_settings_needs_hiredis_only_for_a_store(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules['hiredis'] = None; sys.argv = ['megaphone', 'config', 'check'];"
+        "import megaphone.cli.main; megaphone.cli.main.main()"
+    )
+
+    def check(**settings: object) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment(tmp_path, settings),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert check().returncode == 0
+    with_store = check(store="redis://127.0.0.1:1")
+    assert with_store.returncode == 2
+    assert with_store.stderr == (
+        "megaphone: a store in Redis or Valkey needs hiredis:"
+        " pip install 'megaphone-broker[redis]'\n"
     )
 
 
