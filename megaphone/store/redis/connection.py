@@ -51,6 +51,9 @@ SILENCE_S = 3.0
 """A server that says nothing for so long, though it is asked, is gone."""
 CHECK_S = 0.25
 """How often the limits above are checked. One check is for all calls."""
+COUNTED_S = 1.0
+"""How much of the time between two checks counts as silence of the server, at most. In the rest it
+was this process that stood still."""
 MAX_UNSENT_BYTES = 262_144
 """The connection takes no more calls while so many bytes are not with the kernel."""
 MAX_UNDER_WAY = 20_000
@@ -137,7 +140,7 @@ class Connection(asyncio.Protocol):
         """How many calls were ever written."""
         self._writes: deque[tuple[int, float]] = deque()
         """For each write with calls that are not answered: `_sent` after it, and its time."""
-        self._heard_at = monotonic()
+        self._heard_at = self._checked_at = self._silent_since = monotonic()
         self._is_replaced = is_replaced
         self._believed_s = math.inf if is_replaced is None else -math.inf
         """After how much silence what the server says is handled at once."""
@@ -163,6 +166,12 @@ class Connection(asyncio.Protocol):
     def heard_at(self) -> float:
         """When the server said something last that was handled, as `time.monotonic` counts."""
         return self._heard_at
+
+    @property
+    def silent_s(self) -> float:
+        """For how long the server had said nothing at the last check, although it was asked; 0.0 if
+        it is not asked now. Hardly any time in which this process stood still is in it."""
+        return self._checked_at - self._silent_since if self._writes else 0.0
 
     def call(self, *args: Argument) -> asyncio.Future[Reply]:
         """Send a command. A future that is cancelled does not take the command back."""
@@ -252,15 +261,21 @@ class Connection(asyncio.Protocol):
         # Not the clock of the loop: that of uvloop stands still within a turn, and counts in ms.
         now = monotonic()
         self._timer = self._loop.call_later(CHECK_S, self._check)
+        self._count_silence(now)
         if self._writes:
             self._check_answers(now)
         elif now - self._heard_at >= IDLE_S:
             self.call("PING").add_done_callback(lambda done: done.exception())
 
+    def _count_silence(self, now: float) -> None:
+        heard_at = now if self._doubted else self._heard_at
+        stood_still_s = max(0.0, now - self._checked_at - COUNTED_S)
+        self._silent_since = min(now, max(heard_at, self._silent_since) + stood_still_s)
+        self._checked_at = now
+
     def _check_answers(self, now: float) -> None:
-        silent_s = 0.0 if self._doubted else now - self._heard_at
-        if silent_s >= SILENCE_S and now - self._writes[0][1] >= CALL_S - CHECK_S:
-            self.end(f"the server was silent for {silent_s:.1f} s")
+        if self.silent_s >= SILENCE_S and now - self._writes[0][1] >= CALL_S - CHECK_S:
+            self.end(f"the server was silent for {self.silent_s:.1f} s")
             return
         late = 0
         for sent, at in self._writes:

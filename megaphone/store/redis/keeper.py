@@ -34,7 +34,8 @@ class Keeper:
     ) -> None:
         self.connection: Connection | None = None
         self.down_since: float | None = None
-        """The loop time since which there is no connection; None while there is one."""
+        """The loop time since which there is no connection, or the server had said nothing before
+        that ended; None while there is one."""
         self._what = what
         self._make = make
         self._on_up = on_up
@@ -59,7 +60,16 @@ class Keeper:
     def note_down(self) -> None:
         """Note that the connection is over."""
         if self.down_since is None:
-            self.down_since = _now()
+            self.down_since = _now() - self._silent_s
+
+    @property
+    def away_s(self) -> float:
+        """For how long the server has said nothing although it was asked, or could not be asked."""
+        return self._silent_s if self.down_since is None else _now() - self.down_since
+
+    @property
+    def _silent_s(self) -> float:
+        return 0.0 if self.connection is None else self.connection.silent_s
 
     def hurry(self) -> None:
         """If a pause between attempts is under way, end it."""

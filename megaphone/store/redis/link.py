@@ -173,9 +173,9 @@ class Link:
         return -math.inf if self._latest is None else self._latest.heard_at
 
     @property
-    def down_since(self) -> float | None:
-        """The loop time since which there is no connection; None while there is one."""
-        return self._keeper.down_since
+    def away_s(self) -> float:
+        """For how long the master has said nothing although it was asked, or could not be asked."""
+        return self._keeper.away_s
 
     def call(self, *args: Argument) -> asyncio.Future[Reply]:
         """Send a command. Never waits. If the future is cancelled, the command may still be sent.

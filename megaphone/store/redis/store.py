@@ -68,7 +68,7 @@ that finds a lease of another node asks again, so often and after such a time.""
 COUNT_S = 1.0
 """How often a node counts the channels of all nodes."""
 DOWN_S = 5.0
-"""How long the store may be away before this node reports that it does not serve."""
+"""How long the store may be silent or away before this node reports that it does not serve."""
 RELEASE_AGAIN_S = 0.1
 RELEASED_WITHIN_S = 2.0
 SETTLED_WITHIN_S = SILENT_S + 3.0
@@ -689,11 +689,9 @@ class RedisStore:
     # -- Life cycle
 
     def check_serves(self) -> None:
-        down_since = self.link.master_of(self._names.meta).down_since
-        if down_since is not None:
-            down_s = asyncio.get_running_loop().time() - down_since
-            if down_s > DOWN_S:
-                raise StoreUnavailable(f"the store of channels is not there for {down_s:.0f} s")
+        away_s = self.link.master_of(self._names.meta).away_s
+        if away_s > DOWN_S:
+            raise StoreUnavailable(f"the store of channels is not there for {away_s:.0f} s")
 
     async def quiesce(self) -> None:
         self._writers.quiesce()

@@ -29,7 +29,7 @@ from tests.support.redis_server import RedisServer, redis_server
 @pytest.fixture
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A quarter of the limits of time."""
-    for name in ("CALL_S", "IDLE_S", "SILENCE_S", "CHECK_S"):
+    for name in ("CALL_S", "IDLE_S", "SILENCE_S", "CHECK_S", "COUNTED_S"):
         monkeypatch.setattr(connections, name, getattr(connections, name) / 4)
     monkeypatch.setattr(links, "WAIT_S", links.WAIT_S / 4)
 
@@ -288,7 +288,7 @@ async def test_calls_under_way_fail_as_unknown_and_the_link_connects_anew(
     assert (await unavailable(behind)).may_have_happened
     assert await id_of(link) > number
     assert link.is_up
-    assert link.down_since is None
+    assert link.away_s < 1
 
 
 def clients(server: RedisServer) -> str:
@@ -317,7 +317,7 @@ async def test_calls_wait_for_a_server_that_starts_again(
     link = await make_link(own_server.url)
     await asyncio.to_thread(own_server.kill)
     await until(lambda: not link.is_up)
-    assert link.down_since is not None
+    await until(lambda: link.away_s > 0)
     calls = [link.call("INCR", "n") for _ in range(3)]
     await asyncio.to_thread(own_server.start)
     assert await asyncio.gather(*calls) == [1, 2, 3]
@@ -397,6 +397,21 @@ async def test_a_frozen_server_is_noticed_without_calls_and_used_again_when_it_t
 
 
 @pytest.mark.usefixtures("short_limits")
+async def test_a_server_is_away_since_it_was_heard_last(
+    own_server: RedisServer, make_link: MakeLink
+) -> None:
+    link = await make_link(own_server.url)
+    own_server.freeze()
+    await until(lambda: link.away_s > connections.SILENCE_S / 2)
+    assert link.is_up
+    await until(lambda: not link.is_up)
+    assert link.away_s >= connections.SILENCE_S
+    own_server.thaw()
+    await until(lambda: link.is_up)
+    await until(lambda: link.away_s == 0)
+
+
+@pytest.mark.usefixtures("short_limits")
 async def test_an_idle_connection_stays(own_server: RedisServer, make_link: MakeLink) -> None:
     link = await make_link(own_server.url)
     number = await id_of(link)
@@ -418,7 +433,30 @@ async def test_a_process_that_stood_still_does_not_blame_the_server(
         await asyncio.sleep(0)
         time.sleep(2 * connections.SILENCE_S)  # noqa: ASYNC251
         assert await call == b"PONG"
+        assert link.away_s < connections.SILENCE_S
     assert await id_of(link) == number
+
+
+@pytest.mark.usefixtures("short_limits")
+@pytest.mark.parametrize("is_asked", [True, False])
+async def test_the_time_in_which_a_process_stood_still_is_no_silence_of_the_server(
+    own_server: RedisServer, make_link: MakeLink, *, is_asked: bool
+) -> None:
+    """Also if the server answers somewhat later than the process goes on."""
+    link = await make_link(own_server.url)
+    assert await link.call("PING") == b"PONG"
+    own_server.freeze()
+    if is_asked:
+        link.call("PING").add_done_callback(lambda done: done.exception())
+        await until(lambda: link.away_s > 0)
+    before = link.away_s
+    time.sleep(2 * connections.SILENCE_S)  # noqa: ASYNC251
+    await until(lambda: link.away_s > before)
+    assert link.is_up
+    assert link.away_s < connections.SILENCE_S
+    own_server.thaw()
+    await until(lambda: link.away_s == 0)
+    assert link.counts.reconnects == 0
 
 
 async def test_a_server_that_takes_nothing_is_not_sent_more_than_the_bounds(

@@ -217,17 +217,36 @@ async def test_a_store_that_is_away_is_reported_after_a_while(
     store.check_serves()
     own_server.kill()
     async with asyncio.timeout(20):
-        while True:
-            try:
-                store.check_serves()
-            except StoreUnavailable:
-                break
+        while serves(store):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     own_server.start()
     async with asyncio.timeout(20):
         while not store.link.is_up:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     store.check_serves()
+
+
+async def test_a_store_that_freezes_is_reported_before_its_connection_is_given_up(
+    own_server: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megaphone.store.redis.store.DOWN_S", 1.0)
+    own_server.freeze()
+    async with asyncio.timeout(20):
+        while serves(store):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert store.link.is_up
+    own_server.thaw()
+    async with asyncio.timeout(20):
+        while not serves(store):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+def serves(store: RedisStore) -> bool:
+    try:
+        store.check_serves()
+    except StoreUnavailable:
+        return False
+    return True
 
 
 def now() -> float:
