@@ -228,6 +228,22 @@ async def test_writers_that_wait_with_one_request_id_store_once(client: Client) 
     assert await client.nothing_comes(lease)
 
 
+async def test_a_writer_who_is_left_alone_counts_the_event(client: Client) -> None:
+    await client.create("c")
+    await client.append("abc")
+    first, second = [
+        asyncio.create_task(client.store.append([append("c", event, "key")], wait=True))
+        for event in "de"
+    ]
+    await asyncio.sleep(0.1)
+    first.cancel()
+    await asyncio.wait([first])
+    assert first.cancelled()
+    lease = await client.open()
+    assert await client.take(lease, 4) == "abcd"
+    assert await second == [Stored("d", is_new=True)]
+
+
 # -- Taking
 
 

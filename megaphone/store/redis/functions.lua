@@ -9,10 +9,13 @@
 --   1 state     STRING the values below, in MessagePack, one after the other
 --   2 events    LIST  the events after `dropped`, as the nodes encode them
 --   3 ids       LIST  their ids
---   4 keys      HASH  idempotency key -> "time id", or "?token" while its writer waits
+--   4 keys      HASH  idempotency key -> "time id", or "?token" while its writers wait; after that
+--                     "time id token", with the writer whose node counts the event
 --   5 ages      LIST  "time key", oldest first
---   6 queue     LIST  tokens of the events whose writers wait, first come first
---   7 waiting   HASH  token -> the event and its writers, packed
+--   6 queue     LIST  tokens of the events whose writers wait, first come first. An event has the
+--                     token of its first writer
+--   7 waiting   HASH  token -> the event and its writers, packed; and "!token" for each writer who
+--                     was expected to have given up, and may not know yet that the event was dropped
 --
 -- The state has one value for each of these letters, in this order. It is one text, because to find
 -- each field in a hash takes Redis longer than to read them all from a text:
@@ -45,8 +48,8 @@
 --   R handle                 a take may return something new
 --   X handle                 the lease is over, because the channel is gone
 --   X handle taken           the lease is over, because another reader has it
---   W token result           the event of a waiting writer is accepted (1, or 0 for a writer that
---                            repeated the key of an earlier one), or the channel has ended (-1)
+--   W token result           the event of a waiting writer is accepted (1, or 0 if another writer
+--                            with its key counts the event), or the channel has ended (-1)
 --
 -- Nodes send each other two more, for operators:
 --
@@ -55,6 +58,7 @@
 
 local IDEMPOTENCY_MS = 60000
 local MOST_KEYS = 10000
+local GRACE_MS = 5000         -- so long after a writer should have given up, its node must be dead
 local EVENT_OVERHEAD = 200    -- as `core.log.EVENT_OVERHEAD_BYTES`
 local LARGEST_SENT = 16384    -- a larger event is named only, and must be asked for
 local FETCHED_AT_ONCE = 16
@@ -223,22 +227,52 @@ function Channel:known(key)
     if string.sub(known, 1, 1) == '?' then
         return nil, string.sub(known, 2)
     end
-    return string.match(known, ' (.*)$')
+    return string.match(known, ' (%S+)')
 end
 
-function Channel:remember(key, id)
+-- `token` is that of the writer whose node counts the event, if it has waited.
+function Channel:remember(key, id, token)
     local at = string.format('%.0f', self.now)
-    redis.call('HSET', self.keys[4], key, at .. ' ' .. id)
+    redis.call('HSET', self.keys[4], key, at .. ' ' .. id .. (token and ' ' .. token or ''))
     redis.call('RPUSH', self.keys[5], at .. ' ' .. key)
     self:forget_old_keys()
 end
 
--- Writers that wait
+-- Writers that wait. The record of an event that waits has its id, its key and the event, and then
+-- for each of its writers when that writer gives up, its node and its token.
 
-function Channel:tell_writers(record, accepted)
-    for i = 5, #record, 2 do
-        local result = accepted and (i == 5 and '1' or '0') or '-1'
-        tell(record[i], 'W ' .. record[i + 1] .. ' ' .. result)
+local FIRST_WRITER = 4
+
+-- Returns where in a record the writer is that gives up last. It decides how long the event waits,
+-- and counts it: the nodes of the others are less likely to live.
+local function last_writer(record)
+    local last = FIRST_WRITER
+    for i = FIRST_WRITER + 3, #record, 3 do
+        if record[i] >= record[last] then
+            last = i
+        end
+    end
+    return last
+end
+
+-- Tells the writers of a record that it is accepted, and counted by the one with a token; or,
+-- without a token, that the channel has ended.
+function Channel:tell_writers(record, counts)
+    for i = FIRST_WRITER, #record, 3 do
+        local token = record[i + 2]
+        local result = not counts and '-1' or token == counts and '1' or '0'
+        tell(record[i + 1], 'W ' .. token .. ' ' .. result)
+    end
+end
+
+-- Forgets an event that has left the queue unaccepted. Writers that it still has will ask.
+function Channel:drop(token, record)
+    redis.call('HDEL', self.keys[7], token)
+    if record[2] ~= '' then
+        redis.call('HDEL', self.keys[4], record[2])
+    end
+    for i = FIRST_WRITER, #record, 3 do
+        redis.call('HSET', self.keys[7], '!' .. record[i + 2], '')
     end
 end
 
@@ -250,19 +284,17 @@ function Channel:admit()
             return
         end
         local record = cmsgpack.unpack(redis.call('HGET', self.keys[7], token))
-        redis.call('HDEL', self.keys[7], token)
-        local deadline, id, key, event = record[1], record[2], record[3], record[4]
-        if deadline < self.now then      -- its node has died, or withdraws too late
-            redis.call('HSET', self.keys[7], token, 'late')
-            if key ~= '' then
-                redis.call('HDEL', self.keys[4], key)
-            end
+        local last = last_writer(record)
+        if record[last] + GRACE_MS < self.now then      -- their nodes have died, or stand still
+            self:drop(token, record)
         else
+            local id, key, event, counts = record[1], record[2], record[3], record[last + 2]
+            redis.call('HDEL', self.keys[7], token)
             self:push(event, id)
             if key ~= '' then
-                self:remember(key, id)
+                self:remember(key, id, counts)
             end
-            self:tell_writers(record, true)
+            self:tell_writers(record, counts)
         end
     end
 end
@@ -419,7 +451,7 @@ local function close(self)
         tell(self.o, 'X ' .. self.q)
     end
     for _, token in ipairs(redis.call('LRANGE', self.keys[6], 0, -1)) do
-        self:tell_writers(cmsgpack.unpack(redis.call('HGET', self.keys[7], token)), false)
+        self:tell_writers(cmsgpack.unpack(redis.call('HGET', self.keys[7], token)), nil)
     end
     redis.call('DEL', unpack(self.keys))
     local tenant = self.N == '' and DEFAULT_TENANT or self.N
@@ -534,7 +566,8 @@ end
 
 -- time, epoch, node, token, how long the writer waits, most events that may wait, id, key, event,
 -- tenant
--- -> as `append` for one event; or {{'W'}} if the writer waits; {{'L', n}} if too many wait
+-- -> as `append` for one event; or {{'W', id}} if the writer waits, with the id of the event, which
+-- an earlier writer with its key may have brought; {{'L', n}} if too many wait
 function functions.wait(keys, args)
     local self = load(keys, time_of(args[1]), false, args[10])
     if not self then
@@ -542,6 +575,7 @@ function functions.wait(keys, args)
     end
     self:enter_epoch(tonumber(args[2]))
     local node, token, id, key, event = args[3], args[4], args[7], args[8], args[9]
+    local gives_up_at = self.now + tonumber(args[5])
     local known, joined
     if key ~= '' then
         known, joined = self:known(key)
@@ -551,12 +585,11 @@ function functions.wait(keys, args)
     end
     if joined then
         local record = cmsgpack.unpack(redis.call('HGET', keys[7], joined))
-        record[1] = math.max(record[1], self.now + tonumber(args[5]))
-        record[#record + 1] = node
-        record[#record + 1] = token
+        local n = #record
+        record[n + 1], record[n + 2], record[n + 3] = gives_up_at, node, token
         redis.call('HSET', keys[7], joined, cmsgpack.pack(record))
         self:save()
-        return {{'W', joined, record[2]}}
+        return {{'W', record[1]}}
     end
     if not self:is_full() then
         self:push(event, id)
@@ -572,49 +605,56 @@ function functions.wait(keys, args)
         return {{'L', waiting}}
     end
     redis.call('RPUSH', keys[6], token)
-    local record = {self.now + tonumber(args[5]), id, key, event, node, token}
-    redis.call('HSET', keys[7], token, cmsgpack.pack(record))
+    redis.call('HSET', keys[7], token, cmsgpack.pack({id, key, event, gives_up_at, node, token}))
     if key ~= '' then
         redis.call('HSET', keys[4], key, '?' .. token)
     end
     self:save()
-    return {{'W', token, id}}
+    return {{'W', id}}
 end
 
--- time, token of the record, token of the writer
--- -> 0 if the writer waits no more from now on; 1 if its event was accepted before; -1 if its
--- event was dropped unaccepted, because its writer was expected to have withdrawn
+-- Removes a writer from a record. Returns whether it was there.
+local function leave(record, token)
+    for i = FIRST_WRITER, #record, 3 do
+        if record[i + 2] == token then
+            for _ = 1, 3 do
+                table.remove(record, i)
+            end
+            return true
+        end
+    end
+    return false
+end
+
+-- time, token of the writer, its key
+-- -> 1 if its event was accepted before, or 0 if another writer with its key counts that event;
+-- else -1, and the writer waits no more. Its event is then accepted only for another writer with its
+-- key who has not given up yet.
 function functions.withdraw(keys, args)
     local self = load(keys, time_of(args[1]), true)
     if not self then
         return nil
     end
-    local packed = redis.call('HGET', keys[7], args[2])
-    if not packed then
-        return 1
-    end
-    if packed == 'late' then
-        redis.call('HDEL', keys[7], args[2])
+    local token, key = args[2], args[3]
+    if redis.call('HDEL', keys[7], '!' .. token) == 1 then
         return -1
     end
-    local record = cmsgpack.unpack(packed)
-    for i = 5, #record, 2 do
-        if record[i + 1] == args[3] then
-            table.remove(record, i)
-            table.remove(record, i)
-            break
-        end
+    local known = key ~= '' and redis.call('HGET', keys[4], key) or ''
+    local first = key == '' and token or string.match(known, '^%?(.*)$')
+    local packed = first and redis.call('HGET', keys[7], first)
+    local record = packed and cmsgpack.unpack(packed)
+    if not record or not leave(record, token) then
+        local counts = string.match(known, '^%d+ %S+ (%S+)$')
+        return (counts or token) == token and 1 or 0
     end
-    if #record >= 5 then
-        redis.call('HSET', keys[7], args[2], cmsgpack.pack(record))
-        return 0
+    local gives_up_at = record[last_writer(record)]
+    if gives_up_at and gives_up_at > self.now then
+        redis.call('HSET', keys[7], first, cmsgpack.pack(record))
+    else      -- nobody is left, but for writers on nodes that have died or are slow
+        redis.call('LREM', keys[6], 1, first)
+        self:drop(first, record)
     end
-    redis.call('HDEL', keys[7], args[2])
-    redis.call('LREM', keys[6], 1, args[2])
-    if record[3] ~= '' then
-        redis.call('HDEL', keys[4], record[3])
-    end
-    return 0
+    return -1
 end
 
 -- time, epoch, node, handle, address, has cursor, cursor, acknowledges, window, takes over (0 from
@@ -793,7 +833,7 @@ function functions.look(keys, args)
     local waiting, first = redis.call('LLEN', keys[6]), nil
     if waiting > 0 then
         local record = redis.call('HGET', keys[7], redis.call('LINDEX', keys[6], 0))
-        first = record and cmsgpack.unpack(record)[4]
+        first = record and cmsgpack.unpack(record)[3]
     end
     return {
         self.A, self.L, self.N == '' and DEFAULT_TENANT or self.N, self.now - self.c,

@@ -19,10 +19,12 @@ from megaphone.store.redis.calls import Functions
 from megaphone.store.redis.encoding import encoded, name_of
 from megaphone.store.redis.errors import FAILURES
 
-GRACE_S = 5.0
-"""How much longer than its writer waits an event stays in the queue. Then its node must be dead."""
 AGAIN_S = 1.0
 CHANNEL_IS_GONE = -1
+"""What a message says then of an event. Else it says that the event is accepted: 1, or 0 if another
+writer with its key counts it."""
+WITHDRAWN = -1
+"""What the function says of an event that it has withdrawn. Else it says the same as a message."""
 
 
 class Writers:
@@ -98,7 +100,7 @@ class Writers:
                 epoch,
                 inbox,
                 token,
-                round((self._timeout_s + GRACE_S) * 1000),
+                round(self._timeout_s * 1000),
                 self._max_waiting,
                 write.event.id,
                 write.request_id or "",
@@ -110,7 +112,7 @@ class Writers:
                 return ChannelNotFound()
             [result, *more], *handed = answer
             if result == b"W":
-                return await self._wait(write.channel_id, token, told, *more)
+                return await self._wait(write, token, told, more[0].decode())
             if result == b"L":
                 return _too_many(int(more[0]))
             if result == b"A":
@@ -121,7 +123,7 @@ class Writers:
             await storing.confirmed()
             return Stored(result[1:].decode(), is_new=False)
         except StoreUnavailable as error:
-            self._withdraw_behind(write.channel_id, token)
+            self._withdraw_behind(write, token)
             return error.with_traceback(None)
         except MegaphoneError as error:
             return error.with_traceback(None)
@@ -129,26 +131,22 @@ class Writers:
             del self._waiting[token]
 
     async def _wait(
-        self,
-        channel_id: bytes,
-        token: str,
-        told: "asyncio.Future[int]",
-        record: bytes,
-        event_id: bytes,
+        self, write: Append, token: str, told: "asyncio.Future[int]", event_id: str
     ) -> AppendResult:
         """Wait for the message about an event, and withdraw the event if there is none in time."""
-        stored = Stored(event_id.decode(), is_new=record.decode() == token)
         await asyncio.wait([told], timeout=self._timeout_s)
         if told.done() and not told.cancelled():
-            if told.result() == CHANNEL_IS_GONE:
+            result = told.result()
+            if result == CHANNEL_IS_GONE:
                 return ChannelNotFound()
-            return await self._confirmed(channel_id, stored)
-        answer = await self._withdraw(channel_id, record, token)
-        if answer is None:
-            return ChannelNotFound()
-        if answer == 1:
-            return await self._confirmed(channel_id, stored)
-        return ShuttingDown() if self._is_quiet else WriteTimeout()
+        else:
+            answer = await self._withdraw(write, token)
+            if answer is None:
+                return ChannelNotFound()
+            if answer == WITHDRAWN:
+                return ShuttingDown() if self._is_quiet else WriteTimeout()
+            result = answer
+        return await self._confirmed(write.channel_id, Stored(event_id, is_new=result == 1))
 
     async def _confirmed(self, channel_id: bytes, stored: Stored) -> AppendResult:
         """Wait until enough replicas have an event that was accepted by the call of a reader."""
@@ -156,23 +154,25 @@ class Writers:
             await asyncio.shield(confirmed)
         return stored
 
-    def _withdraw_behind(self, channel_id: bytes, token: str) -> None:
+    def _withdraw_behind(self, write: Append, token: str) -> None:
         """Withdraw an event that may be waiting, although this node has no answer that says so."""
-        task = asyncio.create_task(self._withdraw_until_done(channel_id, token))
+        task = asyncio.create_task(self._withdraw_until_done(write, token))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _withdraw_until_done(self, channel_id: bytes, token: str) -> None:
+    async def _withdraw_until_done(self, write: Append, token: str) -> None:
         while not self._is_quiet:
             try:
-                await self._withdraw(channel_id, token.encode(), token)
+                await self._withdraw(write, token)
             except FAILURES:
                 await asyncio.sleep(AGAIN_S)
             else:
                 return
 
-    async def _withdraw(self, channel_id: bytes, record: bytes, token: str) -> int | None:
-        answer: int | None = await self._functions.start("withdraw", channel_id, record, token)
+    async def _withdraw(self, write: Append, token: str) -> int | None:
+        answer: int | None = await self._functions.start(
+            "withdraw", write.channel_id, token, write.request_id or ""
+        )
         return answer
 
 

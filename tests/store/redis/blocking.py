@@ -27,6 +27,7 @@ CREDIT = 0
 DEADLINE, SENT, END, WAITING, LEASES, LEASE = 4, 9, 10, 12, 14, 15
 """Where the function `look` says that, if the time is 0."""
 NO_DEADLINE = -1
+WITHDRAWN = -1
 GONE = (0,) * 16
 """Stands for what the function says of a channel that is gone."""
 NUMBERS = itertools.count()
@@ -139,13 +140,12 @@ class RemoteLease:
 class RemoteWaiter(Waiter):
     """A waiter that knows under which token each of its writers waits."""
 
-    def __init__(self, event: Event, request_id: str | None, record: str) -> None:
+    def __init__(self, event: Event, request_id: str | None) -> None:
         super().__init__(event, request_id, 0.0)
-        self.record = record
         self.next_writer = ""
         self.writers: list[tuple[Callable[[], None], str]] = []
-        self.told: list[str] = []
-        """The tokens of the writers to whom messages have come."""
+        self.told: list[tuple[str, bytes]] = []
+        """The tokens of the writers to whom messages have come, and what the messages say."""
 
     def join(self, on_resolved: Callable[[], None]) -> None:
         super().join(on_resolved)
@@ -161,7 +161,7 @@ class RemoteChannel:
         self._keys = Names("mp").channel(b"model %d" % next(NUMBERS))
         self._tokens = itertools.count()
         self._waiters: dict[str, RemoteWaiter] = {}
-        """By their tokens, and by those of their writers."""
+        """By the tokens of their writers, and by the ids of their events."""
         self._lease: RemoteLease | None = None
         server.messages()  # to an earlier channel
         self._seen: Any = None
@@ -185,7 +185,7 @@ class RemoteChannel:
             kind, subject = message[0], message[1].decode()
             if kind == b"W":
                 waiter = self._waiters.pop(subject)
-                waiter.told.append(subject)
+                waiter.told.append((subject, message[2]))
                 if waiter.accepted is None:
                     waiter.resolve(accepted=message[2] != b"-1")
                     resolved.append(waiter)
@@ -197,7 +197,12 @@ class RemoteChannel:
                     self._lease.is_open = False
                     self._lease = None
         for waiter in resolved:  # each writer may be on another node
-            assert sorted(waiter.told) == sorted(token for _, token in waiter.writers)
+            tokens, said = zip(*sorted(waiter.told), strict=True)
+            assert tokens == tuple(sorted(token for _, token in waiter.writers))
+            if waiter.accepted:  # one of their nodes counts it
+                assert sorted(said) == [b"0"] * (len(said) - 1) + [b"1"]
+            else:
+                assert set(said) == {b"-1"}
 
     def offer(self, event: Event, *, now: float, request_id: str | None) -> str | Waiter:
         one = (event.id, request_id or "", encoded(event))
@@ -208,11 +213,12 @@ class RemoteChannel:
             answer = self.call(
                 "wait", now, 1, NODE, token, NO_TIME_LIMIT_MS, self.limits.max_waiting_writers, *one
             )
-            kind, record = answer[0][0], answer[0][1].decode()
+            kind, event_id = answer[0][0], answer[0][1].decode()
             assert kind == b"W"
-            waiter = self._waiters.get(record)
+            waiter = self._waiters.get(event_id)
             if waiter is None:
-                waiter = self._waiters[record] = RemoteWaiter(event, request_id, record)
+                assert event_id == event.id
+                waiter = self._waiters[event_id] = RemoteWaiter(event, request_id)
             waiter.next_writer = token
             self._waiters[token] = waiter
             return waiter
@@ -222,7 +228,7 @@ class RemoteChannel:
         assert waiter.leave(on_resolved) == (len(waiter.writers) == 1)
         [token] = [token for callback, token in waiter.writers if callback is on_resolved]
         waiter.writers.remove((on_resolved, token))
-        assert self.call("withdraw", 0.0, waiter.record, token) == 0
+        assert self.call("withdraw", 0.0, token, waiter.request_id or "") == WITHDRAWN
 
     def lease(self, options: ReadOptions, now: float) -> RemoteLease:
         if (old := self._lease) is not None and options.take_over:
