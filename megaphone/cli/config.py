@@ -40,6 +40,13 @@ def load_or_exit(file: Path | None, options: Mapping[str, Any] | None = None) ->
         raise typer.Exit(WRONG_CONFIGURATION) from None
 
 
+def file_here() -> Path | None:
+    """Return the file of settings in the working directory, if there is one."""
+    from megaphone.config import find_file
+
+    return find_file(Path.cwd())
+
+
 def load_again(
     present: "Settings", file: Path | None, options: Mapping[str, Any] | None = None
 ) -> "Settings":

@@ -13,7 +13,7 @@ from megaphone import __version__
 from megaphone.cli.admin import megactl_app
 from megaphone.cli.bench import bench
 from megaphone.cli.channels import ack, create, dispose, exists
-from megaphone.cli.config import config_app, load_again, load_or_exit
+from megaphone.cli.config import config_app, file_here, load_again, load_or_exit
 from megaphone.cli.contexts import context_app
 from megaphone.cli.help import App
 from megaphone.cli.output import open_standard_streams
@@ -112,6 +112,7 @@ def serve(
     options: dict[str, object] = {} if workers is None else {"workers": workers}
     options |= addresses(load_or_exit(config).settings, host, port, grpc_port)
     settings = with_workers(load_or_exit(config, options).settings)
+    config = config or file_here()  # so that SIGHUP fails, and is no reset, if it is gone by then
     if settings.workers > 1:
         from megaphone.cli.supervise import supervise_until_stopped
 

@@ -36,6 +36,8 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.max_send_message_length", -1),
+    # `http_proxy` in the environment is for calls to the internet, and not for those between nodes.
+    ("grpc.enable_http_proxy", 0),
     # Without this option two pipes would share a connection, and one slow pipe would block both.
     ("grpc.use_local_subchannel_pool", 1),
 )

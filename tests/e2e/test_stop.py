@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import aiohttp
 import grpc
@@ -24,6 +26,7 @@ from tests.support.process import (
     next_line,
     wait_for,
 )
+from tests.support.redis_server import redis_server
 
 READS = 50
 OWN_TERMINAL = """
@@ -125,6 +128,26 @@ def test_a_hangup_reads_the_settings_again_and_refuses_wrong_ones(tmp_path: Path
         assert 'megaphone_reloads_total{outcome="failure"} 1\n' in metrics
         broker.process.send_signal(signal.SIGTERM)
         assert broker.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_hangup_while_the_file_of_the_settings_is_away_changes_nothing(
+    tmp_path: Path, workers: int
+) -> None:
+    """Else a node would be open to everybody while somebody replaces the file."""
+    file = tmp_path / "megaphone.toml"
+    file.write_text('[auth]\nrequire = ["create"]\n')
+    with ExitStack() as stack:
+        settings: dict[str, object] = {}
+        if workers > 1:
+            server = stack.enter_context(redis_server())
+            settings = {"workers": workers, "store": server.text_url}
+        broker = stack.enter_context(broker_process(tmp_path, MEGAPHONE, **settings))
+        file.unlink()
+        broker.process.send_signal(signal.SIGHUP)
+        next_line(broker, "megaphone.toml: cannot be read: No such file or directory")
+        with pytest.raises(HTTPError, match="401"):
+            urlopen(Request(f"{broker.url}/create", method="POST"), timeout=10)
 
 
 def test_a_hangup_does_not_end_a_broker_that_stops(tmp_path: Path) -> None:
