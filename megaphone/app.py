@@ -274,6 +274,7 @@ async def running(
         reporting = asyncio.create_task(report_health(broker, grpc))
         stack.callback(reporting.cancel)
         stack.push_async_callback(grpc.report_shutdown)
+        stack.callback(broker.begin_leaving)
 
         async def leave() -> None:
             async with asyncio.TaskGroup() as group:

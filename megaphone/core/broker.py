@@ -9,7 +9,6 @@ import math
 import random
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from sys import intern
 from typing import TypeAlias
@@ -33,11 +32,13 @@ from megaphone.core.tenants import Tenant, Tenants
 from megaphone.core.traces import UNTRACED
 from megaphone.core.writing import Writing, checked, checked_streams
 from megaphone.errors import (
+    AgentMoved,
     BadRequest,
     ChannelNotFound,
     MegaphoneError,
     PayloadTooLarge,
     PermissionDenied,
+    ShuttingDown,
 )
 from megaphone.model import (
     NO_OPTIONS,
@@ -74,7 +75,8 @@ class Broker(Writing):
 
     Each method asks the caller first whether it may do this, before it looks at anything else.
 
-    After `begin_shutdown`, each method that would create, write or read raises ShuttingDown.
+    After `begin_shutdown`, each method that would create, write or read raises ShuttingDown; each
+    that would create does so after `begin_leaving`.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Broker(Writing):
         """Makes the spans of writers, and of reads."""
         self._tracing_of_reads = tracing if tracing.makes_spans else None
         self._alarms = Alarms()
+        self._is_leaving = False
         self._readers: set[Reader] = set()
         self.lookout = Lookout(self.blocked.waiting_since, lambda: self._readers)
         self._audited_creates = Sample("a channel was created")
@@ -202,7 +205,7 @@ class Broker(Writing):
     def _new_channel(self, caller: Caller, protocols: Sequence[str]) -> tuple[bytes, NewChannel]:
         """Return the id and the addresses for a new channel, which is not in the store yet."""
         checked(caller, Action.CREATE)
-        self._refuse_if_shutting_down()
+        self._refuse_if_leaving()
         chosen = negotiate(protocols)
         agent = self._agents.pick_for_new_channel(loop_time())
         name = agent.name
@@ -229,7 +232,7 @@ class Broker(Writing):
         """Return for each producer or consumer address whether its channel exists.
 
         Raises: the errors of `Caller.check`; PayloadTooLarge, when there are more than
-            `max_addresses` addresses.
+            `max_addresses` addresses; AgentMoved, when another node knows that of one of them.
         """
         tenant = checked(caller, Action.EXISTS)
         self._check_number(addresses)
@@ -262,11 +265,18 @@ class Broker(Writing):
         return {address: channel_ids.get(address) in living for address in addresses}
 
     def _channels_of(self, addresses: Sequence[str]) -> dict[str, bytes]:
-        """Return the channel ids of those addresses that are addresses of agents served here."""
+        """Return the channel ids of those addresses that are addresses of agents served here.
+
+        Raises: AgentMoved.
+        """
         channel_ids: dict[str, bytes] = {}
         for address in addresses:
-            with suppress(MegaphoneError):
+            try:
                 channel_ids[address] = self._channel_of(address)
+            except AgentMoved:
+                raise
+            except MegaphoneError:
+                pass
         return channel_ids
 
     def short_id_of(self, address: str) -> str | None:
@@ -489,10 +499,15 @@ class Broker(Writing):
         return known is not None and known.is_owned
 
     def check_serves(self) -> None:
-        """Raises: ShuttingDown; StoreUnavailable, when the store has not been there for several
-        seconds."""
-        self._refuse_if_shutting_down()
+        """Raises: ShuttingDown, also while the node moves its agents away before that;
+        StoreUnavailable, when the store has not been there for several seconds."""
+        self._refuse_if_leaving()
         self._store.check_serves()
+
+    def _refuse_if_leaving(self) -> None:
+        self._refuse_if_shutting_down()
+        if self._is_leaving:
+            raise ShuttingDown
 
     async def check_takes_channels(self) -> None:
         """Raises: NoAgentAvailable, LimitExceeded, ShuttingDown or StoreUnavailable, when `create`
@@ -557,6 +572,11 @@ class Broker(Writing):
         tenant = caller.check_streams(Action.READ, loop_time(), reader.streams)
         if tenant is not None and reader.tenant is None:
             reader.end(ReadEnd.REVOKED)
+
+    def begin_leaving(self) -> None:
+        """From now on make no channels, and be not ready: the node is about to stop. It goes on to
+        serve the channels that it has."""
+        self._is_leaving = True
 
     async def begin_shutdown(self) -> None:
         """Refuse new calls and waiting writers from now on, and end all open reads cleanly."""

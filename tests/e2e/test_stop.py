@@ -18,6 +18,7 @@ import pytest
 
 from megaphone_api.v1 import channels_pb2 as pb
 from megaphone_api.v1.channels_pb2_grpc import ChannelServiceStub
+from tests.support.ports import free_port
 from tests.support.process import (
     MEGAPHONE,
     BrokerProcess,
@@ -107,6 +108,32 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         broker.process.send_signal(signal.SIGTERM)
         broker.process.send_signal(signal.SIGTERM)
         assert broker.process.wait(10) in (0, -signal.SIGTERM)
+
+
+def status_of(url: str, method: str = "GET", data: bytes | None = None) -> int:
+    request = Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except HTTPError as error:
+        return error.code
+
+
+def test_a_broker_that_stops_serves_its_channels_but_makes_none(tmp_path: Path) -> None:
+    """It looks for its target as long as it may."""
+    target = f"http://127.0.0.1:{free_port()}"
+    with broker_process(tmp_path, drain_target=target, drain_timeout_secs=20) as broker:
+        with urlopen(Request(f"{broker.url}/create", method="POST"), timeout=10) as created:
+            addresses = json.load(created)
+        assert status_of(f"{broker.url}/readyz") == 200
+        broker.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: status_of(f"{broker.url}/readyz") == 503, 10)
+        assert status_of(f"{broker.url}/readyz/create") == 503
+        assert status_of(f"{broker.url}/create", "POST") == 503
+        assert status_of(f"{broker.url}/livez") == 200
+        assert (
+            status_of(f"{broker.url}/write/{addresses['producerAddress']}/s", "POST", b"1") == 201
+        )
 
 
 def test_a_hangup_reads_the_settings_again_and_refuses_wrong_ones(tmp_path: Path) -> None:
