@@ -43,9 +43,10 @@ the error itself says another number: the header `Retry-After`, or a `google.rpc
 
 - `{skipped}` is no error of a request, but the reason of an event in a batch or in a `Publish`
   request: the broker did not try it, because the same channel could not take an earlier event.
-- Over HTTP, `NOT_FOUND` also means that there is no such route, and `BAD_REQUEST` also stands
-  beside other statuses for requests that are wrong as HTTP, such as 405 for a method that the route
-  does not have, and 414 for a path that is too long.
+- Over HTTP, `NOT_FOUND` with the message `no such route` means that there is no such route, and
+  says nothing about a channel. This message is the only one that never changes.
+- Over HTTP, `BAD_REQUEST` also stands beside other statuses for requests that are wrong as HTTP,
+  such as 405 for a method that the route does not have, and 414 for a path that is too long.
 - Errors of gRPC itself, such as an unknown method, have no code.
 
 [delivery.md](delivery.md) says which errors a client should expect, and how it goes on.

@@ -14,6 +14,7 @@ from megaphone_client import (
     ConnectionFailed,
     Failure,
     Megaphone,
+    MegaphoneError,
     OutcomeUnknown,
     PermissionDenied,
     WriteTimeout,
@@ -127,6 +128,25 @@ async def test_errors_have_the_class_of_their_code(megaphone: Megaphone, channel
         await megaphone.write(channel.consumer, "s", 1)
     with pytest.raises(BadRequest):
         await megaphone.write(channel.producer, "s\n", 1)
+
+
+async def test_an_empty_stream_id_or_address_is_a_bad_request(
+    megaphone: Megaphone, channel: Channel
+) -> None:
+    with pytest.raises(BadRequest, match="the stream id is empty"):
+        await megaphone.write(channel.producer, "", 1)
+    for call in (megaphone.write("", "s", 1), megaphone.ack("", "x" * 23), megaphone.dispose("")):
+        with pytest.raises(BadRequest, match="not an address"):
+            await call
+
+
+async def test_a_path_without_a_broker_says_nothing_of_a_channel(app: App) -> None:
+    async with Megaphone.from_url(f"{url_of(app, 'http')}/wrong") as megaphone:
+        for call in (megaphone.create(), megaphone.dispose(GONE), megaphone.ack(GONE, "x" * 23)):
+            with pytest.raises(MegaphoneError) as refused:
+                await call
+            assert not isinstance(refused.value, ChannelNotFound)
+            assert refused.value.code == "NO_ROUTE"
 
 
 def test_every_code_of_the_broker_has_a_class() -> None:

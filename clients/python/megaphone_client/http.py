@@ -14,6 +14,7 @@ from yarl import URL
 from megaphone_client.bodies import encode
 from megaphone_client.encryption import Encryption
 from megaphone_client.errors import (
+    BadRequest,
     ConnectionFailed,
     MegaphoneError,
     OutcomeUnknown,
@@ -41,8 +42,13 @@ JSON: Final = {"Content-Type": "application/json"}
 NDJSON: Final = {"Accept": "application/x-ndjson"}
 BUFFER_BYTES: Final = 262_144
 NO_LIMIT: Final = aiohttp.ClientTimeout(total=None)
-NO_ROUTE: Final = frozenset({"NOT_FOUND", "HTTP_404", "HTTP_405"})
-"""With these, a broker or a proxy refuses a path that it does not know."""
+NO_ROUTE: Final = "NO_ROUTE"
+"""The client's own code for what a broker answers for a path that it does not know."""
+NO_ROUTE_CODE: Final = "NOT_FOUND"
+NO_ROUTE_MESSAGE: Final = "no such route"
+"""That answer. Its code is also that of a channel that has gone, so this text never changes."""
+NOT_OFFERED: Final = frozenset({NO_ROUTE, "HTTP_404", "HTTP_405"})
+"""With these, a broker or a proxy refuses a call that it does not know."""
 SERVER_ERROR: Final = 500
 
 
@@ -123,7 +129,7 @@ class HttpTransport:
         return Channel(created.producer_address, created.consumer_address, created.protocols)
 
     async def write(self, message: Message, timeout_s: float) -> str:
-        path = f"/write/{segment(message.producer)}/{segment(message.stream)}"
+        path = f"/write/{address(message.producer)}/{stream_id(message.stream)}"
         answer = await self._post(path, message.body, timeout_s, message.key, trace=message.trace)
         return parsed(answer, Written).eid
 
@@ -179,7 +185,7 @@ class HttpTransport:
 
     async def acknowledge(self, consumer: str, event_id: str, timeout_s: float) -> int:
         body = encode({"eid": event_id})
-        answer = await self._post(f"/ack/{segment(consumer)}", body, timeout_s)
+        answer = await self._post(f"/ack/{address(consumer)}", body, timeout_s)
         return parsed(answer, Acknowledged).acknowledged
 
     async def exists(self, addresses: Sequence[str], timeout_s: float) -> dict[str, bool]:
@@ -189,7 +195,7 @@ class HttpTransport:
         return parsed(answer, Existing).channels
 
     async def dispose(self, producer: str, timeout_s: float) -> None:
-        await self._send("DELETE", f"/channel/{segment(producer)}", {}, None, timeout_s)
+        await self._send("DELETE", f"/channel/{address(producer)}", {}, None, timeout_s)
 
     async def _post(
         self,
@@ -238,7 +244,7 @@ class HttpTransport:
                 return content
 
     async def read(self, ask: Ask) -> "HttpRead":
-        path = f"/read/{segment(ask.consumer)}?{query_of(ask)}"
+        path = f"/read/{address(ask.consumer)}?{query_of(ask)}"
         return HttpRead(await self._open("GET", path, NDJSON))
 
     async def read_many(self, asks: Sequence[Ask]) -> "HttpReadOfMany":
@@ -248,7 +254,7 @@ class HttpTransport:
         try:
             return HttpReadOfMany(await self._open("POST", "/read", headers, body_of(asks)))
         except MegaphoneError as error:
-            if error.code in NO_ROUTE:
+            if error.code in NOT_OFFERED:
                 raise NotOffered from None
             raise
 
@@ -350,7 +356,21 @@ async def received(coming: Awaitable[bytes]) -> bytes:
         raise ConnectionFailed("the connection broke") from None
 
 
-def segment(text: str) -> str:
+def address(text: str) -> str:
+    """Return the part of a path for an address. Raises: BadRequest, if it is empty."""
+    return segment(
+        text, "not an address: expected a producer or consumer address as POST /create returns it"
+    )
+
+
+def stream_id(text: str) -> str:
+    """Return the part of a path for a stream id. Raises: BadRequest, if it is empty."""
+    return segment(text, "the stream id is empty: name a stream")
+
+
+def segment(text: str, if_empty: str) -> str:
+    if not text:  # the path would be that of another route, so it is not sent
+        raise BadRequest("BAD_REQUEST", if_empty)
     return quote(text, safe="")
 
 
@@ -414,6 +434,8 @@ def refused(status: int, content: bytes, headers: Mapping[str, str]) -> Megaphon
         told = msgspec.json.decode(content, type=Told)
     except (msgspec.DecodeError, UnicodeDecodeError):
         told = Told(f"HTTP_{status}", f"HTTP answer {status} without an error of the broker")
+    if (told.code, told.message) == (NO_ROUTE_CODE, NO_ROUTE_MESSAGE):
+        return MegaphoneError(NO_ROUTE, "there is no broker at the path of this URL")
     retry_after = headers.get("Retry-After", "")
     return error_of(
         told.code,
