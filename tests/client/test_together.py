@@ -84,6 +84,17 @@ async def test_cut_connections_lose_nothing_and_repeat_nothing(app: App, protoco
     assert list(got.values()) == [list(range(count))] * len(channels)
 
 
+async def test_it_has_begun_although_one_has_gone(megaphone: Megaphone) -> None:
+    here, gone = await channels_of(megaphone, 2)
+    await megaphone.dispose(gone.producer)
+    await write(megaphone, here, 1)
+    async with megaphone.read_many([here.consumer, gone.consumer]) as reader:
+        for _ in range(2):
+            with suppress(ChannelNotFound):
+                assert (await anext(reader)).consumer == here.consumer
+        assert reader.has_begun
+
+
 async def test_one_that_is_busy_does_not_disturb_the_others(
     megaphone: Megaphone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -410,7 +410,8 @@ class Reader(Generic[T]):
 
     @property
     def has_begun(self) -> bool:
-        """Whether the broker has answered: then events that it has are on their way."""
+        """Whether the broker has answered for each channel: then events that it has are on their
+        way."""
         return self._source.has_begun
 
     def __aiter__(self) -> Self:
@@ -558,7 +559,7 @@ class Reads:
 
     @property
     def has_begun(self) -> bool:
-        return all(state.has_begun for state in self._states)
+        return all(state.has_begun or state.has_ended for state in self._states)
 
     async def aclose(self, undealt: Sequence[Event[Any]] = ()) -> None:
         self.inbox.end(None)

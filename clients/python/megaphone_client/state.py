@@ -132,6 +132,8 @@ class ReadState:
         self._repeats = Repeats()
         self.has_begun = False
         """Whether the broker has ever answered a request for the read."""
+        self.has_ended = False
+        """Whether an error has ended the read."""
         self._takes_over = takes_over
         self._reader = reader
         self._trace = trace
@@ -280,6 +282,11 @@ class ReadState:
 
     def wait_s(self, error: MegaphoneError, now: float) -> float | None:
         """Return how long to wait before the next try; None if the error ends the read."""
+        wait_s = self._wait_s(error, now)
+        self.has_ended = wait_s is None
+        return wait_s
+
+    def _wait_s(self, error: MegaphoneError, now: float) -> float | None:
         if not error.may_heal:
             return None
         if isinstance(error, ConnectionFailed) and error.may_have_arrived:

@@ -138,7 +138,8 @@ class Reader(Generic[T]):
 
     @property
     def has_begun(self) -> bool:
-        """Whether the broker has answered: then events that it has are on their way."""
+        """Whether the broker has answered for each channel: then events that it has are on their
+        way."""
         return self._reader.has_begun
 
     def __iter__(self) -> Self:
