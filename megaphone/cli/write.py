@@ -149,15 +149,14 @@ class Lines:
 
     async def write(self, megaphone: "Megaphone") -> None:
         """Raises: why the first of the events that were not written was not."""
+        from megaphone_client import MegaphoneError
+
         progress = asyncio.create_task(self._show_progress()) if sys.stderr.isatty() else None
         counting = asyncio.create_task(self._count())
         try:
-            async with megaphone.publisher(max_pending=UNANSWERED) as publisher:
-                async for number, body in self._bodies():
-                    if self._failure is not None:
-                        break
-                    sent = await publisher.send(self._address, self._stream, body)
-                    self._sent.put_nowait((number, sent))
+            await self._send_all(megaphone)
+        except MegaphoneError:
+            pass  # of any event that `_count` has not come to; it finds the error of the first
         finally:
             self._sent.put_nowait(None)
             await asyncio.wait([counting])
@@ -165,6 +164,14 @@ class Lines:
                 progress.cancel()
         if self._failure is not None:
             raise self._failure
+
+    async def _send_all(self, megaphone: "Megaphone") -> None:
+        async with megaphone.publisher(max_pending=UNANSWERED) as publisher:
+            async for number, body in self._bodies():
+                if self._failure is not None:
+                    break
+                sent = await publisher.send(self._address, self._stream, body)
+                self._sent.put_nowait((number, sent))
 
     async def _count(self) -> None:
         """Count the events that are written, and those that are not."""
