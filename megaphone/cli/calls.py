@@ -125,7 +125,7 @@ def run(
     """Return the result of work with a client of the broker.
 
     If a call fails, the command says so in one line and exits. `addresses` are those that the user
-    gave: a name whose channel has gone is forgotten.
+    gave: if a name is one of them, the line says how to give it to a new channel.
     """
     from megaphone_client import MegaphoneError
 
@@ -170,9 +170,9 @@ def fail(error: "MegaphoneError", broker: Broker, addresses: Sequence[str] = ())
 
     match error:
         case ChannelNotFound():
-            if len(addresses) == 1:
-                saved.drop(addresses[0], broker.url, broker.context)
-            leave(Exit.GONE, f"the channel does not exist, or not any more ({error})")
+            # Its name stays: this node may only not know where the channel is now.
+            hint = saved.hint_for_a_new_one(addresses)
+            leave(Exit.GONE, f"the channel does not exist, or not any more ({error}){hint}")
         case EventsLost():
             leave(Exit.EVENTS_LOST, str(error))
         case ChannelFull():

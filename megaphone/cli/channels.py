@@ -101,8 +101,10 @@ def create(
 
     A channel that nobody reads ends after a minute, unless --ttl or the broker says otherwise.
     """
-    if name is not None and not NAME.fullmatch(name):
-        leave(Exit.WRONG_USAGE, "a name has letters, digits, `.`, `_` and `-`")
+    if name is not None:
+        if not NAME.fullmatch(name):
+            leave(Exit.WRONG_USAGE, "a name has letters, digits, `.`, `_` and `-`")
+        saved.check()
     broker = broker_for(url, context)
     channel = run(
         broker,
@@ -113,9 +115,19 @@ def create(
     )
     if name is not None:
         home = {"context": broker.context} if broker.context else {"url": broker.url}
-        saved.save(name, saved.Saved(channel.producer, channel.consumer, **home))
+        try:
+            saved.save(name, saved.Saved(channel.producer, channel.consumer, **home))
+        except BaseException:
+            print_addresses(channel, export, output)  # nobody has them otherwise
+            say(f"megaphone: the channel was created, but is not saved as @{name}")
+            raise
         say(f"Saved as @{name}. Read it with: megaphone tail @{name}")
-    elif export:
+    else:
+        print_addresses(channel, export, output)
+
+
+def print_addresses(channel: "Channel", export: bool, output: Output) -> None:
+    if export:
         typer.echo(
             f"export PRODUCER={shlex.quote(channel.producer)}"
             f" CONSUMER={shlex.quote(channel.consumer)}"
@@ -168,8 +180,6 @@ def exists(
     found = run(broker, lambda megaphone: megaphone.exists(real.values()), timeout_s=timeout)
     for given, address in real.items():
         typer.echo(f"{given} {'exists' if found[address] else 'gone'}")
-        if not found[address]:
-            saved.drop(given, broker.url, broker.context)
     if not all(found.values()):
         raise typer.Exit(Exit.GONE)
 
@@ -218,6 +228,6 @@ def dispose(
     broker = broker_for(url, context, [producer])
     address = saved.address(producer, "producer")
     was_there = run(broker, lambda megaphone: megaphone.dispose(address), timeout_s=timeout)
-    saved.drop(producer, broker.url, broker.context)
+    saved.forget(producer, broker.url, broker.context)
     if not was_there:
         leave(Exit.GONE, "the channel does not exist, or not any more")

@@ -111,7 +111,11 @@ def store(contexts: Contexts) -> None:
             members = (f"{json.dumps(k)} = {json.dumps(v)}" for k, v in context.headers.items())
             lines.append(f"headers = {{ {', '.join(members)} }}")
         lines.append("")
-    replace_file(configuration_file(FILE), "\n".join(lines))
+    path = configuration_file(FILE)
+    try:
+        replace_file(path, "\n".join(lines))
+    except OSError as error:
+        leave(Exit.WRONG_USAGE, f"{path} cannot be written: {error.strerror}")
 
 
 def names(incomplete: str) -> list[str]:

@@ -22,10 +22,22 @@ def folder(variable: str, default: str) -> Path:
     return (Path(home) if home else Path.home() / default) / "megaphone"
 
 
-def replace_file(path: Path, content: str) -> None:
-    """Replace a file in one step. Nobody but the user may read it."""
+def check_replaceable(path: Path) -> None:
+    """Raises: OSError, if `replace_file` cannot even begin."""
+    descriptor, temporary = begun_file(path)
+    os.close(descriptor)
+    Path(temporary).unlink()
+
+
+def begun_file(path: Path) -> tuple[int, str]:
+    """Return a new file that may take the place of another one: its descriptor and its path."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+
+
+def replace_file(path: Path, content: str) -> None:
+    """Replace a file in one step. Nobody but the user may read it. Raises: OSError."""
+    descriptor, temporary = begun_file(path)
     try:
         with os.fdopen(descriptor, "w") as file:
             os.fchmod(file.fileno(), ONLY_FOR_THE_USER)

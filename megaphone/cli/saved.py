@@ -3,12 +3,13 @@
 Their addresses are secrets, so only the user may read the file.
 """
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import msgspec
 
 from megaphone.cli.exits import Exit, leave, say
-from megaphone.cli.files import replace_file, state_file
+from megaphone.cli.files import check_replaceable, replace_file, state_file
 
 FILE: Final = "channels.json"
 MARK: Final = "@"
@@ -38,9 +39,21 @@ def load() -> dict[str, Saved]:
         leave(Exit.WRONG_USAGE, f"{path} cannot be read; remove it, and its names are free again")
 
 
+def check() -> None:
+    """Exit if it is certain that no channel can be saved."""
+    load()
+    try:
+        check_replaceable(state_file(FILE))
+    except OSError as error:
+        leave(Exit.WRONG_USAGE, not_written(error))
+
+
 def save(name: str, channel: Saved) -> None:
-    """Give a channel a name, which another one may have had."""
-    store(load() | {name: channel})
+    """Give a channel a name, which another one may have had. Exits if that cannot be stored."""
+    try:
+        store(load() | {name: channel})
+    except OSError as error:
+        leave(Exit.FAILED, not_written(error))
 
 
 def find(name: str) -> Saved:
@@ -61,8 +74,15 @@ def address(text: str, side: Side) -> str:
     return channel.producer if side == "producer" else channel.consumer
 
 
-def drop(name: str, url: str, context: str | None) -> None:
-    """Forget a channel that its own broker does not know any more, if it was named so.
+def hint_for_a_new_one(addresses: Sequence[str]) -> str:
+    """Return what to say of the name of a channel that has gone; nothing if there is no name."""
+    if len(addresses) != 1 or not addresses[0].startswith(MARK):
+        return ""
+    return f"; `megaphone create --save {addresses[0].removeprefix(MARK)}` makes a new one"
+
+
+def forget(name: str, url: str, context: str | None) -> None:
+    """Forget a channel that its user has disposed of at its own broker, if it was named so.
 
     Another broker, which a flag has named, cannot know the channel.
     """
@@ -72,13 +92,19 @@ def drop(name: str, url: str, context: str | None) -> None:
     if channel is None:
         return
     is_home = context == channel.context if channel.context else url == channel.url
-    if is_home:
-        del channels[plain]
+    if not is_home:
+        return
+    del channels[plain]
+    try:
         store(channels)
-        say(
-            f"megaphone: {name} is forgotten, because the channel has gone;"
-            f" `megaphone create --save {plain}` makes a new one"
-        )
+    except OSError as error:
+        say(f"megaphone: {name} is not forgotten: {not_written(error)}")
+        return
+    say(f"megaphone: {name} is forgotten")
+
+
+def not_written(error: OSError) -> str:
+    return f"{state_file(FILE)} cannot be written: {error.strerror}"
 
 
 def store(channels: dict[str, Saved]) -> None:

@@ -1,6 +1,7 @@
 """`megaphone create`, `write`, `tail`, `first`, `ack`, `exists` and `dispose`, as users type
 them."""
 
+import errno
 import json
 import signal
 from pathlib import Path
@@ -10,14 +11,17 @@ import pytest
 import typer
 
 from megaphone.access.tokens import digest_of
+from megaphone.cli import saved
 from megaphone.cli.calls import Broker, fail
+from megaphone.cli.channels import Output, create
 from megaphone.cli.exits import Exit
 from megaphone.errors import ReaderBusy as BusyChannel
 from megaphone_client import ReaderBusy
 from tests.cli.conftest import User
-from tests.support.process import broker_process
+from tests.support.process import BrokerProcess, broker_process
 from tests.support.settings import IS_LONG
 
+UNKNOWN_EVENT = "a" * 23
 IS_READ = "megaphone: the channel is being read: one reader at a time (BUSY)"
 
 
@@ -211,7 +215,7 @@ def test_first_gives_up_with_4(at_room: User) -> None:
     assert "in time" in done.stderr
 
 
-def test_a_channel_that_has_gone_is_3_and_its_name_is_forgotten(at_room: User) -> None:
+def test_a_channel_that_has_gone_is_3_and_its_name_stays(at_room: User) -> None:
     file = at_room.home / ".local/state/megaphone/channels.json"
     channels = json.loads(file.read_text())
     address = channels["room"]["consumer"]
@@ -220,7 +224,67 @@ def test_a_channel_that_has_gone_is_3_and_its_name_is_forgotten(at_room: User) -
     file.write_text(json.dumps(channels))
     done = at_room.run("exists", "@room")
     assert (done.returncode, done.stdout) == (3, "@room gone\n")
-    assert at_room.run("tail", "@room").returncode == 2  # because the name is not known now
+    done = at_room.run("tail", "@room")
+    assert done.returncode == 3
+    assert "`megaphone create --save room` makes a new one" in done.stderr
+    assert json.loads(file.read_text()) == channels
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_an_empty_stream_or_address_is_refused_as_such(
+    at_room: User, broker: BrokerProcess, scheme: str
+) -> None:
+    url = broker.url if scheme == "http" else f"grpc://{broker.grpc_target}"
+    for line in ("write @room  1", "first @room "):
+        done = at_room.run(*line.split(" "), "-u", url)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == "megaphone: the stream id is empty: name a stream\n"
+    for line in ("write  s 1", "tail ", f"ack  {UNKNOWN_EVENT}"):
+        done = at_room.run(*line.split(" "), "-u", url)
+        assert done.returncode == 2
+        assert done.stderr.startswith("megaphone: not an address: expected a producer or")
+    assert at_room.run("exists", "@room").returncode == 0
+
+
+def test_a_url_with_a_path_where_no_broker_is_is_said(at_room: User, broker: BrokerProcess) -> None:
+    url = ("-u", f"{broker.url}/wrong")
+    for line in ("create", "write @room s 1", "dispose @room"):
+        done = at_room.run(*line.split(), *url)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == "megaphone: there is no broker at the path of this URL (NO_ROUTE)\n"
+    assert at_room.run("exists", "@room").returncode == 0
+
+
+def test_no_channel_is_created_that_cannot_be_saved(user: User) -> None:
+    done = user.run("create", "--save", "room", XDG_STATE_HOME="/proc/none")
+    assert (done.returncode, done.stdout) == (2, "")
+    path = "/proc/none/megaphone/channels.json"
+    assert done.stderr == f"megaphone: {path} cannot be written: No such file or directory\n"
+
+
+def test_addresses_that_could_not_be_saved_are_printed(
+    user: User, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(path: Path, content: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(user.home))
+    monkeypatch.setattr(saved, "replace_file", fail)
+    with pytest.raises(typer.Exit) as exited:
+        create(name="room", output=Output.JSON, url=user.variables["MEGAPHONE_URL"])
+    assert exited.value.exit_code == Exit.FAILED
+    out, error = capsys.readouterr()
+    address = json.loads(out)["consumerAddress"]
+    assert user.run("exists", address).returncode == 0
+    assert "channels.json cannot be written: No space left on device\n" in error
+    assert "the channel was created, but is not saved as @room" in error
+
+
+def test_a_context_that_cannot_be_saved_is_said(user: User) -> None:
+    done = user.run("context", "add", "x", "http://x", XDG_CONFIG_HOME="/proc/none")
+    assert (done.returncode, done.stdout) == (2, "")
+    path = "/proc/none/megaphone/contexts.toml"
+    assert done.stderr == f"megaphone: {path} cannot be written: No such file or directory\n"
 
 
 def test_a_channel_is_disposed_of_by_its_name_or_its_producer_address(at_room: User) -> None:
@@ -332,6 +396,20 @@ def test_one_channel_that_has_gone_does_not_end_the_tail_of_another(at_room: Use
     assert (done.returncode, done.stdout) == (0, "1\n")
 
 
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_look_at_many_channels_ends_although_one_has_gone(
+    at_room: User, broker: BrokerProcess, scheme: str
+) -> None:
+    url = broker.url if scheme == "http" else f"grpc://{broker.grpc_target}"
+    gone = json.loads(at_room.run("create").stdout)
+    at_room.run("dispose", gone["producerAddress"])
+    at_room.run("write", "@room", "s", "1")
+    look = ("tail", "@room", gone["consumerAddress"], "--no-follow", "-o", "raw", "-u", url)
+    done = at_room.run(*look)
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert done.stderr == "megaphone: one of the channels does not exist, or not any more\n"
+
+
 def test_events_that_a_full_channel_takes_and_does_not_take_are_counted(
     user: User, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -339,7 +417,11 @@ def test_events_that_a_full_channel_takes_and_does_not_take_are_counted(
         there = User(user.home, {"MEGAPHONE_URL": small.url})
         there.run("create", "--save", "full")
         done = there.run("write", "@full", "s", "-", "--timeout", "3s", text="1\n" * 150)
-    assert done.returncode == 4
+        over_grpc = ("-u", f"grpc://{small.grpc_target}", "--timeout", "3s")
+        again = there.run("write", "@full", "s", "-", *over_grpc, text="1\n" * 3)
+    assert done.returncode == again.returncode == 4
+    assert done.stderr.startswith("megaphone: the event was refused: TIMEOUT\n")
+    assert again.stderr.startswith("megaphone: the channel stayed full")
     assert "100 events written\nmegaphone: 50 not written; the first is that of line 101\n" in (
         done.stderr
     )
