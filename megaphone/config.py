@@ -25,7 +25,7 @@ import msgspec
 import yaml
 
 from megaphone.core.destinations import Destinations
-from megaphone.model import AgentMode
+from megaphone.model import AgentMode, Endpoint
 from megaphone.process import memory
 from megaphone.process.cores import workers_for
 from megaphone.settings import (
@@ -79,6 +79,9 @@ DEFAULT = "default"
 VARIABLE = "variable "
 """How the source of a value from the environment begins."""
 SOCKET = "mng_socket_path"
+MAX_SOCKET_PATH_BYTES = 107
+"""How long the path of a socket may be on Linux. See unix(7)."""
+ANY_PORT = 0
 STORE = "store"
 WARMUP = "agent_warmup_secs"
 WORKERS = "workers"
@@ -306,6 +309,7 @@ def build(values: Mapping[str, Value], environment: Mapping[str, str]) -> Config
         )
     check_webhooks(settings, sources)
     check_proxies(settings, sources)
+    check_places(settings, sources)
     if settings.auth.certificates and settings.tls.client_ca is None:
         raise ConfigError(
             f"{sources[AUTH]}: {AUTH}.{CERTIFICATES} is set, but not tls.client_ca, without which"
@@ -419,6 +423,31 @@ def check_proxies(settings: Settings, sources: Mapping[str, str]) -> None:
             raise ConfigError(
                 f"{sources[PROXIES]}: {PROXIES}: {text} is neither a network nor an address"
             ) from None
+
+
+def check_places(settings: Settings, sources: Mapping[str, str]) -> None:
+    """Raises: ConfigError, if the node could not listen at all of its places at once."""
+    keys: dict[Endpoint, str] = {}
+    for key, endpoint in (
+        ("address", settings.http_endpoint),
+        ("grpc_address", settings.grpc_endpoint),
+        ("nodes.address", settings.nodes_endpoint),
+        ("ops_address", settings.ops_endpoint),
+    ):
+        if endpoint is None or endpoint.port == ANY_PORT:
+            continue
+        if endpoint in keys:
+            raise ConfigError(
+                f"{sources[key]}: {key} = {endpoint} is that of {keys[endpoint]} too: each needs a"
+                " port of its own"
+            )
+        keys[endpoint] = key
+    size = len(os.fsencode(settings.mng_socket_path or ""))
+    if size > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"{sources[SOCKET]}: {SOCKET} has {size} bytes; the path of a socket has at most"
+            f" {MAX_SOCKET_PATH_BYTES}"
+        )
 
 
 def check_webhooks(settings: Settings, sources: Mapping[str, str]) -> None:

@@ -258,6 +258,23 @@ def test_the_networks_of_proxies(tmp_path: Path) -> None:
             load(tmp_path, {"megaphone_trusted_proxies": wrong})
 
 
+@pytest.mark.parametrize(
+    ("one", "other"), [("address", "grpc_address"), ("grpc_address", "ops_address")]
+)
+def test_each_place_to_listen_has_a_port_of_its_own(tmp_path: Path, one: str, other: str) -> None:
+    variables = {f"megaphone_{key}": "127.0.0.1:5000" for key in (one, other)}
+    with pytest.raises(ConfigError, match=rf"{other} = 127.0.0.1:5000 is that of {one} too"):
+        load(tmp_path, variables)
+    load(tmp_path, variables | {f"megaphone_{other}": "127.0.0.1:5001"})
+    load(tmp_path, {"megaphone_address": "[::1]:0", "megaphone_grpc_address": "[::1]:0"})
+
+
+def test_the_path_of_the_admin_socket_fits_into_one(tmp_path: Path) -> None:
+    load(tmp_path, {"megaphone_mng_socket_path": "/" + 106 * "x"})
+    with pytest.raises(ConfigError, match="has 108 bytes; the path of a socket has at most 107"):
+        load(tmp_path, {"megaphone_mng_socket_path": "/" + 107 * "x"})
+
+
 def test_a_webhook_may_have_its_secret_from_the_environment(tmp_path: Path) -> None:
     write(tmp_path, '[webhooks.audit]\nendpoint = "https://example.com/gone"\nsecret = "old"\n')
     config = load(tmp_path, {"megaphone_webhooks.audit.secret": "x y"})

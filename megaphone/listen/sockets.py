@@ -64,9 +64,12 @@ def bound_as(endpoint: Endpoint) -> tuple[socket.AddressFamily, str]:
     """
     if endpoint.host in EVERY_HOST and socket.has_dualstack_ipv6():
         return socket.AF_INET6, EVERY_ADDRESS
-    found = socket.getaddrinfo(
-        endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    try:
+        found = socket.getaddrinfo(
+            endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise OSError(error.errno, f"{endpoint.host}: {error.strerror}") from None
     family, *_, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     return family, str(address[0])
 
