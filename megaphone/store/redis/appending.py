@@ -87,9 +87,7 @@ class Appending:
             return so_far
         results: list[AppendResult] = [one for one in so_far if not isinstance(one, WouldBlock)]
         for write in run[len(results) :]:
-            result = await self._writers.append(
-                self._membership.inbox, self._membership.epoch, write, self._on_accepted
-            )
+            result = await self._writers.append(self._membership.inbox, write, self._on_accepted)
             results.append(result)
             if not isinstance(result, Stored):
                 self.note_failure(write.channel_id, result)

@@ -123,7 +123,11 @@ class RedisStore:
             on_lost=lambda: None,
         )
         self._writers = Writers(
-            self.functions, self.membership.node, write_timeout_s, limits.max_waiting_writers
+            self.functions,
+            self.membership.node,
+            lambda: self.membership.epoch,
+            write_timeout_s,
+            limits.max_waiting_writers,
         )
         self._appending = Appending(
             self.functions,

@@ -20,6 +20,10 @@ from megaphone.store.redis.encoding import encoded, name_of
 from megaphone.store.redis.errors import FAILURES
 
 AGAIN_S = 1.0
+LOST = (
+    "the event may be stored, but the store may have lost it while it waited for a place;"
+    " repeat the write with the same Idempotency-Key"
+)
 CHANNEL_IS_GONE = -1
 """What a message says then of an event. Else it says that the event is accepted: 1, or 0 if another
 writer with its key counts it."""
@@ -30,9 +34,18 @@ WITHDRAWN = -1
 class Writers:
     """Writers that wait, by their tokens. Belongs to one event loop."""
 
-    def __init__(self, functions: Functions, node: str, timeout_s: float, max_waiting: int) -> None:
+    def __init__(
+        self,
+        functions: Functions,
+        node: str,
+        epoch: Callable[[], int],
+        timeout_s: float,
+        max_waiting: int,
+    ) -> None:
         self._functions = functions
         self._node = node
+        self._epoch = epoch
+        """Returns the epoch that the store is in, as far as this node knows."""
         self._timeout_s = timeout_s
         self._max_waiting = max_waiting
         self._numbers = itertools.count(1)
@@ -59,7 +72,7 @@ class Writers:
             await asyncio.wait(self._tasks, timeout=timeout_s)
 
     async def append(
-        self, inbox: str, epoch: int, write: Append, on_handed: Callable[[Append, object], None]
+        self, inbox: str, write: Append, on_handed: Callable[[Append, object], None]
     ) -> AppendResult:
         """Append one event. Waits for a place in its channel, first come, first served.
 
@@ -72,7 +85,7 @@ class Writers:
         token = f"{self._node}.{next(self._numbers)}"
         told = self._waiting[token] = asyncio.get_running_loop().create_future()
         # A task of its own, because a command that has left cannot be cancelled.
-        appending = asyncio.create_task(self._append(inbox, epoch, write, token, told, on_handed))
+        appending = asyncio.create_task(self._append(inbox, write, token, told, on_handed))
         self._tasks.add(appending)
         appending.add_done_callback(self._tasks.discard)
         try:
@@ -87,12 +100,12 @@ class Writers:
     async def _append(
         self,
         inbox: str,
-        epoch: int,
         write: Append,
         token: str,
         told: "asyncio.Future[int]",
         on_handed: Callable[[Append, object], None],
     ) -> AppendResult:
+        epoch = self._epoch()
         try:
             storing = self._functions.store(
                 "wait",
@@ -112,7 +125,7 @@ class Writers:
                 return ChannelNotFound()
             [result, *more], *handed = answer
             if result == b"W":
-                return await self._wait(write, token, told, more[0].decode())
+                return await self._wait(write, token, told, epoch, more[0].decode())
             if result == b"L":
                 return _too_many(int(more[0]))
             if result == b"A":
@@ -131,7 +144,7 @@ class Writers:
             del self._waiting[token]
 
     async def _wait(
-        self, write: Append, token: str, told: "asyncio.Future[int]", event_id: str
+        self, write: Append, token: str, told: "asyncio.Future[int]", epoch: int, event_id: str
     ) -> AppendResult:
         """Wait for the message about an event, and withdraw the event if there is none in time."""
         await asyncio.wait([told], timeout=self._timeout_s)
@@ -145,6 +158,8 @@ class Writers:
                 return ChannelNotFound()
             if answer == WITHDRAWN:
                 return ShuttingDown() if self._is_quiet else WriteTimeout()
+            if self._epoch() != epoch:  # the store may have lost the event while it waited
+                return StoreUnavailable(LOST, may_have_happened=True)
             result = answer
         return await self._confirmed(write.channel_id, Stored(event_id, is_new=result == 1))
 

@@ -6,7 +6,13 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from megaphone.core.ports import Append, AppendResult, Stored
-from megaphone.errors import ChannelNotFound, LimitExceeded, ShuttingDown, WriteTimeout
+from megaphone.errors import (
+    ChannelNotFound,
+    LimitExceeded,
+    ShuttingDown,
+    StoreUnavailable,
+    WriteTimeout,
+)
 from megaphone.model import Event, ReadOptions
 from megaphone.store.redis import connection as connections
 from megaphone.store.redis import writers as waiting
@@ -30,16 +36,17 @@ class Desk:
 
     def __init__(self, server: RedisServer, store: RedisStore) -> None:
         self.server, self.store = server, store
-        self.writers = Writers(store.functions, "desk", TIMEOUT_S, max_waiting=1)
+        self.writers = Writers(
+            store.functions, "desk", lambda: store.membership.epoch, TIMEOUT_S, max_waiting=1
+        )
         self.handed: list[object] = []
 
     async def write(
         self, event_id: str, *, key: str | None = None, channel: bytes = b"c"
     ) -> AppendResult:
         write = Append(channel, Event(event_id, "s", 0, b"1"), key)
-        membership = self.store.membership
         return await self.writers.append(
-            membership.inbox, membership.epoch, write, lambda _, handed: self.handed.append(handed)
+            self.store.membership.inbox, write, lambda _, handed: self.handed.append(handed)
         )
 
     async def fill(self) -> None:
@@ -176,6 +183,16 @@ async def test_a_channel_that_went_unnoticed_is_gone(desk: Desk) -> None:
     writing = await desk.start("d")
     await desk.store.remove(b"c")
     assert isinstance(await writing, ChannelNotFound)
+
+
+async def test_an_event_that_a_new_master_lacks_does_not_count_as_accepted(desk: Desk) -> None:
+    await desk.fill()
+    writing = await desk.start("d")
+    desk.server.call("DEL", *desk.store.keys_of(b"c")[5:])
+    await desk.store.membership.begin_epoch()
+    result = await writing
+    assert isinstance(result, StoreUnavailable)
+    assert result.may_have_happened
 
 
 async def test_an_event_is_accepted_although_its_writer_is_a_little_late(desk: Desk) -> None:
