@@ -8,7 +8,8 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from http.client import HTTPConnection, HTTPException, HTTPResponse
+from http.client import HTTPConnection, HTTPException, HTTPResponse, IncompleteRead
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,7 @@ HOST = "megaphone"
 """HTTP requires a host. Any will do, because the socket decides which broker answers."""
 ANSWERS_WITHIN_S = 30.0
 """How long the broker may take before each part of an answer."""
+PIECE_BYTES: Final = 65_536
 
 
 class CallFailed(Exception):
@@ -55,13 +57,41 @@ def call(socket_path: str, method: str, route: str, body: object = None) -> byte
 def follow(socket_path: str, method: str, route: str, body: object = None) -> Iterator[bytes]:
     """Make a call that takes long, and yield each line of its answer as it comes.
 
-    Raises: CallFailed.
+    Raises: CallFailed, also if the answer breaks off.
     """
     with response_to(socket_path, method, route, body) as response:
-        while line := response.readline():
+        for line in lines_of(response, socket_path):
             if is_refusal(line):
                 raise CallFailed(refusal(response.status, line))
             yield line
+
+
+def lines_of(response: HTTPResponse, socket_path: str) -> Iterator[bytes]:
+    """Yield each line of an answer, with its end, as it comes. Raises: CallFailed."""
+    rest = b""
+    while piece := next_piece(response, socket_path):
+        *lines, rest = (rest + piece).splitlines(keepends=True)
+        if rest.endswith(b"\n"):
+            lines.append(rest)
+            rest = b""
+        yield from lines
+    if rest:
+        yield rest
+
+
+def next_piece(response: HTTPResponse, socket_path: str) -> bytes:
+    """Return what comes next; nothing at the end. `readline` takes a broken answer for a whole one.
+
+    Raises: CallFailed, if the answer breaks off.
+    """
+    try:
+        return response.read1(PIECE_BYTES)
+    except (IncompleteRead, ConnectionError):
+        raise CallFailed(has_gone(socket_path)) from None
+
+
+def has_gone(socket_path: str) -> str:
+    return f"the broker at {socket_path} is not there any more"
 
 
 @contextmanager

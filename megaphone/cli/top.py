@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -92,16 +93,19 @@ def top(
 
     In a pipe it prints a line of JSON for each view, with whole addresses, which are secrets.
     """
+    from megaphone.cli.admin_client import CallFailed
+
     path = socket or socket_of(context)
     try:
-        views = views_of(path, interval_s, sort, agent)
-        shown = (view for view, _ in zip(views, range(count or sys.maxsize), strict=False))
+        shown = islice(views_of(path, interval_s, sort, agent), count)
         if sys.stdout.isatty():
             show_pages(shown, path)
         else:
             for view in shown:
                 sys.stdout.buffer.write(msgspec.json.encode(view) + b"\n")
                 sys.stdout.buffer.flush()
+    except CallFailed as error:  # here, where the page is not on the screen any more
+        leave(Exit.FAILED, str(error))
     except KeyboardInterrupt:
         pass
     except BrokenPipeError:
@@ -127,27 +131,26 @@ def socket_of(context: str | None) -> str:
 
 
 def views_of(path: str, interval_s: float, sort: Sort, agent: str | None) -> Iterator["NodeView"]:
-    """Yield a view of the node at each tick. Exits if the broker cannot be watched."""
-    from megaphone.cli.admin_client import CallFailed, follow
+    """Yield a view of the node at each tick, for ever. Raises: CallFailed, if the broker cannot be
+    watched, or ends."""
+    from megaphone.cli.admin_client import CallFailed, follow, has_gone
     from megaphone.wire.bodies import NodeView
 
     limit = MOST_CHANNELS if agent is not None else 100
     route = f"/node/watch?interval_ms={interval_s * 1000:.0f}&limit={limit}&sort={sort}"
-    try:
-        for line in follow(path, "GET", route):
-            view = msgspec.json.decode(line, type=NodeView)
-            if agent is not None:
-                view.channels = [one for one in view.channels if agent_of(one) == agent]
-            yield view
-    except CallFailed as error:
-        leave(Exit.FAILED, str(error))
+    for line in follow(path, "GET", route):
+        view = msgspec.json.decode(line, type=NodeView)
+        if agent is not None:
+            view.channels = [one for one in view.channels if agent_of(one) == agent]
+        yield view
+    raise CallFailed(has_gone(path))
 
 
 def agent_of(channel: "WatchedChannel") -> str:
     return channel.address.partition(".")[0]
 
 
-def show_pages(views: Iterator["NodeView"], path: str) -> None:
+def show_pages(views: Iterable["NodeView"], path: str) -> None:
     """Show each view in place of the one before, on a screen that is gone afterwards."""
     from rich.console import Console
     from rich.live import Live

@@ -64,8 +64,11 @@ class User:
             text=text,
         )
 
-    def on_terminal(self, *arguments: str, columns: int = 100, **variables: str) -> str:
-        """Run `megaphone` with a terminal as its standard output. Returns: what it sent there."""
+    def on_terminal(
+        self, *arguments: str, columns: int = 100, shows_errors: bool = False, **variables: str
+    ) -> str:
+        """Run `megaphone` with a terminal as its standard output, and as its standard error if that
+        is wanted. Returns: what it sent there."""
         master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         shown = bytearray()
@@ -77,7 +80,7 @@ class User:
                     ["megaphone", *arguments],
                     directory=self.home,
                     environment=self.environment() | variables,
-                    streams=(null, terminal, null),
+                    streams=(null, terminal, terminal if shows_errors else null),
                 )
             process.wait(TIMEOUT_S)
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megaphone.cli import admin_client
-from megaphone.cli.admin_client import CallFailed, call, cannot_connect
+from megaphone.cli.admin_client import CallFailed, call, cannot_connect, follow
 
 
 def test_a_socket_of_another_user_is_reported() -> None:
@@ -44,3 +44,17 @@ async def test_a_server_that_is_no_broker_is_reported(
     async with await asyncio.start_unix_server(serve, path):
         with pytest.raises(CallFailed, match=told):
             await asyncio.to_thread(call, path, "GET", "/vagent/list")
+
+
+async def test_an_answer_that_breaks_off_is_no_whole_one(tmp_path: Path) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n{}\n\r\n")
+        writer.close()
+
+    path = str(tmp_path / "m.sock")
+    async with await asyncio.start_unix_server(serve, path):
+        lines = follow(path, "POST", "/node/drain")
+        assert await asyncio.to_thread(next, lines) == b"{}\n"
+        with pytest.raises(CallFailed, match="is not there any more"):
+            await asyncio.to_thread(list, lines)

@@ -1,14 +1,20 @@
 """`megaphone top`."""
 
 import json
+import signal
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+
+import pytest
 
 from megaphone.cli.channel_details import age
 from megaphone.cli.top import page
 from megaphone.wire.bodies import Agent, DrainStep, NodeView, Pipe, WatchedChannel
 from tests.cli.conftest import User
+from tests.support.process import broker_process
 
+END_OF_PAGE = "\x1b[?1049l"
+"""With this a terminal shows again what was there before."""
 COUNTS = {
     "messages_received": 10,
     "messages_read": 5,
@@ -64,6 +70,25 @@ def test_no_broker_is_one_line_and_exit_code_1(user: User, tmp_path: Path) -> No
     done = user.run("top", "--socket", str(tmp_path / "none"))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
+
+
+def test_on_a_terminal_the_line_stands_below_the_page(user: User, tmp_path: Path) -> None:
+    shown = user.on_terminal("top", "--socket", str(tmp_path / "none"), shows_errors=True)
+    _, _, after = shown.partition(END_OF_PAGE)
+    assert "megaphone: no broker serves at" in after
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_broker_that_goes_away_ends_it_with_a_reason(tmp_path: Path, how: signal.Signals) -> None:
+    path = tmp_path / "megaphone.sock"
+    with broker_process(tmp_path) as broker:
+        process = User(tmp_path).start("top", "-d", "0.1", "--socket", str(path))
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        broker.process.send_signal(how)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert said == f"megaphone: the broker at {path} is not there any more\n"
 
 
 def test_a_page_has_rates_pipes_a_drain_and_what_is_notable() -> None:
