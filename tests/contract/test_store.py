@@ -436,6 +436,17 @@ async def test_events_that_are_passed_over_keep_no_places(client: Client) -> Non
     assert await client.take(lease, 2) == "cd"
 
 
+async def test_what_a_read_passes_over_as_it_ends_keeps_no_places(client: Client) -> None:
+    await client.create("c")
+    await client.append("abc")
+    lease = await client.open(acknowledge=True)
+    assert await client.take(lease, 3) == "abc"
+    lease.pass_over(0, 2, now())
+    release(lease, clean=True)
+    assert await client.append("de", wait=True) == ["d", "e"]
+    assert await client.take(await client.open(acknowledge=True), 3) == "cde"
+
+
 @pytest.mark.parametrize("address", ["agent.C.1", "agent.c.0", "Agent.c.1", ""])
 async def test_only_the_exact_address_of_a_channel_reads(client: Client, address: str) -> None:
     await client.create("c")

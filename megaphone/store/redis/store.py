@@ -601,11 +601,14 @@ class RedisStore:
             lease.taken(_taken(answer))
 
     def pass_over(self, lease: RemoteLease, after: int, last: int) -> None:
-        self._start_task(self._pass_over(lease, after, last), self._tasks)
+        # It leaves now, and not with its task: the end of the read may follow in the same turn.
+        started = self.functions.start("pass_over", lease.channel_id, lease.number, after, last)
+        self._start_task(self._passed_over(started), self._tasks)
 
-    async def _pass_over(self, lease: RemoteLease, after: int, last: int) -> None:
+    @staticmethod
+    async def _passed_over(started: Awaitable[Reply]) -> None:
         with suppress(*FAILURES):  # the next one, or the next acknowledgement, makes up for it
-            await self.functions.start("pass_over", lease.channel_id, lease.number, after, last)
+            await started
 
     def release(
         self, lease: RemoteLease, *, clean: bool, resend_after: int
