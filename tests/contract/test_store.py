@@ -394,6 +394,24 @@ async def test_a_broken_read_is_sent_again_and_a_clean_one_is_not(client: Client
     assert await client.take(await client.open(), 1) == "c"
 
 
+@pytest.mark.parametrize("acknowledge", [False, True])
+@pytest.mark.parametrize("clean", [False, True])
+async def test_only_what_a_reader_was_given_is_sent_again(
+    client: Client, clean: bool, acknowledge: bool
+) -> None:
+    await client.create("c")
+    await client.append("abc")
+    lease = await client.open(acknowledge=acknowledge)
+    assert await client.take(lease, 1, limit=1) == "a"
+    release(lease, clean=clean)
+    await eventually(lambda: is_free(client))
+    lease = await client.open(acknowledge=acknowledge)
+    again = await taken(lease, 100, 1_000_000, now() + LONG_S)
+    assert again is not None
+    expected = ("bc", 0) if clean and not acknowledge else ("abc", 1)
+    assert (ids(again), again.redelivered) == expected
+
+
 @pytest.mark.parametrize(
     ("cursor", "is_known", "events"), [("a", True, "bc"), (START, True, "abc"), ("x", False, "abc")]
 )

@@ -335,7 +335,7 @@ function Channel:room()
     return self.C - (self.s - self.m)
 end
 
--- Returns the first offset, how many were sent before, the length of the backlog, and the events.
+-- Returns the first offset, the length of the backlog, and the events.
 function Channel:take(limit, max_bytes, credit)
     local first, wanted = self.s + 1, math.min(self.t - self.s, limit, self:room())
     local events = {}
@@ -351,14 +351,12 @@ function Channel:take(limit, max_bytes, credit)
             events[#events + 1] = event
         end
     end
-    local last = self.s + #events
-    local redelivered = math.max(0, math.min(last, self.h) - self.s)
     if #events > 0 then
-        self:mark_sent(last)
+        self:mark_sent(self.s + #events)
     end
     local must_wait = self.t == self.s or (self.k == 1 and self:room() <= 0)
     self.r = must_wait and credit or -1
-    return {first, redelivered, self.t - self.s, events}
+    return {first, self.t - self.s, events}
 end
 
 function Channel:mark_sent(last)
@@ -661,7 +659,8 @@ end
 -- nobody, 1 from anybody, 2 from a reader of the same name), node that is dead (''), limit, bytes,
 -- credit, tenant, name of the reader
 -- -> {'B', node, handle} if another lease is open; else {'L', lease, recovered (1, 0, -1 for neither),
--- cursor, position, backlog before the take, what `take` returns}
+-- cursor, position, backlog before the take, highest offset that was sent before the take, what
+-- `take` returns}
 function functions.lease(keys, args)
     local self = load(keys, time_of(args[1]), false, args[15])
     if not self or self.A ~= args[5] then
@@ -687,14 +686,14 @@ function functions.lease(keys, args)
     self.l, self.o, self.q, self.i = self.n, args[3], args[4], args[16]
     self.k, self.w = tonumber(args[8]), tonumber(args[9])
     self.m, self.u, self.v, self.x = self.s, self.s, self.s, 0
-    local cursor, position, ready = self:id_at(self.s), self.s, self.t - self.s
+    local cursor, position, ready, sent = self:id_at(self.s), self.s, self.t - self.s, self.h
     local taken = self:take(tonumber(args[12]), tonumber(args[13]), tonumber(args[14]))
     self:save()
-    return {'L', self.l, recovered, cursor, position, ready, taken}
+    return {'L', self.l, recovered, cursor, position, ready, sent, taken}
 end
 
 -- time, lease, last offset that the node has, offset after which a broken end sends again, limit,
--- bytes, credit -> first offset, how many were sent before, backlog, events; -1 if the lease is over
+-- bytes, credit -> first offset, backlog, events; -1 if the lease is over
 function functions.take(keys, args)
     local self = load(keys, time_of(args[1]))
     if not self then
@@ -717,7 +716,8 @@ function functions.take(keys, args)
     return taken
 end
 
--- time, lease, clean, offset after which the next read of a plain reader starts -> 1; 0 if over
+-- time, lease, clean, offset after which the next read of a plain reader starts, highest offset that
+-- any reader was given, as the node knows -> 1; 0 if over
 function functions.release(keys, args)
     local self = load(keys, time_of(args[1]), true)
     if not self then
@@ -727,6 +727,8 @@ function functions.release(keys, args)
         return 0
     end
     self:end_lease(args[3] == '1', tonumber(args[4]))
+    -- The node did not give its client all that it was sent.
+    self.h = math.min(self.h, math.max(tonumber(args[5]), self.d))
     self:save()
     return 1
 end

@@ -18,14 +18,10 @@ ASK_AGAIN_S = 0.5
 class Taken:
     """What a take in Redis returns."""
 
-    __slots__ = ("backlog", "events", "first_offset", "redelivered")
+    __slots__ = ("backlog", "events", "first_offset")
 
-    def __init__(
-        self, first_offset: int, redelivered: int, backlog: int, events: Sequence[Event]
-    ) -> None:
+    def __init__(self, first_offset: int, backlog: int, events: Sequence[Event]) -> None:
         self.first_offset = first_offset
-        self.redelivered = redelivered
-        """How many of the events were sent to a reader before. They are the first ones."""
         self.backlog = backlog
         """How many events the channel has after these."""
         self.events = events
@@ -71,8 +67,8 @@ class RemoteLease:
         "_have",
         "_is_interrupted",
         "_must_ask",
-        "_redelivered_upto",
         "_sendings",
+        "_sent_before",
         "acknowledging",
         "began_at",
         "channel_id",
@@ -123,19 +119,29 @@ class RemoteLease:
         self._have = self._handed = self._first_handed = self._confirmed = 0
         """The offsets of the last event that arrived; of the last and first that the latest take
         handed out; and of the last one of which the connection has all bytes."""
-        self._redelivered_upto = 0
+        self._sent_before = 0
+        """The highest offset that was sent to earlier readers. This one is sent each event once,
+        even if Redis has sent it to this node several times."""
         self._backlog = 0
         """How many events Redis had after those that arrived, when it last said so."""
         self._must_ask = False
         self._sendings = Sendings(redelivery_window_s)
 
     def opened(
-        self, number: int, epoch: int, recovered: bool | None, cursor: str, position: int
+        self,
+        number: int,
+        epoch: int,
+        recovered: bool | None,
+        cursor: str,
+        position: int,
+        sent_before: int,
     ) -> None:
-        """Note what Redis has answered to the opening. The read starts after `position`."""
+        """Note what Redis has answered to the opening. The read starts after `position`, and
+        earlier readers were sent events up to `sent_before`."""
         self.number, self.epoch = number, epoch
         self.recovered, self.cursor = recovered, cursor
         self._have = self._handed = self._confirmed = position
+        self._sent_before = sent_before
 
     # -- What the reader calls
 
@@ -162,7 +168,7 @@ class RemoteLease:
         self.taken_at = now
         first = self._handed + 1
         self._first_handed, self._handed = first, self._handed + len(events)
-        redelivered = max(0, min(self._handed, self._redelivered_upto) - first + 1)
+        redelivered = max(0, min(self._handed, self._sent_before) - first + 1)
         return new_tuple(Batch, (self.epoch, first, events, redelivered))
 
     def pass_over(self, after: int, last: int, now: float) -> None:
@@ -214,6 +220,11 @@ class RemoteLease:
         """The offset of the last event that arrived."""
         return self._have
 
+    @property
+    def given(self) -> int:
+        """The highest offset that this reader or an earlier one was given."""
+        return self._sent_before if self.taken_at is None else max(self._sent_before, self._handed)
+
     def taken(self, taken: Taken) -> None:
         """Note the answer to a take. Events that have arrived meanwhile are left out."""
         self.is_fetching = False
@@ -225,7 +236,6 @@ class RemoteLease:
             self._arrived.clear()
             self._have = self._handed = self._confirmed = first - 1
         new = taken.events[self._have + 1 - first :]
-        self._redelivered_upto = max(self._redelivered_upto, first + taken.redelivered - 1)
         self._arrived.extend(new)
         self._have += len(new)
         self.notify()

@@ -435,8 +435,9 @@ class RedisStore:
         except BaseException:
             self._leases.pop(lease.handle, None)  # `aclose` may have removed it
             raise
-        _, number, recovered, cursor, position, _, taken = answer
-        lease.opened(number, self.membership.epoch, RECOVERED[recovered], cursor.decode(), position)
+        _, number, recovered, cursor, position, _, sent_before, taken = answer
+        epoch = self.membership.epoch
+        lease.opened(number, epoch, RECOVERED[recovered], cursor.decode(), position, sent_before)
         lease.taken(_taken(taken))
         self._by_channel[channel_id] = lease
         return lease
@@ -627,7 +628,7 @@ class RedisStore:
 
     def _release(self, lease: RemoteLease, clean: bool, resend_after: int) -> Awaitable[Reply]:
         return self.functions.start(
-            "release", lease.channel_id, lease.number, int(clean), resend_after
+            "release", lease.channel_id, lease.number, int(clean), resend_after, lease.given
         )
 
     async def _released(
@@ -745,8 +746,8 @@ def resolve(future: asyncio.Future[bool], result: bool) -> None:
 
 
 def _taken(answer: Any) -> Taken:
-    first, redelivered, backlog, events = answer
-    return Taken(first, redelivered, backlog, [decoded(event) for event in events])
+    first, backlog, events = answer
+    return Taken(first, backlog, [decoded(event) for event in events])
 
 
 def _by_score(members: Iterable[tuple[bytes, float]]) -> list[tuple[float, bytes]]:

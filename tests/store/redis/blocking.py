@@ -94,12 +94,13 @@ class RemoteLease:
         self.acknowledging = options.acknowledge
         self.is_open = True
         self.on_ready: Callable[[], None] | None = None
-        _, self.number, recovered, cursor, position, *_ = answer
+        _, self.number, recovered, cursor, position, _, self._sent_before, _ = answer
         self.recovered = {1: True, 0: False, -1: None}[recovered]
         self.cursor = cursor.decode()
         self._have = self._confirmed = position
         self._sendings = Sendings(channel.limits.redelivery_window_s)
         self._taken: tuple[int, int] | None = None
+        self._given = self._sent_before
 
     def take(self, limit: int, max_bytes: int, now: float) -> Batch | None:
         if not self.is_open:
@@ -110,13 +111,15 @@ class RemoteLease:
         )
         if answer in (None, -1):
             return None
-        first, redelivered, _, payloads = answer
+        first, _, payloads = answer
         self._channel.hear()
         events = [decoded(payload) for payload in payloads]
         if not events:
             return None
         self._have = first + len(events) - 1
         self._taken = (first, self._have)
+        self._given = max(self._given, self._have)
+        redelivered = max(0, min(self._have, self._sent_before) - first + 1)
         return Batch(0, first, events, redelivered)
 
     def confirm(self, now: float) -> None:
@@ -132,7 +135,7 @@ class RemoteLease:
         if self.is_open:
             self.is_open = False
             upto = self._have if clean else self._resend_after(now)
-            self._channel.call("release", now, self.number, int(clean), upto)
+            self._channel.call("release", now, self.number, int(clean), upto, self._given)
             self._channel.lease_is_over()
             self._channel.hear()
 

@@ -47,9 +47,9 @@ def unopened(asked: Asked, *, acknowledge: bool = False) -> RemoteLease:
     return RemoteLease(asked, b"c", "1", options, redelivery_window_s=10, now=0.0)
 
 
-def opened(asked: Asked, *, position: int = 0) -> RemoteLease:
+def opened(asked: Asked, *, position: int = 0, sent_before: int = 0) -> RemoteLease:
     lease = unopened(asked)
-    lease.opened(1, 5, None, "-", position)
+    lease.opened(1, 5, None, "-", position, sent_before)
     lease.taken(answer(position + 1))
     return lease
 
@@ -58,8 +58,8 @@ def events(*numbers: int) -> list[Event]:
     return [Event(str(number), "s", 0, b"1") for number in numbers]
 
 
-def answer(first: int, *numbers: int, backlog: int = 0, redelivered: int = 0) -> Taken:
-    return Taken(first, redelivered, backlog, events(*numbers))
+def answer(first: int, *numbers: int, backlog: int = 0) -> Taken:
+    return Taken(first, backlog, events(*numbers))
 
 
 def take(lease: RemoteLease, now: float = 0.0, limit: int = 100) -> list[int]:
@@ -71,7 +71,7 @@ def test_only_an_open_lease_that_acknowledges_passes_events_over(asked: Asked) -
     opened(asked).pass_over(0, 1, 0.0)
     assert asked.passed_over == []
     lease = unopened(asked, acknowledge=True)
-    lease.opened(1, 5, None, "-", 0)
+    lease.opened(1, 5, None, "-", 0, 0)
     lease.pass_over(0, 1, 0.0)
     lease.end(ReadEnd.CHANNEL_GONE)
     lease.pass_over(1, 2, 0.0)
@@ -81,7 +81,7 @@ def test_only_an_open_lease_that_acknowledges_passes_events_over(asked: Asked) -
 def test_a_message_that_comes_before_the_answer_to_the_opening_is_asked_for(asked: Asked) -> None:
     lease = unopened(asked)
     lease.sent(1, events(1))
-    lease.opened(1, 5, None, "-", 0)
+    lease.opened(1, 5, None, "-", 0, 0)
     lease.taken(answer(1))
     assert take(lease) == []
     assert asked.takes == [0]
@@ -152,7 +152,7 @@ def test_it_asks_for_more_only_when_it_has_handed_out_all(asked: Asked) -> None:
 
 def test_a_lease_whose_window_is_full_waits_for_a_message(asked: Asked) -> None:
     lease = unopened(asked, acknowledge=True)
-    lease.opened(1, 5, None, "-", 0)
+    lease.opened(1, 5, None, "-", 0, 0)
     lease.taken(answer(1, 1, backlog=1))
     assert take(lease) == [1]
     assert take(lease) == []
@@ -187,8 +187,8 @@ def test_what_arrived_before_such_a_gap_is_left_out_too(asked: Asked) -> None:
 
 
 def test_what_was_sent_before_is_counted(asked: Asked) -> None:
-    lease = opened(asked)
-    lease.taken(answer(1, 1, 2, 3, redelivered=2))
+    lease = opened(asked, sent_before=2)
+    lease.taken(answer(1, 1, 2, 3))
     counts = []
     while (batch := lease.take(1, 1_000_000, 0.0)) is not None:
         counts.append(batch.redelivered)
@@ -213,3 +213,17 @@ def test_where_the_next_read_starts(
     lease.release(clean=clean, now=now)
     lease.release(clean=not clean, now=now)
     assert asked.released == [(clean, resend_after)]
+
+
+@pytest.mark.parametrize(
+    ("position", "sent_before", "limit", "given"),
+    [(2, 0, 0, 0), (2, 1, 1, 3), (2, 2, 2, 4), (2, 4, 1, 4)],
+)
+def test_what_it_was_sent_but_has_not_handed_out_is_not_given(
+    asked: Asked, position: int, sent_before: int, limit: int, given: int
+) -> None:
+    lease = opened(asked, position=position, sent_before=sent_before)
+    lease.sent(3, events(3, 4, 5))
+    if limit:
+        assert len(take(lease, limit=limit)) == limit
+    assert lease.given == given

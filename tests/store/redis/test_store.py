@@ -441,14 +441,34 @@ async def test_a_read_learns_after_a_while_what_was_lost_without_notice(
     store = await started(own_server)
     await store.create(b"c", ADDRESS)
     lease = await store.open(b"c", ADDRESS, ReadOptions())
+    await hear_nothing(own_server, store)
+    await append(other, "a")
+    assert await take(lease) == "a"
+    await store.aclose()
+
+
+async def test_what_the_store_sends_again_is_not_sent_to_the_reader_again(
+    own_server: RedisServer, other: RedisStore
+) -> None:
+    store = await started(own_server)
+    await store.create(b"c", ADDRESS)
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    await hear_nothing(own_server, store)
+    await append(other, "a", "b")
+    lease.ask()
+    batch = await taken(lease, 100, 1_000_000, asyncio.get_running_loop().time() + 5.0)
+    assert batch is not None
+    assert (len(batch.events), batch.redelivered) == (2, 0)
+    await store.aclose()
+
+
+async def hear_nothing(server: RedisServer, store: RedisStore) -> None:
+    """Let messages to a node be lost from now on, without its notice."""
     connection = store._subscription._keeper.connection
     assert connection is not None
     inbox = store.membership.inbox
     connection.tell("UNSUBSCRIBE", inbox)
-    await until(lambda: own_server.call("PUBSUB", "NUMSUB", inbox)[1] == 0)
-    await append(other, "a")
-    assert await take(lease) == "a"
-    await store.aclose()
+    await until(lambda: server.call("PUBSUB", "NUMSUB", inbox)[1] == 0)
 
 
 @pytest.mark.parametrize("wait", [False, True])
