@@ -14,7 +14,12 @@ from sys import intern
 from typing import TypeAlias
 
 from megaphone.core.access import ANYONE, Action, Caller
-from megaphone.core.addresses import CANNOT_DISPOSE, ConsumerAddress, is_consumer_shaped
+from megaphone.core.addresses import (
+    CANNOT_DISPOSE,
+    ConsumerAddress,
+    is_consumer_shaped,
+    is_producer_shaped,
+)
 from megaphone.core.agents import Agents
 from megaphone.core.alarms import Alarms
 from megaphone.core.audit import Sample
@@ -256,13 +261,13 @@ class Broker(Writing):
             raise WouldBlock
         channel_ids = self._channels_of(addresses)
         living = self._store.exists_nowait(list(channel_ids.values()), tenant)
-        return {address: channel_ids.get(address) in living for address in addresses}
+        return {one: is_alive(one, channel_ids.get(one), living) for one in addresses}
 
     async def _are_alive(self, addresses: Sequence[str], tenant: Tenant | None) -> dict[str, bool]:
         await self._settled(addresses)
         channel_ids = self._channels_of(addresses)
         living = await self._store.exists(list(channel_ids.values()), tenant)
-        return {address: channel_ids.get(address) in living for address in addresses}
+        return {one: is_alive(one, channel_ids.get(one), living) for one in addresses}
 
     def _channels_of(self, addresses: Sequence[str]) -> dict[str, bytes]:
         """Return the channel ids of those addresses that are addresses of agents served here.
@@ -628,6 +633,14 @@ def checked_options(options: ReadOptions) -> ReadOptions:
     if options.streams is not None:
         check_streams(options.streams)
     return options
+
+
+def is_alive(address: str, channel_id: bytes | None, living: dict[bytes, str]) -> bool:
+    """Return whether an address is one of a living channel, given the consumer addresses of these.
+    The channel id is only in a part of a consumer address, and the rest must be right too."""
+    if channel_id is None or (consumer_address := living.get(channel_id)) is None:
+        return False
+    return address == consumer_address or is_producer_shaped(address)
 
 
 def check_channels(channels: Sequence[ManyChannel]) -> None:

@@ -357,14 +357,15 @@ class Store(Protocol):
         self,
         channel_ids: Sequence[bytes],
         tenant: Tenant | None = None,
-    ) -> set[bytes]:
-        """Return the ids of those channels that exist and have not expired."""
+    ) -> dict[bytes, str]:
+        """Return the consumer addresses of those channels that exist and have not expired, by their
+        ids."""
 
     def exists_nowait(
         self,
         channel_ids: Sequence[bytes],
         tenant: Tenant | None = None,
-    ) -> set[bytes]:
+    ) -> dict[bytes, str]:
         """Do the same as `exists`, without waiting.
 
         Raises: WouldBlock; a remote store may raise it in each call.

@@ -154,7 +154,7 @@ class Client:
         return (await taken(lease, 100, 1_000_000, now() + 0.1)) is None
 
     async def exists(self, channel: str = "c") -> bool:
-        return await self.store.exists([channel.encode()]) == {channel.encode()}
+        return channel.encode() in await self.store.exists([channel.encode()])
 
     async def gone(self, channel: str = "c") -> None:
         """Wait until a channel does not live any more."""

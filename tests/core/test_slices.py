@@ -67,7 +67,7 @@ class CountingStore:
 
     async def exists(
         self, channel_ids: Sequence[bytes], tenant: Tenant | None = None
-    ) -> set[bytes]:
+    ) -> dict[bytes, str]:
         self.called(len(channel_ids))
         return await self.store.exists(channel_ids, tenant)
 

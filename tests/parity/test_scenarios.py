@@ -529,6 +529,20 @@ async def test_exists_answers_for_each_address(app: App, writer: Face, reader: F
     assert await reader.exists([]) == {}
 
 
+@pytest.mark.settings(agent={"one": AgentMode.MASTER, "two": AgentMode.MASTER})
+async def test_an_address_that_nobody_was_given_does_not_exist(face: Face) -> None:
+    channel = await face.create()
+    agent, secret, features = channel.consumer.split(".")
+    other_agent = {"one": "two", "two": "one"}[agent]
+    expected = {
+        f"{agent}.{secret}.2": False,
+        f"{other_agent}.{secret}.{features}": False,
+        channel.consumer: True,
+        channel.producer: True,
+    }
+    assert await face.exists(list(expected)) == expected
+
+
 # -- Request ids
 
 

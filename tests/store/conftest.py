@@ -129,7 +129,7 @@ class Bench:
 
     async def exists(self, channel: str = "c") -> bool:
         channel_id = channel.encode()
-        return await self.store.exists([channel_id]) == {channel_id}
+        return channel_id in await self.store.exists([channel_id])
 
     async def remove(self, channel: str = "c") -> None:
         await self.store.remove(channel.encode())

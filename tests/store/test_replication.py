@@ -793,7 +793,7 @@ async def test_a_channel_that_was_kept_alive_lives_for_its_own_ttl(bench: Bench)
     await asyncio.sleep(0.4)
     assert len(await bench.store.exists([b"c", b"d"])) == 2
     await asyncio.sleep(0.2)
-    assert await bench.store.exists([b"c", b"d"]) == {b"d"}
+    assert (await bench.store.exists([b"c", b"d"])).keys() == {b"d"}
     await asyncio.sleep(199)
     assert await bench.store.exists([b"d"])
     await asyncio.sleep(1)

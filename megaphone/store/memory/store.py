@@ -196,18 +196,18 @@ class MemoryStore:
         self,
         channel_ids: Sequence[bytes],
         tenant: Tenant | None = None,
-    ) -> set[bytes]:
+    ) -> dict[bytes, str]:
         return self.exists_nowait(channel_ids, tenant)
 
     def exists_nowait(
         self,
         channel_ids: Sequence[bytes],
         tenant: Tenant | None = None,
-    ) -> set[bytes]:
+    ) -> dict[bytes, str]:
         now = self._clock()
         found = ((one, self._index.get(one)) for one in channel_ids)
         return {
-            one
+            one: channel.consumer_address
             for one, channel in found
             if channel is not None and not channel.is_expired(now) and channel.is_of(tenant)
         }

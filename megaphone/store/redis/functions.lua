@@ -790,10 +790,10 @@ function functions.pass_over(keys, args)
     return 1
 end
 
--- time, tenant, address (none: any) -> 1 if the channel lives
+-- time, tenant -> the address of the channel if it lives
 function functions.exists(keys, args)
     local self = load(keys, time_of(args[1]), false, args[2])
-    return self and (not args[3] or self.A == args[3]) and 1 or 0
+    return self and self.A
 end
 
 -- time -> address

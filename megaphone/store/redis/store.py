@@ -281,16 +281,17 @@ class RedisStore:
         self,
         channel_ids: Sequence[bytes],
         tenant: Tenant | None = None,
-    ) -> set[bytes]:
+    ) -> dict[bytes, str]:
         different = list(dict.fromkeys(channel_ids))
-        alive = await self._each("exists", different, name_of(tenant))
-        return {channel_id for channel_id, one in zip(different, alive, strict=True) if one}
+        addresses = await self._each("exists", different, name_of(tenant))
+        found = zip(different, addresses, strict=True)
+        return {channel_id: one.decode() for channel_id, one in found if one is not None}
 
     def exists_nowait(
         self,
         channel_ids: Sequence[bytes],
         tenant: Tenant | None = None,
-    ) -> set[bytes]:
+    ) -> dict[bytes, str]:
         raise WouldBlock
 
     async def remove(
@@ -456,8 +457,8 @@ class RedisStore:
         """
         if not self._has_read_to_end(channel_id, options):
             return
-        question = (channel_id, name_of(tenant), consumer_address)
-        if not await self.functions.start("exists", *question):
+        address = await self.functions.start("exists", channel_id, name_of(tenant))
+        if address is None or address.decode() != consumer_address:
             raise ChannelNotFound
         if self._has_read_to_end(channel_id, options):
             self._end_as_broken(self._by_channel[channel_id])
