@@ -124,7 +124,8 @@ CATALOGUE: Final = (
                 "counter",
                 "messages_redelivered",
                 "events",
-                "Events sent to readers again.",
+                "Events sent to readers again. With a shared store, it also counts what a node had"
+                " for a reader when the node died, whether the reader got it or not.",
                 "Many of them: reads break, because of the network or of slow clients.",
             ),
             Metric(

@@ -38,7 +38,7 @@ async def test_a_node_that_does_not_answer_leaves_unknown_how_its_read_goes(
     one, other = app.apps
     channel = await one.broker.create(ANYONE)
     async with other.broker.read(ANYONE, channel.consumer_address):
-        monkeypatch.setattr("megaphone.store.redis.inspection.ANSWERED_WITHIN_S", 0.0)
+        monkeypatch.setattr("megaphone.store.redis.questions.ANSWERED_WITHIN_S", 0.0)
         shown = await one.admin.show_channel(channel.consumer_address)
     assert shown.reader is not None
     assert shown.reader.node

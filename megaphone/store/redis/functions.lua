@@ -51,9 +51,10 @@
 --   W token result           the event of a waiting writer is accepted (1, or 0 if another writer
 --                            with its key counts the event), or the channel has ended (-1)
 --
--- Nodes send each other two more, for operators:
+-- Nodes send each other three more:
 --
---   A handle inbox number    how is the read of this lease?
+--   A handle inbox number    how is the read of this lease? An operator wants to know
+--   T handle inbox number    end this lease, because another reader takes over
 --   I number                 the answer to the question of this number, in the same message
 
 local IDEMPOTENCY_MS = 60000
@@ -657,10 +658,10 @@ end
 
 -- time, epoch, node, handle, address, has cursor, cursor, acknowledges, window, takes over (0 from
 -- nobody, 1 from anybody, 2 from a reader of the same name), node that is dead (''), limit, bytes,
--- credit, tenant, name of the reader
--- -> {'B', node, handle} if another lease is open; else {'L', lease, recovered (1, 0, -1 for neither),
--- cursor, position, backlog before the take, highest offset that was sent before the take, what
--- `take` returns}
+-- credit, tenant, name of the reader, node that was asked to end its lease ('')
+-- -> {'B', node, handle, 1 if the node must be asked to end the lease, else 0} if another lease is
+-- open; else {'L', lease, recovered (1, 0, -1 for neither), cursor, position, backlog before the take,
+-- highest offset that was sent before the take, what `take` returns}
 function functions.lease(keys, args)
     local self = load(keys, time_of(args[1]), false, args[15])
     if not self or self.A ~= args[5] then
@@ -669,9 +670,10 @@ function functions.lease(keys, args)
     self:enter_epoch(tonumber(args[2]))
     if self.l > 0 then
         local ends = args[10] == '1' or args[10] == '2' and self.i == args[16]
-        if not ends and self.o ~= args[11] then
+        local is_asked = self.o == args[3] or self.o == args[17]
+        if not (ends and is_asked) and self.o ~= args[11] then
             self:save()
-            return {'B', self.o, self.q}
+            return {'B', self.o, self.q, ends and 1 or 0}
         end
         tell(self.o, 'X ' .. self.q .. ' taken')
         self:end_lease(false, self.v)

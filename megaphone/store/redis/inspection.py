@@ -5,7 +5,6 @@ is asked for one channel asks that node too, by a message to its inbox.
 """
 
 import asyncio
-import itertools
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +21,11 @@ from megaphone.store.redis.encoding import timestamp_in
 from megaphone.store.redis.keys import Names, id_of, tag_of
 from megaphone.store.redis.lease import RemoteLease
 from megaphone.store.redis.membership import Membership
+from megaphone.store.redis.questions import Questions
 
 LOOKED_AT_ONCE = 50
 """How many channels the store is asked for at once, so that it is not held for long."""
 SCANNED_AT_ONCE = 500
-ANSWERED_WITHIN_S = 0.5
-"""How long another node may take to say how a read goes."""
 DIGITS_OF_A_CHARACTER = 6 / 4
 """How many hexadecimal digits a character of a tag stands for."""
 
@@ -110,6 +108,7 @@ class Inspection:
         link: AnyLink,
         names: Names,
         membership: Membership,
+        questions: Questions,
         leases: Mapping[str, RemoteLease],
     ) -> None:
         """`leases` are the open reads of this node, by their handles."""
@@ -117,10 +116,8 @@ class Inspection:
         self._link = link
         self._names = names
         self._membership = membership
+        self._questions = questions
         self._leases = leases
-        self._numbers = itertools.count(1)
-        self._asked: dict[str, asyncio.Future[ReadOfNode | None]] = {}
-        """What other nodes were asked, by number."""
 
     # -- Many channels
 
@@ -219,7 +216,8 @@ class Inspection:
             of_node = self._read_of(handle)
         else:
             node = self._names.node_of(inbox)
-            of_node = await self._ask(inbox, handle)
+            answer = await self._questions.ask("A", inbox, handle)
+            of_node = None if answer is None else ANSWER.decode(answer)
         info = ReaderInfo(bool(acknowledges), name.decode(), None, None, None, node)
         if of_node is None:
             return info
@@ -236,40 +234,11 @@ class Inspection:
         taken_s = None if lease.taken_at is None else now - lease.taken_at
         return ReadOfNode(lease.face, now - lease.began_at, taken_s)
 
-    async def _ask(self, inbox: str, handle: str) -> ReadOfNode | None:
-        """Ask another node how a read goes. Returns: None, if it does not say it."""
-        number = str(next(self._numbers))
-        answer: asyncio.Future[ReadOfNode | None] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
-        try:
-            message = f"A {handle} {self._membership.inbox} {number}\n"
-            await self._link.call("PUBLISH", inbox, message)
-            async with asyncio.timeout(ANSWERED_WITHIN_S):
-                return await answer
-        except TimeoutError:
-            return None
-        finally:
-            del self._asked[number]
-
     # -- Messages
 
     def asked(self, handle: str, inbox: str, number: str) -> None:
         """Answer the question of another node."""
-        answer = msgspec.json.encode(self._read_of(handle))
-        sent = self._link.call("PUBLISH", inbox, b"I %b\n%b" % (number.encode(), answer))
-        sent.add_done_callback(ignore)
-
-    def answered(self, number: str, answer: bytes) -> None:
-        """Note the answer of another node."""
-        waiting = self._asked.get(number)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(ANSWER.decode(answer))
-
-
-def ignore(sent: "asyncio.Future[Any]") -> None:
-    """Do nothing if a message could not be sent: the node that has asked does not wait for long."""
-    if not sent.cancelled():
-        sent.exception()
+        self._questions.answer(inbox, number, msgspec.json.encode(self._read_of(handle)))
 
 
 def members_of(scored: Sequence[Any]) -> Sequence[bytes]:

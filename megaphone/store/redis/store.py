@@ -45,9 +45,10 @@ from megaphone.store.redis.errors import FAILURES
 from megaphone.store.redis.expiry import Sweeper
 from megaphone.store.redis.inspection import Inspection
 from megaphone.store.redis.keys import KNOWN, Names, id_of, tag_of
-from megaphone.store.redis.lease import RemoteLease, Taken
+from megaphone.store.redis.lease import NOT_OPEN, RemoteLease, Taken
 from megaphone.store.redis.link import Greeted
 from megaphone.store.redis.membership import SILENT_S, Membership
+from megaphone.store.redis.questions import Questions
 from megaphone.store.redis.requirements import Facts, examine, together
 from megaphone.store.redis.subscription import Subscription
 from megaphone.store.redis.url import StoreUrl
@@ -141,8 +142,9 @@ class RedisStore:
         self._leases: dict[str, RemoteLease] = {}
         """By their handles."""
         self._by_channel: dict[bytes, RemoteLease] = {}
+        self._questions = Questions(self.link, self.membership)
         self._inspection = Inspection(
-            self.functions, self.link, names, self.membership, self._leases
+            self.functions, self.link, names, self.membership, self._questions, self._leases
         )
         self._known_agents: set[str] = set()
         """The agents that this node has listed in the store in this epoch."""
@@ -475,14 +477,20 @@ class RedisStore:
         tenant: Tenant | None,
     ) -> Any:
         """Take a lease in Redis. Returns: the answer of the function."""
-        dead = ""
+        dead = asked = ""
         for left in reversed(range(BUSY_TRIES)):
-            answer = await self._lease(lease, consumer_address, options, dead, tenant)
+            answer = await self._lease(lease, consumer_address, options, dead, asked, tenant)
             if answer is None:
                 raise ChannelNotFound
             if answer[0] != b"B":
                 return answer
-            inbox, handle = answer[1].decode(), answer[2].decode()
+            inbox, handle, may_end = answer[1].decode(), answer[2].decode(), answer[3]
+            if may_end:
+                # Only that node knows how much the read has sent. If it does not answer, it counts
+                # as asked all the same.
+                await self._questions.ask("T", inbox, handle)
+                asked = inbox
+                continue
             is_mine = inbox == self.membership.inbox
             if is_mine and (released := self._releasing.get(handle)) is not None:
                 await asyncio.wait([released], timeout=RELEASED_WITHIN_S)
@@ -501,6 +509,7 @@ class RedisStore:
         consumer_address: str,
         options: ReadOptions,
         dead: str,
+        asked: str,
         tenant: Tenant | None,
     ) -> Awaitable[Reply]:
         return self.functions.start(
@@ -521,6 +530,7 @@ class RedisStore:
             CREDIT_BYTES,
             name_of(tenant),
             options.reader,
+            asked,
         )
 
     async def _give_back(self, lease: RemoteLease) -> None:
@@ -542,6 +552,21 @@ class RedisStore:
         lease.release(clean=False, now=asyncio.get_running_loop().time())
         if notify is not None:
             notify()
+
+    def _end_for_other(self, handle: str, inbox: str, number: str) -> None:
+        """End a lease of this node, because a reader of another node takes over. The other node is
+        told when the store knows of the end."""
+        lease = self._leases.get(handle)
+        if lease is not None and lease.is_open and lease.number != NOT_OPEN:
+            self._end_as_broken(lease)
+
+        def tell(_: object = None) -> None:
+            self._questions.answer(inbox, number, b"")
+
+        if (released := self._releasing.get(handle)) is None:
+            tell()
+        else:
+            released.add_done_callback(tell)
 
     def open_nowait(
         self,
@@ -662,7 +687,9 @@ class RedisStore:
         elif kind == "A":
             self._inspection.asked(subject, *words)
         elif kind == "I":
-            self._inspection.answered(subject, body)
+            self._questions.answered(subject, body)
+        elif kind == "T":
+            self._end_for_other(subject, *words)
         elif (lease := self._leases.get(subject)) is None:
             return
         elif kind == "E" and len(words) == 2:  # one event, as most messages have

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from megaphone.model import HTTP, ReadOptions
-from megaphone.store.redis import inspection
+from megaphone.store.redis import questions
 from megaphone.store.redis.inspection import members_of
 from megaphone.store.redis.store import RedisStore
 from tests.store.redis.test_store import ADDRESS, append, started, take
@@ -51,7 +51,7 @@ async def test_a_node_that_is_silent_leaves_gaps(
     nodes: tuple[RedisStore, RedisStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has forgotten the read, or does not hear the question."""
-    monkeypatch.setattr(inspection, "ANSWERED_WITHIN_S", 0.1)
+    monkeypatch.setattr(questions, "ANSWERED_WITHIN_S", 0.1)
     one, other = nodes
     lease = await other.open(b"c", ADDRESS, OPTIONS)
     leases = other._leases

@@ -17,17 +17,25 @@ from megaphone.core.ports import Append, Lease, Stored, WouldBlock
 from megaphone.core.reader import Reader
 from megaphone.core.reading import Reading
 from megaphone.core.tenants import Tenant
-from megaphone.errors import ChannelNotFound, LimitExceeded, ReaderBusy, StoreUnavailable
+from megaphone.errors import (
+    ChannelNotFound,
+    LimitExceeded,
+    ReaderBusy,
+    StoreUnavailable,
+    TakenOver,
+)
 from megaphone.model import (
     ChannelBegun,
     ChannelDone,
     Event,
     NodeView,
     Part,
+    ReadEnd,
     ReadOptions,
 )
 from megaphone.observe.metrics import Metrics
 from megaphone.settings import TenantLimits
+from megaphone.store.redis import questions
 from megaphone.store.redis.errors import NoPermission
 from megaphone.store.redis.functions import name_of
 from megaphone.store.redis.store import RedisStore
@@ -175,6 +183,72 @@ async def test_a_reader_may_take_over_from_another_node(
     new = await other.open(b"c", ADDRESS, ReadOptions(take_over=True))
     assert await take(new) == "a"
     assert await take(old) == ""
+    assert old.is_over
+
+
+async def read_long(store: RedisStore) -> Lease:
+    """Return an open read that was sent an event, `a`, long ago, and `b` just now."""
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    long_ago = asyncio.get_running_loop().time() - 1000
+    await append(store, "a")
+    await until(lambda: lease.ready)
+    assert lease.take(1, 1_000_000, long_ago) is not None
+    assert lease.take(1, 1_000_000, long_ago) is None  # which confirms the event
+    await append(store, "b")
+    assert await take(lease) == "b"
+    return lease
+
+
+async def test_another_node_sends_again_only_what_a_read_was_sent_lately(
+    store: RedisStore, other: RedisStore
+) -> None:
+    old = await read_long(store)
+    async with asyncio.timeout(10):
+        new = await other.open(b"c", ADDRESS, ReadOptions(take_over=True))
+    assert await take(new) == "b"
+    assert old.ended_by is ReadEnd.TAKEN_OVER
+
+
+@pytest.mark.parametrize("hears", [False, True])
+async def test_a_reader_takes_over_from_a_node_that_does_not_answer(
+    own_server: RedisServer,
+    store: RedisStore,
+    other: RedisStore,
+    monkeypatch: pytest.MonkeyPatch,
+    hears: bool,
+) -> None:
+    """If nobody hears the question, the other node does not wait for an answer."""
+    monkeypatch.setattr(questions, "ANSWERED_WITHIN_S", 0.1 if hears else 60.0)
+    await read_long(store)
+    if hears:
+        monkeypatch.setattr(store, "_end_for_other", lambda *_: None)
+    else:
+        await hear_nothing(own_server, store)
+    async with asyncio.timeout(10):
+        new = await other.open(b"c", ADDRESS, ReadOptions(take_over=True))
+    assert await take(new) == "ab"
+
+
+async def test_a_read_that_another_node_wants_to_end_may_have_ended(
+    store: RedisStore, other: RedisStore
+) -> None:
+    lease = await store.open(b"c", ADDRESS, ReadOptions())
+    inbox = store.membership.inbox
+    assert await other._questions.ask("T", inbox, "unknown") == b""
+    assert lease.is_open
+    assert await other._questions.ask("T", inbox, lease.handle) == b""
+    await other.open(b"c", ADDRESS, ReadOptions())
+    assert await other._questions.ask("T", inbox, lease.handle) == b""
+
+
+async def test_a_reader_that_returns_ends_only_its_own_read_at_another_node(
+    store: RedisStore, other: RedisStore
+) -> None:
+    old = await store.open(b"c", ADDRESS, ReadOptions(reader="phone"))
+    with pytest.raises(TakenOver):
+        await other.open(b"c", ADDRESS, ReadOptions(reader="tablet", returning=True))
+    assert not old.is_over
+    await other.open(b"c", ADDRESS, ReadOptions(reader="phone", returning=True))
     assert old.is_over
 
 
