@@ -43,7 +43,8 @@ class AllowedOptions:
         # A comparison with NaN is false, so this refuses NaN too.
         if ttl_s is not None and not SHORTEST_TTL_S <= ttl_s <= self.max_ttl_s:
             raise BadRequest(
-                f"the TTL must be {SHORTEST_TTL_S:g} to {self.max_ttl_s:g} seconds, not {ttl_s:g}"
+                f"the TTL must be {SHORTEST_TTL_S:g} to {self.max_ttl_s:g} seconds, not"
+                f" {str(ttl_s).removesuffix('.0')}"
                 " (max_channel_ttl_secs)"
             )
         if capacity is not None and not 1 <= capacity <= self.max_capacity:
