@@ -15,9 +15,9 @@ import msgspec
 import typer
 
 from megaphone import __version__
+from megaphone.cli.command import run_command
 from megaphone.cli.config import WRONG_CONFIGURATION
 from megaphone.cli.help import App, Group
-from megaphone.cli.output import open_standard_streams
 
 OUTPUT_FLAGS = ("--output", "--out-format", "-o")
 
@@ -452,5 +452,4 @@ def print_table(
 
 
 def main() -> NoReturn:
-    open_standard_streams()
-    sys.exit(megactl_app())
+    run_command(megactl_app, "megactl")

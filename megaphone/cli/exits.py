@@ -11,7 +11,7 @@ class Exit(IntEnum):
 
     DONE = 0
     FAILED = 1
-    """The broker refused, or is not there."""
+    """The broker refused, or is not there; or the output cannot be written."""
     WRONG_USAGE = 2
     GONE = 3
     """The channel does not exist, or does not exist any more."""

@@ -2,7 +2,6 @@
 
 import gc
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -13,10 +12,10 @@ from megaphone import __version__
 from megaphone.cli.admin import megactl_app
 from megaphone.cli.bench import bench
 from megaphone.cli.channels import ack, create, dispose, exists
+from megaphone.cli.command import run_command
 from megaphone.cli.config import config_app, file_here, load_again, load_or_exit
 from megaphone.cli.contexts import context_app
 from megaphone.cli.help import App
-from megaphone.cli.output import open_standard_streams
 from megaphone.cli.store import store_app
 from megaphone.cli.tail import first, tail
 from megaphone.cli.token import token_app
@@ -154,5 +153,4 @@ def addresses(
 
 
 def main() -> NoReturn:
-    open_standard_streams()
-    sys.exit(app())
+    run_command(app, "megaphone")

@@ -192,13 +192,16 @@ class Lines:
     async def _bodies(self) -> AsyncIterator[tuple[int, bytes]]:
         """Yield the number of each line that is not empty, and its event."""
         number = 0
-        async for line in lines_of(self._source):
-            number += 1
-            if not line.strip() and not self._raw_string:
-                continue
-            yield number, encoded(line, self._raw_string, f"line {number}")
-            if self._rate is not None:
-                await asyncio.sleep(1 / self._rate)
+        try:
+            async for line in lines_of(self._source):
+                number += 1
+                if not line.strip() and not self._raw_string:
+                    continue
+                yield number, encoded(line, self._raw_string, f"line {number}")
+                if self._rate is not None:
+                    await asyncio.sleep(1 / self._rate)
+        except OSError as error:  # of a directory, for example
+            leave(Exit.WRONG_USAGE, f"the input cannot be read: {error.strerror}")
 
     async def _show_progress(self) -> None:
         while True:

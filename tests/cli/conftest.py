@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
@@ -87,6 +88,25 @@ class User:
             reading.join()
             os.close(master)
         return shown.decode().replace("\r\n", "\n")
+
+    def into_full_disk(
+        self, *arguments: str, command: str = "megaphone"
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run a command whose standard output takes nothing."""
+        with (
+            Path(os.devnull).open("r+b") as null,
+            Path("/dev/full").open("wb") as full,
+            TemporaryFile("w+") as error,
+        ):
+            process = forked.ForkedProcess(
+                [command, *arguments],
+                directory=self.home,
+                environment=self.environment(),
+                streams=(null, full, error),
+            )
+            code = process.wait(TIMEOUT_S)
+            error.seek(0)
+            return subprocess.CompletedProcess(arguments, code, "", error.read())
 
     def start(self, *arguments: str) -> "subprocess.Popen[str]":
         """Start `megaphone` as a shell does."""

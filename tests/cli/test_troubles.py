@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from megaphone import __version__
 from megaphone.cli.calls import Broker
 from megaphone.cli.contexts import Context
@@ -14,6 +16,9 @@ from tests.cli.conftest import User
 from tests.support.process import MEGAPHONE, BrokerProcess, broker_process, wait_until_it_serves
 
 UNKNOWN_EVENT = "a" * 23
+NO_TEXT = "\udcff"
+"""An argument that is the byte 255."""
+NO_SPACE = "the output cannot be written: No space left on device\n"
 
 
 def test_a_broker_that_was_started_again_has_no_channel_any_more(tmp_path: Path) -> None:
@@ -129,6 +134,96 @@ def test_flags_choose_the_ports(tmp_path: Path) -> None:
         process.terminate()
         process.wait(timeout=20)
         process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["write", "@room", "s", "--raw-string", NO_TEXT],
+        ["write", "@room", NO_TEXT, "1"],
+        ["write", NO_TEXT, "s", "1"],
+        ["create", "--label", NO_TEXT],
+        ["first", "@room", NO_TEXT],
+        ["tail", "@room", "--stream", NO_TEXT],
+        ["ack", "@room", NO_TEXT],
+        ["exists", NO_TEXT],
+        ["create", "--url", f"http://{NO_TEXT}"],
+    ],
+)
+def test_an_argument_that_is_no_text_is_said_in_one_line(
+    at_room: User, arguments: list[str]
+) -> None:
+    done = at_room.run(*arguments)
+    number = next(at for at, one in enumerate(arguments, 1) if NO_TEXT in one)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"megaphone: argument {number} is not UTF-8\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "create",
+        "write @room s 1",
+        "tail @room -n 1",
+        "exists @room",
+        "top -n 1",
+        "bench --channels 1 --rate 10 --for 100ms",
+        "config show",
+        "--version",
+        "--help",
+    ],
+)
+def test_a_full_disk_is_said_in_one_line(at_room: User, admin_socket: str, line: str) -> None:
+    at_room.run("write", "@room", "s", "1")
+    arguments = line.split()
+    if line.startswith("top"):
+        arguments += ["--socket", admin_socket]
+    done = at_room.into_full_disk(*arguments)
+    assert (done.returncode, done.stderr) == (1, f"megaphone: {NO_SPACE}")
+
+
+def test_a_full_disk_is_said_by_megactl_too(user: User, admin_socket: str) -> None:
+    done = user.into_full_disk("-p", admin_socket, "list-agents", command="megactl")
+    assert (done.returncode, done.stderr) == (1, f"megactl: {NO_SPACE}")
+
+
+def test_an_event_that_could_not_be_printed_is_sent_again(at_room: User) -> None:
+    at_room.run("write", "@room", "s", "1")
+    at_room.into_full_disk("tail", "@room", "-n", "1")
+    assert at_room.run("tail", "@room", "-n", "1", "-o", "raw").stdout == "1\n"
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+@pytest.mark.parametrize("value", ["a\nb", "é", "\udcff"])
+def test_a_variable_that_is_no_value_of_a_header_is_said(
+    user: User, broker: BrokerProcess, scheme: str, value: str
+) -> None:
+    url = broker.url if scheme == "http" else f"grpc://{broker.grpc_target}"
+    user.run("context", "add", "here", url, "--header", "X-Key=KEY")
+    done = user.run("create", "--context", "here", KEY=value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("megaphone: the variable KEY is no value of a header")
+    assert done.stderr.count("\n") == 1
+    assert user.run("create", "--context", "here", KEY="a b").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["Fo o", "Fö", "key-bin", "a:b"])
+def test_a_header_that_cannot_be_sent_is_not_kept(user: User, name: str) -> None:
+    done = user.run("context", "add", "here", "http://x", "--header", f"{name}=KEY")
+    assert done.returncode == 2
+    assert f"{name!r} is no name of a header" in done.stderr
+
+
+def test_a_host_with_a_name_that_is_too_long_is_said(user: User) -> None:
+    done = user.run("create", "--url", f"http://{'a' * 64}.example")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "megaphone: the host in the URL of a broker is no name of a host\n"
+
+
+def test_a_directory_is_no_file_of_events(at_room: User) -> None:
+    done = at_room.run("write", "@room", "s", "--file", "/")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("megaphone: the input cannot be read: Is a directory\n")
 
 
 def test_python_runs_the_package() -> None:
