@@ -22,6 +22,10 @@ from megaphone.cli.help import App
 
 FILE: Final = "contexts.toml"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+HEADER: Final = re.compile(r"[a-z0-9_.-]+(?<!-bin)", re.IGNORECASE)
+"""The names of headers that both protocols take; over gRPC, `-bin` ends those of binary values."""
+HEADER_VALUE: Final = re.compile(r"[ -~]*")
+"""The values that both protocols take."""
 FILES: Final = ("ca", "certificate", "key")
 """The members of a context that are files for TLS."""
 MEMBERS: Final = {"url", "socket", "headers", *FILES}
@@ -46,11 +50,21 @@ class Context:
     """The file of its key, if that is not in the same file."""
 
     def header_values(self) -> dict[str, str]:
-        """Return the headers with their values. Exits if a variable is not set."""
+        """Return the headers with their values. Exits if a variable is not set, or if a name or a
+        value is none of a header."""
         missing = [name for name in self.headers.values() if name not in os.environ]
         if missing:
             leave(Exit.WRONG_USAGE, f"the context needs {' and '.join(missing)} in the environment")
-        return {header: os.environ[name] for header, name in self.headers.items()}
+        values = {header: os.environ[name] for header, name in self.headers.items()}
+        for header, value in values.items():
+            check_header(header)
+            if not HEADER_VALUE.fullmatch(value):
+                leave(
+                    Exit.WRONG_USAGE,
+                    f"the variable {self.headers[header]} is no value of a header, which has only"
+                    " visible ASCII characters and spaces",
+                )
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +181,7 @@ def add(
         sent, is_given, variable = one.partition("=")
         if not (sent and is_given and variable):
             leave(Exit.WRONG_USAGE, "a header looks like Authorization=MY_VARIABLE")
+        check_header(sent)
         headers[sent] = variable
     contexts = load()
     files = (absolute(ca), absolute(certificate), absolute(key))
@@ -176,6 +191,16 @@ def add(
 
 def absolute(path: Path | None) -> str | None:
     return None if path is None else str(path.absolute())
+
+
+def check_header(name: str) -> None:
+    """Exit if a header cannot have this name."""
+    if not HEADER.fullmatch(name):
+        leave(
+            Exit.WRONG_USAGE,
+            f"{name!r} is no name of a header, which has letters, digits, `-`, `_` and `.`, and no"
+            " -bin at its end",
+        )
 
 
 def check_url(url: str) -> None:

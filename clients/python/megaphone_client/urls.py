@@ -42,6 +42,10 @@ def parse_url(url: str | None) -> Target:
         raise ValueError(f"the URL of a broker looks like {ALLOWED}") from None
     if parts.scheme not in PORTS or not parts.hostname:
         raise ValueError(f"the URL of a broker looks like {ALLOWED}")
+    try:
+        parts.hostname.encode("idna")  # as it is looked up
+    except UnicodeError:
+        raise ValueError("the host in the URL of a broker is no name of a host") from None
     is_grpc = parts.scheme.startswith("grpc")
     prefix = parts.path.rstrip("/")
     if parts.query or parts.fragment or (is_grpc and prefix):
