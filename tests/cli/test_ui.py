@@ -283,8 +283,15 @@ def source(tmp_path: Path) -> Iterator[UiServer]:
         yield server
 
 
+@pytest.fixture
+def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BrokerProcess]:
+    """A broker that has no agent of the names of `source`, as it would have after another test."""
+    with broker_process(tmp_path_factory.mktemp("target")) as process:
+        yield process
+
+
 def test_an_agent_is_promoted_and_a_node_is_drained(
-    source: UiServer, broker: BrokerProcess
+    source: UiServer, target: BrokerProcess
 ) -> None:
     assert act(source, "promote", "spare") == (200, "")
     assert modes(source) == {"here": "MASTER", "spare": "MASTER"}
@@ -292,14 +299,14 @@ def test_an_agent_is_promoted_and_a_node_is_drained(
     assert (status, "MASTER" in text) == (502, True)
     status, text = act(source, "drain", "nonsense")
     assert (status, "BAD_REQUEST" in text) == (502, True)
-    status, text = act(source, "drain", f"http://{broker.grpc_target}")
+    status, text = act(source, "drain", f"http://{target.grpc_target}")
     assert status == 200
     assert json.loads(text.splitlines()[-1])["done"]
     assert modes(source) == {}
 
 
-def test_a_drain_goes_on_when_the_page_has_gone(source: UiServer, broker: BrokerProcess) -> None:
-    body = json.dumps({"of": f"http://{broker.grpc_target}"}).encode()
+def test_a_drain_goes_on_when_the_page_has_gone(source: UiServer, target: BrokerProcess) -> None:
+    body = json.dumps({"of": f"http://{target.grpc_target}"}).encode()
     with request(source, "drain", method="POST", body=body):
         pass
     wait_for(lambda: "MASTER" not in modes(source).values())
