@@ -15,7 +15,7 @@ from megaphone.errors import (
 from megaphone.model import ReadOptions
 from tests.clients.conftest import chosen_kind, params_of
 from tests.clients.driver import Driver, Reading, until
-from tests.clients.drivers.kinds import KINDS, PAGE, Kind
+from tests.clients.drivers.kinds import KINDS, PAGE, POLLS, Kind
 from tests.clients.records import Records
 from tests.clients.roads import Babbler, End
 from tests.clients.stages import Stage, stage
@@ -40,9 +40,9 @@ EVENT_BYTES = 1_000_000
 SOON: dict[str, Any] = {"heartbeat_s": BEAT_S}
 
 
-@pytest.fixture(params=params_of((*KINDS, PAGE)))
+@pytest.fixture(params=params_of((*KINDS, PAGE, POLLS)))
 def kind(request: pytest.FixtureRequest) -> Kind:
-    """Each client library with each protocol, and a page of a browser."""
+    """Each client library with each protocol, a page of a browser, and long polls."""
     return chosen_kind(request)
 
 
@@ -423,6 +423,57 @@ async def test_a_slow_application_holds_writers_back_and_loses_nothing(
         created = await way.face.create()
         reading = client.read(created.consumer, pauses={"1": 1.0}, **SOON)
         await write(way, created, records, *[0] * 250)
+        await shows_all(records, reading)
+        await client.stop(reading)
+
+
+async def test_an_application_may_acknowledge_many_events_at_once(
+    driver: Driver, kind: Kind
+) -> None:
+    """Those that it has, and that are not acknowledged, hold no later event back."""
+    records = Records()
+    async with stage(kind) as way, driver.client(way.url) as client:
+        created = await way.face.create()
+        reading = client.read(created.consumer, ack="manual", ack_every=7)
+        await write(way, created, records, 0)
+        await reading.has(1)
+        await write(way, created, records, 0)
+        await reading.has(2, within_s=5)
+        await write(way, created, records, *[0] * 250)
+        await shows_all(records, reading)
+        await client.stop(reading)
+
+
+async def test_an_application_may_acknowledge_many_events_of_many_channels_at_once(
+    driver: Driver, kind: Kind
+) -> None:
+    async with stage(kind) as way, driver.client(way.url) as client:
+        channels = [await way.face.create() for _ in range(3)]
+        consumers = [created.consumer for created in channels]
+        reading = client.read(*consumers, ack="manual", ack_every=100)
+        for number in range(12):
+            await way.face.write(channels[number % 3].producer, STREAM, b"%d" % number)
+            await reading.has(number + 1, within_s=5)
+        assert reading.bodies == list(range(12))
+        await client.stop(reading)
+
+
+@pytest.mark.parametrize("ack", ["auto", "manual"])
+async def test_while_an_application_is_busy_its_client_is_quiet(
+    driver: Driver, kind: Kind, ack: str
+) -> None:
+    """Neither with one event, nor with so many that the broker sends no more."""
+    records = Records()
+    async with stage(kind) as way, driver.client(way.url) as client:
+        created = await way.face.create()
+        await write(way, created, records, 0)
+        reading = client.read(created.consumer, ack=ack, pauses={"1": 2.0, "2": 2.0})
+        for events in (1, 2):
+            await reading.has(events)
+            asked = len(way.plan.times_of("read"))
+            await asyncio.sleep(1.5)
+            assert len(way.plan.times_of("read")) - asked <= 4
+            await write(way, created, records, *[0] * 99)
         await shows_all(records, reading)
         await client.stop(reading)
 

@@ -2,7 +2,7 @@ import { call } from "./calling.js";
 import { MegaphoneError } from "./errors.js";
 import type { Http } from "./http.js";
 import type { Inbox } from "./inbox.js";
-import { Read } from "./read.js";
+import { type Line, Read } from "./read.js";
 import { now } from "./time.js";
 
 const EVENTS = 50;
@@ -19,6 +19,8 @@ export class Acknowledging extends Read {
   #asked = 0;
   /** How many of them the broker knows. */
   #known = 0;
+  /** What came and is not dealt with: the next answer begins with it. */
+  readonly #again = new Set<string>();
   readonly #closing = new AbortController();
   #timer: ReturnType<typeof setTimeout> | undefined;
   #sending: Promise<unknown> | undefined;
@@ -41,18 +43,29 @@ export class Acknowledging extends Read {
       after: isResumed ? undefined : this.cursor ?? undefined,
       ack: "explicit",
       stream: this.streams,
-      // What is not dealt with comes once more.
-      limit: asked.limit && !asked.wait_ms ? asked.limit + this.came - this.#dealt : asked.limit,
+      limit: asked.limit && asked.limit + this.#again.size,
     };
   }
 
   override opened(hasGap: boolean, position: string | null | undefined): void {
     this.#known = Math.max(this.#known, this.#asked);
+    if (hasGap) this.#again.clear();
     super.opened(hasGap, position);
+  }
+
+  override take(line?: Line): void {
+    // An answer may begin with what was dealt with since it was asked for.
+    if (line && line.eid === this.cursor) this.#again.clear();
+    else if (line) this.#again.add(line.eid);
+    super.take(line);
   }
 
   override deal(id: string): void {
     super.deal(id);
+    for (const one of this.#again) {
+      this.#again.delete(one);
+      if (one === id) break;
+    }
     this.#dealt++;
     this.#plan();
   }

@@ -183,7 +183,10 @@ export class Many {
     const { reads } = group;
     const asked = all.map((read) => read.ask(this.#name, this.#http.polls));
     const channels = all.map(({ readAddress: address }, index) => ({ address, after: asked[index]!.after }));
-    const body = JSON.stringify({ ...asked[0], after: undefined, channels });
+    // After news of one channel, what came meanwhile is wanted of all. Otherwise one event that is new for any of them.
+    const common = asked.find(({ wait_ms }) => !wait_ms) ?? asked[0]!;
+    const limit = common.limit && asked.reduce((sum, { limit }) => sum + limit - 1, 1);
+    const body = JSON.stringify({ ...common, after: undefined, limit, channels });
     const headers = { "content-type": "application/json", "megaphone-agent": agentOf(first.readAddress) };
     return connect(this.#http, group.abort, {
       path: "/read",

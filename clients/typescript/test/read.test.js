@@ -2,11 +2,12 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { Acknowledging } from "../dist/acks.js";
 import { MegaphoneError, connectionFailed } from "../dist/errors.js";
+import { Many } from "../dist/many.js";
 import { Read } from "../dist/read.js";
 
 const line = (eid) => ({ sid: "s", eid, ts: "", body: null });
 
-function read({ acknowledges = false, after } = {}) {
+function read({ acknowledges = false, after, address = "node.a.1" } = {}) {
   const seen = [];
   const sink = {
     take: ({ eid }) => seen.push(eid),
@@ -14,7 +15,7 @@ function read({ acknowledges = false, after } = {}) {
     become: () => {},
     ended: (error) => seen.push(error.code),
   };
-  const common = ["node.a.1", 1_000, sink, after];
+  const common = [address, 1_000, sink, after];
   return { read: acknowledges ? new Acknowledging({ options: {} }, undefined, ...common) : new Read(...common), seen };
 }
 
@@ -111,4 +112,44 @@ test("a long poll brings one event, and the next one what came meanwhile", () =>
   one.take(line("1"));
   assert.equal(one.ask("me", true).wait_ms, 0);
   assert.equal(one.ask("me", true).limit, 1);
+});
+
+test("a long poll leaves room for what comes again, because the app has not dealt with it", () => {
+  const { read: one } = read({ acknowledges: true, after: "0" });
+  const limit = () => (one.ask("me", true), one.ask("me", true).limit);
+  const take = (...eids) => eids.forEach((eid) => one.take(line(eid)));
+  one.opened(false, "0");
+  take("1", "2", "3");
+  assert.equal(limit(), 4);
+  one.take();
+  take("1", "2", "3");
+  assert.equal(limit(), 4);
+  one.deal("1");
+  assert.equal(limit(), 3);
+  one.deal("2"); // while the answer is on its way
+  take("2", "3", "4");
+  assert.equal(limit(), 3);
+  one.opened(true, "3"); // after a gap, all that comes again is in the answer
+  assert.equal(limit(), 1);
+  take("4");
+  assert.equal(limit(), 2);
+});
+
+test("a long poll of many channels brings one event that is new for any, and the next one what came meanwhile for all", async () => {
+  const all = ["node.a.1", "node.b.1"].map((address) => read({ acknowledges: true, after: "0", address }).read);
+  const asked = async () => {
+    let many;
+    const body = await new Promise((resolve) => {
+      many = new Many({ options: {}, polls: true, open: (_, request) => new Promise(() => resolve(request.body)) }, "me");
+      for (const one of all) many.add(one);
+    });
+    for (const one of all) many.remove(one);
+    return JSON.parse(body);
+  };
+  for (const one of all) one.opened(false, "0");
+  for (const eid of ["1", "2"]) all[1].take(line(eid));
+  const news = await asked();
+  assert.deepEqual([news.limit, news.wait_ms], [undefined, 0]);
+  const next = await asked();
+  assert.deepEqual([next.limit, next.wait_ms], [3, 1_000]);
 });

@@ -13,6 +13,7 @@ from typing import Any
 from megaphone_client import Event, EventsLost, Megaphone, Reader
 from tests.clients.drivers.lines import (
     Command,
+    acknowledges_after,
     described,
     pause_after,
     read_options,
@@ -239,7 +240,7 @@ class Application:
                 **whose,
             )
             await asyncio.sleep(pause_after(self._command, self._count))
-            if self._command.get("ack") == "manual":
+            if acknowledges_after(self._command, self._count):
                 await self._acknowledge(event)
 
     async def _acknowledge(self, event: Event[Any]) -> None:

@@ -11,7 +11,7 @@ export class Driver {
   #stops = new Map();
   #calls = {
     open: ({ client, url, timeout_s }) => {
-      const options = timeout_s === undefined ? {} : { timeoutMs: timeout_s * 1000 };
+      const options = { ...this.options, ...(timeout_s && { timeoutMs: timeout_s * 1000 }) };
       this.#clients.set(client, { api: new this.Megaphone(url, options), channels: new Set() });
       return null;
     },
@@ -56,9 +56,11 @@ export class Driver {
     },
   };
 
-  constructor(Megaphone, report) {
+  // `options` are those of all clients.
+  constructor(Megaphone, report, options = {}) {
     this.Megaphone = Megaphone;
     this.report = report;
+    this.options = options;
   }
 
   #api({ client }) {
@@ -173,13 +175,13 @@ class Application {
   }
 
   async #dealWith(channel, event, whose) {
-    const { read, pauses = {}, ack } = this.command;
+    const { read, pauses = {}, ack, ack_every = 1 } = this.command;
     const { id, stream, body } = event;
     this.#count += 1;
     this.driver.report({ is: "event", read, id, stream, body, ...whose });
     const pause = pauses?.[this.#count] ?? pauses?.["*"];
     if (pause) await sleep(pause);
-    if (ack !== "manual") return;
+    if (ack !== "manual" || this.#count % ack_every) return;
     await channel.ack(event).catch((error) => this.driver.report({ is: "unacked", read, id, ...described(error) }));
   }
 }

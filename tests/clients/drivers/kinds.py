@@ -63,6 +63,8 @@ NODE = Kind(
     "http",
     lacks=lack_of_node(),
 )
+POLLS = Kind("polls", ("node", NODE_DRIVER, "polls"), "http", lacks=lack_of_node())
+"""The client as it reads under React Native."""
 DENO = Kind(
     "deno", (str(DENO_PATH), "run", "--allow-all", NODE_DRIVER), "http", lacks=lack_of(DENO_PATH)
 )
@@ -80,4 +82,5 @@ WORKER = Kind(
 
 KINDS = (HTTP, GRPC, SYNC, NODE)
 """Those that pass every test. The others join the long form of the seeded runs, and `PAGE` the
-tests of reading, because that is what pages do."""
+tests of reading, because that is what pages do. `POLLS` joins only these: a poll that arrives in
+small pieces looks like a silent one, since the client sees nothing of it before its end."""

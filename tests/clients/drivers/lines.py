@@ -37,6 +37,11 @@ def read_options(command: Command) -> dict[str, Any]:
     return {name: command[name] for name in names if command.get(name) is not None}
 
 
+def acknowledges_after(command: Command, number: int) -> bool:
+    """Return whether the application acknowledges an event of a read itself."""
+    return command.get("ack") == "manual" and number % command.get("ack_every", 1) == 0
+
+
 def pause_after(command: Command, number: int) -> float:
     """Return for how many seconds the application is busy with an event of a read."""
     pauses: dict[str, float] = command.get("pauses") or {}

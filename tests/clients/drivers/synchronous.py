@@ -15,7 +15,14 @@ from typing import Any
 
 from megaphone_client import EventsLost
 from megaphone_client.sync import Event, Megaphone, Reader
-from tests.clients.drivers.lines import Command, described, pause_after, read_options, report
+from tests.clients.drivers.lines import (
+    Command,
+    acknowledges_after,
+    described,
+    pause_after,
+    read_options,
+    report,
+)
 
 LARGEST_BATCH = 100
 LOOKS_EVERY_S = 0.2
@@ -276,7 +283,7 @@ class Application:
                 **whose,
             )
             time.sleep(pause_after(self._command, self._count))
-            if self._command.get("ack") == "manual":
+            if acknowledges_after(self._command, self._count):
                 self._acknowledge(event)
 
     def _acknowledge(self, event: Event[Any]) -> None:
