@@ -104,6 +104,22 @@ async def test_a_refusal_that_passes_fails_no_write(driver: Driver, kind: Kind, 
         assert await stored(way, created) == list(range(len(PASSING)))
 
 
+@pytest.mark.parametrize("stream", ["", ".", ".."])
+async def test_a_stream_that_a_path_may_not_name_does_not_look_like_a_channel_that_has_gone(
+    driver: Driver, kind: Kind, stream: str
+) -> None:
+    """The client writes to it, or says that the name is wrong."""
+    async with stage(kind) as way, driver.client(way.url) as client:
+        created = await way.face.create()
+        refusals: list[ClientError] = []
+        try:
+            await client.write(created.producer, stream, 1)
+        except ClientError as error:
+            refusals.append(error)
+        assert await stored(way, created) == ([] if refusals else [1])
+        assert all((one.name, one.code) == ("BadRequest", "BAD_REQUEST") for one in refusals)
+
+
 @pytest.mark.parametrize("end", [End.RESET, End.CLOSED], ids=lambda end: end.name)
 async def test_writes_survive_cut_connections(driver: Driver, kind: Kind, end: End) -> None:
     async with stage(kind) as way, driver.client(way.url) as client:

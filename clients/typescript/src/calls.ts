@@ -55,9 +55,11 @@ export class Calls {
 
   /**
    * Write one event. Returns its id, when the broker has it. Throws `WriteTimeout` if the channel
-   * stayed full and did not take it, and `OutcomeUnknown` if it may have been taken.
+   * stayed full and did not take it, and `OutcomeUnknown` if it may have been taken. A path cannot
+   * name the streams "." and "..": those are for `writeBatch` and a publisher.
    */
   async write(producer: string, stream: string, body: unknown, { key = randomId(), ...options }: WriteOptions = {}): Promise<string> {
+    if (/^\.{0,2}$/.test(stream)) throw new MegaphoneError("BAD_REQUEST", `no path can name the stream "${stream}"`);
     const path = `/write/${encodeURIComponent(producer)}/${encodeURIComponent(stream)}`;
     return (await call<any>(this.#http, path, body, options, { key, isWrite: true, check: needs("eid") })).eid;
   }

@@ -153,6 +153,19 @@ test("a write is repeated with the same key, and says when it cannot know", asyn
   silent.close();
 });
 
+test("a stream that no path can name is refused before anything is sent", async () => {
+  let asked = 0;
+  const server = await serve((_, response) => {
+    asked++;
+    response.writeHead(201).end('{"status":"OK","eid":"e"}');
+  });
+  const mp = new Megaphone(server.url, SOON);
+  for (const stream of ["", ".", ".."]) await assert.rejects(mp.write("node.a", stream, 1), { code: "BAD_REQUEST", name: "BadRequest" });
+  assert.equal(asked, 0);
+  for (const stream of ["...", ".a", "/"]) assert.equal(await mp.write("node.a", stream, 1), "e");
+  server.close();
+});
+
 for (const rest of ["", '{"status":"OK","e'])
   test(`a write whose answer is cut after ${rest.length} characters is repeated`, async () => {
     let asked = 0;
