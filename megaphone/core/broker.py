@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from sys import intern
 from typing import TypeAlias
 
@@ -390,25 +391,39 @@ class Broker(Writing):
         opened: list[Reader | MegaphoneError] = [ChannelNotFound()] * len(channels)
         of_each = replace(options, limit=None, heartbeat_s=None)
 
-        async def open_one(index: int, address: str, cursor: str | None) -> None:
-            try:
-                of_one = replace(of_each, cursor=cursor)
-                opened[index] = await self._open(caller, tenant, address, of_one, within_s)
-            except MegaphoneError as error:
-                opened[index] = error.with_traceback(None)
-
-        async def open_all(start: Start) -> None:
-            for index, (address, cursor) in enumerate(channels):
-                start(open_one(index, address, cursor))
-
         try:
-            await with_tasks(open_all)
+            await with_tasks(
+                partial(self._open_each, caller, tenant, channels, of_each, within_s, opened)
+            )
         except BaseException:
             for one in opened:
                 if isinstance(one, Reader):
                     one.close(clean=False)
             raise
         return ManyReader(opened, options, self._observer, self._alarms)
+
+    async def _open_each(
+        self,
+        caller: Caller,
+        tenant: Tenant | None,
+        channels: Sequence[ManyChannel],
+        options: ReadOptions,
+        within_s: float,
+        opened: list[Reader | MegaphoneError],
+        start: Start,
+    ) -> None:
+        """Open the reads of many channels at the same time. The readers, or the errors of channels
+        that cannot be read, go into `opened`."""
+
+        async def open_one(index: int, address: str, cursor: str | None) -> None:
+            try:
+                of_one = replace(options, cursor=cursor)
+                opened[index] = await self._open(caller, tenant, address, of_one, within_s)
+            except MegaphoneError as error:
+                opened[index] = error.with_traceback(None)
+
+        for index, (address, cursor) in enumerate(channels):
+            start(open_one(index, address, cursor))
 
     def open_read_nowait(self, caller: Caller, address: str, options: ReadOptions) -> Reader:
         """Do the same as `open_read`, without waiting.

@@ -333,11 +333,36 @@ class Writing:
             self._observer.refused(error)
             return [failure_of(error)] * count
         results: list[str | WriteFailure] = [SKIPPED_WRITE] * count
+        unclear: set[int] = set()
+        """The indices of events that may have been written although they failed."""
+        # A method, because a compiled function that stands in another would keep the events.
+        await with_tasks(
+            partial(self._write_lines_in_tasks, caller, writes, tenant, results, unclear)
+        )
+        if caller is not ANYONE:
+            refused = [
+                new
+                for index, (_, new) in enumerate(writes)
+                if isinstance(results[index], WriteFailure) and index not in unclear
+            ]
+            give_back_writes(caller, len(refused), size_of(caller, refused))
+        return results
+
+    async def _write_lines_in_tasks(
+        self,
+        caller: Caller,
+        writes: Sequence[tuple[str, NewEvent]],
+        tenant: Tenant | None,
+        results: list[str | WriteFailure],
+        unclear: set[int],
+        start: Start,
+    ) -> None:
+        """Write the events of `write_each`. Each full channel gets a task that waits for places.
+        What becomes of them goes into `results` and `unclear`."""
+        count = len(writes)
         behind: dict[str, deque[Line]] = {}
         """By address: the events that still have to be written to a full channel, in order; or,
         behind an event that must be sent again, those that never will be."""
-        unclear: set[int] = set()
-        """The indices of events that may have been written although they failed."""
 
         async def write_in_order(address: str) -> None:
             queue = behind[address]
@@ -353,38 +378,27 @@ class Writing:
                         return  # the rest of the queue, and all that comes to it, is skipped
             del behind[address]
 
-        async def write_all(start: Start) -> None:
-            begun = 0
-            while begun < count:
-                if begun:
-                    await asyncio.sleep(0)
-                lines, begun = await self._lines(caller, writes, begun, results)
-                lines = self._accept_lines(lines, tenant, behind, results)
-                for line, result in await self._write_lines(lines, tenant, behind):
-                    if (queue := behind.get(line.address)) is not None:
-                        queue.append(line)
-                    elif isinstance(result, WouldBlock):
-                        behind[line.address] = deque([line])
-                        start(write_in_order(line.address))
-                    else:
-                        results[line.number] = outcome_of(result)
-                        if may_be_written(result):
-                            unclear.add(line.number)
-                        if isinstance(result, ChannelNotFound):
-                            self._observer.events_unroutable(1)
-                        elif isinstance(result, MAY_HEAL):
-                            self._observer.refused(result)
-                            behind[line.address] = deque()
-
-        await with_tasks(write_all)
-        if caller is not ANYONE:
-            refused = [
-                new
-                for index, (_, new) in enumerate(writes)
-                if isinstance(results[index], WriteFailure) and index not in unclear
-            ]
-            give_back_writes(caller, len(refused), size_of(caller, refused))
-        return results
+        begun = 0
+        while begun < count:
+            if begun:
+                await asyncio.sleep(0)
+            lines, begun = await self._lines(caller, writes, begun, results)
+            lines = self._accept_lines(lines, tenant, behind, results)
+            for line, result in await self._write_lines(lines, tenant, behind):
+                if (queue := behind.get(line.address)) is not None:
+                    queue.append(line)
+                elif isinstance(result, WouldBlock):
+                    behind[line.address] = deque([line])
+                    start(write_in_order(line.address))
+                else:
+                    results[line.number] = outcome_of(result)
+                    if may_be_written(result):
+                        unclear.add(line.number)
+                    if isinstance(result, ChannelNotFound):
+                        self._observer.events_unroutable(1)
+                    elif isinstance(result, MAY_HEAL):
+                        self._observer.refused(result)
+                        behind[line.address] = deque()
 
     async def _lines(
         self,
@@ -588,40 +602,49 @@ class Writing:
         `begun` says for some addresses how many events of the batch their channels have.
         """
         refused: dict[str, Refused] = {}
+        await with_tasks(partial(self._write_slices, addresses, batch, begun, refused))
+        if refused:
+            give_back_writes(caller, *batch.cost_of(refused.values()))
+        return await batch.written(addresses, refused)
+
+    async def _write_slices(
+        self,
+        addresses: Sequence[str],
+        batch: "Batch",
+        begun: Mapping[str, int],
+        refused: dict[str, Refused],
+        start: Start,
+    ) -> None:
+        """Write the slices of a batch, and the rest of what full channels did not take at once.
+        What channels refuse goes into `refused`."""
         behind: set[str] = set()
 
         async def write_rest(address: str, first: int) -> None:
             if (rest := await self._write_rest(address, batch, first)) is not None:
                 refused[address] = rest
 
-        async def write_slices(start: Start) -> None:
-            for address, count in begun.items():
-                if 0 < count < len(batch.events):
-                    start(write_rest(address, count))
-            under_way: deque[asyncio.Task[Iterable[tuple[Line, AppendResult]]]] = deque()
-            for part in batch.slices([one for one in addresses if not begun.get(one)]):
-                # A slice that goes on with the channels of the last one must wait for it.
-                while under_way and (part.first or len(under_way) >= SLICES_UNDER_WAY):
-                    results = await under_way.popleft()
-                    for line in self._full_channels(results, batch, refused, behind):
-                        start(write_rest(line.address, line.number))
-                part = part.without(behind, refused)
-                if self._store.is_remote:
-                    under_way.append(start(self._write_slice(part, batch)))
-                else:
-                    results = await self._write_slice(part, batch)
-                    for line in self._full_channels(results, batch, refused, behind):
-                        start(write_rest(line.address, line.number))
-                await asyncio.sleep(0)
-            while under_way:
+        for address, count in begun.items():
+            if 0 < count < len(batch.events):
+                start(write_rest(address, count))
+        under_way: deque[asyncio.Task[Iterable[tuple[Line, AppendResult]]]] = deque()
+        for part in batch.slices([one for one in addresses if not begun.get(one)]):
+            # A slice that goes on with the channels of the last one must wait for it.
+            while under_way and (part.first or len(under_way) >= SLICES_UNDER_WAY):
                 results = await under_way.popleft()
                 for line in self._full_channels(results, batch, refused, behind):
                     start(write_rest(line.address, line.number))
-
-        await with_tasks(write_slices)
-        if refused:
-            give_back_writes(caller, *batch.cost_of(refused.values()))
-        return await batch.written(addresses, refused)
+            part = part.without(behind, refused)
+            if self._store.is_remote:
+                under_way.append(start(self._write_slice(part, batch)))
+            else:
+                results = await self._write_slice(part, batch)
+                for line in self._full_channels(results, batch, refused, behind):
+                    start(write_rest(line.address, line.number))
+            await asyncio.sleep(0)
+        while under_way:
+            results = await under_way.popleft()
+            for line in self._full_channels(results, batch, refused, behind):
+                start(write_rest(line.address, line.number))
 
     async def _write_slice(
         self, part: Slice, batch: "Batch"
