@@ -25,6 +25,8 @@ from megaphone.store.redis.url import StoreUrl
 
 log = logging.getLogger(__name__)
 
+REPLACING = "failover_in_progress"
+"""What a Sentinel says of a master that it is replacing."""
 SWITCH = "+switch-master"
 """The channel in which a Sentinel tells of a new master."""
 NAME = "megaphone"
@@ -36,6 +38,9 @@ class _Opinion(NamedTuple):
     epoch: int
     """The number of the failover that made it the master. The highest is the newest."""
     place: Endpoint
+    is_replacing: bool = False
+    """Whether the Sentinel is replacing it now: another server may be a master already, though no
+    Sentinel names it."""
 
 
 class Sentinels:
@@ -82,9 +87,10 @@ class Sentinels:
 
     async def _is_replaced(self, place: Place) -> bool:
         try:
-            return await self.find() != place
+            newest = await self._newest_opinion()
         except (StoreUnavailable, UnusableStore):
             return not self.is_master(place)
+        return newest.is_replacing or newest.place != place
 
     async def find(self) -> Place:
         """Ask all Sentinels, and return the master of the newest failover that any of them knows.
@@ -92,6 +98,9 @@ class Sentinels:
         Raises: StoreUnavailable, when none answers; UnusableStore, when none knows the service, or
             none lets this node in.
         """
+        return (await self._newest_opinion()).place
+
+    async def _newest_opinion(self) -> _Opinion:
         switches = self._switches
         opinions, errors = await opinions_of(map(self._ask, self._url.endpoints))
         if not opinions:
@@ -102,7 +111,7 @@ class Sentinels:
         self._newest = newest
         if switches == self._switches:  # else what a Sentinel told meanwhile is newer
             self._told = newest.place
-        return newest.place
+        return newest
 
     def _is_outdated(self, opinion: _Opinion) -> bool:
         """Whether this node knows of a later failover. If most Sentinels have this opinion, they
@@ -147,15 +156,16 @@ class Sentinels:
             raise address
         if address is None:
             raise UnusableStore(f"the Sentinels know no service {self._service}")
-        epoch = 0
+        epoch, is_replacing = 0, False
         if isinstance(known, ReplyError):  # the user of the Sentinel may not ask this
             log.debug("a Sentinel does not tell its epoch: %s", known)
         elif isinstance(known, BaseException):
             raise known
         else:
             epoch = int(known[b"config-epoch"])
+            is_replacing = REPLACING in known[b"flags"].decode().split(",")
         host, port = address
-        return _Opinion(epoch, Endpoint(host.decode(), int(port)))
+        return _Opinion(epoch, Endpoint(host.decode(), int(port)), is_replacing)
 
     async def _listen(self, endpoint: Endpoint) -> Connection:
         """Return a connection on which a Sentinel tells of new masters."""

@@ -47,6 +47,7 @@ class FalseSentinel:
     port: int = 0
     address_error: bytes = b""
     epoch_error: bytes = b""
+    flags: str = "master"
     is_silent: bool = False
     hangs_up_after_the_address: bool = False
     listeners: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -78,7 +79,8 @@ class FalseSentinel:
                 if self.hangs_up_after_the_address:
                     writer.close()
             case _:
-                writer.write(self.epoch_error or said({"config-epoch": str(self.epoch)}))
+                known = {"config-epoch": str(self.epoch), "flags": self.flags}
+                writer.write(self.epoch_error or said(known))
 
     def tell(self, service: str, place: Endpoint) -> None:
         """Tell those who listen of a new master."""
@@ -125,6 +127,19 @@ async def test_the_newest_failover_counts(ask: Ask) -> None:
     assert await asked.find() == NEW
     assert asked.is_master(NEW)
     assert not asked.is_master(OLD)
+
+
+async def test_a_master_that_a_sentinel_is_replacing_is_not_believed(ask: Ask) -> None:
+    """Another server may be a master already, though all Sentinels still name this one."""
+    others = FalseSentinel(), FalseSentinel(flags="master,s_down,o_down")
+    leader = FalseSentinel(flags="master,s_down,o_down,failover_in_progress")
+    asked = await ask(*others, leader)
+    is_replaced = asked.question_about(OLD)
+    assert await is_replaced()
+    leader.flags = "master"
+    assert not await is_replaced()
+    leader.place, leader.epoch = NEW, 2
+    assert await is_replaced()
 
 
 async def test_an_older_failover_counts_only_if_most_sentinels_say_so(
