@@ -16,12 +16,9 @@ from tests.core.test_channel_model import ChannelMachine, Model
 from tests.store.redis.blocking import NODE, BlockingClient, RemoteChannel
 from tests.support.build import pure_only
 from tests.support.redis_fixtures import shared_server
-from tests.support.settings import IS_LONG, limits
+from tests.support.settings import limits
 
-SEQUENCES = {
-    kind: count if IS_LONG else count // 4
-    for kind, count in {"redis": 1_000, "valkey8": 500, "valkey9": 500}.items()
-}
+SEQUENCES = {"redis": 1_000, "valkey8": 500, "valkey9": 500}
 """How many random sequences of calls each kind of server gets."""
 STEPS = 25
 """How many calls a sequence has at most. Shorter sequences, but more of them, find more."""
