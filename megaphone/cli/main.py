@@ -111,7 +111,8 @@ def serve(
     options: dict[str, object] = {} if workers is None else {"workers": workers}
     options |= addresses(load_or_exit(config).settings, host, port, grpc_port)
     settings = with_workers(load_or_exit(config, options).settings)
-    config = config or file_here()  # so that SIGHUP fails, and is no reset, if it is gone by then
+    # If this file is gone at SIGHUP, that must fail: without its name all defaults would count.
+    config = config or file_here()
     if settings.workers > 1:
         from megaphone.cli.supervise import supervise_until_stopped
 

@@ -238,7 +238,8 @@ class Broker(Writing):
         """Return for each producer or consumer address whether its channel exists.
 
         Raises: the errors of `Caller.check`; PayloadTooLarge, when there are more than
-            `max_addresses` addresses; AgentMoved, when another node knows that of one of them.
+            `max_addresses` addresses; AgentMoved, when the agent of one of them has moved to
+            another node, which alone knows.
         """
         tenant = checked(caller, Action.EXISTS)
         self._check_number(addresses)

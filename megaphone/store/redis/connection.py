@@ -46,7 +46,8 @@ DOUBTED_S = 0.8
 """A server that was silent for longer may have stood still, and may have been replaced meanwhile.
 Nobody replaces a master sooner, if the store has the least timeout that docs/store.md allows."""
 CONFIRMED_WITHIN_S = 1.0
-"""How long others have to say whether it was. If nobody says so by then, it was not."""
+"""How long the others have to say that it was replaced. If none says so by then, the server is
+believed."""
 SILENCE_S = 3.0
 """A server that says nothing for so long, though it is asked, is gone."""
 CHECK_S = 0.25
@@ -106,8 +107,8 @@ class Connection(asyncio.Protocol):
 
     `is_replaced`, if it is given, asks others whether another server has replaced this one. It is
     asked about the first answer, and about an answer after DOUBTED_S of silence: a master that goes
-    on after it stood still takes calls until it learns that it is none any more. If it was
-    replaced, nobody gets its answer, and the connection ends.
+    on after it stood still carries out calls until it learns that it was replaced. If it was,
+    nobody gets its answer, and the connection ends.
     """
 
     def __init__(
