@@ -10,18 +10,20 @@ from pathlib import Path
 from bench import bare, nginx
 from bench.processes import BenchError
 from bench.servers import Broker, Server, broker
+from tests import compiled
 from tests.compat.original import BROKER as ORIGINAL_PROGRAM
 from tests.compat.original import VERSION
 from tests.support.redis_server import KINDS, redis_server
 
 OURS = "ours"
+COMPILED = "compiled"
 BEFORE = "before"
 ORIGINAL = "original"
 NGINX = "nginx"
 REDIS = "redis"
 NCHAN = "nchan"
 BARE = "grpc.aio"
-BROKERS = frozenset({OURS, BEFORE, ORIGINAL, REDIS})
+BROKERS = frozenset({OURS, COMPILED, BEFORE, ORIGINAL, REDIS})
 OUR_SETTINGS: Mapping[str, object] = {"max_channels": 1_000_000}
 ORIGINAL_SETTINGS: Mapping[str, object] = {"agent.virtual.bench": "MASTER"}
 
@@ -39,6 +41,17 @@ class Contestant:
 def our_broker() -> AbstractAsyncContextManager[Broker]:
     program = Path(sys.executable).with_name("megaphone")
     return broker([str(program), "serve"], OUR_SETTINGS)
+
+
+def our_compiled_broker() -> AbstractAsyncContextManager[Broker]:
+    program = compiled.HOME / "bin" / "megaphone"
+    return broker([str(program), "serve"], OUR_SETTINGS)
+
+
+def missing_compiled() -> str | None:
+    if compiled.is_built():
+        return None
+    return "`make test-compiled ARGS=tests/test_build.py` has not built it from this code"
 
 
 @asynccontextmanager
@@ -82,10 +95,14 @@ class Other:
     """Returns the reason why it cannot take part here; None if it can."""
 
 
-OUR_CONTESTANT = Contestant(OURS, "this broker", our_broker)
+OUR_CONTESTANT = Contestant(OURS, "this broker, of interpreted code", our_broker)
 OTHERS = {
     other.contestant.name: other
     for other in (
+        Other(
+            Contestant(COMPILED, "this broker, of the compiled wheel", our_compiled_broker),
+            missing_compiled,
+        ),
         Other(
             Contestant(
                 ORIGINAL,

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.contestants import BARE, NCHAN, NGINX, ORIGINAL, OURS, REDIS
+from bench.contestants import BARE, COMPILED, NCHAN, NGINX, ORIGINAL, OURS, REDIS
 from bench.plots import Panel, bars, panels
 from bench.report import PER_SECOND, Figure, figure_of_json, is_waiting_noted, quantity
 
@@ -24,7 +24,8 @@ SPEED = ("W1", "W2", "R1", "R2", "C1", "X1")
 MEMORY = ("M1", "M2", "M3", "M4")
 RPC = ("G1", "G2", "G3", "G4")
 
-US, RUST = "this broker", "Rust broker"
+US, RUST = ("compiled", "interpreted"), "Rust broker"
+RATIOS = ("ratio, compiled", "ratio, interpreted")
 
 Row = Sequence[str]
 
@@ -103,18 +104,16 @@ def markdown(head: Row, rows: Iterable[Row]) -> str:
 
 
 def speed_table(figures: Sequence[Figure]) -> str:
-    head = ("", "work", US, RUST, "ratio", "nginx, nchan", "by the clock", "busy", "load")
+    head = ("", "work", *US, RUST, *RATIOS, "nginx, nchan", "by the clock", "busy", "load")
     return markdown(head, [speed_row(one) for one in figures if one.name in SPEED])
 
 
 def speed_row(figure: Figure) -> Row:
-    sides = [name for name in (OURS, ORIGINAL, NGINX, NCHAN) if name in figure.rounds]
+    sides = [name for name in (COMPILED, OURS, ORIGINAL, NGINX, NCHAN) if name in figure.rounds]
     return (
         figure.name,
         figure.what,
-        number(figure, OURS),
-        number(figure, ORIGINAL),
-        ratio(figure, ORIGINAL),
+        *beside(figure, ORIGINAL),
         ", ".join(f"{name} {number(figure, name)}" for name in sides if name in (NGINX, NCHAN)),
         " · ".join(f"{median(figure.by_clock[name]):,.0f}" for name in sides),
         " · ".join(f"{figure.busy[name]:.0%}" for name in sides),
@@ -129,8 +128,19 @@ def number(figure: Figure, side: str) -> str:
     return f"{value:,.0f}" if figure.unit == PER_SECOND else quantity(value, figure.unit)
 
 
-def ratio(figure: Figure, to: str) -> str:
-    ratios = figure.ratios(to) if to in figure.rounds else []
+def beside(figure: Figure, other: str) -> Row:
+    """Return the figures of both builds of the broker and of another server, and their ratios."""
+    return (
+        number(figure, COMPILED),
+        number(figure, OURS),
+        number(figure, other),
+        ratio(figure, other, COMPILED),
+        ratio(figure, other),
+    )
+
+
+def ratio(figure: Figure, to: str, of: str = OURS) -> str:
+    ratios = figure.ratios(to, of) if {to, of} <= figure.rounds.keys() else []
     if not ratios:
         return ""
     text = f"{median(ratios):.2f}"
@@ -138,15 +148,9 @@ def ratio(figure: Figure, to: str) -> str:
 
 
 def latency_table(figures: Sequence[Figure]) -> str:
-    head = ("", US, RUST, "ratio", "nchan")
+    head = ("", *US, RUST, *RATIOS, "nchan")
     rows = [
-        (
-            one.name,
-            number(one, OURS),
-            number(one, ORIGINAL),
-            ratio(one, ORIGINAL),
-            number(one, NCHAN),
-        )
+        (one.name, *beside(one, ORIGINAL), number(one, NCHAN))
         for one in figures
         if scenario(one.name) == "L1"
     ]
@@ -156,17 +160,11 @@ def latency_table(figures: Sequence[Figure]) -> str:
 def beside_original(names: Sequence[str]) -> Callable[[Sequence[Figure]], str]:
     def table(figures: Sequence[Figure]) -> str:
         rows = [
-            (
-                one.name,
-                one.what,
-                number(one, OURS),
-                number(one, ORIGINAL),
-                ratio(one, ORIGINAL),
-            )
+            (one.name, one.what, *beside(one, ORIGINAL))
             for one in figures
             if scenario(one.name) in names
         ]
-        return markdown(("", "what", US, RUST, "ratio"), rows)
+        return markdown(("", "what", *US, RUST, *RATIOS), rows)
 
     return table
 
@@ -182,14 +180,12 @@ def shared_table(figures: Sequence[Figure]) -> str:
 
 
 def rpc_table(figures: Sequence[Figure]) -> str:
-    head = ("", "work", US, "bare server", "ratio", "load")
+    head = ("", "work", *US, "bare server", *RATIOS, "load")
     rows = [
         (
             one.name,
             one.what,
-            number(one, OURS),
-            number(one, BARE),
-            ratio(one, BARE),
+            *beside(one, BARE),
             f"{one.load_busy[OURS]:.0%}" if one.load_busy else "",
         )
         for one in figures
@@ -258,7 +254,7 @@ TABLES: Mapping[str, Callable[[Sequence[Figure]], str]] = {
 def drawings(figures: Sequence[Figure]) -> dict[str, str]:
     """Return the plots for which there are figures, by the names of their files."""
     advantages = {
-        label(one): advantage(one)
+        label(one): {name: advantage(one, name) for name in (COMPILED, OURS) if name in one.rounds}
         for one in figures
         if scenario(one.name) in (*SPEED, "L1", *MEMORY) and ORIGINAL in one.rounds
     }
@@ -283,9 +279,9 @@ def has(figures: Sequence[Figure], name: str) -> bool:
     return any(scenario(one.name) == name for one in figures)
 
 
-def advantage(figure: Figure) -> float:
-    """Return how many times as good we are: more work, or less time or memory."""
-    value = median(figure.ratios(ORIGINAL))
+def advantage(figure: Figure, of: str) -> float:
+    """Return how many times as good a build of ours is: more work, or less time or memory."""
+    value = median(figure.ratios(ORIGINAL, of))
     return 1 / value if figure.less_is_better else value
 
 

@@ -7,18 +7,21 @@ from xml.sax.saxutils import escape
 
 WIDTH = 720
 ROW = 26
+BAR = 15
+GAP = 8
 LABEL = 330
 PANEL = 340
 PANEL_HEIGHT = 220
 MARGIN = 48
 SERIES = {
-    "ours": "this broker",
+    "ours": "this broker, interpreted",
     "original": "Rust broker (0.10)",
     "before": "this broker before",
     "nchan": "nchan",
     "nginx": "nginx",
     "grpc.aio": "bare server",
-    "redis": "this broker with Redis",
+    "redis": "with Redis",
+    "compiled": "this broker, compiled",
 }
 """The contestants in the order of the colours `.s0`, `.s1`, … of the style, and their titles."""
 
@@ -30,14 +33,14 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 .line { fill: none; stroke-width: 2 }
 .s0 { --colour: #0969da } .s1 { --colour: #bc4c00 } .s2 { --colour: #8250df }
 .s3 { --colour: #1a7f37 } .s4 { --colour: #9a6700 } .s5 { --colour: #59636e }
-.s6 { --colour: #bf3989 }
+.s6 { --colour: #bf3989 } .s7 { --colour: #0550ae }
 rect, circle { fill: var(--colour) } .line { stroke: var(--colour) }
 @media (prefers-color-scheme: dark) {
   text { fill: #f0f6fc }
   .grid { stroke: #3d444d } .one { stroke: #9198a1 }
   .s0 { --colour: #4493f8 } .s1 { --colour: #f0883e } .s2 { --colour: #ab7df8 }
   .s3 { --colour: #3fb950 } .s4 { --colour: #d29922 } .s5 { --colour: #9198a1 }
-  .s6 { --colour: #db61a2 }
+  .s6 { --colour: #db61a2 } .s7 { --colour: #a5d6ff }
 }
 """
 
@@ -105,29 +108,37 @@ def short(value: float) -> str:
 # -- Bars of ratios
 
 
-def bars(title: str, ratios: Mapping[str, float]) -> str:
+def bars(title: str, groups: Mapping[str, Mapping[str, float]]) -> str:
     """Draw one bar for each ratio, which goes from 1 to the right if it is more, else to the left.
 
-    The axis is logarithmic, so that half and twice look alike.
+    The bars of a group are below each other, one for each contestant. The axis is logarithmic, so
+    that half and twice look alike.
     """
-    low, high = around([1.0, *ratios.values()])
+    low, high = around([1.0, *(ratio for group in groups.values() for ratio in group.values())])
     scale = LogScale(low, high, LABEL, WIDTH - MARGIN)
-    bottom = ROW * (len(ratios) + 2)
-    parts = [text(8, 18, title, "title")]
+    bottom = MARGIN + sum(BAR * len(group) + GAP for group in groups.values()) + ROW
+    parts = [
+        text(8, 18, title, "title"),
+        *legend([name for one in groups.values() for name in one]),
+    ]
     for tick in scale.ticks:
         parts += [
-            line(scale(tick), ROW, scale(tick), bottom - ROW / 2, "grid"),
+            line(scale(tick), MARGIN, scale(tick), bottom - ROW / 2, "grid"),
             text(scale(tick), bottom, f"{tick:g}", "middle"),
         ]
-    for number, (label, ratio) in enumerate(ratios.items()):
-        y = ROW * (number + 1) + 8
-        left, right = sorted((scale(1), scale(ratio)))
-        parts += [
-            text(LABEL - 40, y + 13, label, "end"),
-            f'<rect x="{left:.1f}" y="{y}" width="{right - left:.1f}" height="16" class="s0"/>',
-            text(right + 4, y + 13, f"{ratio:.2f}"),
-        ]
-    parts.append(line(scale(1), ROW, scale(1), bottom - ROW / 2, "one"))
+    y = float(MARGIN)
+    for label, group in groups.items():
+        parts.append(text(LABEL - 40, y + BAR * len(group) / 2 + 4, label, "end"))
+        for name, ratio in group.items():
+            left, right = sorted((scale(1), scale(ratio)))
+            place = f'x="{left:.1f}" y="{y:.1f}" width="{right - left:.1f}" height="{BAR - 2}"'
+            parts += [
+                f'<rect {place} class="{colour(name)}"/>',
+                text(right + 4, y + BAR - 4, f"{ratio:.2f}"),
+            ]
+            y += BAR
+        y += GAP
+    parts.append(line(scale(1), MARGIN, scale(1), bottom - ROW / 2, "one"))
     return svg(WIDTH, bottom + 12, title, parts)
 
 

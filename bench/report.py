@@ -68,10 +68,10 @@ class Figure:
     def value(self, of: str) -> float:
         return median(self.rounds[of])
 
-    def ratios(self, to: str) -> list[float]:
-        """Return the ratio of ours to another for each round in which the other is not zero."""
-        pairs = zip(self.rounds[OURS], self.rounds[to], strict=True)
-        return [ours / theirs for ours, theirs in pairs if theirs]
+    def ratios(self, to: str, of: str = OURS) -> list[float]:
+        """Return the ratio of one to another for each round in which the other is not zero."""
+        pairs = zip(self.rounds[of], self.rounds[to], strict=True)
+        return [one / theirs for one, theirs in pairs if theirs]
 
     @property
     def verdict(self) -> str:

@@ -14,7 +14,7 @@ from typing import TypeAlias
 import grpc
 
 from bench.bare import Bare
-from bench.contestants import BARE, BEFORE, OURS, Contestant
+from bench.contestants import BARE, BEFORE, COMPILED, OURS, Contestant
 from bench.events import BODIES, BODY, STREAM_ID
 from bench.http import Channel
 from bench.latency import CHANNELS, PER_SECOND, Latencies, alternate_latencies, figures
@@ -24,7 +24,7 @@ from bench.rounds import Measure, Plan, Sample, Watch, alternate, progress
 from bench.servers import Broker
 from megaphone_api.v1 import channels_pb2 as pb
 
-WHO = frozenset({OURS, BEFORE, BARE})
+WHO = frozenset({OURS, COMPILED, BEFORE, BARE})
 SERVICE = "/megaphone.v1.ChannelService"
 BATCHES = (10, 50, 100)
 PUBLISHERS = 4

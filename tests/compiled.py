@@ -48,6 +48,11 @@ def fingerprint() -> str:
     return digest.hexdigest()
 
 
+def is_built() -> bool:
+    """Return whether the environment exists, and is made of what is there now."""
+    return BUILT_FROM.exists() and BUILT_FROM.read_text() == fingerprint()
+
+
 def make_environment() -> None:
     """Install the locked versions of everything, and the wheel."""
     print("Building the compiled wheel", flush=True)
@@ -78,8 +83,8 @@ def link_tree() -> None:
 
 
 def main() -> int:
-    wanted = fingerprint()
-    if not BUILT_FROM.exists() or BUILT_FROM.read_text() != wanted:
+    if not is_built():
+        wanted = fingerprint()  # before, because the code may change meanwhile
         make_environment()
         BUILT_FROM.write_text(wanted)
     link_tree()

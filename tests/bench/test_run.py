@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.access import CHECK, COUNTS, PLAIN
-from bench.contestants import NCHAN, NGINX, ORIGINAL, OTHERS, OURS, REDIS, chosen, missing_redis
+from bench.contestants import OTHERS, OURS, chosen, missing_redis
+from bench.requests import WRITE
 from bench.workers import ONE
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def test_one_scenario_runs_with_all_who_are_here() -> None:
     assert results["failures"] == {}
     [figure] = results["figures"]
     assert figure["name"] == "W1"
-    others = {name for name in (ORIGINAL, REDIS, NGINX, NCHAN) if OTHERS[name].missing() is None}
+    others = {name for name in WRITE.who if name in OTHERS and OTHERS[name].missing() is None}
     assert set(figure["rounds"]) == {OURS, *others}
     for name, rounds in figure["rounds"].items():
         assert len(rounds) == 3
