@@ -211,6 +211,11 @@ class Agents:
             raise self.error_of_absent(name)
         return agent
 
+    def refuse_moved(self, name: str) -> None:
+        """Raises: AgentMoved, when another node serves the agent."""
+        if name in self._moved:
+            raise self.error_of_absent(name)
+
     def get(self, name: str) -> Agent | None:
         return self._agents.get(name)
 

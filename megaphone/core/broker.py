@@ -81,8 +81,8 @@ class Broker(Writing):
 
     Each method asks the caller first whether it may do this, before it looks at anything else.
 
-    After `begin_shutdown`, each method that would create, write or read raises ShuttingDown; each
-    that would create does so after `begin_leaving`.
+    After `begin_shutdown`, each method that would write or read raises AgentMoved, if the agent has
+    moved, and else ShuttingDown. Each that would create raises the latter after `begin_leaving`.
     """
 
     def __init__(
@@ -344,7 +344,7 @@ class Broker(Writing):
         options: ReadOptions,
         within_s: float,
     ) -> Reader:
-        self._refuse_if_shutting_down()
+        self._refuse_if_shutting_down(address)
         await self._settled((address,))
         consumer = self._consumer(address)
         checked_options(options)
@@ -386,7 +386,7 @@ class Broker(Writing):
             PayloadTooLarge; ShuttingDown.
         """
         tenant = checked_streams(caller, Action.READ, options.streams)
-        self._refuse_if_shutting_down()
+        self._refuse_if_shutting_down(*[address for address, _ in channels])
         check_channels(channels)
         checked_options(options)
         opened: list[Reader | MegaphoneError] = [ChannelNotFound()] * len(channels)
@@ -433,7 +433,7 @@ class Broker(Writing):
             errors of `open_read`.
         """
         tenant = checked_streams(caller, Action.READ, options.streams)
-        self._refuse_if_shutting_down()
+        self._refuse_if_shutting_down(address)
         if self._agents.any_unsettled:
             raise WouldBlock
         consumer = self._consumer(address)

@@ -14,7 +14,7 @@ from collections.abc import (
 )
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, Never
 
 from megaphone.core.access import ANYONE, Action, Caller
 from megaphone.core.addresses import (
@@ -176,7 +176,7 @@ class Writing:
         """Check a write, and count it against the share of the caller's tenant. If it is not made,
         `give_back_writes` must be called."""
         if self._shutting_down:
-            raise ShuttingDown
+            self._refuse_when_stopping(address)
         if caller is ANYONE:
             return self._new_append(address, new, event, None)
         now, size = self._clock(), len(new.body)
@@ -418,7 +418,7 @@ class Writing:
         for index, (address, new) in enumerate(writes[first:], first):
             try:
                 if self._shutting_down:
-                    raise ShuttingDown
+                    self._refuse_when_stopping(address)
                 if caller is not ANYONE:
                     caller.check(Action.WRITE, loop_time(), new.stream_id)
                 is_small = len(new.body) <= CHECKED_AT_ONCE
@@ -574,7 +574,7 @@ class Writing:
 
         Raises: BadRequest, PayloadTooLarge, ShuttingDown.
         """
-        self._refuse_if_shutting_down()
+        self._refuse_if_shutting_down(*addresses)
         self._check_number(addresses)
         addresses = list(dict.fromkeys(addresses))
         count, allowed = len(addresses) * messages, self._settings.max_batch_events
@@ -804,9 +804,16 @@ class Writing:
                 " (max_addresses)"
             )
 
-    def _refuse_if_shutting_down(self) -> None:
+    def _refuse_if_shutting_down(self, *addresses: str) -> None:
+        """Raises: AgentMoved, when an agent of these addresses has moved, so that a proxy asks the
+        node that serves it now; else ShuttingDown."""
         if self._shutting_down:
-            raise ShuttingDown
+            self._refuse_when_stopping(*addresses)
+
+    def _refuse_when_stopping(self, *addresses: str) -> Never:
+        for address in addresses:
+            self._agents.refuse_moved(agent_of(address))
+        raise ShuttingDown
 
 
 def checked(caller: Caller, action: Action, stream_id: str | None = None) -> Tenant | None:

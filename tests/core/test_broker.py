@@ -11,6 +11,7 @@ from megaphone.core.addresses import MALFORMED
 from megaphone.core.broker import DEFAULT_PROTOCOL
 from megaphone.core.ports import WouldBlock
 from megaphone.errors import (
+    AgentMoved,
     AgentNotFound,
     BadRequest,
     ChannelNotFound,
@@ -529,6 +530,31 @@ async def test_a_shutdown_ends_reads_cleanly_and_refuses_what_is_new(node: Node)
     for call in (node.broker.create(ANYONE), node.write(channel, 1), node.read(channel)):
         with pytest.raises(ShuttingDown):
             await call
+
+
+async def test_a_node_that_stops_still_says_which_channels_have_moved(node: Node) -> None:
+    channel = await node.broker.create(ANYONE)
+    reads, writes = channel.consumer_address, channel.producer_address
+    node.agents.mark_moved("node")
+    await node.broker.begin_shutdown()
+    event = NewEvent("s", b"1")
+    for call in (
+        node.write(channel, 1),
+        node.read(channel),
+        node.broker.open_many(ANYONE, [(reads, None)], ReadOptions()),
+        node.broker.write_batch(ANYONE, [writes], [event]),
+        node.broker.acknowledge(ANYONE, reads, "e"),
+    ):
+        with pytest.raises(AgentMoved):
+            await call
+    with pytest.raises(AgentMoved):
+        node.broker.open_read_nowait(ANYONE, reads, ReadOptions())
+    with pytest.raises(AgentMoved):
+        await begun(node, writes, event)
+    [result] = await node.broker.write_each(ANYONE, [(writes, event)])
+    assert reason_of(result) == "MOVED"
+    with pytest.raises(ShuttingDown):
+        await node.broker.create(ANYONE)
 
 
 async def test_disposing_of_a_channel_ends_its_read_and_counts_what_was_lost(
