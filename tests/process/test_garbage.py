@@ -73,6 +73,35 @@ def test_frozen_cycles_are_found_once_twice_as_much_is_frozen() -> None:
         assert not is_searched(growth[0])
 
 
+def test_objects_that_are_freed_within_a_turn_begin_no_collection() -> None:
+    with Freezer(1 << 40):
+        before = gc.get_stats()[0]["collections"]
+        gc.enable()
+        for _ in range(100):
+            of_a_turn = [[number] for number in range(4_000)]
+            del of_a_turn
+        gc.disable()
+        assert gc.get_stats()[0]["collections"] - before <= 2  # pytest has objects of its own
+
+
+def test_a_collection_never_has_to_look_at_many_objects() -> None:
+    most = 0
+
+    def count(phase: str, _info: dict[str, int]) -> None:
+        nonlocal most
+        if phase == "start":
+            most = max(most, sum(len(gc.get_objects(generation=one)) for one in range(3)))
+
+    with Freezer(1 << 40):
+        gc.callbacks.insert(0, count)
+        gc.enable()
+        kept = [[number] for number in range(100_000)]
+        gc.disable()
+        gc.callbacks.remove(count)
+    assert len(kept) == 100_000
+    assert 5_000 <= most <= 20_000
+
+
 def test_everything_is_as_it_was_afterwards() -> None:
     thresholds, callbacks = gc.get_threshold(), list(gc.callbacks)
     with Freezer(1 << 40):
