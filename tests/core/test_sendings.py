@@ -38,6 +38,25 @@ def test_events_that_were_not_confirmed_are_always_sent_again() -> None:
     assert Sendings(WINDOW_S).resend_after(floor=0, confirmed=7, now=0.0) == 7
 
 
+def test_takes_that_follow_each_other_at_once_are_joined() -> None:
+    sendings = Sendings(WINDOW_S)
+    for number in range(1, 1_001):
+        sendings.confirm(number, number, number / 1_000)
+    assert len(sendings) <= 21
+    for now in (1.0, 10.0, 10.5, 10.9, 11.0):
+        oldest = max(1, round((now - WINDOW_S) * 1_000) + 1)
+        after = sendings.resend_after(floor=0, confirmed=1_000, now=now)
+        assert oldest - 51 <= after <= oldest - 1
+    assert sendings.resend_after(floor=0, confirmed=1_000, now=11.0) == 1_000
+
+
+def test_without_a_window_nothing_that_was_confirmed_is_sent_again() -> None:
+    sendings = Sendings(0.0)
+    sendings.confirm(1, 1, 5.0)
+    sendings.confirm(2, 2, 5.0)
+    assert sendings.resend_after(floor=0, confirmed=2, now=5.0) == 2
+
+
 def test_old_takes_are_dropped_and_recent_ones_kept() -> None:
     sendings = Sendings(WINDOW_S)
     for number in range(1, 10 * KEPT):
