@@ -30,7 +30,7 @@ class Slice(NamedTuple):
 
     first: int
     """The index of the first event in the batch."""
-    events: Sequence[Event]
+    events: list[Event]
     addresses: Sequence[str]
 
     def without(self, *others: Collection[str]) -> "Slice":
@@ -46,7 +46,7 @@ class Slice(NamedTuple):
 class Batch:
     """Events that are written to many channels."""
 
-    events: Sequence[Event]
+    events: list[Event]
     request_id: str | None
     tenant: Tenant | None
     """The tenant to whose channels alone it may be written; None if it may be any."""

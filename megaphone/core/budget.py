@@ -14,7 +14,7 @@ several tenants hold counts for the tenant of its first holder, until nobody hol
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
@@ -40,6 +40,8 @@ SHORT_FROM = 0.9
 """The part of the limit from which memory is short, so that channels drop their replay."""
 RETRY_AFTER_S = 1.0
 """How long a client should wait before it repeats a request that the budget refused."""
+NOTHING: Final[list[Event]] = []
+"""Stands for no events. It never changes."""
 
 
 class KeepsReplay(Protocol):
@@ -208,7 +210,7 @@ class Budget:
 
     # -- Events: each counts once, however many channels share it
 
-    def cost(self, events: Sequence[Event]) -> int:
+    def cost(self, events: list[Event]) -> int:
         """Return how many bytes `enter` would add for these events."""
         if events is self._entered.events:
             return ENTRY_BYTES * len(events)
@@ -230,11 +232,11 @@ class Budget:
             event.payer = account
         self._add(size, account)
 
-    def drop(self, events: Sequence[Event]) -> None:
+    def drop(self, events: list[Event]) -> None:
         """Count one holder of each of these events less: the opposite of `hold`."""
         self._drop(events, self._account)
 
-    def _drop(self, events: Sequence[Event], account: Account) -> None:
+    def _drop(self, events: list[Event], account: Account) -> None:
         self._add(-ENTRY_BYTES * len(events), account)
         if self._entered.events:
             self._settle_entries()
@@ -247,7 +249,7 @@ class Budget:
         if self._let_go(events, 1):
             again.events = events
 
-    def enter(self, events: Sequence[Event]) -> None:
+    def enter(self, events: list[Event]) -> None:
         """Count one more channel that holds these events, and in which they have a place. The
         sequence must not change any more.
 
@@ -256,7 +258,7 @@ class Budget:
         """
         self._enter(events, self._account)
 
-    def _enter(self, events: Sequence[Event], account: Account) -> None:
+    def _enter(self, events: list[Event], account: Account) -> None:
         # In place of `_add`, because each write comes here.
         used = ENTRY_BYTES * len(events)
         again = self._entered
@@ -286,7 +288,7 @@ class Budget:
         if are_shared:
             again.events = events
 
-    def deliver(self, events: Sequence[Event]) -> None:
+    def deliver(self, events: list[Event]) -> None:
         """Count one channel less in which each of these events has a place. The sequence must not
         change any more."""
         if self._entered.events:
@@ -327,7 +329,7 @@ class Budget:
         if times:
             self._let_go(events, times)
 
-    def _vacate(self, events: Sequence[Event], places: int) -> bool:
+    def _vacate(self, events: list[Event], places: int) -> bool:
         """Count so many places of each event less. Returns: whether others may do the same."""
         are_shared = len(events) > 1
         for event in events:
@@ -340,7 +342,7 @@ class Budget:
                     event.rendered = None
         return are_shared
 
-    def _let_go(self, events: Sequence[Event], holders: int) -> bool:
+    def _let_go(self, events: list[Event], holders: int) -> bool:
         """Count so many holders of each event less. Returns: whether others may do the same."""
         are_shared = len(events) > 1
         for event in events:
@@ -423,19 +425,19 @@ class Share(Budget):
     def _add(self, size: int, account: Account) -> None:
         self._whole._add(size, account)
 
-    def cost(self, events: Sequence[Event]) -> int:
+    def cost(self, events: list[Event]) -> int:
         return self._whole.cost(events)
 
     def hold(self, event: Event) -> None:
         self._whole._hold(event, self._account)
 
-    def drop(self, events: Sequence[Event]) -> None:
+    def drop(self, events: list[Event]) -> None:
         self._whole._drop(events, self._account)
 
-    def enter(self, events: Sequence[Event]) -> None:
+    def enter(self, events: list[Event]) -> None:
         self._whole._enter(events, self._account)
 
-    def deliver(self, events: Sequence[Event]) -> None:
+    def deliver(self, events: list[Event]) -> None:
         self._whole.deliver(events)
 
 
@@ -445,13 +447,13 @@ class Repeated:
     __slots__ = ("events", "times")
 
     def __init__(self) -> None:
-        self.events: Sequence[Event] = ()
+        self.events = NOTHING
         self.times = 0
 
-    def settled(self) -> tuple[Sequence[Event], int]:
+    def settled(self) -> tuple[list[Event], int]:
         """Return both, and forget them."""
         events, times = self.events, self.times
-        self.events, self.times = (), 0
+        self.events, self.times = NOTHING, 0
         return events, times
 
 

@@ -16,7 +16,7 @@ connection has all its bytes. Each take confirms the events of the takes before 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from megaphone.core.budget import CHANNEL_BYTES, Budget, cost
 from megaphone.core.idempotency import Key, Keys
@@ -330,7 +330,7 @@ class Channel:
             self._remember(request_id, event.id, now)
         return event.id
 
-    def accept_run(self, events: Sequence[Event], now: float) -> int:
+    def accept_run(self, events: list[Event], now: float) -> int:
         """Accept the first of some events that have no keys, as many as get a place at once.
 
         Returns: how many; 0 if writers wait, or if the budget has no memory for them.
@@ -601,7 +601,7 @@ class Channel:
     # -- Inside: writers
 
     def _append(self, event: Event) -> None:
-        self.log.extend((event,))
+        self.log.extend([event])
         lease = self._lease
         if lease is not None and lease.on_ready is not None:
             lease.on_ready()

@@ -18,7 +18,7 @@ offset or by its id in constant time, whatever the capacity: it searches a fixed
 near `delivered`, where cursors and acknowledgements usually point, and uses an index for the rest.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -191,9 +191,9 @@ class Log:
 
     def append(self, event: Event) -> None:
         """Add an event at the end. It occupies a place from now on."""
-        self.extend((event,))
+        self.extend([event])
 
-    def extend(self, events: Sequence[Event]) -> None:
+    def extend(self, events: list[Event]) -> None:
         """Add events at the end. They occupy places from now on."""
         self.budget.enter(events)
         if self._events:
@@ -389,9 +389,13 @@ class Log:
         events, index = self._events, self._index
         shift = len(events) - self.end
         start, stop = self.dropped + shift, offset + shift
-        dropped = events[start:stop]
+        if stop - start == 1:  # the rule
+            dropped = [events[start]]
+            events[start] = DROPPED
+        else:
+            dropped = events[start:stop]
+            events[start:stop] = [DROPPED] * len(dropped)
         self._dropped_id = dropped[-1].id
-        events[start:stop] = [DROPPED] * len(dropped)
         self.budget.drop(dropped)
         if index is not None:
             for event in dropped:

@@ -279,7 +279,7 @@ class Store(Protocol):
     def append_run_nowait(
         self,
         channel_id: bytes,
-        events: Sequence[Event],
+        events: list[Event],
         tenant: Tenant | None = None,
     ) -> int:
         """Append the first of some events that have no idempotency keys, as many as get a place at
@@ -292,7 +292,7 @@ class Store(Protocol):
     async def append_to_all(
         self,
         channel_ids: Sequence[bytes],
-        events: Sequence[Event],
+        events: list[Event],
         tenant: Tenant | None = None,
     ) -> Sequence[int | MegaphoneError]:
         """Append the first of some events that have no idempotency keys to each of many channels,

@@ -140,19 +140,20 @@ class Writing:
         return self._append_nowait(caller, new, self._checked_write(caller, address, new))
 
     def write_all_nowait(
-        self, writes: Sequence[tuple[Caller, str, NewEvent]]
+        self, writes: list[tuple[Caller, str, NewEvent]]
     ) -> list[str | MegaphoneError | WouldBlock]:
         """Do the same as `write_nowait` for each of some writes: first one step of all of them, and
         then the next, which takes less time. Errors are returned, not raised."""
         events = self._simple_events([new for _, _, new in writes])
         checked: list[Append | MegaphoneError | WouldBlock] = []
-        for (caller, address, new), event in zip(writes, events, strict=True):
+        for number, (caller, address, new) in enumerate(writes):
             try:
-                checked.append(self._checked_write(caller, address, new, event))
+                checked.append(self._checked_write(caller, address, new, events[number]))
             except (MegaphoneError, WouldBlock) as error:
                 checked.append(error.with_traceback(None))
         results: list[str | MegaphoneError | WouldBlock] = []
-        for (caller, _, new), one in zip(writes, checked, strict=True):
+        for number, (caller, _, new) in enumerate(writes):
+            one = checked[number]
             try:
                 results.append(
                     self._append_nowait(caller, new, one) if isinstance(one, Append) else one
@@ -161,7 +162,7 @@ class Writing:
                 results.append(error.with_traceback(None))
         return results
 
-    def _simple_events(self, new: Sequence[NewEvent]) -> Sequence[Event | None]:
+    def _simple_events(self, new: list[NewEvent]) -> Sequence[Event | None]:
         """Make some events together, which takes less time. Returns only None if one of them is not
         simple: then each must be checked alone."""
         bodies = [one.body for one in new]
@@ -456,7 +457,7 @@ class Writing:
             left += some[accepted:]
         return left
 
-    def _accept_run(self, address: str, events: Sequence[Event], tenant: Tenant | None) -> int:
+    def _accept_run(self, address: str, events: list[Event], tenant: Tenant | None) -> int:
         """Write the first of some events to a channel, as many as have a place at once.
 
         Returns: how many. It may be 0 for any reason: `_write_lines` finds out which.
@@ -872,12 +873,12 @@ def event_of(new: NewEvent, body: bytes) -> Event:
     return Event(new_event_id(), stream_id, now_us, body, new.trace)
 
 
-def events_of(new: Sequence[NewEvent], bodies: Sequence[bytes]) -> list[Event]:
+def events_of(new: list[NewEvent], bodies: list[bytes]) -> list[Event]:
     """Make some events, all with the same timestamp. Raises: BadRequest, as `event_of`."""
     ids, now_us = new_event_ids(len(new)), time.time_ns() // 1000
     return [
-        Event(event_id, checked_stream_id(one.stream_id), now_us, body, one.trace)
-        for event_id, one, body in zip(ids, new, bodies, strict=True)
+        Event(ids[number], checked_stream_id(one.stream_id), now_us, bodies[number], one.trace)
+        for number, one in enumerate(new)
     ]
 
 

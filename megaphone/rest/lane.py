@@ -297,7 +297,8 @@ class Lane:
             [(one.caller, one.address, one.event) for _, one in writes]
         )
         written = 0
-        for (number, _), result in zip(writes, results, strict=True):
+        for index, (number, _) in enumerate(writes):
+            result = results[index]
             if isinstance(result, str):
                 written += 1
                 outcomes[number] = with_json(CREATED_LINE, json.written(result))

@@ -128,7 +128,7 @@ def notice_of(part: ChannelBegun | ChannelDone) -> bytes:
     return encode(notice)
 
 
-def event_lines(events: Sequence[Event]) -> list[bytes]:
+def event_lines(events: list[Event]) -> list[bytes]:
     """Return the lines of some events in parts."""
     parts: list[bytes] = []
     for event in events:
@@ -139,6 +139,6 @@ def event_lines(events: Sequence[Event]) -> list[bytes]:
     return parts
 
 
-def traced_event_lines(events: Sequence[Event]) -> list[bytes]:
+def traced_event_lines(events: list[Event]) -> list[bytes]:
     """Do the same for a client that asks for trace contexts."""
     return [part for event in events for part in traced_parts(event)]

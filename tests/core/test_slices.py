@@ -72,14 +72,14 @@ class CountingStore:
         return await self.store.exists(channel_ids, tenant)
 
     def append_run_nowait(
-        self, channel_id: bytes, events: Sequence[Event], tenant: Tenant | None = None
+        self, channel_id: bytes, events: list[Event], tenant: Tenant | None = None
     ) -> int:
         accepted = self.store.append_run_nowait(channel_id, events, tenant)
         self.called(accepted)
         return accepted
 
     async def append_to_all(
-        self, channel_ids: Sequence[bytes], events: Sequence[Event], tenant: Tenant | None = None
+        self, channel_ids: Sequence[bytes], events: list[Event], tenant: Tenant | None = None
     ) -> Sequence[int | MegaphoneError]:
         self.called(len(channel_ids) * len(events))
         return await self.store.append_to_all(channel_ids, events, tenant)
@@ -112,7 +112,7 @@ class DistantStore:
         return getattr(self.store, name)
 
     def append_run_nowait(
-        self, channel_id: bytes, events: Sequence[Event], tenant: Tenant | None = None
+        self, channel_id: bytes, events: list[Event], tenant: Tenant | None = None
     ) -> int:
         raise WouldBlock
 
@@ -121,7 +121,7 @@ class DistantStore:
             return await self.store.append(writes, wait=wait)
 
     async def append_to_all(
-        self, channel_ids: Sequence[bytes], events: Sequence[Event], tenant: Tenant | None = None
+        self, channel_ids: Sequence[bytes], events: list[Event], tenant: Tenant | None = None
     ) -> Sequence[int | MegaphoneError]:
         async with self._a_round_trip(channel_ids):
             return await self.store.append_to_all(channel_ids, events, tenant)

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Container, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -191,14 +191,14 @@ class Host:
     def __post_init__(self) -> None:
         self.turn = Turn(self.loop, self._ask)
 
-    def _ask(self, connections: "Sequence[Connection]", requests: Sequence[bytes]) -> list[Outcome]:
+    def _ask(self, connections: "list[Connection]", requests: list[bytes]) -> list[Outcome]:
         """Offer the requests of a turn to the lane. Returns: what it does with each."""
         assert self.lane is not None
         began_at = monotonic()
         outcomes: list[Outcome] = []
-        for connection, data in zip(connections, requests, strict=True):
+        for number, connection in enumerate(connections):
             try:
-                outcomes.append(self.lane.answer(data, connection.names))
+                outcomes.append(self.lane.answer(requests[number], connection.names))
             except Exception as error:
                 self.calls.other.ended(INTERNAL, monotonic() - began_at)
                 outcomes.append(Failed(error))

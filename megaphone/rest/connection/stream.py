@@ -50,7 +50,7 @@ class Framing:
         content_type: str,
         *,
         heartbeat: bytes,
-        events: Callable[[Sequence[Any]], list[bytes]],
+        events: Callable[[list[Any]], list[bytes]],
         end: Callable[[MegaphoneError], bytes] | None = None,
     ) -> None:
         """`end` returns the last bytes of a read that an error has ended, if the format can say

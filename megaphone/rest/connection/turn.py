@@ -11,7 +11,7 @@ it arrives.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 SMALL_BYTES: Final = 2_048
@@ -62,7 +62,7 @@ class Turn:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        ask: Callable[[Sequence[Any], Sequence[bytes]], list[Any]],
+        ask: Callable[[list[Any], list[bytes]], list[Any]],
     ) -> None:
         """`ask` gets some connections and a request of each, and does what they say. It must not
         raise. It returns for each request the argument of `Asking.answer`."""
@@ -110,8 +110,8 @@ class Turn:
         outcomes = self._ask(connections, requests)
         if max(map(len, requests)) <= SMALL_BYTES:
             self._send()
-        for connection, outcome, data in zip(connections, outcomes, requests, strict=True):
-            connection.answer(outcome, data)
+        for number, connection in enumerate(connections):
+            connection.answer(outcomes[number], requests[number])
 
     def _schedule(self) -> None:
         self._is_scheduled = True

@@ -126,7 +126,7 @@ class MemoryStore:
     def append_run_nowait(
         self,
         channel_id: bytes,
-        events: Sequence[Event],
+        events: list[Event],
         tenant: Tenant | None = None,
     ) -> int:
         now = self._clock()
@@ -135,7 +135,7 @@ class MemoryStore:
     async def append_to_all(
         self,
         channel_ids: Sequence[bytes],
-        events: Sequence[Event],
+        events: list[Event],
         tenant: Tenant | None = None,
     ) -> Sequence[int | MegaphoneError]:
         results: list[int | MegaphoneError] = []
