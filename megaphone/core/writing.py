@@ -84,6 +84,18 @@ SLICES_UNDER_WAY = 3
 the next one, and few enough for other calls to come between."""
 
 
+class Write:
+    """A write of an event that a caller asks for."""
+
+    # No dataclass, because there is one for each write, and a frozen one takes long to make.
+    __slots__ = ("address", "caller", "event")
+
+    def __init__(self, caller: Caller, address: str, event: NewEvent) -> None:
+        self.caller = caller
+        self.address = address
+        self.event = event
+
+
 class Writing:
     """Writes events to the channels of one node, and finds the channels of addresses."""
 
@@ -137,29 +149,40 @@ class Writing:
             large body, or for a cut-over; also the errors of `write`. In each case nothing has
             changed, and nothing was counted, so that the caller may call `write` instead.
         """
-        return self._append_nowait(caller, new, self._checked_write(caller, address, new))
+        checked = self._checked_write(caller, address, new)
+        event_id, is_new = self._append_nowait(caller, new, checked)
+        if is_new:
+            self._observer.events_written(1)
+        return event_id
 
-    def write_all_nowait(
-        self, writes: list[tuple[Caller, str, NewEvent]]
-    ) -> list[str | MegaphoneError | WouldBlock]:
+    def write_all_nowait(self, writes: list[Write]) -> list[str | MegaphoneError | WouldBlock]:
         """Do the same as `write_nowait` for each of some writes: first one step of all of them, and
         then the next, which takes less time. Errors are returned, not raised."""
-        events = self._simple_events([new for _, _, new in writes])
+        events = self._simple_events([one.event for one in writes])
         checked: list[Append | MegaphoneError | WouldBlock] = []
-        for number, (caller, address, new) in enumerate(writes):
+        for number, write in enumerate(writes):
             try:
-                checked.append(self._checked_write(caller, address, new, events[number]))
+                checked.append(
+                    self._checked_write(write.caller, write.address, write.event, events[number])
+                )
             except (MegaphoneError, WouldBlock) as error:
                 checked.append(error.with_traceback(None))
         results: list[str | MegaphoneError | WouldBlock] = []
-        for number, (caller, _, new) in enumerate(writes):
-            one = checked[number]
+        new_ones = 0
+        for number, write in enumerate(writes):
+            append = checked[number]
+            if not isinstance(append, Append):
+                results.append(append)
+                continue
             try:
-                results.append(
-                    self._append_nowait(caller, new, one) if isinstance(one, Append) else one
-                )
+                event_id, is_new = self._append_nowait(write.caller, write.event, append)
             except (MegaphoneError, WouldBlock) as error:
                 results.append(error.with_traceback(None))
+            else:
+                results.append(event_id)
+                new_ones += is_new
+        if new_ones:
+            self._observer.events_written(new_ones)
         return results
 
     def _simple_events(self, new: list[NewEvent]) -> Sequence[Event | None]:
@@ -203,15 +226,12 @@ class Writing:
             check_request_id(new)
         return new_tuple(Append, (self._writable_channel(address), event, new.request_id, tenant))
 
-    def _append_nowait(self, caller: Caller, new: NewEvent, append: Append) -> str:
+    def _append_nowait(self, caller: Caller, new: NewEvent, append: Append) -> Stored:
         try:
-            stored = self._store.append_nowait(append)
+            return self._store.append_nowait(append)
         except Exception:
             give_back_writes(caller, 1, len(new.body))
             raise
-        if stored.is_new:
-            self._observer.events_written(1)
-        return stored.event_id
 
     def begin_write(
         self,

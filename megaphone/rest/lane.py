@@ -17,7 +17,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import httptools
 
@@ -28,6 +28,7 @@ from megaphone.core.pace import loop_time
 from megaphone.core.ports import Doorkeeper, WouldBlock
 from megaphone.core.traces import sampled
 from megaphone.core.waits import measure
+from megaphone.core.writing import Write
 from megaphone.errors import MegaphoneError, StoreUnavailable
 from megaphone.model import BatchWritten, ChannelOptions, NewEvent, ReadOptions
 from megaphone.observe.calls import CANCELLED, INTERNAL, OK, Calls, FaceCalls
@@ -35,6 +36,7 @@ from megaphone.rest.connection.answer_bytes import (
     CREATED_LINE,
     OK_LINE,
     error_bytes,
+    head_of_json,
     pieces_of_answer,
     with_json,
 )
@@ -47,7 +49,6 @@ from megaphone.rest.connection.protocol import (
     Outcome,
     Unanswered,
     Unfinished,
-    Write,
 )
 from megaphone.rest.connection.stream import Framing
 from megaphone.rest.cors import Origins
@@ -63,6 +64,9 @@ MAX_BODY_BYTES = 1_048_576
 KNOWN_FIELDS = 500
 KNOWN_FIELDS_BYTES = 2_048
 """How many header sections the lane remembers, and how long each may be."""
+KNOWN_LINES = 4_096
+KNOWN_LINE_BYTES = 400
+"""How many first lines of writes the lane remembers, and how long each may be."""
 ODD_HEADERS = frozenset(
     (
         b"content-encoding",
@@ -103,12 +107,18 @@ _FIRST_LINE: Final = re.compile(rb"(GET|POST) (/[A-Za-z0-9_.~/?=&-]*) HTTP/1\.1\
 _DOTS: Final = (b".", b"..")
 
 
+FirstLine: TypeAlias = tuple[bytes, bytes, tuple[str, str] | None]
+"""What a first line means: the method, the path with its query, and the address and the stream in
+the path of a write."""
+
+
 class Request:
     """Reads a request of the strict form from its bytes. One object reads all requests, one after
     the other; its attributes describe the last one.
 
-    Clients repeat their headers. So the object remembers what the parser has found in a header
-    section, and a request with the very same section needs no parser.
+    Clients repeat their headers, and write to the same channels again. So the object remembers what
+    the parser has found in a header section, and what the first line of a write means. A request
+    that has both needs no parser.
     """
 
     __slots__ = (
@@ -117,6 +127,7 @@ class Request:
         "_feed",
         "_is_odd",
         "_known",
+        "_lines",
         "_parser",
         "body",
         "headers",
@@ -125,6 +136,7 @@ class Request:
         "names",
         "proof",
         "url",
+        "write",
     )
 
     def __init__(self) -> None:
@@ -133,6 +145,8 @@ class Request:
         self.length = 0
         """How many bytes the body has."""
         self.url = b""
+        self.write: tuple[str, str] | None = None
+        """The address and the stream in the path of a write; None if it is another path."""
         self.body = b""
         self.headers: dict[bytes, bytes] = {}
         """The headers, by their names in small letters."""
@@ -146,6 +160,8 @@ class Request:
         """How many messages have begun and ended."""
         self._known: dict[bytes, tuple[dict[bytes, bytes], int, str | None]] = {}
         """By the bytes of a header section: its headers, the length of the body, and the proof."""
+        self._lines: dict[bytes, FirstLine] = {}
+        """By the bytes of a first line."""
 
     def _renew(self) -> None:
         """Drop the state of the parser, because the bytes did not end with a message."""
@@ -157,14 +173,15 @@ class Request:
         head_bytes = data.find(b"\r\n\r\n", 0, MAX_HEAD_BYTES) + 4
         if head_bytes < 4:
             return NOT_CERTAIN
-        line = _FIRST_LINE.match(data)
-        if line is None:
+        line = data[: data.find(b"\r\n") + 2]
+        first = self._lines.get(line) or self._first_line(line)
+        if first is None:
             return self._parse(data, head_bytes)
-        fields = data[line.end() : head_bytes]
+        fields = data[len(line) : head_bytes]
         if (known := self._known.get(fields)) is not None:
             self.headers, self.length, self.proof = known
             if len(data) == head_bytes + self.length:
-                self.method, self.url = line.groups()
+                self.method, self.url, self.write = first
                 self.body = data[head_bytes:]
                 return None
         refused = self._parse(data, head_bytes)
@@ -175,6 +192,19 @@ class Request:
                 self._known.clear()
             self._known[fields] = (self.headers, self.length, self.proof)
         return refused
+
+    def _first_line(self, line: bytes) -> FirstLine | None:
+        """Return what a first line means; None if it has not the strict form."""
+        found = _FIRST_LINE.fullmatch(line)
+        if found is None:
+            return None
+        method, url = found.groups()
+        first = (method, url, write_of(url))
+        if first[2] is not None and len(line) <= KNOWN_LINE_BYTES:
+            if len(self._lines) >= KNOWN_LINES:
+                self._lines.clear()
+            self._lines[line] = first
+        return first
 
     def _parse(self, data: bytes, head_bytes: int) -> Unanswered | Unfinished | None:
         """Do the same as `read` by the parser. The head of the request has `head_bytes`."""
@@ -202,6 +232,7 @@ class Request:
         proof = headers.get(b"authorization")
         self.proof = None if proof is None else proof.decode("latin-1")
         self.method = self._parser.get_method()
+        self.write = write_of(self.url)
         self.length = int(length)
         missing = head_bytes + self.length - len(data)
         if missing == 0 and self._ended == 1 and len(self.body) + head_bytes == len(data):
@@ -242,6 +273,14 @@ class Request:
 
     def on_message_complete(self) -> None:
         self._ended += 1
+
+
+def write_of(url: bytes) -> tuple[str, str] | None:
+    """Return the address and the stream in the path of a write; None if it is another path."""
+    found = _WRITE.fullmatch(url)
+    if found is None or found[2] in _DOTS:  # which aiohttp takes for folders
+        return None
+    return found[1].decode(), found[2].decode()
 
 
 @dataclass(slots=True)
@@ -286,24 +325,29 @@ class Lane:
         """Make each `Write` in a list, and put its answer in its place; or `Begun`, if the store is
         elsewhere; or `NOT_HERE`, if it must wait or is refused. `began_at` is when the turn of the
         requests began."""
-        writes = [(n, one) for n, one in enumerate(outcomes) if isinstance(one, Write)]
+        writes: list[Write] = []
+        numbers: list[int] = []
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, Write):
+                writes.append(outcome)
+                numbers.append(number)
         if not writes:
             return
         if self.broker.has_remote_store:
-            for number, write in writes:
-                outcomes[number] = self._begin(write, began_at)
+            for index, write in enumerate(writes):
+                outcomes[numbers[index]] = self._begin(write, began_at)
             return
-        results = self.broker.write_all_nowait(
-            [(one.caller, one.address, one.event) for _, one in writes]
-        )
-        written = 0
-        for index, (number, _) in enumerate(writes):
-            result = results[index]
-            if isinstance(result, str):
-                written += 1
-                outcomes[number] = with_json(CREATED_LINE, json.written(result))
-            else:
-                outcomes[number] = NOT_HERE
+        head, length, written = b"", -1, 0
+        for index, result in enumerate(self.broker.write_all_nowait(writes)):
+            if not isinstance(result, str):
+                outcomes[numbers[index]] = NOT_HERE
+                continue
+            body = json.written(result)
+            if len(body) != length:  # all ids are alike, and so are the answers
+                length = len(body)
+                head = head_of_json(CREATED_LINE, length)
+            outcomes[numbers[index]] = head + body
+            written += 1
         if written:
             self.calls.write.succeeded(monotonic() - began_at, written)
 
@@ -335,8 +379,8 @@ class Lane:
             return self._create(caller, request)
         if request.headers.get(b"content-type") != b"application/json":
             return NOT_HERE
-        if (write := _WRITE.fullmatch(url)) is not None:
-            return self._write(caller, request, write)
+        if request.write is not None:
+            return self._write(caller, request, *request.write)
         if url == b"/channelsExists":
             return self._exist(caller, request)
         if url == b"/write-batch":
@@ -378,10 +422,7 @@ class Lane:
         self.calls.create.succeeded(monotonic() - began_at)
         return with_json(OK_LINE, json.created(created))
 
-    def _write(self, caller: Caller, request: Request, found: re.Match[bytes]) -> Outcome:
-        address, stream_id = found.groups()
-        if stream_id in _DOTS:  # which aiohttp takes for folders
-            return NOT_HERE
+    def _write(self, caller: Caller, request: Request, address: str, stream_id: str) -> Outcome:
         trace: str | None = None
         # A write that has a span takes longer anyway.
         if TRACEPARENT in request.headers:
@@ -389,8 +430,7 @@ class Lane:
             if trace is not None and self.broker.tracing.makes_spans:
                 return NOT_HERE
         key = request.header(b"idempotency-key")
-        event = NewEvent(stream_id.decode(), request.body, key, trace)
-        return Write(caller, address.decode(), event)
+        return Write(caller, address, NewEvent(stream_id, request.body, key, trace))
 
     def _write_batch(self, caller: Caller, request: Request) -> Outcome:
         began_at = monotonic()

@@ -10,6 +10,7 @@ from megaphone.core.access import ANYONE
 from megaphone.core.addresses import MALFORMED
 from megaphone.core.broker import DEFAULT_PROTOCOL
 from megaphone.core.ports import WouldBlock
+from megaphone.core.writing import Write
 from megaphone.errors import (
     AgentMoved,
     AgentNotFound,
@@ -380,12 +381,12 @@ async def test_each_of_some_writes_has_a_result_of_its_own(node: Node) -> None:
     await node.write(full, *range(100))
     results = node.broker.write_all_nowait(
         [
-            (ANYONE, one.producer_address, NewEvent("s", b"1", "key")),
-            (ANYONE, one.producer_address, NewEvent("s", b"{")),
-            (ANYONE, full.producer_address, NewEvent("s", b"100")),
-            (ANYONE, one.producer_address, NewEvent("s", b"2", "key")),
-            (ANYONE, "nonsense", NewEvent("s", b"3")),
-            (ANYONE, one.producer_address, NewEvent("s", b"4")),
+            Write(ANYONE, one.producer_address, NewEvent("s", b"1", "key")),
+            Write(ANYONE, one.producer_address, NewEvent("s", b"{")),
+            Write(ANYONE, full.producer_address, NewEvent("s", b"100")),
+            Write(ANYONE, one.producer_address, NewEvent("s", b"2", "key")),
+            Write(ANYONE, "nonsense", NewEvent("s", b"3")),
+            Write(ANYONE, one.producer_address, NewEvent("s", b"4")),
         ]
     )
     kinds = [type(result) for result in results]
@@ -404,9 +405,9 @@ async def test_a_wrong_write_does_not_harm_others_of_its_turn(node: Node, wrong:
     address = channel.producer_address
     results = node.broker.write_all_nowait(
         [
-            (ANYONE, address, NewEvent("s", b"0")),
-            (ANYONE, address, wrong),
-            (ANYONE, address, NewEvent("s", b"1")),
+            Write(ANYONE, address, NewEvent("s", b"0")),
+            Write(ANYONE, address, wrong),
+            Write(ANYONE, address, NewEvent("s", b"1")),
         ]
     )
     assert [type(one) for one in results] == [str, BadRequest, str]

@@ -8,6 +8,7 @@ import pytest
 from megaphone.core.access import ANYONE, Action, Caller, Grant
 from megaphone.core.broker import Broker
 from megaphone.core.tenants import DEFAULT, Tenant
+from megaphone.core.writing import Write
 from megaphone.errors import (
     ChannelNotFound,
     MegaphoneError,
@@ -31,7 +32,7 @@ async def at_once(call: Callable[[], object]) -> None:
 
 async def first_result(broker: Broker, caller: Caller, channel: NewChannel) -> None:
     """Make a write of those that are made together."""
-    [result] = broker.write_all_nowait([(caller, channel.producer_address, ONE)])
+    [result] = broker.write_all_nowait([Write(caller, channel.producer_address, ONE)])
     if isinstance(result, Exception):
         raise result
 

@@ -13,6 +13,7 @@ import pytest
 from megaphone.core.access import ANYONE
 from megaphone.core.broker import Broker
 from megaphone.core.content import CHECKED_AT_ONCE
+from megaphone.core.writing import Write
 from megaphone.errors import MegaphoneError
 from megaphone.model import NewEvent
 from tests.core.node import WARM, Node
@@ -31,7 +32,7 @@ def no_collection() -> Iterator[None]:
 
 
 async def all_nowait(broker: Broker, address: str, new: NewEvent) -> object:
-    return broker.write_all_nowait([(ANYONE, address, new)])
+    return broker.write_all_nowait([Write(ANYONE, address, new)])
 
 
 async def write(broker: Broker, address: str, new: NewEvent) -> object:

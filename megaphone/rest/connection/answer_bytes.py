@@ -74,7 +74,12 @@ def pieces_of_answer(status_line: bytes, pieces: Iterator[bytes]) -> Iterator[by
 
 def with_json(status_line: bytes, body: bytes, more: bytes = b"") -> bytes:
     """Return an answer with JSON. `more` are further headers, as lines."""
-    return _head(status_line, len(body), int(time.time()), more) + body
+    return head_of_json(status_line, len(body), more) + body
+
+
+def head_of_json(status_line: bytes, length: int, more: bytes = b"") -> bytes:
+    """Return the head of an answer with JSON of some length."""
+    return _head(status_line, length, int(time.time()), more)
 
 
 @lru_cache(HEADS_REMEMBERED)

@@ -19,13 +19,13 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 
 from aiohttp import web
 
-from megaphone.core.access import Caller, Names, Peer
+from megaphone.core.access import Names, Peer
 from megaphone.core.budget import Budget
 from megaphone.core.open_read import OpenRead
 from megaphone.core.tasks import within
+from megaphone.core.writing import Write
 from megaphone.errors import LimitExceeded
 from megaphone.listen.sockets import BACKLOG
-from megaphone.model import NewEvent
 from megaphone.observe.calls import INTERNAL, FaceCalls
 from megaphone.rest.connection.answer_bytes import internal_error
 from megaphone.rest.connection.encryption import EncryptedTransport
@@ -123,20 +123,9 @@ class Failed:
         self.error = error
 
 
-class Write:
-    """The request writes an event. Nothing has happened yet: see `Answering.complete`."""
-
-    # No dataclass, because there is one for each write, and a frozen one takes long to make.
-    __slots__ = ("address", "caller", "event")
-
-    def __init__(self, caller: Caller, address: str, event: NewEvent) -> None:
-        self.caller = caller
-        self.address = address
-        self.event = event
-
-
 Outcome: TypeAlias = bytes | Unfinished | Opened | Unanswered | Later | Begun | Failed | Write
-"""What the lane does with some bytes. Bytes are the answer."""
+"""What the lane does with some bytes. Bytes are the answer. A `Write` has not been made yet: see
+`Answering.complete`."""
 
 
 class Answering(Protocol):

@@ -13,6 +13,7 @@ from aiohttp import web
 from megaphone.app import App
 from megaphone.core.access import ANYONE, Names
 from megaphone.core.budget import Budget
+from megaphone.core.writing import Write
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, Event, NewEvent, ReadOptions
 from megaphone.observe.calls import FaceCalls
@@ -25,7 +26,6 @@ from megaphone.rest.connection.protocol import (
     Later,
     Outcome,
     Unanswered,
-    Write,
 )
 from megaphone.rest.connection.stream import Framing
 from megaphone.rest.reads import stream_events

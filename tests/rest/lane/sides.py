@@ -26,13 +26,14 @@ from unittest import mock
 from megaphone.app import App, running
 from megaphone.core.access import ANYONE, Names
 from megaphone.core.budget import Budget
+from megaphone.core.writing import Write
 from megaphone.errors import ChannelNotFound, MegaphoneError
 from megaphone.listen.sockets import listen_tcp
 from megaphone.model import Endpoint, NewChannel, NewEvent, ReadOptions
 from megaphone.observe.calls import OK
 from megaphone.rest.callers import Callers
 from megaphone.rest.channels import ChannelApi
-from megaphone.rest.connection.protocol import Answered, Begun, Later, Opened, Outcome, Write
+from megaphone.rest.connection.protocol import Answered, Begun, Later, Opened, Outcome
 from megaphone.rest.cors import Origins
 from megaphone.rest.lane import Lane
 from megaphone.rest.probes import ProbeApi
