@@ -489,8 +489,9 @@ class Settings:
     was created, unless its creator asks for another time. A channel that comes from another node
     keeps the time that it had there."""
     redelivery_window_secs: SecondsOrZero = 10.0
-    """After a broken read, a plain reader gets again the events that it was sent within this time.
-    With 0 it gets again only events that were not completely sent."""
+    """After a broken read, a plain reader gets again the events that it was sent within this time,
+    and perhaps some that it was sent up to 0.5 % of this time before. With 0 it gets again only
+    events that were not completely sent."""
     write_timeout_millis: Milliseconds = 10_000
     """How long a write to a full channel waits for a free place."""
 

@@ -344,7 +344,7 @@ class Broker(Writing):
         options: ReadOptions,
         within_s: float,
     ) -> Reader:
-        self._refuse_if_shutting_down(address)
+        self._refuse_if_shutting_down([address])
         await self._settled((address,))
         consumer = self._consumer(address)
         checked_options(options)
@@ -383,11 +383,11 @@ class Broker(Writing):
         is reported by the reader, and disturbs no other.
 
         Raises: the errors of `Caller.check_streams`; BadRequest, also if two channels are the same;
-            PayloadTooLarge; ShuttingDown.
+            PayloadTooLarge; ShuttingDown, or still AgentMoved if one agent has all the channels.
         """
         tenant = checked_streams(caller, Action.READ, options.streams)
-        self._refuse_if_shutting_down(*[address for address, _ in channels])
         check_channels(channels)
+        self._refuse_if_shutting_down([address for address, _ in channels])
         checked_options(options)
         opened: list[Reader | MegaphoneError] = [ChannelNotFound()] * len(channels)
         of_each = replace(options, limit=None, heartbeat_s=None)
@@ -433,7 +433,7 @@ class Broker(Writing):
             errors of `open_read`.
         """
         tenant = checked_streams(caller, Action.READ, options.streams)
-        self._refuse_if_shutting_down(address)
+        self._refuse_if_shutting_down([address])
         if self._agents.any_unsettled:
             raise WouldBlock
         consumer = self._consumer(address)

@@ -169,19 +169,20 @@ class Writing:
                 checked.append(error.with_traceback(None))
         results: list[str | MegaphoneError | WouldBlock] = []
         new_ones = 0
-        for number, write in enumerate(writes):
-            append = checked[number]
-            if not isinstance(append, Append):
-                results.append(append)
-                continue
-            try:
-                event_id, is_new = self._append_nowait(write.caller, write.event, append)
-            except (MegaphoneError, WouldBlock) as error:
-                results.append(error.with_traceback(None))
-            else:
-                results.append(event_id)
-                new_ones += is_new
-        if new_ones:
+        try:
+            for number, write in enumerate(writes):
+                append = checked[number]
+                if not isinstance(append, Append):
+                    results.append(append)
+                    continue
+                try:
+                    event_id, is_new = self._append_nowait(write.caller, write.event, append)
+                except (MegaphoneError, WouldBlock) as error:
+                    results.append(error.with_traceback(None))
+                else:
+                    results.append(event_id)
+                    new_ones += is_new
+        finally:  # also if a bug ends the turn
             self._observer.events_written(new_ones)
         return results
 
@@ -200,7 +201,7 @@ class Writing:
         """Check a write, and count it against the share of the caller's tenant. If it is not made,
         `give_back_writes` must be called."""
         if self._shutting_down:
-            self._refuse_when_stopping(address)
+            self._refuse_when_stopping([address])
         if caller is ANYONE:
             return self._new_append(address, new, event, None)
         now, size = self._clock(), len(new.body)
@@ -439,7 +440,7 @@ class Writing:
         for index, (address, new) in enumerate(writes[first:], first):
             try:
                 if self._shutting_down:
-                    self._refuse_when_stopping(address)
+                    self._refuse_when_stopping([address])
                 if caller is not ANYONE:
                     caller.check(Action.WRITE, loop_time(), new.stream_id)
                 is_small = len(new.body) <= CHECKED_AT_ONCE
@@ -539,8 +540,8 @@ class Writing:
         that did not accept it before. After the first timeout on a channel its later events are
         skipped.
 
-        Raises: the errors of `Caller.check`, BadRequest, PayloadTooLarge, ShuttingDown. Nothing is
-            written then.
+        Raises: the errors of `Caller.check`, BadRequest, PayloadTooLarge, ShuttingDown, or still
+            AgentMoved if one agent has all the channels. Nothing is written then.
         """
         tenant = checked_streams(caller, Action.WRITE, {one.stream_id for one in new})
         addresses = self._checked_addresses(addresses, len(new))
@@ -593,10 +594,10 @@ class Writing:
     def _checked_addresses(self, addresses: Sequence[str], messages: int) -> list[str]:
         """Return the different ones of the addresses for a batch with so many messages.
 
-        Raises: BadRequest, PayloadTooLarge, ShuttingDown.
+        Raises: BadRequest, PayloadTooLarge, ShuttingDown, AgentMoved.
         """
-        self._refuse_if_shutting_down(*addresses)
         self._check_number(addresses)
+        self._refuse_if_shutting_down(addresses)
         addresses = list(dict.fromkeys(addresses))
         count, allowed = len(addresses) * messages, self._settings.max_batch_events
         if count > allowed:
@@ -825,15 +826,19 @@ class Writing:
                 " (max_addresses)"
             )
 
-    def _refuse_if_shutting_down(self, *addresses: str) -> None:
-        """Raises: AgentMoved, when an agent of these addresses has moved, so that a proxy asks the
-        node that serves it now; else ShuttingDown."""
-        if self._shutting_down:
-            self._refuse_when_stopping(*addresses)
+    def _refuse_if_shutting_down(self, addresses: Sequence[str] = ()) -> None:
+        """Refuse a call for the channels of some addresses, if the node is stopping.
 
-    def _refuse_when_stopping(self, *addresses: str) -> Never:
-        for address in addresses:
-            self._agents.refuse_moved(agent_of(address))
+        Raises: AgentMoved, when they belong to one agent and it has moved, so that a proxy asks the
+            node that serves it now; else ShuttingDown.
+        """
+        if self._shutting_down:
+            self._refuse_when_stopping(addresses)
+
+    def _refuse_when_stopping(self, addresses: Sequence[str]) -> Never:
+        agents = {agent_of(address) for address in addresses}
+        if len(agents) == 1:
+            self._agents.refuse_moved(agents.pop())
         raise ShuttingDown
 
 

@@ -7,7 +7,7 @@ reference counts still free them, but collections skip them, until so many are f
 them could be cycles.
 
 A turn of the event loop makes many objects, and most are freed before it ends. So the youngest
-generation has room for those of a turn, or else nearly each turn would begin a collection in vain.
+generation has room for those of a turn, or else collections would begin that free nothing.
 """
 
 import gc
@@ -18,7 +18,8 @@ OLDEST = 2
 THRESHOLDS = (5_000, 0, 0)
 """For `gc.set_threshold`: a collection begins when there are 5,000 more new objects, every second
 one looks at those that one has left too, and every third at all that are not frozen. So it has to
-look at 15,000 objects at most, which takes 2 ms."""
+look at 15,000 objects at most, which takes 2 ms; but the first two after a full collection may look
+at a quarter of what that one has left, and at a quarter of that."""
 BYTES_AN_OBJECT = 2_000
 """Divides the memory that the process may use. As many objects may stay frozen without another
 look. Even if all of them were unused cycles, they would take only a tenth of that memory."""

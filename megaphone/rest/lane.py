@@ -174,7 +174,8 @@ class Request:
         if head_bytes < 4:
             return NOT_CERTAIN
         line = data[: data.find(b"\r\n") + 2]
-        first = self._lines.get(line) or self._first_line(line)
+        remembered = self._lines.get(line)
+        first = self._first_line(line) if remembered is None else remembered
         if first is None:
             return self._parse(data, head_bytes)
         fields = data[len(line) : head_bytes]
@@ -183,6 +184,8 @@ class Request:
             if len(data) == head_bytes + self.length:
                 self.method, self.url, self.write = first
                 self.body = data[head_bytes:]
+                if remembered is None:
+                    self._remember(line, first)
                 return None
         refused = self._parse(data, head_bytes)
         # A trace context differs in each request.
@@ -199,12 +202,15 @@ class Request:
         if found is None:
             return None
         method, url = found.groups()
-        first = (method, url, write_of(url))
-        if first[2] is not None and len(line) <= KNOWN_LINE_BYTES:
-            if len(self._lines) >= KNOWN_LINES:
-                self._lines.clear()
-            self._lines[line] = first
-        return first
+        return method, url, write_of(url)
+
+    def _remember(self, line: bytes, first: FirstLine) -> None:
+        """Remember the first line of a write."""
+        if first[2] is None or len(line) > KNOWN_LINE_BYTES:
+            return
+        if len(self._lines) >= KNOWN_LINES:
+            self._lines.clear()
+        self._lines[line] = first
 
     def _parse(self, data: bytes, head_bytes: int) -> Unanswered | Unfinished | None:
         """Do the same as `read` by the parser. The head of the request has `head_bytes`."""

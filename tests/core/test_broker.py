@@ -554,6 +554,8 @@ async def test_a_node_that_stops_still_says_which_channels_have_moved(node: Node
         await begun(node, writes, event)
     [result] = await node.broker.write_each(ANYONE, [(writes, event)])
     assert reason_of(result) == "MOVED"
+    with pytest.raises(ShuttingDown):  # a proxy could not find one node for both
+        await node.broker.write_batch(ANYONE, [writes, "other.abc"], [event])
     with pytest.raises(ShuttingDown):
         await node.broker.create(ANYONE)
 
