@@ -1,7 +1,6 @@
 """Tests run in several processes, each once, and `.ci/run` can repeat those that failed."""
 
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -90,12 +89,12 @@ def pytest_of(folder: Path, tests: str, *options: str) -> str:
     command += ["--rootdir", str(folder), str(folder)]
     variables = {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     return subprocess.run(
-        command,
+        # A shell and not `preexec_fn`, because a fork of a process with threads of gRPC can fail.
+        ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command],  # as in the background
         cwd=folder,
         env=variables,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as in the background
     ).stdout
 
 
