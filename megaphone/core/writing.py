@@ -160,6 +160,7 @@ class Writing:
         then the next, which takes less time. Errors are returned, not raised."""
         events = self._simple_events([one.event for one in writes])
         checked: list[Append | MegaphoneError | WouldBlock] = []
+        # By numbers, because mypyc makes a tuple for each element of `zip` with `strict`.
         for number, write in enumerate(writes):
             try:
                 checked.append(
